@@ -45,7 +45,7 @@ impl Console {
     pub fn warning(&self, line: &str) {
         if !self.quiet {
             let line = text::one_line(line);
-            to_stderr(&format!("{} {line}", self.painted("warning:", "33")));
+            to_stderr(&format!("{} {line}", self.colored("warning:", "33")));
         }
     }
 
@@ -53,10 +53,10 @@ impl Console {
     pub fn error(&self, text: &str) {
         // Names from files may contain any character.
         let line = text.replace(char::is_control, " ");
-        to_stderr(&format!("{} {line}", self.painted("error:", "31")));
+        to_stderr(&format!("{} {line}", self.colored("error:", "31")));
     }
 
-    fn painted(&self, text: &str, colour: &str) -> String {
+    fn colored(&self, text: &str, colour: &str) -> String {
         match self.colour {
             true => format!("\x1b[{colour};1m{text}\x1b[0m"),
             false => text.to_owned(),
@@ -77,7 +77,7 @@ pub fn print(result: &str) -> Result<(), Error> {
 
 /// Prints generated text; returns false if the pipe is closed. Text is escaped on a terminal as in [`print()`], and
 /// verbatim in a file or pipe.
-pub fn print_while_read(piece: &str) -> Result<bool, Error> {
+pub fn print_streamed(piece: &str) -> Result<bool, Error> {
     match std::io::stdout().is_terminal() {
         true => write(&text::visible(piece)),
         false => write(piece),
@@ -96,7 +96,7 @@ fn write(text: &str) -> Result<bool, Error> {
 /// Prints one JSON document.
 pub fn print_json(value: &impl Serialize) -> Result<(), Error> {
     let mut json = serde_json::to_string_pretty(value)
-        .map_err(|error| Error::Config(format!("cannot write JSON: {error}")))?;
+        .map_err(|error| Error::External(format!("cannot write JSON: {error}")))?;
     json.push('\n');
     write(&text::visible_json(&json)).map(drop)
 }

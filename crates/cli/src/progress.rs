@@ -41,10 +41,10 @@ impl<'a> Display<'a> {
     }
 
     /// Shows an event of a run of `steps` steps.
-    pub fn event(&mut self, name: &str, steps: u64, event: &Event<'_>) {
+    pub fn show_event(&mut self, name: &str, steps: u64, event: &Event<'_>) {
         match event {
             Event::Note(text) => self.line(text),
-            Event::Progress(progress) => self.data(progress),
+            Event::Progress(progress) => self.show_data_progress(progress),
             Event::Data(data) => data.lines().iter().for_each(|line| self.line(line)),
             Event::Step(row) => {
                 self.stage(name, Some(steps));
@@ -62,10 +62,10 @@ impl<'a> Display<'a> {
                 );
                 self.bar.set_position(row.step);
                 self.bar
-                    .set_message(format!("{numbers}  {} left", clock(remaining)));
+                    .set_message(format!("{numbers}  {} remaining", clock(remaining)));
                 if self.line_is_due() {
                     self.line(&format!(
-                        "{name}  step {:>6}/{steps}  {numbers}  lr {:.2e}  gradient norm {:.2}  {} left",
+                        "{name}  step {:>6}/{steps}  {numbers}  lr {:.2e}  gradient norm {:.2}  {} remaining",
                         row.step,
                         row.lr,
                         row.grad_norm,
@@ -83,12 +83,12 @@ impl<'a> Display<'a> {
     }
 
     /// Shows the progress of data preparation.
-    pub fn data(&mut self, progress: &Progress) {
-        self.count(progress.stage, progress.done, progress.total, progress.unit);
+    pub fn show_data_progress(&mut self, progress: &Progress) {
+        self.show_count(progress.stage, progress.done, progress.total, progress.unit);
     }
 
     /// Shows the number of finished units of a stage.
-    pub fn count(&mut self, stage: &str, done: u64, total: Option<u64>, unit: &'static str) {
+    pub fn show_count(&mut self, stage: &str, done: u64, total: Option<u64>, unit: &'static str) {
         self.stage(stage, total);
         self.bar.set_position(done);
         self.bar.set_message(unit);
@@ -102,7 +102,7 @@ impl<'a> Display<'a> {
     }
 
     /// Shows the position within a total, with a message.
-    fn whole(&mut self, stage: &str, (position, all): (u64, u64), message: &str) {
+    fn show_position(&mut self, stage: &str, (position, all): (u64, u64), message: &str) {
         self.stage(stage, Some(all));
         self.bar.set_position(position);
         self.bar.set_message(text::one_line(message).into_owned());
@@ -137,7 +137,7 @@ impl<'a> Display<'a> {
             Some(_) => "{prefix} {bar:30.cyan/dim} {pos}/{len}  {msg}",
             None => "{prefix} {spinner} {pos}  {msg}",
         };
-        let style = ProgressStyle::with_template(template).expect("a template of ours");
+        let style = ProgressStyle::with_template(template).expect("a valid template");
         self.bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr_with_hz(8))
             .with_style(style)
             .with_prefix(text::one_line(name).into_owned());
@@ -165,9 +165,9 @@ pub struct StudyDisplay<'a> {
     finished: usize,
     steps: u64,
     /// Initial and current step of this process's unfinished runs, by id.
-    under_way: BTreeMap<String, (u64, u64)>,
+    active_runs: BTreeMap<String, (u64, u64)>,
     /// Number of steps of the runs finished by this process.
-    done: u64,
+    finished_steps: u64,
     started: Instant,
     /// Data lines already shown: most runs have the same ones.
     data: BTreeSet<String>,
@@ -181,15 +181,15 @@ impl<'a> StudyDisplay<'a> {
             runs: 0,
             finished: 0,
             steps: 0,
-            under_way: BTreeMap::new(),
-            done: 0,
+            active_runs: BTreeMap::new(),
+            finished_steps: 0,
             started: Instant::now(),
             data: BTreeSet::new(),
         }
     }
 
     /// Shows an event of a study.
-    pub fn event(&mut self, event: &StudyEvent<'_>) {
+    pub fn show_event(&mut self, event: &StudyEvent<'_>) {
         match event {
             StudyEvent::Note(text) => self.display.line(text),
             StudyEvent::Begun {
@@ -205,7 +205,7 @@ impl<'a> StudyDisplay<'a> {
                 self.started = Instant::now();
             }
             StudyEvent::Run { run, event } => match event {
-                Event::Progress(progress) => self.display.data(progress),
+                Event::Progress(progress) => self.display.show_data_progress(progress),
                 Event::Step(row) => self.step(run, row),
                 Event::Note(text) => self.display.line(&format!("{}  {text}", run.cell.label())),
                 Event::Data(data) => {
@@ -219,17 +219,17 @@ impl<'a> StudyDisplay<'a> {
             },
             StudyEvent::Finished(record) => {
                 self.finished += 1;
-                let (first, _) = self.under_way.remove(&record.id).unwrap_or_default();
-                self.done += record.steps.saturating_sub(first);
+                let (first, _) = self.active_runs.remove(&record.id).unwrap_or_default();
+                self.finished_steps += record.steps.saturating_sub(first);
                 let ending = match (&record.ending, record.validation_loss) {
                     (Ending::Finished, Some(loss)) => format!("validation loss {loss:.4}"),
                     (Ending::Finished, None) => "finished".into(),
-                    (Ending::NotLearned { reason }, _) => format!("not learned yet: {reason}"),
+                    (Ending::NotLearned { reason }, _) => format!("did not learn: {reason}"),
                     (Ending::Diverged { step, reason }, _) => {
                         format!("diverged at step {step}: {reason}")
                     }
                     (Ending::Halved { step } | Ending::Unfinished { step }, _) => {
-                        format!("left out after step {step}")
+                        format!("stopped early after step {step}")
                     }
                     _ => "ended".into(),
                 };
@@ -250,20 +250,20 @@ impl<'a> StudyDisplay<'a> {
     }
 
     fn step(&mut self, run: &Planned, row: &Metrics) {
-        let counted = self.under_way.entry(run.id.clone());
+        let counted = self.active_runs.entry(run.id.clone());
         counted.or_insert((row.step - 1, 0)).1 = row.step;
-        let here = self.under_way.values();
-        let here = self.done + here.map(|(first, now)| now - first).sum::<u64>();
-        let now = self.under_way.values().map(|(_, now)| now).sum::<u64>();
+        let here = self.active_runs.values();
+        let here = self.finished_steps + here.map(|(first, now)| now - first).sum::<u64>();
+        let now = self.active_runs.values().map(|(_, now)| now).sum::<u64>();
         let all = self.runs as u64 * self.steps;
         let position = (self.finished as u64 * self.steps + now).min(all);
         let per_step = self.started.elapsed().div_f64(here.max(1) as f64);
         let remaining = clock(per_step.mul_f64((all - position) as f64));
-        self.display.whole(
+        self.display.show_position(
             "study",
             (position, all),
             &format!(
-                "{}/{} runs  {}  loss {:.4}  {remaining} left",
+                "{}/{} runs  {}  loss {:.4}  {remaining} remaining",
                 self.finished,
                 self.runs,
                 run.cell.label(),
@@ -288,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clocks_read_like_clocks() {
+    fn durations_have_clock_format() {
         assert_eq!(clock(Duration::from_secs(63)), "01:03");
         assert_eq!(clock(Duration::from_secs(3723)), "1:02:03");
     }

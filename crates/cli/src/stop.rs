@@ -9,53 +9,53 @@ use hybridnorm::train::Event;
 use crate::console;
 
 /// Handler of termination signals. They stop the process at once, with exit code 130, until a command calls
-/// [`Stop::wait_for_me`]. After that, the first signal sets a flag, so that the command can save, and a second one
+/// [`Signals::defer`]. After that, the first signal sets a flag, so that the command can save, and a second one
 /// stops the process.
-pub struct Stop {
-    raised: Arc<AtomicBool>,
-    patient: Arc<AtomicBool>,
+pub struct Signals {
+    interrupted: Arc<AtomicBool>,
+    deferred: Arc<AtomicBool>,
 }
 
-impl Stop {
+impl Signals {
     /// Installs the signal handler.
-    pub fn listen() -> Result<Self, Error> {
-        let stop = Self {
-            raised: Arc::default(),
-            patient: Arc::default(),
+    pub fn install() -> Result<Self, Error> {
+        let handler = Self {
+            interrupted: Arc::default(),
+            deferred: Arc::default(),
         };
-        let (raised, patient) = (stop.raised.clone(), stop.patient.clone());
+        let (interrupted, deferred) = (handler.interrupted.clone(), handler.deferred.clone());
         on_signal(move || {
-            if raised.swap(true, Ordering::Relaxed) || !patient.load(Ordering::Relaxed) {
-                console::to_stderr("stopped");
+            if interrupted.swap(true, Ordering::Relaxed) || !deferred.load(Ordering::Relaxed) {
+                console::to_stderr("interrupted");
                 std::process::exit(130);
             }
         })
         .map_err(|error| Error::External(format!("cannot listen for signals: {error}")))?;
-        Ok(stop)
+        Ok(handler)
     }
 
     /// Returns the flag.
     pub fn flag(&self) -> &AtomicBool {
-        &self.raised
+        &self.interrupted
     }
 
     /// Makes the first signal only set the flag, from the first training step on.
-    pub fn hear(&self, event: &Event<'_>) {
+    pub fn defer_from_first_step(&self, event: &Event<'_>) {
         if matches!(event, Event::Step(_)) {
-            self.wait_for_me();
+            self.defer();
         }
     }
 
     /// Makes the first signal only set the flag from now on; returns the flag.
-    pub fn wait_for_me(&self) -> &AtomicBool {
-        self.patient.store(true, Ordering::Relaxed);
-        &self.raised
+    pub fn defer(&self) -> &AtomicBool {
+        self.deferred.store(true, Ordering::Relaxed);
+        &self.interrupted
     }
 }
 
 /// Turns a write beyond the file size limit (`ulimit -f`) into an error with a message, instead of a silent end of
 /// the process.
-pub fn outlive_file_limits() {
+pub fn ignore_file_size_signal() {
     // An error is ignored: the process then ends as without this handler.
     #[cfg(unix)]
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());

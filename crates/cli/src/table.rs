@@ -33,8 +33,8 @@ impl fmt::Display for Table {
 }
 
 /// Creates a table with a header; the first column is left-aligned, the others right-aligned.
-pub fn numbers(header: &[&str]) -> Table {
-    let mut table = plain(header);
+pub fn numeric_table(header: &[&str]) -> Table {
+    let mut table = text_table(header);
     let inner = &mut table.0;
     inner.load_style(presets::UTF8_HORIZONTAL_ONLY.row_separator(LineStyle::none()));
     for index in 1..header.len() {
@@ -46,7 +46,7 @@ pub fn numbers(header: &[&str]) -> Table {
 }
 
 /// Creates a table of left-aligned text.
-pub fn plain(header: &[&str]) -> Table {
+pub fn text_table(header: &[&str]) -> Table {
     let header = header.iter().map(|head| text::at_most(head, CELL_CHARS));
     let mut table = comfy_table::Table::new();
     table
@@ -70,7 +70,7 @@ fn terminal_width() -> Option<u16> {
 }
 
 /// Formats a count with a decimal prefix: `1.24 G`.
-pub fn scaled(number: f64) -> String {
+pub fn si_prefixed(number: f64) -> String {
     let (value, prefix) = [(1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")]
         .into_iter()
         .find(|(unit, _)| number >= *unit)
@@ -82,7 +82,7 @@ pub fn scaled(number: f64) -> String {
 }
 
 /// Formats a count as in model names: `6.9B`, `151.0M`.
-pub fn count(number: u64) -> String {
+pub fn parameter_count(number: u64) -> String {
     let number = number as f64;
     match [(1e9, "B"), (1e6, "M"), (1e3, "k")]
         .into_iter()
@@ -116,8 +116,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cell_is_one_line_whatever_it_holds() {
-        let mut table = numbers(&["name", "\x1b[1mhead"]);
+    fn cells_are_one_line_without_control_characters() {
+        let mut table = numeric_table(&["name", "\x1b[1mhead"]);
         table.add_row(["a\nb\x1b[2J\u{9b}".to_owned(), "x".repeat(10_000)]);
         let text = table.to_string();
         let is_plain = |char: char| char == '\n' || !char.is_control();
@@ -127,11 +127,11 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_readable() {
-        assert_eq!(scaled(1_240_000_000.0), "1.24 G");
-        assert_eq!(scaled(12.0), "12");
-        assert_eq!(count(6_919_071_744), "6.9B");
-        assert_eq!(count(12), "12");
+    fn numbers_have_prefixes() {
+        assert_eq!(si_prefixed(1_240_000_000.0), "1.24 G");
+        assert_eq!(si_prefixed(12.0), "12");
+        assert_eq!(parameter_count(6_919_071_744), "6.9B");
+        assert_eq!(parameter_count(12), "12");
         assert_eq!(bytes(1536), "1.5 KiB");
         assert_eq!(bytes(12), "12 B");
     }

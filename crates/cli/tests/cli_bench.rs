@@ -2,15 +2,15 @@
 
 mod common;
 
-use common::Lab;
+use common::TestDir;
 use serde_json::Value;
 
 const SHAPE: &str = "[model]\nd_model = 32\nn_layers = 2\nn_heads = 2\nd_ff = 64\nvocab_size = 300\n\
      [train]\nbatch_size = 4\nseq_len = 32\ngrad_accum_steps = 2\n";
 
 /// Creates a folder with the configuration of a tiny model.
-fn lab() -> Lab {
-    let lab = Lab::new();
+fn lab() -> TestDir {
+    let lab = TestDir::new();
     lab.write("bench.toml", SHAPE);
     lab
 }
@@ -71,7 +71,7 @@ fn a_step_is_measured_with_a_model_and_a_batch_alone() {
         assert!(ops.contains_key(op), "{op}: {found}");
     }
     assert!(lab.ok(&args("step", &[])).contains("tokens/s"));
-    lab.fails(
+    lab.expect_error(
         2,
         &args("step", &["--set", "train.grad_accum_steps=3"]),
         &["train.grad_accum_steps = 3"],
@@ -280,7 +280,7 @@ fn kernels_are_held_to_their_floors() {
     lab.ok(&with_floors);
     let high = [floor("attention", "1e9"), floor("nothing", "1.0")].concat();
     lab.write("floors.toml", &high);
-    lab.fails(
+    lab.expect_error(
         1,
         &with_floors,
         &[
@@ -289,13 +289,13 @@ fn kernels_are_held_to_their_floors() {
         ],
     );
     lab.write("floors.toml", floor("attention", "nan"));
-    lab.fails(
+    lab.expect_error(
         1,
         &with_floors,
         &["floors.toml: speedup = NaN is not above 0"],
     );
     lab.write("floors.toml", "[[kernel]]\nop = \"attention\"\n");
-    lab.fails(1, &with_floors, &["floors.toml: missing field `direction`"]);
+    lab.expect_error(1, &with_floors, &["floors.toml: missing field `direction`"]);
 }
 
 #[test]
@@ -332,12 +332,12 @@ fn recomputation_takes_less_memory_for_activations() {
     if let (Some(with), Some(without)) = (with.1, without.1) {
         assert!(without - with > less / 2.0, "{with} {without} {less}");
     }
-    lab.fails(
+    lab.expect_error(
         2,
         &["inspect", "bench.toml", "--set", &recompute("budget:1")],
         &["train.recompute = \"budget:1\"", "even with recomputation"],
     );
-    lab.fails(
+    lab.expect_error(
         2,
         &args("step", &["--set", &recompute("layer")]),
         &[
@@ -345,7 +345,7 @@ fn recomputation_takes_less_memory_for_activations() {
             "\"none\", \"block\", or \"budget:BYTES\"",
         ],
     );
-    lab.fails(
+    lab.expect_error(
         2,
         &args("step", &["--set", "model.max_seq_len=16"]),
         &["max_seq_len"],
@@ -355,12 +355,12 @@ fn recomputation_takes_less_memory_for_activations() {
 #[test]
 fn what_cannot_be_measured_is_one_line() {
     let lab = lab();
-    lab.fails(
+    lab.expect_error(
         2,
         &args("decode", &["--set", "train.seq_len=1"]),
-        &["sequences of 1 tokens"],
+        &["train.seq_len = 1, expected 2 to"],
     );
-    lab.fails(
+    lab.expect_error(
         2,
         &args("placements", &["--only", "hybridnrom"]),
         &[
@@ -368,19 +368,19 @@ fn what_cannot_be_measured_is_one_line() {
             "nearest known: `hybridnorm`",
         ],
     );
-    lab.fails(
+    lab.expect_error(
         2,
         &args("placements", &["--rounds", "0"]),
-        &["0 rounds, expected at least 1"],
+        &["rounds = 0, expected at least 1"],
     );
-    lab.fails(
+    lab.expect_error(
         2,
         &args("placements", &["--set", "model.placement=olmo2"]),
         &["--set model.placement=olmo2", "--only"],
     );
     for what in ["step", "decode", "placements", "ops"] {
         for seconds in ["-1", "nan", "inf"] {
-            lab.fails(
+            lab.expect_error(
                 2,
                 &[
                     "bench",

@@ -8,13 +8,13 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use common::{Lab, code, stderr, train_args};
+use common::{TestDir, code, stderr, train_args};
 
 /// In-memory file system, unmounted on drop.
 struct Disk(PathBuf);
 
 impl Disk {
-    fn mount(lab: &Lab, name: &str, options: &str) -> Self {
+    fn mount(lab: &TestDir, name: &str, options: &str) -> Self {
         let path = lab.path(name);
         fs::create_dir_all(&path).unwrap();
         let mounted = Command::new("mount")
@@ -35,7 +35,7 @@ impl Drop for Disk {
 #[test]
 #[ignore = "needs permission to mount"]
 fn a_disk_that_fills_up_leaves_earlier_checkpoints_whole() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("whole", &["--set", "train.checkpoint_every=1"]);
     for kib in [8, 200, 300, 420, 600, 777] {
         let disk = Disk::mount(&lab, "disk", &format!("size={kib}k"));
@@ -66,14 +66,17 @@ fn a_disk_that_fills_up_leaves_earlier_checkpoints_whole() {
             false => &[],
         };
         lab.train("disk/run", &[&more[..], resume].concat());
-        assert_eq!(lab.history("whole"), lab.history("disk/run"));
+        assert_eq!(
+            lab.reproducible_metrics("whole"),
+            lab.reproducible_metrics("disk/run")
+        );
     }
 }
 
 #[test]
 #[ignore = "needs permission to mount"]
 fn a_disk_that_fills_up_while_text_is_prepared() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let disk = Disk::mount(&lab, "disk", "size=256k");
     let args = [
         "data",
@@ -84,8 +87,8 @@ fn a_disk_that_fills_up_while_text_is_prepared() {
         "--out",
         "disk/p",
     ];
-    lab.fails(1, &args, &["disk/p", "the disk is full"]);
-    lab.fails(
+    lab.expect_error(1, &args, &["disk/p", "the disk is full"]);
+    lab.expect_error(
         1,
         &["data", "inspect", "disk/p"],
         &["disk/p", "no such file"],
@@ -117,7 +120,7 @@ fn a_disk_that_fills_up_while_text_is_prepared() {
 #[test]
 #[ignore = "needs permission to mount"]
 fn a_read_only_disk() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let _disk = Disk::mount(&lab, "disk", "ro");
     let word = "the file system is read-only";
     lab.train_fails(1, "disk/run", &[], &["disk/run", word]);
@@ -130,7 +133,7 @@ fn a_read_only_disk() {
         "--out",
         "disk/p",
     ];
-    lab.fails(1, &args, &["disk/p", word]);
+    lab.expect_error(1, &args, &["disk/p", word]);
     let args = [
         "quickstart",
         "--quiet",
@@ -141,13 +144,13 @@ fn a_read_only_disk() {
         "--out",
         "disk/q",
     ];
-    lab.fails(1, &args, &["disk/q", word]);
+    lab.expect_error(1, &args, &["disk/q", word]);
 }
 
 #[test]
 #[cfg_attr(not(target_os = "linux"), ignore = "needs /dev/full")]
 fn a_full_standard_output_is_an_error() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let full = fs::OpenOptions::new()
         .write(true)
         .open("/dev/full")
@@ -162,15 +165,15 @@ fn a_full_standard_output_is_an_error() {
 }
 
 #[test]
-fn nobody_has_to_read() {
-    let lab = Lab::new();
+fn closed_stdout_and_stderr_are_not_errors() {
+    let lab = TestDir::new();
     let args = train_args("run", &[]);
     let mut loud = args.clone();
     loud.retain(|arg| *arg != "--quiet");
     let mut child = lab.start(&loud);
     drop((child.stdout.take(), child.stderr.take()));
     assert_eq!(child.wait().unwrap().code(), Some(0));
-    assert_eq!(lab.history("run").len(), 20);
+    assert_eq!(lab.reproducible_metrics("run").len(), 20);
     let endless = [
         "generate",
         "run",

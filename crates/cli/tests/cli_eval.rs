@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Lab, code, numpy, stderr};
+use common::{TestDir, code, numpy, stderr};
 use serde_json::Value;
 
 fn le16(ids: &[u16]) -> Vec<u8> {
@@ -61,13 +61,13 @@ fn close(a: f64, b: f64) {
     assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{a} {b}");
 }
 
-fn eval(lab: &Lab, data: &[&str], more: &[&str]) -> Value {
+fn eval(lab: &TestDir, data: &[&str], more: &[&str]) -> Value {
     lab.json(&[&["eval", "run", "--json", "--data"][..], data, more].concat())
 }
 
 #[test]
 fn short_last_windows_are_measured() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &[]);
     // 101 bytes of text and an end-of-text token, windows of 16: six full ones and one of five targets.
     lab.write("a.txt", "It rained, é, all week. ".repeat(4) + "Then");
@@ -109,7 +109,7 @@ fn short_last_windows_are_measured() {
     close(nats(&all), nats(&parts));
     // A single token is not a target.
     lab.write("one.u16", le16(&[7]));
-    lab.fails(
+    lab.expect_error(
         2,
         &["eval", "run", "--data", "one.u16"],
         &["one.u16", "no targets"],
@@ -118,7 +118,7 @@ fn short_last_windows_are_measured() {
 
 #[test]
 fn every_set_by_itself() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &[]);
     lab.prepare("stories:40", "bytes", "p");
     lab.write("a.txt", "Nobody came to the door. ".repeat(5));
@@ -153,7 +153,7 @@ fn every_set_by_itself() {
     // Nothing is dropped silently.
     let validation = |names: &[&'static str], words: &[&str]| {
         let args = ["eval", "run", "--split", "validation", "--data"];
-        lab.fails(2, &[&args[..], names].concat(), words);
+        lab.expect_error(2, &[&args[..], names].concat(), words);
     };
     lab.write("tiny.txt", "One line.");
     validation(
@@ -163,7 +163,7 @@ fn every_set_by_itself() {
     validation(&["p", "t.u16"], &["t.u16", "no validation split"]);
     for twice in [["p", "p"], ["p", "./p"], ["a.txt", "a.txt"]] {
         let args = ["eval", "run", "--data", twice[0], twice[1]];
-        lab.fails(2, &args, &["named twice"]);
+        lab.expect_error(2, &args, &["named twice"]);
     }
     // Equal tokens under two names.
     lab.write("u.u16", le16(&ids(70)));
@@ -173,7 +173,7 @@ fn every_set_by_itself() {
 
 #[test]
 fn rows_are_windows_of_their_own() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &[]);
     let tokens = ids(240);
     for (file, shape, width) in [
@@ -208,7 +208,7 @@ fn rows_are_windows_of_their_own() {
 
 #[test]
 fn training_counts_what_it_leaves_out() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let args = [
         "train",
         "tiny.toml",
@@ -245,7 +245,7 @@ fn training_counts_what_it_leaves_out() {
 
 #[test]
 fn types_of_raw_tokens() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let tokens = ids(2_000);
     lab.write("wide.bin", le32(&tokens));
     lab.write("narrow.bin", le16(&tokens));
@@ -304,7 +304,7 @@ fn types_of_raw_tokens() {
 #[cfg(unix)]
 #[test]
 fn a_pipe_is_no_token_file() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     for name in ["pipe.bin", "pipe.npy"] {
         let made = std::process::Command::new("mkfifo")
             .arg(lab.path(name))
@@ -317,7 +317,7 @@ fn a_pipe_is_no_token_file() {
 
 #[test]
 fn absurd_losses_have_short_perplexities() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.write("a.txt", "Nobody came to the door. ".repeat(5));
     let output = lab.run(&[
         "train",

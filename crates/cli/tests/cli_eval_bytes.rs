@@ -2,11 +2,11 @@
 
 mod common;
 
-use common::Lab;
+use common::TestDir;
 use serde_json::{Value, json};
 
 /// Writes a modified byte-level tokenizer to a separate file.
-fn write_tokenizer(lab: &Lab, name: &str, change: impl FnOnce(&mut Value)) {
+fn write_tokenizer(lab: &TestDir, name: &str, change: impl FnOnce(&mut Value)) {
     let mut file: Value = serde_json::from_slice(&lab.read("bytes/tokenizer.json")).unwrap();
     file["pre_tokenizer"] = json!({"type": "ByteLevel", "add_prefix_space": false,
         "trim_offsets": true, "use_regex": true});
@@ -17,12 +17,12 @@ fn write_tokenizer(lab: &Lab, name: &str, change: impl FnOnce(&mut Value)) {
 /// Number of tokens of a text.
 type Length<'l> = &'l dyn Fn(&str) -> usize;
 
-fn eval(lab: &Lab, run: &str, data: &str, windows: &str) -> Value {
+fn eval(lab: &TestDir, run: &str, data: &str, windows: &str) -> Value {
     lab.json(&["eval", run, "--json", "--data", data, "--windows", windows])
 }
 
 /// Writes a text of 320 tokens, whose targets fill whole windows, and one of 325.
-fn texts(lab: &Lab, tokens_of: impl Fn(&str) -> usize) -> [String; 2] {
+fn texts(lab: &TestDir, tokens_of: impl Fn(&str) -> usize) -> [String; 2] {
     [320, 325].map(|wanted| {
         let mut text = String::from("It rained, \u{e9}\u{e8}, all day");
         while tokens_of(&text) < wanted {
@@ -39,7 +39,7 @@ fn texts(lab: &Lab, tokens_of: impl Fn(&str) -> usize) -> [String; 2] {
 
 #[test]
 fn both_kinds_of_windows_count_the_bytes_of_the_text() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.prepare("stories:5", "bytes", "bytes");
     write_tokenizer(&lab, "exact", |_| {});
     write_tokenizer(&lab, "prefix", |file| {
@@ -114,7 +114,7 @@ fn both_kinds_of_windows_count_the_bytes_of_the_text() {
 
 #[test]
 fn a_first_token_that_is_part_of_a_character() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.prepare("stories:5", "bytes", "bytes");
     write_tokenizer(&lab, "lower", |file| {
         file["normalizer"] = json!({"type": "Lowercase"});

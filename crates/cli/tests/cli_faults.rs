@@ -4,7 +4,7 @@
 //! these calls: killed there, or with an injected error. After each run
 //!
 //! - existing data are unchanged or completely replaced by their successor;
-//! - no error is reported as a defect, and an error that the command survives has changed nothing;
+//! - no error is reported as an internal error, and an error that the command survives has changed nothing;
 //! - the same command, started again, succeeds and leaves exactly the files of an undisturbed run.
 //!
 //! `FAULTS=all cargo test --release -p hybridnorm-cli --test cli_faults -- --ignored` tests every call, which takes
@@ -20,7 +20,9 @@ use std::process::{Command, Output};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{Lab, code, copy_folder, kept_study, official_folder, quiet, stderr};
+use common::{
+    TestDir, code, copy_folder, official_folder, quiet, stderr, write_study_keeping_runs,
+};
 
 /// System calls that find, open, write, rename, flush or remove files.
 const CALLS: &str = "openat,statx,newfstatat,fstat,read,write,rename,renameat,renameat2,fsync,fdatasync,\
@@ -40,14 +42,14 @@ const TRACE: &str = "trace.log";
 /// Command with the data that it must not lose.
 struct Scenario {
     /// Creates the initial state.
-    set_up: fn(&Lab),
+    set_up: fn(&TestDir),
     command: &'static str,
     /// Additional arguments if the command refuses to start again without them.
     again: &'static [&'static str],
     /// Folders that the command writes to; their file names are compared with an undisturbed run.
     writes: &'static [&'static str],
     /// Checks that the initial data still exist.
-    keeps: fn(&Lab),
+    keeps: fn(&TestDir),
 }
 
 struct Fault {
@@ -58,7 +60,7 @@ struct Fault {
 
 impl Scenario {
     fn check(&self) {
-        let template = Lab::new();
+        let template = TestDir::new();
         (self.set_up)(&template);
         let undisturbed = copy(&template);
         let command = quiet(self.command);
@@ -108,7 +110,7 @@ impl Scenario {
 
     fn try_one(
         &self,
-        template: &Lab,
+        template: &TestDir,
         fault: &Fault,
         expected: &BTreeSet<PathBuf>,
     ) -> Result<(), String> {
@@ -122,8 +124,8 @@ impl Scenario {
             &command,
         );
         let said = stderr(&disturbed);
-        if said.contains("defect") || said.contains("panicked") {
-            return Err(format!("called a defect: {said}"));
+        if said.contains("internal error") || said.contains("panicked") {
+            return Err(format!("reported as an internal error: {said}"));
         }
         let kept = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (self.keeps)(&lab)));
         if kept.is_err() {
@@ -161,7 +163,7 @@ impl Scenario {
     }
 
     /// Returns the names of everything below the folders that the command writes to.
-    fn written(&self, lab: &Lab) -> BTreeSet<PathBuf> {
+    fn written(&self, lab: &TestDir) -> BTreeSet<PathBuf> {
         let mut names = BTreeSet::new();
         for folder in self.writes {
             walk(&lab.path(folder), &lab.path("."), &mut names);
@@ -198,13 +200,13 @@ fn difference(found: &BTreeSet<PathBuf>, expected: &BTreeSet<PathBuf>) -> String
     format!("{more:?} more and {less:?} less than undisturbed")
 }
 
-fn copy(template: &Lab) -> Lab {
-    let lab = Lab::new();
+fn copy(template: &TestDir) -> TestDir {
+    let lab = TestDir::new();
     copy_folder(&template.path("."), &lab.path("."));
     lab
 }
 
-fn traced(lab: &Lab, options: &[&str], args: &[&str]) -> Output {
+fn traced(lab: &TestDir, options: &[&str], args: &[&str]) -> Output {
     let log = lab.path(TRACE);
     let mut command = Command::new("strace");
     command.args(["-f", "--seccomp-bpf", "-qq", "-o"]).arg(&log);
@@ -212,11 +214,13 @@ fn traced(lab: &Lab, options: &[&str], args: &[&str]) -> Output {
         .args(options)
         .arg(env!("CARGO_BIN_EXE_hybridnorm"))
         .args(args);
-    lab.at_home(command).output().expect("strace is installed")
+    lab.in_test_env(command)
+        .output()
+        .expect("strace is installed")
 }
 
 /// Counts each system call, as the maximum over threads.
-fn calls(lab: &Lab, args: &[&str]) -> BTreeMap<String, usize> {
+fn calls(lab: &TestDir, args: &[&str]) -> BTreeMap<String, usize> {
     let output = traced(lab, &["-e", &format!("trace={CALLS}")], args);
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     let log = String::from_utf8_lossy(&lab.read(TRACE)).into_owned();
@@ -240,12 +244,12 @@ fn calls(lab: &Lab, args: &[&str]) -> BTreeMap<String, usize> {
     most
 }
 
-fn is_whole(lab: &Lab, prepared: &str) {
+fn is_whole(lab: &TestDir, prepared: &str) {
     lab.ok(&["data", "inspect", prepared, "--quiet"]);
 }
 
 /// Trains six steps, with checkpoints at steps 3 and 6.
-fn six_steps(lab: &Lab) {
+fn six_steps(lab: &TestDir) {
     lab.prepare("stories:20", "bytes", "data");
     lab.ok(&quiet(
         r#"train tiny.toml --run run --set train.steps=6 --set train.checkpoint_every=3 --set data.train=["data"]"#,
@@ -267,7 +271,7 @@ fn training() {
 
 #[test]
 #[ignore = "needs strace"]
-fn going_on_with_a_training() {
+fn resuming_training() {
     Scenario {
         set_up: six_steps,
         command: r#"train tiny.toml --run run --resume --set train.steps=9 --set train.checkpoint_every=3 --set data.train=["data"]"#,
@@ -343,7 +347,7 @@ fn replaying() {
 #[ignore = "needs strace"]
 fn studying() {
     Scenario {
-        set_up: kept_study,
+        set_up: write_study_keeping_runs,
         command: "study study.toml --out study",
         again: &["--resume"],
         writes: &["study", "data"],

@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::{Lab, code, files_below, stderr, train_args};
+use common::{TestDir, code, files_below, stderr, train_args};
 use serde_json::Value;
 
 fn loud<'a>(run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
@@ -15,7 +15,7 @@ fn loud<'a>(run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// Trains and returns standard error.
-fn said(lab: &Lab, run: &str, more: &[&str]) -> String {
+fn said(lab: &TestDir, run: &str, more: &[&str]) -> String {
     let output = lab.run(&loud(run, more));
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     stderr(&output)
@@ -28,14 +28,14 @@ fn bytes_below(folder: &Path) -> Vec<(String, Vec<u8>)> {
         .collect()
 }
 
-fn segments(lab: &Lab, run: &str) -> Vec<Value> {
+fn segments(lab: &TestDir, run: &str) -> Vec<Value> {
     let text = lab.read(format!("{run}/segments.json"));
     serde_json::from_slice(&text).unwrap()
 }
 
 #[test]
 fn a_finished_run_keeps_its_own_validation_loss() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let text =
         |word: &str| format!("{word} walked to the river and counted the boats. ").repeat(60);
     lab.write("held.txt", text("Ana"));
@@ -59,7 +59,7 @@ fn a_finished_run_keeps_its_own_validation_loss() {
 
 #[test]
 fn segments_are_as_they_were_written_or_refused() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &["--set", "train.steps=10"]);
     lab.train("run", &["--resume"]);
     let path = "run/segments.json";
@@ -86,13 +86,13 @@ fn segments_are_as_they_were_written_or_refused() {
         let mut segments = of.clone();
         segments[index].as_object_mut().unwrap().remove("sha256");
         lab.write(path, Value::from(segments).to_string());
-        lab.fails(1, &report, &["segments.json: an object without checksum"]);
+        lab.expect_error(1, &report, &["segments.json: an object without checksum"]);
     }
 }
 
 #[test]
 fn where_nothing_is_left_to_train_nothing_is_written() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &["--set", "log.tensorboard=true"]);
     let before = bytes_below(&lab.path("run"));
     let same = ["--resume", "--set", "log.tensorboard=true"];
@@ -126,7 +126,7 @@ fn where_nothing_is_left_to_train_nothing_is_written() {
 
 #[test]
 fn every_segment_is_recorded_and_old_steps_keep_their_configuration() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &["--set", "train.steps=10", "--threads", "2"]);
     let [one] = segments(&lab, "run").try_into().unwrap();
     assert_eq!(
@@ -188,7 +188,7 @@ fn every_segment_is_recorded_and_old_steps_keep_their_configuration() {
 
 #[test]
 fn going_back_to_an_earlier_checkpoint_cuts_the_history() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &["--set", "train.steps=10"]);
     lab.train("run", &["--resume", "--set", "optimizer.lr=1e-3"]);
     for step in ["15", "20"] {
@@ -206,12 +206,12 @@ fn going_back_to_an_earlier_checkpoint_cuts_the_history() {
         (&two["after_step"], &two["last_step"]),
         (&10.into(), &12.into())
     );
-    assert_eq!(lab.history("run").len(), 12);
+    assert_eq!(lab.reproducible_metrics("run").len(), 12);
 }
 
 #[test]
 fn data_may_move_but_not_change() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let text = |word: &str| format!("{word} one two three four five.\n").repeat(500);
     lab.write("a/text.txt", text("zero"));
     let at = |path: &str| format!("data.train=['{path}']");
@@ -227,7 +227,7 @@ fn data_may_move_but_not_change() {
         said.contains("from step 6 on: data.train went from"),
         "{said}"
     );
-    assert_eq!(lab.history("run").len(), 20);
+    assert_eq!(lab.reproducible_metrics("run").len(), 20);
     // Old steps are replayed from the new path of the data.
     lab.ok(&["replay", "run", "--step", "3", "--after", "0"]);
     lab.write("b/moved.txt", text("null"));
@@ -236,8 +236,8 @@ fn data_may_move_but_not_change() {
 }
 
 #[test]
-fn going_on_needs_a_run() {
-    let lab = Lab::new();
+fn resume_needs_a_run() {
+    let lab = TestDir::new();
     lab.train_fails(
         2,
         "nun",
@@ -252,7 +252,7 @@ fn going_on_needs_a_run() {
 
 #[test]
 fn a_second_stage_may_have_longer_sequences() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("first", &[]);
     let from = ["--set", "init.from=\"first\"", "--set", "train.seq_len=48"];
     let long = said(&lab, "second", &from);
@@ -261,7 +261,7 @@ fn a_second_stage_may_have_longer_sequences() {
     assert!(shown.contains("max sequence length 48"), "{shown}");
     let more = [&from[..], &["--resume", "--set", "train.steps=25"]].concat();
     lab.train("second", &more);
-    assert_eq!(lab.history("second").len(), 25);
+    assert_eq!(lab.reproducible_metrics("second").len(), 25);
     let given = [&from[..], &["--set", "model.max_seq_len=64"]].concat();
     lab.train("third", &given);
     assert!(

@@ -64,7 +64,7 @@ fn a_tied_head_may_be_listed_or_stored_if_it_is_the_embedding() {
     let lab = lab("olmoe");
     configure(&lab, "tie_word_embeddings", json!(true));
     let head = "lm_head.weight";
-    lab.fails(
+    lab.expect_error(
         1,
         &IMPORT,
         &["tie_word_embeddings is set, but lm_head.weight is not the embedding"],
@@ -115,14 +115,14 @@ fn wrapped_models_and_pointers_are_named_with_what_to_do() {
                 .skip(1)
                 .for_each(|t| t.0 = format!("{prefix}{}", t.0))
         });
-        lab.fails(1, &IMPORT, &[prefix.trim_start_matches("model."), who]);
+        lab.expect_error(1, &IMPORT, &[prefix.trim_start_matches("model."), who]);
         assert!(!lab.path("ours").exists());
     }
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n";
     for name in ["model.safetensors", "config.json", "tokenizer.json"] {
         let lab = lab("olmoe");
         lab.write(&format!("their/{name}"), pointer);
-        lab.fails_any(&IMPORT, &[name, "Git LFS", "git lfs pull"]);
+        lab.expect_any_error(&IMPORT, &[name, "Git LFS", "git lfs pull"]);
     }
 }
 
@@ -154,7 +154,7 @@ fn the_tokenizer_beside_the_weights_is_taken() {
     let without = ["import", "their", "--out", "b", "--json", "--no-tokenizer"];
     assert_eq!(lab.json(&without)["tokenizer"], Value::Null);
     lab.write("their/tokenizer.json", "{ \"model\": 3 }");
-    lab.fails_any(
+    lab.expect_any_error(
         &["import", "their", "--out", "c"],
         &["tokenizer.json", "--no-tokenizer"],
     );
@@ -197,7 +197,7 @@ fn wrong_kinds_in_a_configuration_are_told_by_key_in_plain_words() {
     ] {
         let lab = lab(family);
         configure(&lab, key, value);
-        let text = lab.fails(1, &IMPORT, &["config.json", key, words]);
+        let text = lab.expect_error(1, &IMPORT, &["config.json", key, words]);
         for rust in ["usize", "f64", "struct", "boolean", "invalid type"] {
             assert!(!text.contains(rust), "{text}");
         }
@@ -215,7 +215,7 @@ fn what_is_written_has_the_modes_of_the_umask() {
         let target = |name: &str| format!("all{umask}/{name}");
         fs::create_dir(lab.path(target(""))).unwrap();
         let data = target("data");
-        let study = common::KEPT_STUDY.replace("[\"data\"]", &format!("[\"{data}\"]"));
+        let study = common::STUDY_KEEPING_RUNS.replace("[\"data\"]", &format!("[\"{data}\"]"));
         lab.write("study.toml", study);
         for args in [
             format!(

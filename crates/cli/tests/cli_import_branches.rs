@@ -25,7 +25,7 @@ fn left_out(found: &Value, unit: &str) -> Vec<(String, u64)> {
 }
 
 /// Asserts that every file of the folder is either read or left out.
-fn assert_files_add_up(lab: &Lab, found: &Value, read: u64) {
+fn assert_files_add_up(lab: &TestDir, found: &Value, read: u64) {
     let there = fs::read_dir(lab.path("their")).unwrap().count() as u64;
     let counts: u64 = left_out(found, "files")
         .iter()
@@ -67,7 +67,7 @@ fn files_that_were_not_opened_are_counted() {
         "bytes",
     ];
     // More tokens than the model's vocabulary.
-    lab.fails_any(&named, &["257 tokens"]);
+    lab.expect_any_error(&named, &["257 tokens"]);
     let text = stderr(&lab.run(&["import", "their", "--out", "c", "--no-tokenizer"]));
     assert!(text.contains("left out 4 files: another form"), "{text}");
 }
@@ -117,12 +117,12 @@ fn names_that_all_begin_alike_are_read_without_that() {
             .for_each(|t| t.0 = format!("_orig_mod.{}", t.0));
         all.remove(0);
     });
-    lab.fails(1, &IMPORT, &["is missing", "without the `_orig_mod.`"]);
+    lab.expect_error(1, &IMPORT, &["is missing", "without the `_orig_mod.`"]);
 }
 
 #[test]
 fn a_compiled_model_of_the_official_code_is_read() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     official_folder(&lab, "plain");
     lab.ok(&["import", "plain", "--out", "expected", "--quiet"]);
     official_folder(&lab, "their");
@@ -150,7 +150,7 @@ fn a_mixture_that_is_dense_in_every_layer_is_a_dense_model() {
     let lab = lab("deepseek-v3");
     configure(&lab, "first_k_dense_replace", json!(3));
     // The configuration has no experts, but the weights do.
-    lab.fails(
+    lab.expect_error(
         1,
         &IMPORT,
         &["model.layers.1.mlp.gate_proj.weight is missing"],
@@ -192,7 +192,7 @@ fn a_mixture_that_is_dense_in_every_layer_is_a_dense_model() {
 fn every_other_layer_a_mixture_is_refused_by_its_key() {
     let lab = lab("deepseek-v3");
     configure(&lab, "moe_layer_freq", json!(2));
-    lab.fails(1, &IMPORT, &["config.json: moe_layer_freq 2, expected 1"]);
+    lab.expect_error(1, &IMPORT, &["config.json: moe_layer_freq 2, expected 1"]);
     configure(&lab, "moe_layer_freq", json!(1));
     lab.json(&IMPORT);
 }
@@ -202,7 +202,7 @@ type Change<'a> = &'a dyn Fn(&mut Value);
 
 #[test]
 fn an_official_configuration_may_be_written_in_several_ways() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     official_folder(&lab, "their");
     let config: Value = serde_json::from_slice(&lab.read("their/config.yaml")).unwrap();
     lab.json(&IMPORT);
@@ -287,7 +287,7 @@ fn an_official_configuration_may_be_written_in_several_ways() {
 }
 
 #[cfg(unix)]
-fn pipe(lab: &Lab, path: &str) {
+fn pipe(lab: &TestDir, path: &str) {
     let path = lab.path(path);
     let _ = fs::remove_file(&path);
     let made = std::process::Command::new("mkfifo").arg(path).status();
@@ -300,17 +300,17 @@ fn pipes_in_a_folder_and_in_its_place_are_named_at_once() {
     for name in ["config.json", "model.safetensors", "tokenizer.json"] {
         let lab = lab("olmoe");
         pipe(&lab, &format!("their/{name}"));
-        lab.fails_any(
+        lab.expect_any_error(
             &IMPORT,
             &[&format!("{name}: is a pipe, expected a regular file")],
         );
         assert!(!lab.path("ours").exists());
     }
     for name in ["config.yaml", "model.pt"] {
-        let lab = Lab::new();
+        let lab = TestDir::new();
         official_folder(&lab, "their");
         pipe(&lab, &format!("their/{name}"));
-        lab.fails_any(&IMPORT, &[&format!("{name}: is a pipe")]);
+        lab.expect_any_error(&IMPORT, &[&format!("{name}: is a pipe")]);
     }
     // Files that are not read may be anything.
     let lab = lab("olmoe");
@@ -320,23 +320,23 @@ fn pipes_in_a_folder_and_in_its_place_are_named_at_once() {
     let found = lab.json(&[&IMPORT[..], &["--no-tokenizer"]].concat());
     assert_files_add_up(&lab, &found, 2);
     pipe(&lab, "pipe");
-    let said = lab.fails_any(
+    let said = lab.expect_any_error(
         &["import", "pipe", "--out", "x"],
         &["pipe: is a pipe, expected a folder with config.json or config.yaml"],
     );
     assert!(!said.contains("--no-tokenizer"), "{said}");
-    lab.fails_any(
+    lab.expect_any_error(
         &["import", "tiny.toml", "--out", "x"],
         &["tiny.toml: is a file, expected a folder"],
     );
-    lab.fails_any(
+    lab.expect_any_error(
         &["import", "nowhere", "--out", "x"],
         &["nowhere: no such file or folder"],
     );
     // A pipe instead of the lock file of a run.
     fs::create_dir(lab.path("run")).unwrap();
     pipe(&lab, "run/lock");
-    let said = lab.fails_any(
+    let said = lab.expect_any_error(
         &train_args("run", &[]),
         &["run/lock: is a pipe, expected the regular file that is locked"],
     );

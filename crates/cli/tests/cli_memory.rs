@@ -8,7 +8,7 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use common::{Lab, numpy};
+use common::{TestDir, numpy};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
@@ -18,7 +18,7 @@ const LARGE_PIECE: u64 = 256 * MIB;
 const CONSTANT: u64 = 160 * MIB;
 
 /// Peak resident memory of the program, in bytes.
-fn peak(lab: &Lab, args: &[&str]) -> u64 {
+fn peak(lab: &TestDir, args: &[&str]) -> u64 {
     let mut command = lab.command(args);
     let mut child = command
         .stdout(Stdio::null())
@@ -60,7 +60,7 @@ fn prepare<'a>(input: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 /// Many small records: memory does not grow with the file.
 #[test]
 fn text_of_many_records_takes_a_constant() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let mut file = File::create(lab.path("many.jsonl")).unwrap();
     let record = format!("{{\"text\": \"{}\"}}\n", "some words ".repeat(6000));
     for _ in 0..1500 {
@@ -73,7 +73,7 @@ fn text_of_many_records_takes_a_constant() {
 /// Compressed files of many small records: the decompressed size takes no memory.
 #[test]
 fn packed_text_takes_a_constant() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let record = format!("{{\"text\": \"{}\"}}\n", "some words ".repeat(6000));
     let text = record.repeat(1500);
     let gzip = {
@@ -100,7 +100,7 @@ fn packed_text_takes_a_constant() {
 /// Short texts take more memory than their bytes.
 #[test]
 fn many_short_documents_take_a_constant() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let record = b"{\"text\": \"a\"}\n".repeat(2_000_000);
     lab.write("short.jsonl.zst", zstd::encode_all(&record[..], 3).unwrap());
     let found = peak(&lab, &prepare("short.jsonl.zst", &[])) / MIB;
@@ -111,7 +111,7 @@ fn many_short_documents_take_a_constant() {
 /// node.
 #[test]
 fn tokenizers_at_their_limits_take_what_is_stated() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.write("t.txt", "some words ".repeat(300));
     let mut state = 1_u64;
     let mut word = |letters: usize| -> String {
@@ -160,7 +160,7 @@ fn tokenizers_at_their_limits_take_what_is_stated() {
 /// they are produced.
 #[test]
 fn text_of_one_record_takes_a_multiple_of_it() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let text = "some words ".repeat(3 << 20);
     let bytes = text.len() as u64;
     lab.write("one.jsonl", format!("{{\"text\": \"{text}\"}}\n"));
@@ -183,7 +183,7 @@ fn text_of_one_record_takes_a_multiple_of_it() {
 /// Tokenizers from files take much more memory than the text they encode, so it is cut into pieces.
 #[test]
 fn tokenizers_of_files_take_a_constant() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let mark = "\u{2581}";
     let mut vocab = json!({"<unk>": 0, "</s>": 1});
     for (id, token) in (2..).zip(["o", "w", "l", "s", mark, "ow", "owl"]) {
@@ -234,18 +234,18 @@ fn tokenizers_of_files_take_a_constant() {
 }
 
 /// Runs the program with `kib` KiB of address space.
-fn limited(lab: &Lab, kib: u64, args: &[&str]) -> Output {
+fn limited(lab: &TestDir, kib: u64, args: &[&str]) -> Output {
     let mut command = Command::new("sh");
     let script = format!("ulimit -v {kib}; exec \"$0\" \"$@\"");
     command.args(["-c", &script, env!("CARGO_BIN_EXE_hybridnorm")]);
     command.args(args);
-    lab.at_home(command).output().unwrap()
+    lab.in_test_env(command).output().unwrap()
 }
 
 /// A line that does not fit in memory is refused with one message, without aborting.
 #[test]
 fn a_line_that_does_not_fit_is_refused() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.write("one.txt", "word ".repeat(8 << 20));
     let output = limited(&lab, 150_000, &prepare("one.txt", &[]));
     let said = common::stderr(&output);
@@ -256,8 +256,8 @@ fn a_line_that_does_not_fit_is_refused() {
 
 /// Token files are memory-mapped: their pages count at most once.
 #[test]
-fn ready_tokens_take_their_own_size_at_most() {
-    let lab = Lab::new();
+fn pretokenized_files_take_at_most_their_size() {
+    let lab = TestDir::new();
     let tokens: Vec<u16> = (0..24 << 20)
         .map(|index| (index * 7 % 200) as u16)
         .collect();
@@ -295,7 +295,7 @@ fn ready_tokens_take_their_own_size_at_most() {
 /// Records of a run are read one by one; the part that is kept is smaller than the record.
 #[test]
 fn a_long_run_is_reported_in_a_multiple_of_its_rows() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &["--set", "train.steps=6"]);
     let rows = String::from_utf8(lab.read("run/metrics.jsonl")).unwrap();
     let last = rows.lines().last().unwrap().to_owned();
@@ -360,7 +360,7 @@ fn assert_refused(output: &Output) {
 /// Training and its benchmark are refused at the start if they do not fit.
 #[test]
 fn a_training_that_does_not_fit_is_refused() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let bench = ["bench", "step", "--config", "tiny.toml"];
     for command in [TRAIN, bench] {
         assert_refused(&limited(&lab, 400_000, &on_one_thread(&command, &MIDDLE)));
@@ -371,7 +371,7 @@ fn a_training_that_does_not_fit_is_refused() {
 /// A run fits into little more than its memory: allocators reserve no address space where that is limited.
 #[test]
 fn a_training_that_fits_is_not_refused() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let output = limited(&lab, 600_000, &on_one_thread(&TRAIN, &MIDDLE));
     assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
 }
@@ -379,7 +379,7 @@ fn a_training_that_fits_is_not_refused() {
 /// Saving a checkpoint and checking it for NaN does not copy a whole parameter, here 256 MB.
 #[test]
 fn a_checkpoint_takes_no_copy_of_a_parameter() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let settings = [
         "model.tie_embeddings=true",
         "model.vocab_size=1000000",
@@ -405,7 +405,7 @@ fn a_checkpoint_takes_no_copy_of_a_parameter() {
 /// Reservations of allocators are not a reason to refuse a training that fits.
 #[test]
 fn any_address_space_that_is_large_enough_will_do() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.write("text.txt", "some words of a text ".repeat(5000));
     for mib in [120, 180, 260, 400] {
         let run = format!("run-{mib}");
@@ -423,7 +423,7 @@ fn any_address_space_that_is_large_enough_will_do() {
 /// Evaluation with a batch that does not fit, of a run that fits.
 #[test]
 fn an_evaluation_that_does_not_fit_is_refused() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.write("long.txt", "some words of a text ".repeat(5000));
     let settings = [&MIDDLE[..], &["model.n_layers=1", "train.steps=1"]].concat();
     lab.ok(&on_one_thread(&TRAIN, &settings));
@@ -448,8 +448,8 @@ const DEEP: &str = "[model]\nd_model = 32\nn_layers = 300\nn_heads = 2\nd_ff = 8
 /// Compares the memory that `inspect` prints with the peak of a few steps.
 #[test]
 #[ignore = "takes minutes; run by .ci/run"]
-fn inspect_tells_the_peak_of_a_training() {
-    let lab = Lab::new();
+fn inspect_predicts_peak_memory() {
+    let lab = TestDir::new();
     for (name, model, allowed) in [
         ("dense", DENSE, 0.03),
         ("mixture", MIXTURE, 0.03),

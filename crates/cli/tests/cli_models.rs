@@ -4,7 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::Lab;
+use common::TestDir;
 
 /// Returns a path in this repository.
 fn here(path: &str) -> String {
@@ -21,8 +21,8 @@ const SPARSE: &str = "seed = 1\n\
     checkpoint_every = 0\n[log]\nlayers_every = 2\n";
 
 #[test]
-fn the_papers_mixture_has_its_parameters() {
-    let lab = Lab::new();
+fn paper_moe_parameter_counts() {
+    let lab = TestDir::new();
     let config = here("configs/hybridnorm-moe-1b-7b.toml");
     let said = lab.ok(&["inspect", &config]);
     let row = |name: &str| {
@@ -36,18 +36,18 @@ fn the_papers_mixture_has_its_parameters() {
 }
 
 #[test]
-fn a_mixture_trains_writes_where_tokens_went_and_generates() {
-    let lab = Lab::new();
+fn moe_trains_logs_expert_load_and_generates() {
+    let lab = TestDir::new();
     lab.write("sparse.toml", SPARSE);
     lab.ok(&["train", "sparse.toml", "--run", "run", "--quiet"]);
-    for row in lab.rows("run/metrics.jsonl") {
+    for row in lab.read_jsonl("run/metrics.jsonl") {
         let router = &row["router"];
         assert_eq!(router["dropped"], 0, "{row}");
         assert!(router["load_balance"].as_f64().unwrap() >= 0.9, "{row}");
         assert!(router["imbalance"].as_f64().unwrap() >= 1.0, "{row}");
         assert!(router["z"].as_f64().unwrap() > 0.0, "{row}");
     }
-    let layers = lab.rows("run/layers.jsonl");
+    let layers = lab.read_jsonl("run/layers.jsonl");
     assert_eq!(layers.len(), 3);
     for block in layers
         .iter()
@@ -67,7 +67,7 @@ fn a_mixture_trains_writes_where_tokens_went_and_generates() {
 
 #[test]
 fn latent_attention_trains_with_muon_and_a_clip() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let text = SPARSE
         .replace(
             "[model.moe]\nn_experts = 4\ntop_k = 2\nd_expert = 8\n",
@@ -80,7 +80,7 @@ fn latent_attention_trains_with_muon_and_a_clip() {
         );
     lab.write("latent.toml", text);
     lab.ok(&["train", "latent.toml", "--run", "run", "--quiet"]);
-    for row in lab.rows("run/metrics.jsonl") {
+    for row in lab.read_jsonl("run/metrics.jsonl") {
         let clip = &row["qk_clip"];
         assert!(clip["largest_score"].as_f64().unwrap() > 1e-3, "{row}");
         assert!(clip["clipped_heads"].as_u64().unwrap() > 0, "{row}");
@@ -90,7 +90,7 @@ fn latent_attention_trains_with_muon_and_a_clip() {
 
 #[test]
 fn options_without_effect_are_errors() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.write("sparse.toml", SPARSE);
     let moe = "model.moe={ n_experts = 4, top_k = 5, d_expert = 8 }";
     for (set, words) in [
@@ -111,24 +111,24 @@ fn options_without_effect_are_errors() {
         ("model.moe.top=3", "top_k"),
     ] {
         let args = ["train", "sparse.toml", "--run", "run", "--set", set];
-        lab.fails(2, &args, &[words]);
+        lab.expect_error(2, &args, &[words]);
     }
 }
 
 #[test]
 fn norms_of_latent_attention_are_explained() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let said = lab.ok(&["placement", "explain", "hybridnorm", "--attention", "mla"]);
     for line in ["c_q, c_kv, k_r = split(W_D u)", "k_r", "RoPE(N(k_r))"] {
         assert!(said.contains(line), "{said}");
     }
     let args = ["placement", "explain", "nanochat", "--attention", "mla"];
-    lab.fails(2, &args, &["not defined for latent attention"]);
+    lab.expect_error(2, &args, &["not defined for latent attention"]);
 }
 
 #[test]
 fn a_folder_of_hugging_face_is_imported() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     for family in ["olmoe", "deepseek-v3"] {
         let from = here(&format!("crates/hybridnorm/tests/fixtures/hf/{family}"));
         lab.ok(&["import", &from, "--out", family, "--quiet"]);

@@ -2,11 +2,11 @@
 
 mod common;
 
-use common::Lab;
+use common::TestDir;
 
 #[test]
 fn placements_are_seen_at_their_first_and_last_step() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let args = [
         "probe",
         "tiny.toml",
@@ -62,8 +62,8 @@ fn placements_are_seen_at_their_first_and_last_step() {
 
 #[test]
 fn what_cannot_be_probed() {
-    let lab = Lab::new();
-    lab.fails(
+    let lab = TestDir::new();
+    lab.expect_error(
         2,
         &[
             "probe",
@@ -75,12 +75,12 @@ fn what_cannot_be_probed() {
         ],
         &["unknown placement"],
     );
-    lab.fails(
+    lab.expect_error(
         2,
         &["probe", "tiny.toml", "--steps", "0"],
         &["steps = 0, expected 1 to train.steps = 20 (--steps)"],
     );
-    lab.fails(
+    lab.expect_error(
         2,
         &["probe", "tiny.toml", "--steps", "21"],
         &["expected 1 to train.steps = 20"],

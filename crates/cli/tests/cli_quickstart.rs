@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::Lab;
+use common::TestDir;
 
 /// Tolerance in nats: other machines sum in another order, which depends on their vector width, and training
 /// amplifies the last bits to about this much.
@@ -12,7 +12,7 @@ const TOLERANCE: f64 = 0.005;
 fn losses(text: &str) -> Vec<(&str, f64)> {
     let lines = text.lines();
     let table = lines.skip_while(|line| !line.contains("validation loss (nats)"));
-    let rows = table.take_while(|line| !line.ends_with("writes:"));
+    let rows = table.take_while(|line| !line.ends_with("generates:"));
     rows.filter_map(|row| {
         let (name, rest) = row.trim().split_once("  ")?;
         let loss = rest.split_whitespace().next()?;
@@ -24,7 +24,7 @@ fn losses(text: &str) -> Vec<(&str, f64)> {
 #[test]
 #[ignore = "trains for two minutes on books that npm fetches"]
 fn the_readme_says_what_the_quickstart_prints() {
-    let printed = Lab::new().ok(&["quickstart", "--quiet"]);
+    let printed = TestDir::new().ok(&["quickstart", "--quiet"]);
     let (found, expected) = (losses(&printed), losses(include_str!("../../../README.md")));
     let names = |rows: &[(&str, f64)]| {
         rows.iter()

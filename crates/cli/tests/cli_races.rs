@@ -6,14 +6,17 @@ mod common;
 
 use std::process::{Child, Stdio};
 
-use common::{Lab, code, files_below, kept_study, official_folder, prepared_run, quiet, stderr};
+use common::{
+    TestDir, code, files_below, official_folder, prepared_run, quiet, stderr,
+    write_study_keeping_runs,
+};
 
 /// Number of rounds per race without `RACES`.
 const ROUNDS: usize = 4;
 
 /// Command run by several processes concurrently.
 struct Race {
-    set_up: fn(&Lab),
+    set_up: fn(&TestDir),
     command: &'static str,
     /// Path removed before each round.
     target: &'static str,
@@ -22,12 +25,12 @@ struct Race {
     /// Expected messages of the losing processes, of which each prints one.
     losers_say: &'static [&'static str],
     /// Checks the files of the winner.
-    whole: fn(&Lab),
+    whole: fn(&TestDir),
 }
 
 impl Race {
     fn run(&self) {
-        let lab = Lab::new();
+        let lab = TestDir::new();
         (self.set_up)(&lab);
         let rounds = std::env::var("RACES").map_or(ROUNDS, |rounds| rounds.parse().unwrap());
         let mut expected = None;
@@ -155,7 +158,7 @@ fn replaying() {
     .run();
 }
 
-fn study_is_whole(lab: &Lab) {
+fn study_is_whole(lab: &TestDir) {
     for folder in ["study/runs", "study/kept"] {
         assert_eq!(
             std::fs::read_dir(lab.path(folder)).unwrap().count(),
@@ -169,7 +172,7 @@ fn study_is_whole(lab: &Lab) {
 #[test]
 fn studying() {
     Race {
-        set_up: kept_study,
+        set_up: write_study_keeping_runs,
         command: "study study.toml --out study",
         target: "study",
         one_wins: true,
@@ -197,8 +200,8 @@ fn reporting() {
 /// Shards of one study may start in one folder at the same time.
 #[test]
 fn two_shards_of_a_study() {
-    let lab = Lab::new();
-    kept_study(&lab);
+    let lab = TestDir::new();
+    write_study_keeping_runs(&lab);
     let rounds = std::env::var("RACES").map_or(ROUNDS, |rounds| rounds.parse().unwrap());
     for round in 0..rounds {
         if lab.path("study").is_dir() {

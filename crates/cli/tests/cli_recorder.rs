@@ -6,16 +6,19 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Lab, files_below, train_args};
+use common::{TestDir, files_below, train_args};
 use serde_json::Value;
 
 #[test]
-fn layers_are_looked_at_every_so_many_steps_and_change_no_result() {
-    let lab = Lab::new();
+fn layer_logging_does_not_change_results() {
+    let lab = TestDir::new();
     lab.train("with", &["--set", "log.layers_every=4"]);
     lab.train("without", &["--set", "log.layers_every=0"]);
-    assert_eq!(lab.history("with"), lab.history("without"));
-    let layers = lab.rows("with/layers.jsonl");
+    assert_eq!(
+        lab.reproducible_metrics("with"),
+        lab.reproducible_metrics("without")
+    );
+    let layers = lab.read_jsonl("with/layers.jsonl");
     let steps: Vec<u64> = layers
         .iter()
         .map(|row| row["step"].as_u64().unwrap())
@@ -56,7 +59,7 @@ fn layers_are_looked_at_every_so_many_steps_and_change_no_result() {
 
 #[test]
 fn a_resumed_run_has_every_row_once() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("whole", &["--set", "log.layers_every=2"]);
     lab.train(
         "parts",
@@ -89,18 +92,18 @@ fn a_resumed_run_has_every_row_once() {
         ],
     );
     assert_eq!(
-        lab.rows("constant/layers.jsonl"),
-        lab.rows("parts/layers.jsonl")
+        lab.read_jsonl("constant/layers.jsonl"),
+        lab.read_jsonl("parts/layers.jsonl")
     );
     assert_ne!(
-        lab.rows("constant/layers.jsonl"),
-        lab.rows("whole/layers.jsonl")
+        lab.read_jsonl("constant/layers.jsonl"),
+        lab.read_jsonl("whole/layers.jsonl")
     );
 }
 
 #[test]
-fn what_is_not_finite_leaves_a_dump() {
-    let lab = Lab::new();
+fn non_finite_values_write_a_dump() {
+    let lab = TestDir::new();
     let clip = "optimizer.clip_grad_norm=0";
     // Finite weights with a non-finite loss.
     let more = ["--set", "optimizer.lr=1e30", "--set", clip];
@@ -151,7 +154,7 @@ fn what_is_not_finite_leaves_a_dump() {
 }
 
 /// Trains a run whose weights jump right after a checkpoint, which causes spikes.
-fn spiked(lab: &Lab, run: &str) {
+fn spiked(lab: &TestDir, run: &str) {
     let calm = [
         "--set",
         "schedule.kind=constant",
@@ -174,7 +177,7 @@ fn spiked(lab: &Lab, run: &str) {
 
 #[test]
 fn a_spike_leaves_a_dump_and_a_count() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     spiked(&lab, "run");
     let dumps = files_below(&lab.path("run/flight"));
     assert!(!dumps.is_empty());
@@ -213,7 +216,7 @@ fn a_spike_leaves_a_dump_and_a_count() {
 
 #[test]
 fn a_replay_gives_the_same_bits_and_another_one_what_was_changed() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &[]);
     let replay = |more: &[&str]| {
         let mut args = vec![
@@ -248,7 +251,7 @@ fn a_replay_gives_the_same_bits_and_another_one_what_was_changed() {
             );
         }
     }
-    assert_eq!(lab.rows("run-replay-13/layers.jsonl").len(), 7);
+    assert_eq!(lab.read_jsonl("run-replay-13/layers.jsonl").len(), 7);
     let slower = replay(&["--set", "optimizer.lr=1e-5", "--out", "slower"]);
     let first = &slower["steps"][0];
     assert_eq!(first["run"]["loss"], first["replay"]["loss"]);
@@ -263,17 +266,17 @@ fn a_replay_gives_the_same_bits_and_another_one_what_was_changed() {
     assert!(new.contains("blocks.1.attn.in_norm.gain"), "{new}");
     // A replay is an ordinary run.
     lab.ok(&["eval", "other", "--data", "stories:5", "--quiet"]);
-    lab.fails(
+    lab.expect_error(
         2,
         &["replay", "run", "--step", "40"],
         &["run: step = 40, expected 1 to 21"],
     );
-    lab.fails(
+    lab.expect_error(
         2,
         &["replay", "run", "--step", "13"],
         &["run-replay-13 already contains a run; choose another --out"],
     );
-    lab.fails(
+    lab.expect_error(
         2,
         &[
             "replay",
@@ -289,7 +292,7 @@ fn a_replay_gives_the_same_bits_and_another_one_what_was_changed() {
     );
     for key in ["seed=9", "train.seq_len=8", "data.order=\"sequential\""] {
         let args = ["replay", "run", "--step", "13", "--out", "x", "--set", key];
-        lab.fails(2, &args, &["determines the batches"]);
+        lab.expect_error(2, &args, &["determines the batches"]);
     }
     let short = [
         "replay",
@@ -301,13 +304,13 @@ fn a_replay_gives_the_same_bits_and_another_one_what_was_changed() {
         "--set",
         "train.steps=12",
     ];
-    lab.fails(2, &short, &["train.steps = 12 ends before step 13"]);
+    lab.expect_error(2, &short, &["train.steps = 12 ends before step 13"]);
     assert!(!lab.path("x").exists());
 }
 
 #[test]
 fn a_run_that_died_is_replayed_from_its_last_checkpoint() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &["--set", "train.steps=10"]);
     let more = [
         "--set",
@@ -337,7 +340,7 @@ fn a_run_that_died_is_replayed_from_its_last_checkpoint() {
 
 #[test]
 fn event_files_are_written_only_when_asked_for() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("without", &[]);
     lab.train("with", &["--set", "log.tensorboard=true"]);
     let events = |run: &str| {
@@ -355,7 +358,7 @@ fn event_files_are_written_only_when_asked_for() {
 #[test]
 #[ignore = "needs Python with the tensorboard package"]
 fn tensorboard_reads_every_step_once() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let python = std::env::var("TENSORBOARD_PYTHON").unwrap_or_else(|_| "python3".into());
     let events = [
         "--set",

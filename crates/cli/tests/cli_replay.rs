@@ -4,12 +4,12 @@ mod common;
 
 use std::fs;
 
-use common::Lab;
+use common::TestDir;
 use serde_json::{Value, json};
 
 /// Three segments: extended, then with other learning rate, batch size and decay; of the first two only metrics
 /// remain.
-fn changed_run(lab: &Lab) {
+fn changed_run(lab: &TestDir) {
     let kept = ["--set", "train.keep_checkpoints=1"];
     lab.train("run", &kept);
     // Logging options do not matter.
@@ -50,7 +50,7 @@ fn boundaries(replay: &Value) -> Vec<(u64, Vec<&str>)> {
 
 #[test]
 fn the_numbers_of_a_run_come_out_again_across_its_segments() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     changed_run(&lab);
     let args = ["replay", "run", "--step", "34", "--after", "3"];
     let replay = lab.json(&[&args[..], &["--json"]].concat());
@@ -92,7 +92,10 @@ fn the_numbers_of_a_run_come_out_again_across_its_segments() {
         }
     }
     // The replay's own history agrees.
-    assert_eq!(lab.history("run-replay-34"), lab.history("run")[..37]);
+    assert_eq!(
+        lab.reproducible_metrics("run-replay-34"),
+        lab.reproducible_metrics("run")[..37]
+    );
     let segments: Value = serde_json::from_slice(&lab.read("run-replay-34/segments.json")).unwrap();
     let after = |at: usize| segments[at]["after_step"].as_u64().unwrap();
     assert_eq!([after(0), after(1), after(2)], [0, 20, 30]);
@@ -109,7 +112,7 @@ fn the_numbers_of_a_run_come_out_again_across_its_segments() {
 
 #[test]
 fn what_is_changed_comes_on_top_of_every_segment() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     changed_run(&lab);
     let args = [
         "replay",
@@ -133,7 +136,7 @@ fn what_is_changed_comes_on_top_of_every_segment() {
     );
     // Fewer steps than the step to replay.
     let short = ["--set", "train.steps=25", "--out", "short"];
-    lab.fails(
+    lab.expect_error(
         2,
         &[&args[..7], &short].concat(),
         &["train.steps = 25 ends before step 33"],
@@ -143,7 +146,7 @@ fn what_is_changed_comes_on_top_of_every_segment() {
 
 #[test]
 fn other_numbers_are_never_called_unchanged() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     changed_run(&lab);
     // As written by a version that recorded no history.
     fs::remove_file(lab.path("run/segments.json")).unwrap();
@@ -163,7 +166,7 @@ fn other_numbers_are_never_called_unchanged() {
 
 #[test]
 fn a_run_begins_again_from_the_weights_it_began_from() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("first", &[]);
     let from = ["--set", "init.from=\"first\""];
     let rare = ["--set", "train.checkpoint_every=0"];
@@ -175,7 +178,7 @@ fn a_run_begins_again_from_the_weights_it_began_from() {
     assert_eq!(replay["comparison"]["first_difference"], Value::Null);
     lab.train("first", &["--resume", "--set", "train.steps=25"]);
     let again = [&args[..], &["--out", "again"]].concat();
-    lab.fails(
+    lab.expect_error(
         2,
         &again,
         &["have changed since the run started", "SHA-256"],
@@ -196,7 +199,7 @@ fn a_run_begins_again_from_the_weights_it_began_from() {
     let late = [
         "replay", "second", "--step", "22", "--out", "late", "--quiet",
     ];
-    lab.fails(
+    lab.expect_error(
         2,
         &[&late[..], &["--set", "init.from=\"third\""]].concat(),
         &["init.from has no effect", "step 20"],
@@ -205,7 +208,7 @@ fn a_run_begins_again_from_the_weights_it_began_from() {
 
 #[test]
 fn a_constant_rate_is_not_put_down_to_the_number_of_steps() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let flat = ["--set", "schedule.kind=constant"];
     lab.train("run", &flat);
     let mut args = common::train_args("run", &flat);

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Lab, files_below};
+use common::{TestDir, files_below};
 use serde_json::Value;
 
 const STUDY: &str = r#"
@@ -38,8 +38,8 @@ layers_every = 5
 "#;
 
 /// Creates a lab with a study in `out` and a probe result in `probe.json`.
-fn lab() -> Lab {
-    let lab = Lab::new();
+fn lab() -> TestDir {
+    let lab = TestDir::new();
     lab.write("study.toml", STUDY);
     lab.ok(&["study", "study.toml", "--quiet", "--out", "out"]);
     let placements = "--placements=pre-norm,hybridnorm";
@@ -95,7 +95,7 @@ fn a_report_says_the_same_in_every_format() {
 
 #[test]
 fn runs_are_reported_as_they_stand() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("done", &[]);
     lab.train("other", &["--set", "model.placement=pre-norm"]);
     let jump = [
@@ -123,31 +123,31 @@ fn runs_are_reported_as_they_stand() {
 
 #[test]
 fn what_no_report_can_be_made_of() {
-    let lab = Lab::new();
-    lab.fails(
+    let lab = TestDir::new();
+    lab.expect_error(
         1,
         &["report", "none", "--format", "json"],
         &["none: no such file"],
     );
     lab.write("folder/note.txt", "nothing");
-    lab.fails(
+    lab.expect_error(
         1,
         &["report", "folder", "--format", "json"],
         &["folder: neither a study"],
     );
     lab.write("garbage.json", "[1]");
     let garbage = ["report", "garbage.json", "--format", "json"];
-    lab.fails(
+    lab.expect_error(
         1,
         &garbage,
         &["garbage.json: not an output of `probe --out`"],
     );
     lab.train("run", &[]);
-    lab.fails(2, &["report", "run"], &["--out is required"]);
+    lab.expect_error(2, &["report", "run"], &["--out is required"]);
 }
 
 /// Loads a page in Chromium without network and returns the facts it reports.
-fn in_chromium(lab: &Lab, page: &str, more: &[&str]) -> Value {
+fn in_chromium(lab: &TestDir, page: &str, more: &[&str]) -> Value {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let script = |name: &str| {
         let text = fs::read_to_string(tests.join(name)).unwrap();

@@ -4,14 +4,14 @@ mod common;
 
 use std::fs;
 
-use common::{Lab, copy_folder};
+use common::{TestDir, copy_folder};
 use serde_json::{Value, json};
 
-fn report(lab: &Lab, runs: &[&str]) -> Value {
+fn report(lab: &TestDir, runs: &[&str]) -> Value {
     lab.json(&[&["report", "--format", "json"], runs].concat())
 }
 
-fn markdown(lab: &Lab, runs: &[&str]) -> String {
+fn markdown(lab: &TestDir, runs: &[&str]) -> String {
     lab.ok(&[&["report", "--format", "markdown"], runs].concat())
 }
 
@@ -29,7 +29,7 @@ fn is_averaged(text: &str) -> bool {
 }
 
 /// Removes the history, which older versions did not write.
-fn forget_history(lab: &Lab, run: &str) {
+fn forget_history(lab: &TestDir, run: &str) {
     let _ = fs::remove_file(lab.path(run).join("segments.json"));
 }
 
@@ -45,14 +45,14 @@ fn segment(after: u64, lr: Option<(&str, &str)>, threads: u64, machine: &str) ->
     segment
 }
 
-fn write_history(lab: &Lab, run: &str, segments: &[Value]) {
+fn write_history(lab: &TestDir, run: &str, segments: &[Value]) {
     let text = serde_json::to_vec(segments).unwrap();
     lab.write(&format!("{run}/segments.json"), text);
 }
 
 #[test]
 fn only_runs_equal_but_for_the_seed_are_averaged() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("a", &["--set", "optimizer.weight_decay=0.1"]);
     lab.train(
         "b",
@@ -83,7 +83,7 @@ fn only_runs_equal_but_for_the_seed_are_averaged() {
         ["hybridnorm-star, a", "hybridnorm-star, copy"]
     );
     assert!(!is_averaged(&markdown(&lab, &["a", "copy"])));
-    lab.fails(
+    lab.expect_error(
         2,
         &["report", "a", "./a", "--format", "json"],
         &["the same run"],
@@ -92,7 +92,7 @@ fn only_runs_equal_but_for_the_seed_are_averaged() {
 
 #[test]
 fn the_same_data_under_another_path_are_the_same() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let text = "Once there was a fox who counted to seven and slept. ".repeat(60);
     for path in ["here.txt", "there/moved.txt"] {
         lab.write(path, &text);
@@ -114,7 +114,7 @@ fn the_same_data_under_another_path_are_the_same() {
 
 #[test]
 fn unlike_data_and_tokenizers_stand_apart() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("a", &[]);
     lab.train("b", &["--set", "data.train=[\"stories:70\"]"]);
     lab.train("c", &["--set", "data.tokenizer=bpe:280"]);
@@ -161,7 +161,7 @@ fn unlike_data_and_tokenizers_stand_apart() {
 
 #[test]
 fn facts_are_those_of_the_run() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("old", &[]);
     forget_history(&lab, "old");
     let cost = &report(&lab, &["old"])["runs"][0]["cost"];
@@ -197,7 +197,7 @@ fn facts_are_those_of_the_run() {
 
 #[test]
 fn a_rate_that_was_changed_is_told_by_segment() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &[]);
     let changed = segment(10, Some(("0.02", "0.003")), 1, "m");
     write_history(&lab, "run", &[segment(0, None, 1, "m"), changed]);
@@ -223,7 +223,7 @@ fn a_rate_that_was_changed_is_told_by_segment() {
 
 #[test]
 fn a_rewritten_configuration_is_not_believed() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &[]);
     forget_history(&lab, "run");
     let config = String::from_utf8(lab.read("run/config.toml")).unwrap();
@@ -236,7 +236,7 @@ fn a_rewritten_configuration_is_not_believed() {
 
 #[test]
 fn holes_repetitions_and_ends_are_told() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &[]);
     let text = String::from_utf8(lab.read("run/metrics.jsonl")).unwrap();
     let lines: Vec<&str> = text.lines().collect();
@@ -275,8 +275,8 @@ fn holes_repetitions_and_ends_are_told() {
 
 #[test]
 #[cfg(unix)]
-fn pipes_and_huge_files_are_refused_at_once() {
-    let lab = Lab::new();
+fn pipes_and_huge_files_are_rejected_immediately() {
+    let lab = TestDir::new();
     lab.train("run", &[]);
     let pipe = |path: &str| {
         let _ = fs::remove_file(lab.path(path));
@@ -286,7 +286,7 @@ fn pipes_and_huge_files_are_refused_at_once() {
         assert!(made.unwrap().success());
     };
     let refused = |of: &str, words: &[&str]| {
-        lab.fails(1, &["report", of, "--format", "json"], words);
+        lab.expect_error(1, &["report", of, "--format", "json"], words);
     };
     pipe("probe.json");
     refused("probe.json", &["probe.json: is a pipe"]);
@@ -331,7 +331,7 @@ checkpoint_every = 0
 
 #[test]
 fn names_are_names_in_tables_and_in_markdown() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.write("study.toml", NAMES);
     let output = lab.run(&["study", "study.toml", "--out", "out"]);
     for bytes in [&output.stdout, &output.stderr] {
@@ -354,7 +354,7 @@ fn names_are_names_in_tables_and_in_markdown() {
 
 #[test]
 fn a_study_with_a_run_missing_is_called_incomplete() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.write("study.toml", NAMES);
     lab.ok(&["study", "study.toml", "--quiet", "--out", "out"]);
     assert!(!markdown(&lab, &["out"]).contains("Incomplete"));
@@ -377,7 +377,7 @@ fn a_study_with_a_run_missing_is_called_incomplete() {
 
 #[test]
 fn a_report_replaces_a_file_whole_and_leaves_no_other() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &[]);
     lab.write("pages/report.md", "old");
     lab.write("pages/.report.md.partial", "left by something else");
@@ -402,7 +402,7 @@ fn a_report_replaces_a_file_whole_and_leaves_no_other() {
 
 #[test]
 fn a_configuration_that_was_changed_behind_the_run_is_refused() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &[]);
     let whole = String::from_utf8(lab.read("run/config.toml")).unwrap();
     let report = ["report", "run", "--format", "json"];
@@ -418,7 +418,7 @@ fn a_configuration_that_was_changed_behind_the_run_is_refused() {
     };
     with("placement", "\"post-norm\"");
     let words = "run/config.toml: its placement is not that of the run's checkpoint";
-    lab.fails(1, &report, &[words]);
+    lab.expect_error(1, &report, &[words]);
     // Steps are not assigned a learning rate that they did not have.
     with("lr", "0.02");
     let text = lab.ok(&["report", "run", "--format", "markdown"]);
@@ -433,7 +433,7 @@ fn a_configuration_that_was_changed_behind_the_run_is_refused() {
 
 #[test]
 fn a_report_does_not_take_the_place_of_what_it_is_about() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &[]);
     for part in [
         "config.toml",
@@ -444,14 +444,14 @@ fn a_report_does_not_take_the_place_of_what_it_is_about() {
         let out = format!("run/{part}");
         let before = lab.read(&out);
         let report = ["report", "run", "--format", "json", "--out", &out];
-        lab.fails(2, &report, &["is a part of the input run"]);
+        lab.expect_error(2, &report, &["is a part of the input run"]);
         assert_eq!(lab.read(&out), before, "{part}");
     }
     // Nor of parts that do not exist yet.
     for part in ["unfinished.txt", "flight", "kept"] {
         let out = format!("run/{part}");
         let report = ["report", "run", "--format", "json", "--out", &out];
-        lab.fails(2, &report, &["is a part of the input run"]);
+        lab.expect_error(2, &report, &["is a part of the input run"]);
         assert!(!lab.path(&out).exists(), "{part}");
     }
     lab.ok(&[

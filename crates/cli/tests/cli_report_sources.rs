@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use common::{Lab, copy_folder, stderr, train_args};
+use common::{TestDir, copy_folder, stderr, train_args};
 use serde_json::Value;
 
 /// Like `tiny.toml`, with the model of a checkpoint.
@@ -21,11 +21,11 @@ seq_len = 16
 eval_sequences = 0
 "#;
 
-fn report(lab: &Lab, runs: &[&str]) -> Value {
+fn report(lab: &TestDir, runs: &[&str]) -> Value {
     lab.json(&[&["report", "--format", "json"], runs].concat())
 }
 
-fn markdown(lab: &Lab, runs: &[&str]) -> String {
+fn markdown(lab: &TestDir, runs: &[&str]) -> String {
     lab.ok(&[&["report", "--format", "markdown"], runs].concat())
 }
 
@@ -49,7 +49,7 @@ fn is_averaged(text: &str) -> bool {
 }
 
 /// Removes a key from the segments, as if written by a version that did not record it.
-fn forget(lab: &Lab, run: &str, key: &str) {
+fn forget(lab: &TestDir, run: &str, key: &str) {
     let path = format!("{run}/segments.json");
     let mut segments: Value = serde_json::from_slice(&lab.read(&path)).unwrap();
     for segment in segments.as_array_mut().unwrap() {
@@ -62,7 +62,7 @@ fn forget(lab: &Lab, run: &str, key: &str) {
 
 #[test]
 fn runs_that_began_from_other_weights_are_no_seeds_of_each_other() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.write("from.toml", FROM);
     let train = |run: &str, seed: &str, more: &[&str]| {
         let seed = format!("seed={seed}");
@@ -121,7 +121,7 @@ fn runs_that_began_from_other_weights_are_no_seeds_of_each_other() {
 
 #[test]
 fn a_run_goes_on_without_the_checkpoint_that_it_began_from() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.write("from.toml", FROM);
     lab.train("first", &[]);
     let run = |more: &[&str]| {
@@ -154,7 +154,7 @@ fn a_run_goes_on_without_the_checkpoint_that_it_began_from() {
 
 #[test]
 fn runs_that_were_judged_on_other_data_stand_apart() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let text =
         |word: &str| format!("{word} walked to the river and counted the boats. ").repeat(60);
     let train = |run: &str, seed: &str, folder: &str| {
@@ -198,7 +198,7 @@ fn runs_that_were_judged_on_other_data_stand_apart() {
 
 #[test]
 fn what_is_held_out_is_known_by_content() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.prepare("stories:80", "bytes", "here");
     copy_folder(&lab.path("here"), &lab.path("moved/there"));
     for (run, folder, seed) in [("a", "here", "1"), ("b", "moved/there", "2")] {
@@ -229,7 +229,7 @@ fn what_is_held_out_is_known_by_content() {
 
 #[test]
 fn validation_data_that_changed_on_the_way_are_told() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     for (path, word) in [("v.txt", "north"), ("w.txt", "south")] {
         lab.write(
             path,

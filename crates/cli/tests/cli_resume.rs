@@ -7,7 +7,7 @@ use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{
-    DAMAGES, Damage, Lab, code, copy_folder, damage, files_below, signal, stderr, train_args,
+    DAMAGES, Damage, TestDir, code, copy_folder, damage, files_below, signal, stderr, train_args,
 };
 
 const LAST: &str = "checkpoints/step-00000020";
@@ -18,16 +18,20 @@ fn slow<'a>(more: &[&'a str]) -> Vec<&'a str> {
     [&SLOW, more].concat()
 }
 
-fn assert_same(lab: &Lab, expected: &str, found: &str) {
+fn assert_same(lab: &TestDir, expected: &str, found: &str) {
     for file in ["model.safetensors", "optimizer.safetensors", "state.json"] {
         let bytes = |run: &str| lab.read(format!("{run}/{LAST}/{file}"));
         assert!(bytes(expected) == bytes(found), "{file} of {found} differs");
     }
-    assert_eq!(lab.history(expected), lab.history(found), "{found}");
+    assert_eq!(
+        lab.reproducible_metrics(expected),
+        lab.reproducible_metrics(found),
+        "{found}"
+    );
 }
 
 /// Trains and interrupts after some steps; returns the output.
-fn interrupted(lab: &Lab, run: &str, more: &[&str]) -> Output {
+fn interrupted(lab: &TestDir, run: &str, more: &[&str]) -> Output {
     let mut args = train_args(run, &slow(more));
     args.retain(|arg| *arg != "--quiet");
     let child = lab.start(&args);
@@ -40,10 +44,10 @@ fn interrupted(lab: &Lab, run: &str, more: &[&str]) -> Output {
 }
 
 #[test]
-fn an_interrupted_run_ends_in_the_same_bits_on_any_number_of_threads() {
-    let lab = Lab::new();
+fn resumed_runs_are_bit_identical_for_any_thread_count() {
+    let lab = TestDir::new();
     lab.train("whole", &slow(&["--threads", "1"]));
-    assert_eq!(lab.history("whole").len(), 20);
+    assert_eq!(lab.reproducible_metrics("whole").len(), 20);
     lab.train("whole-2", &slow(&["--threads", "2"]));
     assert_same(&lab, "whole", "whole-2");
     for threads in ["1", "2"] {
@@ -57,26 +61,26 @@ fn an_interrupted_run_ends_in_the_same_bits_on_any_number_of_threads() {
             .unwrap_or_else(|| panic!("{said}"));
         assert!(
             advice.ends_with(&format!(
-                "resume with: hybridnorm train tiny.toml --run '{run}' --resume \
-                 --set train.batch_size=32 --set train.seq_len=32"
+                "resume with: hybridnorm train tiny.toml --run '{run}' --set train.batch_size=32 \
+                 --set train.seq_len=32 --threads {threads} --resume"
             )),
             "{advice}"
         );
-        assert!(lab.history(&run).len() < 20);
+        assert!(lab.reproducible_metrics(&run).len() < 20);
         lab.train(&run, &slow(&["--threads", threads, "--resume"]));
         assert_same(&lab, "whole", &run);
     }
 }
 
 /// Waits for the first record of metrics in `run`.
-fn wait_for_a_step(lab: &Lab) {
+fn wait_for_a_step(lab: &TestDir) {
     let metrics = lab.path("run/metrics.jsonl");
     common::wait_until("a step", || metrics.metadata().is_ok_and(|m| m.len() > 0));
 }
 
 /// Kills at times spread over the whole run, many of them during a checkpoint write.
 fn killed_often(threads: &str) {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("whole", &SLOW);
     let all = [
         "--set",
@@ -136,7 +140,7 @@ fn a_run_killed_again_and_again_ends_in_the_same_bits_on_two_threads() {
 
 #[test]
 fn a_termination_signal_ends_it_too() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let more = slow(&["--set", "train.steps=100000"]);
     let child = lab.start(&train_args("run", &more));
     wait_for_a_step(&lab);
@@ -149,19 +153,19 @@ fn a_termination_signal_ends_it_too() {
 #[cfg(target_os = "linux")]
 #[test]
 fn under_nohup_it_outlives_its_terminal() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let mut command = lab.command_through("nohup", &train_args("run", &SLOW));
     let child = command.stdout(Stdio::null()).spawn().unwrap();
     wait_for_a_step(&lab);
     signal(&child, "HUP");
     let output = child.wait_with_output().unwrap();
     assert_eq!(code(&output), 0);
-    assert_eq!(lab.history("run").len(), 20);
+    assert_eq!(lab.reproducible_metrics("run").len(), 20);
 }
 
 #[test]
 fn a_broken_newest_checkpoint_is_passed_over_and_named() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("whole", &[]);
     let newest = lab.path("whole").join(LAST);
     for file in files_below(&newest) {
@@ -187,7 +191,7 @@ fn a_broken_newest_checkpoint_is_passed_over_and_named() {
 
 #[test]
 fn broken_later_checkpoints_do_not_cost_the_good_one() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &["--set", "train.keep_checkpoints=4"]);
     for step in ["10", "15", "20"] {
         fs::write(
@@ -217,7 +221,7 @@ fn broken_later_checkpoints_do_not_cost_the_good_one() {
 
 #[test]
 fn a_run_whose_checkpoints_are_all_broken_is_not_started_over() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &["--set", "train.steps=10"]);
     for name in lab.checkpoints("run") {
         lab.write(&format!("run/checkpoints/{name}/config.json"), "{}");
@@ -234,7 +238,7 @@ fn a_run_whose_checkpoints_are_all_broken_is_not_started_over() {
 
 #[test]
 fn what_a_kill_left_half_written_is_removed() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &["--set", "train.steps=10"]);
     lab.write(
         "run/checkpoints/step-00000007.0123456789abcdef.partial/model.safetensors",
@@ -249,7 +253,7 @@ fn what_a_kill_left_half_written_is_removed() {
 
 #[test]
 fn as_many_checkpoints_are_kept_as_asked_for() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train(
         "run",
         &[
@@ -266,7 +270,7 @@ fn as_many_checkpoints_are_kept_as_asked_for() {
 
 #[test]
 fn a_run_is_not_overwritten_and_must_stay_the_same_run() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &[]);
     let before = lab.read(format!("run/{LAST}/model.safetensors"));
     lab.train_fails(2, "run", &[], &["run already contains a run", "--resume"]);
@@ -292,7 +296,7 @@ fn a_run_is_not_overwritten_and_must_stay_the_same_run() {
 
 #[test]
 fn changed_data_are_noticed() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let text = |word: &str| format!("{word} one two three four five.\n").repeat(500);
     lab.write("a.txt", text("zero"));
     let more = ["--set", "data.train=['a.txt']", "--set", "train.steps=5"];
@@ -309,7 +313,7 @@ fn changed_data_are_noticed() {
 
 #[test]
 fn two_trainings_in_one_folder_are_refused() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let more = slow(&["--set", "train.steps=100000"]);
     let mut child = lab.start(&train_args("run", &more));
     wait_for_a_step(&lab);
@@ -328,7 +332,7 @@ fn two_trainings_in_one_folder_are_refused() {
 
 #[test]
 fn accumulated_gradients_give_nearly_the_same_losses() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("one", &[]);
     lab.train("four", &["--set", "train.grad_accum_steps=4"]);
     let (one, four) = (lab.column("one", "loss"), lab.column("four", "loss"));
@@ -340,7 +344,7 @@ fn accumulated_gradients_give_nearly_the_same_losses() {
 
 #[test]
 fn ctrl_c_while_text_is_tokenized_ends_at_once_and_leaves_nothing_in_the_way() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let many = ["--set", "data.train=['stories:3000000']"];
     let started = Instant::now();
     let child = lab.start(&train_args("run", &many));
@@ -348,7 +352,7 @@ fn ctrl_c_while_text_is_tokenized_ends_at_once_and_leaves_nothing_in_the_way() {
     signal(&child, "INT");
     let output = child.wait_with_output().unwrap();
     assert_eq!(code(&output), 130);
-    assert_eq!(stderr(&output), "stopped\n");
+    assert_eq!(stderr(&output), "interrupted\n");
     assert!(started.elapsed() < Duration::from_secs(5));
     let prepare = [
         "data",
@@ -365,7 +369,7 @@ fn ctrl_c_while_text_is_tokenized_ends_at_once_and_leaves_nothing_in_the_way() {
     std::thread::sleep(Duration::from_millis(500));
     signal(&child, "INT");
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
-    lab.fails(1, &["data", "inspect", "p"], &["p: no such file"]);
+    lab.expect_error(1, &["data", "inspect", "p"], &["p: no such file"]);
     lab.prepare("stories:30", "bytes", "p");
     lab.ok(&["data", "inspect", "p"]);
     lab.train("run", &[]);
@@ -373,7 +377,7 @@ fn ctrl_c_while_text_is_tokenized_ends_at_once_and_leaves_nothing_in_the_way() {
 
 #[test]
 fn whatever_takes_an_older_checkpoint_names_the_broken_one() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.write("text.txt", "A sentence to measure a model on. ".repeat(9));
     lab.train("run", &[]);
     damage(
@@ -408,8 +412,8 @@ fn whatever_takes_an_older_checkpoint_names_the_broken_one() {
 }
 
 #[test]
-fn a_run_does_not_go_on_behind_a_hole() {
-    let lab = Lab::new();
+fn resume_is_refused_if_metrics_are_missing() {
+    let lab = TestDir::new();
     lab.train("run", &[]);
     let rows = String::from_utf8(lab.read("run/metrics.jsonl")).unwrap();
     let lines: Vec<&str> = rows.lines().collect();

@@ -4,11 +4,11 @@ mod common;
 
 use std::fs;
 
-use common::{Lab, code, files_below, signal, stderr, train_args, wait_until};
+use common::{TestDir, code, files_below, signal, stderr, train_args, wait_until};
 
 #[test]
 fn a_run_that_cannot_begin_leaves_no_trace() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let bad = ["--set", "data.train=['no such file.txt']"];
     let args = train_args("deep/er/run", &bad);
     assert_ne!(code(&lab.run(&args)), 0);
@@ -21,7 +21,7 @@ fn a_run_that_cannot_begin_leaves_no_trace() {
 
 #[test]
 fn what_a_kill_left_before_the_first_step_is_begun_again_by_the_same_command() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("whole", &[]);
     // The state after a kill, for each of the files written before the first step.
     let files = ["lock", "segments.json", "config.toml", "metrics.jsonl"];
@@ -36,7 +36,10 @@ fn what_a_kill_left_before_the_first_step_is_begun_again_by_the_same_command() {
             lab.write(&format!("{run}/{name}"), content);
         }
         lab.train(&run, &[]);
-        assert_eq!(lab.history(&run), lab.history("whole"));
+        assert_eq!(
+            lab.reproducible_metrics(&run),
+            lab.reproducible_metrics("whole")
+        );
     }
     // A user's own configuration is not mistaken for it.
     lab.write("own/config.toml", "seed = 1\n");
@@ -58,12 +61,15 @@ fn what_a_kill_left_before_the_first_step_is_begun_again_by_the_same_command() {
     }
     lab.train_fails(2, "rows", &[], &["begin it again by --resume"]);
     lab.train("rows", &["--resume"]);
-    assert_eq!(lab.history("rows"), lab.history("whole"));
+    assert_eq!(
+        lab.reproducible_metrics("rows"),
+        lab.reproducible_metrics("whole")
+    );
 }
 
 #[test]
 fn two_at_once_one_wins() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("whole", &[]);
     for round in 0..8 {
         let run = format!("run-{round}");
@@ -77,13 +83,16 @@ fn two_at_once_one_wins() {
             let is_told = ["another process is training here", "already contains a run"];
             assert!(is_told.iter().any(|word| said.contains(word)), "{said}");
         }
-        assert_eq!(lab.history(&run), lab.history("whole"));
+        assert_eq!(
+            lab.reproducible_metrics(&run),
+            lab.reproducible_metrics("whole")
+        );
     }
 }
 
 #[test]
 fn a_killed_replay_is_begun_again_by_the_same_command() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     // Long enough for a signal to arrive before the end, even on a busy machine.
     let slow = [
         "--set",
@@ -111,12 +120,12 @@ fn a_killed_replay_is_begun_again_by_the_same_command() {
     let replay = lab.json(&args);
     assert_eq!(replay["steps"].as_array().unwrap().len(), 20);
     assert!(!lab.path("run-replay-9/unfinished.txt").exists());
-    lab.fails(2, &args, &["run-replay-9 already contains a run"]);
+    lab.expect_error(2, &args, &["run-replay-9 already contains a run"]);
 }
 
 #[test]
 fn a_quickstart_keeps_what_is_not_its_own() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let args = [
         "quickstart",
         "--quiet",
@@ -142,8 +151,8 @@ fn a_quickstart_keeps_what_is_not_its_own() {
 }
 
 #[test]
-fn damaged_rows_cost_no_run() {
-    let lab = Lab::new();
+fn runs_resume_after_damaged_metrics() {
+    let lab = TestDir::new();
     let ten = ["--set", "train.steps=10"];
     lab.train("whole", &[]);
     for tail in ["\0\0\0\0\0", "{\"step\":11,\"lo", "\0\0\0\n{\"step\":12"] {
@@ -165,13 +174,13 @@ fn damaged_rows_cost_no_run() {
     let rows = format!("{head}\"tokens_per_second\":null}}{tail}");
     lab.write("run/metrics.jsonl", rows);
     lab.train("run", &["--resume", "--set", "train.steps=24"]);
-    assert_eq!(lab.history("run").len(), 24);
+    assert_eq!(lab.reproducible_metrics("run").len(), 24);
 }
 
 /// A run resumed without its earlier records could not be resumed again.
 #[test]
 fn a_resume_that_is_refused_changes_nothing() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("run", &["--set", "log.layers_every=5"]);
     let names = [
         "config.toml",
@@ -219,8 +228,8 @@ fn a_resume_that_is_refused_changes_nothing() {
 
 #[cfg(unix)]
 #[test]
-fn a_directory_is_made_where_a_link_leads_and_goes_where_nothing_came_of_it() {
-    let lab = Lab::new();
+fn run_directory_symlinks_are_followed_and_failed_runs_removed() {
+    let lab = TestDir::new();
     std::os::unix::fs::symlink("there", lab.path("link")).unwrap();
     let missing = ["--set", r#"data.train=["missing.txt"]"#];
     lab.train_fails(1, "link", &missing, &["missing.txt"]);
@@ -232,7 +241,7 @@ fn a_directory_is_made_where_a_link_leads_and_goes_where_nothing_came_of_it() {
 #[cfg(unix)]
 #[test]
 fn pipes_do_not_hang_a_run() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let pipe = |name: &str| {
         let made = std::process::Command::new("mkfifo")
             .arg(lab.path(name))
@@ -259,13 +268,13 @@ fn pipes_do_not_hang_a_run() {
         assert_eq!(code(&output), expected, "{name}: {}", stderr(&output));
     }
     pipe("pipe.toml");
-    lab.fails(1, &["train", "pipe.toml"], &["pipe.toml", "is a pipe"]);
+    lab.expect_error(1, &["train", "pipe.toml"], &["pipe.toml", "is a pipe"]);
 }
 
 #[cfg(unix)]
 #[test]
 fn a_limit_of_file_size_has_a_message() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let limited = format!(
         "ulimit -f 64; exec \"$0\" {}",
         train_args("run", &["--set", "model.d_ff=2048"]).join(" ")
@@ -284,8 +293,11 @@ fn a_limit_of_file_size_has_a_message() {
 
 #[test]
 fn without_locks_it_trains_all_the_same() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("locked", &[]);
     lab.train("run", &["--no-lock"]);
-    assert_eq!(lab.history("run"), lab.history("locked"));
+    assert_eq!(
+        lab.reproducible_metrics("run"),
+        lab.reproducible_metrics("locked")
+    );
 }

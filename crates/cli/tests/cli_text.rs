@@ -7,7 +7,7 @@ use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
-use common::Lab;
+use common::TestDir;
 use serde_json::Value;
 
 fn gzip(bytes: &str) -> Vec<u8> {
@@ -52,8 +52,8 @@ fn left_out(json: &Value, unit: &str) -> u64 {
 }
 
 #[test]
-fn what_is_read_and_what_is_left_out_are_all() {
-    let lab = Lab::new();
+fn read_and_omitted_counts_add_up() {
+    let lab = TestDir::new();
     lab.write("c/one.text", "plain one");
     lab.write("c/two.md", "# two");
     lab.write("c/three.txt.gz", gzip("three\n"));
@@ -118,12 +118,12 @@ fn what_is_read_and_what_is_left_out_are_all() {
     ] {
         assert!(table.contains(words), "{words}\n{table}");
     }
-    lab.fails(
+    lab.expect_error(
         2,
         &prepare("c", "o3", &["--exclude", "*.none"]),
         &["exclude `*.none`: matches no"],
     );
-    lab.fails(
+    lab.expect_error(
         1,
         &prepare("c", "o3", &["--include", "zzz/**"]),
         &["c: no `.txt`", "not selected by include/exclude"],
@@ -138,7 +138,7 @@ fn what_is_read_and_what_is_left_out_are_all() {
 
 #[test]
 fn documents_end_at_separators() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.write(
         "t.txt",
         "One.\n\nMore.\n<|endoftext|>\nTwo.\n<|endoftext|>\n \n<|endoftext|>Three.<|endoftext|>\n",
@@ -162,13 +162,13 @@ fn documents_end_at_separators() {
         &["--separator", "\nMore.\n", "--json"],
     ));
     assert_eq!(lines["train"]["documents"], 2);
-    lab.fails(
+    lab.expect_error(
         2,
         &prepare("t.txt", "d", &["--separator", "###"]),
         &["`###` does not occur in any"],
     );
     lab.write("j.jsonl", "{\"text\":\"a\"}\n");
-    lab.fails(
+    lab.expect_error(
         2,
         &prepare("j.jsonl", "d", &["--separator", "#"]),
         &["separator has no effect"],
@@ -178,7 +178,7 @@ fn documents_end_at_separators() {
 
 #[test]
 fn training_says_what_was_left_out_also_when_the_cache_is_used() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let stories: Vec<String> = (0..400)
         .map(|i| format!("Story {i} of many.\n\n"))
         .collect();
@@ -216,7 +216,7 @@ fn training_says_what_was_left_out_also_when_the_cache_is_used() {
         ]
     };
     lab.ok(&with("data.train=[\"sep.txt\"]", "r3"));
-    lab.fails(
+    lab.expect_error(
         2,
         &with("data.train=[\"long.txt\"]", "r4"),
         &["does not occur in any plain text input"],
@@ -225,12 +225,12 @@ fn training_says_what_was_left_out_also_when_the_cache_is_used() {
 
 #[test]
 fn bad_records_are_named_or_left_out_and_counted() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.write(
         "b.jsonl",
         b"{\"text\": \"ok\"}\n{\"text\": 5}\n{\"body\": 1}\n{\"text\": \"a\" \"b\": 1}\n{\"text\": \"\xff\"}\n{\"text\": \"end\"}\n",
     );
-    lab.fails(
+    lab.expect_error(
         1,
         &prepare("b.jsonl", "o", &[]),
         &["b.jsonl: line 2: field `text` is not a string but a number"],
@@ -240,33 +240,33 @@ fn bad_records_are_named_or_left_out_and_counted() {
     assert_eq!(left_out(&json, "records"), 4);
     assert_eq!(json["left_out"][0]["examples"][0], "b.jsonl:2");
     lab.write("e.json", "[{\"text\": \"a\"},\n {\"text\": \"b\" \"c\"}]");
-    lab.fails(
+    lab.expect_error(
         1,
         &prepare("e.json", "p", &[]),
         &["line 2, character 14 of the record: not valid JSON"],
     );
     lab.write("f.json", "[{\"text\": \"a\"}");
-    lab.fails(
+    lab.expect_error(
         1,
         &prepare("f.json", "p", &[]),
         &["the file ends after 1 record of an array"],
     );
     lab.write("u.txt", b"\xff\xfeh\0i\0");
-    lab.fails(1, &prepare("u.txt", "p", &[]), &["UTF-16 text", "iconv"]);
+    lab.expect_error(1, &prepare("u.txt", "p", &[]), &["UTF-16 text", "iconv"]);
     lab.write("g.txt", gzip("x"));
-    lab.fails(1, &prepare("g.txt", "p", &[]), &["gzip data", "`.gz`"]);
+    lab.expect_error(1, &prepare("g.txt", "p", &[]), &["gzip data", "`.gz`"]);
     lab.write(
         "h.jsonl",
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
     );
-    lab.fails(1, &prepare("h.jsonl", "p", &[]), &["Git LFS pointer"]);
+    lab.expect_error(1, &prepare("h.jsonl", "p", &[]), &["Git LFS pointer"]);
     lab.write("bad.parquet", b"PAR1 not PAR1");
-    lab.fails(
+    lab.expect_error(
         1,
         &prepare("bad.parquet", "p", &[]),
         &["bad.parquet: damaged Parquet file"],
     );
-    lab.fails(
+    lab.expect_error(
         2,
         &prepare("stories:3", "p", &["--skip-bad"]),
         &["skip_bad has no effect"],
@@ -275,7 +275,7 @@ fn bad_records_are_named_or_left_out_and_counted() {
 
 #[test]
 fn damaged_packed_files_are_left_out_where_that_is_asked_for() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let lines: String = (0..4000)
         .map(|line| {
             format!(
@@ -290,7 +290,7 @@ fn damaged_packed_files_are_left_out_where_that_is_asked_for() {
     lab.write("d/tail.jsonl.gz", [&gzip(&lines)[..], b"more"].concat());
     lab.write("d/empty.txt.zst", "");
     lab.write("d/whole.jsonl.gz", &whole);
-    lab.fails(
+    lab.expect_error(
         1,
         &prepare("d", "o", &[]),
         &["d/cut.jsonl.gz: damaged gzip"],
@@ -333,7 +333,7 @@ fn damaged_packed_files_are_left_out_where_that_is_asked_for() {
     // The option has an effect on these files, too.
     lab.write("e.txt.gz", gzip("Some text."));
     lab.ok(&prepare("e.txt.gz", "p", &["--skip-bad"]));
-    lab.fails(
+    lab.expect_error(
         2,
         &[
             "data",
@@ -354,7 +354,7 @@ fn damaged_packed_files_are_left_out_where_that_is_asked_for() {
 
 #[test]
 fn two_preparations_of_one_folder() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     for more in [&[][..], &["--overwrite"]] {
         for round in 0..5 {
             let out = format!("both{}{round}", more.len());
@@ -391,7 +391,7 @@ fn two_preparations_of_one_folder() {
 
 #[test]
 fn prepared_data_among_texts_are_no_text() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.write("texts/a.txt", "Some text of mine.");
     for _ in 0..2 {
         let manifest = lab.json(&[

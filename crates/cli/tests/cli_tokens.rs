@@ -4,7 +4,7 @@ mod common;
 
 use std::process::Command;
 
-use common::{Lab, code, stderr};
+use common::{TestDir, code, stderr};
 use serde_json::{Value, json};
 
 /// Returns a word-level tokenizer, which decodes with spaces between words.
@@ -16,8 +16,8 @@ fn words() -> Value {
 }
 
 /// Trains a model that memorizes one sentence.
-fn trained() -> Lab {
-    let lab = Lab::new();
+fn trained() -> TestDir {
+    let lab = TestDir::new();
     lab.write("owl/tokenizer.json", words().to_string());
     let line = json!({"text": "owls hoot softly tonight"}).to_string() + "\n";
     lab.write("owl.jsonl", line.repeat(60));
@@ -90,7 +90,7 @@ fn text_goes_on_after_its_prompt_and_nothing_is_left_out_unsaid() {
 
 #[test]
 fn settings_that_are_switched_off_are_said_and_recorded() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let mut file = words();
     file["truncation"] =
         json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
@@ -125,7 +125,7 @@ fn settings_that_are_switched_off_are_said_and_recorded() {
 
 #[test]
 fn text_without_white_space_takes_a_few_times_its_size() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let size = 24 << 20;
     lab.write(
         "w.jsonl",

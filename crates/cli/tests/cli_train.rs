@@ -2,15 +2,15 @@
 
 mod common;
 
-use common::{Lab, numpy};
+use common::{TestDir, numpy};
 
 fn close(a: f64, b: f64) {
     assert!((a - b).abs() <= 1e-9 * a.abs().max(1.0), "{a} {b}");
 }
 
 #[test]
-fn training_goes_on_from_a_checkpoint() {
-    let lab = Lab::new();
+fn training_starts_from_a_checkpoint() {
+    let lab = TestDir::new();
     lab.train("run", &[]);
     let config = String::from_utf8(lab.read("tiny.toml")).unwrap();
     let (before, after) = (
@@ -36,7 +36,10 @@ fn training_goes_on_from_a_checkpoint() {
     // The tokenizer may come from the checkpoint, and pre-tokenized data need its vocabulary only.
     lab.write("fine.toml", fine.replace("tokenizer = \"bytes\"\n", ""));
     lab.ok(&["train", "fine.toml", "--quiet", "--run", "again"]);
-    assert_eq!(lab.history("fine"), lab.history("again"));
+    assert_eq!(
+        lab.reproducible_metrics("fine"),
+        lab.reproducible_metrics("again")
+    );
     let tokens: Vec<u16> = (0..400).map(|i| 97 + i % 26).collect();
     lab.write("t.npy", numpy("(400,)", &tokens));
     lab.ok(&[
@@ -68,7 +71,7 @@ fn training_goes_on_from_a_checkpoint() {
         &[&from[..], &["--set", "model.d_ff=48"]].concat(),
         &["[model]", "leave it out"],
     );
-    lab.fails(
+    lab.expect_error(
         1,
         &[
             "train",
@@ -84,7 +87,7 @@ fn training_goes_on_from_a_checkpoint() {
 
 #[test]
 fn rows_are_read_in_their_order() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let config = String::from_utf8(lab.read("tiny.toml")).unwrap();
     lab.write("tiny.toml", config.replace("tokenizer = \"bytes\"\n", ""));
     // Row i repeats the token i.
@@ -138,7 +141,7 @@ fn rows_are_read_in_their_order() {
 
 #[test]
 fn schedules_move_as_they_say() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let lr = |run: &str, settings: &[&str]| {
         let mut more = vec![
             "--set",
@@ -197,7 +200,7 @@ fn schedules_move_as_they_say() {
 
 #[test]
 fn where_nothing_is_held_out_it_says_so() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.write("one.txt", "one two three four five six seven. ".repeat(100));
     let args = [
         "train",
@@ -217,7 +220,7 @@ fn where_nothing_is_held_out_it_says_so() {
 
 #[test]
 fn a_training_that_cannot_begin_leaves_no_trace() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train_fails(
         1,
         "run",
@@ -236,7 +239,7 @@ fn a_training_that_cannot_begin_leaves_no_trace() {
 
 #[test]
 fn the_tokenizer_of_prepared_text_is_the_one_asked_for() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.prepare("stories:60", "bpe:300", "p");
     let folder = "data.train=['p']";
     lab.train_fails(

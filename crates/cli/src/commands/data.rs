@@ -4,30 +4,26 @@ use hybridnorm::Error;
 use hybridnorm::data::{self, Inspection, Manifest, PrepareOptions, SplitReport, TokenizerSpec};
 use hybridnorm::text::one_line;
 
-use super::{Ending, text_overrides};
-use crate::args::{DataCommand, PrepareArgs, PublicText};
+use super::Outcome;
+use crate::args::{DataCommand, OutputArgs, PrepareArgs, PublicText};
 use crate::console::{self, Console};
 use crate::progress::Display;
-use crate::stop::Stop;
-use crate::table::{bytes, grouped, numbers};
+use crate::stop::Signals;
+use crate::table::{bytes, grouped, numeric_table};
 
-pub fn run(command: DataCommand, console: &Console) -> Result<Ending, Error> {
-    Stop::listen()?;
+pub fn run(command: DataCommand, console: &Console) -> Result<Outcome, Error> {
+    Signals::install()?;
     match command {
         DataCommand::Prepare(args) => prepare(*args, console)?,
-        DataCommand::Inspect { folder, json } => {
-            let found = data::inspect(&folder)?;
-            match json {
-                true => console::print_json(&found)?,
-                false => console::print(&inspection(&found))?,
-            }
+        DataCommand::Inspect(args) => {
+            args.output
+                .print(&data::inspect(&args.folder)?, inspection)?;
         }
-        DataCommand::Get {
-            name: PublicText::Gutenberg,
-            json,
-        } => get_gutenberg(json, console)?,
+        DataCommand::Get(args) => match args.name {
+            PublicText::Gutenberg => get_gutenberg(&args.output, console)?,
+        },
     }
-    Ok(Ending::Done)
+    Ok(Outcome::Completed)
 }
 
 fn prepare(args: PrepareArgs, console: &Console) -> Result<(), Error> {
@@ -38,13 +34,14 @@ fn prepare(args: PrepareArgs, console: &Console) -> Result<(), Error> {
         .with_overwrite(args.overwrite);
     if let Some(fraction) = args.validation_fraction {
         if fraction > 0.0 && !options.validation_inputs.is_empty() {
-            return Err(Error::config(format!(
-                "--validation-fraction {fraction} has no effect with --validation, which lists all validation text"
-            )));
+            return Err(Error::no_effect(
+                format!("--validation-fraction {fraction}"),
+                " with --validation, which lists all validation text",
+            ));
         }
         options.validation_fraction = fraction;
     }
-    options.source = text_overrides(args.text).on(options.source);
+    options.source = args.text.overrides().on(options.source);
     let mut display = Display::new(console);
     let manifest = data::prepare(
         &args.inputs,
@@ -52,14 +49,14 @@ fn prepare(args: PrepareArgs, console: &Console) -> Result<(), Error> {
         &args.out,
         &options,
         &mut |progress| {
-            display.data(&progress);
+            display.show_data_progress(&progress);
         },
     )?;
     display.finish();
     for note in &manifest.tokenizer.notes {
         console.note(&format!("{}: {note}", one_line(&manifest.tokenizer.name)));
     }
-    if args.json {
+    if args.output.json {
         return console::print_json(&manifest);
     }
     console::print(&summary(&manifest))?;
@@ -67,21 +64,21 @@ fn prepare(args: PrepareArgs, console: &Console) -> Result<(), Error> {
     Ok(())
 }
 
-fn get_gutenberg(json: bool, console: &Console) -> Result<(), Error> {
+fn get_gutenberg(output: &OutputArgs, console: &Console) -> Result<(), Error> {
     let books = data::gutenberg::books()?;
     let folder = data::gutenberg::cache_folder()?;
-    if json {
+    if output.json {
         return console::print_json(&books);
     }
     console.note(&format!(
-        "{} books; use `gutenberg` wherever an input is asked for",
+        "{} books; `gutenberg` can be used as an input anywhere",
         books.len()
     ));
     console::print(&format!("{}\n", folder.display()))
 }
 
 fn summary(manifest: &Manifest) -> String {
-    let mut table = numbers(&["split", "documents", "tokens", "text", "shards"]);
+    let mut table = numeric_table(&["split", "documents", "tokens", "text", "shards"]);
     for (name, split) in [
         ("train", &manifest.train),
         ("validation", &manifest.validation),
@@ -107,7 +104,7 @@ fn notes(manifest: &Manifest) -> String {
 
 fn inspection(found: &Inspection) -> String {
     let tokenizer = &found.manifest.tokenizer;
-    let mut table = numbers(&[
+    let mut table = numeric_table(&[
         "split",
         "documents",
         "tokens",
@@ -133,7 +130,7 @@ fn inspection(found: &Inspection) -> String {
     }
     let checksum = match found.has_checksum {
         true => "the manifest matches its checksum",
-        false => "the manifest has no checksum, as those of earlier versions",
+        false => "the manifest has no checksum (written by an earlier version)",
     };
     format!(
         "tokenizer {} ({} tokens, SHA-256 {})\nevery shard matches its size and SHA-256; {checksum}\n\n{table}\n{}\n{}\n",

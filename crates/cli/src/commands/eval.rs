@@ -7,24 +7,22 @@ use hybridnorm::text::one_line;
 use hybridnorm::train::run_directory;
 use hybridnorm::{Device, Error};
 
-use super::{Ending, text_overrides};
+use super::Outcome;
 use crate::args::{EvalArgs, EvalSplit, EvalWindows};
 use crate::console::{self, Console};
 use crate::progress::Display;
-use crate::stop::Stop;
+use crate::stop::Signals;
 use crate::table::{self, grouped};
 
-pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
-    Stop::listen()?;
+pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
+    Signals::install()?;
     if args.batch_size == 0 {
-        return Err(Error::Config(
-            "--batch-size is 0, expected at least 1".into(),
-        ));
+        return Err(Error::out_of_range("--batch-size", 0, "at least 1"));
     }
     let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
     let options = EvalOptions {
         checkpoint: Some(checkpoint.path().to_path_buf()),
-        text: text_overrides(args.text),
+        text: args.text.overrides(),
         split: args.split.map(|split| match split {
             EvalSplit::Train => Split::Train,
             EvalSplit::Validation => Split::Validation,
@@ -34,7 +32,7 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
         batch_size: args.batch_size,
         windows: match args.windows {
             EvalWindows::All => Windows::All,
-            EvalWindows::Whole => Windows::Whole { limit: None },
+            EvalWindows::Full => Windows::Whole { limit: None },
         },
     };
     let mut model = checkpoint.model(Device::Cpu)?;
@@ -45,27 +43,27 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Ending, Error> {
         &options,
         &model,
         tokenizer.as_ref(),
-        &mut |progress| display.data(&progress),
+        &mut |progress| display.show_data_progress(&progress),
     )?;
     display.finish();
     let mut found = eval::measure(&mut model, &sets, &options)?;
-    if args.json {
+    if args.output.json {
         let broken = checkpoint.passed_over().iter();
         found
             .notes
             .extend(broken.map(|problem| run_directory::passed_over(problem)));
         console::print_json(&found)?;
-        return Ok(Ending::Done);
+        return Ok(Outcome::Completed);
     }
     let mut text = match found.sets.as_slice() {
-        [set] => lines(set),
-        _ => rows(&found),
+        [set] => format_set(set),
+        _ => format_sets(&found),
     };
-    if let Some(reading) = &found.text_options {
-        text.push_str(&format!("{}\n", one_line(&reading.line())));
+    if let Some(options) = &found.text_options {
+        text.push_str(&format!("{}\n", one_line(&options.line())));
     }
     console::print(&text)?;
-    Ok(Ending::Done)
+    Ok(Outcome::Completed)
 }
 
 fn bits_per_byte(measured: &Measured) -> String {
@@ -74,10 +72,10 @@ fn bits_per_byte(measured: &Measured) -> String {
 }
 
 /// Returns the notes on a data set: text read, left out, cut and replaced, and unknown tokens among the targets.
-fn reading(set: &SetLoss) -> Vec<String> {
+fn data_notes(set: &SetLoss) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(text) = &set.text {
-        lines.push(format!("made of {}", text.line()));
+        lines.push(format!("text: {}", text.line()));
         lines.extend(text.notes.iter().cloned());
     }
     lines.extend(set.notes.iter().cloned());
@@ -88,13 +86,15 @@ fn reading(set: &SetLoss) -> Vec<String> {
 }
 
 /// Formats the results of a single data set, one per line.
-fn lines(set: &SetLoss) -> String {
+fn format_set(set: &SetLoss) -> String {
     let measured = &set.measured;
-    let why = measured.no_bits_per_byte.iter();
-    let why: String = why.map(|why| format!(" ({})", one_line(why))).collect();
+    let reason = measured.no_bits_per_byte.iter();
+    let reason: String = reason
+        .map(|reason| format!(" ({})", one_line(reason)))
+        .collect();
     let mut text = format!(
         "data           {}\nsplit          {}\nloss           {:.4} nats per token\nperplexity     {}\n\
-         bits per byte  {}{why}\ntokens         {}\n",
+         bits per byte  {}{reason}\ntokens         {}\n",
         one_line(&set.name),
         set.split,
         measured.loss.loss,
@@ -102,7 +102,7 @@ fn lines(set: &SetLoss) -> String {
         bits_per_byte(measured),
         grouped(measured.loss.tokens),
     );
-    for line in measured.left_out.lines().into_iter().chain(reading(set)) {
+    for line in measured.left_out.lines().into_iter().chain(data_notes(set)) {
         text.push_str(&line);
         text.push('\n');
     }
@@ -110,15 +110,15 @@ fn lines(set: &SetLoss) -> String {
 }
 
 /// Formats a row per data set and one for all.
-fn rows(found: &Evaluation) -> String {
-    let mut table = table::numbers(&[
+fn format_sets(found: &Evaluation) -> String {
+    let mut table = table::numeric_table(&[
         "data",
         "split",
         "loss (nats)",
         "perplexity",
         "bits per byte",
         "tokens",
-        "left out",
+        "omitted tokens",
     ]);
     let mut add = |name: &str, split: &str, measured: &Measured| {
         let loss = measured.loss;
@@ -138,21 +138,13 @@ fn rows(found: &Evaluation) -> String {
     add("all sets, pooled", "", &found.pooled);
     let mut text = format!("{table}\n");
     for set in &found.sets {
-        for line in set
-            .measured
-            .left_out
-            .lines()
-            .into_iter()
-            .chain(reading(set))
-        {
-            text.push_str(&format!("{}: {line}\n", one_line(&set.name)));
+        let name = one_line(&set.name);
+        let omitted = set.measured.left_out.lines();
+        for line in omitted.into_iter().chain(data_notes(set)) {
+            text.push_str(&format!("{name}: {line}\n"));
         }
-        if let Some(why) = &set.measured.no_bits_per_byte {
-            text.push_str(&format!(
-                "{}: no bits per byte: {}\n",
-                one_line(&set.name),
-                one_line(why)
-            ));
+        if let Some(reason) = &set.measured.no_bits_per_byte {
+            text.push_str(&format!("{name}: no bits per byte: {}\n", one_line(reason)));
         }
     }
     for note in &found.notes {

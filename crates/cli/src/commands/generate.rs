@@ -1,19 +1,19 @@
 //! `hybridnorm generate`.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hybridnorm::eval::{PromptAccount, Sampling, TextGenerator};
 use hybridnorm::omissions::LeftOut;
 use hybridnorm::{Device, Error};
 use serde::Serialize;
 
-use super::Ending;
+use super::Outcome;
 use crate::args::GenerateArgs;
 use crate::console::{self, Console};
-use crate::stop::Stop;
+use crate::stop::Signals;
 
 #[derive(Serialize)]
-struct Written {
+struct GenerationReport {
     prompt: String,
     /// Generated text, without the prompt.
     text: String,
@@ -27,7 +27,7 @@ struct Written {
     prompt_account: PromptAccount,
 }
 
-pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
+pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
     let sampling = sampling(&args)?;
     let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
     let tokenizer = checkpoint.tokenizer()?.ok_or_else(|| {
@@ -37,52 +37,32 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
         )
     })?;
     let mut model = checkpoint.model(Device::Cpu)?;
-    let stop = Stop::listen()?;
-    let stop = stop.wait_for_me();
+    let signals = Signals::install()?;
+    let stop = signals.defer();
     let mut generator = TextGenerator::new(&mut model, &tokenizer, &args.prompt, sampling)?;
     let prompt_account = generator.prompt().clone();
-    for line in prompt_account.lines() {
-        console.note(&line);
+    let dropped_prompt_tokens = generator.left_out().lines();
+    for line in prompt_account.lines().iter().chain(&dropped_prompt_tokens) {
+        console.note(line);
     }
-    let unread = generator.left_out();
-    for line in unread.lines() {
-        console.note(&line);
-    }
-    let mut text = String::new();
-    let mut show = |piece: &str| match args.json {
-        true => {
-            text.push_str(piece);
-            Ok(true)
-        }
-        false => console::print_while_read(piece),
+    let mut sink = TextSink::new(&args)?;
+    let Some(tokens) = generate(&mut generator, &mut sink, args.max_tokens, stop)? else {
+        return Ok(Outcome::Completed);
     };
-    if !args.json {
-        show(&args.prompt)?;
-    }
-    let mut tokens = 0;
-    while tokens < args.max_tokens && !stop.load(Ordering::Relaxed) {
-        let Some(piece) = generator.next_piece()? else {
-            break;
-        };
-        tokens += 1;
-        if !show(&piece)? {
-            return Ok(Ending::Done);
-        }
-    }
     let prompt_tokens = generator.prompt_tokens();
     let left_out = generator.left_out();
-    show(&generator.finish())?;
-    if !args.json {
+    sink.write(&generator.finish())?;
+    if !args.output.json {
         console::print("\n")?;
     }
     // The others were printed above.
-    for line in left_out.lines().iter().skip(unread.lines().len()) {
+    for line in left_out.lines().iter().skip(dropped_prompt_tokens.len()) {
         console.note(line);
     }
-    if args.json {
-        console::print_json(&Written {
+    if args.output.json {
+        console::print_json(&GenerationReport {
             prompt: args.prompt,
-            text,
+            text: sink.collected.unwrap_or_default(),
             tokens,
             prompt_tokens,
             context_tokens: model.config().max_seq_len,
@@ -91,41 +71,94 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Ending, Error> {
         })?;
     }
     if stop.load(Ordering::Relaxed) {
-        console.note(&format!("stopped after {tokens} tokens"));
-        return Ok(Ending::Interrupted);
+        console.note(&format!("interrupted after {tokens} tokens"));
+        return Ok(Outcome::Interrupted);
     }
-    Ok(Ending::Done)
+    Ok(Outcome::Completed)
+}
+
+/// Generates up to `max_tokens` tokens and returns their number; `None` if nobody reads the text any more.
+fn generate(
+    generator: &mut TextGenerator<'_>,
+    sink: &mut TextSink,
+    max_tokens: usize,
+    stop: &AtomicBool,
+) -> Result<Option<usize>, Error> {
+    let mut tokens = 0;
+    while tokens < max_tokens && !stop.load(Ordering::Relaxed) {
+        let Some(piece) = generator.next_piece()? else {
+            break;
+        };
+        tokens += 1;
+        if !sink.write(&piece)? {
+            return Ok(None);
+        }
+    }
+    Ok(Some(tokens))
+}
+
+/// Destination of generated text.
+struct TextSink {
+    /// The text so far, for a JSON document; `None` if it is streamed to standard output.
+    collected: Option<String>,
+}
+
+impl TextSink {
+    /// Creates the sink; a stream begins with the prompt.
+    fn new(args: &GenerateArgs) -> Result<Self, Error> {
+        let collected = args.output.json.then(String::new);
+        if collected.is_none() {
+            console::print_streamed(&args.prompt)?;
+        }
+        Ok(Self { collected })
+    }
+
+    /// Adds text; returns false if nobody reads it.
+    fn write(&mut self, piece: &str) -> Result<bool, Error> {
+        match &mut self.collected {
+            Some(text) => {
+                text.push_str(piece);
+                Ok(true)
+            }
+            None => console::print_streamed(piece),
+        }
+    }
 }
 
 /// Returns the sampling options; options without effect are errors.
 fn sampling(args: &GenerateArgs) -> Result<Sampling, Error> {
-    let one_of = match (args.temperature == 0.0, args.top_k) {
-        (true, _) => Some("--temperature 0"),
-        (false, Some(1)) => Some("--top-k 1"),
-        _ => None,
-    };
-    if let Some(chosen) = one_of {
-        let given = [
-            ("--top-k", args.top_k.is_some() && chosen != "--top-k 1"),
-            ("--top-p", args.top_p.is_some()),
-            ("--seed", args.seed.is_some()),
-        ];
-        let unused = given.into_iter().filter(|(_, is_given)| *is_given);
-        let unused: Vec<&str> = unused.map(|(name, _)| name).collect();
-        if !unused.is_empty() {
-            return Err(Error::Config(format!(
-                "{} without effect: decoding is greedy ({chosen}); remove one of them",
-                unused.join(" and ")
-            )));
-        }
-    }
-    let usual = Sampling::default();
+    check_greedy(args)?;
+    let defaults = Sampling::default();
     let sampling = Sampling {
         temperature: args.temperature,
-        top_k: args.top_k.unwrap_or(usual.top_k),
-        top_p: args.top_p.unwrap_or(usual.top_p),
-        seed: args.seed.unwrap_or(usual.seed),
+        top_k: args.top_k.unwrap_or(defaults.top_k),
+        top_p: args.top_p.unwrap_or(defaults.top_p),
+        seed: args.seed.unwrap_or(defaults.seed),
     };
     sampling.check()?;
     Ok(sampling)
+}
+
+/// Rejects sampling options that greedy decoding ignores.
+fn check_greedy(args: &GenerateArgs) -> Result<(), Error> {
+    let greedy = match (args.temperature == 0.0, args.top_k) {
+        (true, _) => "--temperature 0",
+        (false, Some(1)) => "--top-k 1",
+        _ => return Ok(()),
+    };
+    let ignored: Vec<&str> = [
+        ("--top-k", args.top_k.is_some() && greedy != "--top-k 1"),
+        ("--top-p", args.top_p.is_some()),
+        ("--seed", args.seed.is_some()),
+    ]
+    .into_iter()
+    .filter_map(|(option, is_ignored)| is_ignored.then_some(option))
+    .collect();
+    match ignored.is_empty() {
+        true => Ok(()),
+        false => Err(Error::no_effect(
+            ignored.join(" and "),
+            format!(" with greedy decoding ({greedy}); remove one of them"),
+        )),
+    }
 }

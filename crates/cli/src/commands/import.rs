@@ -8,7 +8,7 @@ use hybridnorm::train::checkpoint::{self, Contents};
 use hybridnorm::{Device, Error, files};
 use serde::Serialize;
 
-use super::Ending;
+use super::Outcome;
 use crate::args::ImportArgs;
 use crate::console::{self, Console};
 use crate::table;
@@ -29,7 +29,7 @@ struct TokenizerReport {
     eos_id: u32,
 }
 
-pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
+pub fn run(args: ImportArgs, console: &Console) -> Result<Outcome, Error> {
     interop::require_folder(&args.folder)?;
     let out = files::through_links(&args.out)?;
     checkpoint::check_free(&out)?;
@@ -42,63 +42,83 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Ending, Error> {
         notes,
     } = interop::import(&args.folder, Device::Cpu)?;
     read.extend(files);
-    let why = match (&args.tokenizer, args.no_tokenizer) {
-        (Some(_), _) => "another tokenizer was named by --tokenizer",
-        (None, true) => "left out by --no-tokenizer",
-        (None, false) => "of no use without a tokenizer.json beside it",
-    };
-    left_out.extend(&interop::not_read(&args.folder, &read, why)?);
-    let vocabulary = model.config().vocab_size;
-    if let Some(tokenizer) = tokenizer.as_ref().filter(|t| t.vocab_size() > vocabulary) {
-        let problem = format!(
-            "the tokenizer has {} tokens, the model only {vocabulary}",
-            tokenizer.vocab_size()
-        );
-        return Err(match &args.tokenizer {
-            Some(_) => Error::config(problem),
-            None => without_it(&Error::format(args.folder.join("tokenizer.json"), problem)),
-        });
+    left_out.extend(&interop::not_read(&args.folder, &read, skip_reason(&args))?);
+    if let Some(tokenizer) = &tokenizer {
+        check_vocabulary(tokenizer, model.config().vocab_size, &args)?;
     }
     files::create_parent(&out)?;
     checkpoint::save(&out, Contents::of_model(&model, tokenizer.as_ref()))?;
-    let parameters = inventory::parameters(model.config())?;
-    if args.json {
-        console::print_json(&Report {
-            checkpoint: args.out.display().to_string(),
-            parameters,
-            tensors,
-            left_out,
-            notes,
-            tokenizer: tokenizer.as_ref().map(|tokenizer| TokenizerReport {
-                vocab_size: tokenizer.vocab_size(),
-                eos_id: tokenizer.eos_id(),
-            }),
-        })?;
-    } else {
-        console.note(&format!(
-            "imported {} parameters into {}",
-            table::grouped(parameters),
-            args.out.display()
-        ));
-        console.note(&format!("read {} of {} tensors", tensors.read, tensors.all));
-        // Notes on tensor names are results, which `--quiet` does not suppress.
-        for note in &notes {
-            console::print(&format!("{note}\n"))?;
-        }
-        for line in left_out.lines() {
-            console.note(&line);
-        }
-        console.note(&match (&tokenizer, &args.tokenizer) {
-            (Some(tokenizer), None) => format!(
-                "with the tokenizer.json beside the weights: {} tokens, end of text {}",
-                table::grouped(tokenizer.vocab_size() as u64),
-                tokenizer.eos_id()
-            ),
-            (Some(_), Some(spec)) => format!("with the tokenizer {spec}"),
-            (None, _) => "without a tokenizer; the checkpoint cannot read or write text".into(),
-        });
+    let report = Report {
+        checkpoint: args.out.display().to_string(),
+        parameters: inventory::parameters(model.config())?,
+        tensors,
+        left_out,
+        notes,
+        tokenizer: tokenizer.as_ref().map(|tokenizer| TokenizerReport {
+            vocab_size: tokenizer.vocab_size(),
+            eos_id: tokenizer.eos_id(),
+        }),
+    };
+    match args.output.json {
+        true => console::print_json(&report)?,
+        false => print_text(&report, &args, console)?,
     }
-    Ok(Ending::Done)
+    Ok(Outcome::Completed)
+}
+
+/// Returns why the tokenizer files of the folder are not imported, if they are not.
+fn skip_reason(args: &ImportArgs) -> &'static str {
+    match (&args.tokenizer, args.no_tokenizer) {
+        (Some(_), _) => "replaced by --tokenizer",
+        (None, true) => "left out by --no-tokenizer",
+        (None, false) => "unused without a tokenizer.json in the folder",
+    }
+}
+
+/// Checks that the model has an embedding for every token.
+fn check_vocabulary(
+    tokenizer: &Tokenizer,
+    vocab_size: usize,
+    args: &ImportArgs,
+) -> Result<(), Error> {
+    if tokenizer.vocab_size() <= vocab_size {
+        return Ok(());
+    }
+    let problem = format!(
+        "the tokenizer has {} tokens, the model only {vocab_size}",
+        tokenizer.vocab_size()
+    );
+    Err(match &args.tokenizer {
+        Some(_) => Error::conflict(["--tokenizer", "model.vocab_size"], problem),
+        None => tokenizer_error(&Error::format(args.folder.join("tokenizer.json"), problem)),
+    })
+}
+
+fn print_text(report: &Report, args: &ImportArgs, console: &Console) -> Result<(), Error> {
+    console.note(&format!(
+        "imported {} parameters into {}",
+        table::grouped(report.parameters),
+        report.checkpoint
+    ));
+    let tensors = &report.tensors;
+    console.note(&format!("read {} of {} tensors", tensors.read, tensors.all));
+    // Notes on tensor names are results, which `--quiet` does not suppress.
+    for note in &report.notes {
+        console::print(&format!("{note}\n"))?;
+    }
+    for line in report.left_out.lines() {
+        console.note(&line);
+    }
+    console.note(&match (&report.tokenizer, &args.tokenizer) {
+        (Some(tokenizer), None) => format!(
+            "with the tokenizer.json of the folder: {} tokens, end-of-text id {}",
+            table::grouped(tokenizer.vocab_size as u64),
+            tokenizer.eos_id
+        ),
+        (Some(_), Some(spec)) => format!("with the tokenizer {spec}"),
+        (None, _) => "without a tokenizer; the checkpoint cannot read or write text".into(),
+    });
+    Ok(())
 }
 
 /// Returns the requested tokenizer, or the one next to the weights, and the files of the folder read for it.
@@ -110,14 +130,18 @@ fn find_tokenizer(args: &ImportArgs) -> Result<(Option<Tokenizer>, Vec<String>),
     if args.no_tokenizer {
         return Ok((None, Vec::new()));
     }
-    let beside = interop::tokenizer(&args.folder).map_err(|error| without_it(&error))?;
+    let beside = interop::tokenizer(&args.folder).map_err(|error| tokenizer_error(&error))?;
     Ok(beside.map_or((None, Vec::new()), |beside| {
         (Some(beside.tokenizer), beside.files)
     }))
 }
 
-fn without_it(error: &Error) -> Error {
-    Error::config(format!(
-        "{error}; --no-tokenizer imports the weights without it, --tokenizer takes another"
-    ))
+/// Adds the options that import the weights with another tokenizer or none.
+fn tokenizer_error(error: &Error) -> Error {
+    Error::invalid_value(
+        "--tokenizer",
+        format!(
+            "{error}; --no-tokenizer imports the weights without it, --tokenizer takes another"
+        ),
+    )
 }

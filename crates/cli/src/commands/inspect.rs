@@ -10,10 +10,10 @@ use hybridnorm::train::inventory::{Inventory, inventory};
 use hybridnorm::train::{Config, OptimizerConfig, StepShape, run_directory};
 use serde::Serialize;
 
-use super::Ending;
+use super::Outcome;
 use crate::args::InspectArgs;
 use crate::console::{self, Console};
-use crate::table::{bytes, count, grouped, numbers, scaled};
+use crate::table::{bytes, grouped, numeric_table, parameter_count, si_prefixed};
 
 #[derive(Serialize)]
 struct Report {
@@ -25,23 +25,23 @@ struct Report {
     config: Option<Config>,
 }
 
-pub fn run(args: InspectArgs, console: &Console) -> Result<Ending, Error> {
+pub fn run(args: InspectArgs, console: &Console) -> Result<Outcome, Error> {
     let report = report(&args, console)?;
-    if args.json {
+    if args.output.json {
         console::print_json(&report)?;
-        return Ok(Ending::Done);
+        return Ok(Outcome::Completed);
     }
     for warning in &report.warnings {
         console.warning(warning);
     }
     console::print(&text(&report))?;
-    Ok(Ending::Done)
+    Ok(Outcome::Completed)
 }
 
 fn report(args: &InspectArgs, console: &Console) -> Result<Report, Error> {
     let (model, config, (shape, optimizer)) = match is_config(&args.path)? {
         true => {
-            let mut config = Config::load(&args.path, &args.settings)?;
+            let mut config = Config::load(&args.path, &args.overrides.settings)?;
             let model = config.model_config()?;
             if let Some(section) = &mut config.model {
                 section.n_kv_heads = Some(model.n_kv_heads);
@@ -52,11 +52,11 @@ fn report(args: &InspectArgs, console: &Console) -> Result<Report, Error> {
             (model, Some(config), training)
         }
         false => {
-            if !args.settings.is_empty() {
-                return Err(Error::config("--set has no effect on a checkpoint"));
+            if !args.overrides.settings.is_empty() {
+                return Err(Error::no_effect("--set", " on a checkpoint"));
             }
             let model = super::open_checkpoint(&args.path, console)?.config()?;
-            let training = training_of(&args.path, &model)?;
+            let training = training_shape(&args.path, &model)?;
             (model, None, training)
         }
     };
@@ -73,7 +73,7 @@ fn report(args: &InspectArgs, console: &Console) -> Result<Report, Error> {
 }
 
 /// Returns the training setup of a run directory; for a checkpoint alone, one sequence of maximum length and AdamW.
-fn training_of(path: &Path, model: &ModelConfig) -> Result<(StepShape, OptimizerConfig), Error> {
+fn training_shape(path: &Path, model: &ModelConfig) -> Result<(StepShape, OptimizerConfig), Error> {
     let config = path.join(run_directory::CONFIG);
     if files::exists(&config)? {
         let config = Config::load(&config, &[])?;
@@ -96,7 +96,7 @@ fn is_config(path: &Path) -> Result<bool, Error> {
 }
 
 /// Lists the dimensions of a model.
-fn shape(model: &ModelConfig) -> Vec<String> {
+fn dimensions(model: &ModelConfig) -> Vec<String> {
     let mut parts = vec![
         format!("d_model {}", model.d_model),
         format!("layers {}", model.n_layers),
@@ -109,7 +109,7 @@ fn shape(model: &ModelConfig) -> Vec<String> {
         }
         Some(mla) => {
             let q = mla.q_rank.map_or("none".into(), |rank| rank.to_string());
-            parts.push(format!("latents q {q}, kv {}", mla.kv_rank));
+            parts.push(format!("MLA ranks: q {q}, kv {}", mla.kv_rank));
             parts.push(format!(
                 "head dim {} + {} rotary, value dim {}",
                 mla.nope_dim, mla.rope_dim, mla.v_dim
@@ -141,8 +141,8 @@ fn text(report: &Report) -> String {
         model, inventory, ..
     } = report;
     let counts = &inventory.counts;
-    let shape = shape(model).join(" · ");
-    let mut parameters = numbers(&["parameters", "count", "share"]);
+    let dimensions = dimensions(model).join(" · ");
+    let mut parameters = numeric_table(&["parameters", "count", "share"]);
     for (kind, &count) in &counts.parameters {
         let share = 100.0 * count as f64 / counts.total as f64;
         parameters.add_row([(*kind).to_owned(), grouped(count), format!("{share:.2} %")]);
@@ -150,17 +150,17 @@ fn text(report: &Report) -> String {
     parameters.add_row([
         "total".to_owned(),
         grouped(counts.total),
-        count(counts.total),
+        parameter_count(counts.total),
     ]);
     if counts.active != counts.total {
         parameters.add_row([
             "active".to_owned(),
             grouped(counts.active),
-            count(counts.active),
+            parameter_count(counts.active),
         ]);
     }
     let memory = &inventory.memory;
-    let mut table = numbers(&["training memory (f32)", "size"]);
+    let mut table = numeric_table(&["training memory (f32)", "size"]);
     for (name, size) in [
         ("weights", memory.weights),
         ("optimizer moments", memory.optimizer),
@@ -177,13 +177,13 @@ fn text(report: &Report) -> String {
         None => String::new(),
     };
     format!(
-        "{shape}\nplacement hash {}\n\n{parameters}\n\n\
+        "{dimensions}\nplacement hash {}\n\n{parameters}\n\n\
          FLOPs per token at sequence length {}: {}FLOP training, {}FLOP decoding\n\n{table}\n\
          micro-batch of {} sequences of {} tokens\n{configuration}",
         report.placement_hash,
         grouped(counts.seq_len as u64),
-        scaled(counts.train_flops_per_token as f64),
-        scaled(counts.decode_flops_per_token as f64),
+        si_prefixed(counts.train_flops_per_token as f64),
+        si_prefixed(counts.decode_flops_per_token as f64),
         inventory.micro_batch,
         grouped(counts.seq_len as u64),
     )

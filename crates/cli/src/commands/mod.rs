@@ -14,21 +14,18 @@ pub mod report;
 pub mod study;
 pub mod train;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use hybridnorm::Error;
-use hybridnorm::eval::TextOverrides;
-use hybridnorm::files::Locking;
 use hybridnorm::train::{Checkpoint, run_directory};
 
-use crate::args::TextArgs;
 use crate::console::Console;
 
 /// Outcome of a command that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ending {
+pub enum Outcome {
     /// Completed.
-    Done,
+    Completed,
     /// Interrupted by a signal.
     Interrupted,
 }
@@ -43,32 +40,56 @@ fn open_checkpoint(path: &Path, console: &Console) -> Result<Checkpoint, Error> 
     Ok(checkpoint)
 }
 
-/// Returns the text options given on the command line.
-fn text_overrides(args: TextArgs) -> TextOverrides {
-    let TextArgs {
-        text_field,
-        separator,
-        document_chars,
-        include,
-        exclude,
-        skip_bad,
-        replace_invalid_utf8,
-    } = args;
-    TextOverrides {
-        text_field,
-        separator,
-        document_chars,
-        include,
-        exclude,
-        skip_bad,
-        replace_invalid_utf8,
+/// Returns this command line with `--resume`, quoted for a POSIX shell.
+fn resume_command() -> String {
+    let args = std::env::args_os().skip(1);
+    with_resume(args.map(|arg| arg.to_string_lossy().into_owned()))
+}
+
+fn with_resume(args: impl Iterator<Item = String>) -> String {
+    let mut words = vec!["hybridnorm".to_owned()];
+    words.extend(args.filter(|arg| arg != "--resume"));
+    words.push("--resume".to_owned());
+    let words: Vec<String> = words.iter().map(|word| shell_word(word)).collect();
+    words.join(" ")
+}
+
+/// Quotes a word for a POSIX shell.
+fn shell_word(word: &str) -> String {
+    let is_safe = |c: char| c.is_alphanumeric() || "-_./=:,+@%".contains(c);
+    match !word.is_empty() && word.chars().all(is_safe) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
     }
 }
 
-/// Returns the locking mode for `--no-lock`.
-pub fn locking(no_lock: bool) -> Locking {
-    match no_lock {
-        true => Locking::Off,
-        false => Locking::Required,
+/// Returns the default run directory or study folder of a configuration file.
+fn default_run(config: &Path) -> PathBuf {
+    Path::new("runs").join(config.file_stem().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_for_the_shell() {
+        assert_eq!(shell_word("train.steps=3"), "train.steps=3");
+        assert_eq!(shell_word("my run"), "'my run'");
+        assert_eq!(shell_word("it's"), r"'it'\''s'");
+        assert_eq!(shell_word(""), "''");
+    }
+
+    #[test]
+    fn resume_commands_repeat_the_command_line() {
+        let command = |args: &[&str]| with_resume(args.iter().map(|arg| (*arg).to_owned()));
+        assert_eq!(
+            command(&["train", "a b.toml", "--no-lock"]),
+            "hybridnorm train 'a b.toml' --no-lock --resume"
+        );
+        assert_eq!(
+            command(&["train", "--resume", "a.toml"]),
+            "hybridnorm train a.toml --resume"
+        );
     }
 }

@@ -6,9 +6,11 @@ use hybridnorm::Error;
 use hybridnorm::placement::{self, Explanation, ModelFacts, Placement};
 use serde::Serialize;
 
-use super::Ending;
-use crate::args::{AttentionKind, Format, PlacementCommand};
-use crate::console::{self, Console};
+use super::Outcome;
+use crate::args::{
+    AttentionKind, Format, PlacementCommand, PlacementExplainArgs, PlacementListArgs,
+};
+use crate::console;
 use crate::table;
 
 #[derive(Serialize)]
@@ -20,20 +22,15 @@ struct Row {
     hash: String,
 }
 
-pub fn run(command: PlacementCommand, _console: &Console) -> Result<Ending, Error> {
+pub fn run(command: PlacementCommand) -> Result<Outcome, Error> {
     match command {
-        PlacementCommand::List { json } => list(json)?,
-        PlacementCommand::Explain {
-            name,
-            layers,
-            attention,
-            format,
-        } => explain(&name, layers, attention, format)?,
+        PlacementCommand::List(args) => list(&args)?,
+        PlacementCommand::Explain(args) => explain(&args)?,
     }
-    Ok(Ending::Done)
+    Ok(Outcome::Completed)
 }
 
-fn list(json: bool) -> Result<(), Error> {
+fn list(args: &PlacementListArgs) -> Result<(), Error> {
     let rows = placement::names()
         .iter()
         .map(|entry| {
@@ -46,10 +43,11 @@ fn list(json: bool) -> Result<(), Error> {
             })
         })
         .collect::<Result<Vec<_>, Error>>()?;
-    if json {
-        return console::print_json(&rows);
-    }
-    let mut table = table::plain(&["name", "meaning", "source"]);
+    args.output.print(&rows, |rows| table_of(rows))
+}
+
+fn table_of(rows: &[Row]) -> String {
+    let mut table = table::text_table(&["name", "meaning", "source"]);
     for row in rows {
         let name = match row.aliases {
             [] => row.name.to_owned(),
@@ -57,22 +55,17 @@ fn list(json: bool) -> Result<(), Error> {
         };
         table.add_row([name, row.meaning.to_owned(), row.source.to_owned()]);
     }
-    console::print(&format!("{table}\n"))
+    format!("{table}\n")
 }
 
-fn explain(
-    name: &str,
-    layers: usize,
-    attention: AttentionKind,
-    format: Format,
-) -> Result<(), Error> {
-    let placement = find(name)?;
+fn explain(args: &PlacementExplainArgs) -> Result<(), Error> {
+    let placement = find(&args.name)?;
     let facts = ModelFacts {
-        latent: attention == AttentionKind::Mla,
+        latent: args.attention == AttentionKind::Mla,
         ..ModelFacts::default()
     };
-    let explanation = Explanation::new(&placement, layers, &facts)?.named(name);
-    match format {
+    let explanation = Explanation::new(&placement, args.layers, &facts)?.named(&args.name);
+    match args.format {
         Format::Text => console::print(&format!("{}\n", explanation.to_text().trim_end())),
         Format::Latex => console::print(&format!("{}\n", explanation.to_latex().trim_end())),
         Format::Json => console::print_json(&explanation),

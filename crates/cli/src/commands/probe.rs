@@ -7,15 +7,15 @@ use hybridnorm::train::layers::Measured;
 use hybridnorm::train::{Config, Event};
 use hybridnorm::{Device, Error, files};
 
-use super::Ending;
+use super::Outcome;
 use crate::args::ProbeArgs;
-use crate::console::{self, Console};
+use crate::console::Console;
 use crate::progress::Display;
-use crate::stop::Stop;
-use crate::table::{Table, numbers};
+use crate::stop::Signals;
+use crate::table::{Table, numeric_table};
 
-pub fn run(args: ProbeArgs, console: &Console) -> Result<Ending, Error> {
-    let config = Config::load(&args.config, &args.settings)?;
+pub fn run(args: ProbeArgs, console: &Console) -> Result<Outcome, Error> {
+    let config = Config::load(&args.config, &args.overrides.settings)?;
     let all = config.train.steps as u64;
     let options = Options::default()
         .with_placements(args.placements)
@@ -23,49 +23,72 @@ pub fn run(args: ProbeArgs, console: &Console) -> Result<Ending, Error> {
     if let Some(path) = &args.out {
         files::check_writable(path)?;
     }
-    let stop = Stop::listen()?;
+    let signals = Signals::install()?;
     let mut display = Display::new(console);
     let steps = options.steps;
     let mut on_event = |name: &str, event: Event<'_>| {
-        stop.hear(&event);
-        display.event(name, steps, &event);
+        signals.defer_from_first_step(&event);
+        display.show_event(name, steps, &event);
     };
-    let report = probe::run(&config, &options, Device::Cpu, stop.flag(), &mut on_event)?;
+    let report = probe::run(
+        &config,
+        &options,
+        Device::Cpu,
+        signals.flag(),
+        &mut on_event,
+    )?;
     display.finish();
     let Some(report) = report else {
-        return Ok(Ending::Interrupted);
+        return Ok(Outcome::Interrupted);
     };
     if let Some(path) = &args.out {
         let text =
             serde_json::to_vec(&report).map_err(|error| Error::format(path, error.to_string()))?;
         files::write_named(path, &text)?;
-        console.note(&format!("everything that was seen: {}", path.display()));
+        console.note(&format!("full probe results: {}", path.display()));
     }
-    match args.json {
-        true => console::print_json(&report)?,
-        false => console::print(&text(&report))?,
-    }
-    Ok(Ending::Done)
+    args.output.print(&report, text)?;
+    Ok(Outcome::Completed)
 }
 
 fn text(report: &ProbeReport) -> String {
-    let mut growth = numbers(&[
+    let mut text = format!("{}\n", growth(report));
+    for placement in &report.placements {
+        if let Some(problem) = &placement.diverged {
+            text += &format!("{} diverged: {problem}\n", placement.placement);
+        }
+        for moment in &placement.moments {
+            text += &format!(
+                "\n{}, step {}\n{}\n{}\n",
+                placement.placement,
+                moment.step,
+                signals(moment),
+                roles(moment)
+            );
+        }
+    }
+    text
+}
+
+/// Tabulates how the signals of each placement change with depth.
+fn growth(report: &ProbeReport) -> Table {
+    let mut table = numeric_table(&[
         "placement",
         "step",
         "loss",
-        "gradient, last block ÷ first",
-        "largest ÷ smallest",
-        "stream, last ÷ first",
-        "gradient at the stream, last ÷ first",
-        "largest score",
-        "least entropy",
+        "gradient norm, last block ÷ first",
+        "gradient norm, largest block ÷ smallest",
+        "residual RMS, last ÷ first",
+        "residual gradient, last ÷ first",
+        "max attention logit",
+        "min attention entropy",
     ]);
     for placement in &report.placements {
         for moment in &placement.moments {
             let blocks = &moment.layers.blocks;
-            let scores = blocks.iter().filter_map(|block| block.scores.max);
+            let logits = blocks.iter().filter_map(|block| block.scores.max);
             let entropies = blocks.iter().filter_map(|block| block.scores.entropy);
-            growth.add_row([
+            table.add_row([
                 placement.placement.clone(),
                 moment.step.to_string(),
                 format!("{:.4}", moment.loss),
@@ -73,47 +96,42 @@ fn text(report: &ProbeReport) -> String {
                 ratio(moment.growth.grad_spread),
                 ratio(moment.growth.stream),
                 ratio(moment.growth.stream_grad),
-                short(scores.reduce(f32::max)),
-                short(entropies.reduce(f32::min)),
+                three_digits(logits.reduce(f32::max)),
+                three_digits(entropies.reduce(f32::min)),
             ]);
         }
     }
-    let mut text = format!("{growth}\n");
-    for placement in &report.placements {
-        if let Some(problem) = &placement.diverged {
-            text += &format!("{} diverged: {problem}\n", placement.placement);
-        }
-        for moment in &placement.moments {
-            text += &format!("\n{}, step {}\n", placement.placement, moment.step);
-            let mut table = numbers(&[
-                "block",
-                "stream rms",
-                "attention rms",
-                "feed-forward rms",
-                "largest score",
-                "entropy",
-                "gradient",
-                "gradient at the stream",
-                "gain drift",
-            ]);
-            let blocks = moment.layers.blocks.iter().zip(&moment.stream_grad);
-            for (index, (block, stream_grad)) in blocks.enumerate() {
-                table.add_row([
-                    (index + 1).to_string(),
-                    short(block.stream.rms),
-                    short(block.attn.rms),
-                    short(block.ffn.rms),
-                    short(block.scores.max),
-                    short(block.scores.entropy),
-                    short(Some(block.grad_norm() as f32)),
-                    short(*stream_grad),
-                    short(block.roles.gain_drift),
-                ]);
-            }
-            text += &format!("{table}\n{}\n", roles(moment));
-        }
+    table
+}
+
+/// Tabulates the activations, attention statistics and gradients of each block.
+fn signals(moment: &ProbeMoment) -> Table {
+    let mut table = numeric_table(&[
+        "block",
+        "residual RMS",
+        "attention RMS",
+        "feed-forward RMS",
+        "max attention logit",
+        "attention entropy",
+        "gradient norm",
+        "residual gradient",
+        "gain drift",
+    ]);
+    let blocks = moment.layers.blocks.iter().zip(&moment.stream_grad);
+    for (index, (block, stream_grad)) in blocks.enumerate() {
+        table.add_row([
+            (index + 1).to_string(),
+            three_digits(block.stream.rms),
+            three_digits(block.attn.rms),
+            three_digits(block.ffn.rms),
+            three_digits(block.scores.max),
+            three_digits(block.scores.entropy),
+            three_digits(Some(block.grad_norm() as f32)),
+            three_digits(*stream_grad),
+            three_digits(block.roles.gain_drift),
+        ]);
     }
-    text
+    table
 }
 
 /// Tabulates gradient norms and relative updates of each block's parameters by role.
@@ -129,10 +147,10 @@ fn roles(moment: &ProbeMoment) -> Table {
         .chain(names.iter().map(|name| format!("update ÷ weight, {name}")))
         .collect();
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
-    let mut table = numbers(&header);
+    let mut table = numeric_table(&header);
     for (index, block) in blocks.iter().enumerate() {
         let of = |values: &BTreeMap<String, Measured>| -> Vec<String> {
-            let value = |name: &&String| short(values.get(*name).copied().flatten());
+            let value = |name: &&String| three_digits(values.get(*name).copied().flatten());
             names.iter().map(value).collect()
         };
         let row = [(index + 1).to_string()].into_iter();
@@ -143,7 +161,7 @@ fn roles(moment: &ProbeMoment) -> Table {
 }
 
 /// Formats a value with three significant digits.
-fn short(value: Measured) -> String {
+fn three_digits(value: Measured) -> String {
     match value {
         None => "-".into(),
         Some(0.0) => "0".into(),
@@ -158,7 +176,7 @@ fn short(value: Measured) -> String {
 fn ratio(value: Measured) -> String {
     match value {
         None => "-".into(),
-        _ => format!("{}x", short(value)),
+        _ => format!("{}x", three_digits(value)),
     }
 }
 
@@ -167,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_keep_three_digits() {
+    fn values_have_three_significant_digits() {
         let all = [
             Some(0.012345),
             Some(1.0),
@@ -176,7 +194,7 @@ mod tests {
             Some(-31.0),
             None,
         ];
-        let texts = all.map(short);
+        let texts = all.map(three_digits);
         assert_eq!(texts, ["0.0123", "1.00", "123", "2.50e-5", "-31.0", "-"]);
     }
 }

@@ -6,50 +6,46 @@ use hybridnorm::digits::perplexity;
 use hybridnorm::lab::quickstart::{self, Options, Results};
 use hybridnorm::{Device, Error};
 
-use super::Ending;
+use super::Outcome;
 use crate::args::QuickstartArgs;
-use crate::console::{self, Console};
+use crate::console::Console;
 use crate::progress::{Display, clock};
-use crate::stop::Stop;
-use crate::table::{bytes, grouped, numbers};
+use crate::stop::Signals;
+use crate::table::{bytes, grouped, numeric_table};
 
-pub fn run(args: QuickstartArgs, console: &Console) -> Result<Ending, Error> {
+pub fn run(args: QuickstartArgs, console: &Console) -> Result<Outcome, Error> {
     let started = Instant::now();
     let mut options = Options::new(args.out)
         .with_data(args.data)
-        .with_locking(super::locking(args.no_lock));
+        .with_locking(args.lock.mode());
     options.steps = args.steps;
-    let stop = Stop::listen()?;
+    let signals = Signals::install()?;
     let mut display = Display::new(console);
     let results = quickstart::run(
         &options,
         Device::Cpu,
-        stop.flag(),
+        signals.flag(),
         &mut |name, steps, event| {
-            stop.hear(&event);
-            display.event(name, steps, &event);
+            signals.defer_from_first_step(&event);
+            display.show_event(name, steps, &event);
         },
     )?;
     display.finish();
     let Some(results) = results else {
         console.note("interrupted; run the same command again to restart");
-        return Ok(Ending::Interrupted);
+        return Ok(Outcome::Interrupted);
     };
-    if args.json {
-        console::print_json(&results)?;
-    } else {
-        console::print(&report(&results))?;
-    }
+    args.output.print(&results, report)?;
     console.note(&format!(
         "took {}; results: {}",
         clock(started.elapsed()),
         options.out.join("results.json").display()
     ));
-    Ok(Ending::Done)
+    Ok(Outcome::Completed)
 }
 
 fn report(results: &Results) -> String {
-    let mut table = numbers(&[
+    let mut table = numeric_table(&[
         "placement",
         "validation loss (nats)",
         "perplexity",
@@ -80,7 +76,7 @@ fn report(results: &Results) -> String {
         .iter()
         .map(|row| {
             format!(
-                "\n{} writes:\n  {}\n",
+                "\n{} generates:\n  {}\n",
                 row.placement,
                 row.sample.replace('\n', "\n  ")
             )

@@ -7,50 +7,53 @@ use hybridnorm::train::metrics::Metrics;
 use hybridnorm::train::{Event, history};
 use hybridnorm::{Device, Error};
 
-use super::Ending;
+use super::Outcome;
 use crate::args::ReplayArgs;
-use crate::console::{self, Console};
+use crate::console::Console;
 use crate::progress::Display;
-use crate::stop::Stop;
-use crate::table::numbers;
+use crate::stop::Signals;
+use crate::table::numeric_table;
 
 /// Number of steps in the table before and after the step of interest.
-const AROUND: u64 = 20;
+const CONTEXT_STEPS: u64 = 20;
 
-pub fn run(args: ReplayArgs, console: &Console) -> Result<Ending, Error> {
+pub fn run(args: ReplayArgs, console: &Console) -> Result<Outcome, Error> {
     let step = args.step;
-    let out = args.out.unwrap_or_else(|| beside(&args.run, step));
+    let out = args.out.unwrap_or_else(|| default_out(&args.run, step));
     let mut options = Options::new(step, out)
         .with_after(args.after)
-        .with_settings(args.settings)
-        .with_locking(super::locking(args.no_lock));
+        .with_settings(args.overrides.settings)
+        .with_locking(args.lock.mode());
     options.placement = args.placement;
-    let stop = Stop::listen()?;
+    let signals = Signals::install()?;
     let mut display = Display::new(console);
     let last = step.saturating_add(args.after);
     let mut on_event = |event: Event<'_>| {
-        stop.hear(&event);
-        display.event("replay", last, &event);
+        signals.defer_from_first_step(&event);
+        display.show_event("replay", last, &event);
     };
-    let replay = replay::run(&args.run, &options, Device::Cpu, stop.flag(), &mut on_event)?;
+    let replay = replay::run(
+        &args.run,
+        &options,
+        Device::Cpu,
+        signals.flag(),
+        &mut on_event,
+    )?;
     display.finish();
     let Some(replay) = replay else {
         console.note("interrupted; run the same command again to restart");
-        return Ok(Ending::Interrupted);
+        return Ok(Outcome::Interrupted);
     };
-    match args.json {
-        true => console::print_json(&replay)?,
-        false => console::print(&text(&replay, step))?,
-    }
+    args.output.print(&replay, |replay| text(replay, step))?;
     console.note(&format!("run directory: {}", replay.out.display()));
-    Ok(Ending::Done)
+    Ok(Outcome::Completed)
 }
 
 /// Compares the replayed numbers with the run's.
-fn outcome(replay: &Replay) -> String {
+fn describe_comparison(replay: &Replay) -> String {
     let found = &replay.comparison;
     let steps = match found.steps {
-        0 => return "the run has no rows of these steps to compare with".to_owned(),
+        0 => return "the run has no metrics of these steps to compare with".to_owned(),
         1 => "the one common step".to_owned(),
         n => format!("all {n} common steps"),
     };
@@ -67,7 +70,8 @@ fn outcome(replay: &Replay) -> String {
     text
 }
 
-fn beside(run: &Path, step: u64) -> PathBuf {
+/// Returns the default run directory of a replay, next to the run.
+fn default_out(run: &Path, step: u64) -> PathBuf {
     let mut name = run.file_name().unwrap_or_default().to_os_string();
     name.push(format!("-replay-{step}"));
     run.with_file_name(name)
@@ -87,23 +91,23 @@ fn text(replay: &Replay, step: u64) -> String {
             keys.join(", ")
         );
     }
-    text += &format!("\n{}\n", outcome(replay));
+    text += &format!("\n{}\n", describe_comparison(replay));
     if !replay.new_parameters.is_empty() {
         text += &format!(
             "newly initialized parameters: {}\n",
             replay.new_parameters.join(", ")
         );
     }
-    let mut table = numbers(&[
+    let mut table = numeric_table(&[
         "step",
-        "loss",
-        "replay",
-        "gradient norm",
-        "replay",
-        "update norm",
-        "replay",
+        "loss (run)",
+        "loss (replay)",
+        "gradient norm (run)",
+        "gradient norm (replay)",
+        "update norm (run)",
+        "update norm (replay)",
     ]);
-    let near = |pair: &&replay::Pair| pair.step.abs_diff(step) <= AROUND;
+    let near = |pair: &&replay::Pair| pair.step.abs_diff(step) <= CONTEXT_STEPS;
     for pair in replay.steps.iter().filter(near) {
         let run = |f: fn(&Metrics) -> f64| {
             let run = pair.run.as_ref();

@@ -3,15 +3,16 @@
 use hybridnorm::report::{self, Document};
 use hybridnorm::{Error, files};
 
-use super::Ending;
+use super::Outcome;
 use crate::args::{ReportArgs, ReportFormat};
 use crate::console::{self, Console};
 use crate::table::bytes;
 
-pub fn run(args: ReportArgs, console: &Console) -> Result<Ending, Error> {
+pub fn run(args: ReportArgs, console: &Console) -> Result<Outcome, Error> {
     if args.format == ReportFormat::Html && args.out.is_none() {
-        return Err(Error::config(
-            "--out is required for HTML, e.g. --out report.html",
+        return Err(Error::missing(
+            "--out",
+            "; HTML needs a file, e.g. --out report.html",
         ));
     }
     if let Some(out) = &args.out {
@@ -24,13 +25,13 @@ pub fn run(args: ReportArgs, console: &Console) -> Result<Ending, Error> {
         ReportFormat::Markdown => report::markdown(&document),
         ReportFormat::Json => {
             let json = serde_json::to_string_pretty(&document)
-                .map_err(|error| Error::config(format!("cannot write JSON: {error}")))?;
+                .map_err(|error| Error::External(format!("cannot write JSON: {error}")))?;
             hybridnorm::text::visible_json(&json).into_owned()
         }
     };
     let Some(out) = &args.out else {
         console::print(&text)?;
-        return Ok(Ending::Done);
+        return Ok(Outcome::Completed);
     };
     files::write_named(out, text.as_bytes())?;
     console.note(&format!(
@@ -39,5 +40,5 @@ pub fn run(args: ReportArgs, console: &Console) -> Result<Ending, Error> {
         bytes(text.len() as u64),
         document.runs.len()
     ));
-    Ok(Ending::Done)
+    Ok(Outcome::Completed)
 }

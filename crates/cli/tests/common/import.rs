@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::Lab;
+use super::TestDir;
 
 pub fn fixture(family: &str) -> PathBuf {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
@@ -13,8 +13,8 @@ pub fn fixture(family: &str) -> PathBuf {
 }
 
 /// Creates a lab with a model of a family in the folder `their`.
-pub fn lab(family: &str) -> Lab {
-    let lab = Lab::new();
+pub fn lab(family: &str) -> TestDir {
+    let lab = TestDir::new();
     for name in ["config.json", "model.safetensors"] {
         let bytes = fs::read(fixture(family).join(name)).unwrap();
         lab.write(&format!("their/{name}"), bytes);
@@ -22,7 +22,7 @@ pub fn lab(family: &str) -> Lab {
     lab
 }
 
-pub fn configure(lab: &Lab, key: &str, value: Value) {
+pub fn configure(lab: &TestDir, key: &str, value: Value) {
     let mut config: Value = serde_json::from_slice(&lab.read("their/config.json")).unwrap();
     config[key] = value;
     lab.write("their/config.json", config.to_string());
@@ -32,7 +32,7 @@ pub fn configure(lab: &Lab, key: &str, value: Value) {
 pub type Entry = (String, Value, Vec<u8>);
 
 /// Changes the tensors of `their/model.safetensors`.
-pub fn rewrite(lab: &Lab, change: impl FnOnce(&mut Vec<Entry>)) {
+pub fn rewrite(lab: &TestDir, change: impl FnOnce(&mut Vec<Entry>)) {
     let mut all = tensors(&lab.read("their/model.safetensors"));
     change(&mut all);
     lab.write("their/model.safetensors", write_tensors(all));

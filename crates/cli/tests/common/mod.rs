@@ -42,7 +42,7 @@ keep_checkpoints = 3
 "#;
 
 /// Study of two runs that are kept, on the prepared folder `data`.
-pub const KEPT_STUDY: &str = r#"
+pub const STUDY_KEEPING_RUNS: &str = r#"
 [study]
 placements = ["pre-norm", "hybridnorm"]
 lr = [1e-3]
@@ -64,11 +64,11 @@ checkpoint_every = 2
 "#;
 
 /// Working folder of a test.
-pub struct Lab {
+pub struct TestDir {
     folder: TempDir,
 }
 
-impl Lab {
+impl TestDir {
     /// Creates a folder that contains `tiny.toml`.
     pub fn new() -> Self {
         let lab = Self {
@@ -97,17 +97,17 @@ impl Lab {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(PROGRAM);
         command.args(args);
-        self.at_home(command)
+        self.in_test_env(command)
     }
 
     /// Returns a command of the program, started by another one, such as `nohup`.
     pub fn command_through(&self, starter: &str, args: &[&str]) -> Command {
         let mut command = Command::new(starter);
         command.arg(PROGRAM).args(args);
-        self.at_home(command)
+        self.in_test_env(command)
     }
 
-    pub fn at_home(&self, mut command: Command) -> Command {
+    pub fn in_test_env(&self, mut command: Command) -> Command {
         command
             .current_dir(self.folder.path())
             .env("XDG_CACHE_HOME", self.path("cache"))
@@ -140,7 +140,7 @@ impl Lab {
     }
 
     /// Runs a command that must fail with one line on standard error that contains all of `words`.
-    pub fn fails(&self, expected: i32, args: &[&str], words: &[&str]) -> String {
+    pub fn expect_error(&self, expected: i32, args: &[&str], words: &[&str]) -> String {
         let output = self.run(args);
         let text = stderr(&output);
         assert_eq!(code(&output), expected, "{args:?}\n{text}");
@@ -150,17 +150,17 @@ impl Lab {
         for word in words {
             assert!(text.contains(word), "{args:?}: no {word:?} in\n{text}");
         }
-        for word in ["panicked", "backtrace", "defect"] {
+        for word in ["panicked", "backtrace", "internal error"] {
             assert!(!text.contains(word), "{args:?}\n{text}");
         }
         text
     }
 
-    /// Like [`Lab::fails`], with any exit code.
-    pub fn fails_any(&self, args: &[&str], words: &[&str]) -> String {
+    /// Like [`TestDir::expect_error`], with any exit code.
+    pub fn expect_any_error(&self, args: &[&str], words: &[&str]) -> String {
         let status = code(&self.run(args));
         assert_ne!(status, 0, "{args:?}");
-        self.fails(status, args, words)
+        self.expect_error(status, args, words)
     }
 
     /// Prepares text in the folder `out`.
@@ -182,7 +182,7 @@ impl Lab {
     }
 
     pub fn train_fails(&self, expected: i32, run: &str, more: &[&str], words: &[&str]) -> String {
-        self.fails(expected, &train_args(run, more), words)
+        self.expect_error(expected, &train_args(run, more), words)
     }
 
     pub fn start(&self, args: &[&str]) -> Child {
@@ -193,11 +193,11 @@ impl Lab {
 
     /// Reads the records of `metrics.jsonl`.
     pub fn metrics(&self, run: &str) -> Vec<Value> {
-        self.rows(&format!("{run}/metrics.jsonl"))
+        self.read_jsonl(&format!("{run}/metrics.jsonl"))
     }
 
     /// Reads the records of a JSON Lines file.
-    pub fn rows(&self, file: &str) -> Vec<Value> {
+    pub fn read_jsonl(&self, file: &str) -> Vec<Value> {
         let text = String::from_utf8(self.read(file)).unwrap();
         text.lines()
             .map(|line| serde_json::from_str(line).unwrap())
@@ -205,7 +205,7 @@ impl Lab {
     }
 
     /// Returns, per record, the values that every repetition of a step must reproduce.
-    pub fn history(&self, run: &str) -> Vec<String> {
+    pub fn reproducible_metrics(&self, run: &str) -> Vec<String> {
         let keys = [
             "step",
             "loss",
@@ -226,7 +226,7 @@ impl Lab {
         self.metrics(run).iter().map(number).collect()
     }
 
-    /// Like [`Lab::checkpoints`], but empty if there is no folder yet.
+    /// Like [`TestDir::checkpoints`], but empty if there is no folder yet.
     pub fn checkpoints_or_none(&self, run: &str) -> Vec<String> {
         match self.path(run).join("checkpoints").is_dir() {
             true => self.checkpoints(run),
@@ -278,7 +278,7 @@ pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// Updates the checksum of a study record to its content.
-pub fn seal(record: &mut Value) {
+pub fn update_checksum(record: &mut Value) {
     record.as_object_mut().unwrap().remove("sha256");
     let sum = hybridnorm::files::sha256(record.to_string().as_bytes());
     record["sha256"] = sum.into();
@@ -346,19 +346,19 @@ pub fn quiet(command: &str) -> Vec<&str> {
 }
 
 /// Creates a study whose runs are kept, and the prepared folder that it trains on.
-pub fn kept_study(lab: &Lab) {
-    lab.write("study.toml", KEPT_STUDY);
+pub fn write_study_keeping_runs(lab: &TestDir) {
+    lab.write("study.toml", STUDY_KEEPING_RUNS);
     lab.prepare("stories:60", "bytes", "data");
 }
 
 /// Trains `run` on the prepared folder `data`.
-pub fn prepared_run(lab: &Lab) {
+pub fn prepared_run(lab: &TestDir) {
     lab.prepare("stories:60", "bytes", "data");
     lab.train("run", &["--set", "data.train=[\"data\"]"]);
 }
 
 /// Creates a model folder as the official code writes it.
-pub fn official_folder(lab: &Lab, name: &str) {
+pub fn official_folder(lab: &TestDir, name: &str) {
     let fixtures =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../hybridnorm/tests/fixtures/official");
     let json = fs::read(fixtures.join("hybridnorm-star.json")).unwrap();

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use derive_setters::Setters;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -16,14 +17,16 @@ use crate::model::{KvCache, Model, ModelConfig};
 use crate::train::Config;
 
 /// Minimum number of measured tokens.
-const LEAST: usize = 8;
+const MIN_TOKENS: usize = 8;
 /// Warm-up tokens before the measurement.
 const WARM_UP: usize = 2;
 /// Bytes of an f32.
 const F32: u64 = size_of::<f32>() as u64;
 
 /// Options of the decoding benchmark.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Setters)]
+#[setters(prefix = "with_", strip_option, into)]
+#[non_exhaustive]
 pub struct DecodeOptions {
     /// Positions of the KV cache, at least 2. The prompt fills half of it.
     pub seq_len: usize,
@@ -32,6 +35,14 @@ pub struct DecodeOptions {
 }
 
 impl DecodeOptions {
+    /// Returns options that measure for about 5 seconds.
+    pub fn new(seq_len: usize) -> Self {
+        Self {
+            seq_len,
+            seconds: 5.0,
+        }
+    }
+
     /// Returns options with the sequence length of a configuration.
     pub fn of(config: &Config, seconds: f64) -> Self {
         Self {
@@ -43,6 +54,7 @@ impl DecodeOptions {
 
 /// Results of the decoding benchmark, at batch size 1.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct DecodeReport {
     /// Number of compute threads.
     pub threads: usize,
@@ -78,6 +90,22 @@ pub struct DecodeReport {
 /// # Errors
 /// If the configuration is not valid or does not fit into memory, the sequence is shorter than 2
 /// or longer than the model's, or the time is negative or not finite.
+///
+/// ```no_run
+/// use hybridnorm::Device;
+/// use hybridnorm::bench::{self, DecodeOptions};
+/// use hybridnorm::model::ModelConfig;
+///
+/// let mut config = ModelConfig::default();
+/// (config.d_model, config.n_layers, config.d_ff) = (16, 1, 32);
+/// (config.n_heads, config.n_kv_heads) = (2, 2);
+/// config.placement = hybridnorm::placement::named("pre-norm")?;
+/// (config.vocab_size, config.max_seq_len) = (64, 16);
+/// // The bandwidth measurement reads a large buffer, which takes about a second.
+/// let report = bench::decode(&config, &DecodeOptions::new(16).with_seconds(0.0), Device::Cpu)?;
+/// println!("{:.1} tokens/s", report.tokens_per_second);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn decode(
     config: &ModelConfig,
     options: &DecodeOptions,
@@ -86,10 +114,11 @@ pub fn decode(
     let DecodeOptions { seq_len, seconds } = *options;
     check_seconds(seconds)?;
     if seq_len < 2 || seq_len > config.max_seq_len {
-        return Err(Error::config(format!(
-            "sequences of {seq_len} tokens, expected 2 to model.max_seq_len = {} to decode",
-            config.max_seq_len
-        )));
+        return Err(Error::out_of_range(
+            "train.seq_len",
+            seq_len,
+            format!("2 to model.max_seq_len = {} to decode", config.max_seq_len),
+        ));
     }
     let counts = counts(config, seq_len)?;
     memory::require(
@@ -103,17 +132,17 @@ pub fn decode(
         .collect();
 
     memory::reset_peak();
-    let mut text = Text::begin(&mut model, &prompt, seq_len)?;
+    let mut decoder = Decoder::new(&mut model, &prompt, seq_len)?;
     let mut tokens = Tokens::default();
     for _ in 0..WARM_UP {
-        text.next(&mut Tokens::default())?;
+        decoder.next(&mut Tokens::default())?;
     }
     // Two halves with the bandwidth measurement between them: some allocators retain its buffer, which would
     // then count as memory of the model.
-    text.generate(&mut tokens, LEAST / 2, 0.5 * seconds)?;
+    decoder.generate(&mut tokens, MIN_TOKENS / 2, 0.5 * seconds)?;
     let peak_rss_bytes = memory::peak_bytes();
     let between = machine::read_bandwidth();
-    text.generate(&mut tokens, LEAST, seconds)?;
+    decoder.generate(&mut tokens, MIN_TOKENS, seconds)?;
     let bandwidth = between.max(machine::read_bandwidth());
 
     let token_seconds = median(&tokens.seconds);
@@ -151,30 +180,30 @@ struct Tokens {
 }
 
 /// A prompt and its continuation.
-struct Text<'a> {
+struct Decoder<'a> {
     model: &'a mut Model,
     prompt: &'a [i32],
     cache: KvCache,
-    newest: i32,
+    last_token: i32,
 }
 
-impl<'a> Text<'a> {
+impl<'a> Decoder<'a> {
     /// Creates the cache and processes the prompt.
-    fn begin(model: &'a mut Model, prompt: &'a [i32], capacity: usize) -> Result<Self> {
-        let mut text = Self {
+    fn new(model: &'a mut Model, prompt: &'a [i32], capacity: usize) -> Result<Self> {
+        let mut decoder = Self {
             cache: model.new_cache(1, capacity)?,
             model,
             prompt,
-            newest: 0,
+            last_token: 0,
         };
-        text.read(prompt)?;
-        Ok(text)
+        decoder.forward(prompt)?;
+        Ok(decoder)
     }
 
-    /// Generates until there are `least` tokens and they have taken `seconds`.
-    fn generate(&mut self, tokens: &mut Tokens, least: usize, seconds: f64) -> Result<()> {
+    /// Generates until there are `min_tokens` tokens and they have taken `seconds`.
+    fn generate(&mut self, tokens: &mut Tokens, min_tokens: usize, seconds: f64) -> Result<()> {
         let mut spent: f64 = tokens.seconds.iter().sum();
-        while tokens.seconds.len() < least || spent < seconds {
+        while tokens.seconds.len() < min_tokens || spent < seconds {
             spent += self.next(tokens)?;
         }
         Ok(())
@@ -184,10 +213,10 @@ impl<'a> Text<'a> {
     fn next(&mut self, tokens: &mut Tokens) -> Result<f64> {
         if self.cache.len() == self.cache.capacity() {
             self.cache.clear();
-            self.read(self.prompt)?;
+            self.forward(self.prompt)?;
         }
         let started = Instant::now();
-        self.read(&[self.newest])?;
+        self.forward(&[self.last_token])?;
         let seconds = started.elapsed().as_secs_f64();
         tokens.seconds.push(seconds);
         tokens.positions.push(self.cache.len() as f64);
@@ -195,10 +224,10 @@ impl<'a> Text<'a> {
     }
 
     /// Processes new tokens and selects the most likely next one.
-    fn read(&mut self, new: &[i32]) -> Result<()> {
+    fn forward(&mut self, new: &[i32]) -> Result<()> {
         let logits = self.model.next_logits(new, &mut self.cache, false)?;
         let largest = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
-        self.newest = largest.expect("a vocabulary is not empty") as i32;
+        self.last_token = largest.expect("a vocabulary is not empty") as i32;
         Ok(())
     }
 }

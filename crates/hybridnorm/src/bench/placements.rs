@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use super::timing::median;
@@ -17,12 +18,24 @@ use crate::train::Config;
 pub const REFERENCE: &str = "pre-norm";
 
 /// Options of the comparison.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Setters)]
+#[setters(prefix = "with_", strip_option, into)]
+#[non_exhaustive]
 pub struct PlacementsOptions {
     /// Pairs of measurements per placement, at least 1.
     pub rounds: usize,
     /// Names or aliases of the placements; empty: all named placements.
     pub only: Vec<String>,
+}
+
+impl Default for PlacementsOptions {
+    /// Three rounds of all named placements.
+    fn default() -> Self {
+        Self {
+            rounds: 3,
+            only: Vec::new(),
+        }
+    }
 }
 
 /// A kind of measurement.
@@ -57,6 +70,7 @@ pub type MeasureFn<'a> = &'a mut dyn FnMut(Measure, &Candidate) -> Result<Measur
 
 /// Progress of the comparison.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub enum PlacementsEvent<'a> {
     /// Number of finished measurements.
     Progress {
@@ -165,6 +179,27 @@ pub fn in_process(
 /// # Errors
 /// If a name is unknown, there are no rounds, or the reference cannot be measured. Other
 /// placements that cannot be measured are listed with the reason.
+///
+/// ```
+/// use std::sync::atomic::AtomicBool;
+///
+/// use hybridnorm::bench::placements::Measured;
+/// use hybridnorm::bench::{PlacementsOptions, placements};
+/// use hybridnorm::train::Config;
+///
+/// let model = "[model]\nd_model = 16\nn_layers = 1\nn_heads = 2\nd_ff = 32\nvocab_size = 40\n";
+/// let config = Config::parse(&format!("{model}[train]\nseq_len = 8"), &[])?;
+/// let options = PlacementsOptions::default().with_only(["hybridnorm".to_owned()]);
+/// // Measurements of this example; `in_process` really measures.
+/// let mut measure = |_, candidate: &hybridnorm::bench::placements::Candidate| {
+///     let tokens_per_second = if candidate.name == "pre-norm" { 1000.0 } else { 900.0 };
+///     Ok(Measured { tokens_per_second, peak_rss_bytes: None })
+/// };
+/// let stop = AtomicBool::new(false);
+/// let report = placements(&config, &options, &mut measure, &stop, &mut |_| {})?;
+/// assert_eq!(report.unwrap().rows[0].step.relative_speed, 0.9);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn placements(
     config: &Config,
     options: &PlacementsOptions,
@@ -173,22 +208,16 @@ pub fn placements(
     on_event: &mut dyn FnMut(PlacementsEvent<'_>),
 ) -> Result<Option<PlacementsReport>> {
     if options.rounds == 0 {
-        return Err(Error::config("0 rounds, expected at least 1"));
+        return Err(Error::out_of_range("rounds", 0, "at least 1"));
     }
-    let wanted = wanted(&options.only)?;
+    let selected = selected_names(&options.only)?;
     let reference = candidate(config, REFERENCE)?;
     let mut skipped = Vec::new();
-    let mut skip = |name, error: &Error, on_event: &mut dyn FnMut(PlacementsEvent<'_>)| {
-        let reason = error.to_string();
-        let placement = SkippedPlacement { name, reason };
-        on_event(PlacementsEvent::Skipped(&placement));
-        skipped.push(placement);
-    };
     let mut candidates = Vec::new();
-    for name in wanted {
+    for name in selected {
         match candidate(config, name) {
             Ok(candidate) => candidates.push(candidate),
-            Err(error) => skip(name, &error, on_event),
+            Err(error) => skipped.push(skip(name, &error, on_event)),
         }
     }
     let mut session = Session {
@@ -199,39 +228,52 @@ pub fn placements(
     };
     let (mut rows, mut references) = (Vec::new(), Pairs::default());
     for candidate in &candidates {
-        let mut pairs = Pairs::default();
-        match session.compare(&reference, candidate, options.rounds, &mut pairs, on_event)? {
-            Outcome::Measured => {}
-            Outcome::Stopped => return Ok(None),
-            Outcome::Failed(error) => {
-                skip(candidate.name, &error, on_event);
-                continue;
+        match session.compare(&reference, candidate, options.rounds, on_event)? {
+            Outcome::Measured(pairs) => {
+                let row = PlacementRow::new(candidate, &pairs)?;
+                on_event(PlacementsEvent::Row(&row));
+                rows.push(row);
+                references.append(pairs);
             }
+            Outcome::Interrupted => return Ok(None),
+            Outcome::Failed(error) => skipped.push(skip(candidate.name, &error, on_event)),
         }
-        let row = PlacementRow {
-            name: candidate.name,
-            parameters: inventory::parameters(&candidate.config.model_config()?)?,
-            step: Compared::of(&pairs.step),
-            decode: Compared::of(&pairs.decode),
-        };
-        on_event(PlacementsEvent::Row(&row));
-        rows.push(row);
-        references.step.append(&mut pairs.step);
-        references.decode.append(&mut pairs.decode);
     }
     Ok(Some(PlacementsReport {
         threads: crate::threads::count(),
         rounds: options.rounds,
         reference: REFERENCE,
-        reference_step: middle(references.step.iter().map(|pair| pair.reference)),
-        reference_decode: middle(references.decode.iter().map(|pair| pair.reference)),
+        reference_step: medians(references.step.iter().map(|pair| pair.reference)),
+        reference_decode: medians(references.decode.iter().map(|pair| pair.reference)),
         rows,
         skipped,
     }))
 }
 
+fn skip(
+    name: &'static str,
+    error: &Error,
+    on_event: &mut dyn FnMut(PlacementsEvent<'_>),
+) -> SkippedPlacement {
+    let reason = error.to_string();
+    let skipped = SkippedPlacement { name, reason };
+    on_event(PlacementsEvent::Skipped(&skipped));
+    skipped
+}
+
+impl PlacementRow {
+    fn new(candidate: &Candidate, pairs: &Pairs) -> Result<Self> {
+        Ok(Self {
+            name: candidate.name,
+            parameters: inventory::parameters(&candidate.config.model_config()?)?,
+            step: Compared::of(&pairs.step),
+            decode: Compared::of(&pairs.decode),
+        })
+    }
+}
+
 /// Returns the canonical names, each once and in the order of the registry.
-fn wanted(only: &[String]) -> Result<Vec<&'static str>> {
+fn selected_names(only: &[String]) -> Result<Vec<&'static str>> {
     let chosen = only
         .iter()
         .map(|name| Ok(entry(name)?.name))
@@ -245,7 +287,10 @@ fn wanted(only: &[String]) -> Result<Vec<&'static str>> {
 fn candidate(config: &Config, name: &'static str) -> Result<Candidate> {
     let mut config = config.clone();
     let model = config.model.as_mut().ok_or_else(|| {
-        Error::config("[model] is missing; a checkpoint has the placement it was made with")
+        Error::missing(
+            "[model]",
+            "; a checkpoint has the placement it was made with",
+        )
     })?;
     model.placement = name.into();
     config.model_config()?.resolve()?;
@@ -266,10 +311,17 @@ struct Pairs {
     decode: Vec<Pair>,
 }
 
+impl Pairs {
+    fn append(&mut self, mut other: Self) {
+        self.step.append(&mut other.step);
+        self.decode.append(&mut other.decode);
+    }
+}
+
 /// Outcome of the measurements of a placement.
 enum Outcome {
-    Measured,
-    Stopped,
+    Measured(Pairs),
+    Interrupted,
     Failed(Error),
 }
 
@@ -287,27 +339,27 @@ impl Session<'_> {
         reference: &Candidate,
         candidate: &Candidate,
         rounds: usize,
-        pairs: &mut Pairs,
         on_event: &mut dyn FnMut(PlacementsEvent<'_>),
     ) -> Result<Outcome> {
+        let mut pairs = Pairs::default();
         let kinds = [
             (Measure::Step, &mut pairs.step),
             (Measure::Decode, &mut pairs.decode),
         ];
         let end = self.done + 4 * rounds;
-        for (kind, pairs) in kinds {
+        for (kind, measured) in kinds {
             for _ in 0..rounds {
                 let reference = (self.measure)(kind, reference);
                 if self.is_stopped() {
-                    return Ok(Outcome::Stopped);
+                    return Ok(Outcome::Interrupted);
                 }
                 let reference = reference?;
                 let placement = (self.measure)(kind, candidate);
                 if self.is_stopped() {
-                    return Ok(Outcome::Stopped);
+                    return Ok(Outcome::Interrupted);
                 }
                 match placement {
-                    Ok(placement) => pairs.push(Pair {
+                    Ok(placement) => measured.push(Pair {
                         reference,
                         placement,
                     }),
@@ -323,7 +375,7 @@ impl Session<'_> {
                 });
             }
         }
-        Ok(Outcome::Measured)
+        Ok(Outcome::Measured(pairs))
     }
 
     fn is_stopped(&self) -> bool {
@@ -341,7 +393,7 @@ impl Compared {
             let reference = pair.reference.peak_rss_bytes?;
             Some(pair.placement.peak_rss_bytes? as f64 / reference as f64)
         });
-        let placement = middle(pairs.iter().map(|pair| pair.placement));
+        let placement = medians(pairs.iter().map(|pair| pair.placement));
         let placement = placement.expect("there is at least one round");
         Self {
             tokens_per_second: placement.tokens_per_second,
@@ -354,7 +406,7 @@ impl Compared {
 }
 
 /// Returns the median of each value; `None` without measurements.
-fn middle(measured: impl Iterator<Item = Measured>) -> Option<Measured> {
+fn medians(measured: impl Iterator<Item = Measured>) -> Option<Measured> {
     let (mut speeds, mut memory) = (Vec::new(), Vec::new());
     for measured in measured {
         speeds.push(measured.tokens_per_second);

@@ -1,8 +1,9 @@
 //! Benchmark of a training step.
 
-use std::collections::BTreeMap;
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
+use derive_setters::Setters;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -12,16 +13,19 @@ use super::timing::{check_seconds, median};
 use crate::Device;
 use crate::error::{Error, Result};
 use crate::memory;
+use crate::model::inventory::Counts;
 use crate::model::{Model, ModelConfig};
 use crate::plan::Recompute;
 use crate::train::inventory::inventory;
 use crate::train::{Config, Optimizer, OptimizerConfig, StepShape, TrainingStep};
 
 /// Maximum warm-up steps; the measurement starts once a step takes no new memory.
-const MOST_WARM_UP: usize = 8;
+const MAX_WARM_UP_STEPS: usize = 8;
 
 /// Options of the step benchmark.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Setters)]
+#[setters(prefix = "with_", strip_option, into)]
+#[non_exhaustive]
 pub struct StepOptions {
     /// Sequences per optimizer step.
     pub batch_size: usize,
@@ -38,6 +42,18 @@ pub struct StepOptions {
 }
 
 impl StepOptions {
+    /// Returns options for AdamW without gradient accumulation and recomputation, measured for about 5 seconds.
+    pub fn new(batch_size: usize, seq_len: usize) -> Self {
+        Self {
+            batch_size,
+            seq_len,
+            grad_accum_steps: 1,
+            recompute: Recompute::None,
+            optimizer: OptimizerConfig::default(),
+            seconds: 5.0,
+        }
+    }
+
     /// Returns the options for the training step of a configuration.
     pub fn of(config: &Config, seconds: f64) -> Self {
         Self {
@@ -53,6 +69,7 @@ impl StepOptions {
 
 /// Results of the step benchmark.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct StepReport {
     /// Number of compute threads.
     pub threads: usize,
@@ -83,110 +100,199 @@ pub struct StepReport {
 ///
 /// # Errors
 /// If the configuration is not valid or does not fit into memory, or the time is negative or not finite.
+///
+/// ```
+/// use hybridnorm::Device;
+/// use hybridnorm::bench::{self, StepOptions};
+/// use hybridnorm::model::ModelConfig;
+///
+/// let mut config = ModelConfig::default();
+/// (config.d_model, config.n_layers, config.d_ff) = (16, 1, 32);
+/// (config.n_heads, config.n_kv_heads) = (2, 2);
+/// config.placement = hybridnorm::placement::named("pre-norm")?;
+/// (config.vocab_size, config.max_seq_len) = (64, 8);
+/// let options = StepOptions::new(2, 8).with_seconds(0.0);
+/// let report = bench::step(&config, &options, Device::Cpu)?;
+/// assert_eq!(report.steps, 3);
+/// assert!(report.tokens_per_second > 0.0);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn step(config: &ModelConfig, options: &StepOptions, device: Device) -> Result<StepReport> {
-    let StepOptions {
-        batch_size,
-        seq_len,
-        grad_accum_steps,
-        seconds,
-        ..
-    } = *options;
-    check_seconds(seconds)?;
-    if grad_accum_steps == 0 || batch_size == 0 || !batch_size.is_multiple_of(grad_accum_steps) {
-        return Err(Error::config(format!(
-            "train.grad_accum_steps = {grad_accum_steps} does not divide train.batch_size = {batch_size}"
-        )));
-    }
-    if seq_len == 0 || seq_len > config.max_seq_len {
-        return Err(Error::config(format!(
-            "train.seq_len = {seq_len} is not between 1 and model.max_seq_len = {}",
-            config.max_seq_len
-        )));
-    }
-    let micro = batch_size / grad_accum_steps;
-    let shape = StepShape {
-        micro_batch: micro,
-        seq_len,
-        grad_accum_steps,
-        recompute: options.recompute,
-    };
-    let inventory = inventory(config, shape, &options.optimizer)?;
+    check_seconds(options.seconds)?;
+    options.check_shape(config)?;
+    let inventory = inventory(config, options.step_shape(), &options.optimizer)?;
     memory::require(
         inventory.memory.besides_program(),
         "the model's weights, moments, gradients and activations",
     )?;
-    let mut model = Model::new(config, 1, device)?;
-    let mut optimizer = Optimizer::new(options.optimizer.clone(), &mut model)?;
-    let mut training = TrainingStep::new(shape, &mut model, &mut optimizer)?;
-    let mut random = ChaCha8Rng::seed_from_u64(1);
-    let vocab = config.vocab_size as i32;
-    let mut draw = || -> Vec<i32> {
-        (0..micro * seq_len)
-            .map(|_| random.random_range(0..vocab))
-            .collect()
-    };
-    let lr = options.optimizer.lr;
-    let mut one_step = |model: &mut Model| -> Result<()> {
-        for _ in 0..grad_accum_steps {
-            let (inputs, targets) = (draw(), draw());
-            training.pass(model, &mut optimizer, &inputs, &targets, lr)?;
-        }
-        training.finish(model, &mut optimizer, lr)?;
-        Ok(())
-    };
-    for step in 1..=MOST_WARM_UP {
-        let faults = machine::page_faults();
-        one_step(&mut model)?;
-        if step >= 2 && machine::page_faults() == faults {
-            break;
-        }
-    }
-    memory::reset_peak();
-    let faults = machine::page_faults();
-    let (mut times, mut by_op) = (Vec::new(), Vec::new());
-    let begun = Instant::now();
-    while times.len() < 3 || begun.elapsed().as_secs_f64() < seconds {
-        model.executor_mut().start_profile();
-        let started = Instant::now();
-        one_step(&mut model)?;
-        times.push(started.elapsed().as_secs_f64());
-        by_op.push(model.executor_mut().take_profile());
-    }
-    let steps = times.len();
-    let faults = faults
-        .zip(machine::page_faults())
-        .map(|(before, after)| (after - before) as f64 / steps as f64);
-    let peak_rss_bytes = memory::peak_bytes();
-    drop(model);
+    let mut session = Session::new(config, options, device)?;
+    session.warm_up()?;
+    let samples = session.measure(options.seconds)?;
+    drop(session);
     // Measured afterwards, since the allocator retains its matrices.
     let sgemm_gflops = machine::sgemm_gflops().max(machine::sgemm_gflops());
+    Ok(samples.report(options, &inventory.counts, sgemm_gflops))
+}
 
-    let step_seconds = median(&times);
-    let mut names: Vec<&'static str> = by_op.iter().flat_map(|ops| ops.keys().copied()).collect();
-    names.sort_unstable();
-    names.dedup();
-    let mut seconds_by_op = BTreeMap::new();
-    for name in names {
-        let of_name = |ops: &BTreeMap<_, std::time::Duration>| {
-            ops.get(name).map_or(0.0, std::time::Duration::as_secs_f64)
-        };
-        seconds_by_op.insert(name, median(&by_op.iter().map(of_name).collect::<Vec<_>>()));
+impl StepOptions {
+    fn check_shape(&self, config: &ModelConfig) -> Result<()> {
+        let (batch, accum) = (self.batch_size, self.grad_accum_steps);
+        if accum == 0 || batch == 0 || !batch.is_multiple_of(accum) {
+            return Err(Error::conflict(
+                ["train.grad_accum_steps", "train.batch_size"],
+                format!(
+                    "train.grad_accum_steps = {accum} does not divide train.batch_size = {batch}"
+                ),
+            ));
+        }
+        if self.seq_len == 0 || self.seq_len > config.max_seq_len {
+            return Err(Error::out_of_range(
+                "train.seq_len",
+                self.seq_len,
+                format!("1 to model.max_seq_len = {}", config.max_seq_len),
+            ));
+        }
+        Ok(())
     }
-    let known: f64 = seconds_by_op.values().sum();
-    seconds_by_op.insert("other", (step_seconds - known).max(0.0));
-    let tokens = (batch_size * seq_len) as f64;
-    let gflops = inventory.counts.train_flops_per_token as f64 * tokens / step_seconds / 1e9;
-    Ok(StepReport {
-        threads: crate::threads::count(),
-        parameters: inventory.counts.total,
-        steps,
-        step_seconds,
-        tokens_per_second: tokens / step_seconds,
-        gflops,
-        sgemm_gflops,
-        sgemm_share: gflops / sgemm_gflops,
-        peak_rss_bytes,
-        page_faults_per_step: faults,
-        seconds_by_op,
-    })
+
+    fn step_shape(&self) -> StepShape {
+        StepShape {
+            micro_batch: self.batch_size / self.grad_accum_steps,
+            seq_len: self.seq_len,
+            grad_accum_steps: self.grad_accum_steps,
+            recompute: self.recompute,
+        }
+    }
+}
+
+/// A model in training on random tokens.
+struct Session {
+    model: Model,
+    optimizer: Optimizer,
+    training: TrainingStep,
+    shape: StepShape,
+    lr: f64,
+    rng: ChaCha8Rng,
+}
+
+impl Session {
+    fn new(config: &ModelConfig, options: &StepOptions, device: Device) -> Result<Self> {
+        let shape = options.step_shape();
+        let mut model = Model::new(config, 1, device)?;
+        let mut optimizer = Optimizer::new(options.optimizer.clone(), &mut model)?;
+        Ok(Self {
+            training: TrainingStep::new(shape, &mut model, &mut optimizer)?,
+            model,
+            optimizer,
+            shape,
+            lr: options.optimizer.lr,
+            rng: ChaCha8Rng::seed_from_u64(1),
+        })
+    }
+
+    /// Runs steps until one takes no new memory.
+    fn warm_up(&mut self) -> Result<()> {
+        for step in 1..=MAX_WARM_UP_STEPS {
+            let faults = machine::page_faults();
+            self.one_step()?;
+            if step >= 2 && machine::page_faults() == faults {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Measures steps for about `seconds`, at least three.
+    fn measure(&mut self, seconds: f64) -> Result<Samples> {
+        memory::reset_peak();
+        let faults_before = machine::page_faults();
+        let (mut step_seconds, mut time_by_op) = (Vec::new(), Vec::new());
+        let begun = Instant::now();
+        while step_seconds.len() < 3 || begun.elapsed().as_secs_f64() < seconds {
+            self.model.executor_mut().start_profile();
+            let started = Instant::now();
+            self.one_step()?;
+            step_seconds.push(started.elapsed().as_secs_f64());
+            time_by_op.push(self.model.executor_mut().take_profile());
+        }
+        let faults = faults_before.zip(machine::page_faults());
+        let steps = step_seconds.len() as f64;
+        Ok(Samples {
+            page_faults_per_step: faults.map(|(before, after)| (after - before) as f64 / steps),
+            peak_rss_bytes: memory::peak_bytes(),
+            step_seconds,
+            time_by_op,
+        })
+    }
+
+    fn one_step(&mut self) -> Result<()> {
+        for _ in 0..self.shape.grad_accum_steps {
+            let (inputs, targets) = (self.random_tokens(), self.random_tokens());
+            let Self {
+                model, optimizer, ..
+            } = self;
+            self.training
+                .pass(model, optimizer, &inputs, &targets, self.lr)?;
+        }
+        self.training
+            .finish(&mut self.model, &mut self.optimizer, self.lr)?;
+        Ok(())
+    }
+
+    fn random_tokens(&mut self) -> Vec<i32> {
+        let vocab = self.model.config().vocab_size as i32;
+        (0..self.shape.micro_batch * self.shape.seq_len)
+            .map(|_| self.rng.random_range(0..vocab))
+            .collect()
+    }
+}
+
+/// Measurements of all steps.
+struct Samples {
+    step_seconds: Vec<f64>,
+    time_by_op: Vec<BTreeMap<&'static str, Duration>>,
+    peak_rss_bytes: Option<u64>,
+    page_faults_per_step: Option<f64>,
+}
+
+impl Samples {
+    fn report(self, options: &StepOptions, counts: &Counts, sgemm_gflops: f64) -> StepReport {
+        let step_seconds = median(&self.step_seconds);
+        let tokens = (options.batch_size * options.seq_len) as f64;
+        let gflops = counts.train_flops_per_token as f64 * tokens / step_seconds / 1e9;
+        StepReport {
+            threads: crate::threads::count(),
+            parameters: counts.total,
+            steps: self.step_seconds.len(),
+            step_seconds,
+            tokens_per_second: tokens / step_seconds,
+            gflops,
+            sgemm_gflops,
+            sgemm_share: gflops / sgemm_gflops,
+            peak_rss_bytes: self.peak_rss_bytes,
+            page_faults_per_step: self.page_faults_per_step,
+            seconds_by_op: self.seconds_by_op(step_seconds),
+        }
+    }
+
+    /// Returns the median seconds of each op, and of the time outside all ops.
+    fn seconds_by_op(&self, step_seconds: f64) -> BTreeMap<&'static str, f64> {
+        let names: BTreeSet<&'static str> = self
+            .time_by_op
+            .iter()
+            .flat_map(|ops| ops.keys().copied())
+            .collect();
+        let median_of = |name| {
+            let seconds =
+                |ops: &BTreeMap<_, Duration>| ops.get(name).map_or(0.0, Duration::as_secs_f64);
+            median(&self.time_by_op.iter().map(seconds).collect::<Vec<_>>())
+        };
+        let mut seconds_by_op: BTreeMap<_, _> = names
+            .into_iter()
+            .map(|name| (name, median_of(name)))
+            .collect();
+        let known: f64 = seconds_by_op.values().sum();
+        seconds_by_op.insert("other", (step_seconds - known).max(0.0));
+        seconds_by_op
+    }
 }

@@ -20,9 +20,11 @@ pub fn median(values: &[f64]) -> f64 {
 pub fn check_seconds(seconds: f64) -> Result<()> {
     match seconds.is_finite() && seconds >= 0.0 {
         true => Ok(()),
-        false => Err(Error::config(format!(
-            "{seconds} seconds, expected a finite number of at least 0"
-        ))),
+        false => Err(Error::out_of_range(
+            "seconds",
+            seconds,
+            "a finite number of at least 0",
+        )),
     }
 }
 
@@ -31,14 +33,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_in_the_middle() {
+    fn median_of_odd_and_even_numbers_of_values() {
         assert_eq!(median(&[3.0]), 3.0);
         assert_eq!(median(&[9.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 9.0]), 3.0);
     }
 
     #[test]
-    fn times_without_end_are_refused() {
+    fn endless_times_are_rejected() {
         assert!(check_seconds(0.0).is_ok());
         for seconds in [-1.0, f64::NAN, f64::INFINITY] {
             assert!(check_seconds(seconds).is_err());

@@ -4,58 +4,37 @@ mod ops;
 mod placements;
 
 use hybridnorm::bench::{self, DecodeOptions, DecodeReport, StepOptions, StepReport};
-use hybridnorm::train::Config;
 use hybridnorm::{Device, Error};
-use serde::Serialize;
 
-use super::Ending;
-use crate::args::{BenchCommand, BenchModel};
-use crate::console::{self, Console};
-use crate::stop::Stop;
-use crate::table::{bytes, grouped, numbers, scaled};
+use super::Outcome;
+use crate::args::BenchCommand;
+use crate::console::Console;
+use crate::stop::Signals;
+use crate::table::{bytes, grouped, numeric_table, si_prefixed};
 
-/// Configuration that is measured by default.
-const DEFAULT: &str = include_str!("../../../../../configs/bench.toml");
-
-pub fn run(command: BenchCommand, console: &Console) -> Result<Ending, Error> {
-    let stop = Stop::listen()?;
+pub fn run(command: BenchCommand, console: &Console) -> Result<Outcome, Error> {
+    let signals = Signals::install()?;
     match command {
         BenchCommand::Step(args) => {
-            let config = args.model.configuration()?;
+            let config = args.model.load_config()?;
             let options = StepOptions::of(&config, args.seconds);
             let report = bench::step(&config.model_config()?, &options, Device::Cpu)?;
-            print(&report, args.model.json, step_text)?;
+            args.model.output.print(&report, step_text)?;
         }
         BenchCommand::Decode(args) => {
-            let config = args.model.configuration()?;
+            let config = args.model.load_config()?;
             let options = DecodeOptions::of(&config, args.seconds);
             let report = bench::decode(&config.model_config()?, &options, Device::Cpu)?;
-            print(&report, args.model.json, decode_text)?;
+            args.model.output.print(&report, decode_text)?;
         }
         BenchCommand::Ops(args) => ops::run(&args, console)?,
-        BenchCommand::Placements(args) => return placements::run(&args, console, &stop),
+        BenchCommand::Placements(args) => return placements::run(&args, console, &signals),
     }
-    Ok(Ending::Done)
-}
-
-fn print<R: Serialize>(report: &R, json: bool, text: fn(&R) -> String) -> Result<(), Error> {
-    match json {
-        true => console::print_json(report),
-        false => console::print(&text(report)),
-    }
-}
-
-impl BenchModel {
-    fn configuration(&self) -> Result<Config, Error> {
-        match &self.config {
-            Some(path) => Config::load(path, &self.settings),
-            None => Config::parse(DEFAULT, &self.settings),
-        }
-    }
+    Ok(Outcome::Completed)
 }
 
 fn step_text(report: &StepReport) -> String {
-    let mut table = numbers(&["op", "time per step", "share"]);
+    let mut table = numeric_table(&["op", "time per step", "share"]);
     let mut ops: Vec<_> = report.seconds_by_op.iter().collect();
     ops.sort_by(|a, b| b.1.total_cmp(a.1));
     for (op, seconds) in ops {
@@ -73,7 +52,7 @@ fn step_text(report: &StepReport) -> String {
          model FLOPs       {:.1} GFLOP/s, {:.1} % of the GEMM peak of {:.1}\n\
          peak memory       {}\n\
          page faults       {} per step\n{table}\n",
-        scaled(report.parameters as f64),
+        si_prefixed(report.parameters as f64),
         report.threads,
         grouped(report.tokens_per_second as u64),
         1e3 * report.step_seconds,
@@ -99,7 +78,7 @@ fn decode_text(report: &DecodeReport) -> String {
          KV cache read     {} per token\n\
          memory bandwidth  {:.2} GB/s, {:.1} % used for weights\n\
          peak memory       {}\n",
-        scaled(report.parameters as f64),
+        si_prefixed(report.parameters as f64),
         report.threads,
         report.tokens_per_second,
         1e3 * report.token_seconds,

@@ -7,23 +7,23 @@ use hybridnorm::bench::{self, Floors, OpsOptions, OpsReport};
 use crate::args::BenchOpsArgs;
 use crate::console::Console;
 use crate::progress::Display;
-use crate::table::numbers;
+use crate::table::numeric_table;
 
 pub fn run(args: &BenchOpsArgs, console: &Console) -> Result<(), Error> {
-    let config = args.model.configuration()?;
+    let config = args.model.load_config()?;
     let options = OpsOptions::of(&config, args.seconds);
     let floors = args.floors.as_ref().map(Floors::load).transpose()?;
     let mut display = Display::new(console);
     let report = bench::ops(&config.model_config()?, &options, &mut |done, total| {
-        display.count("ops", done as u64, Some(total as u64), "kernels");
+        display.show_count("ops", done as u64, Some(total as u64), "kernels");
     })?;
     display.finish();
     floors.map_or(Ok(()), |floors| floors.check(&report))?;
-    super::print(&report, args.model.json, text)
+    args.model.output.print(&report, text)
 }
 
 fn text(report: &OpsReport) -> String {
-    let mut table = numbers(&[
+    let mut table = numeric_table(&[
         "op",
         "direction",
         "time",

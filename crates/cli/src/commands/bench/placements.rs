@@ -1,6 +1,6 @@
 //! `hybridnorm bench placements`.
 
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -11,46 +11,58 @@ use hybridnorm::bench::placements::{
 use hybridnorm::bench::{self, PlacementsOptions, PlacementsReport};
 
 use crate::args::BenchPlacementsArgs;
-use crate::commands::Ending;
+use crate::commands::Outcome;
 use crate::console::Console;
 use crate::progress::Display;
-use crate::stop::Stop;
-use crate::table::{bytes, grouped, numbers};
+use crate::stop::Signals;
+use crate::table::{bytes, grouped, numeric_table};
 
 /// Polling interval for a measurement in another process.
 const POLL: Duration = Duration::from_millis(50);
 /// Exit code of a process stopped by a signal.
 const INTERRUPTED: i32 = 130;
 
-pub fn run(args: &BenchPlacementsArgs, console: &Console, stop: &Stop) -> Result<Ending, Error> {
-    if let Some(setting) = args.model.settings.iter().find(|key| sets_placement(key)) {
-        return Err(Error::config(format!(
-            "--set {setting}: every placement is measured in turn; --only {REFERENCE} chooses one"
-        )));
+pub fn run(
+    args: &BenchPlacementsArgs,
+    console: &Console,
+    signals: &Signals,
+) -> Result<Outcome, Error> {
+    if let Some(setting) = args
+        .model
+        .overrides
+        .settings
+        .iter()
+        .find(|key| sets_placement(key))
+    {
+        return Err(Error::conflict(
+            ["--set", "--only"],
+            format!(
+                "--set {setting}: every placement is measured in turn; --only {REFERENCE} chooses one"
+            ),
+        ));
     }
     bench::check_seconds(args.seconds)?;
-    let options = PlacementsOptions {
-        rounds: args.rounds,
-        only: args.only.clone(),
-    };
-    let config = args.model.configuration()?;
+    let options = PlacementsOptions::default()
+        .with_rounds(args.rounds)
+        .with_only(args.only.clone());
+    let config = args.model.load_config()?;
     // A signal must not leave a measurement process behind.
-    stop.wait_for_me();
+    signals.defer();
     let mut display = Display::new(console);
     let report = bench::placements(
         &config,
         &options,
-        &mut |measure, candidate| measure_apart(args, measure, candidate, stop),
-        stop.flag(),
-        &mut |event| show(&mut display, &event),
+        &mut |measure, candidate| measure_in_subprocess(args, measure, candidate, signals),
+        signals.flag(),
+        &mut |event| show_event(&mut display, &event),
     )?;
     display.finish();
     let Some(report) = report else {
-        console.note("stopped");
-        return Ok(Ending::Interrupted);
+        console.note("interrupted");
+        return Ok(Outcome::Interrupted);
     };
-    super::print(&report, args.model.json, text)?;
-    Ok(Ending::Done)
+    args.model.output.print(&report, text)?;
+    Ok(Outcome::Completed)
 }
 
 fn sets_placement(setting: &str) -> bool {
@@ -59,72 +71,90 @@ fn sets_placement(setting: &str) -> bool {
 }
 
 /// Measures in a separate process, whose peak memory is that of this measurement alone.
-fn measure_apart(
+fn measure_in_subprocess(
     args: &BenchPlacementsArgs,
     measure: Measure,
     candidate: &Candidate,
-    stop: &Stop,
+    signals: &Signals,
 ) -> Result<Measured, Error> {
-    let what = match measure {
+    let benchmark = match measure {
         Measure::Step => "step",
         Measure::Decode => "decode",
     };
-    let failed = |problem: String| {
+    run_benchmark(args, benchmark, candidate.name, signals).map_err(|problem| {
         Error::External(format!(
-            "bench {what} of placement {}: {problem}",
+            "bench {benchmark} of placement {}: {problem}",
             candidate.name
         ))
-    };
-    let program = std::env::current_exe()
-        .map_err(|error| failed(format!("cannot find this program: {error}")))?;
-    let mut command = Command::new(program);
-    command.args(["bench", what, "--json", "--quiet"]);
-    command.args(["--threads", &hybridnorm::threads::count().to_string()]);
-    command.args(["--seconds", &args.seconds.to_string()]);
-    if let Some(path) = &args.model.config {
-        command.arg("--config").arg(path);
-    }
-    let placement = format!("model.placement=\"{}\"", candidate.name);
-    for setting in args.model.settings.iter().chain([&placement]) {
-        command.args(["--set", setting]);
-    }
-    let mut child = command
+    })
+}
+
+/// Runs `bench step` or `bench decode` with a placement; the error is a description of the problem.
+fn run_benchmark(
+    args: &BenchPlacementsArgs,
+    benchmark: &str,
+    placement: &str,
+    signals: &Signals,
+) -> Result<Measured, String> {
+    let mut command = benchmark_command(args, benchmark, placement)?;
+    let child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| failed(format!("cannot start: {error}")))?;
-    let lost = |error| failed(format!("cannot wait for it: {error}"));
+        .map_err(|error| format!("cannot start: {error}"))?;
+    let output = wait_or_kill(child, signals)?;
+    if output.status.code() == Some(INTERRUPTED) {
+        // The signal may have reached that process before this one.
+        signals.flag().store(true, Ordering::Relaxed);
+    }
+    if !output.status.success() {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let line = stderr.lines().last().unwrap_or_default();
+        return Err(match line.strip_prefix("error: ") {
+            Some(problem) => problem.to_owned(),
+            None => output.status.to_string(),
+        });
+    }
+    serde_json::from_slice(&output.stdout)
+        .map_err(|error| format!("its output cannot be read: {error}"))
+}
+
+fn benchmark_command(
+    args: &BenchPlacementsArgs,
+    benchmark: &str,
+    placement: &str,
+) -> Result<Command, String> {
+    let program =
+        std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+    let mut command = Command::new(program);
+    command.args(["bench", benchmark, "--json", "--quiet"]);
+    command.args(["--threads", &hybridnorm::threads::count().to_string()]);
+    command.args(["--seconds", &args.seconds.to_string()]);
+    args.model.append_to(&mut command);
+    command.args(["--set", &format!("model.placement=\"{placement}\"")]);
+    Ok(command)
+}
+
+/// Waits for a process; kills it if this one is interrupted.
+fn wait_or_kill(mut child: Child, signals: &Signals) -> Result<Output, String> {
+    let wait_failed = |error| format!("cannot wait for it: {error}");
     // The output fits into a pipe, so it need not be read before the process ends.
-    while child.try_wait().map_err(lost)?.is_none() {
-        if stop.flag().load(Ordering::Relaxed) {
-            child.kill().map_err(lost)?;
-            child.wait().map_err(lost)?;
-            return Err(failed("stopped".into()));
+    while child.try_wait().map_err(wait_failed)?.is_none() {
+        if signals.flag().load(Ordering::Relaxed) {
+            child.kill().map_err(wait_failed)?;
+            child.wait().map_err(wait_failed)?;
+            return Err("interrupted".into());
         }
         std::thread::sleep(POLL);
     }
-    let output = child.wait_with_output().map_err(lost)?;
-    if output.status.code() == Some(INTERRUPTED) {
-        // The signal may have reached that process before this one.
-        stop.flag().store(true, Ordering::Relaxed);
-    }
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let line = said.lines().last().unwrap_or_default();
-        return Err(failed(match line.strip_prefix("error: ") {
-            Some(problem) => problem.to_owned(),
-            None => format!("{}", output.status),
-        }));
-    }
-    serde_json::from_slice(&output.stdout)
-        .map_err(|error| failed(format!("its output cannot be read: {error}")))
+    child.wait_with_output().map_err(wait_failed)
 }
 
-fn show(display: &mut Display<'_>, event: &PlacementsEvent<'_>) {
+fn show_event(display: &mut Display<'_>, event: &PlacementsEvent<'_>) {
     match event {
         PlacementsEvent::Progress { done, total } => {
-            display.count(
+            display.show_count(
                 "placements",
                 *done as u64,
                 Some(*total as u64),
@@ -132,18 +162,19 @@ fn show(display: &mut Display<'_>, event: &PlacementsEvent<'_>) {
             );
         }
         PlacementsEvent::Row(row) => display.line(&format!(
-            "{}  training {:.3}, decoding {:.3} of {REFERENCE}'s speed",
+            "{}  speed relative to {REFERENCE}: training {:.3}, decoding {:.3}",
             row.name, row.step.relative_speed, row.decode.relative_speed
         )),
         PlacementsEvent::Skipped(skipped) => {
             display.line(&format!("{}  {}", skipped.name, skipped.reason));
         }
+        _ => {}
     }
 }
 
 fn text(report: &PlacementsReport) -> String {
     let relative = format!("÷ {}", report.reference);
-    let mut table = numbers(&[
+    let mut table = numeric_table(&[
         "placement",
         "training tokens/s",
         &relative,

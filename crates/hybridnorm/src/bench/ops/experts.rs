@@ -14,9 +14,9 @@ use crate::ops;
 #[derive(Clone, Copy)]
 enum Load {
     /// Every expert gets the same number of tokens.
-    Even,
+    Balanced,
     /// The first expert gets every token; the remaining slots are shared by the other experts.
-    Uneven,
+    Unbalanced,
 }
 
 /// Returns all cases; none if there are no experts.
@@ -35,10 +35,10 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
         },
     };
     [
-        up("experts up, even", Load::Even, sizes),
-        up("experts up, uneven", Load::Uneven, sizes),
-        down("experts down, even", Load::Even, sizes),
-        down("experts down, uneven", Load::Uneven, sizes),
+        up("experts up, even", Load::Balanced, sizes),
+        up("experts up, uneven", Load::Unbalanced, sizes),
+        down("experts down, even", Load::Balanced, sizes),
+        down("experts down, uneven", Load::Unbalanced, sizes),
     ]
     .into_iter()
     .flatten()
@@ -57,7 +57,7 @@ struct Sizes {
 
 impl Sizes {
     /// Returns the width of the activation's input.
-    fn wide(&self) -> usize {
+    fn up_width(&self) -> usize {
         self.activation.inputs(self.width)
     }
 
@@ -93,14 +93,14 @@ fn up(op: &'static str, load: Load, sizes: Sizes) -> [Case; 2] {
     let operands = move |s: Sizes| {
         [
             floats([1, s.tokens, s.d_model]),
-            floats([s.layout.experts * s.wide(), s.d_model]),
+            floats([s.layout.experts * s.up_width(), s.d_model]),
             dispatch(load, s),
         ]
     };
     let forward = move |s: Sizes| Problem::new(operands(s), move |x| vec![s.up(x)]);
     let backward = move |s: Sizes| {
         let [x, w, dispatch] = operands(s);
-        let dy = floats([1, s.slots(), s.wide()]);
+        let dy = floats([1, s.slots(), s.up_width()]);
         Problem::new([x, w, dispatch, dy], move |[x, w, dispatch, dy]| {
             vjp(s.up([x, w, dispatch]), dy, &[x, w])
         })
@@ -114,7 +114,7 @@ fn up(op: &'static str, load: Load, sizes: Sizes) -> [Case; 2] {
 fn down(op: &'static str, load: Load, sizes: Sizes) -> [Case; 2] {
     let operands = move |s: Sizes| {
         [
-            floats([1, s.slots(), s.wide()]),
+            floats([1, s.slots(), s.up_width()]),
             floats([s.layout.experts * s.d_model, s.width]),
             floats([s.tokens, s.layout.top_k]),
             dispatch(load, s),
@@ -138,15 +138,15 @@ fn down(op: &'static str, load: Load, sizes: Sizes) -> [Case; 2] {
 /// Returns the dispatch of tokens to the slots of their experts.
 fn dispatch(load: Load, sizes: Sizes) -> Operand {
     let Layout { experts, top_k } = sizes.layout;
-    let turn = |slot: usize| match load {
-        Load::Even => slot % experts,
-        Load::Uneven if slot.is_multiple_of(top_k) || experts == 1 => 0,
-        Load::Uneven => 1 + slot % (experts - 1),
+    let expert_of_slot = |slot: usize| match load {
+        Load::Balanced => slot % experts,
+        Load::Unbalanced if slot.is_multiple_of(top_k) || experts == 1 => 0,
+        Load::Unbalanced => 1 + slot % (experts - 1),
     };
     let mut dispatch = vec![0; sizes.layout.elements(sizes.tokens)];
     let chosen = sizes.layout.chosen(dispatch.len());
     for (slot, chosen) in dispatch[chosen].iter_mut().enumerate() {
-        *chosen = turn(slot) as i32;
+        *chosen = expert_of_slot(slot) as i32;
     }
     sizes.layout.fill(&mut dispatch);
     given(Type::i32([dispatch.len()]), Tensor::I32(dispatch))

@@ -2,7 +2,7 @@
 
 use super::Bound;
 use super::case::{Case, Problem};
-use super::trial::Trial;
+use super::trial::BenchmarkProgram;
 use crate::bench::timing::median;
 use crate::error::Result;
 use crate::exec::{Cpu, Executor, Reference};
@@ -10,20 +10,20 @@ use crate::exec::{Cpu, Executor, Reference};
 /// Bytes that exceed all caches.
 pub const BEYOND_CACHES: usize = 256 << 20;
 /// Maximum copies. Only shapes of tests are so small that some of their data stay in a cache.
-const MOST_COPIES: usize = 256;
+const MAX_COPIES: usize = 256;
 /// Minimum time of a part of the reference that is extrapolated, in seconds.
-const PROBE: f64 = 0.05;
+const MIN_PARTIAL_SECONDS: f64 = 0.05;
 /// References that take longer are timed on a part, in seconds.
-const LONGEST: f64 = 1.0;
+const MAX_FULL_SECONDS: f64 = 1.0;
 /// A reference is repeated until it has taken this long, in seconds.
-const ENOUGH: f64 = 0.1;
+const MIN_TOTAL_SECONDS: f64 = 0.1;
 
 /// Times of one op.
 pub struct Timing {
     /// Median time of the kernel, in seconds.
     pub seconds: f64,
     /// Floating-point operations or bytes of the kernel in that time.
-    pub work: f64,
+    pub flops_or_bytes: f64,
     pub reference: ReferenceTiming,
 }
 
@@ -32,7 +32,7 @@ pub struct ReferenceTiming {
     /// Time of the whole problem, in seconds.
     pub seconds: f64,
     /// Fraction of the problem that was timed.
-    pub part: f64,
+    pub fraction: f64,
     /// See [`largest_difference`]; over that fraction.
     pub largest_difference: f64,
 }
@@ -42,19 +42,19 @@ pub struct ReferenceTiming {
 /// # Errors
 /// If there is not enough memory.
 pub fn measure(case: &Case, seconds: f64) -> Result<Timing> {
-    let reference = reference(case, seconds.min(ENOUGH))?;
+    let reference = reference(case, seconds.min(MIN_TOTAL_SECONDS))?;
     let problem = (case.problem)(case.units);
-    let mut trial = Trial::<Cpu>::new(&problem, 1)?;
-    let work = trial.work(case.bound);
+    let mut program = BenchmarkProgram::<Cpu>::new(&problem, 1)?;
+    let work = program.flops_or_bytes(case.bound);
     if case.bound != Bound::Arithmetic {
         let copies = (BEYOND_CACHES as f64 / work) as usize + 2;
-        trial = Trial::new(&problem, copies.min(MOST_COPIES))?;
+        program = BenchmarkProgram::new(&problem, copies.min(MAX_COPIES))?;
     }
     // The first run allocates memory.
-    trial.run()?;
+    program.run()?;
     Ok(Timing {
-        seconds: time(&mut trial, 3, seconds)?,
-        work,
+        seconds: time(&mut program, 3, seconds)?,
+        flops_or_bytes: work,
         reference,
     })
 }
@@ -63,18 +63,18 @@ fn reference(case: &Case, seconds: f64) -> Result<ReferenceTiming> {
     let mut units = 1;
     loop {
         let problem = (case.problem)(units);
-        let mut trial = Trial::<Reference>::new(&problem, 1)?;
-        let first = trial.run()?;
-        let part = units as f64 / case.units as f64;
-        let is_long = first >= PROBE && first / part > LONGEST;
+        let mut program = BenchmarkProgram::<Reference>::new(&problem, 1)?;
+        let first = program.run()?;
+        let fraction = units as f64 / case.units as f64;
+        let is_long = first >= MIN_PARTIAL_SECONDS && first / fraction > MAX_FULL_SECONDS;
         if units == case.units || is_long {
             return Ok(ReferenceTiming {
-                largest_difference: largest_difference(&problem, &trial.outputs())?,
-                seconds: time(&mut trial, 1, seconds)? / part,
-                part,
+                largest_difference: largest_difference(&problem, &program.outputs())?,
+                seconds: time(&mut program, 1, seconds)? / fraction,
+                fraction,
             });
         }
-        units = match first >= PROBE {
+        units = match first >= MIN_PARTIAL_SECONDS {
             true => case.units,
             false => units.saturating_mul(8).min(case.units),
         };
@@ -82,12 +82,12 @@ fn reference(case: &Case, seconds: f64) -> Result<ReferenceTiming> {
 }
 
 /// Returns the median time of a call, over at least `least` calls and `seconds`.
-fn time<E: Executor>(trial: &mut Trial<E>, least: usize, seconds: f64) -> Result<f64> {
+fn time<E: Executor>(program: &mut BenchmarkProgram<E>, least: usize, seconds: f64) -> Result<f64> {
     let (mut times, mut spent) = (Vec::new(), 0.0);
-    while times.len() * trial.copies() < least || spent < seconds {
-        let time = trial.run()?;
+    while times.len() * program.copies() < least || spent < seconds {
+        let time = program.run()?;
         times.push(time);
-        spent += time * trial.copies() as f64;
+        spent += time * program.copies() as f64;
     }
     Ok(median(&times))
 }
@@ -98,9 +98,9 @@ fn time<E: Executor>(trial: &mut Trial<E>, least: usize, seconds: f64) -> Result
 /// # Errors
 /// If there is not enough memory.
 pub fn largest_difference(problem: &Problem, expected: &[Vec<f64>]) -> Result<f64> {
-    let mut trial = Trial::<Cpu>::new(problem, 1)?;
-    trial.run()?;
-    let found = trial.outputs();
+    let mut program = BenchmarkProgram::<Cpu>::new(problem, 1)?;
+    program.run()?;
+    let found = program.outputs();
     let pairs = found.iter().zip(expected);
     Ok(largest(
         pairs.map(|(found, expected)| difference(found, expected)),

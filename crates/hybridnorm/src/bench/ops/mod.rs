@@ -10,12 +10,13 @@
 
 mod case;
 mod experts;
+mod matmuls;
 mod measure;
-mod pointwise;
-mod products;
+mod memory_bound;
 mod shape;
 mod trial;
 
+use derive_setters::Setters;
 use serde::Serialize;
 
 use super::machine::{self, Bandwidth};
@@ -33,7 +34,9 @@ use shape::Shape;
 const BETWEEN_LIMITS: usize = 12;
 
 /// Options of the op benchmark.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Setters)]
+#[setters(prefix = "with_", strip_option, into)]
+#[non_exhaustive]
 pub struct OpsOptions {
     /// Sequences per micro-batch.
     pub micro_batch: usize,
@@ -137,15 +140,17 @@ pub fn ops(
     } = *options;
     check_seconds(seconds)?;
     if micro_batch == 0 || seq_len == 0 {
-        return Err(Error::config(format!(
-            "{micro_batch} sequences of {seq_len} tokens, expected at least 1 of each"
-        )));
+        return Err(Error::conflict(
+            ["train.batch_size", "train.seq_len"],
+            format!("{micro_batch} sequences of {seq_len} tokens, expected at least 1 of each"),
+        ));
     }
     config.resolve()?;
     if config.mla.is_some() {
-        return Err(Error::config(
-            "kernels are measured with attention whose heads have keys and values of their own; take a \
-             configuration without model.mla",
+        return Err(Error::invalid_value(
+            "model.mla",
+            "the op benchmark does not support multi-head latent attention; use a configuration \
+             without model.mla",
         ));
     }
     let shape = Shape::new(config, micro_batch, seq_len);
@@ -184,14 +189,14 @@ pub fn ops(
 
 /// Returns the cases of all kernels.
 fn cases(shape: &Shape) -> Vec<Case> {
-    let mut cases = pointwise::cases(shape);
-    cases.extend(products::cases(shape));
+    let mut cases = memory_bound::cases(shape);
+    cases.extend(matmuls::cases(shape));
     cases.extend(experts::cases(shape));
     cases
 }
 
 fn row(case: &Case, timing: &Timing, limits: &Limits) -> OpRow {
-    let rate = 1e-9 * timing.work / timing.seconds;
+    let rate = 1e-9 * timing.flops_or_bytes / timing.seconds;
     let limit = match case.bound {
         Bound::Arithmetic => limits.sgemm,
         Bound::Read => limits.read,
@@ -206,7 +211,7 @@ fn row(case: &Case, timing: &Timing, limits: &Limits) -> OpRow {
         limit,
         share_of_limit: rate / limit,
         naive_seconds: timing.reference.seconds,
-        naive_part: timing.reference.part,
+        naive_part: timing.reference.fraction,
         speedup_over_naive: timing.reference.seconds / timing.seconds,
         largest_difference: timing.reference.largest_difference,
     }
@@ -248,7 +253,7 @@ mod tests {
 
     use super::measure::{difference, largest_difference};
     use super::shape::Experts;
-    use super::trial::Trial;
+    use super::trial::BenchmarkProgram;
     use super::*;
     use crate::exec::{Cpu, Reference};
 
@@ -285,7 +290,7 @@ mod tests {
         for case in &cases {
             for units in [1, case.units] {
                 let problem = (case.problem)(units);
-                let mut reference = Trial::<Reference>::new(&problem, 1).unwrap();
+                let mut reference = BenchmarkProgram::<Reference>::new(&problem, 1).unwrap();
                 reference.run().unwrap();
                 let difference = largest_difference(&problem, &reference.outputs()).unwrap();
                 assert!(
@@ -294,7 +299,7 @@ mod tests {
                     case.op,
                     case.direction
                 );
-                assert!(reference.work(case.bound) > 0.0);
+                assert!(reference.flops_or_bytes(case.bound) > 0.0);
             }
         }
     }
@@ -303,8 +308,8 @@ mod tests {
     fn copies_compute_the_same_in_different_places() {
         for case in small() {
             let problem = (case.problem)(case.units);
-            let mut one = Trial::<Cpu>::new(&problem, 1).unwrap();
-            let mut three = Trial::<Cpu>::new(&problem, 3).unwrap();
+            let mut one = BenchmarkProgram::<Cpu>::new(&problem, 1).unwrap();
+            let mut three = BenchmarkProgram::<Cpu>::new(&problem, 3).unwrap();
             for run in 0..2 {
                 one.run().unwrap();
                 three.run().unwrap();
@@ -312,8 +317,11 @@ mod tests {
                 let name = format!("{} {}, run {run}", case.op, case.direction);
                 assert_eq!(three.outputs(), expected, "{name}");
             }
-            assert_eq!(three.work(case.bound), one.work(case.bound));
-            let places = |trial: &Trial<Cpu>| {
+            assert_eq!(
+                three.flops_or_bytes(case.bound),
+                one.flops_or_bytes(case.bound)
+            );
+            let places = |trial: &BenchmarkProgram<Cpu>| {
                 let outputs = trial.program().outputs().iter();
                 let mut places: Vec<_> = outputs.map(|&id| trial.program().place(id)).collect();
                 places.sort();
@@ -344,7 +352,7 @@ mod tests {
             ("loss", "with gradients", &["head and loss"]),
         ] {
             let case = case(op, direction);
-            let trial = Trial::<Cpu>::new(&(case.problem)(case.units), 1).unwrap();
+            let trial = BenchmarkProgram::<Cpu>::new(&(case.problem)(case.units), 1).unwrap();
             let nodes = trial.program().graph().nodes().iter();
             let found: Vec<_> = nodes.map(|node| node.op.rule().name()).collect();
             assert_eq!(found, expected, "{op} {direction}");
@@ -353,9 +361,9 @@ mod tests {
 
     /// An in-place op is timed without a copy of its operand.
     #[test]
-    fn nothing_is_copied() {
+    fn in_place_ops_copy_nothing() {
         for case in small() {
-            let trial = Trial::<Cpu>::new(&(case.problem)(case.units), 2).unwrap();
+            let trial = BenchmarkProgram::<Cpu>::new(&(case.problem)(case.units), 2).unwrap();
             for step in trial.program().steps() {
                 assert!(step.copies.is_empty(), "{} {}", case.op, case.direction);
             }
@@ -366,9 +374,9 @@ mod tests {
     fn work_is_that_of_the_op_alone() {
         let work = |op, direction| {
             let case = case(op, direction);
-            Trial::<Cpu>::new(&(case.problem)(case.units), 1)
+            BenchmarkProgram::<Cpu>::new(&(case.problem)(case.units), 1)
                 .unwrap()
-                .work(case.bound)
+                .flops_or_bytes(case.bound)
         };
         // 21 rows; 3 sequences with 28 pairs of positions each.
         assert_eq!(
@@ -394,13 +402,13 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_shows() {
+    fn differences_are_detected() {
         assert_eq!(difference(&[1.0, 2.0], &[1.0, 4.0]), 0.5);
         assert_eq!(difference(&[0.0, 0.0], &[0.0, 0.0]), 0.0);
         assert!(difference(&[f64::NAN, 0.0], &[1.0, 1.0]).is_nan());
         // The reference runs one step more, so its parameters differ.
         let problem = (case("adamw", "step").problem)(5);
-        let mut reference = Trial::<Reference>::new(&problem, 1).unwrap();
+        let mut reference = BenchmarkProgram::<Reference>::new(&problem, 1).unwrap();
         reference.run().unwrap();
         reference.run().unwrap();
         assert!(largest_difference(&problem, &reference.outputs()).unwrap() > 1e-4);

@@ -12,7 +12,7 @@ use crate::plan::{Options, Program};
 ///
 /// Operands are state of the executor, overwritten ones inputs of the program; all of them exist before the
 /// first op runs, and all outputs until the last one has run. So copies use different memory.
-pub struct Trial<E> {
+pub struct BenchmarkProgram<E> {
     executor: E,
     program: Program,
     arguments: Arguments,
@@ -24,7 +24,7 @@ pub struct Trial<E> {
     op: &'static str,
 }
 
-impl<E: Executor + Default> Trial<E> {
+impl<E: Executor + Default> BenchmarkProgram<E> {
     /// Plans the program as in training, including fused ops.
     ///
     /// # Errors
@@ -73,7 +73,7 @@ impl<E: Executor + Default> Trial<E> {
     }
 }
 
-impl<E: Executor> Trial<E> {
+impl<E: Executor> BenchmarkProgram<E> {
     /// Runs the program; returns the mean wall time of the op, in seconds.
     ///
     /// # Errors
@@ -107,7 +107,7 @@ impl<E: Executor> Trial<E> {
     }
 
     /// Returns the FLOPs of a copy's matmuls, or the bytes that it has to move.
-    pub fn work(&self, bound: Bound) -> f64 {
+    pub fn flops_or_bytes(&self, bound: Bound) -> f64 {
         let graph = self.program.graph();
         let work = |node: &&Node| match bound {
             Bound::Arithmetic => node.op.rule().flops(&types(graph, &node.inputs)),

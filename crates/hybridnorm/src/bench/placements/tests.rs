@@ -37,8 +37,8 @@ fn ratios_are_those_of_pairs() {
             peak_rss_bytes: Some(if own == 1.0 { 100 } else { 150 }),
         })
     };
-    let go_on = AtomicBool::new(false);
-    let report = run(&only(&["qk-norm", "pre-norm-qk"]), &mut measure, &go_on);
+    let stop = AtomicBool::new(false);
+    let report = run(&only(&["qk-norm", "pre-norm-qk"]), &mut measure, &stop);
     let report = report.unwrap().unwrap();
     assert_eq!(report.rows.len(), 1, "an alias is the same placement");
     let row = &report.rows[0];
@@ -62,8 +62,8 @@ fn what_cannot_be_measured_is_listed() {
             peak_rss_bytes: None,
         }),
     };
-    let go_on = AtomicBool::new(false);
-    let report = run(&only(&["sandwich", "olmo2"]), &mut measure, &go_on);
+    let stop = AtomicBool::new(false);
+    let report = run(&only(&["sandwich", "olmo2"]), &mut measure, &stop);
     let report = report.unwrap().unwrap();
     assert_eq!(report.rows.len(), 1);
     assert_eq!(report.rows[0].step.relative_memory, None);
@@ -88,8 +88,8 @@ fn it_stops_when_asked_to() {
 #[test]
 fn a_library_user_measures_in_process() {
     let mut measure = in_process(0.0, Device::Cpu);
-    let go_on = AtomicBool::new(false);
-    let report = run(&only(&["hybridnorm"]), &mut measure, &go_on);
+    let stop = AtomicBool::new(false);
+    let report = run(&only(&["hybridnorm"]), &mut measure, &stop);
     let row = &report.unwrap().unwrap().rows[0];
     assert!(row.step.tokens_per_second > 0.0);
     assert!(row.decode.relative_speed > 0.0);

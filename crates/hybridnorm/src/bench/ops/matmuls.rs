@@ -4,7 +4,7 @@ use hybridnorm_kernels::attention::Attention;
 
 use super::Bound::{Arithmetic, Read};
 use super::case::{Case, Problem, all_outputs, floats, ids, vjp};
-use super::pointwise::{on_heads, rotations};
+use super::memory_bound::{on_heads, rotations};
 use super::shape::Shape;
 use crate::ops;
 use crate::passes::gradients;
@@ -74,9 +74,9 @@ fn one_row(shape: &Shape) -> Case {
 
 /// The attention of a shape, in units: sequences of one key-value head with its query heads.
 #[derive(Clone, Copy)]
-struct Pieces(Attention);
+struct AttentionUnits(Attention);
 
-impl Pieces {
+impl AttentionUnits {
     fn new(shape: &Shape) -> Self {
         Self(Attention {
             batch: shape.batch,
@@ -131,7 +131,7 @@ fn context(a: &Attention) -> [usize; 3] {
 }
 
 fn attentions(shape: &Shape) -> [Case; 3] {
-    let pieces = Pieces::new(shape);
+    let pieces = AttentionUnits::new(shape);
     let whole = pieces.0;
     let forward = pieces.case("attention", "forward", |a| {
         Problem::new([floats(packed(&a))], move |[qkv]| {
@@ -163,7 +163,7 @@ fn attentions(shape: &Shape) -> [Case; 3] {
 
 /// Returns the cases of attention fused with per-head norms and RoPE.
 fn normed_attentions(shape: &Shape) -> [Case; 2] {
-    let pieces = Pieces::new(shape);
+    let pieces = AttentionUnits::new(shape);
     let operands = |a: &Attention| {
         let gain = || floats([a.head_dim]);
         let rotations = rotations(a.head_dim, a.seq);

@@ -4,17 +4,17 @@ mod common;
 
 use std::fs;
 
-use common::{Damage, Lab, damage, files_below, official_folder, train_args};
+use common::{Damage, TestDir, damage, files_below, official_folder, train_args};
 
 #[test]
 fn an_import_takes_no_place_that_is_taken() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     official_folder(&lab, "theirs");
     lab.write("thesis/chapter.txt", "mine");
     lab.train("run", &[]);
     for (out, named) in [("thesis", "thesis"), ("run", "run"), ("theirs", "theirs")] {
         let before = files_below(&lab.path("."));
-        lab.fails(
+        lab.expect_error(
             1,
             &["import", "theirs", "--out", out],
             &[named, "already here"],
@@ -26,7 +26,7 @@ fn an_import_takes_no_place_that_is_taken() {
 
 #[test]
 fn prepared_data_stay_until_new_ones_are_whole() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.prepare("stories:60", "bytes", "p");
     let before = lab.read("p/train-00000.bin");
     lab.write("bad.txt", b"fine\n\xff\n");
@@ -40,7 +40,7 @@ fn prepared_data_stay_until_new_ones_are_whole() {
         "p",
         "--overwrite",
     ];
-    lab.fails(1, &again, &["bad.txt", "UTF-8"]);
+    lab.expect_error(1, &again, &["bad.txt", "UTF-8"]);
     lab.ok(&["data", "inspect", "p"]);
     assert!(before == lab.read("p/train-00000.bin"));
     assert!(!lab.path("p.partial").exists());
@@ -51,16 +51,16 @@ fn prepared_data_stay_until_new_ones_are_whole() {
     // A `tokenizer.json` of another program is not mistaken for prepared data.
     lab.write("theirs/tokenizer.json", "{}");
     good[6] = "theirs";
-    lab.fails(2, &good, &["theirs: contains other files"]);
+    lab.expect_error(2, &good, &["theirs: contains other files"]);
     assert_eq!(lab.read("theirs/tokenizer.json"), b"{}");
 }
 
 #[test]
 fn files_of_others_in_a_run_directory_are_left_alone() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let config = String::from_utf8(lab.read("tiny.toml")).unwrap();
     lab.write("a/config.toml", format!("# mine\n{config}"));
-    lab.fails(
+    lab.expect_error(
         2,
         &["train", "a/config.toml", "--run", "a"],
         &["config.toml", "another --run"],
@@ -86,7 +86,7 @@ fn files_of_others_in_a_run_directory_are_left_alone() {
 
 #[test]
 fn a_run_whose_directory_is_taken_away_stops_at_its_next_checkpoint() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let more = [
         "--set",
         "train.steps=1000000",
@@ -111,7 +111,7 @@ fn a_run_whose_directory_is_taken_away_stops_at_its_next_checkpoint() {
 
 #[test]
 fn a_damaged_cache_is_made_again() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.train("one", &[]);
     for how in [Damage::FlippedBit, Damage::CutShort, Damage::Deleted] {
         for name in ["manifest.json", "train-00000.bin"] {
@@ -120,14 +120,17 @@ fn a_damaged_cache_is_made_again() {
             damage(file, how);
             let run = format!("{how:?} {name}");
             lab.train(&run, &[]);
-            assert_eq!(lab.history("one"), lab.history(&run));
+            assert_eq!(
+                lab.reproducible_metrics("one"),
+                lab.reproducible_metrics(&run)
+            );
         }
     }
 }
 
 #[test]
 fn without_a_home_what_needs_no_cache_works() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.prepare("stories:60", "bytes", "p");
     let run = |args: &[&str]| {
         let mut command = lab.command(args);

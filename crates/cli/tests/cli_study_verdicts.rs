@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use common::{Lab, files_below, seal};
+use common::{TestDir, files_below, update_checksum};
 use serde_json::Value;
 
 const STUDY: &str = r#"
@@ -29,12 +29,12 @@ checkpoint_every = 0
 "#;
 
 /// Runs the study and replaces its losses by placement, learning rate and seed.
-fn made_up(loss: fn(&str, f64, u64) -> Option<f64>) -> Lab {
+fn made_up(loss: fn(&str, f64, u64) -> Option<f64>) -> TestDir {
     made_up_of(STUDY, loss)
 }
 
-fn made_up_of(study: &str, loss: fn(&str, f64, u64) -> Option<f64>) -> Lab {
-    let lab = Lab::new();
+fn made_up_of(study: &str, loss: fn(&str, f64, u64) -> Option<f64>) -> TestDir {
+    let lab = TestDir::new();
     lab.write("study.toml", study);
     lab.ok(&[
         "--quiet",
@@ -61,14 +61,14 @@ fn made_up_of(study: &str, loss: fn(&str, f64, u64) -> Option<f64>) -> Lab {
         let last = record["validation"].as_array().unwrap().len() - 1;
         record["validation"][last]["loss"] = loss.into();
         record["ending"] = serde_json::json!({ "kind": "finished" });
-        seal(&mut record);
+        update_checksum(&mut record);
         fs::write(&path, record.to_string()).unwrap();
     }
     lab
 }
 
 /// Returns the entry of `hybridnorm` in the analysis, and the report text.
-fn said(lab: &Lab) -> (Value, String) {
+fn said(lab: &TestDir) -> (Value, String) {
     let command = [
         "--quiet",
         "study",
@@ -141,7 +141,7 @@ fn a_missing_run_takes_the_verdict_with_it() {
 
 #[test]
 fn one_shard_of_a_study_gives_no_verdict() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     lab.write("study.toml", STUDY);
     let text = lab.ok(&[
         "--quiet",
@@ -262,7 +262,7 @@ fn lost_not_learned_and_finished_are_called_so_everywhere() {
     });
     let table = lab.ok(&["--quiet", "study", "study.toml", "--out", "out", "--resume"]);
     assert!(
-        table.contains("3 lost") && table.contains("3 not learned yet"),
+        table.contains("3 diverged") && table.contains("3 did not learn"),
         "{table}"
     );
     let markdown = lab.ok(&["report", "out", "--format", "markdown"]);
@@ -330,19 +330,19 @@ fn a_record_that_lost_its_checksum_is_no_evidence() {
         fs::write(&path, record.to_string()).unwrap();
     }
     let words = ["has no checksum"];
-    lab.fails(1, &["report", "out", "--format", "markdown"], &words);
+    lab.expect_error(1, &["report", "out", "--format", "markdown"], &words);
     let study = ["--quiet", "study", "study.toml", "--out", "out", "--resume"];
-    lab.fails(1, &study, &words);
-    lab.fails(1, &["study", "merge", "out", "--out", "joined"], &words);
+    lab.expect_error(1, &study, &words);
+    lab.expect_error(1, &["study", "merge", "out", "--out", "joined"], &words);
     // Without the mark of this version as well, the records still contradict themselves.
     fs::remove_file(lab.path("out/history.json")).unwrap();
-    lab.fails(1, &study, &["validation loss of 1 nats, but the last"]);
+    lab.expect_error(1, &study, &["validation loss of 1 nats, but the last"]);
 }
 
 /// A changed study file is not written if nothing trains; otherwise the change is reported.
 #[test]
 fn a_changed_study_is_written_only_when_runs_of_it_begin() {
-    let lab = Lab::new();
+    let lab = TestDir::new();
     let small = STUDY.replace("seeds = [1, 2, 3]", "seeds = [1, 2]");
     lab.write(
         "study.toml",
@@ -419,7 +419,7 @@ fn a_change_under_which_nothing_began_is_taken_back() {
     let stated = lab.read("out/study.toml");
     let resume = ["--quiet", "study", "study.toml", "--out", "out", "--resume"];
     let missing = [&resume[..], &["--set", "data.train=[\"nowhere\"]"]].concat();
-    lab.fails(1, &missing, &["nowhere"]);
+    lab.expect_error(1, &missing, &["nowhere"]);
     lab.ok(&resume);
     assert_eq!(lab.read("out/study.toml"), stated);
     let text = lab.ok(&["report", "out", "--format", "markdown"]);

@@ -1,0 +1,119 @@
+//! Arguments of the commands on checkpoints: `eval`, `generate` and `import`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::shared::{OutputArgs, TextArgs};
+
+/// Arguments of `eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// Checkpoint, or run directory, whose newest valid checkpoint is used.
+    pub checkpoint: PathBuf,
+    /// Text, pre-tokenized files or prepared folders; evaluated separately and pooled.
+    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    pub data: Vec<String>,
+    /// Split of each data set, as training on it alone would split it (default: the held-out part of prepared folders
+    /// that have one, all of anything else).
+    #[arg(long, value_enum)]
+    pub split: Option<EvalSplit>,
+    /// Windows to evaluate: all, including shorter last ones, or only those of full length, as for the validation
+    /// loss in training.
+    #[arg(long, value_enum, default_value_t = EvalWindows::All)]
+    pub windows: EvalWindows,
+    /// Tokens per sequence (default: the model's maximum sequence length).
+    #[arg(long, value_name = "N")]
+    pub seq_len: Option<usize>,
+    /// Sequences per batch.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub batch_size: usize,
+    /// Options of raw text (default: those of the checkpoint's run, `[data.text]`).
+    #[command(flatten)]
+    pub text: TextArgs,
+    /// Output format.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Windows of the data.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum EvalWindows {
+    /// All windows; every token but the first is a target.
+    All,
+    /// Windows of full sequence length.
+    #[value(alias = "whole")]
+    Full,
+}
+
+/// Split of the data.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum EvalSplit {
+    /// Training split.
+    Train,
+    /// Held-out split.
+    Validation,
+    /// Both splits.
+    All,
+}
+
+/// Arguments of `generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// Checkpoint, or run directory, whose newest valid checkpoint is used.
+    pub checkpoint: PathBuf,
+    /// Prompt.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: String,
+    /// Maximum number of new tokens; generation also stops at the end-of-text token.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub max_tokens: usize,
+    /// Sampling temperature; 0: greedy decoding.
+    #[arg(
+        long,
+        value_name = "T",
+        default_value_t = 0.8,
+        allow_negative_numbers = true
+    )]
+    pub temperature: f64,
+    /// Sample only from the K most likely tokens; 0: from all. [default: 0]
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Sample only from the most likely tokens that together reach probability P; 1: from all. [default: 0.95]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f64>,
+    /// Random seed for sampling. [default: 0]
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
+    /// Output format.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+fn import_folder_help() -> String {
+    format!(
+        "Folder with `config.yaml` and `model.safetensors` or `model.pt`, or in Hugging Face format \
+         (`config.json`, `model.safetensors`; families {})",
+        hybridnorm::interop::huggingface::families().join(" and ")
+    )
+}
+
+/// Arguments of `import`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    #[arg(help = import_folder_help())]
+    pub folder: PathBuf,
+    /// Checkpoint folder to write.
+    #[arg(long, value_name = "CHECKPOINT_DIR")]
+    pub out: PathBuf,
+    /// Tokenizer to store in the checkpoint: `bytes`, `r50k`, `cl100k` or a `tokenizer.json`; replaces the
+    /// `tokenizer.json` next to the weights.
+    #[arg(long, value_name = "SPEC")]
+    pub tokenizer: Option<String>,
+    /// Do not import the `tokenizer.json` next to the weights.
+    #[arg(long, conflicts_with = "tokenizer")]
+    pub no_tokenizer: bool,
+    /// Output format.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}

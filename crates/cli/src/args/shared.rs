@@ -1,0 +1,121 @@
+//! Options that several commands share. Each is declared here once and flattened into the arguments of a command,
+//! which reads it through the methods of its group.
+
+use clap::Args;
+use hybridnorm::Error;
+use hybridnorm::eval::TextOverrides;
+use hybridnorm::files::Locking;
+use serde::Serialize;
+
+use crate::console;
+
+/// Options of the whole program.
+#[derive(Debug, Args)]
+pub struct GlobalArgs {
+    /// Print only results, no progress and no notes.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Number of CPU threads (default: all cores). Results do not depend on it.
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
+}
+
+/// Output format of the results.
+#[derive(Debug, Args)]
+pub struct OutputArgs {
+    /// Print the results as one JSON document instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl OutputArgs {
+    /// Prints results in the chosen format.
+    pub fn print<T: Serialize>(
+        &self,
+        results: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> Result<(), Error> {
+        match self.json {
+            true => console::print_json(results),
+            false => console::print(&text(results)),
+        }
+    }
+}
+
+/// Overrides of configuration keys.
+#[derive(Debug, Args)]
+pub struct OverrideArgs {
+    /// Override a configuration key, e.g. `--set optimizer.lr=1e-3`; may be repeated.
+    #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]
+    pub settings: Vec<String>,
+}
+
+/// Locking of run directories and study folders.
+#[derive(Debug, Args)]
+pub struct LockArgs {
+    /// Do not use file locks, for file systems without them (some Lustre and NFS mounts); nothing then prevents a
+    /// second process from writing to the same folder.
+    #[arg(long)]
+    no_lock: bool,
+}
+
+impl LockArgs {
+    /// Returns the locking mode.
+    pub fn mode(&self) -> Locking {
+        match self.no_lock {
+            true => Locking::Off,
+            false => Locking::Required,
+        }
+    }
+}
+
+/// Options of raw text.
+#[derive(Debug, Args)]
+pub struct TextArgs {
+    /// Field of a JSON record, or column of a Parquet file (nested: `meta.text`), that contains the text (default:
+    /// `text`).
+    #[arg(long, value_name = "NAME")]
+    text_field: Option<String>,
+    /// Separator between documents of plain text files, such as `<|endoftext|>`; files are split only there, and the
+    /// separator is removed.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        conflicts_with = "document_chars"
+    )]
+    separator: Option<String>,
+    /// Split plain text files into documents at the next blank line after this many characters (default: 20000); 0:
+    /// do not split.
+    #[arg(long, value_name = "N")]
+    document_chars: Option<usize>,
+    /// In folders and globs, read only matching files; may be repeated. A pattern with `/` is matched against the
+    /// path below the input, one without against every name in it.
+    #[arg(long, value_name = "GLOB")]
+    include: Vec<String>,
+    /// Leave out matching files; may be repeated.
+    #[arg(long, value_name = "GLOB")]
+    exclude: Vec<String>,
+    /// Leave out and count invalid records, unreadable files, and everything after damage in compressed and Parquet
+    /// files, instead of stopping.
+    #[arg(long)]
+    skip_bad: bool,
+    /// Replace invalid UTF-8 with U+FFFD instead of stopping.
+    #[arg(long)]
+    replace_invalid_utf8: bool,
+}
+
+impl TextArgs {
+    /// Returns the given options, which override those of a configuration or run.
+    pub fn overrides(self) -> TextOverrides {
+        TextOverrides {
+            text_field: self.text_field,
+            separator: self.separator,
+            document_chars: self.document_chars,
+            include: self.include,
+            exclude: self.exclude,
+            skip_bad: self.skip_bad,
+            replace_invalid_utf8: self.replace_invalid_utf8,
+        }
+    }
+}

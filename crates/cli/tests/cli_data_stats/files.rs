@@ -1,0 +1,107 @@
+//! Statistics of prepared files and their records.
+
+use super::*;
+
+fn prepare<'a>(inputs: &[&'a str], out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["data", "prepare"];
+    args.extend(inputs);
+    args.extend(["--tokenizer", "bytes", "--out", out]);
+    args.extend(more);
+    args
+}
+
+#[test]
+fn a_file_is_read_through_one_input_only() {
+    let lab = TestDir::new();
+    lab.write("v/a.txt", "First text.");
+    lab.write("v/b.txt", "Second text.");
+    let found = lab.json(&prepare(&["v/a.txt", "v", "./v/b.txt"], "p", &["--json"]));
+    let files: Vec<&Value> = found["sources"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| &s["files"])
+        .collect();
+    assert_eq!(files, [1, 1, 0]);
+    assert_eq!(count(&found["left_out"], "files"), 2, "{found}");
+    let table = lab.ok(&prepare(&["v", "v"], "p2", &[]));
+    assert!(
+        table.contains("left out 2 files: duplicate file"),
+        "{table}"
+    );
+    let found = lab.json(&prepare(&["stories:5", "stories:8"], "p3", &["--json"]));
+    assert_eq!(count(&found["left_out"], "documents"), 5, "{found}");
+    assert_eq!(found["sources"][1]["documents"], 3);
+    for (train, validation) in [
+        ("v", "v/b.txt"),
+        ("v/a.txt", "v/a.txt"),
+        ("stories:5", "stories:2"),
+    ] {
+        let args = prepare(&[train], "p4", &["--validation", validation]);
+        lab.expect_error(2, &args, &["training text", "validation text"]);
+    }
+    lab.write("t.bin", [5_u8, 0].repeat(400));
+    for twice in [
+        "\"t.bin:u16\", \"t.bin:u16\"",
+        "\"t.bin:u16\", \"./t.bin:u16\"",
+        "\"p\", \"./p\"",
+    ] {
+        let data = format!("data.train=[{twice}]");
+        lab.expect_error(2, &["train", "tiny.toml", "--set", &data], &["given twice"]);
+    }
+}
+
+#[test]
+fn files_of_skipped_folders_are_counted() {
+    let lab = TestDir::new();
+    lab.write("d/a.txt", "A text.");
+    for name in ["d/.git/x", "d/.git/y/z", "d/.hidden.txt"] {
+        lab.write(name, "x");
+    }
+    let found = lab.json(&prepare(&["d"], "p", &["--json"]));
+    assert_eq!(count(&found["left_out"], "files"), 3, "{found}");
+    lab.write("d/sub/b.txt", "B.");
+    lab.write("d/sub/c.txt", "C.");
+    let found = lab.json(&prepare(&["d/*"], "p2", &["--json"]));
+    assert_eq!(count(&found["left_out"], "files"), 5, "{found}");
+    lab.write("zero.parquet", "");
+    lab.expect_error(
+        2,
+        &prepare(&["zero.parquet"], "p3", &[]),
+        &["no text in it", "too short for a Parquet file"],
+    );
+}
+
+#[test]
+fn rest_of_a_broken_array_is_one_invalid_record() {
+    let lab = TestDir::new();
+    let broken = [
+        (
+            "comma",
+            r#"[{"text":"a"} {"text":"b"}]"#,
+            1,
+            "expected `,` or `]`",
+        ),
+        ("tail", r#"[{"text":"a"},]"#, 1, "expected a record"),
+        ("cut", r#"[{"text":"a"},{"tex"#, 1, "not valid JSON"),
+        ("open", r#"[{"text":"a"}"#, 1, "after 1 record of an array"),
+        (
+            "more",
+            r#"[{"text":"a"}] x"#,
+            1,
+            "expected nothing after the array",
+        ),
+    ];
+    for (name, text, records, message) in broken {
+        let file = format!("{name}.json");
+        lab.write(&file, text);
+        lab.write("z.jsonl", "{\"text\":\"z\"}\n");
+        let inputs = [file.as_str(), "z.jsonl"];
+        lab.expect_error(1, &prepare(&inputs, "p", &[]), &[message]);
+        let out = format!("p-{name}");
+        let found = lab.json(&prepare(&inputs, &out, &["--skip-bad", "--json"]));
+        assert_eq!(found["sources"][0]["records"], records, "{found}");
+        assert_eq!(found["sources"][1]["records"], 1);
+        assert_eq!(count(&found["left_out"], "records"), 1, "{name}: {found}");
+    }
+}

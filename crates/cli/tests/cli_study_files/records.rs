@@ -1,0 +1,169 @@
+//! Invalid files of a study folder.
+
+use super::*;
+
+#[test]
+fn invalid_records_are_rejected_and_preserved() {
+    let lab = lab();
+    lab.ok(&args(&[]));
+    let ids = names(&lab, "out/runs");
+    let (own, other) = (
+        format!("out/runs/{}", ids[0]),
+        format!("out/runs/{}", ids[1]),
+    );
+    let whole = String::from_utf8(lab.read(&own)).unwrap();
+    let parsed = |text: &[u8]| -> Value { serde_json::from_slice(text).unwrap() };
+    let other = parsed(&lab.read(&other));
+    let changed = |change: &dyn Fn(&mut Value)| {
+        // Recomputes the checksum, as a forger would.
+        let mut value = parsed(whole.as_bytes());
+        change(&mut value);
+        update_checksum(&mut value);
+        value.to_string()
+    };
+    let unsealed = || {
+        let mut value = parsed(whole.as_bytes());
+        value.as_object_mut().unwrap().remove("sha256");
+        value.to_string()
+    };
+    let mut flipped = whole.clone().into_bytes();
+    let at = whole.find("\"validation_loss\":").unwrap() + "\"validation_loss\":".len();
+    flipped[at] ^= 1;
+    let cases: Vec<(Vec<u8>, &str)> = vec![
+        (flipped, "checksum"),
+        (whole.as_bytes()[..whole.len() / 2].to_vec(), "EOF"),
+        (
+            changed(&|value| value["config"] = other["config"].clone()).into(),
+            "expected",
+        ),
+        (
+            changed(&|value| {
+                let mut id = other.clone();
+                id["id"] = value["id"].clone();
+                *value = id;
+            })
+            .into(),
+            "does not match run",
+        ),
+        (
+            changed(&|value| value["placement_hash"] = "0011223344556677".into()).into(),
+            "placement_hash 0011223344556677",
+        ),
+        (
+            changed(&|value| value["steps"] = 5.into()).into(),
+            "after 5 steps, expected 6",
+        ),
+        (
+            changed(&|value| value["cell"]["seed"] = 6.into()).into(),
+            "is labelled",
+        ),
+        (
+            changed(&|value| value["id"] = other["id"].clone()).into(),
+            "expected",
+        ),
+        (
+            changed(&|value| value["validation_loss"] = 1.5.into()).into(),
+            "validation loss of 1.5 nats, but the last",
+        ),
+        (
+            changed(&|value| {
+                value["ending"] = serde_json::json!({ "kind": "halved", "step": 6 });
+            })
+            .into(),
+            "the study does not use it",
+        ),
+        (
+            changed(&|value| value["train_loss"] = 0.5.into()).into(),
+            "final training loss of 0.5 nats",
+        ),
+        (unsealed().into(), "has no checksum"),
+    ];
+    for (bytes, words) in cases {
+        lab.write(&own, &bytes);
+        let name = ids[0].as_str();
+        lab.expect_error(1, &args(&["--resume"]), &[words, name]);
+        lab.expect_error(1, &["report", "out", "--format", "json"], &[words, name]);
+        lab.expect_error(
+            1,
+            &["study", "merge", "out", "--out", "merged"],
+            &[words, name],
+        );
+        assert!(!lab.path("merged").exists());
+        assert_eq!(lab.read(&own), bytes);
+        assert_eq!(names(&lab, "out/kept").len(), 4);
+    }
+    // A record of an earlier version is accepted, and every output reports it from then on.
+    let history = lab.read("out/history.json");
+    fs::remove_file(lab.path("out/history.json")).unwrap();
+    lab.write(&own, unsealed());
+    let output = lab.run(&["study", "study.toml", "--out", "out", "--resume"]);
+    assert_eq!(code(&output), 0);
+    assert!(
+        stderr(&output).contains("1 of 4 records have no checksum"),
+        "{}",
+        stderr(&output)
+    );
+    let words = "Not verified: 1 of 4 records have no checksum";
+    lab.ok(&["study", "merge", "out", "--out", "joined"]);
+    lab.ok(&["study", "merge", "out", "joined", "--out", "twice"]);
+    for folder in ["out", "joined", "twice"] {
+        for format in ["json", "markdown"] {
+            let text = lab.ok(&["report", folder, "--format", format]);
+            assert!(text.contains(words), "{folder} {format}: {text}");
+        }
+        assert!(lab.page(folder).contains(words), "{folder}");
+    }
+    let table = lab.ok(&args(&["--resume"]));
+    assert!(table.contains(words), "{table}");
+    assert!(table.contains("Unknown: whether rules or plan changed"));
+    let groups = lab.json(&args(&["--resume", "--json"]));
+    assert_eq!(groups[0]["without_checksum"], 1, "{groups}");
+    lab.write("out/history.json", history);
+    // JSON formatting does not matter.
+    lab.write(
+        &own,
+        serde_json::to_string_pretty(&parsed(whole.as_bytes())).unwrap(),
+    );
+    let output = lab.run(&["study", "study.toml", "--out", "out", "--resume"]);
+    assert!(
+        !stderr(&output).contains("no checksum"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn pipes_and_huge_files_are_rejected_immediately() {
+    let lab = lab();
+    lab.ok(&args(&[]));
+    let id = names(&lab, "out/runs").remove(0);
+    for name in ["out/study.toml".to_owned(), format!("out/runs/{id}")] {
+        let path = lab.path(&name);
+        let whole = lab.read(&name);
+        fs::remove_file(&path).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(&path).status();
+        assert!(made.unwrap().success());
+        for command in [
+            args(&["--resume"]),
+            vec!["report", "out", "--format", "json"],
+            vec!["study", "merge", "out", "--out", "m"],
+        ] {
+            lab.expect_error(
+                1,
+                &command,
+                &[name.rsplit('/').next().unwrap(), "is a pipe"],
+            );
+        }
+        fs::remove_file(&path).unwrap();
+        fs::File::create(&path).unwrap().set_len(1 << 33).unwrap();
+        lab.expect_error(
+            1,
+            &args(&["--resume"]),
+            &["8589934592 bytes, expected at most"],
+        );
+        fs::remove_file(&path).unwrap();
+        lab.write(&name, whole);
+    }
+    lab.ok(&args(&["--resume"]));
+}
