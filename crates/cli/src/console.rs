@@ -72,14 +72,14 @@ pub fn to_stderr(line: &str) {
 /// Prints a result; characters from files that would move the cursor or colour the terminal are escaped. A closed
 /// pipe is not an error.
 pub fn print(result: &str) -> Result<(), Error> {
-    write(&text::visible(result)).map(drop)
+    write(&text::escape_unprintable(result)).map(drop)
 }
 
 /// Prints generated text; returns false if the pipe is closed. Text is escaped on a terminal as in [`print()`], and
 /// verbatim in a file or pipe.
 pub fn print_streamed(piece: &str) -> Result<bool, Error> {
     match std::io::stdout().is_terminal() {
-        true => write(&text::visible(piece)),
+        true => write(&text::escape_unprintable(piece)),
         false => write(piece),
     }
 }
@@ -98,5 +98,5 @@ pub fn print_json(value: &impl Serialize) -> Result<(), Error> {
     let mut json = serde_json::to_string_pretty(value)
         .map_err(|error| Error::External(format!("cannot write JSON: {error}")))?;
     json.push('\n');
-    write(&text::visible_json(&json)).map(drop)
+    write(&text::escape_unprintable_json(&json)).map(drop)
 }

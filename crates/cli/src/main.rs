@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     allocator::set_up();
     stop::ignore_file_size_signal();
     std::panic::set_hook(Box::new(|panic| {
-        if !hybridnorm::foreign::is_running() {
+        if !hybridnorm::untrusted::is_parsing_untrusted() {
             console::to_stderr(&panic_report(panic));
         }
     }));

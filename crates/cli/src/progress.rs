@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use hybridnorm::data::Progress;
-use hybridnorm::digits::perplexity;
-use hybridnorm::lab::study::{Ending, Planned, StudyEvent};
+use hybridnorm::format_number::perplexity;
+use hybridnorm::lab::study::{PlannedRun, RunStatus, StudyEvent};
 use hybridnorm::text;
 use hybridnorm::train::Event;
 use hybridnorm::train::metrics::Metrics;
@@ -58,7 +58,7 @@ impl<'a> Display<'a> {
                 let numbers = format!(
                     "loss {:.4}  {} tokens/s",
                     row.loss,
-                    table::grouped(row.tokens_per_second as u64)
+                    table::with_thousands_separators(row.tokens_per_second as u64)
                 );
                 self.bar.set_position(row.step);
                 self.bar
@@ -94,10 +94,13 @@ impl<'a> Display<'a> {
         self.bar.set_message(unit);
         if self.line_is_due() {
             let total = match total {
-                Some(total) => format!("/{}", table::grouped(total)),
+                Some(total) => format!("/{}", table::with_thousands_separators(total)),
                 None => String::new(),
             };
-            self.line(&format!("{stage}  {}{total} {unit}", table::grouped(done)));
+            self.line(&format!(
+                "{stage}  {}{total} {unit}",
+                table::with_thousands_separators(done)
+            ));
         }
     }
 
@@ -192,7 +195,7 @@ impl<'a> StudyDisplay<'a> {
     pub fn show_event(&mut self, event: &StudyEvent<'_>) {
         match event {
             StudyEvent::Note(text) => self.display.line(text),
-            StudyEvent::Begun {
+            StudyEvent::Started {
                 runs,
                 finished,
                 steps,
@@ -200,14 +203,16 @@ impl<'a> StudyDisplay<'a> {
                 (self.runs, self.finished, self.steps) = (*runs, *finished, *steps);
                 self.display.line(&format!(
                     "{runs} runs of {} steps, {finished} of them finished",
-                    table::grouped(*steps)
+                    table::with_thousands_separators(*steps)
                 ));
                 self.started = Instant::now();
             }
             StudyEvent::Run { run, event } => match event {
                 Event::Progress(progress) => self.display.show_data_progress(progress),
                 Event::Step(row) => self.step(run, row),
-                Event::Note(text) => self.display.line(&format!("{}  {text}", run.cell.label())),
+                Event::Note(text) => self
+                    .display
+                    .line(&format!("{}  {text}", run.grid_point.label())),
                 Event::Data(data) => {
                     for line in data.lines() {
                         if self.data.insert(line.clone()) {
@@ -221,14 +226,14 @@ impl<'a> StudyDisplay<'a> {
                 self.finished += 1;
                 let (first, _) = self.active_runs.remove(&record.id).unwrap_or_default();
                 self.finished_steps += record.steps.saturating_sub(first);
-                let ending = match (&record.ending, record.validation_loss) {
-                    (Ending::Finished, Some(loss)) => format!("validation loss {loss:.4}"),
-                    (Ending::Finished, None) => "finished".into(),
-                    (Ending::NotLearned { reason }, _) => format!("did not learn: {reason}"),
-                    (Ending::Diverged { step, reason }, _) => {
+                let ending = match (&record.status, record.validation_loss) {
+                    (RunStatus::Finished, Some(loss)) => format!("validation loss {loss:.4}"),
+                    (RunStatus::Finished, None) => "finished".into(),
+                    (RunStatus::NotLearned { reason }, _) => format!("did not learn: {reason}"),
+                    (RunStatus::Diverged { step, reason }, _) => {
                         format!("diverged at step {step}: {reason}")
                     }
-                    (Ending::Halved { step } | Ending::Unfinished { step }, _) => {
+                    (RunStatus::Eliminated { step } | RunStatus::Unfinished { step }, _) => {
                         format!("stopped early after step {step}")
                     }
                     _ => "ended".into(),
@@ -237,7 +242,7 @@ impl<'a> StudyDisplay<'a> {
                     "{:>4}/{}  {}  {ending}",
                     self.finished,
                     self.runs,
-                    record.cell.label()
+                    record.grid_point.label()
                 ));
             }
             _ => {}
@@ -249,7 +254,7 @@ impl<'a> StudyDisplay<'a> {
         self.display.finish();
     }
 
-    fn step(&mut self, run: &Planned, row: &Metrics) {
+    fn step(&mut self, run: &PlannedRun, row: &Metrics) {
         let counted = self.active_runs.entry(run.id.clone());
         counted.or_insert((row.step - 1, 0)).1 = row.step;
         let here = self.active_runs.values();
@@ -266,7 +271,7 @@ impl<'a> StudyDisplay<'a> {
                 "{}/{} runs  {}  loss {:.4}  {remaining} remaining",
                 self.finished,
                 self.runs,
-                run.cell.label(),
+                run.grid_point.label(),
                 row.loss
             ),
         );

@@ -1,6 +1,6 @@
 //! Aligned tables.
 
-pub use hybridnorm::digits::grouped;
+pub use hybridnorm::format_number::with_thousands_separators;
 
 use std::fmt;
 use std::io::{self, IsTerminal};
@@ -21,7 +21,7 @@ impl Table {
     pub fn add_row<C: fmt::Display>(&mut self, cells: impl IntoIterator<Item = C>) {
         let cells = cells
             .into_iter()
-            .map(|cell| text::at_most(&cell.to_string(), CELL_CHARS).into_owned());
+            .map(|cell| text::truncated_line(&cell.to_string(), CELL_CHARS).into_owned());
         self.0.add_row(cells);
     }
 }
@@ -47,7 +47,9 @@ pub fn numeric_table(header: &[&str]) -> Table {
 
 /// Creates a table of left-aligned text.
 pub fn text_table(header: &[&str]) -> Table {
-    let header = header.iter().map(|head| text::at_most(head, CELL_CHARS));
+    let header = header
+        .iter()
+        .map(|head| text::truncated_line(head, CELL_CHARS));
     let mut table = comfy_table::Table::new();
     table
         .load_style(presets::UTF8_HORIZONTAL_ONLY)

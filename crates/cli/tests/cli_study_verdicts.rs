@@ -306,7 +306,7 @@ fn one_comparison_is_no_plural_and_table_and_report_show_the_same_digits() {
     );
     let json = lab.json(&["report", "out", "--format", "json"]);
     let against = &json["groups"][0]["analysis"]["placements"][1]["against"];
-    let gain = hybridnorm::digits::times(against["compute_gain"].as_f64().unwrap());
+    let gain = hybridnorm::format_number::ratio(against["compute_gain"].as_f64().unwrap());
     assert!(gain.contains("e-"), "{gain}");
     for text in [&table, &markdown] {
         assert!(

@@ -7,7 +7,7 @@
 
 use hybridnorm::exec::{Cpu, Data, Executor};
 use hybridnorm::graph::{Builder, DType, Type};
-use hybridnorm::model::{Block, ModelConfig, Positions, Registry, Residual};
+use hybridnorm::model::{Block, ModelConfig, PositionContext, Registry, Residual};
 use hybridnorm::ops::{self, AdamW, Arguments};
 use hybridnorm::plan::{Options, Program};
 use hybridnorm::{Result, passes, placement, threads};
@@ -57,7 +57,7 @@ fn train() -> Result<()> {
     let x = g.input("x", Type::f32([B, T, D]));
     let y = g.input("y", Type::i32([B]));
     let entering = Residual { x, y: None };
-    let output = block.forward(entering, &Positions::first(&g, &config, T));
+    let output = block.forward(entering, &PositionContext::first(&g, &config, T));
     let last = ops::last_position(output.residual.x);
     let logits = ops::linear(last, projection.value(&g));
     let [loss, _] = ops::cross_entropy(logits, y, 0.0, B as f64);

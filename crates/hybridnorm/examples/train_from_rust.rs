@@ -31,7 +31,7 @@ fn train_and_write() -> Result<()> {
     trainer.run(&AtomicBool::new(false), &mut show)?;
     let tokenizer = trainer.tokenizer().expect("the data are text").clone();
     let model = trainer.model_mut();
-    let text = eval::write(model, &tokenizer, "One day", 60, Sampling::default())?;
+    let text = eval::generate_text(model, &tokenizer, "One day", 60, Sampling::default())?;
     println!("One day{text}");
     Ok(())
 }

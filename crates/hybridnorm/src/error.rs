@@ -3,8 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::parse_errors::plain_message;
 use crate::text::one_line;
-use crate::wording::plain;
 
 /// Result with this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -22,7 +22,7 @@ pub enum Error {
         source: io::Error,
     },
     /// A file or folder exists, but its content is not as expected.
-    #[error("{}", one_line(&format!("{}: {}", path.display(), plain(problem))))]
+    #[error("{}", one_line(&format!("{}: {}", path.display(), plain_message(problem))))]
     Format {
         /// File or folder.
         path: PathBuf,
@@ -30,7 +30,7 @@ pub enum Error {
         problem: String,
     },
     /// A file is corrupted: it is truncated, or its bytes have changed.
-    #[error("{}", one_line(&format!("{}: {}", path.display(), plain(problem))))]
+    #[error("{}", one_line(&format!("{}: {}", path.display(), plain_message(problem))))]
     Corrupt {
         /// The file.
         path: PathBuf,
@@ -66,7 +66,7 @@ pub enum Error {
         expected: String,
     },
     /// A value that cannot be read, or that names nothing: a specification, a pattern, a path.
-    #[error("{}", one_line(&plain(problem)))]
+    #[error("{}", one_line(&plain_message(problem)))]
     InvalidValue {
         /// The key, the option or the kind of value: `data.tokenizer`, `--set`, `pattern`.
         key: String,
@@ -134,7 +134,7 @@ pub enum Error {
         source: Box<Error>,
     },
     /// An invalid argument without a key of its own; callers cannot act on these other than by showing them.
-    #[error("{}", one_line(&plain(.0)))]
+    #[error("{}", one_line(&plain_message(.0)))]
     Config(String),
     /// A placement is not valid.
     #[error("{0}")]

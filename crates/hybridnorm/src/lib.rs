@@ -22,8 +22,6 @@
 pub mod bench;
 #[cfg(feature = "model")]
 pub mod data;
-#[cfg(feature = "model")]
-pub mod digits;
 pub mod error;
 #[cfg(feature = "model")]
 pub mod eval;
@@ -32,7 +30,7 @@ pub mod exec;
 #[cfg(feature = "model")]
 pub mod files;
 #[cfg(feature = "model")]
-pub mod foreign;
+pub mod format_number;
 #[cfg(feature = "model")]
 pub mod graph;
 #[cfg(feature = "interop")]
@@ -49,6 +47,7 @@ pub mod model;
 pub mod omissions;
 #[cfg(feature = "model")]
 pub mod ops;
+mod parse_errors;
 #[cfg(feature = "model")]
 pub mod passes;
 pub mod placement;
@@ -63,7 +62,8 @@ pub mod text;
 pub mod threads;
 #[cfg(feature = "model")]
 pub mod train;
-mod wording;
+#[cfg(feature = "model")]
+pub mod untrusted;
 
 pub use error::{Error, Result};
 /// CPU kernels, and the types that specify norms, attention and activations to [`ops`].

@@ -23,7 +23,7 @@ const MIB: u64 = 1 << 20;
 /// # Errors
 /// [`Error::OutOfMemory`] if `bytes`, needed for `what`, exceed memory and swap together, or the rest of an address space limit.
 /// Never where the system does not report these.
-pub fn require(bytes: u64, what: &str) -> Result<()> {
+pub fn check_available(bytes: u64, what: &str) -> Result<()> {
     match available_if_less_than(bytes) {
         Some(available) => Err(Error::OutOfMemory {
             needed: bytes,
@@ -44,11 +44,11 @@ pub fn require(bytes: u64, what: &str) -> Result<()> {
     }
 }
 
-/// Checks as [`require`] does for a text, where the message suggests a shorter one.
+/// Checks as [`check_available`] does for a text, where the message suggests a shorter one.
 ///
 /// # Errors
-/// As [`require`].
-pub fn require_for_text(bytes: u64, what: &str) -> Result<()> {
+/// As [`check_available`].
+pub fn check_available_for_text(bytes: u64, what: &str) -> Result<()> {
     match available_if_less_than(bytes) {
         Some(available) => Err(Error::OutOfMemory {
             needed: bytes,

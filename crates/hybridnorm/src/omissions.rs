@@ -54,17 +54,17 @@ pub struct Omission {
 /// All omissions, in the order in which their reasons first occurred.
 ///
 /// ```
-/// use hybridnorm::omissions::{LeftOut, Unit};
+/// use hybridnorm::omissions::{Omissions, Unit};
 ///
-/// let mut omissions = LeftOut::default();
+/// let mut omissions = Omissions::default();
 /// omissions.add(Unit::Files, "hidden", 2, Some(".git".into()));
 /// assert_eq!(omissions.lines(), ["left out 2 files: hidden (.git, ...)"]);
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct LeftOut(Vec<Omission>);
+pub struct Omissions(Vec<Omission>);
 
-impl LeftOut {
+impl Omissions {
     /// Adds `count` items of a unit that were omitted for `reason`, such as `example`.
     pub fn add(&mut self, unit: Unit, reason: &str, count: u64, example: Option<String>) {
         if count == 0 {
@@ -168,12 +168,12 @@ mod tests {
 
     #[test]
     fn merges_counts_by_reason() {
-        let mut left_out = LeftOut::default();
+        let mut left_out = Omissions::default();
         for name in ["a", "b", "c", "d"] {
             left_out.add(Unit::Files, "unknown kind", 1, Some(name.into()));
         }
         left_out.add(Unit::Tokens, "end of the stream", 0, None);
-        let mut all = LeftOut::default();
+        let mut all = Omissions::default();
         all.add(Unit::Documents, "blank", 1, None);
         all.extend(&left_out);
         all.extend(&left_out);
@@ -187,6 +187,6 @@ mod tests {
             ]
         );
         let json = serde_json::to_string(&all).unwrap();
-        assert_eq!(serde_json::from_str::<LeftOut>(&json).unwrap(), all);
+        assert_eq!(serde_json::from_str::<Omissions>(&json).unwrap(), all);
     }
 }

@@ -20,7 +20,7 @@ pub use file::TensorFile;
 
 /// A tensor on the host.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Values {
+pub struct HostTensor {
     /// Sizes of the dimensions.
     pub shape: Vec<usize>,
     /// Row-major elements.
@@ -29,13 +29,13 @@ pub struct Values {
 
 /// A tensor on an executor: the range of its elements in a buffer, and its shape in files.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Handle {
+pub struct TensorHandle {
     buffer: Buffer,
     range: Range<usize>,
     shape: Vec<usize>,
 }
 
-impl Handle {
+impl TensorHandle {
     /// Creates a handle on elements of a buffer that are written to files with `shape`.
     pub fn new(buffer: Buffer, range: Range<usize>, shape: Vec<usize>) -> Self {
         Self {
@@ -116,9 +116,9 @@ impl Handle {
 }
 
 /// Returns handles on all parameters of a model.
-pub fn parameters(model: &Model) -> BTreeMap<String, Handle> {
+pub fn parameters(model: &Model) -> BTreeMap<String, TensorHandle> {
     let handle = |spec: &crate::model::ParamSpec| {
-        let handle = Handle::new(PARAMETERS, spec.range(), spec.shape.clone());
+        let handle = TensorHandle::new(PARAMETERS, spec.range(), spec.shape.clone());
         (spec.name.clone(), handle)
     };
     model.parameters().map(handle).collect()
@@ -130,7 +130,7 @@ pub fn parameters(model: &Model) -> BTreeMap<String, Handle> {
 /// If the file cannot be written.
 pub fn write(
     path: &Path,
-    tensors: &BTreeMap<String, Handle>,
+    tensors: &BTreeMap<String, TensorHandle>,
     executor: &dyn Executor,
 ) -> Result<()> {
     let file = File::create(path).map_err(Error::io(path))?;
@@ -142,7 +142,7 @@ pub fn write(
 
 fn write_to(
     to: &mut impl Write,
-    tensors: &BTreeMap<String, Handle>,
+    tensors: &BTreeMap<String, TensorHandle>,
     executor: &dyn Executor,
 ) -> io::Result<()> {
     let mut header = header::Header::default();
@@ -168,7 +168,7 @@ const CHUNK: usize = 1 << 16;
 ///
 /// # Errors
 /// If it cannot be read, its header contradicts its length, or a tensor has another type.
-pub fn read(path: &Path) -> Result<BTreeMap<String, Values>> {
+pub fn read(path: &Path) -> Result<BTreeMap<String, HostTensor>> {
     let file = TensorFile::open(path)?;
     let names: Vec<String> = file.names().map(str::to_owned).collect();
     let mut all = BTreeMap::new();
@@ -224,7 +224,10 @@ mod tests {
         let mut views = Vec::new();
         for (name, shape) in names.into_iter().zip(shapes) {
             let n = shape.iter().product::<usize>();
-            handles.insert(name.to_owned(), Handle::new(buffer, 0..n, shape.clone()));
+            handles.insert(
+                name.to_owned(),
+                TensorHandle::new(buffer, 0..n, shape.clone()),
+            );
             let view = TensorView::new(Dtype::F32, shape, &bytes[..4 * n]).unwrap();
             views.push((name, view));
         }

@@ -15,11 +15,11 @@ const LINE_CHARS: usize = 1000;
 /// assert_eq!(one_line("two\nlines"), r"two\nlines");
 /// ```
 pub fn one_line(text: &str) -> Cow<'_, str> {
-    at_most(text, LINE_CHARS)
+    truncated_line(text, LINE_CHARS)
 }
 
 /// Returns one line as [`one_line`] does, of about `limit` characters at most.
-pub fn at_most(text: &str, limit: usize) -> Cow<'_, str> {
+pub fn truncated_line(text: &str, limit: usize) -> Cow<'_, str> {
     let is_plain = !text.chars().any(is_unprintable);
     if is_plain && text.len() <= limit {
         return Cow::Borrowed(text);
@@ -36,7 +36,7 @@ pub fn at_most(text: &str, limit: usize) -> Cow<'_, str> {
 }
 
 /// Escapes text of several lines as [`one_line`] does, but keeps line feeds and tabs, and the full length.
-pub fn visible(text: &str) -> Cow<'_, str> {
+pub fn escape_unprintable(text: &str) -> Cow<'_, str> {
     let is_hidden = |char: char| is_unprintable(char) && !matches!(char, '\n' | '\t');
     if !text.chars().any(is_hidden) {
         return Cow::Borrowed(text);
@@ -53,7 +53,7 @@ pub fn visible(text: &str) -> Cow<'_, str> {
 
 /// Replaces unprintable characters that JSON allows in strings by JSON escapes, so that they cannot move the
 /// cursor. The JSON value is unchanged.
-pub fn visible_json(json: &str) -> Cow<'_, str> {
+pub fn escape_unprintable_json(json: &str) -> Cow<'_, str> {
     use std::fmt::Write as _;
     let is_hidden = |char: char| is_unprintable(char) && !matches!(char, '\n' | '\t' | '\r');
     if !json.chars().any(is_hidden) {
@@ -109,10 +109,10 @@ mod tests {
 
     #[test]
     fn line_ends_and_json_values_are_unchanged() {
-        assert_eq!(visible("a\n\tb"), "a\n\tb");
-        assert_eq!(visible("a\u{9b}2J\r\n"), "a\\u{9b}2J\\r\n");
+        assert_eq!(escape_unprintable("a\n\tb"), "a\n\tb");
+        assert_eq!(escape_unprintable("a\u{9b}2J\r\n"), "a\\u{9b}2J\\r\n");
         let json = serde_json::to_string("\u{9b}\u{7f}\u{202e}").unwrap();
-        let shown = visible_json(&json);
+        let shown = escape_unprintable_json(&json);
         assert_eq!(shown, r#""\u009b\u007f\u202e""#);
         let back: String = serde_json::from_str(&shown).unwrap();
         assert_eq!(back, "\u{9b}\u{7f}\u{202e}");
@@ -120,7 +120,10 @@ mod tests {
 
     #[test]
     fn a_shorter_line_is_shorter() {
-        assert_eq!(at_most("abcdefghij", 4), "abc [... 6 characters ...] j");
+        assert_eq!(
+            truncated_line("abcdefghij", 4),
+            "abc [... 6 characters ...] j"
+        );
     }
 
     #[test]

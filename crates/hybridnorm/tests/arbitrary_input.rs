@@ -9,7 +9,7 @@ use hybridnorm::data::Tokenizer;
 use hybridnorm::model::Model;
 use hybridnorm::train::checkpoint::{self, Contents};
 use hybridnorm::train::metrics::Metrics;
-use hybridnorm::train::rows::{self, RowsFile};
+use hybridnorm::train::records::{self, RecordFile};
 use hybridnorm::train::{Checkpoint, Config};
 use proptest::prelude::*;
 
@@ -41,7 +41,11 @@ fn checkpoint_files() -> &'static [(String, Vec<u8>)] {
         let model = Model::new(&config, 1, Device::Cpu).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("c");
-        checkpoint::save(&path, Contents::of_model(&model, Some(&Tokenizer::bytes()))).unwrap();
+        checkpoint::save(
+            &path,
+            Contents::model_only(&model, Some(&Tokenizer::bytes())),
+        )
+        .unwrap();
         ["manifest.json", "config.json", "model.safetensors"]
             .map(|name| (name.to_owned(), fs::read(path.join(name)).unwrap()))
             .into()
@@ -205,8 +209,8 @@ proptest! {
     fn random_metrics_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("metrics.jsonl"), bytes).unwrap();
-        let _ = rows::read::<Metrics>(folder.path());
-        let _ = RowsFile::<Metrics>::open(folder.path(), 3);
+        let _ = records::read::<Metrics>(folder.path());
+        let _ = RecordFile::<Metrics>::open(folder.path(), 3);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Barrier;
 
-use hybridnorm::tensors::Values;
+use hybridnorm::tensors::HostTensor;
 use hybridnorm::train::{Config, Start, Trainer};
 use hybridnorm::{Device, threads};
 
@@ -35,7 +35,7 @@ fn open(config: &Config, run: &Path) -> Trainer {
 #[derive(Debug, PartialEq)]
 struct Trained {
     losses: Vec<f64>,
-    weights: BTreeMap<String, Values>,
+    weights: BTreeMap<String, HostTensor>,
 }
 
 impl Trained {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use hybridnorm::Result;
 use hybridnorm::data::{
-    OpenOptions, Opened, PrepareOptions, PreparedFolder, Split, Tokenizer, TokenizerChoice,
+    OpenOptions, OpenedData, PrepareOptions, PreparedFolder, Split, Tokenizer, TokenizerChoice,
     TokenizerSpec, open, prepare, quiet,
 };
 
@@ -38,7 +38,7 @@ impl TestFolder {
     }
 }
 
-fn opened(paths: &[&str], split: Split, options: &OpenOptions) -> Result<Opened> {
+fn opened(paths: &[&str], split: Split, options: &OpenOptions) -> Result<OpenedData> {
     let paths: Vec<_> = paths.iter().map(|&path| path.to_owned()).collect();
     open(&paths, split, options, &mut quiet)
 }

@@ -62,8 +62,8 @@ fn every_kind_of_file() {
     assert_eq!(all, expected);
     assert_eq!((stats.files, stats.documents, stats.records), (5, 10, 10));
     // ignored.csv and empty.txt; a blank text in each of two files.
-    assert_eq!(stats.left_out.count(Unit::Files), 2);
-    assert_eq!(stats.left_out.count(Unit::Documents), 2);
+    assert_eq!(stats.omissions.count(Unit::Files), 2);
+    assert_eq!(stats.omissions.count(Unit::Documents), 2);
     assert_eq!(read(at("*.jsonl*")).unwrap().len(), 8);
     assert!(message(at("*")).contains("ignored.csv: unknown kind"));
     assert!(message(at("*.md")).contains("no file matches"));

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use hybridnorm::Result;
-use hybridnorm::data::{Batch, BatchStream, Cursor, Order, ReadyTokens, TokenDataset};
+use hybridnorm::data::{Batch, BatchStream, Cursor, Order, PretokenizedFile, TokenDataset};
 use proptest::prelude::*;
 
 fn counting(n: u16) -> Vec<u8> {
@@ -25,8 +25,8 @@ fn dataset(folder: &Path, n: u16, seq_len: usize) -> TokenDataset {
     let path = folder.join("t.u16");
     fs::write(&path, counting(n)).unwrap();
     let mut dataset = TokenDataset::new(seq_len).unwrap();
-    let file = ReadyTokens::open(path.to_str().unwrap(), 65_536).unwrap();
-    dataset.push_ready(file).unwrap();
+    let file = PretokenizedFile::open(path.to_str().unwrap(), 65_536).unwrap();
+    dataset.push_pretokenized(file).unwrap();
     dataset
 }
 
@@ -125,15 +125,18 @@ fn errors_do_not_move_the_cursor() {
     let path = folder.path().join("t.u16");
     fs::write(&path, counting(41)).unwrap();
     let mut data = TokenDataset::new(4).unwrap();
-    let file = ReadyTokens::open(path.to_str().unwrap(), 30);
+    let file = PretokenizedFile::open(path.to_str().unwrap(), 30);
     // The identity hashes the first and last tokens, so the invalid ones are detected at once.
-    let error = data.push_ready(file.unwrap()).unwrap_err().to_string();
+    let error = data
+        .push_pretokenized(file.unwrap())
+        .unwrap_err()
+        .to_string();
     assert!(
         error.contains("token 30 at position 30 is not below"),
         "{error}"
     );
-    let file = ReadyTokens::open(path.to_str().unwrap(), 41).unwrap();
-    data.push_ready(file).unwrap();
+    let file = PretokenizedFile::open(path.to_str().unwrap(), 41).unwrap();
+    data.push_pretokenized(file).unwrap();
     let mut stream = BatchStream::new(data, Order::Sequential, Cursor::default()).unwrap();
     stream.skip(23);
     assert_eq!(
@@ -213,7 +216,7 @@ fn pretokenized_formats() {
         write("olmo.npy", &le(2)) + ":u16",
         write("raw.data", &le(8)) + ":i64",
     ] {
-        let file = ReadyTokens::open(&name, 100).unwrap();
+        let file = PretokenizedFile::open(&name, 100).unwrap();
         let mut tokens = Vec::new();
         file.tokens().for_each(|token| tokens.push(token)).unwrap();
         assert_eq!(
@@ -222,7 +225,7 @@ fn pretokenized_formats() {
             "{name}"
         );
     }
-    let large = ReadyTokens::open(&write("j.bin", &le(4)), 70_000).unwrap();
+    let large = PretokenizedFile::open(&write("j.bin", &le(4)), 70_000).unwrap();
     assert_eq!(large.tokens().len(), 6);
 }
 
@@ -247,13 +250,13 @@ fn rows_of_arrays_are_instances() {
     let files = TokenFiles::new();
     let rows = files.write("rows.npy", &npy("<u2", "(2, 3)", &le(2)));
     let mut data = TokenDataset::new(2).unwrap();
-    data.push_ready(ReadyTokens::open(&rows, 100).unwrap())
+    data.push_pretokenized(PretokenizedFile::open(&rows, 100).unwrap())
         .unwrap();
     assert_eq!(data.instance(1).unwrap(), [3, 4, 5]);
     assert_eq!(data.len(), 2);
     let mut data = TokenDataset::new(3).unwrap();
     let error = data
-        .push_ready(ReadyTokens::open(&rows, 100).unwrap())
+        .push_pretokenized(PretokenizedFile::open(&rows, 100).unwrap())
         .unwrap_err();
     assert!(
         error
@@ -295,11 +298,11 @@ fn invalid_token_files_are_rejected() {
             "is a folder, expected a regular file",
         ),
     ] {
-        let error = ReadyTokens::open(&name, 100).unwrap_err().to_string();
+        let error = PretokenizedFile::open(&name, 100).unwrap_err().to_string();
         assert!(error.contains(why) && error.lines().count() == 1, "{error}");
     }
     let negative = write("s.npy", &npy("<i8", "(1,)", &(-5_i64).to_le_bytes()));
-    let error = ReadyTokens::open(&negative, 100)
+    let error = PretokenizedFile::open(&negative, 100)
         .unwrap()
         .tokens()
         .check()
@@ -345,9 +348,9 @@ proptest! {
         let bytes = if kind == 4 { npy("<i4", "(10, 5)", &bytes) } else { bytes };
         fs::write(&path, bytes).unwrap();
         let full = folder.path().join(name);
-        if let Ok(file) = ReadyTokens::open(full.to_str().unwrap(), 50_000) {
+        if let Ok(file) = PretokenizedFile::open(full.to_str().unwrap(), 50_000) {
             let _ = file.tokens().check();
-            let _ = TokenDataset::new(4).unwrap().push_ready(file);
+            let _ = TokenDataset::new(4).unwrap().push_pretokenized(file);
         }
     }
 }

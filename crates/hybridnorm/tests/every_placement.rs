@@ -171,7 +171,7 @@ fn recomputation_is_bit_identical() {
                         None => drop(sums.insert(name.clone(), gradient)),
                     }
                 }
-                found.found
+                found.stats
             });
             let sums: Vec<_> = sums.values().map(|sum| bits_of(sum)).collect();
             (found, sums)
@@ -215,7 +215,7 @@ fn training_with_recomputation_is_bit_identical() {
             };
             let mut step = TrainingStep::new(shape, &mut model, &mut optimizer).unwrap();
             for [inputs, targets] in micro_batches() {
-                step.pass(&mut model, &mut optimizer, &inputs, &targets, 0.01)
+                step.run_micro_batch(&mut model, &mut optimizer, &inputs, &targets, 0.01)
                     .unwrap();
             }
             let outcome = step.finish(&mut model, &mut optimizer, 0.01).unwrap();
@@ -259,7 +259,7 @@ fn relative_difference(found: &[f64], expected: &[f64]) -> f64 {
 
 /// Asserts that losses and the gradient of every parameter are within the tolerances.
 fn assert_close(found: &Gradients, expected: &Gradients, [loss, gradient]: [f64; 2], name: &str) {
-    let losses = |of: &Gradients| [of.found.losses.objective, of.found.losses.cross_entropy];
+    let losses = |of: &Gradients| [of.stats.losses.objective, of.stats.losses.cross_entropy];
     let difference = relative_difference(&losses(found), &losses(expected));
     assert!(difference <= loss, "{name}: losses differ by {difference}");
     assert!(found.by_name.keys().eq(expected.by_name.keys()), "{name}");
@@ -286,7 +286,7 @@ fn cpu_executor_agrees_with_reference() {
         let (_, expected) = loss_and_gradients(&mut exact);
         assert_close(&found, &expected, [1e-5, 1e-4], &name);
         let load = |of: &Gradients| -> Vec<Vec<u64>> {
-            let routing = of.found.routing.iter();
+            let routing = of.stats.routing.iter();
             routing.map(|routing| routing.load.clone()).collect()
         };
         assert_eq!(load(&found), load(&expected), "{name}");
@@ -339,7 +339,7 @@ fn fused_programs_are_bit_identical_to_unfused_ones() {
             continue;
         }
         assert!(
-            found.found == expected.found,
+            found.stats == expected.stats,
             "{name}: losses and statistics"
         );
         let parameters = expected.by_name.keys();
@@ -371,7 +371,7 @@ fn inventory_lists_all_parameters_of_the_model() {
                 .collect();
             let registry = model.decoder().registry();
             let listed: Vec<_> = registry
-                .by_name()
+                .sorted_by_name()
                 .into_iter()
                 .map(|spec| (spec.name.clone(), spec.shape.clone(), spec.elements()))
                 .collect();

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use common::hf::*;
 use hybridnorm::interop::huggingface;
-use hybridnorm::tensors::Values;
+use hybridnorm::tensors::HostTensor;
 use serde_json::{Value, json};
 
 /// Family, key, value, and a part of the message.
@@ -113,8 +113,8 @@ fn unsupported_settings_are_rejected() {
 #[test]
 fn supported_branches_of_the_families_are_read() {
     type Change = fn(&mut Value);
-    type Weights = fn(&mut BTreeMap<String, Values>);
-    fn same(_: &mut BTreeMap<String, Values>) {}
+    type Weights = fn(&mut BTreeMap<String, HostTensor>);
+    fn same(_: &mut BTreeMap<String, HostTensor>) {}
     let reads: [(&str, Change, Weights); 8] = [
         ("olmoe", |c| c["norm_topk_prob"] = json!(true), same),
         ("olmoe", |c| c["clip_qkv"] = Value::Null, same),

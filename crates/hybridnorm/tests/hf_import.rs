@@ -8,7 +8,7 @@ use common::hf::*;
 use common::reference::*;
 use hybridnorm::Device;
 use hybridnorm::interop::huggingface;
-use hybridnorm::tensors::Values;
+use hybridnorm::tensors::HostTensor;
 use serde_json::{Value, json};
 
 const FAMILIES: [&str; 2] = ["olmoe", "deepseek-v3"];
@@ -103,7 +103,7 @@ fn tensors_that_do_not_fit_are_named() {
 
 #[test]
 fn rows_that_only_add_up_are_refused() {
-    let first = |all: &mut BTreeMap<String, Values>, name: &str, rows: usize| {
+    let first = |all: &mut BTreeMap<String, HostTensor>, name: &str, rows: usize| {
         let values = all.get_mut(name).unwrap();
         let columns = values.shape[1];
         values.shape[0] = rows;
@@ -164,7 +164,7 @@ fn groups_that_are_all_open_are_none() {
 }
 
 /// Returns the matrix product `a b`.
-fn product(a: &Values, b: &Values) -> Values {
+fn product(a: &HostTensor, b: &HostTensor) -> HostTensor {
     let ([n, k], [_, m]) = (
         <[usize; 2]>::try_from(&a.shape[..]).unwrap(),
         <[usize; 2]>::try_from(&b.shape[..]).unwrap(),
@@ -176,14 +176,14 @@ fn product(a: &Values, b: &Values) -> Values {
     };
     let data = (0..n).flat_map(|i| (0..m).map(move |j| (i, j)));
     let data = data.map(|(i, j)| at(i, j) as f32).collect();
-    Values {
+    HostTensor {
         shape: vec![n, m],
         data,
     }
 }
 
 /// Replaces two query projections with a norm between them by one projection.
-fn without_query_latent(all: &mut BTreeMap<String, Values>) {
+fn without_query_latent(all: &mut BTreeMap<String, HostTensor>) {
     let layers: Vec<String> = all
         .keys()
         .filter_map(|name| name.strip_suffix("q_a_proj.weight").map(str::to_owned))
@@ -213,9 +213,9 @@ fn without_a_query_rank_nothing_norms_the_queries() {
 /// (`fixtures/hf/deepseek_v3_plain.py`).
 #[test]
 fn branches_of_deepseek_v3_give_the_losses_of_a_plain_implementation() {
-    type Weights = fn(&mut BTreeMap<String, Values>);
-    fn same(_: &mut BTreeMap<String, Values>) {}
-    fn no_shared(all: &mut BTreeMap<String, Values>) {
+    type Weights = fn(&mut BTreeMap<String, HostTensor>);
+    fn same(_: &mut BTreeMap<String, HostTensor>) {}
+    fn no_shared(all: &mut BTreeMap<String, HostTensor>) {
         all.retain(|name, _| !name.contains("shared_experts"));
     }
     let cases: [(Value, Weights, f64); 9] = [

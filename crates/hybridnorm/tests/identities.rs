@@ -6,7 +6,7 @@ use common::*;
 use hybridnorm::Device;
 use hybridnorm::model::{Decoder, Model, ModelConfig, Role, Scoring};
 use hybridnorm::placement::{AttnScale, HeadNorm, NormFn, Placement, QkOrder, Skip};
-use hybridnorm::tensors::Values;
+use hybridnorm::tensors::HostTensor;
 
 /// Returns a perturbed model of `from`, and a model of `to` with its weights under other names.
 fn same_weights(
@@ -212,7 +212,7 @@ fn norm_parameters_per_block_are_counted_as_in_the_literature() {
 fn star_differs_from_hybridnorm_only_in_its_first_block() {
     let model = |name: &str| {
         let decoder = Decoder::new(&tiny(named(name))).unwrap();
-        let names = decoder.registry().by_name().into_iter();
+        let names = decoder.registry().sorted_by_name().into_iter();
         names.map(|spec| spec.name.clone()).collect::<Vec<_>>()
     };
     let (star, hybrid, pre_qkv_pre) = (
@@ -254,7 +254,7 @@ fn identical_experts_equal_a_dense_feed_forward() {
         }
     }
     for layer in 0..3 {
-        let router = Values {
+        let router = HostTensor {
             shape: vec![3, 16],
             data: (0..48).map(|i| (i as f32).sin()).collect(),
         };

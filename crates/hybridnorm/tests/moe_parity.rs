@@ -33,7 +33,7 @@ fn logits_losses_and_gradients_match_the_reference() {
         let options = Options::default();
         let gradients =
             train::gradients(&mut model, &inputs, &targets, [b, t], divisor, options).unwrap();
-        let pass = &gradients.found;
+        let pass = &gradients.stats;
         let mean = |f: fn(&Routing) -> f64| {
             pass.routing.iter().map(f).sum::<f64>() / pass.routing.len() as f64
         };

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use hybridnorm::interop::official;
 use hybridnorm::model::Model;
-use hybridnorm::tensors::Values;
+use hybridnorm::tensors::HostTensor;
 use hybridnorm::{Device, Error, memory};
 use tempfile::TempDir;
 use zip::write::SimpleFileOptions;
@@ -53,7 +53,7 @@ fn pytorch_and_safetensors_files_give_equal_weights() {
         let data = view.data().chunks_exact(4);
         let data = data.map(|b| f32::from_le_bytes(b.try_into().unwrap()));
         let (shape, data) = (view.shape().to_vec(), data.collect());
-        Some((name, Values { shape, data }))
+        Some((name, HostTensor { shape, data }))
     });
     let expected = official::translate_all(weights.collect(), model.config()).unwrap();
     assert_eq!(found.len(), expected.len());

@@ -10,7 +10,7 @@ use common::reference::*;
 use hybridnorm::Device;
 use hybridnorm::interop::official;
 use hybridnorm::plan::{Options, Recompute};
-use hybridnorm::tensors::Values;
+use hybridnorm::tensors::HostTensor;
 use hybridnorm::train::{self, Optimizer, OptimizerConfig, OptimizerKind, StepShape, TrainingStep};
 use serde_json::Value;
 
@@ -48,7 +48,7 @@ impl Reference {
         }
     }
 
-    fn tensors(&self, prefix: &str) -> BTreeMap<String, Values> {
+    fn tensors(&self, prefix: &str) -> BTreeMap<String, HostTensor> {
         tensors(&self.bytes, prefix)
     }
 
@@ -101,7 +101,7 @@ fn measure(name: &str) -> Deviations {
     let options = Options::default();
     let gradients =
         train::gradients(&mut model, &inputs, &targets, [b, t], divisor, options).unwrap();
-    let loss = gradients.found.losses.objective;
+    let loss = gradients.stats.losses.objective;
     found.loss = (loss - reference.json["loss_first_batch"].as_f64().unwrap()).abs();
     let expected = official::translate_all(reference.tensors("grad."), model.config()).unwrap();
     assert_eq!(
@@ -128,7 +128,7 @@ fn measure(name: &str) -> Deviations {
     assert_eq!(losses.len(), 8);
     for (index, (expected_loss, expected_norm)) in losses.iter().zip(norms).enumerate() {
         let (inputs, targets, _) = reference.batch(index);
-        let losses = step.pass(&mut model, &mut optimizer, &inputs, &targets, lr);
+        let losses = step.run_micro_batch(&mut model, &mut optimizer, &inputs, &targets, lr);
         let loss = losses.unwrap().objective;
         let norm = step.finish(&mut model, &mut optimizer, lr).unwrap().norms;
         let expected_norm = expected_norm.as_f64().unwrap();

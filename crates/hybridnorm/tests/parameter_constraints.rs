@@ -5,11 +5,11 @@ mod common;
 use common::*;
 use hybridnorm::Device;
 use hybridnorm::model::{FeedForward, Model, ModelConfig, Routing, Scoring};
-use hybridnorm::train::Found;
+use hybridnorm::train::PassStats;
 
 /// Returns the results of a pass over the inputs.
-fn pass(model: &mut Model) -> Found {
-    loss_and_gradients(model).1.found
+fn pass(model: &mut Model) -> PassStats {
+    loss_and_gradients(model).1.stats
 }
 
 #[test]
@@ -33,7 +33,7 @@ fn qk_clip_limits_logits_and_keeps_smaller_ones() {
         sorted.sort_by(f32::total_cmp);
         // Two heads exceed it.
         let most = (sorted[1] + sorted[2]) / 2.0;
-        assert_eq!(model.clip_scores(&before, f64::from(most)), 2, "{name}");
+        assert_eq!(model.apply_qk_clip(&before, f64::from(most)), 2, "{name}");
         let after = pass(&mut model).head_maxima;
         for (before, after) in before[0].iter().zip(&after[0]) {
             let expected = before.min(most);
@@ -43,7 +43,7 @@ fn qk_clip_limits_logits_and_keeps_smaller_ones() {
             );
         }
         assert_eq!(
-            model.clip_scores(&after, f64::from(2.0 * most)),
+            model.apply_qk_clip(&after, f64::from(2.0 * most)),
             0,
             "{name}"
         );
@@ -96,9 +96,9 @@ fn unit_weights_are_normalized_along_d_model() {
     ] {
         let fresh = Model::new(&config, 1, Device::Cpu).unwrap();
         let mut restored = stirred(&config);
-        restored.restore_unit_weights().unwrap();
+        restored.normalize_unit_weights().unwrap();
         let mut on_reference = exact(&stirred(&config));
-        on_reference.restore_unit_weights().unwrap();
+        on_reference.normalize_unit_weights().unwrap();
         for model in [fresh, restored, on_reference] {
             for (name, values) in model.values() {
                 let [_, columns] = values.shape[..] else {
@@ -127,12 +127,12 @@ fn balancing_bias_moves_against_the_load() {
 }
 
 fn check_biases(mut model: Model, routing: &[Routing]) {
-    model.rebalance(routing);
+    model.update_balancing_biases(routing);
     let values = model.values();
     let blocks = model.decoder().blocks.iter().enumerate();
     for ((layer, block), routing) in blocks.skip(1).zip(routing) {
         assert!(
-            matches!(block.feed_forward, FeedForward::Mixture(_)),
+            matches!(block.feed_forward, FeedForward::Moe(_)),
             "a mixture"
         );
         let bias = &values[&format!("blocks.{layer}.feed_forward.selection_bias")].data;

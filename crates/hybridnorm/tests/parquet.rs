@@ -42,7 +42,7 @@ fn pyarrow_files_are_read_completely() {
         let mut texts = Vec::new();
         let stats = read(&fixtures().join(file), field, |text| texts.push(text)).unwrap();
         assert_eq!(texts, expected, "{file}");
-        let left_out = serde_json::to_value(&stats.left_out).unwrap();
+        let left_out = serde_json::to_value(&stats.omissions).unwrap();
         let count = |unit: &str| -> u64 {
             let all = left_out.as_array().unwrap().iter();
             let all = all.filter(|omission| omission["unit"] == unit);
@@ -124,7 +124,7 @@ fn all_rows_are_read_once() {
             let Ok(stats) = read(&path, "text", drop) else {
                 continue;
             };
-            let lost = serde_json::to_value(&stats.left_out).unwrap();
+            let lost = serde_json::to_value(&stats.omissions).unwrap();
             let nulls: u64 = lost
                 .as_array()
                 .unwrap()
@@ -146,7 +146,7 @@ fn null_rows_are_counted() {
     }
     let stats = read(folder.path(), "text", drop).unwrap();
     assert_eq!((stats.documents, stats.records), (36, 38));
-    let left_out = serde_json::to_value(&stats.left_out).unwrap();
+    let left_out = serde_json::to_value(&stats.omissions).unwrap();
     let nulls = &left_out[0];
     assert_eq!(nulls["reason"], "field `text` is null", "{left_out}");
     assert_eq!(nulls["count"], 40 + 2);
@@ -158,7 +158,7 @@ fn rows_after_corruption_are_omitted_and_counted() {
     let path = folder.path().join("changed.parquet");
     let whole = fs::read(fixtures().join("snappy.parquet")).unwrap();
     let mut options = SourceOptions::default();
-    options.skip_bad = true;
+    options.skip_invalid = true;
     let mut damaged = 0;
     for place in (4..whole.len() - 8).step_by(41) {
         let mut bytes = whole.clone();
@@ -173,11 +173,11 @@ fn rows_after_corruption_are_omitted_and_counted() {
         }
         let stats = documents.stats();
         damaged += u64::from(
-            serde_json::to_string(&stats.left_out)
+            serde_json::to_string(&stats.omissions)
                 .unwrap()
                 .contains("after the damaged part of a file"),
         );
-        assert_eq!(stats.records + stats.left_out.count(Unit::Records), 40);
+        assert_eq!(stats.records + stats.omissions.count(Unit::Records), 40);
     }
     assert!(damaged > 5, "{damaged}");
 }

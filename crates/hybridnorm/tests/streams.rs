@@ -8,7 +8,7 @@ use hybridnorm::Device;
 use hybridnorm::exec::Data;
 use hybridnorm::graph::{Builder, Type, Value};
 use hybridnorm::model::{
-    Attention, Block, Decoder, FeedForward, Model, Norm, Positions, Scale, norm,
+    Attention, Block, Decoder, FeedForward, Model, Norm, PositionContext, Scale, norm,
 };
 use hybridnorm::ops::{self, Arguments};
 use hybridnorm::plan::{Options, Program};
@@ -17,7 +17,7 @@ use hybridnorm_kernels::norm::{Gain, Norm as Spec, NormFn};
 /// Sub-layers of a block without their wiring. Norms on queries, keys and values belong to attention.
 struct Functions<'a, 'g> {
     block: &'a Block,
-    positions: Positions<'g>,
+    positions: PositionContext<'g>,
 }
 
 impl<'g> Functions<'_, 'g> {
@@ -68,10 +68,10 @@ fn check(
         let g = Builder::new();
         let ids = g.input("ids", Type::i32([BATCH, SEQ]));
         let rotations = ops::rotations(&g, config.rope_theta, config.rope_dim(), SEQ);
-        let positions = Positions {
+        let positions = PositionContext {
             rotations,
             cache: None,
-            is_prompt: true,
+            is_prefill: true,
         };
         let decoder = model.decoder();
         let blocks = decoder.blocks.iter();
@@ -174,7 +174,7 @@ fn hybridnorm_star() {
 
 /// Asserts that attention normalizes queries, keys and values, unless it is latent attention.
 fn assert_norms_inside(block: &Block) {
-    if let Attention::Heads(heads) = &block.attention {
+    if let Attention::GroupedQuery(heads) = &block.attention {
         let norms = [heads.q_norm, heads.k_norm, heads.v_norm];
         assert!(norms.iter().all(Option::is_some));
     }
@@ -268,7 +268,7 @@ fn normalized_gpt_scales_queries_and_keys_by_group() {
         Scale::Learned(param, _) => param.shape().sizes().to_vec(),
         Scale::Constant(_) => panic!("a learned scale"),
     };
-    let Attention::Heads(heads) = &decoder.blocks[0].attention else {
+    let Attention::GroupedQuery(heads) = &decoder.blocks[0].attention else {
         panic!("attention with heads of its own");
     };
     let k = config.head_dim();

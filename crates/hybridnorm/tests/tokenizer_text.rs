@@ -23,7 +23,7 @@ fn words(decoder: Value, tokens: &[&str]) -> Tokenizer {
 }
 
 fn streamed(tokenizer: &Tokenizer, context: &[u32], ids: &[u32]) -> String {
-    let mut decoder = tokenizer.stream_decoder_after(context);
+    let mut decoder = tokenizer.stream_decoder_with_context(context);
     let mut text: String = ids.iter().map(|&id| decoder.push(id)).collect();
     text.push_str(&decoder.finish());
     text
@@ -106,7 +106,7 @@ fn streaming_decoder_continues_a_prompt() {
     assert_eq!(streamed(llama, &[2], &[5, 4]), " byhoot");
     assert_eq!(streamed(llama, &[2], &[6, 7, 8, 9]), "\u{1f989}");
     // Three of four bytes: nothing until the end, then replacement characters.
-    let mut decoder = llama.stream_decoder_after(&[2]);
+    let mut decoder = llama.stream_decoder_with_context(&[2]);
     assert_eq!([6, 7, 8].map(|id| decoder.push(id)).concat(), "");
     assert_eq!(decoder.finish(), "\u{fffd}".repeat(3));
     // A broken character does not remove a complete one before it.

@@ -9,7 +9,7 @@
 //! arXiv 2408.00118). Query head h reads key/value head `h / (heads / kv_heads)`.
 
 use crate::panels::Rows;
-use crate::qkv::{Preparation, QkvPrep};
+use crate::qkv::{BoundQkvTransform, QkvTransform};
 use head_rows::HeadRows;
 
 mod backward;
@@ -21,7 +21,7 @@ mod single_query;
 
 pub use backward::{backward, backward_transformed};
 pub use latent::{LatentAttention, cached_latent};
-pub use scores::{Scores, head_maxima, scores};
+pub use scores::{ScoreStatistics, max_attention_logits, score_statistics};
 
 /// Queries per tile.
 const QUERY_TILE: usize = 64;
@@ -83,10 +83,10 @@ pub fn forward(a: &Attention, qkv: &[f32], ctx: &mut [f32], lse: &mut [f32]) {
 ///
 /// # Panics
 ///
-/// If a norm spans several heads, see [`QkvPrep::is_by_head`], or values are not as wide as keys.
+/// If a norm spans several heads, see [`QkvTransform::is_by_head`], or values are not as wide as keys.
 pub fn forward_transformed(
     a: &Attention,
-    p: &Preparation,
+    p: &BoundQkvTransform,
     qkv: &[f32],
     ctx: &mut [f32],
     lse: &mut [f32],
@@ -226,8 +226,8 @@ impl Attention {
         );
     }
 
-    fn check_preparation(&self, name: &str, p: &Preparation) {
-        let QkvPrep {
+    fn check_preparation(&self, name: &str, p: &BoundQkvTransform) {
+        let QkvTransform {
             heads,
             kv_heads,
             head_dim,
@@ -255,7 +255,7 @@ impl Attention {
     fn packed<'a>(
         &self,
         qkv: &'a [f32],
-        preparation: Option<&'a Preparation<'a>>,
+        preparation: Option<&'a BoundQkvTransform<'a>>,
     ) -> QkvLayout<'a> {
         QkvLayout {
             queries: qkv,
@@ -292,7 +292,7 @@ struct QkvLayout<'a> {
     row_stride: usize,
     key: HeadOffsets,
     value: HeadOffsets,
-    preparation: Option<&'a Preparation<'a>>,
+    preparation: Option<&'a BoundQkvTransform<'a>>,
 }
 
 /// Offsets of the heads in a part of a row.

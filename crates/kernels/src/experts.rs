@@ -13,7 +13,7 @@ use std::ops::Range;
 
 mod dispatch;
 
-pub use dispatch::{Dispatch, Layout};
+pub use dispatch::{Dispatch, DispatchLayout};
 
 /// Maximum number of pieces that the experts are split into; experts of a piece run sequentially. A
 /// thread that waits for its part of a matmul starts another piece on top of its stack, which this bounds.

@@ -4,7 +4,7 @@
 //! Only the rotary part of a query or key is rotated, and all heads share that of the key. In generation
 //! the cache holds latents instead of keys and values: since `q (W_UK c) = (q W_UK) c`, the key
 //! projection is absorbed into the query ([`absorb`]), and the value projection is applied after
-//! attention ([`expand`]); [`cached_latent`](crate::attention::cached_latent) runs in between.
+//! attention ([`project_values`]); [`cached_latent`](crate::attention::cached_latent) runs in between.
 
 use crate::gemm::matmul;
 use crate::parallel::rows_per_chunk;

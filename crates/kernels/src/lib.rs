@@ -33,7 +33,6 @@ pub mod experts;
 pub mod gemm;
 pub mod latent;
 pub mod linear;
-pub mod magnitude;
 mod math;
 pub mod muon;
 pub mod norm;
@@ -42,6 +41,7 @@ mod parallel;
 pub mod qkv;
 pub mod router;
 mod simd;
+pub mod tensor_stats;
 #[cfg(test)]
 mod testing;
 pub mod unit;

@@ -40,7 +40,7 @@ pub enum QkOrder {
 /// The width of a norm is `head_dim`, with one group for all heads or one per head, or the width
 /// of its whole segment with one group.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct QkvPrep {
+pub struct QkvTransform {
     /// Query heads.
     pub heads: usize,
     /// Key and value heads.
@@ -82,23 +82,23 @@ pub fn rope_table(theta: f64, head_dim: usize, start: usize, len: usize) -> Vec<
     table
 }
 
-/// A [`QkvPrep`] with its inputs: the rotations of `t` positions and the norm parameters.
-pub struct Preparation<'a> {
-    form: QkvPrep,
+/// A [`QkvTransform`] with its inputs: the rotations of `t` positions and the norm parameters.
+pub struct BoundQkvTransform<'a> {
+    form: QkvTransform,
     rope: &'a [f32],
     segments: [Segment<'a>; 3],
 }
 
-impl<'a> Preparation<'a> {
+impl<'a> BoundQkvTransform<'a> {
     /// Creates a preparation. `rope` is a [`rope_table`], (t, head_dim); `params` are the parameters of the
     /// norms `q`, `k` and `v`, empty for an absent norm.
     ///
     /// # Panics
     ///
     /// If a norm does not fit the heads, or a slice has the wrong length.
-    pub fn new(form: &QkvPrep, rope: &'a [f32], params: [&'a [f32]; 3]) -> Self {
+    pub fn new(form: &QkvTransform, rope: &'a [f32], params: [&'a [f32]; 3]) -> Self {
         form.check(rope, params);
-        Preparation {
+        BoundQkvTransform {
             form: *form,
             rope,
             segments: form.segments(params),
@@ -111,7 +111,7 @@ impl<'a> Preparation<'a> {
         self.segments.each_ref().map(|s| vec![0.0; len(s)])
     }
 
-    pub(crate) fn form(&self) -> &QkvPrep {
+    pub(crate) fn form(&self) -> &QkvTransform {
         &self.form
     }
 
@@ -126,7 +126,7 @@ impl<'a> Preparation<'a> {
 
     /// Returns the segment of head `packed_head` of a packed row, and the index of the head in it.
     fn segment_of(&self, packed_head: usize) -> (usize, usize) {
-        let QkvPrep {
+        let QkvTransform {
             heads, kv_heads, ..
         } = self.form;
         match packed_head {
@@ -216,7 +216,7 @@ impl<'a> Preparation<'a> {
 
 /// Computes `out` from `qkv`, both (batch * t, (heads + 2 kv_heads) * head_dim) with rows
 /// `[q heads | k heads | v heads]`; row r is at position `r % t`.
-pub fn forward(p: &Preparation, qkv: &[f32], out: &mut [f32]) {
+pub fn forward(p: &BoundQkvTransform, qkv: &[f32], out: &mut [f32]) {
     p.check_rows("qkv::forward", qkv);
     assert_eq!(
         out.len(),
@@ -240,7 +240,7 @@ pub fn forward(p: &Preparation, qkv: &[f32], out: &mut [f32]) {
 }
 
 struct Forward<'a> {
-    p: &'a Preparation<'a>,
+    p: &'a BoundQkvTransform<'a>,
     /// Number of the first row.
     first: usize,
     qkv: &'a [f32],
@@ -269,7 +269,7 @@ impl SimdKernel for Forward<'_> {
 /// Computes the gradients of [`forward`]: `dqkv` from `dout`, both shaped like `qkv`, and those of the
 /// parameters of the q, k and v norms.
 pub fn backward(
-    p: &Preparation,
+    p: &BoundQkvTransform,
     qkv: &[f32],
     dout: &[f32],
     dqkv: &mut [f32],
@@ -307,7 +307,7 @@ pub fn backward(
 }
 
 struct Backward<'a> {
-    p: &'a Preparation<'a>,
+    p: &'a BoundQkvTransform<'a>,
     /// Number of the first row.
     first: usize,
     qkv: &'a [f32],
@@ -367,7 +367,7 @@ pub(crate) struct Scratch {
 }
 
 impl Scratch {
-    pub(crate) fn new(p: &QkvPrep) -> Self {
+    pub(crate) fn new(p: &QkvTransform) -> Self {
         let zeros = || vec![0.0; p.heads.max(p.kv_heads) * p.head_dim];
         Scratch {
             clamped: zeros(),
@@ -376,7 +376,7 @@ impl Scratch {
     }
 }
 
-impl Preparation<'_> {
+impl BoundQkvTransform<'_> {
     fn check_rows(&self, name: &str, qkv: &[f32]) {
         let (width, positions) = (self.form.width(), self.positions());
         assert_eq!(
@@ -393,7 +393,7 @@ impl Preparation<'_> {
     }
 }
 
-impl QkvPrep {
+impl QkvTransform {
     /// True if heads can be prepared separately, i.e. no norm spans several of them.
     pub fn is_by_head(&self) -> bool {
         let mut norms = [self.q, self.k, self.v].into_iter().flatten();

@@ -7,7 +7,7 @@
 //! `E sum_e load_e / (n k) mean_t p_te` with normalized scores `p = s / sum(s)`; the router z-loss is
 //! `mean_t logsumexp(logits)^2` (ST-MoE, arXiv 2202.08906).
 
-use crate::experts::Layout;
+use crate::experts::DispatchLayout;
 use crate::math::{exp, ln, sigmoid};
 use crate::parallel::rows_per_chunk;
 use crate::simd::{dispatch, dot, map_sum, max, sum, sum3};
@@ -379,8 +379,8 @@ fn losses_backward_row(
 
 impl Router {
     /// Returns the sizes of the dispatch to the chosen experts.
-    pub fn layout(&self) -> Layout {
-        Layout {
+    pub fn layout(&self) -> DispatchLayout {
+        DispatchLayout {
             experts: self.experts,
             top_k: self.top_k,
         }

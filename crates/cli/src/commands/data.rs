@@ -9,7 +9,7 @@ use crate::args::{DataCommand, OutputArgs, PrepareArgs, PublicText};
 use crate::console::{self, Console};
 use crate::progress::Display;
 use crate::stop::Signals;
-use crate::table::{bytes, grouped, numeric_table};
+use crate::table::{bytes, numeric_table, with_thousands_separators};
 
 pub fn run(command: DataCommand, console: &Console) -> Result<Outcome, Error> {
     Signals::install()?;
@@ -85,8 +85,8 @@ fn summary(manifest: &Manifest) -> String {
     ] {
         table.add_row([
             name.to_owned(),
-            grouped(split.documents),
-            grouped(split.tokens),
+            with_thousands_separators(split.documents),
+            with_thousands_separators(split.tokens),
             bytes(split.text_bytes),
             split.shards.len().to_string(),
         ]);
@@ -116,11 +116,11 @@ fn inspection(found: &Inspection) -> String {
     let mut add = |name: &str, split: &SplitReport| {
         table.add_row([
             name.to_owned(),
-            grouped(split.documents),
-            grouped(split.tokens),
+            with_thousands_separators(split.documents),
+            with_thousands_separators(split.tokens),
             bytes(split.text_bytes),
             format!("{:.2}", split.bytes_per_token),
-            grouped(split.vocab_used as u64),
+            with_thousands_separators(split.vocab_used as u64),
             format!("{:.3}", split.unigram_nats),
         ]);
     };
@@ -135,7 +135,7 @@ fn inspection(found: &Inspection) -> String {
     format!(
         "tokenizer {} ({} tokens, SHA-256 {})\nevery shard matches its size and SHA-256; {checksum}\n\n{table}\n{}\n{}\n",
         tokenizer.name,
-        grouped(tokenizer.vocab_size as u64),
+        with_thousands_separators(tokenizer.vocab_size as u64),
         &tokenizer.fingerprint[..16.min(tokenizer.fingerprint.len())],
         notes(&found.manifest),
         found.sample.trim_end()

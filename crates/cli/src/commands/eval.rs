@@ -1,8 +1,8 @@
 //! `hybridnorm eval`.
 
 use hybridnorm::data::{Split, Windows};
-use hybridnorm::digits::perplexity;
-use hybridnorm::eval::{self, EvalOptions, Evaluation, Measured, SetLoss};
+use hybridnorm::eval::{self, EvalOptions, Evaluation, LossWithCoverage, SetLoss};
+use hybridnorm::format_number::perplexity;
 use hybridnorm::text::one_line;
 use hybridnorm::train::run_directory;
 use hybridnorm::{Device, Error};
@@ -12,7 +12,7 @@ use crate::args::{EvalArgs, EvalSplit, EvalWindows};
 use crate::console::{self, Console};
 use crate::progress::Display;
 use crate::stop::Signals;
-use crate::table::{self, grouped};
+use crate::table::{self, with_thousands_separators};
 
 pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
     Signals::install()?;
@@ -32,7 +32,7 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
         batch_size: args.batch_size,
         windows: match args.windows {
             EvalWindows::All => Windows::All,
-            EvalWindows::Full => Windows::Whole { limit: None },
+            EvalWindows::Full => Windows::Complete { limit: None },
         },
     };
     let mut model = checkpoint.model(Device::Cpu)?;
@@ -46,12 +46,12 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
         &mut |progress| display.show_data_progress(&progress),
     )?;
     display.finish();
-    let mut found = eval::measure(&mut model, &sets, &options)?;
+    let mut found = eval::evaluate(&mut model, &sets, &options)?;
     if args.output.json {
-        let broken = checkpoint.passed_over().iter();
+        let broken = checkpoint.skipped_checkpoints().iter();
         found
             .notes
-            .extend(broken.map(|problem| run_directory::passed_over(problem)));
+            .extend(broken.map(|problem| run_directory::skipped_checkpoint_note(problem)));
         console::print_json(&found)?;
         return Ok(Outcome::Completed);
     }
@@ -66,7 +66,7 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
     Ok(Outcome::Completed)
 }
 
-fn bits_per_byte(measured: &Measured) -> String {
+fn bits_per_byte(measured: &LossWithCoverage) -> String {
     let bits = measured.bits_per_byte;
     bits.map_or("-".into(), |bits| format!("{bits:.4}"))
 }
@@ -75,7 +75,7 @@ fn bits_per_byte(measured: &Measured) -> String {
 fn data_notes(set: &SetLoss) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(text) = &set.text {
-        lines.push(format!("text: {}", text.line()));
+        lines.push(format!("text: {}", text.summary()));
         lines.extend(text.notes.iter().cloned());
     }
     lines.extend(set.notes.iter().cloned());
@@ -88,7 +88,7 @@ fn data_notes(set: &SetLoss) -> Vec<String> {
 /// Formats the results of a single data set, one per line.
 fn format_set(set: &SetLoss) -> String {
     let measured = &set.measured;
-    let reason = measured.no_bits_per_byte.iter();
+    let reason = measured.bits_per_byte_missing_reason.iter();
     let reason: String = reason
         .map(|reason| format!(" ({})", one_line(reason)))
         .collect();
@@ -100,10 +100,15 @@ fn format_set(set: &SetLoss) -> String {
         measured.loss.loss,
         perplexity(measured.loss.perplexity),
         bits_per_byte(measured),
-        grouped(measured.loss.tokens),
+        with_thousands_separators(measured.loss.tokens),
     );
-    for line in measured.left_out.lines().into_iter().chain(data_notes(set)) {
-        text.push_str(&line);
+    for summary in measured
+        .omissions
+        .lines()
+        .into_iter()
+        .chain(data_notes(set))
+    {
+        text.push_str(&summary);
         text.push('\n');
     }
     text
@@ -120,7 +125,7 @@ fn format_sets(found: &Evaluation) -> String {
         "tokens",
         "omitted tokens",
     ]);
-    let mut add = |name: &str, split: &str, measured: &Measured| {
+    let mut add = |name: &str, split: &str, measured: &LossWithCoverage| {
         let loss = measured.loss;
         table.add_row([
             one_line(name).into_owned(),
@@ -128,8 +133,8 @@ fn format_sets(found: &Evaluation) -> String {
             format!("{:.4}", loss.loss),
             perplexity(loss.perplexity),
             bits_per_byte(measured),
-            grouped(loss.tokens),
-            grouped(measured.all_tokens - loss.tokens),
+            with_thousands_separators(loss.tokens),
+            with_thousands_separators(measured.all_tokens - loss.tokens),
         ]);
     };
     for set in &found.sets {
@@ -139,11 +144,11 @@ fn format_sets(found: &Evaluation) -> String {
     let mut text = format!("{table}\n");
     for set in &found.sets {
         let name = one_line(&set.name);
-        let omitted = set.measured.left_out.lines();
+        let omitted = set.measured.omissions.lines();
         for line in omitted.into_iter().chain(data_notes(set)) {
             text.push_str(&format!("{name}: {line}\n"));
         }
-        if let Some(reason) = &set.measured.no_bits_per_byte {
+        if let Some(reason) = &set.measured.bits_per_byte_missing_reason {
             text.push_str(&format!("{name}: no bits per byte: {}\n", one_line(reason)));
         }
     }

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hybridnorm::eval::{PromptAccount, Sampling, TextGenerator};
-use hybridnorm::omissions::LeftOut;
+use hybridnorm::eval::{PromptCoverage, Sampling, TextGenerator};
+use hybridnorm::omissions::Omissions;
 use hybridnorm::{Device, Error};
 use serde::Serialize;
 
@@ -22,9 +22,9 @@ struct GenerationReport {
     prompt_tokens: usize,
     context_tokens: usize,
     /// Tokens outside the context of the last sampled token.
-    left_out: LeftOut,
+    left_out: Omissions,
     #[serde(flatten)]
-    prompt_account: PromptAccount,
+    prompt_account: PromptCoverage,
 }
 
 pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {

@@ -1,9 +1,9 @@
 //! `hybridnorm import`.
 
 use hybridnorm::data::{Tokenizer, TokenizerSpec};
-use hybridnorm::interop::{self, Imported, Tensors};
+use hybridnorm::interop::{self, Imported, TensorCounts};
 use hybridnorm::model::inventory;
-use hybridnorm::omissions::LeftOut;
+use hybridnorm::omissions::Omissions;
 use hybridnorm::train::checkpoint::{self, Contents};
 use hybridnorm::{Device, Error, files};
 use serde::Serialize;
@@ -17,8 +17,8 @@ use crate::table;
 struct Report {
     checkpoint: String,
     parameters: u64,
-    tensors: Tensors,
-    left_out: LeftOut,
+    tensors: TensorCounts,
+    left_out: Omissions,
     notes: Vec<String>,
     tokenizer: Option<TokenizerReport>,
 }
@@ -31,8 +31,8 @@ struct TokenizerReport {
 
 pub fn run(args: ImportArgs, console: &Console) -> Result<Outcome, Error> {
     interop::require_folder(&args.folder)?;
-    let out = files::through_links(&args.out)?;
-    checkpoint::check_free(&out)?;
+    let out = files::resolve_links(&args.out)?;
+    checkpoint::check_does_not_exist(&out)?;
     let (tokenizer, mut read) = find_tokenizer(&args)?;
     let Imported {
         model,
@@ -42,12 +42,16 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Outcome, Error> {
         notes,
     } = interop::import(&args.folder, Device::Cpu)?;
     read.extend(files);
-    left_out.extend(&interop::not_read(&args.folder, &read, skip_reason(&args))?);
+    left_out.extend(&interop::unread_files(
+        &args.folder,
+        &read,
+        skip_reason(&args),
+    )?);
     if let Some(tokenizer) = &tokenizer {
         check_vocabulary(tokenizer, model.config().vocab_size, &args)?;
     }
     files::create_parent(&out)?;
-    checkpoint::save(&out, Contents::of_model(&model, tokenizer.as_ref()))?;
+    checkpoint::save(&out, Contents::model_only(&model, tokenizer.as_ref()))?;
     let report = Report {
         checkpoint: args.out.display().to_string(),
         parameters: inventory::parameters(model.config())?,
@@ -97,7 +101,7 @@ fn check_vocabulary(
 fn print_text(report: &Report, args: &ImportArgs, console: &Console) -> Result<(), Error> {
     console.note(&format!(
         "imported {} parameters into {}",
-        table::grouped(report.parameters),
+        table::with_thousands_separators(report.parameters),
         report.checkpoint
     ));
     let tensors = &report.tensors;
@@ -112,7 +116,7 @@ fn print_text(report: &Report, args: &ImportArgs, console: &Console) -> Result<(
     console.note(&match (&report.tokenizer, &args.tokenizer) {
         (Some(tokenizer), None) => format!(
             "with the tokenizer.json of the folder: {} tokens, end-of-text id {}",
-            table::grouped(tokenizer.vocab_size as u64),
+            table::with_thousands_separators(tokenizer.vocab_size as u64),
             tokenizer.eos_id
         ),
         (Some(_), Some(spec)) => format!("with the tokenizer {spec}"),

@@ -13,7 +13,7 @@ use serde::Serialize;
 use super::Outcome;
 use crate::args::InspectArgs;
 use crate::console::{self, Console};
-use crate::table::{bytes, grouped, numeric_table, parameter_count, si_prefixed};
+use crate::table::{bytes, numeric_table, parameter_count, si_prefixed, with_thousands_separators};
 
 #[derive(Serialize)]
 struct Report {
@@ -131,7 +131,10 @@ fn dimensions(model: &ModelConfig) -> Vec<String> {
             parts.push(format!("dense blocks {}", moe.first_dense));
         }
     }
-    parts.push(format!("vocabulary {}", grouped(model.vocab_size as u64)));
+    parts.push(format!(
+        "vocabulary {}",
+        with_thousands_separators(model.vocab_size as u64)
+    ));
     parts.push(format!("max sequence length {}", model.max_seq_len));
     parts
 }
@@ -145,17 +148,21 @@ fn text(report: &Report) -> String {
     let mut parameters = numeric_table(&["parameters", "count", "share"]);
     for (kind, &count) in &counts.parameters {
         let share = 100.0 * count as f64 / counts.total as f64;
-        parameters.add_row([(*kind).to_owned(), grouped(count), format!("{share:.2} %")]);
+        parameters.add_row([
+            (*kind).to_owned(),
+            with_thousands_separators(count),
+            format!("{share:.2} %"),
+        ]);
     }
     parameters.add_row([
         "total".to_owned(),
-        grouped(counts.total),
+        with_thousands_separators(counts.total),
         parameter_count(counts.total),
     ]);
     if counts.active != counts.total {
         parameters.add_row([
             "active".to_owned(),
-            grouped(counts.active),
+            with_thousands_separators(counts.active),
             parameter_count(counts.active),
         ]);
     }
@@ -181,10 +188,10 @@ fn text(report: &Report) -> String {
          FLOPs per token at sequence length {}: {}FLOP training, {}FLOP decoding\n\n{table}\n\
          micro-batch of {} sequences of {} tokens\n{configuration}",
         report.placement_hash,
-        grouped(counts.seq_len as u64),
+        with_thousands_separators(counts.seq_len as u64),
         si_prefixed(counts.train_flops_per_token as f64),
         si_prefixed(counts.decode_flops_per_token as f64),
         inventory.micro_batch,
-        grouped(counts.seq_len as u64),
+        with_thousands_separators(counts.seq_len as u64),
     )
 }

@@ -34,8 +34,8 @@ pub enum Outcome {
 /// newer one.
 fn open_checkpoint(path: &Path, console: &Console) -> Result<Checkpoint, Error> {
     let checkpoint = Checkpoint::open(path)?;
-    for problem in checkpoint.passed_over() {
-        console.note(&run_directory::passed_over(problem));
+    for problem in checkpoint.skipped_checkpoints() {
+        console.note(&run_directory::skipped_checkpoint_note(problem));
     }
     Ok(checkpoint)
 }

@@ -31,13 +31,13 @@ pub fn run(command: PlacementCommand) -> Result<Outcome, Error> {
 }
 
 fn list(args: &PlacementListArgs) -> Result<(), Error> {
-    let rows = placement::names()
+    let rows = placement::named_placements()
         .iter()
         .map(|entry| {
             Ok(Row {
                 name: entry.name,
                 aliases: entry.aliases,
-                meaning: entry.meaning,
+                meaning: entry.description,
                 source: entry.source,
                 hash: placement::named(entry.name)?.hash(),
             })

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hybridnorm::lab::probe::{self, Options, ProbeMoment, ProbeReport};
-use hybridnorm::train::layers::Measured;
+use hybridnorm::lab::probe::{self, Options, ProbeReport, ProbeStep};
+use hybridnorm::train::layers::FiniteOrNone;
 use hybridnorm::train::{Config, Event};
 use hybridnorm::{Device, Error, files};
 
@@ -44,7 +44,7 @@ pub fn run(args: ProbeArgs, console: &Console) -> Result<Outcome, Error> {
     if let Some(path) = &args.out {
         let text =
             serde_json::to_vec(&report).map_err(|error| Error::format(path, error.to_string()))?;
-        files::write_named(path, &text)?;
+        files::write_user_path(path, &text)?;
         console.note(&format!("full probe results: {}", path.display()));
     }
     args.output.print(&report, text)?;
@@ -57,7 +57,7 @@ fn text(report: &ProbeReport) -> String {
         if let Some(problem) = &placement.diverged {
             text += &format!("{} diverged: {problem}\n", placement.placement);
         }
-        for moment in &placement.moments {
+        for moment in &placement.measured_steps {
             text += &format!(
                 "\n{}, step {}\n{}\n{}\n",
                 placement.placement,
@@ -84,7 +84,7 @@ fn growth(report: &ProbeReport) -> Table {
         "min attention entropy",
     ]);
     for placement in &report.placements {
-        for moment in &placement.moments {
+        for moment in &placement.measured_steps {
             let blocks = &moment.layers.blocks;
             let logits = blocks.iter().filter_map(|block| block.scores.max);
             let entropies = blocks.iter().filter_map(|block| block.scores.entropy);
@@ -105,7 +105,7 @@ fn growth(report: &ProbeReport) -> Table {
 }
 
 /// Tabulates the activations, attention statistics and gradients of each block.
-fn signals(moment: &ProbeMoment) -> Table {
+fn signals(moment: &ProbeStep) -> Table {
     let mut table = numeric_table(&[
         "block",
         "residual RMS",
@@ -135,7 +135,7 @@ fn signals(moment: &ProbeMoment) -> Table {
 }
 
 /// Tabulates gradient norms and relative updates of each block's parameters by role.
-fn roles(moment: &ProbeMoment) -> Table {
+fn roles(moment: &ProbeStep) -> Table {
     let blocks = &moment.layers.blocks;
     let names: BTreeSet<&String> = blocks
         .iter()
@@ -149,7 +149,7 @@ fn roles(moment: &ProbeMoment) -> Table {
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let mut table = numeric_table(&header);
     for (index, block) in blocks.iter().enumerate() {
-        let of = |values: &BTreeMap<String, Measured>| -> Vec<String> {
+        let of = |values: &BTreeMap<String, FiniteOrNone>| -> Vec<String> {
             let value = |name: &&String| three_digits(values.get(*name).copied().flatten());
             names.iter().map(value).collect()
         };
@@ -161,7 +161,7 @@ fn roles(moment: &ProbeMoment) -> Table {
 }
 
 /// Formats a value with three significant digits.
-fn three_digits(value: Measured) -> String {
+fn three_digits(value: FiniteOrNone) -> String {
     match value {
         None => "-".into(),
         Some(0.0) => "0".into(),
@@ -173,7 +173,7 @@ fn three_digits(value: Measured) -> String {
     }
 }
 
-fn ratio(value: Measured) -> String {
+fn ratio(value: FiniteOrNone) -> String {
     match value {
         None => "-".into(),
         _ => format!("{}x", three_digits(value)),

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use hybridnorm::digits::perplexity;
+use hybridnorm::format_number::perplexity;
 use hybridnorm::lab::quickstart::{self, Options, Results};
 use hybridnorm::{Device, Error};
 
@@ -11,7 +11,7 @@ use crate::args::QuickstartArgs;
 use crate::console::Console;
 use crate::progress::{Display, clock};
 use crate::stop::Signals;
-use crate::table::{bytes, grouped, numeric_table};
+use crate::table::{bytes, numeric_table, with_thousands_separators};
 
 pub fn run(args: QuickstartArgs, console: &Console) -> Result<Outcome, Error> {
     let started = Instant::now();
@@ -53,12 +53,12 @@ fn report(results: &Results) -> String {
         "peak memory",
         "largest gradient norm",
     ]);
-    for row in &results.rows {
+    for row in &results.placements {
         table.add_row([
             row.placement.clone(),
             format!("{:.4}", row.validation_loss),
             perplexity(row.perplexity),
-            grouped(row.tokens_per_second as u64),
+            with_thousands_separators(row.tokens_per_second as u64),
             row.peak_memory_bytes.map_or("unknown".into(), bytes),
             format!("{:.2}", row.max_grad_norm),
         ]);
@@ -72,7 +72,7 @@ fn report(results: &Results) -> String {
         "-".into(),
     ]);
     let samples: String = results
-        .rows
+        .placements
         .iter()
         .map(|row| {
             format!(
@@ -83,13 +83,13 @@ fn report(results: &Results) -> String {
         })
         .collect();
     let runs: String = results
-        .rows
+        .placements
         .iter()
         .map(|row| format!("  {}\n", row.run.display()))
         .collect();
     format!(
         "{} · {} tokens each · same initial weights, same batches\n{table}\n{samples}\nrun directories:\n{runs}",
         results.data.join(" "),
-        grouped(results.tokens),
+        with_thousands_separators(results.tokens),
     )
 }

@@ -21,7 +21,7 @@ pub fn run(args: ReplayArgs, console: &Console) -> Result<Outcome, Error> {
     let step = args.step;
     let out = args.out.unwrap_or_else(|| default_out(&args.run, step));
     let mut options = Options::new(step, out)
-        .with_after(args.after)
+        .with_steps_after(args.after)
         .with_settings(args.overrides.settings)
         .with_locking(args.lock.mode());
     options.placement = args.placement;
@@ -83,8 +83,12 @@ fn text(replay: &Replay, step: u64) -> String {
         changed => changed.join(", "),
     };
     let mut text = format!("from step {} with {changed}", replay.from);
-    for followed in &replay.followed {
-        let keys: Vec<String> = followed.changed.iter().map(history::in_words).collect();
+    for followed in &replay.config_changes {
+        let keys: Vec<String> = followed
+            .changed
+            .iter()
+            .map(history::describe_change)
+            .collect();
         text += &format!(
             "; as in the run, after step {}: {}",
             followed.after_step,

@@ -17,7 +17,7 @@ pub fn run(args: ReportArgs, console: &Console) -> Result<Outcome, Error> {
     }
     if let Some(out) = &args.out {
         files::check_writable(out)?;
-        report::check_target(out, &args.paths)?;
+        report::check_output_path(out, &args.paths)?;
     }
     let document = Document::open(&args.paths)?;
     let text = match args.format {
@@ -26,14 +26,14 @@ pub fn run(args: ReportArgs, console: &Console) -> Result<Outcome, Error> {
         ReportFormat::Json => {
             let json = serde_json::to_string_pretty(&document)
                 .map_err(|error| Error::External(format!("cannot write JSON: {error}")))?;
-            hybridnorm::text::visible_json(&json).into_owned()
+            hybridnorm::text::escape_unprintable_json(&json).into_owned()
         }
     };
     let Some(out) = &args.out else {
         console::print(&text)?;
         return Ok(Outcome::Completed);
     };
-    files::write_named(out, text.as_bytes())?;
+    files::write_user_path(out, text.as_bytes())?;
     console.note(&format!(
         "{}: {}, {} runs",
         out.display(),

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use hybridnorm::digits::{difference, percent, probability, times};
-use hybridnorm::lab::analysis::{Analysis, PlacementSummary, RateSummary, Verdict};
-use hybridnorm::lab::study::{self, Folder, Group, Options, Study, StudyEvent};
-use hybridnorm::omissions::LeftOut;
-use hybridnorm::train::{DataUse, Event};
+use hybridnorm::format_number::{difference, percent, probability, ratio};
+use hybridnorm::lab::analysis::{Analysis, LearningRateSummary, PlacementSummary, Verdict};
+use hybridnorm::lab::study::{self, Group, Options, Study, StudyEvent, StudyFolder};
+use hybridnorm::omissions::Omissions;
+use hybridnorm::train::{DataCoverage, Event};
 use hybridnorm::{Device, Error};
 use serde::Serialize;
 
@@ -16,7 +16,7 @@ use crate::args::{MergeArgs, OutputArgs, StudyArgs, StudyCommand};
 use crate::console::Console;
 use crate::progress::StudyDisplay;
 use crate::stop::Signals;
-use crate::table::{Table, grouped, numeric_table};
+use crate::table::{Table, numeric_table, with_thousands_separators};
 
 /// Cell without a value.
 const MISSING: &str = "-";
@@ -30,7 +30,7 @@ pub fn run(args: StudyArgs, console: &Console) -> Result<Outcome, Error> {
 
 fn merge(args: &MergeArgs, console: &Console) -> Result<Outcome, Error> {
     let merged = study::merge(&args.from, &args.out, args.lock.mode())?;
-    let folder = Folder::new(&args.out);
+    let folder = StudyFolder::new(&args.out);
     let study = folder.study()?;
     print_results(&folder, &study, &[], &args.output)?;
     console.note(&format!(
@@ -52,7 +52,7 @@ fn train(args: &StudyArgs, console: &Console) -> Result<Outcome, Error> {
     let path = args.study.as_deref().unwrap_or(Path::new(""));
     let study = Study::load(path, &args.overrides.settings)?;
     let out = args.out.clone().unwrap_or_else(|| default_run(path));
-    let folder = Folder::new(&out);
+    let folder = StudyFolder::new(&out);
     let mut options = Options::default()
         .with_jobs(args.jobs)
         .with_resume(args.resume)
@@ -87,7 +87,7 @@ struct Observer<'a> {
     signals: &'a Signals,
     display: Mutex<StudyDisplay<'a>>,
     /// Distinct data of the runs that this process trains.
-    data: Mutex<Vec<DataUse>>,
+    data: Mutex<Vec<DataCoverage>>,
 }
 
 impl Observer<'_> {
@@ -97,7 +97,7 @@ impl Observer<'_> {
             if let Event::Data(used) = event {
                 let mut data = self.data.lock().unwrap_or_else(PoisonError::into_inner);
                 if !data.contains(*used) {
-                    data.push(DataUse::clone(used));
+                    data.push(DataCoverage::clone(used));
                 }
             }
         }
@@ -106,7 +106,7 @@ impl Observer<'_> {
     }
 
     /// Removes the progress display and returns the data.
-    fn finish(self) -> Vec<DataUse> {
+    fn finish(self) -> Vec<DataCoverage> {
         if let Ok(display) = self.display.into_inner() {
             display.finish();
         }
@@ -120,21 +120,21 @@ struct GroupReport<'a> {
     #[serde(flatten)]
     group: &'a Group,
     /// Used and left-out tokens of the data; empty if no run was left to train.
-    data: &'a [DataUse],
+    data: &'a [DataCoverage],
     /// Left-out data, by reason.
-    left_out: LeftOut,
+    left_out: Omissions,
 }
 
 fn print_results(
-    folder: &Folder,
+    folder: &StudyFolder,
     study: &Study,
-    data: &[DataUse],
+    data: &[DataCoverage],
     output: &OutputArgs,
 ) -> Result<(), Error> {
-    let groups = study::assess(folder, study)?.groups;
-    let mut left_out = LeftOut::default();
+    let groups = study::analyze_folder(folder, study)?.groups;
+    let mut left_out = Omissions::default();
     data.iter()
-        .for_each(|data| left_out.extend(&data.left_out()));
+        .for_each(|data| left_out.extend(&data.omissions()));
     let report = |group| GroupReport {
         group,
         data,
@@ -152,9 +152,9 @@ fn text(group: &Group, study: &Study) -> String {
         "" => String::new(),
         name => format!("{name}\n"),
     };
-    let losses = losses(&group.analysis, &study.file.study.lr);
+    let losses = losses(&group.analysis, &study.config.study.lr);
     let comparison = comparison(&group.analysis);
-    let sentences: Vec<&str> = (group.verdict.iter().chain(&group.remarks))
+    let sentences: Vec<&str> = (group.verdict.iter().chain(&group.caveats))
         .map(String::as_str)
         .collect();
     format!(
@@ -173,7 +173,7 @@ fn losses(analysis: &Analysis, learning_rates: &[f64]) -> Table {
     let mut table = numeric_table(&header);
     for placement in &analysis.placements {
         let cell = |lr: &f64| {
-            let found = placement.rates.iter().find(|rate| rate.lr == *lr);
+            let found = placement.learning_rates.iter().find(|rate| rate.lr == *lr);
             found.map_or(MISSING.to_owned(), loss_cell)
         };
         let row = [placement.placement.clone()];
@@ -183,7 +183,7 @@ fn losses(analysis: &Analysis, learning_rates: &[f64]) -> Table {
 }
 
 /// Formats the mean loss at a learning rate, and the number of runs that it does not cover.
-fn loss_cell(rate: &RateSummary) -> String {
+fn loss_cell(rate: &LearningRateSummary) -> String {
     let notes: Vec<String> = [
         (rate.diverged, "diverged"),
         (rate.not_learned, "did not learn"),
@@ -232,7 +232,7 @@ fn comparison_row(placement: &PlacementSummary, analysis: &Analysis) -> Vec<Stri
         Some(best) => row.extend([best.lr.to_string(), format!("{:.4}", best.loss.mean)]),
         None => row.extend([missing(), missing()]),
     }
-    match &placement.against {
+    match &placement.comparison {
         Some(against) => row.extend([
             difference(against.difference.mean),
             format!(
@@ -242,8 +242,8 @@ fn comparison_row(placement: &PlacementSummary, analysis: &Analysis) -> Vec<Stri
             ),
             probability(against.p_adjusted),
             verdict_name(against.verdict).to_owned(),
-            against.compute_gain.map_or_else(missing, times),
-            against.effective_speedup.map_or_else(missing, times),
+            against.compute_gain.map_or_else(missing, ratio),
+            against.effective_speedup.map_or_else(missing, ratio),
         ]),
         None => {
             row.extend(std::iter::repeat_n(missing(), 3));
@@ -253,7 +253,7 @@ fn comparison_row(placement: &PlacementSummary, analysis: &Analysis) -> Vec<Stri
     }
     row.push(placement.spikes.to_string());
     let speed = placement.tokens_per_second;
-    row.push(speed.map_or_else(missing, |speed| grouped(speed as u64)));
+    row.push(speed.map_or_else(missing, |speed| with_thousands_separators(speed as u64)));
     row
 }
 
@@ -262,13 +262,13 @@ fn verdict_name(verdict: Verdict) -> &'static str {
         Verdict::Better => "better",
         Verdict::Worse => "worse",
         Verdict::Equivalent => "equivalent",
-        Verdict::Indistinguishable => "not significant",
+        Verdict::NotSignificant => "not significant",
     }
 }
 
 /// Returns what stands for the verdict on a placement without a comparison.
 fn no_comparison(placement: &PlacementSummary, analysis: &Analysis) -> &'static str {
-    match &placement.why_not {
+    match &placement.no_comparison_reason {
         Some(_) if !analysis.complete => "incomplete",
         Some(reason) if reason.starts_with("undecided") => "undecided",
         Some(_) => "not compared",

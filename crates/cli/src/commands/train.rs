@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use hybridnorm::digits::perplexity;
+use hybridnorm::format_number::perplexity;
 use hybridnorm::text::one_line;
 use hybridnorm::train::recorder::FLIGHT;
-use hybridnorm::train::spikes::Counts;
+use hybridnorm::train::spikes::SpikeCounts;
 use hybridnorm::train::{self, Config, Event, OpenOptions, Start, Trainer};
 use hybridnorm::{Device, Error};
 
@@ -14,7 +14,7 @@ use crate::args::TrainArgs;
 use crate::console::{self, Console};
 use crate::progress::Display;
 use crate::stop::Signals;
-use crate::table::grouped;
+use crate::table::with_thousands_separators;
 
 pub fn run(args: TrainArgs, console: &Console) -> Result<Outcome, Error> {
     let config = Config::load(&args.config, &args.overrides.settings)?;
@@ -29,7 +29,7 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Outcome, Error> {
     let mut on_event = |event: Event<'_>| display.show_event("train", steps, &event);
     let options = OpenOptions {
         locking: args.lock.mode(),
-        unfinished: None,
+        restart_purpose: None,
     };
     let device = Device::Cpu;
     let mut trainer = Trainer::open_with(config, &run, start, &options, device, &mut on_event)?;
@@ -82,12 +82,12 @@ fn summary(outcome: &train::Outcome) -> String {
     format!(
         "done: {} steps, {} tokens, {validation}",
         outcome.step,
-        grouped(outcome.tokens)
+        with_thousands_separators(outcome.tokens)
     )
 }
 
 /// Prints the number of spikes, and the folder of their records.
-fn print_spikes(spikes: &Counts, run: &Path, console: &Console) {
+fn print_spikes(spikes: &SpikeCounts, run: &Path, console: &Console) {
     if spikes.total() == 0 {
         return;
     }

@@ -11,7 +11,7 @@ use super::{DecodeOptions, StepOptions, decode, step};
 use crate::Device;
 use crate::error::{Error, Result};
 use crate::model::inventory;
-use crate::placement::{entry, names};
+use crate::placement::{find_named, named_placements};
 use crate::train::Config;
 
 /// Placement that all placements are compared with.
@@ -276,9 +276,9 @@ impl PlacementRow {
 fn selected_names(only: &[String]) -> Result<Vec<&'static str>> {
     let chosen = only
         .iter()
-        .map(|name| Ok(entry(name)?.name))
+        .map(|name| Ok(find_named(name)?.name))
         .collect::<Result<BTreeSet<_>>>()?;
-    let all = names().iter().map(|named| named.name);
+    let all = named_placements().iter().map(|named| named.name);
     Ok(all
         .filter(|name| chosen.is_empty() || chosen.contains(name))
         .collect())

@@ -121,8 +121,8 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: Device) -> Resu
     check_seconds(options.seconds)?;
     options.check_shape(config)?;
     let inventory = inventory(config, options.step_shape(), &options.optimizer)?;
-    memory::require(
-        inventory.memory.besides_program(),
+    memory::check_available(
+        inventory.memory.total_without_program(),
         "the model's weights, moments, gradients and activations",
     )?;
     let mut session = Session::new(config, options, device)?;
@@ -232,7 +232,7 @@ impl Session {
                 model, optimizer, ..
             } = self;
             self.training
-                .pass(model, optimizer, &inputs, &targets, self.lr)?;
+                .run_micro_batch(model, optimizer, &inputs, &targets, self.lr)?;
         }
         self.training
             .finish(&mut self.model, &mut self.optimizer, self.lr)?;

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::omissions::Unit;
 
 use super::frequencies;
-use super::pretokenized::ReadyTokens;
+use super::pretokenized::PretokenizedFile;
 use super::shard::TokenStream;
 use super::windows::{Coverage, Part, WindowGrid, Windows};
 
@@ -80,7 +80,7 @@ impl TokenDataset {
     ///
     /// # Errors
     /// If its rows are not of `seq_len + 1` tokens, or the file cannot be read.
-    pub fn push_ready(&mut self, file: ReadyTokens) -> Result<()> {
+    pub fn push_pretokenized(&mut self, file: PretokenizedFile) -> Result<()> {
         let needed = self.seq_len as u64 + 1;
         match file.row_width() {
             Some(width) if width != needed => Err(Error::format(
@@ -108,7 +108,7 @@ impl TokenDataset {
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub fn push_pretokenized_rows(&mut self, file: ReadyTokens) -> Result<()> {
+    pub fn push_pretokenized_rows(&mut self, file: PretokenizedFile) -> Result<()> {
         let identity = content_identity(file.tokens())?;
         match file.row_width() {
             None => self.push_stream(file.into_tokens(), &identity),
@@ -192,7 +192,7 @@ impl TokenDataset {
             ..Coverage::default()
         };
         let seq_len = self.seq_len as u64;
-        let mut omit = |reason: &str, count| found.left_out.add(Unit::Tokens, reason, count, None);
+        let mut omit = |reason: &str, count| found.omissions.add(Unit::Tokens, reason, count, None);
         for part in &self.parts {
             let reason = match part.streams {
                 0 | 1 => "first token of its stream, which has no context",
@@ -207,7 +207,7 @@ impl TokenDataset {
         let mut targets = self.instances * seq_len;
         match windows {
             Windows::All => targets += partial,
-            Windows::Whole { limit } => {
+            Windows::Complete { limit } => {
                 for (part, grid) in self.partial() {
                     let of = if part.streams > 1 { "row" } else { "stream" };
                     let reason =
@@ -319,7 +319,7 @@ impl TokenDataset {
     ) -> impl Iterator<Item = Result<Batch>> {
         let limit = match windows {
             Windows::All => None,
-            Windows::Whole { limit } => limit,
+            Windows::Complete { limit } => limit,
         };
         let shorter = (windows == Windows::All).then(|| self.shorter(batch_size.max(1) as u64));
         self.sequential(batch_size, limit)

@@ -129,7 +129,7 @@ impl Lines {
                 self.number + 1,
                 bytes.len() >> 20
             );
-            memory::require_for_text(3 * bytes.len() as u64, &line)
+            memory::check_available_for_text(3 * bytes.len() as u64, &line)
                 .map_err(|error| self.error(error.to_string()))?;
         }
     }

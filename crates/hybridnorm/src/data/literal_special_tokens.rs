@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// Special token and the number of its literal occurrences in text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SpelledToken {
+pub struct LiteralSpecialToken {
     /// The token.
     pub token: String,
     /// Occurrences.
@@ -17,7 +17,7 @@ pub struct SpelledToken {
 }
 
 /// Counts special tokens in texts.
-pub(crate) struct SpelledTokens {
+pub(crate) struct LiteralSpecialTokenCounter {
     /// Tokens grouped by first byte.
     groups: Vec<Group>,
     /// Group index by first byte.
@@ -27,10 +27,10 @@ pub(crate) struct SpelledTokens {
 struct Group {
     /// Common prefix of the tokens.
     prefix: String,
-    tokens: Vec<(SpelledToken, bool)>,
+    tokens: Vec<(LiteralSpecialToken, bool)>,
 }
 
-impl SpelledTokens {
+impl LiteralSpecialTokenCounter {
     pub(crate) fn new(special: Vec<String>) -> Self {
         let mut new = Self {
             groups: Vec::new(),
@@ -52,7 +52,7 @@ impl SpelledTokens {
             let differs = common.filter(|((_, a), b)| a != b).map(|((at, _), _)| at);
             let length = differs.min().unwrap_or(group.prefix.len().min(token.len()));
             group.prefix.truncate(length);
-            let spelled = SpelledToken {
+            let spelled = LiteralSpecialToken {
                 token,
                 count: 0,
                 documents: 0,
@@ -102,7 +102,7 @@ impl SpelledTokens {
     }
 
     /// Returns the tokens that occurred, most frequent first.
-    pub(crate) fn finish(self) -> Vec<SpelledToken> {
+    pub(crate) fn finish(self) -> Vec<LiteralSpecialToken> {
         let all = self.groups.into_iter().flat_map(|group| group.tokens);
         let mut found: Vec<_> = all
             .map(|(spelled, _)| spelled)
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn the_longest_token_counts() {
         let special = ["<|a|>", "<|a|>b", "</s>", "[X]", ""];
-        let mut tokens = SpelledTokens::new(special.map(str::to_owned).to_vec());
+        let mut tokens = LiteralSpecialTokenCounter::new(special.map(str::to_owned).to_vec());
         tokens.count("<|a|><|a|>b é[X]<|a|");
         tokens.count("nothing < here [");
         tokens.count("<|a|>");

@@ -5,10 +5,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files::{self, sealed};
-use crate::omissions::LeftOut;
+use crate::files::{self, checksummed};
+use crate::omissions::Omissions;
 
-use super::literal_special_tokens::SpelledToken;
+use super::literal_special_tokens::LiteralSpecialToken;
 #[cfg(feature = "data")]
 use super::source::SourceStats;
 
@@ -157,10 +157,12 @@ pub struct Manifest {
     pub separator: Option<String>,
     /// Special tokens that appear literally in the text, where they are encoded as plain characters.
     #[serde(default)]
-    pub spelled_special_tokens: Vec<SpelledToken>,
+    #[serde(rename = "spelled_special_tokens")]
+    pub literal_special_tokens: Vec<LiteralSpecialToken>,
     /// Omissions over all inputs, by reason; those of each input are in its record.
     #[serde(default)]
-    pub left_out: LeftOut,
+    #[serde(rename = "left_out")]
+    pub omissions: Omissions,
     /// Bytes of text of the first tokens.
     #[serde(default, skip_serializing_if = "FirstTokenBytes::is_empty")]
     pub first_token_bytes: FirstTokenBytes,
@@ -273,7 +275,8 @@ pub struct SourceRecord {
     pub dropped_chars: u64,
     /// Omissions, by reason.
     #[serde(default)]
-    pub left_out: LeftOut,
+    #[serde(rename = "left_out")]
+    pub omissions: Omissions,
 }
 
 impl SourceRecord {
@@ -293,7 +296,7 @@ impl SourceRecord {
             separators: stats.separators,
             unknown_tokens: 0,
             dropped_chars: 0,
-            left_out: stats.left_out.clone(),
+            omissions: stats.omissions.clone(),
         }
     }
 }
@@ -312,8 +315,8 @@ impl Manifest {
             validation_fraction: None,
             document_chars: None,
             separator: None,
-            spelled_special_tokens: Vec::new(),
-            left_out: LeftOut::default(),
+            literal_special_tokens: Vec::new(),
+            omissions: Omissions::default(),
             first_token_bytes: FirstTokenBytes::default(),
         }
     }
@@ -324,8 +327,8 @@ impl Manifest {
     /// If it cannot be written.
     pub fn write(&self, folder: &Path) -> Result<()> {
         let path = folder.join(MANIFEST_NAME);
-        let json =
-            sealed::seal_pretty(self).map_err(|error| Error::format(&path, error.to_string()))?;
+        let json = checksummed::to_pretty_json_with_checksum(self)
+            .map_err(|error| Error::format(&path, error.to_string()))?;
         files::write(&path, json.as_bytes()).map(drop)
     }
 
@@ -358,7 +361,7 @@ impl Manifest {
                 head.version.map_or("missing".into(), |v| v.to_string())
             ));
         }
-        let opened = sealed::open::<Self>(json)?;
+        let opened = checksummed::open::<Self>(json)?;
         opened.content.check()?;
         Ok((opened.content, opened.checksum.is_some()))
     }

@@ -58,24 +58,24 @@ mod text_stats;
 pub use dataset::{Batch, SequentialBatches, TokenDataset};
 #[cfg(feature = "data")]
 pub use inspect::{Inspection, SplitReport, inspect};
-pub use literal_special_tokens::SpelledToken;
+pub use literal_special_tokens::LiteralSpecialToken;
 #[cfg(feature = "data")]
-pub(crate) use literal_special_tokens::SpelledTokens;
+pub(crate) use literal_special_tokens::LiteralSpecialTokenCounter;
 pub use manifest::{
     Dtype, FirstTokenBytes, Manifest, ShardRecord, SourceRecord, SplitRecord, TokenizerRecord,
 };
 #[cfg(feature = "data")]
-pub use open::{OpenOptions, Opened, Split, TokenizerChoice, is_raw_text, open};
+pub use open::{OpenOptions, OpenedData, Split, TokenizerChoice, is_raw_text, open};
 #[cfg(feature = "data")]
 pub use prepare::{PrepareOptions, prepare, prepare_with};
-pub use pretokenized::ReadyTokens;
+pub use pretokenized::PretokenizedFile;
 pub use shard::{PreparedFolder, ShardWriter, TokenStream};
 #[cfg(feature = "data")]
 pub use source::{Document, Documents, InvalidUtf8, SourceOptions, SourceStats, Sources};
 #[cfg(feature = "data")]
 pub use stories::{Stories, story};
 pub use stream::{BatchStream, Cursor, Order};
-pub use text_stats::TextAccount;
+pub use text_stats::TextStats;
 pub use tokenizer::Tokenizer;
 #[cfg(feature = "data")]
 pub use tokenizer::{StreamDecoder, TokenizerSpec};

@@ -7,7 +7,7 @@ impl Manifest {
     /// literally in the text. Empty if all text was used unchanged.
     pub fn notes(&self) -> Vec<String> {
         let sum = |of: fn(&SourceRecord) -> u64| self.sources.iter().map(of).sum::<u64>();
-        let mut notes = self.left_out.lines();
+        let mut notes = self.omissions.lines();
         let (texts, documents) = (sum(|s| s.cut_texts), sum(|s| s.cut_documents));
         if texts > 0 {
             let chars = match self.document_chars {
@@ -50,7 +50,7 @@ impl Manifest {
                 if dropped == 1 { "it" } else { "them" }
             ));
         }
-        for spelled in &self.spelled_special_tokens {
+        for spelled in &self.literal_special_tokens {
             notes.push(format!(
                 "the special token `{}` appears literally {} in {}, where it is encoded as plain characters; if it separates documents, set separator (--separator '{}')",
                 spelled.token,

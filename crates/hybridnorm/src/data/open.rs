@@ -12,11 +12,11 @@ use crate::files;
 use super::ProgressFn;
 use super::dataset::TokenDataset;
 use super::prepare::{PrepareOptions, prepare, prepare_with};
-use super::pretokenized::{self, ReadyTokens};
+use super::pretokenized::{self, PretokenizedFile};
 use super::shard::{PreparedFolder, TokenStream};
 use super::source::kind::KNOWN_KINDS;
 use super::source::{Sources, invalid_pattern, is_text_input};
-use super::text_stats::TextAccount;
+use super::text_stats::TextStats;
 use super::tokenizer::{Tokenizer, TokenizerSpec};
 use super::windows::Windows;
 
@@ -87,7 +87,7 @@ pub struct OpenOptions {
     pub windows: Windows,
     /// True if rows of two-dimensional arrays may have any length, as in evaluation. In training each row is
     /// one instance.
-    pub any_rows: bool,
+    pub allow_any_row_length: bool,
 }
 
 impl OpenOptions {
@@ -100,16 +100,16 @@ impl OpenOptions {
             cache,
             prepare: PrepareOptions::default(),
             verify: true,
-            windows: Windows::Whole { limit: None },
-            any_rows: false,
+            windows: Windows::Complete { limit: None },
+            allow_any_row_length: false,
         }
     }
 }
 
-/// Opened data and its tokenizer.
+/// OpenedData data and its tokenizer.
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Opened {
+pub struct OpenedData {
     /// The instances.
     pub dataset: TokenDataset,
     /// Tokenizer, if known; pre-tokenized files do not record one.
@@ -120,11 +120,11 @@ pub struct Opened {
     pub notes: Vec<String>,
 }
 
-impl Opened {
+impl OpenedData {
     /// Returns the statistics of the source text of all prepared folders, including those created from raw
     /// text; `None` without prepared folders.
-    pub fn text(&self) -> Option<TextAccount> {
-        TextAccount::from_folders(&self.folders)
+    pub fn text_stats(&self) -> Option<TextStats> {
+        TextStats::from_folders(&self.folders)
     }
 }
 
@@ -161,7 +161,7 @@ pub fn open(
     split: Split,
     options: &OpenOptions,
     progress: ProgressFn,
-) -> Result<Opened> {
+) -> Result<OpenedData> {
     if paths.is_empty() {
         return Err(Error::missing("data path", ""));
     }
@@ -203,7 +203,7 @@ pub fn open(
             _ => None,
         })
         .collect();
-    Ok(Opened {
+    Ok(OpenedData {
         dataset,
         tokenizer,
         folders,
@@ -468,12 +468,12 @@ fn collect(
                             format!(": required for token file {input} without a tokenizer"),
                         )
                     })?;
-                let file = ReadyTokens::open(input, vocab_size)?;
+                let file = PretokenizedFile::open(input, vocab_size)?;
                 // Pushing computes the fingerprint, which reads and checks every token.
                 notes.extend(file.note().map(str::to_owned));
-                match options.any_rows {
+                match options.allow_any_row_length {
                     true => dataset.push_pretokenized_rows(file)?,
-                    false => dataset.push_ready(file)?,
+                    false => dataset.push_pretokenized(file)?,
                 }
             }
             Entry::Text => {}
@@ -499,12 +499,12 @@ fn too_short(paths: &[String], split: Split, windows: Windows, dataset: &TokenDa
         Windows::All => format!(
             "{paths}: {found} {what}: no targets, since every target needs a preceding token in its stream"
         ),
-        Windows::Whole { .. } if dataset.has_rows() => format!(
+        Windows::Complete { .. } if dataset.has_rows() => format!(
             "{paths}: {found} {what} in rows, none of which contains a complete sequence of {} and its targets; \
              use a shorter sequence length, or evaluate all windows (--windows all)",
             dataset.seq_len()
         ),
-        Windows::Whole { .. } => format!(
+        Windows::Complete { .. } => format!(
             "{paths}: {found} {what}, fewer than one sequence of {} and its targets; {advice}, or use a shorter \
              sequence length",
             dataset.seq_len()

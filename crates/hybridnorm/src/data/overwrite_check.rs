@@ -56,7 +56,7 @@ pub(super) fn check_only_prepared_files(folder: &Path) -> Result<()> {
         let is_prepared_file = |name: &str| is_prepared_file(name, listed.as_deref());
         let by_name = name
             .to_str()
-            .is_some_and(|name| is_prepared_file(files::temporary_of(name).unwrap_or(name)));
+            .is_some_and(|name| is_prepared_file(files::target_of_temporary(name).unwrap_or(name)));
         if !kind.is_file() || !by_name {
             return Err(Error::exists(
                 folder,

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::files::{self, StagedFolder};
 
 use super::bpe::BpeTrainer;
-use super::literal_special_tokens::SpelledTokens;
+use super::literal_special_tokens::LiteralSpecialTokenCounter;
 use super::manifest::{Dtype, FirstTokenBytes, Manifest, SourceRecord};
 use super::overwrite_check;
 use super::shard::ShardWriter;
@@ -112,7 +112,7 @@ pub fn prepare(
     let mut trainer = BpeTrainer::new(vocab_size)?;
     let plan = preparation.scan(Some(&mut trainer), progress)?;
     let json = trainer.finish(progress);
-    let tokenizer = Tokenizer::from_json(json.into_bytes(), None)?.named(&spec.to_string());
+    let tokenizer = Tokenizer::from_json(json.into_bytes(), None)?.with_name(&spec.to_string());
     preparation.write(&tokenizer, &plan, progress)
 }
 
@@ -167,7 +167,7 @@ impl<'j> Preparation<'j> {
         if options.shard_tokens == 0 {
             return Err(Error::out_of_range("shard_tokens", 0, "at least 1"));
         }
-        let out = files::through_links(out)?;
+        let out = files::resolve_links(out)?;
         overwrite_check::check(&out, options.overwrite)?;
         let (sources, validation) = match options.validation_inputs.as_slice() {
             [] => (Sources::resolve(inputs, &options.source)?, None),
@@ -277,7 +277,7 @@ impl<'j> Preparation<'j> {
     fn check_separators(&self, found: u64) -> Result<()> {
         let source = &self.options.source;
         match &source.separator {
-            Some(separator) if found == 0 && !source.may_be_unused => Err(Error::no_effect(
+            Some(separator) if found == 0 && !source.allow_unused_options => Err(Error::no_effect(
                 "separator",
                 format!(": `{separator}` does not occur in any plain text input"),
             )),
@@ -395,7 +395,7 @@ struct ShardOutput<'t> {
     texts: Vec<(String, bool, usize)>,
     bytes: usize,
     /// Special tokens that appear literally in the text.
-    literal_special_tokens: SpelledTokens,
+    literal_special_tokens: LiteralSpecialTokenCounter,
     /// Bytes of text of the first token of each split.
     first: FirstTokenBytes,
     /// Text lost in tokenization, by input.
@@ -418,7 +418,9 @@ impl<'t> ShardOutput<'t> {
             validation: shards("validation"),
             texts: Vec::new(),
             bytes: 0,
-            literal_special_tokens: SpelledTokens::new(tokenizer.spelled_names()),
+            literal_special_tokens: LiteralSpecialTokenCounter::new(
+                tokenizer.literal_special_token_names(),
+            ),
             losses: Vec::new(),
             first: FirstTokenBytes::default(),
         }
@@ -459,7 +461,7 @@ impl<'t> ShardOutput<'t> {
                 true => (&mut self.validation, &mut self.first.validation),
                 false => (&mut self.train, &mut self.first.train),
             };
-            if shards.is_empty() && tokenizer.text_bytes_unknown().is_some() {
+            if shards.is_empty() && tokenizer.inexact_text_bytes_reason().is_some() {
                 let id = tokens.first().copied();
                 *first = id.map_or(Some(0), |id| tokenizer.first_token_bytes(text, id));
             }
@@ -482,9 +484,9 @@ impl<'t> ShardOutput<'t> {
             source.dropped_chars = loss.dropped_chars;
         }
         for source in &manifest.sources {
-            manifest.left_out.extend(&source.left_out);
+            manifest.omissions.extend(&source.omissions);
         }
-        manifest.spelled_special_tokens = self.literal_special_tokens.finish();
+        manifest.literal_special_tokens = self.literal_special_tokens.finish();
         manifest.train = self.train.finish()?;
         manifest.validation = self.validation.finish()?;
         Ok(())

@@ -29,7 +29,7 @@ use super::shard::TokenStream;
 
 /// Pre-tokenized file.
 #[derive(Debug)]
-pub struct ReadyTokens {
+pub struct PretokenizedFile {
     path: PathBuf,
     tokens: TokenStream,
     /// Tokens per row of a two-dimensional array.
@@ -53,7 +53,7 @@ pub fn parse_name(input: &str) -> Option<(&Path, Option<Dtype>)> {
     }
 }
 
-impl ReadyTokens {
+impl PretokenizedFile {
     /// Opens `input` according to the table above; ids must be below `vocab_size`, which is checked
     /// when they are read.
     ///

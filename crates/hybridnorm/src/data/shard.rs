@@ -429,7 +429,7 @@ impl PreparedFolder {
                 "the tokenizer in this folder is not the one of its tokens; prepare the data again",
             ));
         }
-        Ok(tokenizer.named(&expected.name))
+        Ok(tokenizer.with_name(&expected.name))
     }
 
     /// Compares the checksum of every shard with the manifest.

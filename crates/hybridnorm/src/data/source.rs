@@ -22,12 +22,12 @@
 //! lines before a document, line ends after it, and separators are not part of any document. Records
 //! are not trimmed.
 //!
-//! Omissions are counted by reason in [`SourceStats::left_out`]:
+//! Omissions are counted by reason in [`SourceStats::omissions`]:
 //! - files: hidden files, unknown kinds, files that [`SourceOptions::include`] and
 //!   [`SourceOptions::exclude`] do not select, pipes and devices, broken links, files and folders
-//!   reached a second time, files without any text, and with [`SourceOptions::skip_bad`] damaged files
+//!   reached a second time, files without any text, and with [`SourceOptions::skip_invalid`] damaged files
 //!   from which nothing was read and files whose content does not match their name;
-//! - records: records whose text is null, and with [`SourceOptions::skip_bad`] invalid records, and the
+//! - records: records whose text is null, and with [`SourceOptions::skip_invalid`] invalid records, and the
 //!   rest of a damaged file, counted as one record (in Parquet files, by rows);
 //! - documents: documents without any visible character.
 //!
@@ -55,7 +55,7 @@ use std::path::{Path, PathBuf};
 use derive_setters::Setters;
 
 use crate::error::{Error, Result};
-use crate::omissions::LeftOut;
+use crate::omissions::Omissions;
 
 use super::gutenberg;
 use super::stories::Stories;
@@ -116,10 +116,11 @@ pub struct SourceOptions {
     /// Skip and count invalid records of JSON and Parquet files (malformed, without the field, with a field
     /// that is not text, not UTF-8, or too long), the rest of damaged compressed and Parquet files, files
     /// that are not text, and Parquet files without the column. Otherwise the first of these is an error.
-    pub skip_bad: bool,
+    #[serde(rename = "skip_bad")]
+    pub skip_invalid: bool,
     /// Accept options that have no effect, for example because they were also given for other inputs.
     #[serde(skip)]
-    pub may_be_unused: bool,
+    pub allow_unused_options: bool,
 }
 
 impl Default for SourceOptions {
@@ -131,8 +132,8 @@ impl Default for SourceOptions {
             separator: None,
             include: Vec::new(),
             exclude: Vec::new(),
-            skip_bad: false,
-            may_be_unused: false,
+            skip_invalid: false,
+            allow_unused_options: false,
         }
     }
 }
@@ -169,7 +170,7 @@ pub struct SourceStats {
     /// Texts in which an unpaired surrogate was replaced.
     pub replaced_surrogates: u64,
     /// Omissions, by reason.
-    pub left_out: LeftOut,
+    pub omissions: Omissions,
 }
 
 impl SourceStats {
@@ -184,7 +185,7 @@ impl SourceStats {
         self.separators += other.separators;
         self.replaced_lines += other.replaced_lines;
         self.replaced_surrogates += other.replaced_surrogates;
-        self.left_out.extend(&other.left_out);
+        self.omissions.extend(&other.omissions);
     }
 }
 
@@ -270,7 +271,7 @@ impl Sources {
                 options: options.clone(),
             });
         }
-        if !options.may_be_unused {
+        if !options.allow_unused_options {
             filter.check_used()?;
             check_effect(&all, options)?;
         }
@@ -358,7 +359,7 @@ fn check_effect(all: &[Sources], options: &SourceOptions) -> Result<()> {
             options.text_field != default.text_field,
             records,
         ),
-        ("skip_bad", options.skip_bad, records || plain),
+        ("skip_bad", options.skip_invalid, records || plain),
     ];
     match given
         .iter()

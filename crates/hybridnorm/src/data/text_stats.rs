@@ -2,9 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::omissions::LeftOut;
+use crate::omissions::Omissions;
 
-use super::literal_special_tokens::SpelledToken;
+use super::literal_special_tokens::LiteralSpecialToken;
 use super::manifest::{Manifest, SourceRecord};
 use super::shard::PreparedFolder;
 
@@ -14,7 +14,7 @@ use super::shard::PreparedFolder;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
-pub struct TextAccount {
+pub struct TextStats {
     /// Files that documents came from.
     pub files: u64,
     /// Records of JSON and Parquet files that contain text, blank text included.
@@ -40,14 +40,16 @@ pub struct TextAccount {
     /// Characters, except white space, that no token represents.
     pub dropped_chars: u64,
     /// Special tokens that appear literally in the text, where they are encoded as plain characters.
-    pub spelled_special_tokens: Vec<SpelledToken>,
+    #[serde(rename = "spelled_special_tokens")]
+    pub literal_special_tokens: Vec<LiteralSpecialToken>,
     /// Omissions, by reason.
-    pub left_out: LeftOut,
+    #[serde(rename = "left_out")]
+    pub omissions: Omissions,
     /// Notes on everything that was left out, cut, replaced or spelled out.
     pub notes: Vec<String>,
 }
 
-impl TextAccount {
+impl TextStats {
     /// Returns the sums over several prepared folders; `None` without folders.
     pub fn from_folders(folders: &[PreparedFolder]) -> Option<Self> {
         let mut all = folders
@@ -72,8 +74,8 @@ impl TextAccount {
             replaced_surrogates: sum(|source| source.replaced_surrogates),
             unknown_tokens: sum(|source| source.unknown_tokens),
             dropped_chars: sum(|source| source.dropped_chars),
-            spelled_special_tokens: manifest.spelled_special_tokens.clone(),
-            left_out: manifest.left_out.clone(),
+            literal_special_tokens: manifest.literal_special_tokens.clone(),
+            omissions: manifest.omissions.clone(),
             notes: manifest.notes(),
         }
     }
@@ -91,26 +93,29 @@ impl TextAccount {
         self.replaced_surrogates += other.replaced_surrogates;
         self.unknown_tokens += other.unknown_tokens;
         self.dropped_chars += other.dropped_chars;
-        for spelled in other.spelled_special_tokens {
-            let mut ours = self.spelled_special_tokens.iter_mut();
+        for spelled in other.literal_special_tokens {
+            let mut ours = self.literal_special_tokens.iter_mut();
             match ours.rfind(|ours| ours.token == spelled.token) {
                 Some(ours) => {
                     ours.count += spelled.count;
                     ours.documents += spelled.documents;
                 }
-                None => self.spelled_special_tokens.push(spelled),
+                None => self.literal_special_tokens.push(spelled),
             }
         }
-        self.left_out.extend(&other.left_out);
+        self.omissions.extend(&other.omissions);
         self.notes.extend(other.notes);
         self
     }
 
     /// Returns the numbers of files, records, documents and tokens in one line.
-    pub fn line(&self) -> String {
+    pub fn summary(&self) -> String {
         let number = |count: u64, unit: &str| {
             let s = if count == 1 { "" } else { "s" };
-            format!("{} {unit}{s}", crate::digits::grouped(count))
+            format!(
+                "{} {unit}{s}",
+                crate::format_number::with_thousands_separators(count)
+            )
         };
         let counted = [(self.files, "file"), (self.records, "record")];
         let mut parts: Vec<String> = counted

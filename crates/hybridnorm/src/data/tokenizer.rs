@@ -165,7 +165,7 @@ impl Tokenizer {
                 })?;
                 Self::from_spec(&known)
             }
-            TokenizerSpec::Path(path) => Ok(Self::load(path)?.named(&spec.to_string())),
+            TokenizerSpec::Path(path) => Ok(Self::load(path)?.with_name(&spec.to_string())),
         }
     }
 
@@ -218,7 +218,7 @@ impl Tokenizer {
         let mut trainer = BpeTrainer::new(vocab_size)?;
         trainer.feed(texts, 0);
         let json = trainer.finish(progress);
-        Self::from_json(json.into_bytes(), None).map(|t| t.named(&format!("bpe:{vocab_size}")))
+        Self::from_json(json.into_bytes(), None).map(|t| t.with_name(&format!("bpe:{vocab_size}")))
     }
 
     /// Reads a `tokenizer.json`, a folder that holds one, or a folder written by
@@ -254,7 +254,7 @@ impl Tokenizer {
             _ => None,
         };
         Self::from_json(file, eos.as_deref())
-            .map(|tokenizer| tokenizer.named(&path.display().to_string()))
+            .map(|tokenizer| tokenizer.with_name(&path.display().to_string()))
             .map_err(|error| Error::format(path, error.to_string()))
     }
 
@@ -283,7 +283,7 @@ impl Tokenizer {
                 "the tokenizer changed since it was saved; restore its tokenizer.json",
             ));
         }
-        Ok(tokenizer.named(&record.name))
+        Ok(tokenizer.with_name(&record.name))
     }
 
     /// Reads a tokenizer from the bytes of a `tokenizer.json`; `eos` names its end-of-text token.
@@ -318,7 +318,7 @@ impl Tokenizer {
 
     /// Returns the tokenizer under another name.
     #[must_use]
-    pub fn named(mut self, name: &str) -> Self {
+    pub fn with_name(mut self, name: &str) -> Self {
         self.name = name.into();
         self
     }
@@ -410,12 +410,12 @@ impl Tokenizer {
 
     /// Returns a decoder that takes ids one by one.
     pub fn stream_decoder(&self) -> StreamDecoder {
-        self.stream_decoder_after(&[])
+        self.stream_decoder_with_context(&[])
     }
 
     /// Returns a decoder that takes ids one by one and returns the text that they append to that of
     /// `ids`.
-    pub fn stream_decoder_after(&self, ids: &[u32]) -> StreamDecoder {
+    pub fn stream_decoder_with_context(&self, ids: &[u32]) -> StreamDecoder {
         StreamDecoder::new(self.clone(), ids)
     }
 

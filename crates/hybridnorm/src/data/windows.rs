@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::omissions::LeftOut;
+use crate::omissions::Omissions;
 
 use super::shard::TokenStream;
 
@@ -25,7 +25,7 @@ pub enum Windows {
     /// target.
     All,
     /// Windows of `seq_len` targets, as in training; the first `limit` of them if given.
-    Whole {
+    Complete {
         /// Maximum number of windows.
         limit: Option<u64>,
     },
@@ -41,7 +41,8 @@ pub struct Coverage {
     /// Tokens that are targets, once per epoch.
     pub tokens: u64,
     /// Tokens that are not targets, by reason.
-    pub left_out: LeftOut,
+    #[serde(rename = "left_out")]
+    pub omissions: Omissions,
 }
 
 #[derive(Debug)]

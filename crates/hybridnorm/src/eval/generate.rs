@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::error::{Error, Result};
 use crate::model::{KvCache, Model};
-use crate::omissions::{LeftOut, Unit};
+use crate::omissions::{Omissions, Unit};
 
 /// Sampling parameters.
 #[derive(Debug, Clone, PartialEq)]
@@ -115,9 +115,9 @@ impl<'a> Generator<'a> {
 
     /// Returns the tokens that the last sample did not depend on: truncated tokens of the prompt, and earlier
     /// ones dropped when the context was full.
-    pub fn left_out(&self) -> LeftOut {
+    pub fn left_out(&self) -> Omissions {
         let longest = self.model.config().max_seq_len;
-        let mut left_out = LeftOut::default();
+        let mut left_out = Omissions::default();
         let mut add = |count: usize, reason: &str| {
             let reason = format!("{reason} the context of {longest} tokens");
             left_out.add(Unit::Tokens, &reason, count as u64, None);

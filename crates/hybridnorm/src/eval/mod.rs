@@ -14,8 +14,8 @@ mod text;
 pub use generate::{Generator, Sampling};
 pub use loss::{Loss, loss};
 #[cfg(feature = "data")]
-pub use reading::{TextOverrides, TextReading};
+pub use reading::{TextOptions, TextOverrides};
 #[cfg(feature = "data")]
-pub use sets::{EvalOptions, EvalSet, Evaluation, Measured, SetLoss, measure, open_sets};
+pub use sets::{EvalOptions, EvalSet, Evaluation, LossWithCoverage, SetLoss, evaluate, open_sets};
 #[cfg(feature = "data")]
-pub use text::{PromptAccount, TextGenerator, write};
+pub use text::{PromptCoverage, TextGenerator, generate_text};

@@ -24,7 +24,7 @@ pub struct TextOverrides {
     pub include: Vec<String>,
     /// See [`SourceOptions::exclude`].
     pub exclude: Vec<String>,
-    /// See [`SourceOptions::skip_bad`].
+    /// See [`SourceOptions::skip_invalid`].
     pub skip_bad: bool,
     /// True if invalid UTF-8 is replaced.
     pub replace_invalid_utf8: bool,
@@ -51,7 +51,7 @@ impl TextOverrides {
         if !self.exclude.is_empty() {
             options.exclude.clone_from(&self.exclude);
         }
-        options.skip_bad |= self.skip_bad;
+        options.skip_invalid |= self.skip_bad;
         if self.replace_invalid_utf8 {
             options.invalid_utf8 = InvalidUtf8::Replace;
         }
@@ -76,7 +76,7 @@ impl TextOverrides {
 
 /// Options for reading raw text, and their origin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct TextReading {
+pub struct TextOptions {
     /// Path of the configuration of the checkpoint's run; `None` if it belongs to none, or no text is
     /// read.
     pub from: Option<PathBuf>,
@@ -86,7 +86,7 @@ pub struct TextReading {
     pub options: SourceOptions,
 }
 
-impl TextReading {
+impl TextOptions {
     /// Returns the options for a checkpoint's evaluation.
     ///
     /// # Errors
@@ -101,7 +101,7 @@ impl TextReading {
             given: overrides.given(),
             options: SourceOptions {
                 // Options that the run needs for its own text may have no effect here.
-                may_be_unused: true,
+                allow_unused_options: true,
                 ..overrides.on(of_run)
             },
         })
@@ -156,7 +156,7 @@ fn of_run(checkpoint: &Path) -> Result<Option<(PathBuf, SourceOptions)>> {
         return Ok(None);
     }
     let newest = Config::load(&config, &[])?;
-    let then = history::configuration_at(&newest, &segments::read(run)?, step)?;
+    let then = history::config_at_step(&newest, &segments::read(run)?, step)?;
     // Relative to the checkpoint path as given, if possible.
     let named = checkpoint.parent().and_then(Path::parent);
     let named = named.filter(|named| !named.as_os_str().is_empty());
@@ -177,7 +177,7 @@ pub(super) fn check_given(raw: &[String], overrides: &TextOverrides) -> Result<(
 
 /// Checks that a given separator occurs in one of the sets.
 pub(super) fn check_separator(sets: &[EvalSet], overrides: &TextOverrides) -> Result<()> {
-    let texts = sets.iter().filter(|set| set.reading.is_some());
+    let texts = sets.iter().filter(|set| set.text_options.is_some());
     let found: u64 = texts
         .filter_map(|set| Some(set.text.as_ref()?.separators))
         .sum();

@@ -7,16 +7,16 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::loss::{Loss, loss};
-use super::reading::{self, TextOverrides, TextReading};
+use super::reading::{self, TextOptions, TextOverrides};
 use super::shared;
 use crate::data::open::TokenizerChoice;
 use crate::data::{
-    self, Coverage, OpenOptions, Opened, PreparedFolder, Progress, Split, SplitRecord, TextAccount,
-    TokenDataset, Tokenizer, Windows,
+    self, Coverage, OpenOptions, OpenedData, PreparedFolder, Progress, Split, SplitRecord,
+    TextStats, TokenDataset, Tokenizer, Windows,
 };
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::omissions::LeftOut;
+use crate::omissions::Omissions;
 use crate::train::sources;
 
 /// Options of an evaluation.
@@ -54,9 +54,9 @@ pub struct EvalSet {
     pub first_token_bytes: Option<u64>,
     /// Account of the text that it was made from, over all splits of a prepared folder; `None` for token
     /// files.
-    pub text: Option<TextAccount>,
+    pub text: Option<TextStats>,
     /// Options that its text was read with; `None` for prepared folders and token files.
-    pub reading: Option<TextReading>,
+    pub text_options: Option<TextOptions>,
     /// Notes for the user.
     pub notes: Vec<String>,
 }
@@ -70,13 +70,13 @@ pub struct SetLoss {
     pub split: &'static str,
     /// Loss and its coverage.
     #[serde(flatten)]
-    pub measured: Measured,
+    pub measured: LossWithCoverage,
     /// Targets that are the unknown token of the vocabulary.
     pub unknown_tokens: u64,
     /// Account of the text that the set was made from, over all splits of a prepared folder; absent for token
     /// files.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub text: Option<TextAccount>,
+    pub text: Option<TextStats>,
     /// Notes for the user, besides those of `text`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -84,7 +84,7 @@ pub struct SetLoss {
 
 /// A mean over tokens and its coverage: `all_tokens = tokens + left_out`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Measured {
+pub struct LossWithCoverage {
     /// Mean loss.
     #[serde(flatten)]
     pub loss: Loss,
@@ -93,13 +93,15 @@ pub struct Measured {
     pub bits_per_byte: Option<f64>,
     /// Reason why there are no bits per byte.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub no_bits_per_byte: Option<String>,
+    #[serde(rename = "no_bits_per_byte")]
+    pub bits_per_byte_missing_reason: Option<String>,
     /// Bytes that the measured tokens represent.
     pub text_bytes: Option<u64>,
     /// Number of all tokens.
     pub all_tokens: u64,
     /// Tokens that are not measured, by reason.
-    pub left_out: LeftOut,
+    #[serde(rename = "left_out")]
+    pub omissions: Omissions,
 }
 
 /// Loss on every data set, and the mean over the tokens of all of them.
@@ -107,12 +109,12 @@ pub struct Measured {
 pub struct Evaluation {
     /// All sets pooled.
     #[serde(flatten)]
-    pub pooled: Measured,
+    pub pooled: LossWithCoverage,
     /// Each set, in the order given.
     pub sets: Vec<SetLoss>,
     /// Options with which raw text was read, if there is any.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub text_options: Option<TextReading>,
+    pub text_options: Option<TextOptions>,
     /// Notes for the user about all sets.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
@@ -144,11 +146,11 @@ pub fn open_sets(
     open.vocab_size = Some(config.vocab_size);
     open.tokenizer = tokenizer.cloned().map(TokenizerChoice::Loaded);
     open.windows = options.windows;
-    open.any_rows = true;
+    open.allow_any_row_length = true;
     let raw = raw_text(paths)?;
     reading::check_given(&raw, &options.text)?;
     let of_run = options.checkpoint.as_deref().filter(|_| !raw.is_empty());
-    let reading = TextReading::new(of_run, &options.text)?;
+    let reading = TextOptions::new(of_run, &options.text)?;
     open.prepare.source = reading.options.clone();
     let mut known = BTreeSet::new();
     let mut sets = Vec::new();
@@ -187,7 +189,7 @@ fn identity(name: &str) -> PathBuf {
 
 fn open_set(
     path: &str,
-    reading: Option<TextReading>,
+    reading: Option<TextOptions>,
     split: Option<Split>,
     options: &OpenOptions,
     progress: &mut dyn FnMut(Progress),
@@ -211,8 +213,8 @@ fn open_set(
     let text_bytes = text_bytes(&opened, split);
     let first_token_bytes = first_token_bytes(&opened, split);
     Ok(EvalSet {
-        text: opened.text(),
-        reading,
+        text: opened.text_stats(),
+        text_options: reading,
         name: path.to_owned(),
         split,
         data: opened.dataset,
@@ -228,7 +230,7 @@ fn holds_out(folder: &PreparedFolder) -> bool {
 }
 
 /// Returns the bytes of the text of a split; `None` if some tokens are from elsewhere.
-fn text_bytes(opened: &Opened, split: Split) -> Option<u64> {
+fn text_bytes(opened: &OpenedData, split: Split) -> Option<u64> {
     let parts = || {
         opened
             .folders
@@ -241,7 +243,7 @@ fn text_bytes(opened: &Opened, split: Split) -> Option<u64> {
 }
 
 /// Returns the bytes of the first token of every stream of a split; `None` if one is not recorded.
-fn first_token_bytes(opened: &Opened, split: Split) -> Option<u64> {
+fn first_token_bytes(opened: &OpenedData, split: Split) -> Option<u64> {
     let parts = opened
         .folders
         .iter()
@@ -269,7 +271,7 @@ fn parts(
 ///
 /// # Errors
 /// See [`loss`]; the message names the set.
-pub fn measure(model: &mut Model, sets: &[EvalSet], options: &EvalOptions) -> Result<Evaluation> {
+pub fn evaluate(model: &mut Model, sets: &[EvalSet], options: &EvalOptions) -> Result<Evaluation> {
     let mut found = Vec::new();
     for set in sets {
         let measured = loss(model, &set.data, options.batch_size, options.windows);
@@ -286,7 +288,7 @@ pub fn measure(model: &mut Model, sets: &[EvalSet], options: &EvalOptions) -> Re
         notes.extend(not_predicted(set, unknown_tokens, bytes.is_ok()));
         let Coverage {
             all_tokens,
-            left_out,
+            omissions: left_out,
             ..
         } = set.data.coverage(options.windows);
         found.push(SetLoss {
@@ -294,13 +296,13 @@ pub fn measure(model: &mut Model, sets: &[EvalSet], options: &EvalOptions) -> Re
             split: name(set.split),
             unknown_tokens,
             text: set.text.clone(),
-            measured: Measured {
-                no_bits_per_byte: bytes.as_ref().err().cloned(),
+            measured: LossWithCoverage {
+                bits_per_byte_missing_reason: bytes.as_ref().err().cloned(),
                 bits_per_byte: bytes.as_ref().ok().map(|&bytes| bits(measured, bytes)),
                 text_bytes: bytes.ok(),
                 loss: measured,
                 all_tokens,
-                left_out,
+                omissions: left_out,
             },
             notes,
         });
@@ -308,7 +310,7 @@ pub fn measure(model: &mut Model, sets: &[EvalSet], options: &EvalOptions) -> Re
     Ok(Evaluation {
         pooled: pooled(&found),
         sets: found,
-        text_options: sets.iter().find_map(|set| set.reading.clone()),
+        text_options: sets.iter().find_map(|set| set.text_options.clone()),
         notes: shared::notes(sets)?,
     })
 }
@@ -359,7 +361,7 @@ fn bits(loss: Loss, bytes: u64) -> f64 {
     loss.loss * loss.tokens as f64 / LN_2 / bytes as f64
 }
 
-fn pooled(sets: &[SetLoss]) -> Measured {
+fn pooled(sets: &[SetLoss]) -> LossWithCoverage {
     let measured = || sets.iter().map(|set| &set.measured);
     let nats = |loss: &Loss| loss.loss * loss.tokens as f64;
     let loss = match sets {
@@ -369,18 +371,18 @@ fn pooled(sets: &[SetLoss]) -> Measured {
             measured().map(|set| set.loss.tokens).sum(),
         ),
     };
-    let mut left_out = LeftOut::default();
+    let mut left_out = Omissions::default();
     for set in measured() {
-        left_out.extend(&set.left_out);
+        left_out.extend(&set.omissions);
     }
     let text_bytes = measured().map(|set| set.text_bytes).sum::<Option<u64>>();
-    Measured {
+    LossWithCoverage {
         loss,
         bits_per_byte: text_bytes.map(|bytes| bits(loss, bytes)),
-        no_bits_per_byte: no_bits_per_byte(sets),
+        bits_per_byte_missing_reason: no_bits_per_byte(sets),
         text_bytes,
         all_tokens: measured().map(|set| set.all_tokens).sum(),
-        left_out,
+        omissions: left_out,
     }
 }
 
@@ -389,7 +391,7 @@ fn measured_bytes(set: &EvalSet, options: &EvalOptions) -> Result<u64, String> {
     let Some(tokenizer) = &set.tokenizer else {
         return Err("the tokenizer of the tokens is not known".into());
     };
-    let bytes = match tokenizer.text_bytes_unknown() {
+    let bytes = match tokenizer.inexact_text_bytes_reason() {
         Some(reason) => bytes_of_text(set, options, reason)?,
         None => bytes_of_tokens(set, options, tokenizer)?,
     };
@@ -406,7 +408,7 @@ fn bytes_of_tokens(
     tokenizer: &Tokenizer,
 ) -> Result<u64, String> {
     let of_token = |id: u32| {
-        let length = tokenizer.text_bytes_of(id);
+        let length = tokenizer.token_text_bytes(id);
         length.ok_or_else(|| format!("token {id} is none of its tokenizer's"))
     };
     if let (Some(bytes), Windows::All) = (set.text_bytes, options.windows) {
@@ -448,7 +450,7 @@ fn bytes_of_text(set: &EvalSet, options: &EvalOptions, reason: &str) -> Result<u
 /// Returns the reasons why all sets together have no bits per byte.
 fn no_bits_per_byte(sets: &[SetLoss]) -> Option<String> {
     let reason = |set: &SetLoss| {
-        let why = set.measured.no_bits_per_byte.as_ref()?;
+        let why = set.measured.bits_per_byte_missing_reason.as_ref()?;
         Some(match sets {
             [_] => why.clone(),
             _ => format!("{}: {why}", set.name),

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use super::sets::EvalSet;
-use crate::digits::grouped;
 use crate::error::Result;
+use crate::format_number::with_thousands_separators;
 
 /// Returns a line for every two sets that share documents, or whole token streams.
 pub(super) fn notes(sets: &[EvalSet]) -> Result<Vec<String>> {
@@ -29,11 +29,14 @@ pub(super) fn notes(sets: &[EvalSet]) -> Result<Vec<String>> {
             let what = match count {
                 0 if set.data.overlaps(&other.data) => "tokens".to_owned(),
                 0 => continue,
-                1 => format!("tokens: 1 document of {}", grouped(tokens)),
+                1 => format!(
+                    "tokens: 1 document of {}",
+                    with_thousands_separators(tokens)
+                ),
                 _ => format!(
                     "tokens: {} documents of {} in all",
-                    grouped(count),
-                    grouped(tokens)
+                    with_thousands_separators(count),
+                    with_thousands_separators(tokens)
                 ),
             };
             notes.push(format!(

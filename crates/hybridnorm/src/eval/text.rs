@@ -3,15 +3,15 @@
 use serde::Serialize;
 
 use super::generate::{Generator, Sampling};
-use crate::data::{SpelledToken, SpelledTokens, StreamDecoder, Tokenizer};
+use crate::data::{LiteralSpecialToken, LiteralSpecialTokenCounter, StreamDecoder, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::omissions::LeftOut;
+use crate::omissions::Omissions;
 use crate::text::one_line;
 
 /// Account of a prompt: the parts of its text that its tokens do not represent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct PromptAccount {
+pub struct PromptCoverage {
     /// Number of unknown tokens.
     #[serde(skip_serializing_if = "is_zero")]
     pub unknown_tokens: u64,
@@ -20,18 +20,18 @@ pub struct PromptAccount {
     pub dropped_chars: u64,
     /// Special tokens that the prompt spells out, which are encoded as plain characters.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub spelled_special_tokens: Vec<SpelledToken>,
+    pub spelled_special_tokens: Vec<LiteralSpecialToken>,
 }
 
 fn is_zero(count: &u64) -> bool {
     *count == 0
 }
 
-impl PromptAccount {
+impl PromptCoverage {
     fn of(tokenizer: &Tokenizer, prompt: &str, ids: &[u32]) -> Result<Self> {
         let unknown = tokenizer.unknown_id();
         let unknown = ids.iter().filter(|&&id| Some(id) == unknown).count();
-        let mut spelled = SpelledTokens::new(tokenizer.spelled_names());
+        let mut spelled = LiteralSpecialTokenCounter::new(tokenizer.literal_special_token_names());
         spelled.count(prompt);
         Ok(Self {
             unknown_tokens: unknown as u64,
@@ -67,7 +67,7 @@ impl PromptAccount {
 
 /// Streaming text generator.
 pub struct TextGenerator<'a> {
-    prompt: PromptAccount,
+    prompt: PromptCoverage,
     generator: Generator<'a>,
     decoder: StreamDecoder,
     end: i32,
@@ -106,9 +106,9 @@ impl<'a> TextGenerator<'a> {
             ids.push(end);
         }
         Ok(Self {
-            prompt: PromptAccount::of(tokenizer, prompt, &read)?,
+            prompt: PromptCoverage::of(tokenizer, prompt, &read)?,
             generator: Generator::new(model, &ids, sampling)?.below(tokenizer.vocab_size()),
-            decoder: tokenizer.stream_decoder_after(&read),
+            decoder: tokenizer.stream_decoder_with_context(&read),
             end,
             prompt_tokens: read.len(),
             spaces: trailing_spaces(prompt)
@@ -131,7 +131,7 @@ impl<'a> TextGenerator<'a> {
     }
 
     /// Returns the account of the prompt.
-    pub fn prompt(&self) -> &PromptAccount {
+    pub fn prompt(&self) -> &PromptCoverage {
         &self.prompt
     }
 
@@ -141,7 +141,7 @@ impl<'a> TextGenerator<'a> {
     }
 
     /// Returns the tokens left out; see [`Generator::left_out`].
-    pub fn left_out(&self) -> LeftOut {
+    pub fn left_out(&self) -> Omissions {
         self.generator.left_out()
     }
 
@@ -178,7 +178,7 @@ fn behind_spaces(piece: String, spaces: &mut usize) -> String {
 ///
 /// # Errors
 /// See [`TextGenerator::new`] and [`TextGenerator::next_piece`].
-pub fn write(
+pub fn generate_text(
     model: &mut Model,
     tokenizer: &Tokenizer,
     prompt: &str,

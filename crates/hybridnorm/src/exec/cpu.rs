@@ -99,7 +99,7 @@ impl Executor for Cpu {
             self.arena.bytes_mut()[region.start..region.end].copy_from_slice(bytes_of(*data));
         }
         for (step, node) in program.steps().iter().zip(program.graph().nodes()) {
-            let rule = node.op.rule();
+            let rule = node.op.operation();
             let parts = split(&mut self.arena, &mut self.buffers, &step.regions);
             let run = || run_step(step, rule, parts, arguments);
             self.profile.run(rule.name(), run);
@@ -299,7 +299,7 @@ impl Memory {
     fn reserve(&mut self, bytes: usize) -> Result<()> {
         if bytes > self.bytes {
             *self = Self::default();
-            memory::require(bytes as u64, "activations and scratch")?;
+            memory::check_available(bytes as u64, "activations and scratch")?;
             *self = Self::zeros(bytes)?;
         }
         Ok(())

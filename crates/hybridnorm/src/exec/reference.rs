@@ -123,8 +123,8 @@ impl Reference {
 
     /// Runs an op, and stores its outputs and the state that it updates.
     fn run_node(&mut self, program: &Program, node: &Node, arguments: Arguments) {
-        let (graph, rule) = (program.graph(), node.op.rule());
-        let updates = rule.updates(node.inputs.len());
+        let (graph, rule) = (program.graph(), node.op.operation());
+        let updates = rule.state_inputs(node.inputs.len());
         let inputs = node.inputs.iter().map(|&id| self.value(program, id));
         let mut inputs: Vec<Value> = inputs.collect();
         let zeros = |&id: &ValueId| Value::zeros(graph.ty(id).dtype, graph.ty(id).elements());

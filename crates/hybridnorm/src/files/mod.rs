@@ -9,9 +9,9 @@
 //! [`create_new_dir`]): a failed check is not the answer "no".
 
 mod atomic;
+pub(crate) mod checksummed;
 mod lfs;
 mod lock;
-pub(crate) mod sealed;
 mod staged;
 mod temporary;
 mod user_paths;
@@ -27,8 +27,8 @@ use crate::error::{Error, Result};
 pub use atomic::AtomicFile;
 pub use lock::{Lock, Locking};
 pub use staged::StagedFolder;
-pub use temporary::{TEMPORARY_SUFFIX, remove_stale, remove_stale_in, temporary_of};
-pub use user_paths::{check_folder_name, check_writable, through_links, write_named};
+pub use temporary::{TEMPORARY_SUFFIX, remove_stale, remove_stale_in, target_of_temporary};
+pub use user_paths::{check_folder_name, check_writable, resolve_links, write_user_path};
 
 /// Size and SHA-256 of a file, as recorded in manifests.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -215,7 +215,7 @@ pub fn is_dir(path: impl AsRef<Path>) -> Result<bool> {
 /// If that fails, or `path` exists and is not a folder.
 pub fn create_new_dir(path: impl AsRef<Path>) -> Result<bool> {
     let path = path.as_ref();
-    match fs::create_dir(through_links(path)?) {
+    match fs::create_dir(resolve_links(path)?) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             let found = fs::metadata(path).map_err(Error::io(path))?;
@@ -234,7 +234,7 @@ pub fn create_new_dir(path: impl AsRef<Path>) -> Result<bool> {
 /// If that fails, or `path` exists and is not a folder.
 pub fn create_dir(path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
-    fs::create_dir_all(through_links(path)?).map_err(Error::io(path))
+    fs::create_dir_all(resolve_links(path)?).map_err(Error::io(path))
 }
 
 /// Returns lower-case hexadecimal.
@@ -375,7 +375,7 @@ pub(crate) mod tests {
         write(&victim, b"precious").unwrap();
         #[cfg(unix)]
         std::os::unix::fs::symlink(&victim, folder.path().join("out.partial")).unwrap();
-        write_named(&target, b"new").unwrap();
+        write_user_path(&target, b"new").unwrap();
         assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
         assert_eq!(std::fs::read(&target).unwrap(), b"new");
     }

@@ -127,7 +127,7 @@ pub fn remove_stale_in(folder: &Path) {
 }
 
 /// Returns the target name of a temporary file; `None` if the name is not one.
-pub fn temporary_of(name: &str) -> Option<&str> {
+pub fn target_of_temporary(name: &str) -> Option<&str> {
     let stem = name.strip_suffix(TEMPORARY_SUFFIX)?;
     let (original, _) = stem.rsplit_once('.')?;
     random_part(&name[original.len()..]).map(|_| original)

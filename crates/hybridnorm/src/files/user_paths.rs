@@ -15,7 +15,7 @@ const LINKS: usize = 40;
 ///
 /// # Errors
 /// If a link cannot be read, or links form a cycle.
-pub fn through_links(target: &Path) -> Result<PathBuf> {
+pub fn resolve_links(target: &Path) -> Result<PathBuf> {
     let mut path = target.to_path_buf();
     for _ in 0..LINKS {
         match fs::symlink_metadata(&path) {
@@ -43,13 +43,13 @@ pub fn through_links(target: &Path) -> Result<PathBuf> {
 ///
 /// # Errors
 /// If it cannot be written, or is a named pipe.
-pub fn write_named(target: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_user_path(target: &Path, bytes: &[u8]) -> Result<()> {
     refuse_pipe(target)?;
     match fs::metadata(target) {
         Ok(found) if !found.is_file() => fs::write(target, bytes).map_err(Error::io(target)),
         Ok(_) => replace(&target.canonicalize().map_err(Error::io(target))?, bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            replace(&through_links(target)?, bytes)
+            replace(&resolve_links(target)?, bytes)
         }
         Err(error) => Err(Error::io(target)(error)),
     }
@@ -72,7 +72,7 @@ pub fn check_writable(target: &Path) -> Result<()> {
         ));
     }
     refuse_pipe(target)?;
-    let leads_to = through_links(target)?;
+    let leads_to = resolve_links(target)?;
     match leads_to
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
@@ -149,13 +149,13 @@ mod tests {
         fs::create_dir(at("deep")).unwrap();
         symlink("deep/second", at("first")).unwrap();
         symlink("../real", at("deep/second")).unwrap();
-        let found = through_links(&at("first")).unwrap();
+        let found = resolve_links(&at("first")).unwrap();
         assert_eq!(found, at("deep").join("../real"));
-        write_named(&at("first"), b"x").unwrap();
+        write_user_path(&at("first"), b"x").unwrap();
         assert_eq!(fs::read(at("real")).unwrap(), b"x");
         assert!(at("first").is_symlink() && at("deep/second").is_symlink());
         symlink("round", at("round")).unwrap();
-        let found = through_links(&at("round")).unwrap_err().to_string();
+        let found = resolve_links(&at("round")).unwrap_err().to_string();
         assert!(found.contains("in a circle"), "{found}");
     }
 
@@ -164,12 +164,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pipe");
         rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
-        for found in [check_writable(&path), write_named(&path, b"x")] {
+        for found in [check_writable(&path), write_user_path(&path, b"x")] {
             let found = found.unwrap_err().to_string();
             assert!(found.ends_with("is a pipe, expected the name of a file"));
         }
         check_writable(Path::new("/dev/null")).unwrap();
-        write_named(Path::new("/dev/null"), b"x").unwrap();
+        write_user_path(Path::new("/dev/null"), b"x").unwrap();
     }
 
     #[test]

@@ -97,7 +97,7 @@ impl Builder {
         inputs: &[Value<'g>],
     ) -> [Value<'g>; N] {
         let op = op.into();
-        let name = op.rule().name();
+        let name = op.operation().name();
         let outputs = self.op_of_many(op, inputs);
         let found = outputs.len();
         outputs
@@ -112,7 +112,7 @@ impl Builder {
     pub fn op_of_many<'g>(&'g self, op: impl Into<Op>, inputs: &[Value<'g>]) -> Vec<Value<'g>> {
         let op = op.into();
         let types: Vec<Type> = inputs.iter().map(Value::ty).collect();
-        let outputs = op.rule().outputs(&types);
+        let outputs = op.operation().outputs(&types);
         let mut graph = self.graph.borrow_mut();
         let outputs: Vec<ValueId> = outputs
             .into_iter()

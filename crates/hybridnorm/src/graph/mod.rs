@@ -69,7 +69,7 @@ pub struct ValueInfo {
 pub struct Node {
     /// The op.
     pub op: Op,
-    /// Inputs, including those updated in place ([`Operation::updates`](crate::ops::Operation::updates)).
+    /// Inputs, including those updated in place ([`Operation::updates`](crate::ops::Operation::state_inputs)).
     pub inputs: Vec<ValueId>,
     /// Outputs.
     pub outputs: Vec<ValueId>,
@@ -149,7 +149,7 @@ impl fmt::Display for Graph {
             let outputs = outputs.map(|&id| format!("%{}: {}", id.0, self.ty(id)));
             let outputs: Vec<_> = outputs.collect();
             let equals = if outputs.is_empty() { "" } else { " = " };
-            let name = node.op.rule().name();
+            let name = node.op.operation().name();
             write!(f, "{}{equals}{name}", outputs.join(", "))?;
             for input in &node.inputs {
                 write!(f, " %{}", input.0)?;

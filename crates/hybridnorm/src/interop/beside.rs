@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::omissions::{LeftOut, Unit};
+use crate::omissions::{Omissions, Unit};
 
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
@@ -25,7 +25,7 @@ const FORMS: [&str; 5] = [
 
 /// A tokenizer found beside weights.
 #[derive(Debug)]
-pub struct Beside {
+pub struct ImportedTokenizer {
     /// The tokenizer.
     pub tokenizer: Tokenizer,
     /// The files of the folder that were read for it.
@@ -38,7 +38,7 @@ pub struct Beside {
 ///
 /// # Errors
 /// If it exists but cannot be read.
-pub fn tokenizer(folder: &Path) -> Result<Option<Beside>> {
+pub fn tokenizer(folder: &Path) -> Result<Option<ImportedTokenizer>> {
     let path = folder.join(TOKENIZER);
     if !files::exists(&path)? {
         return Ok(None);
@@ -61,7 +61,7 @@ pub fn tokenizer(folder: &Path) -> Result<Option<Beside>> {
                 .map_err(|error| Error::format(path, error.to_string()))?
         }
     };
-    Ok(Some(Beside { tokenizer, files }))
+    Ok(Some(ImportedTokenizer { tokenizer, files }))
 }
 
 fn end_id(folder: &Path, files: &mut Vec<String>) -> Result<Option<u64>> {
@@ -115,7 +115,7 @@ fn read_json(folder: &Path, name: &str, files: &mut Vec<String>) -> Result<Optio
 ///
 /// # Errors
 /// If the folder cannot be listed.
-pub fn not_read(folder: &Path, read: &[String], no_tokenizer: &str) -> Result<LeftOut> {
+pub fn unread_files(folder: &Path, read: &[String], no_tokenizer: &str) -> Result<Omissions> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
         let entry = entry.map_err(Error::io(folder))?;
@@ -123,7 +123,7 @@ pub fn not_read(folder: &Path, read: &[String], no_tokenizer: &str) -> Result<Le
     }
     names.sort();
     names.retain(|name| !read.contains(name));
-    let mut left_out = LeftOut::default();
+    let mut left_out = Omissions::default();
     for name in names {
         let reason = match name.as_str() {
             TOKENIZER | TOKENIZER_CONFIG => no_tokenizer,

@@ -1,6 +1,6 @@
 //! Conversion of the experts of external checkpoints to stacked matrices.
 
-use crate::tensors::Values;
+use crate::tensors::HostTensor;
 
 /// Widths of an expert.
 #[derive(Debug, Clone, Copy)]
@@ -10,7 +10,7 @@ pub(super) struct Layout {
 }
 
 /// Splits a stack of matrices (E·rows, columns) into one for each expert.
-pub(super) fn split(stack: Values, experts: usize) -> Result<Vec<Values>, String> {
+pub(super) fn split(stack: HostTensor, experts: usize) -> Result<Vec<HostTensor>, String> {
     let [rows, columns] = match stack.shape[..] {
         [rows, columns] if rows.is_multiple_of(experts) && rows * columns > 0 => {
             [rows / experts, columns]
@@ -22,7 +22,7 @@ pub(super) fn split(stack: Values, experts: usize) -> Result<Vec<Values>, String
             ));
         }
     };
-    let matrices = stack.data.chunks(rows * columns).map(|data| Values {
+    let matrices = stack.data.chunks(rows * columns).map(|data| HostTensor {
         shape: vec![rows, columns],
         data: data.to_vec(),
     });
@@ -30,7 +30,7 @@ pub(super) fn split(stack: Values, experts: usize) -> Result<Vec<Values>, String
 }
 
 /// Transposes a matrix.
-pub(super) fn transposed(matrix: Values) -> Values {
+pub(super) fn transposed(matrix: HostTensor) -> HostTensor {
     let [rows, columns] = matrix.shape[..] else {
         return matrix;
     };
@@ -38,7 +38,7 @@ pub(super) fn transposed(matrix: Values) -> Values {
         .flat_map(|column| (0..rows).map(move |row| row * columns + column))
         .map(|at| matrix.data[at])
         .collect();
-    Values {
+    HostTensor {
         shape: vec![columns, rows],
         data,
     }
@@ -49,10 +49,10 @@ pub(super) fn transposed(matrix: Values) -> Values {
 pub(super) fn stacks(
     path: &str,
     layout: Layout,
-    [gate, up, down]: [Vec<Values>; 3],
-) -> Result<[(String, Values); 2], String> {
+    [gate, up, down]: [Vec<HostTensor>; 3],
+) -> Result<[(String, HostTensor); 2], String> {
     let Layout { d_model, d_expert } = layout;
-    let check = |kind: &str, matrices: &[Values], shape: [usize; 2]| match matrices
+    let check = |kind: &str, matrices: &[HostTensor], shape: [usize; 2]| match matrices
         .iter()
         .position(|matrix| matrix.shape != shape)
     {
@@ -68,7 +68,7 @@ pub(super) fn stacks(
     let experts = down.len();
     let pairs = gate.iter().zip(&up);
     let pairs = pairs.flat_map(|(gate, up)| [&gate.data[..], &up.data[..]]);
-    let stack = |rows: usize, columns: usize, data: Vec<f32>| Values {
+    let stack = |rows: usize, columns: usize, data: Vec<f32>| HostTensor {
         shape: vec![experts * rows, columns],
         data,
     };

@@ -71,7 +71,7 @@ pub fn read(folder: &Path, device: Device) -> Result<Imported> {
     let notes: Vec<String> = source.prefix_note().into_iter().collect();
     // The converted tensors, the tensors in conversion, and the model.
     let weights = 4 * inventory::parameters(config)?;
-    memory::require(weights.saturating_mul(3), "reading the checkpoint")?;
+    memory::check_available(weights.saturating_mul(3), "reading the checkpoint")?;
     let wrapper = source.wrapper().to_owned();
     let broken =
         |problem: String| Error::format(&path, source::with_prefix_note(&wrapper, problem));

@@ -17,9 +17,9 @@ use serde::Serialize;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::Model;
-use crate::omissions::LeftOut;
+use crate::omissions::Omissions;
 
-pub use beside::{Beside, not_read, tokenizer};
+pub use beside::{ImportedTokenizer, tokenizer, unread_files};
 
 /// A model and an account of the tensors it was read from.
 #[derive(Debug)]
@@ -27,9 +27,9 @@ pub struct Imported {
     /// The model.
     pub model: Model,
     /// Numbers of tensors in the checkpoint and of those that were read.
-    pub tensors: Tensors,
+    pub tensors: TensorCounts,
     /// Tensors that were not read, by reason.
-    pub left_out: LeftOut,
+    pub left_out: Omissions,
     /// Files of the folder that were read.
     pub files: Vec<String>,
     /// Notes for the user.
@@ -38,7 +38,7 @@ pub struct Imported {
 
 /// Counts of a checkpoint's tensors. Those that were not read are in [`Imported::left_out`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Tensors {
+pub struct TensorCounts {
     /// Number of all tensors.
     pub all: u64,
     /// Number of tensors that the model was read from.
@@ -65,7 +65,7 @@ pub fn import(folder: &Path, device: Device) -> Result<Imported> {
         true => huggingface::read(folder, device)?,
         false => official::read(folder, device)?,
     };
-    match imported.model.broken() {
+    match imported.model.first_non_finite() {
         Some(name) => Err(Error::format(
             folder,
             format!("parameter {name} contains NaN or infinite values"),

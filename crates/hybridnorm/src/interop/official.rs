@@ -13,13 +13,13 @@ use super::experts::{self, Layout};
 use super::keys;
 use super::pytorch;
 use super::source::{self, check_name, common_wrapper};
-use super::{Imported, Tensors};
+use super::{Imported, TensorCounts};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::{Model, ModelConfig};
-use crate::omissions::{LeftOut, Unit};
+use crate::omissions::{Omissions, Unit};
 use crate::tensors;
-use crate::tensors::Values;
+use crate::tensors::HostTensor;
 use config::{ConfigFile, IGNORED_KEYS};
 
 const HEAD: &str = "transformer.ff_out.weight";
@@ -45,14 +45,14 @@ pub fn read(folder: &Path, device: Device) -> Result<Imported> {
     let (path, tensors) = read_tensors(folder)?;
     let names: Vec<&str> = tensors.keys().map(String::as_str).collect();
     let wrapper = common_wrapper(&names);
-    let tensors: BTreeMap<String, Values> = tensors
+    let tensors: BTreeMap<String, HostTensor> = tensors
         .into_iter()
         .map(|(name, values)| (name[wrapper.len()..].to_owned(), values))
         .collect();
     let broken =
         |error: Error| Error::format(&path, source::with_prefix_note(&wrapper, error.to_string()));
     let all = tensors.len() as u64;
-    let mut left_out = LeftOut::default();
+    let mut left_out = Omissions::default();
     for name in tensors.keys() {
         check_name(name).map_err(|problem| Error::format(&path, problem))?;
     }
@@ -66,7 +66,7 @@ pub fn read(folder: &Path, device: Device) -> Result<Imported> {
     let read = all - left_out.count(Unit::Tensors);
     Ok(Imported {
         model,
-        tensors: Tensors { all, read },
+        tensors: TensorCounts { all, read },
         left_out,
         files: [CONFIG.to_owned()]
             .into_iter()
@@ -106,9 +106,9 @@ pub fn read_config(path: &Path) -> Result<ModelConfig> {
 /// # Errors
 /// If a name or a shape is not one of an official checkpoint.
 pub fn translate_all(
-    mut tensors: BTreeMap<String, Values>,
+    mut tensors: BTreeMap<String, HostTensor>,
     config: &ModelConfig,
-) -> Result<BTreeMap<String, Values>> {
+) -> Result<BTreeMap<String, HostTensor>> {
     let stacks = take_experts(&mut tensors, config).map_err(Error::Config)?;
     let mut ours = tensors
         .into_iter()
@@ -129,7 +129,7 @@ pub fn translate_all(
     Ok(ours)
 }
 
-fn read_tensors(folder: &Path) -> Result<(std::path::PathBuf, BTreeMap<String, Values>)> {
+fn read_tensors(folder: &Path) -> Result<(std::path::PathBuf, BTreeMap<String, HostTensor>)> {
     let safe = folder.join("model.safetensors");
     if files::exists(&safe)? {
         let tensors = tensors::read(&safe)?;
@@ -150,12 +150,12 @@ fn read_tensors(folder: &Path) -> Result<(std::path::PathBuf, BTreeMap<String, V
 /// Takes and converts the experts' matrices: MegaBlocks' `w1` is the gate, `v1` the up and `w2` the transposed
 /// down projection, all (E·f, d).
 fn take_experts(
-    tensors: &mut BTreeMap<String, Values>,
+    tensors: &mut BTreeMap<String, HostTensor>,
     config: &ModelConfig,
-) -> Result<Vec<(String, Values)>, String> {
+) -> Result<Vec<(String, HostTensor)>, String> {
     let mut stacks = Vec::new();
     for layer in 0..config.n_layers {
-        let Some(moe) = config.moe_at(layer) else {
+        let Some(moe) = config.moe_of_layer(layer) else {
             continue;
         };
         let mut take = |matrix: &str| {
@@ -179,7 +179,11 @@ fn take_experts(
 }
 
 /// Converts an official tensor name and layout to this crate's.
-fn translate(name: &str, tensor: Values, config: &ModelConfig) -> Result<(String, Values), String> {
+fn translate(
+    name: &str,
+    tensor: HostTensor,
+    config: &ModelConfig,
+) -> Result<(String, HostTensor), String> {
     let unknown = || format!("tensor {name} is not one of an official checkpoint");
     let inner = name.strip_prefix("transformer.").ok_or_else(unknown)?;
     if let Some(rest) = inner.strip_prefix("blocks.") {
@@ -237,13 +241,13 @@ fn norm_field(name: &str) -> Option<&'static str> {
 
 /// Swaps the halves of the official feed-forward projection: it holds the up rows before the gate rows, this
 /// crate the gate rows first.
-fn swap_halves(tensor: Values, config: &ModelConfig) -> Option<Values> {
+fn swap_halves(tensor: HostTensor, config: &ModelConfig) -> Option<HostTensor> {
     let expected = [2 * config.d_ff, config.d_model];
     if tensor.shape != expected {
         return None;
     }
     let (up, gate) = tensor.data.split_at(tensor.data.len() / 2);
-    Some(Values {
+    Some(HostTensor {
         shape: tensor.shape,
         data: [gate, up].concat(),
     })

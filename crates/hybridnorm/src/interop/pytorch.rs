@@ -15,9 +15,9 @@ use zip::{CompressionMethod, ZipArchive};
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::foreign;
 use crate::tensors;
-use crate::tensors::Values;
+use crate::tensors::HostTensor;
+use crate::untrusted;
 
 /// Bytes of a pickle that is read in any case: names and shapes of about 600 tensors.
 const PICKLE_MIN_LIMIT: u64 = 128 << 10;
@@ -33,22 +33,22 @@ const PICKLE_PER_TENSOR_LIMIT: u64 = 512 << 10;
 /// # Errors
 /// If it is not an archive of `torch.save` with uncompressed members, a tensor is not of F32, F16 or BF16, or
 /// tensors are larger than the file.
-pub(super) fn read(path: &Path) -> Result<BTreeMap<String, Values>> {
+pub(super) fn read(path: &Path) -> Result<BTreeMap<String, HostTensor>> {
     let broken = |problem: String| Error::format(path, problem);
     let unfit = || broken("not a PyTorch checkpoint: inconsistent archive".into());
     let archive = files::open(path)?;
     let file = archive.metadata().map_err(Error::io(path))?.len();
-    foreign::caught(|| check(archive))
+    untrusted::catch_panic(|| check(archive))
         .ok_or_else(unfit)?
         .map_err(broken)?;
-    let reader = foreign::caught(|| PytorchReader::new(path))
+    let reader = untrusted::catch_panic(|| PytorchReader::new(path))
         .ok_or_else(unfit)?
         .map_err(|error| broken(format!("not a PyTorch checkpoint: {error}")))?;
     check_sizes(&reader, file).map_err(broken)?;
     let mut all = BTreeMap::new();
     for (name, tensor) in reader.tensors() {
         let shape = tensor.shape().to_vec();
-        let bytes = foreign::caught(|| tensor.read())
+        let bytes = untrusted::catch_panic(|| tensor.read())
             .ok_or_else(|| broken(format!("tensor {name}: its parts do not fit together")))?
             .map_err(|error| broken(format!("tensor {name}: {error}")))?;
         let dtype = match tensor.dtype() {
@@ -62,7 +62,7 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<String, Values>> {
             }
         };
         let data = tensors::to_f32(dtype, &bytes).expect("a type of the list above");
-        all.insert(name.clone(), Values { shape, data });
+        all.insert(name.clone(), HostTensor { shape, data });
     }
     Ok(all)
 }

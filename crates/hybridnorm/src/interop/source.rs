@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::error::Error;
+use crate::tensors::HostTensor;
 use crate::tensors::TensorFile;
-use crate::tensors::Values;
 
 /// Parts that model wrappers add to the names of tensors, with the wrapper.
 const WRAPPERS: [(&str, &str); 4] = [
@@ -80,7 +80,7 @@ impl TensorSource {
     }
 
     /// Reads a tensor and removes it.
-    pub(super) fn take(&mut self, name: &str) -> Result<Option<Values>, String> {
+    pub(super) fn take(&mut self, name: &str) -> Result<Option<HostTensor>, String> {
         let Some((index, original_name)) = self.places.remove(name) else {
             return Ok(None);
         };

@@ -29,18 +29,18 @@ use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use super::stats::{PairedTest, Summary};
-pub use rules::Rules;
+pub use rules::AnalysisRules;
 use sweep::Sweep;
-pub use text::{sentence, verdict};
+pub use text::{comparison_text, summary_text};
 
 /// One run, as input to the statistics.
 ///
-/// At most one per placement, learning rate and seed; of duplicates, the last counts.
+/// ScaleContext most one per placement, learning rate and seed; of duplicates, the last counts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
 #[setters(prefix = "with_")]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
-pub struct Point {
+pub struct RunOutcome {
     /// Name of the placement.
     pub placement: String,
     /// Peak learning rate.
@@ -49,21 +49,21 @@ pub struct Point {
     pub seed: u64,
     /// Outcome of the run.
     #[serde(rename = "result")]
-    pub result: Outcome,
+    pub outcome: Outcome,
     /// Training throughput; 0 if unknown.
     pub tokens_per_second: f64,
     /// Number of training loss spikes.
     pub spikes: u64,
 }
 
-impl Point {
+impl RunOutcome {
     /// Returns a run of unknown throughput without loss spikes.
     pub fn new(placement: impl Into<String>, lr: f64, seed: u64, result: Outcome) -> Self {
         Self {
             placement: placement.into(),
             lr,
             seed,
-            result,
+            outcome: result,
             tokens_per_second: 0.0,
             spikes: 0,
         }
@@ -85,7 +85,7 @@ pub enum Outcome {
     Diverged,
     /// Eliminated by successive halving.
     #[serde(rename = "halved")]
-    Halved,
+    Eliminated,
 }
 
 /// Analysis of the runs of a study.
@@ -94,7 +94,7 @@ pub enum Outcome {
 #[non_exhaustive]
 pub struct Analysis {
     /// Rules of the analysis.
-    pub rules: Rules,
+    pub rules: AnalysisRules,
     /// Number of planned runs.
     pub planned: usize,
     /// Number of recorded runs.
@@ -116,21 +116,21 @@ pub struct PlacementSummary {
     pub placement: String,
     /// One entry per learning rate, ascending.
     #[serde(rename = "rates")]
-    pub rates: Vec<RateSummary>,
+    pub learning_rates: Vec<LearningRateSummary>,
     /// Learning rate with the lowest mean loss, among those at which every seed finished (none diverged, not
     /// learned yet or eliminated), on the same, largest set of seeds.
     pub best: Option<Best>,
     /// Largest learning rate tried such that no seed diverged at it or at a smaller one. A run eliminated by
     /// halving counts as not diverged; a learning rate at which all runs were eliminated does not count.
     pub largest_stable_lr: Option<f64>,
-    /// Contiguous range of learning rates around the best one whose mean loss is at most [`Rules::tolerance`]
+    /// Contiguous range of learning rates around the best one whose mean loss is at most [`AnalysisRules::tolerance`]
     /// above the best. Learning rates without the same, complete set of seeds end it, so it is a lower bound
     /// where halving eliminated runs.
     #[serde(rename = "tolerance")]
-    pub tolerance: Option<LrRange>,
+    pub lr_tolerance: Option<LrRange>,
     /// Learning rate sensitivity (Wortsman et al. 2023, arXiv 2309.14322), in nats: the mean over the learning
     /// rates tried of `min(loss, loss cap) - best loss`, where a diverged seed counts as the cap; see
-    /// [`Rules::loss_cap`]. `None` without a best learning rate, and where halving eliminated runs, since their
+    /// [`AnalysisRules::loss_cap`]. `None` without a best learning rate, and where halving eliminated runs, since their
     /// final losses are unknown. Comparable only over the same learning rates.
     pub lr_sensitivity: Option<f64>,
     /// Number of loss spikes in all runs.
@@ -141,17 +141,17 @@ pub struct PlacementSummary {
     pub tokens_per_second: Option<f64>,
     /// Comparison with the baseline.
     #[serde(rename = "against")]
-    pub against: Option<Comparison>,
+    pub comparison: Option<Comparison>,
     /// Reason for a missing comparison. `None` also for the baseline.
     #[serde(rename = "why_not")]
-    pub why_not: Option<String>,
+    pub no_comparison_reason: Option<String>,
 }
 
 /// Outcomes of the runs of a placement at one learning rate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
-pub struct RateSummary {
+pub struct LearningRateSummary {
     /// Peak learning rate.
     pub lr: f64,
     /// Number of finished runs.
@@ -238,8 +238,8 @@ pub struct Comparison {
     /// [`Best::statistically_tied`], so the interval may be asymmetric about the mean. `p` tests for no
     /// difference in this comparison alone.
     pub difference: PairedTest,
-    /// p value for a true difference not beyond [`Rules::margin`], times the number of comparisons (Bonferroni):
-    /// below [`Rules::alpha`] if and only if the interval lies beyond the margin.
+    /// p value for a true difference not beyond [`AnalysisRules::margin`], times the number of comparisons (Bonferroni):
+    /// below [`AnalysisRules::alpha`] if and only if the interval lies beyond the margin.
     pub p_adjusted: f64,
     /// As `p_adjusted`, by Holm's correction, which is less strict and has no corresponding intervals: verdicts
     /// do not use it.
@@ -247,11 +247,11 @@ pub struct Comparison {
     /// Verdict of the comparison.
     pub verdict: Verdict,
     /// Number of fresh seeds with which a new study detects a true difference of the observed size as beyond
-    /// [`Rules::margin`] with power [`Rules::power`], assuming the observed standard deviation. A rough estimate
+    /// [`AnalysisRules::margin`] with power [`AnalysisRules::power`], assuming the observed standard deviation. A rough estimate
     /// for few seeds. `None` above [`super::stats::MAX_SEEDS`], or if the observed difference is within the
     /// margin. Adding seeds to this study until a difference is significant would raise the false positive rate.
     #[serde(rename = "seeds_to_resolve")]
-    pub seeds_to_resolve: Option<u64>,
+    pub seeds_for_significance: Option<u64>,
     /// Factor by which the baseline's compute would have to grow to reach the placement's loss, if loss scales
     /// as `irreducible + constant · compute^-exponent` (the form of Kaplan et al. 2020, arXiv 2001.08361, with a
     /// floor): `((L_baseline - irreducible) / (L_placement - irreducible))^(1/exponent)`. `None` if a loss is
@@ -273,7 +273,7 @@ pub enum Verdict {
     Worse,
     /// Difference not significant: none of the other verdicts holds.
     #[serde(rename = "indistinguishable")]
-    Indistinguishable,
+    NotSignificant,
     /// The whole interval lies within the margin, and no learning rate outside the grid, or with failed seeds,
     /// could have a lower loss.
     Equivalent,
@@ -289,7 +289,7 @@ impl Analysis {
     }
 }
 
-impl RateSummary {
+impl LearningRateSummary {
     /// Returns the number of runs.
     pub fn runs(&self) -> u64 {
         self.finished + self.diverged + self.not_learned + self.halved
@@ -297,7 +297,7 @@ impl RateSummary {
 }
 
 /// Returns the outcome of each run relative to the other runs of its placement: see
-/// [`Rules::diverged_above_best`].
+/// [`AnalysisRules::diverged_above_best`].
 ///
 /// ```
 /// use hybridnorm::lab::analysis::{Outcome, Point, Rules, outcomes};
@@ -306,12 +306,12 @@ impl RateSummary {
 /// let found = outcomes(&[loss(1e-3, 3.0), loss(1e-2, 5.9)], &Rules::default());
 /// assert_eq!(found, [Outcome::Loss(3.0), Outcome::Diverged]);
 /// ```
-pub fn outcomes(points: &[Point], rules: &Rules) -> Vec<Outcome> {
+pub fn outcomes(points: &[RunOutcome], rules: &AnalysisRules) -> Vec<Outcome> {
     let sweeps = Sweep::all(points, rules.diverged_above_best);
-    let outcome = |point: &Point| {
+    let outcome = |point: &RunOutcome| {
         let sweep = sweeps.iter().find(|sweep| sweep.name == point.placement);
         let relative = sweep.and_then(|sweep| sweep.outcome(point.lr, point.seed));
-        relative.unwrap_or(point.result)
+        relative.unwrap_or(point.outcome)
     };
     points.iter().map(outcome).collect()
 }
@@ -336,20 +336,20 @@ pub fn outcomes(points: &[Point], rules: &Rules) -> Vec<Outcome> {
 /// assert_eq!(found.verdict, Verdict::Better);
 /// assert!(verdict(&analysis)[0].starts_with("hybridnorm has the lowest mean validation loss"));
 /// ```
-pub fn analyse(points: &[Point], rules: &Rules) -> Analysis {
+pub fn analyze(points: &[RunOutcome], rules: &AnalysisRules) -> Analysis {
     analyze_planned(points, points.len(), 0, rules)
 }
 
-/// As [`analyse`], for one group of a study, of which `planned` runs are planned and whose other groups lack
+/// As [`analyze`], for one group of a study, of which `planned` runs are planned and whose other groups lack
 /// `missing_elsewhere` runs.
 ///
 /// While a run is missing in any group, nothing is compared in any group, since runs need not be missing at
 /// random.
 pub fn analyze_planned(
-    points: &[Point],
+    points: &[RunOutcome],
     planned: usize,
     missing_elsewhere: usize,
-    rules: &Rules,
+    rules: &AnalysisRules,
 ) -> Analysis {
     let sweeps = Sweep::all(points, rules.diverged_above_best);
     let loss_cap = (rules.loss_cap).or_else(|| {
@@ -371,7 +371,7 @@ pub fn analyze_planned(
         };
         for placement in &mut placements {
             if placement.placement != rules.baseline {
-                placement.why_not = Some(reason.clone());
+                placement.no_comparison_reason = Some(reason.clone());
             }
         }
     }

@@ -9,10 +9,10 @@ use serde_json::Value;
 
 use crate::Device;
 use crate::error::{Error, Result};
-use crate::omissions::LeftOut;
+use crate::omissions::Omissions;
 use crate::placement::{Explanation, PlacementChoice};
-use crate::train::layers::{LayersRow, Measured, measured};
-use crate::train::{Config, DataUse, Event, Start, Trainer};
+use crate::train::layers::{FiniteOrNone, LayerRecord, finite_or_none};
+use crate::train::{Config, DataCoverage, Event, Start, Trainer};
 
 /// Options of a probe.
 ///
@@ -57,10 +57,10 @@ pub struct ProbeReport {
     pub placements: Vec<ProbePlacement>,
     /// Used and omitted tokens of the data; absent in probes of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub data: Option<DataUse>,
+    pub data: Option<DataCoverage>,
     /// Omissions from the data, by reason.
     #[serde(rename = "left_out", default)]
-    pub left_out: LeftOut,
+    pub omissions: Omissions,
 }
 
 /// Results for one placement.
@@ -76,7 +76,7 @@ pub struct ProbePlacement {
     pub equations: String,
     /// Measurements at the first step and the last.
     #[serde(rename = "moments")]
-    pub moments: Vec<ProbeMoment>,
+    pub measured_steps: Vec<ProbeStep>,
     /// Divergence that ended training before the last step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diverged: Option<String>,
@@ -86,17 +86,17 @@ pub struct ProbePlacement {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
-pub struct ProbeMoment {
+pub struct ProbeStep {
     /// Step, counted from 1.
     pub step: u64,
     /// Mean cross-entropy of the batch before the update, in nats.
     pub loss: f64,
     /// Activations before the update; gradients and update of the step.
-    pub layers: LayersRow,
+    pub layers: LayerRecord,
     /// Norm of the loss gradient at the residual stream entering each block, over the first micro-batch.
-    pub stream_grad: Vec<Measured>,
+    pub stream_grad: Vec<FiniteOrNone>,
     /// Change of these quantities with depth.
-    pub growth: Growth,
+    pub growth: DepthGrowth,
 }
 
 /// Ratios of the last block to the first: 1 is flat. All but `grad_spread` come from a line fitted to the
@@ -104,15 +104,15 @@ pub struct ProbeMoment {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
-pub struct Growth {
+pub struct DepthGrowth {
     /// Ratio of the root mean square of the residual stream entering a block.
-    pub stream: Measured,
+    pub stream: FiniteOrNone,
     /// Ratio of the norm of the parameter gradients of a block.
-    pub grad: Measured,
+    pub grad: FiniteOrNone,
     /// Largest parameter gradient norm of a block over the smallest.
-    pub grad_spread: Measured,
+    pub grad_spread: FiniteOrNone,
     /// Ratio of the norm of the loss gradient at the residual stream entering a block.
-    pub stream_grad: Measured,
+    pub stream_grad: FiniteOrNone,
 }
 
 /// Probes placements one after the other; `None` if stopped.
@@ -130,12 +130,12 @@ pub fn run(
 ) -> Result<Option<ProbeReport>> {
     let configs = configs_to_probe(config, options)?;
     let mut placements = Vec::new();
-    let mut data: Option<DataUse> = None;
+    let mut data: Option<DataCoverage> = None;
     for (name, config) in configs {
         let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
         let mut on_event = |event: Event<'_>| {
             if let Event::Data(found) = &event {
-                data.get_or_insert_with(|| DataUse::clone(found));
+                data.get_or_insert_with(|| DataCoverage::clone(found));
             }
             on_event(&name, event);
         };
@@ -157,7 +157,10 @@ pub fn run(
         config: config.to_toml(),
         steps: options.steps,
         placements,
-        left_out: data.as_ref().map(DataUse::left_out).unwrap_or_default(),
+        omissions: data
+            .as_ref()
+            .map(DataCoverage::omissions)
+            .unwrap_or_default(),
         data,
     }))
 }
@@ -221,7 +224,7 @@ fn probe_placement(
         placement: name.to_owned(),
         placement_hash: model.placement.hash(),
         equations: explanation.named(name).to_text().trim_end().to_owned(),
-        moments: Vec::new(),
+        measured_steps: Vec::new(),
         diverged: None,
     };
     for step in 1..=options.steps {
@@ -230,7 +233,7 @@ fn probe_placement(
         }
         let is_measured = step == 1 || step == options.steps;
         let stream_grad = match is_measured {
-            true => trainer.stream_gradients()?,
+            true => trainer.residual_gradient_norms()?,
             false => Vec::new(),
         };
         let done = match trainer.step() {
@@ -244,11 +247,12 @@ fn probe_placement(
         };
         on_event(Event::Step(&done.metrics));
         if let (true, Some(layers)) = (is_measured, done.layers) {
-            let stream_grad: Vec<Measured> = stream_grad.into_iter().map(measured).collect();
-            result.moments.push(ProbeMoment {
+            let stream_grad: Vec<FiniteOrNone> =
+                stream_grad.into_iter().map(finite_or_none).collect();
+            result.measured_steps.push(ProbeStep {
                 step,
                 loss: done.metrics.loss,
-                growth: Growth::of(&layers, &stream_grad),
+                growth: DepthGrowth::of(&layers, &stream_grad),
                 layers,
                 stream_grad,
             });
@@ -257,12 +261,12 @@ fn probe_placement(
     Ok(Some(result))
 }
 
-impl Growth {
-    fn of(layers: &LayersRow, stream_grad: &[Measured]) -> Self {
-        let each = |f: &dyn Fn(usize) -> Measured| -> Vec<Measured> {
+impl DepthGrowth {
+    fn of(layers: &LayerRecord, stream_grad: &[FiniteOrNone]) -> Self {
+        let each = |f: &dyn Fn(usize) -> FiniteOrNone| -> Vec<FiniteOrNone> {
             (0..layers.blocks.len()).map(f).collect()
         };
-        let grads = each(&|index| measured(layers.blocks[index].grad_norm()));
+        let grads = each(&|index| finite_or_none(layers.blocks[index].grad_norm()));
         Self {
             stream: fitted_ratio(&each(&|index| layers.blocks[index].stream.rms)),
             grad: fitted_ratio(&grads),
@@ -273,7 +277,7 @@ impl Growth {
 }
 
 /// Returns the ratio of the last value to the first on a line fitted to the logarithms by least squares.
-fn fitted_ratio(values: &[Measured]) -> Measured {
+fn fitted_ratio(values: &[FiniteOrNone]) -> FiniteOrNone {
     let logarithms: Option<Vec<f64>> = values
         .iter()
         .map(|value| {
@@ -290,16 +294,16 @@ fn fitted_ratio(values: &[Measured]) -> Measured {
     let squares: f64 = (0..y.len()).map(|index| x(index).powi(2)).sum();
     match y.len() {
         0 | 1 => None,
-        _ => measured((products / squares * (n - 1.0)).exp()),
+        _ => finite_or_none((products / squares * (n - 1.0)).exp()),
     }
 }
 
-fn spread(values: &[Measured]) -> Measured {
+fn spread(values: &[FiniteOrNone]) -> FiniteOrNone {
     let values: Option<Vec<f32>> = values.iter().copied().collect();
     let values = values?;
     let largest = values.iter().copied().reduce(f32::max)?;
     let smallest = values.iter().copied().reduce(f32::min)?;
-    measured(f64::from(largest) / f64::from(smallest))
+    finite_or_none(f64::from(largest) / f64::from(smallest))
 }
 
 #[cfg(test)]
@@ -308,10 +312,10 @@ mod tests {
 
     #[test]
     fn growth_is_the_ratio_of_a_geometric_sequence() {
-        let row = |factor: f32| -> Vec<Measured> {
+        let row = |factor: f32| -> Vec<FiniteOrNone> {
             (0..8).map(|index| Some(0.3 * factor.powi(index))).collect()
         };
-        let near = |found: Measured, expected: f32| {
+        let near = |found: FiniteOrNone, expected: f32| {
             let found = found.unwrap();
             assert!((found / expected - 1.0).abs() < 1e-5, "{found} {expected}");
         };

@@ -76,13 +76,13 @@ pub struct Results {
     pub tokens: u64,
     /// One row per placement.
     #[serde(rename = "rows")]
-    pub rows: Vec<Row>,
+    pub placements: Vec<PlacementResult>,
 }
 
 /// Results of training one placement.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
-pub struct Row {
+pub struct PlacementResult {
     /// Name of the placement.
     pub placement: String,
     /// Validation loss in nats per token.
@@ -139,7 +139,7 @@ pub fn run(
         let run = options.out.join(placement);
         let open = OpenOptions {
             locking: options.locking,
-            unfinished: None,
+            restart_purpose: None,
         };
         let mut trainer =
             Trainer::open_with(config, &run, Start::Fresh, &open, device, &mut forward)?;
@@ -156,7 +156,7 @@ pub fn run(
         data,
         unigram_nats: unigram_nats.unwrap_or(f64::NAN),
         tokens,
-        rows,
+        placements: rows,
     };
     let path = options.out.join("results.json");
     let text = serde_json::to_vec_pretty(&results)
@@ -172,7 +172,7 @@ fn train(
     run: PathBuf,
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
-) -> Result<Option<(Row, u64)>> {
+) -> Result<Option<(PlacementResult, u64)>> {
     memory::reset_peak();
     let outcome = trainer.run(stop, on_event)?;
     if !outcome.finished {
@@ -184,7 +184,7 @@ fn train(
             ": the text has too few documents to hold one out",
         )
     })?;
-    let row = Row {
+    let row = PlacementResult {
         placement: placement.to_owned(),
         validation_loss: validation.loss,
         perplexity: validation.perplexity,
@@ -261,7 +261,7 @@ fn not_text() -> Error {
 
 fn sample(trainer: &mut Trainer) -> Result<String> {
     let tokenizer: Tokenizer = trainer.tokenizer().cloned().ok_or_else(not_text)?;
-    let text = eval::write(
+    let text = eval::generate_text(
         trainer.model_mut(),
         &tokenizer,
         PROMPT,

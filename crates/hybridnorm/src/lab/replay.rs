@@ -12,11 +12,11 @@ use serde::Serialize;
 use crate::Device;
 use crate::error::{Error, Result};
 use crate::files::Locking;
-use crate::omissions::LeftOut;
+use crate::omissions::Omissions;
 use crate::train::metrics::Metrics;
 use crate::train::segments::{self, Change, Segment};
 use crate::train::{
-    DataUse, Event, OpenOptions, Start, Trainer, checkpoint, history, rows, run_directory,
+    DataCoverage, Event, OpenOptions, Start, Trainer, checkpoint, history, records, run_directory,
 };
 
 pub use comparison::{Comparison, Difference};
@@ -40,7 +40,7 @@ pub struct Options {
     /// Step of interest.
     pub step: u64,
     /// Number of steps to replay after it.
-    pub after: u64,
+    pub steps_after: u64,
     /// Placement that replaces that of the run.
     #[setters(into)]
     pub placement: Option<String>,
@@ -59,7 +59,7 @@ impl Options {
     pub fn new(step: u64, out: impl Into<PathBuf>) -> Self {
         Self {
             step,
-            after: 0,
+            steps_after: 0,
             placement: None,
             settings: Vec::new(),
             out: out.into(),
@@ -79,7 +79,7 @@ impl Options {
         format!(
             "an unfinished replay of step {} and {} more of {}, with {:?} {:?}\n",
             self.step,
-            self.after,
+            self.steps_after,
             run.display(),
             self.placement,
             self.settings
@@ -101,7 +101,7 @@ pub struct Replay {
     pub changed: Vec<String>,
     /// Configuration changes of the run itself, which the replay applied at the same steps.
     #[serde(rename = "followed")]
-    pub followed: Vec<ConfigChange>,
+    pub config_changes: Vec<ConfigChange>,
     /// Parameters that are not in the checkpoint and start from their initial values.
     pub new_parameters: Vec<String>,
     /// Comparison of the metrics of the run and the replay.
@@ -111,10 +111,10 @@ pub struct Replay {
     /// Reason for ending early, if any.
     pub ended: Option<String>,
     /// Used and omitted tokens of the data.
-    pub data: DataUse,
+    pub data: DataCoverage,
     /// Omissions from the data, by reason.
     #[serde(rename = "left_out")]
-    pub left_out: LeftOut,
+    pub omissions: Omissions,
 }
 
 /// Configuration keys that changed in the run after one of its steps.
@@ -155,12 +155,12 @@ pub fn run(
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Option<Replay>> {
-    let recorded: Vec<Metrics> = rows::read(run)?;
+    let recorded: Vec<Metrics> = records::read(run)?;
     check_step(run, options.step, &recorded)?;
     let history = segments::read(run)?;
     let found = checkpoint::newest_before(run, options.step)?;
     for problem in &found.broken {
-        on_event(Event::Note(run_directory::passed_over(problem)));
+        on_event(Event::Note(run_directory::skipped_checkpoint_note(problem)));
     }
     let from = found.checkpoint.as_ref().map_or(0, |(step, _)| *step);
     let (segments, last) = plan::plan_segments(run, &history, options, from)?;
@@ -170,7 +170,7 @@ pub fn run(
     };
     let open = OpenOptions {
         locking: options.locking,
-        unfinished: Some(options.unfinished_marker(run)),
+        restart_purpose: Some(options.unfinished_marker(run)),
     };
     let first = segments[0].config.clone();
     let mut trainer = Trainer::open_with(first, &options.out, start, &open, device, on_event)?;
@@ -187,8 +187,8 @@ pub fn run(
         Trained::Diverged(problem) => Some(problem),
         Trained::Stopped => return Ok(None),
     };
-    let replayed: Vec<Metrics> = rows::read(&options.out)?;
-    trainer.finish()?;
+    let replayed: Vec<Metrics> = records::read(&options.out)?;
+    trainer.mark_finished()?;
     let steps = pair_steps(&recorded, replayed);
     let followed = segments.into_iter().skip(1).map(|segment| ConfigChange {
         after_step: segment.after,
@@ -199,13 +199,13 @@ pub fn run(
         out: options.out.clone(),
         from,
         changed: options.changes(),
-        followed: followed.collect(),
+        config_changes: followed.collect(),
         new_parameters: trainer.new_parameters().to_vec(),
         comparison: Comparison::new(&steps, from, &history, trainer.segment()),
         steps,
         ended,
-        left_out: trainer.data_use().left_out(),
-        data: trainer.data_use().clone(),
+        omissions: trainer.data_coverage().omissions(),
+        data: trainer.data_coverage().clone(),
     }))
 }
 
@@ -250,10 +250,10 @@ fn train(
                 on_event(Event::Note(format!(
                     "as in the run, from step {} on: {}",
                     segment.after + 1,
-                    history::in_words(change)
+                    history::describe_change(change)
                 )));
             }
-            trainer.change(segment.config.clone())?;
+            trainer.set_config(segment.config.clone())?;
         }
         let end = segments.get(at + 1).map_or(last, |next| next.after);
         match trainer.run_to(end, stop, on_event) {

@@ -19,29 +19,29 @@ pub use multi_head_latent::MultiHeadLatentAttention;
 #[derive(Debug, Clone, PartialEq)]
 pub enum Attention {
     /// Grouped-query attention.
-    Heads(GroupedQueryAttention),
+    GroupedQuery(GroupedQueryAttention),
     /// Multi-head latent attention.
     MultiHeadLatent(MultiHeadLatentAttention),
 }
 
-/// Positions of a forward pass: their rotations, and the KV cache of a block, if any.
+/// PositionContext of a forward pass: their rotations, and the KV cache of a block, if any.
 #[derive(Debug, Clone, Copy)]
-pub struct Positions<'g> {
+pub struct PositionContext<'g> {
     /// Rotary factors (t, rotated channels), see [`ops::rotations`].
     pub rotations: Value<'g>,
     /// KV cache (b, capacity, c): state that is updated.
     pub cache: Option<Value<'g>>,
     /// True if the cache is empty, so that these positions attend only to each other.
-    pub is_prompt: bool,
+    pub is_prefill: bool,
 }
 
-impl<'g> Positions<'g> {
+impl<'g> PositionContext<'g> {
     /// Returns the first `seq` positions of sequences, without a cache.
     pub fn first(graph: &'g Builder, config: &ModelConfig, seq: usize) -> Self {
         Self {
             rotations: ops::rotations(graph, config.rope_theta, config.rope_dim(), seq),
             cache: None,
-            is_prompt: true,
+            is_prefill: true,
         }
     }
 }
@@ -59,7 +59,7 @@ impl Attention {
     pub(super) fn new(builder: &mut ParameterBuilder<'_>) -> Self {
         builder.in_attention = true;
         let attention = match builder.config.mla {
-            None => Self::Heads(GroupedQueryAttention::new(builder)),
+            None => Self::GroupedQuery(GroupedQueryAttention::new(builder)),
             Some(mla) => Self::MultiHeadLatent(MultiHeadLatentAttention::new(builder, &mla)),
         };
         builder.in_attention = false;
@@ -68,7 +68,7 @@ impl Attention {
 
     /// Computes the output (b, t, d) from the sub-layer input (b, t, d). With a cache, it also attends to cached
     /// positions and stores the new ones.
-    pub fn output<'g>(&self, u_btd: Value<'g>, positions: &Positions<'g>) -> Value<'g> {
+    pub fn output<'g>(&self, u_btd: Value<'g>, positions: &PositionContext<'g>) -> Value<'g> {
         self.forward(u_btd, positions).output
     }
 
@@ -76,10 +76,10 @@ impl Attention {
     pub(super) fn forward<'g>(
         &self,
         u_btd: Value<'g>,
-        positions: &Positions<'g>,
+        positions: &PositionContext<'g>,
     ) -> AttentionOutput<'g> {
         match self {
-            Self::Heads(heads) => heads.forward(u_btd, positions),
+            Self::GroupedQuery(heads) => heads.forward(u_btd, positions),
             Self::MultiHeadLatent(latent) => latent.forward(u_btd, positions),
         }
     }

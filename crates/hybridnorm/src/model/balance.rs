@@ -11,7 +11,7 @@ use super::routing::Routing;
 impl Model {
     /// Moves the balancing biases by one step of `bias_rate` against the load of a batch, one entry per
     /// mixture-of-experts block: up for experts with fewer tokens than the mean, down for those with more.
-    pub fn rebalance(&mut self, routing: &[Routing]) {
+    pub fn update_balancing_biases(&mut self, routing: &[Routing]) {
         let Some(rate) = self.config().moe.as_ref().and_then(|moe| moe.bias_rate) else {
             return;
         };
@@ -33,7 +33,7 @@ impl Model {
     fn balancing_biases(&self) -> Vec<ParamSpec> {
         let blocks = self.decoder().blocks.iter();
         let biases = blocks.filter_map(|block| match &block.feed_forward {
-            FeedForward::Mixture(mixture) => mixture.balancing_bias,
+            FeedForward::Moe(mixture) => mixture.balancing_bias,
             FeedForward::Dense(_) => None,
         });
         let registry = self.decoder().registry();

@@ -1,6 +1,6 @@
 //! Decoder block: attention and feed-forward with their norms, scales and skip connections.
 
-use super::attention::{Attention, Positions};
+use super::attention::{Attention, PositionContext};
 use super::config::ModelConfig;
 use super::feed_forward::{FeedForward, RoutingValues};
 use super::norm::norm;
@@ -27,7 +27,7 @@ use hybridnorm_kernels::attention::Attention as Spec;
 ///
 /// ```
 /// use hybridnorm::graph::{Builder, Type};
-/// use hybridnorm::model::{Activation, Block, Positions, Registry, Residual};
+/// use hybridnorm::model::{Activation, Block, PositionContext, Registry, Residual};
 /// use hybridnorm::ops;
 /// # use hybridnorm::exec::{Data, Executor, Reference};
 /// # use hybridnorm::graph::DType;
@@ -83,7 +83,7 @@ use hybridnorm_kernels::attention::Attention as Spec;
 ///
 /// let g = Builder::new();
 /// let x = g.input("x", Type::f32([b, t, d]));
-/// let positions = Positions::first(&g, &config, t);
+/// let positions = PositionContext::first(&g, &config, t);
 ///
 /// // The ops with the block's parameters; `rms`, `rotary` and `causal` are their settings.
 /// let weight = |name: &str| registry.get(&format!("blocks.0.{name}")).unwrap().param().value(&g);
@@ -135,15 +135,15 @@ pub struct BlockOutput<'g> {
     /// Residual streams after the block, (b, t, d).
     pub residual: Residual<'g>,
     /// Residual streams that entered the block, (b, t, d).
-    pub entered: Residual<'g>,
+    pub input: Residual<'g>,
     /// Output of the attention branch, after its output norm and scale, (b, t, d).
     pub attention: Value<'g>,
     /// Output of the feed-forward branch, after its output norm and scale, (b, t, d).
     pub feed_forward: Value<'g>,
     /// Packed and transformed q·k·v, and the attention that reads them; absent where decoding absorbs projections.
-    pub packed: Option<(Value<'g>, Spec)>,
+    pub packed_qkv: Option<(Value<'g>, Spec)>,
     /// Routing statistics, in a mixture of experts.
-    pub routed: Option<RoutingValues<'g>>,
+    pub routing: Option<RoutingValues<'g>>,
 }
 
 impl Block {
@@ -185,7 +185,7 @@ impl Block {
     pub fn forward<'g>(
         &self,
         residual: Residual<'g>,
-        positions: &Positions<'g>,
+        positions: &PositionContext<'g>,
     ) -> BlockOutput<'g> {
         let entered = residual;
         let x = residual.x;
@@ -225,11 +225,11 @@ impl Block {
         };
         BlockOutput {
             residual,
-            entered,
+            input: entered,
             attention: of_attention,
             feed_forward: of_feed_forward,
-            packed,
-            routed,
+            packed_qkv: packed,
+            routing: routed,
         }
     }
 }

@@ -76,9 +76,9 @@ impl KvCache {
         let caches = KvCaches {
             buffers: &self.buffers,
             capacity: self.capacity,
-            is_prompt: self.len == 0 && seq > 1,
+            is_prefill: self.len == 0 && seq > 1,
         };
-        let key = (seq, all, caches.is_prompt);
+        let key = (seq, all, caches.is_prefill);
         self.programs.get_or_insert_with(key, || build(caches))
     }
 }

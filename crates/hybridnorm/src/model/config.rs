@@ -136,7 +136,7 @@ impl ModelConfig {
     }
 
     /// Returns the mixture of experts of block `layer` (0-based), unless its feed-forward is dense.
-    pub fn moe_at(&self, layer: usize) -> Option<&MoeConfig> {
+    pub fn moe_of_layer(&self, layer: usize) -> Option<&MoeConfig> {
         self.moe.as_ref().filter(|moe| moe.applies_to_layer(layer))
     }
 

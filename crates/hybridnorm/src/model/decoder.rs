@@ -1,6 +1,6 @@
 //! Graph builder of the whole model.
 
-use super::attention::Positions;
+use super::attention::PositionContext;
 use super::block::{Block, BlockOutput};
 use super::config::ModelConfig;
 use super::norm::{Norm, NormSite, norm};
@@ -66,7 +66,7 @@ pub struct KvCaches<'a> {
     /// Capacity of each, in positions.
     pub capacity: usize,
     /// True if they are empty.
-    pub is_prompt: bool,
+    pub is_prefill: bool,
 }
 
 impl Decoder {
@@ -98,7 +98,7 @@ impl Decoder {
         }
         builder.layer = None;
         let merge_norm = make(&mut builder, "merge_norm", resolved.merge_norm);
-        let second_norm = make(&mut builder, "second_norm", resolved.streams.are_two());
+        let second_norm = make(&mut builder, "second_norm", resolved.streams.is_dual());
         let final_norm = make(&mut builder, "final_norm", resolved.final_norm);
         let logit_scale = Scale::new(&mut builder, "logit_scale", resolved.logits.scale, v);
         let head = match config.tie_embeddings {
@@ -166,10 +166,10 @@ impl Decoder {
                 let ty = Type::f32([b, caches.capacity, config.cache_width()]);
                 g.state(caches.buffers[layer], 0, ty)
             });
-            let positions = Positions {
+            let positions = PositionContext {
                 rotations,
                 cache,
-                is_prompt: caches.is_none_or(|caches| caches.is_prompt),
+                is_prefill: caches.is_none_or(|caches| caches.is_prefill),
             };
             let output = g.within(&format!("blocks.{layer}"), || {
                 g.segment(layer, || block.forward(residual, &positions))
@@ -208,7 +208,7 @@ impl Decoder {
             // Mean over all mixture-of-experts blocks, weighted by this micro-batch's share of the step.
             let mixtures = (self.config.n_layers - self.config.dense_layers()) as f64;
             let share = ids_bt.shape().elements() as f64 / divisor;
-            for routed in blocks.iter().filter_map(|block| block.routed) {
+            for routed in blocks.iter().filter_map(|block| block.routing) {
                 let balance = routed.load_balance * (moe.load_balance * share / mixtures);
                 objective = objective + (balance + routed.z * (moe.z_loss * share / mixtures));
             }

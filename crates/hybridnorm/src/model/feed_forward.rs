@@ -16,15 +16,15 @@ pub enum FeedForward {
     /// One MLP for all tokens.
     Dense(Mlp),
     /// Mixture of experts with top-k routing.
-    Mixture(MixtureOfExperts),
+    Moe(MixtureOfExperts),
 }
 
 impl FeedForward {
     /// Declares the feed-forward of a block.
     pub(super) fn new(builder: &mut ParameterBuilder<'_>) -> Self {
-        match builder.config.moe_at(builder.index()).cloned() {
+        match builder.config.moe_of_layer(builder.index()).cloned() {
             None => Self::Dense(Mlp::dense(builder, "", builder.config.d_ff)),
-            Some(moe) => Self::Mixture(MixtureOfExperts::new(builder, &moe)),
+            Some(moe) => Self::Moe(MixtureOfExperts::new(builder, &moe)),
         }
     }
 
@@ -37,7 +37,7 @@ impl FeedForward {
     pub(super) fn forward<'g>(&self, u_btd: Value<'g>) -> (Value<'g>, Option<RoutingValues<'g>>) {
         match self {
             Self::Dense(mlp) => (mlp.forward(u_btd), None),
-            Self::Mixture(mixture) => {
+            Self::Moe(mixture) => {
                 let (y, routed) = mixture.forward(u_btd);
                 (y, Some(routed))
             }

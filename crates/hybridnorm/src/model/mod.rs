@@ -33,7 +33,7 @@ pub(crate) mod testing;
 mod tests;
 mod unit_weights;
 
-pub use attention::{Attention, GroupedQueryAttention, MultiHeadLatentAttention, Positions};
+pub use attention::{Attention, GroupedQueryAttention, MultiHeadLatentAttention, PositionContext};
 pub use block::{Block, BlockOutput};
 pub use cache::KvCache;
 pub(crate) use config::is_zero;

@@ -15,7 +15,7 @@ use crate::graph::{Builder, DType, ValueId};
 use crate::memory;
 use crate::ops::{self, Arguments};
 use crate::plan::{Options, Program};
-use crate::tensors::{self, TensorFile, Values};
+use crate::tensors::{self, HostTensor, TensorFile};
 
 /// Executor of a model's programs, and its precision.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl Model {
                 executor.write(PARAMETERS, spec.offset + at, Data::F32(values));
             });
         }
-        model.restore_unit_weights()?;
+        model.normalize_unit_weights()?;
         Ok(model)
     }
 
@@ -109,7 +109,7 @@ impl Model {
     pub fn uninitialized(config: &ModelConfig, device: Device) -> Result<Self> {
         let decoder = Decoder::new(config)?;
         let elements = decoder.registry().elements();
-        memory::require(4 * elements as u64, "the model's weights")?;
+        memory::check_available(4 * elements as u64, "the model's weights")?;
         let mut executor = device.executor();
         let buffer = executor.allocate(DType::F32, elements)?;
         assert_eq!(buffer, PARAMETERS, "the first buffer holds the parameters");
@@ -206,8 +206,8 @@ impl Model {
     }
 
     /// Copies every parameter to the host.
-    pub fn values(&self) -> BTreeMap<String, Values> {
-        let value = |spec: &ParamSpec| Values {
+    pub fn values(&self) -> BTreeMap<String, HostTensor> {
+        let value = |spec: &ParamSpec| HostTensor {
             shape: spec.shape.clone(),
             data: self.read(spec),
         };
@@ -220,7 +220,7 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Missing`], [`Error::UnknownKey`] or [`Error::ShapeMismatch`] with the name of the parameter.
-    pub fn load(&mut self, values: BTreeMap<String, Values>) -> Result<()> {
+    pub fn load(&mut self, values: BTreeMap<String, HostTensor>) -> Result<()> {
         let shapes = values
             .iter()
             .map(|(name, values)| (name.as_str(), values.shape.as_slice()));
@@ -298,7 +298,7 @@ impl Model {
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub fn load_shared(
+    pub fn load_matching(
         &mut self,
         file: &TensorFile,
         is_wanted: impl Fn(&str) -> bool,
@@ -314,7 +314,7 @@ impl Model {
     }
 
     /// Returns the name of a parameter that is not finite, if any.
-    pub fn broken(&self) -> Option<String> {
+    pub fn first_non_finite(&self) -> Option<String> {
         let mut parameters = tensors::parameters(self).into_iter();
         let broken = parameters.find(|(_, values)| !values.is_finite(self.executor()));
         broken.map(|(name, _)| name)
@@ -456,7 +456,7 @@ impl Model {
         let width = config.cache_width();
         let elements = batch.saturating_mul(capacity).saturating_mul(width);
         let bytes = elements.saturating_mul(4 * config.n_layers);
-        memory::require(
+        memory::check_available(
             bytes as u64,
             &format!("keys and values of up to {capacity} positions"),
         )?;

@@ -124,10 +124,10 @@ impl ParameterBuilder<'_> {
             init: Init::Normal {
                 parts: init_parts,
                 n_interleaved_groups,
-                truncate_at: self.resolved.truncate_at(),
+                truncate_at: self.resolved.truncation_std(),
             },
-            has_drift: false,
-            of_attention: self.in_attention,
+            records_gain_drift: false,
+            is_attention: self.in_attention,
             offset: 0,
         }])
     }
@@ -152,10 +152,10 @@ impl ParameterBuilder<'_> {
                     rows,
                 }],
                 n_interleaved_groups: 1,
-                truncate_at: self.resolved.truncate_at(),
+                truncate_at: self.resolved.truncation_std(),
             },
-            has_drift: false,
-            of_attention: self.in_attention,
+            records_gain_drift: false,
+            is_attention: self.in_attention,
             offset: 0,
         }])
     }
@@ -170,7 +170,7 @@ impl ParameterBuilder<'_> {
         let (label, counts) = match role {
             Role::Norm => ("norm", "norms"),
             Role::Scale => ("scale", "scales"),
-            Role::SelectionBias => ("selection_bias", "selection bias"),
+            Role::BalancingBias => ("selection_bias", "selection bias"),
             _ => unreachable!("{path}: matrices are declared as such"),
         };
         let specs = vectors.iter().map(|&(name, elements, value)| ParamSpec {
@@ -187,8 +187,8 @@ impl ParameterBuilder<'_> {
             experts: 1,
             counts: vec![(counts, elements as u64)],
             init: Init::Constant(value),
-            has_drift: name == "gain",
-            of_attention: self.in_attention,
+            records_gain_drift: name == "gain",
+            is_attention: self.in_attention,
             offset: 0,
         });
         let specs: Vec<ParamSpec> = specs.collect();

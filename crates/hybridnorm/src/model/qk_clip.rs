@@ -46,7 +46,7 @@ impl Attention {
     /// Returns the row factors that multiply the attention logits of every head by `factors`.
     fn row_factors(&self, config: &ModelConfig, factors: &[f32]) -> RowFactors {
         match self {
-            Self::Heads(heads) => {
+            Self::GroupedQuery(heads) => {
                 let (groups, width) = (config.n_kv_heads, config.head_dim());
                 let (queries, keys) = split_between_query_and_key(factors, groups);
                 let values = std::iter::repeat_n(1.0, groups * width);
@@ -79,7 +79,7 @@ impl Attention {
 impl Model {
     /// Scales queries and keys down so that no max attention logit exceeds `threshold`, given those of every head in
     /// every block; returns the number of clipped heads.
-    pub fn clip_scores(&mut self, maxima: &[Vec<f32>], threshold: f64) -> usize {
+    pub fn apply_qk_clip(&mut self, maxima: &[Vec<f32>], threshold: f64) -> usize {
         let mut clipped = 0;
         let mut scaled: RowFactors = Vec::new();
         for (block, maxima) in self.decoder().blocks.iter().zip(maxima) {

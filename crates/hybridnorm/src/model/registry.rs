@@ -33,7 +33,7 @@ pub enum Role {
     /// Projection to the router logits of a mixture of experts.
     Router,
     /// Bias on the scores for expert selection: adjusted by their load, without a gradient.
-    SelectionBias,
+    BalancingBias,
     /// Gain, bias, α or shift of a norm.
     Norm,
     /// Learned scale: residual scale, head gain, temperature.
@@ -43,7 +43,7 @@ pub enum Role {
 impl Role {
     /// True if it has a gradient.
     pub fn is_trained(self) -> bool {
-        self != Self::SelectionBias
+        self != Self::BalancingBias
     }
 
     /// True if it is a matrix within a block.
@@ -105,9 +105,9 @@ pub struct ParamSpec {
     /// Initial values.
     pub init: Init,
     /// True if the distance from its initial values is recorded: a norm's gain.
-    pub has_drift: bool,
+    pub records_gain_drift: bool,
     /// True for a parameter of the attention function, whose rows belong to heads.
-    pub of_attention: bool,
+    pub is_attention: bool,
     /// Offset of its first element in the parameter buffer.
     pub offset: usize,
 }
@@ -200,7 +200,7 @@ fn normal_values(
     })
 }
 
-/// Handle of adjacent parameters that a layer reads as one value. Cheap to copy.
+/// TensorHandle of adjacent parameters that a layer reads as one value. Cheap to copy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Param {
     offset: usize,
@@ -297,8 +297,8 @@ impl Registry {
                 n_interleaved_groups: 1,
                 truncate_at: None,
             },
-            has_drift: false,
-            of_attention: false,
+            records_gain_drift: false,
+            is_attention: false,
             offset: 0,
         }])
     }
@@ -328,7 +328,7 @@ impl Registry {
     }
 
     /// Returns all parameters in name order.
-    pub fn by_name(&self) -> Vec<&ParamSpec> {
+    pub fn sorted_by_name(&self) -> Vec<&ParamSpec> {
         let mut specs: Vec<&ParamSpec> = self.specs.iter().collect();
         specs.sort_by(|a, b| a.name.cmp(&b.name));
         specs

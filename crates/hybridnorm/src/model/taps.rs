@@ -8,20 +8,20 @@ use crate::graph::{Builder, ValueId};
 use crate::model::Routing;
 use crate::ops::{self, Arguments};
 use crate::plan::{Options, Program};
-use hybridnorm_kernels::attention::Scores;
-use hybridnorm_kernels::magnitude::Magnitude;
+use hybridnorm_kernels::attention::ScoreStatistics;
+use hybridnorm_kernels::tensor_stats::TensorStats;
 
 /// Statistics of one block's activations.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Activations {
     /// Residual stream that enters the block.
-    pub stream: Magnitude,
+    pub stream: TensorStats,
     /// Output of the attention branch, after its output norm and scale.
-    pub attn: Magnitude,
+    pub attn: TensorStats,
     /// Output of the feed-forward branch, after its output norm and scale.
-    pub ffn: Magnitude,
+    pub ffn: TensorStats,
     /// Max attention logit and attention entropy.
-    pub scores: Scores,
+    pub scores: ScoreStatistics,
     /// Routing statistics, in a mixture of experts.
     pub routing: Option<Routing>,
 }
@@ -93,12 +93,14 @@ impl TapProgram {
         let taps: Vec<BlockTaps> = blocks
             .iter()
             .map(|block| {
-                let (packed, spec) = block.packed.expect("no cache absorbs keys and values");
-                let values = [block.entered.x, block.attention, block.feed_forward];
+                let (packed, spec) = block.packed_qkv.expect("no cache absorbs keys and values");
+                let values = [block.input.x, block.attention, block.feed_forward];
                 BlockTaps {
-                    magnitudes: values.map(|value| ops::magnitude(value).id()),
+                    magnitudes: values.map(|value| ops::tensor_stats(value).id()),
                     scores: ops::attention_stats(packed, spec).id(),
-                    routing: block.routed.map(|routed| RoutingTap::new(decoder, &routed)),
+                    routing: block
+                        .routing
+                        .map(|routed| RoutingTap::new(decoder, &routed)),
                 }
             })
             .collect();
@@ -132,7 +134,7 @@ impl TapProgram {
         };
         let magnitude = |id| {
             let (rms, max) = pair(id);
-            Magnitude {
+            TensorStats {
                 rms,
                 max: max as f32,
             }
@@ -146,7 +148,7 @@ impl TapProgram {
                 stream,
                 attn,
                 ffn,
-                scores: Scores {
+                scores: ScoreStatistics {
                     max: max as f32,
                     entropy,
                 },

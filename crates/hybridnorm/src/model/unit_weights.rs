@@ -32,7 +32,7 @@ impl Model {
     ///
     /// # Errors
     /// If there is not enough memory.
-    pub fn restore_unit_weights(&mut self) -> Result<()> {
+    pub fn normalize_unit_weights(&mut self) -> Result<()> {
         if !self.decoder().has_unit_weights() {
             return Ok(());
         }

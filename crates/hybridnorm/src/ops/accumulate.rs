@@ -34,7 +34,7 @@ impl Operation for Accumulate {
         true
     }
 
-    fn updates(&self, _inputs: usize) -> std::ops::Range<usize> {
+    fn state_inputs(&self, _inputs: usize) -> std::ops::Range<usize> {
         1..2
     }
 

@@ -73,7 +73,7 @@ impl Operation for AdamW {
         vec![Type::f64([self.slots(), 2])]
     }
 
-    fn updates(&self, inputs: usize) -> Range<usize> {
+    fn state_inputs(&self, inputs: usize) -> Range<usize> {
         inputs - 3 * self.slots()..inputs
     }
 

@@ -3,7 +3,7 @@
 use hybridnorm_kernels::attention::{self, Attention as Spec};
 
 use super::reference_math::softmax;
-use super::{Backward, Io, Operation, QkvPrep};
+use super::{Backward, Io, Operation, QkvTransform};
 use crate::graph::{Type, Value};
 
 /// Causal self-attention of packed q·k·v to the context, with the log-sum-exp of every query's logits,
@@ -15,10 +15,10 @@ pub struct Attention(pub(crate) Spec);
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionGrad(pub(crate) Spec);
 
-/// [`QkvPrep`] and [`Attention`] in one op: normalized and rotated heads exist one tile at a time.
+/// [`QkvTransform`] and [`Attention`] in one op: normalized and rotated heads exist one tile at a time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QkvAttention {
-    pub(crate) prep: QkvPrep,
+    pub(crate) prep: QkvTransform,
     pub(crate) attention: Spec,
 }
 
@@ -130,7 +130,7 @@ impl Operation for QkvAttention {
         "attention"
     }
 
-    /// Reads the inputs of [`QkvPrep`].
+    /// Reads the inputs of [`QkvTransform`].
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         self.prep.check(inputs);
         outputs_of(&self.attention)
@@ -171,7 +171,7 @@ impl Operation for QkvAttentionGrad {
         "attention, gradient"
     }
 
-    /// Reads the inputs of [`QkvPrep`], context, log-sum-exp, and the gradient of the context.
+    /// Reads the inputs of [`QkvTransform`], context, log-sum-exp, and the gradient of the context.
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         vec![inputs[0], inputs[2], inputs[3], inputs[4]]
     }
@@ -314,9 +314,9 @@ pub(super) fn backward(spec: &Spec, qkv: &[f64], dctx: &[f64], dqkv: &mut [f64])
 #[cfg(test)]
 mod tests {
     use hybridnorm_kernels::norm::{Gain, Norm, NormFn};
-    use hybridnorm_kernels::qkv::{QkOrder, QkvPrep as Prep, rope_table};
+    use hybridnorm_kernels::qkv::{QkOrder, QkvTransform as Prep, rope_table};
 
-    use super::super::qkv_prep;
+    use super::super::qkv_transform;
     use super::super::testing::{check, check_reordered, fixed_input, floats, mapped_floats};
     use super::*;
 
@@ -394,6 +394,6 @@ mod tests {
     }
 
     fn prepared<'g>(x: &[Value<'g>], prep: Prep) -> Value<'g> {
-        qkv_prep(x[0], x[4], [Some(x[1]), Some(x[2]), Some(x[3])], prep)
+        qkv_transform(x[0], x[4], [Some(x[1]), Some(x[2]), Some(x[3])], prep)
     }
 }

@@ -93,7 +93,7 @@ impl Operation for CacheAppend {
         Vec::new()
     }
 
-    fn updates(&self, _inputs: usize) -> std::ops::Range<usize> {
+    fn state_inputs(&self, _inputs: usize) -> std::ops::Range<usize> {
         1..2
     }
 

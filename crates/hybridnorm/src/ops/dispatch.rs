@@ -1,13 +1,13 @@
 //! Top-k expert selection, and the dispatch of tokens to experts.
 
-use hybridnorm_kernels::experts::Layout;
+use hybridnorm_kernels::experts::DispatchLayout;
 use hybridnorm_kernels::router::{self, Router};
 
 use super::router::scores;
 use super::{Backward, Io, Operation};
 use crate::graph::{Type, Value};
 
-/// Dispatch of tokens to the experts with the highest scores, as [`Layout`] lays it out.
+/// Dispatch of tokens to the experts with the highest scores, as [`DispatchLayout`] lays it out.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TopKDispatch {
     pub(crate) router: Router,
@@ -16,7 +16,7 @@ pub struct TopKDispatch {
 }
 
 /// Selects the `router.top_k` experts of each token by their scores, plus a bias of the experts (e) if given: from
-/// logits (.., e) to the integers of a dispatch as [`Layout`] lays them out, which start with the load of every
+/// logits (.., e) to the integers of a dispatch as [`DispatchLayout`] lays them out, which start with the load of every
 /// expert. The selection is not differentiated; see [`Router`] for groups of experts.
 ///
 /// # Panics
@@ -29,7 +29,7 @@ pub fn top_k_dispatch<'g>(logits: Value<'g>, bias_e: Option<Value<'g>>, router: 
 }
 
 /// Returns the type of the dispatch of this many tokens.
-pub(super) fn dispatch_type(layout: Layout, tokens: usize) -> Type {
+pub(super) fn dispatch_type(layout: DispatchLayout, tokens: usize) -> Type {
     Type::i32([layout.elements(tokens)])
 }
 

@@ -1,7 +1,7 @@
 //! Grouped GEMM over dispatched tokens: output projections of the experts, and the combine.
 
 use hybridnorm_kernels::activation::{self, Activation};
-use hybridnorm_kernels::experts::{self, Dispatch, Layout};
+use hybridnorm_kernels::experts::{self, Dispatch, DispatchLayout};
 
 use super::activation as reference;
 use super::dispatch::dispatch_type;
@@ -36,7 +36,7 @@ pub fn expert_down<'g>(
     w_ed_f: Value<'g>,
     weights_nk: Value<'g>,
     dispatch: Value<'g>,
-    layout: Layout,
+    layout: DispatchLayout,
     shape: Shape,
 ) -> Value<'g> {
     let op = ExpertDown {
@@ -280,7 +280,7 @@ mod tests {
                 .into_iter()
                 .flat_map(|sizes| ACTIVATIONS.map(|act| (sizes, act)))
             {
-                let layout = Layout { experts, top_k };
+                let layout = DispatchLayout { experts, top_k };
                 let width = act.map_or(f, |act| act.inputs(f));
                 let given = [
                     mapped_floats(1, [1, n * top_k, width], |x| 2.0 * x),

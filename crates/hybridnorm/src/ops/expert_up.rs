@@ -1,6 +1,6 @@
 //! Grouped GEMM over dispatched tokens: input projections of the experts.
 
-use hybridnorm_kernels::experts::{self, Dispatch, Layout};
+use hybridnorm_kernels::experts::{self, Dispatch, DispatchLayout};
 
 use super::dispatch::dispatch_type;
 use super::experts::{ExpertLinear, add_outer, matvec, matvec_transposed};
@@ -24,7 +24,7 @@ pub fn expert_up<'g>(
     x: Value<'g>,
     w_eo_d: Value<'g>,
     dispatch: Value<'g>,
-    layout: Layout,
+    layout: DispatchLayout,
 ) -> Value<'g> {
     let product = ExpertLinear::new("expert_up", layout, w_eo_d);
     let [y] = x.builder().op(ExpertUp(product), &[x, w_eo_d, dispatch]);
@@ -161,7 +161,7 @@ mod tests {
     fn rows_go_through_the_matrices_of_their_experts() {
         for (n, experts, top_k) in SIZES {
             for (d, o) in [(1, 1), (5, 3), (17, 40)] {
-                let layout = Layout { experts, top_k };
+                let layout = DispatchLayout { experts, top_k };
                 let given = [
                     floats(1, [1, n, d]),
                     floats(2, [experts * o, d]),

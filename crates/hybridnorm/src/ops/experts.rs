@@ -2,14 +2,14 @@
 
 use std::ops::Range;
 
-use hybridnorm_kernels::experts::{self, Dispatch, Layout};
+use hybridnorm_kernels::experts::{self, Dispatch, DispatchLayout};
 
 use crate::graph::{Type, Value};
 
 /// One matrix (out, in) per expert.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct ExpertLinear {
-    pub(super) layout: Layout,
+    pub(super) layout: DispatchLayout,
     pub(super) inputs: usize,
     pub(super) outputs: usize,
 }
@@ -25,7 +25,7 @@ pub(super) struct Assignment {
 }
 
 impl ExpertLinear {
-    pub(super) fn new(name: &str, layout: Layout, w: Value<'_>) -> Self {
+    pub(super) fn new(name: &str, layout: DispatchLayout, w: Value<'_>) -> Self {
         let shape = w.shape();
         let (experts, &[rows, inputs]) = (layout.experts, shape.sizes()) else {
             panic!("{name}: the weight is not a matrix but {shape:?}")
@@ -113,8 +113,8 @@ pub(super) mod tests {
         [(1, 1, 1), (7, 4, 2), (33, 5, 3), (151, 3, 1)];
 
     /// Returns a dispatch by random scores, with the last of several experts without tokens.
-    pub(in super::super) fn dispatch(n: usize, layout: Layout) -> Vec<i32> {
-        let Layout { experts, top_k } = layout;
+    pub(in super::super) fn dispatch(n: usize, layout: DispatchLayout) -> Vec<i32> {
+        let DispatchLayout { experts, top_k } = layout;
         let mut integers = vec![0; layout.elements(n)];
         let selected = layout.chosen(integers.len());
         let scores = numbers(9, n * experts);

@@ -64,7 +64,7 @@ pub trait Operation: std::fmt::Debug + Send + Sync {
     }
 
     /// Returns the inputs that it updates, which are state of the executor.
-    fn updates(&self, _inputs: usize) -> Range<usize> {
+    fn state_inputs(&self, _inputs: usize) -> Range<usize> {
         0..0
     }
 
@@ -165,7 +165,7 @@ macro_rules! ops {
 
         impl Op {
             /// Returns the op's interface.
-            pub fn rule(&self) -> &dyn Operation {
+            pub fn operation(&self) -> &dyn Operation {
                 match self {
                     $($(Self::$variant(op) => op,)+)+
                 }
@@ -203,10 +203,10 @@ ops! {
     latent: LatentHeads, LatentHeadsGrad;
     latent_decode: AbsorbQueries, LatentAttention, ExpandContext;
     linear: Linear, LinearInputGrad, LinearWeightGrad, LinearGrad;
-    magnitude: Magnitude;
+    tensor_stats: TensorStats;
     muon: Muon;
     norm: Norm, NormGrad, AddNorm, NormGradAdd;
-    qkv: QkvPrep, QkvTransformGrad;
+    qkv: QkvTransform, QkvTransformGrad;
     rotate: Rotate;
     rotations: Rotations;
     router: RouterWeights, RouterWeightsGrad, RouterLosses, RouterLossesGrad;
@@ -235,15 +235,15 @@ pub use last_position::last_position;
 pub use latent::latent_heads;
 pub use latent_decode::{absorbed_queries, expanded_context, latent_attention};
 pub use linear::linear;
-pub use magnitude::magnitude;
-pub use muon::{MuonSlot, muon};
+pub use muon::{MuonParameter, muon};
 pub use norm::norm;
-pub use qkv::qkv_prep;
+pub use qkv::qkv_transform;
 pub use rotate::rotate;
 pub use rotations::rotations;
 pub use router::{router_losses, router_weights};
 pub use rows::scale_rows;
 pub use scale::{fill, scale};
-pub use scores::{attention_stats, head_maxima};
+pub use scores::{attention_stats, max_attention_logits};
+pub use tensor_stats::tensor_stats;
 pub use tile::tile;
 pub use unit::{unit_columns, unit_rows};

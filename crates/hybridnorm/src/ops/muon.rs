@@ -28,12 +28,12 @@ pub struct Muon {
     /// Maximum global gradient norm, to which larger gradients are scaled down; 0 disables clipping.
     pub clip: f64,
     /// Parameters to update.
-    pub slots: Vec<MuonSlot>,
+    pub slots: Vec<MuonParameter>,
 }
 
 /// A parameter that is a stack of matrices.
 #[derive(Debug, Clone, PartialEq)]
-pub struct MuonSlot {
+pub struct MuonParameter {
     /// Columns of the matrices.
     pub columns: usize,
     /// Rows of each matrix.
@@ -88,7 +88,7 @@ impl Operation for Muon {
         vec![Type::f64([self.slots.len(), 2])]
     }
 
-    fn updates(&self, inputs: usize) -> Range<usize> {
+    fn state_inputs(&self, inputs: usize) -> Range<usize> {
         inputs - 2 * self.slots.len()..inputs
     }
 
@@ -245,8 +245,8 @@ mod tests {
     use super::*;
     use crate::graph::{Buffer, Builder};
 
-    fn slot(columns: usize, rows: &[usize], weight_decay: f64) -> MuonSlot {
-        MuonSlot {
+    fn slot(columns: usize, rows: &[usize], weight_decay: f64) -> MuonParameter {
+        MuonParameter {
             columns,
             rows: rows.to_vec(),
             weight_decay,

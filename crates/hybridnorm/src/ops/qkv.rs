@@ -2,7 +2,7 @@
 //! keys and values.
 
 use hybridnorm_kernels::norm::Norm;
-use hybridnorm_kernels::qkv::{self, Preparation, QkOrder, QkvPrep as Spec};
+use hybridnorm_kernels::qkv::{self, BoundQkvTransform, QkOrder, QkvTransform as Spec};
 
 use super::rotate::rotated;
 use super::{Backward, Io, Operation, fill, norm};
@@ -10,15 +10,15 @@ use crate::graph::{Type, Value};
 
 /// Clamp, norms, rotation and scale of packed q·k·v; see [`Spec`].
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct QkvPrep {
+pub struct QkvTransform {
     pub(crate) spec: Spec,
-    /// Positions per sequence.
+    /// PositionContext per sequence.
     pub(crate) seq: usize,
 }
 
 /// Gradients of the projection and of the parameters of the three norms.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct QkvTransformGrad(pub(crate) QkvPrep);
+pub struct QkvTransformGrad(pub(crate) QkvTransform);
 
 /// Applies all transforms between the packed projection (b, t, c) and the attention logits; c is
 /// `(h + 2g)·k`.
@@ -28,7 +28,7 @@ pub struct QkvTransformGrad(pub(crate) QkvPrep);
 ///
 /// # Panics
 /// If a shape does not match the spec.
-pub fn qkv_prep<'g>(
+pub fn qkv_transform<'g>(
     qkv_btc: Value<'g>,
     rotations: Value<'g>,
     params: [Option<Value<'g>>; 3],
@@ -39,7 +39,7 @@ pub fn qkv_prep<'g>(
     let &[_, seq, _] = qkv_btc.shape().sizes() else {
         panic!("q·k·v: the projection is not (b, t, c), but {:?}", qkv_btc.shape())
     };
-    let [y] = g.op(QkvPrep { spec, seq }, &[qkv_btc, rotations, q, k, v]);
+    let [y] = g.op(QkvTransform { spec, seq }, &[qkv_btc, rotations, q, k, v]);
     y
 }
 
@@ -48,7 +48,7 @@ fn params_of(spec: &Spec) -> [usize; 3] {
     [spec.q, spec.k, spec.v].map(|norm| norm.map_or(0, |norm| norm.params_len()))
 }
 
-impl QkvPrep {
+impl QkvTransform {
     /// Checks the operands of the forward pass.
     pub(super) fn check(&self, inputs: &[Type]) {
         let spec = &self.spec;
@@ -61,9 +61,9 @@ impl QkvPrep {
     }
 
     /// Returns the operands of the kernels besides the projection.
-    pub(super) fn bind<'a>(&self, io: &Io<'a, f32>) -> Preparation<'a> {
+    pub(super) fn bind<'a>(&self, io: &Io<'a, f32>) -> BoundQkvTransform<'a> {
         let rotations = &io.read(1)[..self.seq * self.spec.head_dim];
-        Preparation::new(&self.spec, rotations, [io.read(2), io.read(3), io.read(4)])
+        BoundQkvTransform::new(&self.spec, rotations, [io.read(2), io.read(3), io.read(4)])
     }
 
     /// Returns first column, number of heads and norm of queries, keys and values.
@@ -163,7 +163,7 @@ impl QkvPrep {
     }
 }
 
-impl Operation for QkvPrep {
+impl Operation for QkvTransform {
     fn name(&self) -> &'static str {
         "q·k·v norm and rotation"
     }

@@ -2,7 +2,7 @@
 
 use hybridnorm_kernels::attention::{self, Attention as Spec};
 
-use super::magnitude::max_propagating_nan;
+use super::tensor_stats::max_propagating_nan;
 use super::{Io, Operation};
 use crate::graph::{Type, Value};
 
@@ -35,7 +35,7 @@ pub fn attention_stats(qkv: Value<'_>, spec: Spec) -> Value<'_> {
 ///
 /// # Panics
 /// If `qkv` is not packed as in `spec`.
-pub fn head_maxima(qkv: Value<'_>, spec: Spec) -> Value<'_> {
+pub fn max_attention_logits(qkv: Value<'_>, spec: Spec) -> Value<'_> {
     let [maxima] = qkv.builder().op(MaxAttentionLogits(spec), &[qkv]);
     maxima
 }
@@ -115,7 +115,7 @@ impl Operation for AttentionStats {
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
-        let found = attention::scores(&self.0, io.read(0));
+        let found = attention::score_statistics(&self.0, io.read(0));
         io.write_doubles()
             .copy_from_slice(&[f64::from(found.max), found.entropy]);
     }
@@ -150,7 +150,7 @@ impl Operation for MaxAttentionLogits {
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
         io.write()
-            .copy_from_slice(&attention::head_maxima(&self.0, io.read(0)));
+            .copy_from_slice(&attention::max_attention_logits(&self.0, io.read(0)));
     }
 }
 
@@ -188,7 +188,7 @@ mod tests {
                 let qkv = mapped_floats(1, [batch, seq, width(&spec)], |x| 3.0 * x);
                 check_with(&[qkv], &[1, 2], |_, x| {
                     let y = x[0] * 0.5;
-                    vec![y + x[0], attention_stats(y, spec), head_maxima(y, spec)]
+                    vec![y + x[0], attention_stats(y, spec), max_attention_logits(y, spec)]
                 });
             }
         }
@@ -197,7 +197,7 @@ mod tests {
     /// Returns the outputs of both ops.
     fn find(spec: Spec, qkv: TestInput) -> [Vec<f64>; 2] {
         let after = Executors::new(&[]).run(Arguments::default(), &[qkv], |_, _, x| {
-            vec![attention_stats(x[0], spec), head_maxima(x[0], spec)]
+            vec![attention_stats(x[0], spec), max_attention_logits(x[0], spec)]
         });
         after.cpu.outputs.try_into().expect("two outputs")
     }

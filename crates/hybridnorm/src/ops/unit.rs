@@ -65,7 +65,7 @@ impl Operation for UnitRows {
         Vec::new()
     }
 
-    fn updates(&self, inputs: usize) -> Range<usize> {
+    fn state_inputs(&self, inputs: usize) -> Range<usize> {
         0..inputs
     }
 
@@ -96,7 +96,7 @@ impl Operation for UnitColumns {
         Vec::new()
     }
 
-    fn updates(&self, inputs: usize) -> Range<usize> {
+    fn state_inputs(&self, inputs: usize) -> Range<usize> {
         0..inputs
     }
 

@@ -10,7 +10,11 @@ pub(crate) fn remove_unused(graph: &mut Graph, outputs: &[ValueId]) {
     }
     let mut keep = vec![false; graph.nodes.len()];
     for (index, node) in graph.nodes.iter().enumerate().rev() {
-        let changes_state = !node.op.rule().updates(node.inputs.len()).is_empty();
+        let changes_state = !node
+            .op
+            .operation()
+            .state_inputs(node.inputs.len())
+            .is_empty();
         keep[index] = changes_state || node.outputs.iter().any(|output| needed[output.0]);
         if keep[index] {
             for input in &node.inputs {

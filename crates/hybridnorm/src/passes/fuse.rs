@@ -193,7 +193,7 @@ fn qkv_attention(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     };
     let prepared = attention.inputs[0];
     let (_, prep) = uses.producer(prepared)?;
-    let Op::QkvPrep(transform) = prep.op else {
+    let Op::QkvTransform(transform) = prep.op else {
         return None;
     };
     let fused = ops::QkvAttention {

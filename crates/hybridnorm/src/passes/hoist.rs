@@ -9,7 +9,7 @@ pub(crate) fn hoist(graph: &mut Graph) {
     // The op after which each one runs: itself, unless it moves.
     let mut runs_after: Vec<usize> = (0..graph.nodes.len()).collect();
     for (index, node) in graph.nodes.iter().enumerate() {
-        if node.op.rule().is_eager() {
+        if node.op.operation().is_eager() {
             let made = node.inputs.iter().filter_map(|input| producers[input.0]);
             runs_after[index] = made.map(|made| runs_after[made]).max().unwrap_or(index);
         }

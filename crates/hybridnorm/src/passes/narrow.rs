@@ -69,7 +69,7 @@ impl Pass<'_> {
     /// Narrows an op to last positions if it can be, or selects those of its outputs after it.
     fn visit(&mut self, mut node: Node) {
         let types: Vec<Type> = node.inputs.iter().map(|id| self.graph.ty(*id)).collect();
-        let narrowed = node.op.rule().positionwise_inputs(&types);
+        let narrowed = node.op.operation().positionwise_inputs(&types);
         if self.can_narrow(&node, &narrowed) {
             for output in &mut node.outputs {
                 let last = self.last_of(*output);
@@ -184,7 +184,7 @@ mod tests {
         let nodes = graph
             .nodes()
             .iter()
-            .filter(|node| node.op.rule().name() == name);
+            .filter(|node| node.op.operation().name() == name);
         nodes
             .map(|node| graph.ty(node.inputs[0]).shape.rows())
             .collect()

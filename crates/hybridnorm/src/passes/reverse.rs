@@ -50,7 +50,7 @@ pub fn vector_jacobian_product<'g>(
             node.inputs.iter().map(|id| needs_gradient[id.0]).collect(),
         );
         let of_inputs =
-            builder.backward(|| builder.within(&node.path, || node.op.rule().backward(&at)));
+            builder.backward(|| builder.within(&node.path, || node.op.operation().backward(&at)));
         for (input, gradient) in node.inputs.iter().zip(of_inputs) {
             let Some(gradient) = gradient.filter(|_| needs_gradient[input.0]) else {
                 continue;

@@ -136,7 +136,7 @@ fn a_tap_does_not_save_what_is_recomputed() {
         let dw = gradients(loss(x), &[w])[0].expect("a gradient");
         let mut outputs = vec![dw.id()];
         if with_taps {
-            outputs.extend(hidden.iter().map(|x| ops::magnitude(*x).id()));
+            outputs.extend(hidden.iter().map(|x| ops::tensor_stats(*x).id()));
         }
         let options = Options {
             recompute: Recompute::Block,
@@ -167,7 +167,7 @@ fn logits_that_are_read_besides_the_loss_stay() {
     let raw = ops::linear(x, w);
     let objective = loss(ops::softcap(raw * 0.5, 2.0));
     let dw = gradients(objective, &[w])[0].expect("a gradient");
-    let outputs = [objective.id(), dw.id(), ops::magnitude(raw).id()];
+    let outputs = [objective.id(), dw.id(), ops::tensor_stats(raw).id()];
     let program = assert_fusion_changes_nothing(&g.finish(), &outputs);
     assert_eq!(count(&program, |op| matches!(op, Op::HeadLossGrad(_))), 0);
 }
@@ -191,11 +191,11 @@ fn accumulation_of_a_tap_runs_right_after_it() {
     let packed = ops::linear(x, w);
     let further = ops::linear(packed, w);
     let sum = g.state(Buffer(0), 0, Type::f32([heads]));
-    ops::accumulate(ops::head_maxima(packed, spec), sum, true);
+    ops::accumulate(ops::max_attention_logits(packed, spec), sum, true);
     let output = [further.id()];
     let program = Program::new(g.finish(), &output, Options::default());
     let nodes = program.graph().nodes().iter();
-    let names: Vec<_> = nodes.map(|node| node.op.rule().name()).collect();
+    let names: Vec<_> = nodes.map(|node| node.op.operation().name()).collect();
     let expected = ["linear", "largest scores of heads", "accumulate", "linear"];
     assert_eq!(names, expected);
     let (_, cpu) = run(&program, &output, &[heads]);

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::{PlacementError, key, unknown};
 use super::layers::normalize_overrides;
-use super::named::{entry, named, names};
+use super::named::{find_named, named, named_placements};
 use super::spec::{BlockRule, Placement};
 use super::tree;
 
@@ -50,7 +50,7 @@ impl PlacementChoice {
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
     pub fn from_name(name: &str) -> Result<Self, PlacementError> {
-        let entry = entry(name)?;
+        let entry = find_named(name)?;
         Ok(Self {
             base: Some(entry.name),
             modified: false,
@@ -85,7 +85,7 @@ impl PlacementChoice {
     fn from_table(fields: &Map<String, Value>) -> Result<Self, PlacementError> {
         let base = match fields.get("base") {
             None => None,
-            Some(Value::String(name)) => Some(entry(name).map_err(|e| e.under("base"))?.name),
+            Some(Value::String(name)) => Some(find_named(name).map_err(|e| e.under("base"))?.name),
             Some(other) => {
                 return Err(PlacementError::new(
                     "base",
@@ -114,9 +114,9 @@ impl PlacementChoice {
     /// assert_eq!(choice.base, Some("pre-norm"));
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn of(placement: Placement) -> Self {
+    pub fn from_checkpoint(placement: Placement) -> Self {
         let hash = placement.hash();
-        let mut all = names().iter();
+        let mut all = named_placements().iter();
         Self {
             base: all
                 .find(|entry| entry.placement().hash() == hash)

@@ -130,7 +130,7 @@ impl de::Error for PlacementError {
             "f64" => "a number".to_string(),
             "usize" => "a whole number, 0 or above".to_string(),
             "a boolean" => "true or false".to_string(),
-            other => crate::wording::kind_expected(other).into_owned(),
+            other => crate::parse_errors::expected_type(other).into_owned(),
         };
         let found = describe(found);
         Self::new("", format!("expected {expected}, found {found}"))

@@ -30,8 +30,10 @@ pub use error::PlacementError;
 pub use explain::{Equation, Explanation, Group, Math};
 pub use hash::canonical_hash;
 pub use layers::{layer_rules, layers};
-pub use named::{Named, entry, named, names};
-pub use resolve::{At, Resolved, ResolvedInit, ResolvedLogits, Role, RoleFactors, resolve};
+pub use named::{NamedPlacement, find_named, named, named_placements};
+pub use resolve::{
+    Resolved, ResolvedInit, ResolvedLogits, Role, RoleFactors, ScaleContext, resolve,
+};
 pub use spec::*;
-pub use tally::{Shape, Tally};
+pub use tally::{ModelSizes, SymbolicCount};
 pub use validate::{ModelFacts, Warning, WarningRule, validate};

@@ -13,7 +13,7 @@ use super::spec::{
     NormSpec, OutNorm, Placement, QkOrder, RoleGains, Scale, Skip, StdRule, Streams, SubLayer,
 };
 
-pub use scale::At;
+pub use scale::ScaleContext;
 
 /// A placement resolved at one depth and width: every formula is replaced by its value.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -241,7 +241,7 @@ impl Resolved {
     /// assert_eq!(resolve(&Placement::default(), 12, 768)?.truncate_at(), None);
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn truncate_at(&self) -> Option<f64> {
+    pub fn truncation_std(&self) -> Option<f64> {
         matches!(
             self.init.scheme,
             InitScheme::Megatron | InitScheme::DepthScaled
@@ -279,7 +279,7 @@ pub fn resolve(
 ) -> Result<Resolved, PlacementError> {
     let mut resolved = resolve_keeping_norms(placement, n_layers, d_model)?;
     if resolved.norm.kind.is_none() {
-        resolved.blocks.iter_mut().for_each(Block::leave_out_norms);
+        resolved.blocks.iter_mut().for_each(Block::remove_norms);
         resolved.embed_norm = false;
         resolved.merge_norm = false;
         resolved.final_norm = false;
@@ -294,7 +294,7 @@ pub(super) fn resolve_keeping_norms(
     d_model: usize,
 ) -> Result<Resolved, PlacementError> {
     check_size(n_layers, d_model)?;
-    let outside = At {
+    let outside = ScaleContext {
         layer: None,
         n_layers,
         d_model,
@@ -342,7 +342,10 @@ fn check_size(n_layers: usize, d_model: usize) -> Result<(), PlacementError> {
 }
 
 /// Returns the spec of every block; `outside` holds the sizes.
-fn block_specs(placement: &Placement, outside: At) -> Result<Vec<BlockSpec>, PlacementError> {
+fn block_specs(
+    placement: &Placement,
+    outside: ScaleContext,
+) -> Result<Vec<BlockSpec>, PlacementError> {
     let rules = rules(placement, outside.n_layers)?;
     let resolved = rules.iter().enumerate().map(|(layer, rule)| {
         block_spec(&rule.rule, &|path, scale| {
@@ -352,7 +355,10 @@ fn block_specs(placement: &Placement, outside: At) -> Result<Vec<BlockSpec>, Pla
     resolved.collect()
 }
 
-fn resolve_init(placement: &Placement, outside: At) -> Result<ResolvedInit, PlacementError> {
+fn resolve_init(
+    placement: &Placement,
+    outside: ScaleContext,
+) -> Result<ResolvedInit, PlacementError> {
     let std = match placement.init.std {
         StdRule::SmallInit => 1.0 / (2.5 * outside.d_model as f64).sqrt(),
         StdRule::Const(value) => value,
@@ -423,7 +429,7 @@ fn sub_layer(
     })
 }
 
-fn role_factors(gains: &RoleGains, at: At) -> Result<RoleFactors, PlacementError> {
+fn role_factors(gains: &RoleGains, at: ScaleContext) -> Result<RoleFactors, PlacementError> {
     let number = |role: &str, scale: &Scale| {
         let field = format!("init.gains.{role}");
         match scale.factor(at, &field)? {
@@ -456,7 +462,7 @@ impl<S: Default + PartialEq> Block<S> {
     /// assert_eq!(rule, Placement::default().block);
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn leave_out_norms(&mut self) {
+    pub fn remove_norms(&mut self) {
         for sub in [&mut self.attn, &mut self.ffn] {
             sub.in_norm = false;
             sub.out_norm = None;

@@ -159,7 +159,7 @@ impl Streams {
     /// assert!(!named("pre-norm")?.streams.are_two());
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn are_two(self) -> bool {
+    pub fn is_dual(self) -> bool {
         self != Self::Single
     }
 }

@@ -17,7 +17,7 @@ use super::spec::{
 /// In latent attention, heads count with the width of their values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Tally {
+pub struct SymbolicCount {
     /// Multiples of the width `d`.
     pub d: usize,
     /// Multiples of the head width `hd`.
@@ -52,9 +52,9 @@ pub struct Tally {
     pub one: usize,
 }
 
-/// Sizes of a model, to evaluate a [`Tally`]; 0 for sizes that the model does not have.
+/// Sizes of a model, to evaluate a [`SymbolicCount`]; 0 for sizes that the model does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Shape {
+pub struct ModelSizes {
     /// Width `d`.
     pub d: usize,
     /// Head width `hd`.
@@ -77,7 +77,7 @@ pub struct Shape {
     pub vocab: usize,
 }
 
-impl Tally {
+impl SymbolicCount {
     const ZERO: Self = Self {
         d: 0,
         hd: 0,
@@ -139,11 +139,11 @@ impl Tally {
     /// Returns the count at these sizes.
     ///
     /// ```
-    /// use hybridnorm::placement::{Shape, Tally};
-    /// let count = Tally { d: 2, one: 1, ..Tally::default() };
+    /// use hybridnorm::placement::{Shape, SymbolicCount};
+    /// let count = SymbolicCount { d: 2, one: 1, ..SymbolicCount::default() };
     /// assert_eq!(count.at(Shape { d: 768, ..Shape::default() }), 1537);
     /// ```
-    pub fn at(&self, shape: Shape) -> usize {
+    pub fn at(&self, shape: ModelSizes) -> usize {
         self.d * shape.d
             + self.hd * shape.hd
             + self.h_hd * shape.h * shape.hd
@@ -163,9 +163,9 @@ impl Tally {
     /// stream.
     ///
     /// ```
-    /// use hybridnorm::placement::{Tally, named, resolve};
+    /// use hybridnorm::placement::{SymbolicCount, named, resolve};
     /// let pre_norm = resolve(&named("pre-norm")?, 12, 768)?;
-    /// let count = Tally::norm_parameters(&pre_norm.blocks[0], &pre_norm.norm);
+    /// let count = SymbolicCount::norm_parameters(&pre_norm.blocks[0], &pre_norm.norm);
     /// assert_eq!(count.to_string(), "2d");
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
@@ -176,12 +176,12 @@ impl Tally {
     /// Returns the parameters of one norm over the model width.
     ///
     /// ```
-    /// use hybridnorm::placement::{NormSpec, Tally};
-    /// assert_eq!(Tally::of_one_norm(&NormSpec::default()).to_string(), "d");
+    /// use hybridnorm::placement::{NormSpec, SymbolicCount};
+    /// assert_eq!(SymbolicCount::of_one_norm(&NormSpec::default()).to_string(), "d");
     /// let with_bias = NormSpec { bias: true, ..NormSpec::default() };
-    /// assert_eq!(Tally::of_one_norm(&with_bias).to_string(), "2d");
+    /// assert_eq!(SymbolicCount::of_one_norm(&with_bias).to_string(), "2d");
     /// ```
-    pub fn of_one_norm(norm: &NormSpec) -> Self {
+    pub fn norm(norm: &NormSpec) -> Self {
         Site::wide(Self::D).parameters(norm)
     }
 
@@ -189,9 +189,9 @@ impl Tally {
     /// without those of a second stream.
     ///
     /// ```
-    /// use hybridnorm::placement::{Tally, named, resolve};
+    /// use hybridnorm::placement::{SymbolicCount, named, resolve};
     /// let hybridnorm = resolve(&named("hybridnorm")?, 12, 768)?;
-    /// let count = Tally::normalized_elements(&hybridnorm.blocks[0]);
+    /// let count = SymbolicCount::normalized_elements(&hybridnorm.blocks[0]);
     /// assert_eq!(count.to_string(), "d + h·hd + 2·kv·hd");
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
@@ -202,9 +202,9 @@ impl Tally {
     /// Returns the learned scales of a block: all parameters that a placement adds besides its norms.
     ///
     /// ```
-    /// use hybridnorm::placement::{Tally, named, resolve};
+    /// use hybridnorm::placement::{SymbolicCount, named, resolve};
     /// let layerscale = resolve(&named("layerscale")?, 12, 768)?;
-    /// let count = Tally::learned_parameters(&layerscale.blocks[0]);
+    /// let count = SymbolicCount::learned_parameters(&layerscale.blocks[0]);
     /// assert_eq!(count.to_string(), "2d");
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
@@ -213,7 +213,7 @@ impl Tally {
         let wide = [&block.attn, &block.ffn]
             .into_iter()
             .flat_map(scales)
-            .map(Self::of_factor)
+            .map(Self::scale)
             .fold(Self::ZERO, Add::add);
         let mut sum = wide
             + Self::per(inner.qk_post_scale, Self::KV_HD)
@@ -227,23 +227,23 @@ impl Tally {
     /// Returns the parameters of one scale over the model width.
     ///
     /// ```
-    /// use hybridnorm::placement::{Factor, LearnedShape, Tally};
+    /// use hybridnorm::placement::{Factor, LearnedShape, SymbolicCount};
     /// let learned = Factor::Learned { shape: LearnedShape::Vector, init: 1.0, start: None };
-    /// assert_eq!(Tally::of_factor(learned).to_string(), "d");
-    /// assert_eq!(Tally::of_factor(Factor::Const(2.0)).to_string(), "0");
+    /// assert_eq!(SymbolicCount::of_factor(learned).to_string(), "d");
+    /// assert_eq!(SymbolicCount::of_factor(Factor::Const(2.0)).to_string(), "0");
     /// ```
-    pub fn of_factor(factor: Factor) -> Self {
+    pub fn scale(factor: Factor) -> Self {
         Self::per(factor, Self::D)
     }
 
     /// Returns the parameters of the scale on the logits.
     ///
     /// ```
-    /// use hybridnorm::placement::{Factor, LearnedShape, Tally};
+    /// use hybridnorm::placement::{Factor, LearnedShape, SymbolicCount};
     /// let learned = Factor::Learned { shape: LearnedShape::Vector, init: 1.0, start: None };
-    /// assert_eq!(Tally::of_logit_scale(learned).to_string(), "v");
+    /// assert_eq!(SymbolicCount::of_logit_scale(learned).to_string(), "v");
     /// ```
-    pub fn of_logit_scale(factor: Factor) -> Self {
+    pub fn logit_scale(factor: Factor) -> Self {
         Self::per(factor, Self::VOCAB)
     }
 
@@ -274,7 +274,7 @@ impl Resolved {
     /// assert_eq!(count.at(Shape { d: 768, hd: 64, ..Shape::default() }), 960);
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn norm_parameters(&self, layer: usize, latent: bool) -> Tally {
+    pub fn norm_parameters(&self, layer: usize, latent: bool) -> SymbolicCount {
         parameters(self.sites(layer, latent), &self.norm)
     }
 
@@ -289,7 +289,7 @@ impl Resolved {
     /// assert_eq!(count.to_string(), "2d + d_q + d_kv");
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn normalized_elements(&self, layer: usize, latent: bool) -> Tally {
+    pub fn normalized_elements(&self, layer: usize, latent: bool) -> SymbolicCount {
         elements(self.sites(layer, latent))
     }
 
@@ -299,7 +299,7 @@ impl Resolved {
             Streams::Siamese => 2,
         };
         let mut sites = sites(&self.blocks[layer], latent);
-        sites.extend((0..reads).map(|_| Site::wide(Tally::D)));
+        sites.extend((0..reads).map(|_| Site::wide(SymbolicCount::D)));
         sites
     }
 
@@ -311,10 +311,10 @@ impl Resolved {
     /// assert_eq!(resolve(&named("post-norm")?, 12, 768)?.outer_norms(), 0);
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn outer_norms(&self) -> usize {
+    pub fn n_norms_outside_blocks(&self) -> usize {
         [
             self.embed_norm,
-            self.streams.are_two(),
+            self.streams.is_dual(),
             self.merge_norm,
             self.final_norm,
         ]
@@ -324,14 +324,14 @@ impl Resolved {
     }
 }
 
-fn parameters(sites: Vec<Site>, norm: &NormSpec) -> Tally {
+fn parameters(sites: Vec<Site>, norm: &NormSpec) -> SymbolicCount {
     let each = sites.into_iter().map(|site| site.parameters(norm));
-    each.fold(Tally::ZERO, Add::add)
+    each.fold(SymbolicCount::ZERO, Add::add)
 }
 
-fn elements(sites: Vec<Site>) -> Tally {
+fn elements(sites: Vec<Site>) -> SymbolicCount {
     let each = sites.into_iter().map(|site| site.elements);
-    each.fold(Tally::ZERO, Add::add)
+    each.fold(SymbolicCount::ZERO, Add::add)
 }
 
 fn scales(sub: &SubLayer<Factor>) -> [Factor; 4] {
@@ -340,13 +340,13 @@ fn scales(sub: &SubLayer<Factor>) -> [Factor; 4] {
 
 /// One norm site of a block.
 struct Site {
-    elements: Tally,
+    elements: SymbolicCount,
     /// Width of the gain; `None` if the norm has no parameters.
-    gain: Option<Tally>,
+    gain: Option<SymbolicCount>,
 }
 
 impl Site {
-    fn wide(width: Tally) -> Self {
+    fn wide(width: SymbolicCount) -> Self {
         Self {
             elements: width,
             gain: Some(width),
@@ -356,13 +356,13 @@ impl Site {
     /// Returns the normalization to unit length of [`Combine::LerpUnit`].
     fn unit(sub: &SubLayer<Factor>) -> Option<Self> {
         (sub.combine == Combine::LerpUnit).then_some(Self {
-            elements: Tally::D,
+            elements: SymbolicCount::D,
             gain: None,
         })
     }
 
     /// Returns a norm over one vector inside latent attention.
-    fn latent(norm: HeadNorm, width: Tally) -> Option<Self> {
+    fn latent(norm: HeadNorm, width: SymbolicCount) -> Option<Self> {
         let gain = match norm {
             HeadNorm::None => return None,
             HeadNorm::PerHead | HeadNorm::PerHeadOwn | HeadNorm::Full => Some(width),
@@ -374,7 +374,7 @@ impl Site {
         })
     }
 
-    fn head(norm: HeadNorm, one: Tally, width: Tally) -> Option<Self> {
+    fn head(norm: HeadNorm, one: SymbolicCount, width: SymbolicCount) -> Option<Self> {
         let gain = match norm {
             HeadNorm::None => return None,
             HeadNorm::PerHead => Some(one),
@@ -387,12 +387,12 @@ impl Site {
         })
     }
 
-    fn parameters(&self, norm: &NormSpec) -> Tally {
+    fn parameters(&self, norm: &NormSpec) -> SymbolicCount {
         let (Some(width), Some(_)) = (self.gain, norm.kind) else {
-            return Tally::ZERO;
+            return SymbolicCount::ZERO;
         };
         let vectors = usize::from(norm.gain != Gain::None) + usize::from(norm.bias);
-        width * vectors + Tally::ONE * norm.scalars().len()
+        width * vectors + SymbolicCount::ONE * norm.scalars().len()
     }
 }
 
@@ -414,10 +414,10 @@ fn sites(block: &BlockSpec, latent: bool) -> Vec<Site> {
     ];
     let of = |on: bool, width| on.then(|| Site::wide(width));
     wide.into_iter()
-        .filter_map(|on| of(on, Tally::D))
+        .filter_map(|on| of(on, SymbolicCount::D))
         .chain([attn, ffn].into_iter().filter_map(Site::unit))
         .chain(inside_attention(&block.attn_inner, latent))
-        .chain(hidden.into_iter().filter_map(|on| of(on, Tally::F)))
+        .chain(hidden.into_iter().filter_map(|on| of(on, SymbolicCount::F)))
         .collect()
 }
 
@@ -431,25 +431,25 @@ fn inside_attention(inner: &AttnInner<Factor>, latent: bool) -> Vec<Site> {
         ..
     } = *inner;
     let context = match latent {
-        true => Site::head(ctx_norm, Tally::VALUE, Tally::H_VALUE),
-        false => Site::head(ctx_norm, Tally::HD, Tally::H_HD),
+        true => Site::head(ctx_norm, SymbolicCount::VALUE, SymbolicCount::H_VALUE),
+        false => Site::head(ctx_norm, SymbolicCount::HD, SymbolicCount::H_HD),
     };
     let read = match latent {
         true => [
-            Site::latent(q_norm, Tally::Q_LATENT),
-            Site::latent(k_norm, Tally::ROTARY),
-            Site::latent(v_norm, Tally::KV_LATENT),
+            Site::latent(q_norm, SymbolicCount::Q_LATENT),
+            Site::latent(k_norm, SymbolicCount::ROTARY),
+            Site::latent(v_norm, SymbolicCount::KV_LATENT),
         ],
         false => [
-            Site::head(q_norm, Tally::HD, Tally::H_HD),
-            Site::head(k_norm, Tally::HD, Tally::KV_HD),
-            Site::head(v_norm, Tally::HD, Tally::KV_HD),
+            Site::head(q_norm, SymbolicCount::HD, SymbolicCount::H_HD),
+            Site::head(k_norm, SymbolicCount::HD, SymbolicCount::KV_HD),
+            Site::head(v_norm, SymbolicCount::HD, SymbolicCount::KV_HD),
         ],
     };
     read.into_iter().chain([context]).flatten().collect()
 }
 
-impl Add for Tally {
+impl Add for SymbolicCount {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
@@ -471,13 +471,13 @@ impl Add for Tally {
     }
 }
 
-impl AddAssign for Tally {
+impl AddAssign for SymbolicCount {
     fn add_assign(&mut self, other: Self) {
         *self = *self + other;
     }
 }
 
-impl Mul<usize> for Tally {
+impl Mul<usize> for SymbolicCount {
     type Output = Self;
 
     fn mul(self, n: usize) -> Self {
@@ -499,7 +499,7 @@ impl Mul<usize> for Tally {
     }
 }
 
-impl fmt::Display for Tally {
+impl fmt::Display for SymbolicCount {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let named = [
             (self.d, "d"),

@@ -117,7 +117,7 @@ impl<'a> Lifetimes<'a> {
     fn add_outputs(&mut self, at: usize) -> Vec<bool> {
         let (graph, node) = (self.graph, &self.graph.nodes[at]);
         let mut shares = Vec::new();
-        for &(input, output) in node.op.rule().in_place() {
+        for &(input, output) in node.op.operation().in_place() {
             let (from, to) = (node.inputs[input], node.outputs[output]);
             let reads = node.inputs.iter().filter(|id| **id == from).count();
             let is_free = self.last_use[from.0] == Some(at) && reads == 1;
@@ -144,7 +144,7 @@ impl<'a> Lifetimes<'a> {
     fn add_scratch(&mut self, at: usize) -> Option<(usize, usize)> {
         let node = &self.graph.nodes[at];
         let types: Vec<Type> = node.inputs.iter().map(|id| self.graph.ty(*id)).collect();
-        let bytes = node.op.rule().scratch(&types).saturating_mul(4);
+        let bytes = node.op.operation().scratch(&types).saturating_mul(4);
         (bytes > 0).then(|| (self.add(bytes, at, at), bytes))
     }
 }

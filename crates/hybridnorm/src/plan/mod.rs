@@ -141,7 +141,7 @@ impl Program {
     pub fn workspace_bytes(&self) -> usize {
         let of = |node: &Node| {
             let types: Vec<Type> = node.inputs.iter().map(|id| self.graph.ty(*id)).collect();
-            node.op.rule().workspace(&types, threads::count())
+            node.op.operation().workspace(&types, threads::count())
         };
         self.graph.nodes.iter().map(of).max().unwrap_or(0)
     }

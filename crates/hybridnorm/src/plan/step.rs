@@ -47,10 +47,10 @@ impl Step {
     /// If its regions overlap without being equal, which is a defect of the plan.
     pub(crate) fn new(graph: &Graph, index: usize, layout: &MemoryLayout) -> Self {
         let node = &graph.nodes[index];
-        let rule = node.op.rule();
+        let rule = node.op.operation();
         let place =
             |id: crate::graph::ValueId| layout.regions[id.0].expect("every operand has a region");
-        let updates = rule.updates(node.inputs.len());
+        let updates = rule.state_inputs(node.inputs.len());
         let pairs = rule.in_place().iter().zip(&layout.aliased[index]);
         let in_place: Vec<(usize, usize, bool)> =
             pairs.map(|(&(i, o), &aliased)| (i, o, aliased)).collect();

@@ -3,7 +3,7 @@
 use hybridnorm_kernels::activation::Activation;
 use hybridnorm_kernels::attention::Attention;
 use hybridnorm_kernels::norm::{Gain, Norm, NormFn};
-use hybridnorm_kernels::qkv::{QkOrder, QkvPrep};
+use hybridnorm_kernels::qkv::{QkOrder, QkvTransform};
 use proptest::prelude::*;
 
 use super::*;
@@ -12,7 +12,7 @@ use crate::graph::{Buffer, Builder, DType, Type, Value};
 use crate::ops::{self, Arguments, linear};
 use crate::passes::gradients;
 
-/// Positions and width of the test values: (1, t, d).
+/// PositionContext and width of the test values: (1, t, d).
 const SEQ: usize = 3;
 const WIDTH: usize = 4;
 
@@ -32,7 +32,7 @@ const NORM: Norm = Norm {
 };
 
 /// Two heads with a norm over the queries of both, for which the fused op needs scratch memory.
-const PREP: QkvPrep = QkvPrep {
+const PREP: QkvTransform = QkvTransform {
     heads: 2,
     kv_heads: 2,
     head_dim: WIDTH / 2,
@@ -112,7 +112,7 @@ fn random_values<'g>(
             7 => {
                 let rotations = ops::rotations(g, 100.0, PREP.head_dim, SEQ);
                 let norms = [Some(gain), None, None];
-                let prepared = ops::qkv_prep(linear(a, w_qkv), rotations, norms, PREP);
+                let prepared = ops::qkv_transform(linear(a, w_qkv), rotations, norms, PREP);
                 ops::attention(prepared, ATTENTION)
             }
             _ => {
@@ -226,13 +226,13 @@ fn allocations(program: &Program) -> Vec<Allocation> {
 fn scratch(program: &Program, at: usize) -> Option<Region> {
     let (node, step) = (&program.graph().nodes()[at], &program.steps()[at]);
     let types: Vec<Type> = node.inputs.iter().map(|&id| program.ty(id)).collect();
-    let updates = node.op.rule().updates(node.inputs.len());
+    let updates = node.op.operation().state_inputs(node.inputs.len());
     let found = step.writes.get(node.outputs.len() + updates.len());
     let region = found.map(|operand| step.regions[operand.region].0);
     let bytes = region.map_or(0, |region| region.end - region.start);
     assert_eq!(
         bytes,
-        4 * node.op.rule().scratch(&types),
+        4 * node.op.operation().scratch(&types),
         "scratch of op {at}"
     );
     region
@@ -245,7 +245,7 @@ fn overlap(a: Region, b: Region) -> bool {
 /// True if op `at` declares to compute `to` in place of `from`, and does not read `from` otherwise.
 fn is_in_place(program: &Program, at: usize, from: ValueId, to: ValueId) -> bool {
     let node = &program.graph().nodes()[at];
-    let mut pairs = node.op.rule().in_place().iter();
+    let mut pairs = node.op.operation().in_place().iter();
     let reads = node.inputs.iter().filter(|&&id| id == from).count();
     reads == 1 && pairs.any(|&(i, o)| node.inputs[i] == from && node.outputs[o] == to)
 }
@@ -280,8 +280,8 @@ fn assert_writes_disjoint(program: &Program, at: usize) {
     let node = &program.graph().nodes()[at];
     let place = |id: ValueId| program.place(id).expect("a place");
     let (updates, in_place) = (
-        node.op.rule().updates(node.inputs.len()),
-        node.op.rule().in_place(),
+        node.op.operation().state_inputs(node.inputs.len()),
+        node.op.operation().in_place(),
     );
     let outputs = node.outputs.iter().map(|&id| place(id));
     let updated = node.inputs[updates.clone()].iter().map(|&id| place(id));

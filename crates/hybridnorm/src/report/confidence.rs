@@ -1,7 +1,7 @@
 //! Explanation of the terms of a verdict.
 
 use super::format::count;
-use crate::digits::percent;
+use crate::format_number::percent;
 use crate::lab::analysis::{Analysis, Verdict};
 
 /// Explains the terms of a verdict and its confidence.
@@ -10,7 +10,7 @@ pub(super) fn confidence_note(analysis: &Analysis) -> String {
     let compared: Vec<_> = analysis
         .placements
         .iter()
-        .filter_map(|summary| summary.against.as_ref())
+        .filter_map(|summary| summary.comparison.as_ref())
         .collect();
     let (Some(least), Some(most)) = (
         compared.iter().map(|comparison| comparison.pairs).min(),

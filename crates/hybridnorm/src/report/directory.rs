@@ -12,9 +12,9 @@ use super::sets::{self, DataSet};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lab::study;
-use crate::train::layers::LayersRow;
+use crate::train::layers::LayerRecord;
 use crate::train::metrics::Metrics;
-use crate::train::rows::{self, Row};
+use crate::train::records::{self, Record};
 use crate::train::segments::{self, Segment};
 use crate::train::{Config, history, run_directory};
 
@@ -79,16 +79,16 @@ fn check_unique(paths: &[PathBuf]) -> Result<()> {
 }
 
 fn read_run(path: &Path) -> Result<(ReportedRun, RunIdentity, DataSet)> {
-    for name in [Metrics::FILE, LayersRow::FILE] {
+    for name in [Metrics::FILE, LayerRecord::FILE] {
         check_rows(&path.join(name))?;
     }
     let (mut record, checkpoint) = study::run_record_with_checkpoint(path)?;
     let config = Config::load(path.join(run_directory::CONFIG), &[])?;
     let segments = segments::read(path)?;
-    let rows: Vec<Metrics> = rows::read(path)?;
+    let rows: Vec<Metrics> = records::read(path)?;
     let rates = rates(&config, &segments, &rows);
     if let Some(first) = rates.first() {
-        record.cell.lr = first.lr;
+        record.grid_point.lr = first.lr;
     }
     let set = DataSet::of(&record, &config, checkpoint.as_ref(), &segments)?;
     let mut keys = labels::result_keys(&record.config)
@@ -102,10 +102,10 @@ fn read_run(path: &Path) -> Result<(ReportedRun, RunIdentity, DataSet)> {
     let name = absolute.file_name().unwrap_or_default();
     let name = name.to_string_lossy().into_owned();
     let identity = RunIdentity {
-        placement: record.cell.placement.clone(),
+        placement: record.grid_point.placement.clone(),
         hash: record.placement_hash.clone(),
-        lr: (rates.len() == 1).then_some(record.cell.lr),
-        seed: record.cell.seed,
+        lr: (rates.len() == 1).then_some(record.grid_point.lr),
+        seed: record.grid_point.seed,
         directory: name.clone(),
         keys,
         changes: match rates.is_empty() {
@@ -202,7 +202,7 @@ fn follows_schedule(config: &Config, rows: &[&Metrics]) -> bool {
     let tokens = (train.batch_size * train.seq_len) as u64;
     let schedule = config
         .schedule
-        .settle(config.optimizer.lr, train.steps, tokens);
+        .resolve(config.optimizer.lr, train.steps, tokens);
     let Ok(schedule) = schedule else {
         return true;
     };
@@ -225,7 +225,7 @@ fn describe_changes(segments: &[Segment]) -> String {
         {
             words.push(format!(
                 "{} after step {}",
-                history::in_words(change),
+                history::describe_change(change),
                 segment.after_step
             ));
         }

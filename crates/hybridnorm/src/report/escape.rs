@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 
-use crate::text::{at_most, visible};
+use crate::text::{escape_unprintable, truncated_line};
 
 /// Maximum characters of a name.
 pub(super) const NAME_CHARS: usize = 120;
@@ -22,7 +22,7 @@ const ZERO_WIDTH_SPACE: &str = "&#8203;";
 /// Escapes text between or inside tags; line breaks are kept.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
-    for character in visible(text).chars() {
+    for character in escape_unprintable(text).chars() {
         match character {
             '&' => escaped.push_str("&amp;"),
             '<' => escaped.push_str("&lt;"),
@@ -37,12 +37,12 @@ pub(super) fn escape(text: &str) -> String {
 
 /// Escapes text as one line of about `limit` characters at most.
 pub(super) fn escape_line(text: &str, limit: usize) -> String {
-    escape(&at_most(&to_line(text), limit))
+    escape(&truncated_line(&to_line(text), limit))
 }
 
 /// Escapes a name for Plotly, which interprets a few tags and entities.
 pub(super) fn plot_text(text: &str) -> String {
-    at_most(&to_line(text), NAME_CHARS)
+    truncated_line(&to_line(text), NAME_CHARS)
         .replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
@@ -54,7 +54,7 @@ pub(super) fn plot_text(text: &str) -> String {
 /// invisible character is inserted into these.
 pub(super) fn markdown_line(text: &str, limit: usize) -> String {
     let line = to_line(text);
-    let line = at_most(line.trim(), limit);
+    let line = truncated_line(line.trim(), limit);
     let chars: Vec<char> = line.chars().collect();
     let mut escaped = String::with_capacity(line.len() + 16);
     for (at, &character) in chars.iter().enumerate() {
@@ -123,7 +123,7 @@ fn to_line(text: &str) -> Cow<'_, str> {
 /// Returns a value as JSON that is safe in a `script` element.
 pub(super) fn json_in_script(value: &impl Serialize) -> String {
     let json = serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned());
-    crate::text::visible_json(&json)
+    crate::text::escape_unprintable_json(&json)
         .replace('<', "\\u003c")
         .replace('>', "\\u003e")
         .replace('&', "\\u0026")

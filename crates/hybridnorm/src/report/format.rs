@@ -1,21 +1,21 @@
 //! Formatting of numbers in reports.
 
-use crate::digits::{finite, grouped, trim};
+use crate::format_number::{finite_or_dash, trim_mantissa, with_thousands_separators};
 use crate::lab::stats::Summary;
 
-pub(super) use crate::digits::{NONE, compact, difference, probability, times};
+pub(super) use crate::format_number::{NONE, compact, difference, probability, ratio};
 
 /// Formats a learning rate: `3e-3`.
 pub(super) fn rate(lr: f64) -> String {
     if !lr.is_finite() {
         return NONE.to_owned();
     }
-    trim(&format!("{lr:.4e}"))
+    trim_mantissa(&format!("{lr:.4e}"))
 }
 
 /// Formats a loss with four decimals.
 pub(super) fn loss(value: f64) -> String {
-    finite(value, |value| format!("{value:.4}"))
+    finite_or_dash(value, |value| format!("{value:.4}"))
 }
 
 /// Formats a mean loss and, for several losses, their standard deviation.
@@ -28,12 +28,14 @@ pub(super) fn mean_sd(losses: &Summary) -> String {
 
 /// Formats a setting with all its digits.
 pub(super) fn plain(value: f64) -> String {
-    finite(value, |value| value.to_string())
+    finite_or_dash(value, |value| value.to_string())
 }
 
 /// Formats a speed as an integer with commas.
 pub(super) fn speed(value: f64) -> String {
-    finite(value, |value| grouped(value.round().max(0.0) as u64))
+    finite_or_dash(value, |value| {
+        with_thousands_separators(value.round().max(0.0) as u64)
+    })
 }
 
 /// Formats bytes in MiB.
@@ -45,7 +47,7 @@ pub(super) fn mebibytes(bytes: u64) -> String {
 pub(super) fn count(n: usize, one: &str, many: &str) -> String {
     match n {
         1 => format!("1 {one}"),
-        n => format!("{} {many}", grouped(n as u64)),
+        n => format!("{} {many}", with_thousands_separators(n as u64)),
     }
 }
 
@@ -75,8 +77,8 @@ mod tests {
         assert_eq!(compact(0.012345), "0.0123");
         assert_eq!(compact(-0.5), "-0.500");
         assert_eq!(compact(1.5e-7), "1.5e-7");
-        assert_eq!(grouped(1_234_567), "1,234,567");
-        assert_eq!(grouped(123), "123");
+        assert_eq!(with_thousands_separators(1_234_567), "1,234,567");
+        assert_eq!(with_thousands_separators(123), "123");
         assert_eq!(mebibytes(3 << 19), "1.5");
     }
 }

@@ -7,8 +7,8 @@ use super::run::{Directory, ReportedRun};
 use super::table::{Cell, Table};
 use super::tables::placement;
 use super::view::View;
-use crate::digits::grouped;
-use crate::train::history::in_words;
+use crate::format_number::with_thousands_separators;
+use crate::train::history::describe_change;
 
 /// Placeholder for values that a run did not record.
 pub(super) const NOT_RECORDED: &str = "not recorded";
@@ -38,7 +38,7 @@ pub(super) fn segments(view: &View, styles: &PlacementStyles) -> Table {
         let first = |steps: String, lr: String| {
             vec![
                 placement(styles, run.label()),
-                run.cell.seed.to_string().into(),
+                run.grid_point.seed.to_string().into(),
                 directory.name.as_str().into(),
                 steps.into(),
                 lr.into(),
@@ -68,7 +68,7 @@ pub(super) fn segments(view: &View, styles: &PlacementStyles) -> Table {
             let last = next.map_or(run.steps, |next| next.after_step);
             let lr =
                 (directory.rates.iter().rev()).find(|since| since.after_step <= segment.after_step);
-            let changed: Vec<String> = segment.changed.iter().map(in_words).collect();
+            let changed: Vec<String> = segment.changed.iter().map(describe_change).collect();
             let changed = match changed.as_slice() {
                 [] => NONE.to_owned(),
                 some => some.join("; "),
@@ -96,7 +96,11 @@ pub(super) fn segments(view: &View, styles: &PlacementStyles) -> Table {
 /// Formats a range of steps: `1–40`.
 fn span(after: u64, last: u64) -> String {
     match last > after {
-        true => format!("{}–{}", grouped(after + 1), grouped(last)),
+        true => format!(
+            "{}–{}",
+            with_thousands_separators(after + 1),
+            with_thousands_separators(last)
+        ),
         false => "none".to_owned(),
     }
 }
@@ -145,14 +149,14 @@ pub(super) fn caveats(view: &View) -> Vec<String> {
                 "{} (seed {}, {}): {} no record in metrics.jsonl, the first is step {}; curves, \
                  training loss, spikes and seconds cover the {} recorded {}.",
                 run.label(),
-                run.cell.seed,
+                run.grid_point.seed,
                 directory.name,
                 match rows.missing {
                     1 => "1 step has".to_owned(),
-                    n => format!("{} steps have", grouped(n)),
+                    n => format!("{} steps have", with_thousands_separators(n)),
                 },
-                grouped(rows.first_missing.unwrap_or(1)),
-                grouped(rows.found),
+                with_thousands_separators(rows.first_missing.unwrap_or(1)),
+                with_thousands_separators(rows.found),
                 if rows.found == 1 { "step" } else { "steps" },
             ));
         }
@@ -160,11 +164,11 @@ pub(super) fn caveats(view: &View) -> Vec<String> {
             caveats.push(format!(
                 "{} (seed {}, {}): {} in metrics.jsonl; the last record of each step is used.",
                 run.label(),
-                run.cell.seed,
+                run.grid_point.seed,
                 directory.name,
                 match rows.repeated {
                     1 => "1 record repeats a step".to_owned(),
-                    n => format!("{} records repeat a step", grouped(n)),
+                    n => format!("{} records repeat a step", with_thousands_separators(n)),
                 },
             ));
         }
@@ -192,7 +196,7 @@ fn data_caveats(run: &ReportedRun, directory: &Directory) -> Vec<String> {
     let name = format!(
         "{} (seed {}, {})",
         run.label(),
-        run.cell.seed,
+        run.grid_point.seed,
         directory.name
     );
     let mut caveats = Vec::new();
@@ -208,7 +212,7 @@ fn data_caveats(run: &ReportedRun, directory: &Directory) -> Vec<String> {
             caveats.push(format!(
                 "{name}: the validation data changed after step {}; its validation losses before and after \
                  are not comparable.",
-                grouped(pair[1].after_step)
+                with_thousands_separators(pair[1].after_step)
             ));
         }
     }

@@ -1,6 +1,6 @@
 //! A report as one self-contained HTML file.
 
-use crate::digits::grouped;
+use crate::format_number::with_thousands_separators;
 use plotly::Plot;
 use serde::Serialize;
 
@@ -14,7 +14,7 @@ use super::run::ReportedRun;
 use super::sections::{self, Context};
 use super::tables::{DIVERGED, HALVED, NOT_LEARNED};
 use super::view::{View, views};
-use crate::lab::study::record::Ending;
+use crate::lab::study::record::RunStatus;
 use crate::train::layers::BLOCK_SIGNALS;
 use crate::train::metrics::MetricCurve;
 
@@ -154,7 +154,7 @@ pub(super) fn summary_line(
         });
     }
     if !runs.is_empty() {
-        let mut seeds: Vec<u64> = runs.iter().map(|run| run.cell.seed).collect();
+        let mut seeds: Vec<u64> = runs.iter().map(|run| run.grid_point.seed).collect();
         seeds.sort_unstable();
         seeds.dedup();
         facts.push(count(seeds.len(), "seed", "seeds"));
@@ -167,7 +167,7 @@ pub(super) fn summary_line(
         }
         facts.push(range(runs.iter().map(|run| run.parameters), "parameters"));
         let whole: Vec<&ReportedRun> = (runs.iter())
-            .filter(|run| matches!(run.ending, Ending::Finished))
+            .filter(|run| matches!(run.status, RunStatus::Finished))
             .collect();
         facts.push(range(
             whole.iter().map(|run| run.tokens),
@@ -191,12 +191,12 @@ pub(super) fn summary_line(
 fn endings(runs: &[ReportedRun]) -> String {
     let (mut finished, mut diverged, mut not_learned, mut halved, mut unfinished) = (0, 0, 0, 0, 0);
     for run in runs {
-        match run.ending {
-            Ending::Finished => finished += 1,
-            Ending::Diverged { .. } => diverged += 1,
-            Ending::NotLearned { .. } => not_learned += 1,
-            Ending::Halved { .. } => halved += 1,
-            Ending::Unfinished { .. } => unfinished += 1,
+        match run.status {
+            RunStatus::Finished => finished += 1,
+            RunStatus::Diverged { .. } => diverged += 1,
+            RunStatus::NotLearned { .. } => not_learned += 1,
+            RunStatus::Eliminated { .. } => halved += 1,
+            RunStatus::Unfinished { .. } => unfinished += 1,
         }
     }
     let mut text = format!("{}: {finished} finished", count(runs.len(), "run", "runs"));
@@ -216,9 +216,15 @@ fn endings(runs: &[ReportedRun]) -> String {
 /// Formats the range of the values, or the only value.
 fn range(values: impl Iterator<Item = u64> + Clone, unit: &str) -> String {
     match (values.clone().min(), values.max()) {
-        (Some(low), Some(high)) if low == high => format!("{} {unit}", grouped(low)),
+        (Some(low), Some(high)) if low == high => {
+            format!("{} {unit}", with_thousands_separators(low))
+        }
         (Some(low), Some(high)) => {
-            format!("{} to {} {unit}", grouped(low), grouped(high))
+            format!(
+                "{} to {} {unit}",
+                with_thousands_separators(low),
+                with_thousands_separators(high)
+            )
         }
         _ => String::new(),
     }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::format::count;
-use crate::text::at_most;
+use crate::text::truncated_line;
 
 /// Maximum keys in a label; further ones are counted, and a table lists all.
 const KEYS: usize = 4;
@@ -117,7 +117,7 @@ fn with_keys(run: &RunIdentity, differing: &[String]) -> String {
     for key in differing.iter().take(KEYS) {
         let name = short_name(key, differing);
         parts.push(match run.keys.get(key) {
-            Some(value) => format!("{name} {}", at_most(value, VALUE_CHARS)),
+            Some(value) => format!("{name} {}", truncated_line(value, VALUE_CHARS)),
             None => format!("{name} not set"),
         });
     }

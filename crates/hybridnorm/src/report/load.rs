@@ -8,7 +8,7 @@ use super::run::ReportedRun;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lab::probe::ProbeReport;
-use crate::lab::study::{self, Folder};
+use crate::lab::study::{self, StudyFolder};
 use crate::machine;
 use crate::train::run_directory;
 
@@ -31,12 +31,13 @@ impl Document {
         };
         let (mut studies, mut directories) = (0, Vec::new());
         for path in paths {
-            let folder = Folder::new(path);
-            if folder.holds_study()? {
+            let folder = StudyFolder::new(path);
+            if folder.has_study()? {
                 let study = folder.study()?;
-                let assessed = study::assess(&folder, &study)?;
+                let assessed = study::analyze_folder(&folder, &study)?;
                 document.groups = assessed.groups;
-                let records = study::judged(assessed.records, &study.file.study.rules);
+                let records =
+                    study::with_relative_status(assessed.records, &study.config.study.rules);
                 document
                     .runs
                     .extend(records.into_iter().map(ReportedRun::from));

@@ -14,7 +14,7 @@ use super::sets::incomparable_note;
 use super::tables;
 use super::view::{View, views};
 use super::{history, sections};
-use crate::text::visible;
+use crate::text::escape_unprintable;
 
 /// Returns a report as GitHub Markdown: verdict, tables, and collapsed equations. No images.
 ///
@@ -58,7 +58,7 @@ fn study(text: &mut String, level: &str, view: &View, styles: &PlacementStyles) 
             let bold = if position == 0 { "**" } else { "" };
             let _ = writeln!(text, "{bold}{}{bold}\n", markdown_text(sentence));
         }
-        for remark in &group.remarks {
+        for remark in &group.caveats {
             let _ = writeln!(text, "**{}**\n", markdown_text(remark));
         }
         let _ = writeln!(
@@ -146,7 +146,7 @@ fn equations(text: &mut String, document: &Document) {
             "**{}** ({})\n\n{fence}text\n{}\n{fence}\n",
             markdown_line(placement.name, NAME_CHARS),
             markdown_line(&facts, NAME_CHARS),
-            visible(equations.trim_end())
+            escape_unprintable(equations.trim_end())
         );
     }
     let _ = writeln!(text, "</details>");

@@ -46,4 +46,4 @@ pub use html::html;
 pub use markdown::markdown;
 pub use run::{Directory, PeakLr, RecordCounts, ReportedRun};
 pub use sets::DataSet;
-pub use target::check_target;
+pub use target::check_output_path;

@@ -1,6 +1,6 @@
 //! Reference sections: probe, placements, all runs, downloads.
 
-use crate::digits::grouped;
+use crate::format_number::with_thousands_separators;
 use std::fmt::Write as _;
 
 use super::document::Document;
@@ -62,11 +62,11 @@ pub(super) fn growth(report: &ProbeReport, styles: &PlacementStyles) -> Table {
     .number("gradient norm, largest/smallest block")
     .number("gradient at the residual stream, last/first block");
     for placement in &report.placements {
-        for moment in &placement.moments {
+        for moment in &placement.measured_steps {
             let ratio = |value: Option<f32>| or_none(value, |value| compact(value.into()));
             table.row(vec![
                 tables::placement(styles, &placement.placement),
-                grouped(moment.step).into(),
+                with_thousands_separators(moment.step).into(),
                 loss(moment.loss).into(),
                 ratio(moment.growth.stream).into(),
                 ratio(moment.growth.grad).into(),
@@ -107,7 +107,7 @@ pub(super) fn placements(document: &Document) -> Vec<Equations<'_>> {
     let runs = document.runs.iter().map(|run| Equations {
         name: run.label(),
         hash: &run.placement_hash,
-        depth: run.cell.depth,
+        depth: run.grid_point.depth,
         text: &run.equations,
     });
     let probe = (document.probe.iter())
@@ -144,7 +144,7 @@ pub(super) fn all_runs(page: &mut Page, context: &Context) {
             "Configuration of the first run: {}, learning rate {}, seed {}",
             first.label(),
             tables::rates(first),
-            first.cell.seed
+            first.grid_point.seed
         ),
         &pre(&first.config),
     );

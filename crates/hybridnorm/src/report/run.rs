@@ -101,14 +101,14 @@ impl ReportedRun {
     pub(super) fn label(&self) -> &str {
         match &self.directory {
             Some(directory) => &directory.label,
-            None => &self.record.cell.placement,
+            None => &self.record.grid_point.placement,
         }
     }
 
     /// Returns its peak learning rate, if it was the same from the first step to the last.
     pub(super) fn peak_lr(&self) -> Option<f64> {
         match &self.directory {
-            None => Some(self.record.cell.lr),
+            None => Some(self.record.grid_point.lr),
             Some(directory) => match directory.rates.as_slice() {
                 [only] => Some(only.lr),
                 _ => None,

@@ -4,7 +4,7 @@ use super::charts::{block_signals, compare, curves, learning_rates, probe};
 use super::confidence::confidence_note;
 use super::document::Document;
 use super::escape::{PARAGRAPH_CHARS, escape_line};
-use super::format::{compact, count, loss, plain, times};
+use super::format::{compact, count, loss, plain, ratio};
 use super::history::{self, NOT_RECORDED};
 use super::page::Page;
 use super::palette::PlacementStyles;
@@ -154,7 +154,7 @@ fn verdict(page: &mut Page, view: &View, _: &PlacementStyles) {
         page.text("These runs were not compared.");
         return;
     };
-    for sentence in group.verdict.iter().chain(&group.remarks) {
+    for sentence in group.verdict.iter().chain(&group.caveats) {
         page.verdict(sentence);
     }
     page.text(&confidence_note(&group.analysis));
@@ -280,13 +280,15 @@ pub(super) fn power_law(view: &View) -> Option<PowerLaw> {
                  C = 6 × {} {} × {} tokens = {}",
                 compact(factor),
                 loss(mean),
-                crate::digits::grouped(run.active_parameters.unwrap_or(run.parameters)),
+                crate::format_number::with_thousands_separators(
+                    run.active_parameters.unwrap_or(run.parameters)
+                ),
                 if run.active_parameters.is_some() {
                     "active parameters"
                 } else {
                     "parameters"
                 },
-                crate::digits::grouped(run.tokens),
+                crate::format_number::with_thousands_separators(run.tokens),
                 compact(compute)
             )
         }
@@ -332,7 +334,7 @@ fn speedup(page: &mut Page, view: &View, _: &PlacementStyles) {
     }
     let best = (view.group.iter())
         .flat_map(|group| &group.analysis.placements)
-        .filter_map(|summary| Some((summary, summary.against.as_ref()?)))
+        .filter_map(|summary| Some((summary, summary.comparison.as_ref()?)))
         .filter(|(_, against)| against.verdict == Verdict::Better)
         .filter_map(|(summary, against)| Some((&summary.placement, against.effective_speedup?)))
         .max_by(|a, b| a.1.total_cmp(&b.1));
@@ -340,7 +342,7 @@ fn speedup(page: &mut Page, view: &View, _: &PlacementStyles) {
         Some((name, speedup)) => format!(
             "Of the placements that are better than the baseline, {name} has the largest effective \
              speed-up: {}.",
-            times(speedup)
+            ratio(speedup)
         ),
         None => {
             "No placement is significantly better than the baseline, so no speed-up is reported."

@@ -1,16 +1,16 @@
 //! Tables of a study.
 
 use super::format::{
-    NONE, count, difference, loss, mean_sd, mebibytes, or_none, probability, rate, speed, times,
+    NONE, count, difference, loss, mean_sd, mebibytes, or_none, probability, rate, ratio, speed,
 };
 use super::history::NOT_RECORDED;
 use super::palette::PlacementStyles;
 use super::run::ReportedRun;
 use super::table::{Cell, Table};
 use super::view::View;
-use crate::digits::{grouped, percent};
-use crate::lab::analysis::{Best, Comparison, Edge, RateSummary, Verdict};
-use crate::lab::study::record::Ending;
+use crate::format_number::{percent, with_thousands_separators};
+use crate::lab::analysis::{Best, Comparison, Edge, LearningRateSummary, Verdict};
+use crate::lab::study::record::RunStatus;
 
 /// Words for the status of runs, in every table and sentence.
 pub(super) const DIVERGED: &str = "diverged";
@@ -90,10 +90,10 @@ pub(super) fn comparisons(view: &View, styles: &PlacementStyles) -> Option<Table
         row.push(or_none_cell(summary.best.as_ref(), |best| {
             Cell::new(mean_sd(&best.loss)).note(count(best.loss.n, "seed", "seeds"))
         }));
-        match &summary.against {
+        match &summary.comparison {
             Some(comparison) => row.extend(compared(comparison)),
             None => {
-                let why = match &summary.why_not {
+                let why = match &summary.no_comparison_reason {
                     Some(why) => why.as_str(),
                     None if summary.placement == analysis.rules.baseline => "the baseline",
                     None => "not compared",
@@ -130,8 +130,8 @@ fn seeds_of(seeds: u64) -> String {
 fn compared(comparison: &Comparison) -> Vec<Cell> {
     let found = &comparison.difference;
     let (class, word) = verdict(comparison.verdict);
-    let note = match (comparison.verdict, comparison.seeds_to_resolve) {
-        (Verdict::Indistinguishable, Some(seeds)) => {
+    let note = match (comparison.verdict, comparison.seeds_for_significance) {
+        (Verdict::NotSignificant, Some(seeds)) => {
             format!("significant with about {}", seeds_of(seeds))
         }
         _ => String::new(),
@@ -148,9 +148,9 @@ fn compared(comparison: &Comparison) -> Vec<Cell> {
             "pairs",
         )),
         Cell::new(word).class(class).note(note),
-        Cell::new(or_none(comparison.compute_gain, times)),
-        Cell::new(or_none(comparison.throughput_ratio, times)),
-        Cell::new(or_none(comparison.effective_speedup, times)),
+        Cell::new(or_none(comparison.compute_gain, ratio)),
+        Cell::new(or_none(comparison.throughput_ratio, ratio)),
+        Cell::new(or_none(comparison.effective_speedup, ratio)),
     ]
 }
 
@@ -160,7 +160,7 @@ pub(super) fn verdict(verdict: Verdict) -> (&'static str, &'static str) {
         Verdict::Better => ("good", "better"),
         Verdict::Worse => ("bad", "worse"),
         Verdict::Equivalent => ("quiet", "equivalent"),
-        Verdict::Indistinguishable => ("quiet", "not significant"),
+        Verdict::NotSignificant => ("quiet", "not significant"),
     }
 }
 
@@ -181,8 +181,8 @@ pub(super) fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Table> 
     .number("learning rate sensitivity (nats)");
     for summary in &analysis.placements {
         let end = |lr: f64, next: Option<f64>, edge: &str| {
-            let of_next = |summary: &&RateSummary| Some(summary.lr) == next;
-            Cell::new(rate(lr)).note(match (next, summary.rates.iter().find(of_next)) {
+            let of_next = |summary: &&LearningRateSummary| Some(summary.lr) == next;
+            Cell::new(rate(lr)).note(match (next, summary.learning_rates.iter().find(of_next)) {
                 (Some(next), Some(found)) if found.halved > 0 => {
                     format!("{} was stopped early", rate(next))
                 }
@@ -190,7 +190,7 @@ pub(super) fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Table> 
                 (None, _) => format!("{edge} tested"),
             })
         };
-        let span = summary.tolerance.as_ref();
+        let span = summary.lr_tolerance.as_ref();
         table.row(vec![
             placement(styles, &summary.placement),
             or_none_cell(span, |span| end(span.low, span.next_below, "lowest")),
@@ -221,24 +221,32 @@ pub(super) fn stability(view: &View, styles: &PlacementStyles) -> Table {
     .number("runs with spikes of the loss");
     for &name in &view.placements {
         let [loss, grad, update, runs] = view.spikes(name);
-        let ended = |wanted: fn(&Ending) -> bool| {
-            view.runs_of(name).filter(|run| wanted(&run.ending)).count()
+        let ended = |wanted: fn(&RunStatus) -> bool| {
+            view.runs_of(name).filter(|run| wanted(&run.status)).count()
         };
-        let finished = ended(|ending| matches!(ending, Ending::Finished));
-        let diverged = ended(|ending| matches!(ending, Ending::Diverged { .. }));
-        let not_learned = ended(|ending| matches!(ending, Ending::NotLearned { .. }));
-        let halved = ended(|ending| matches!(ending, Ending::Halved { .. }));
+        let finished = ended(|ending| matches!(ending, RunStatus::Finished));
+        let diverged = ended(|ending| matches!(ending, RunStatus::Diverged { .. }));
+        let not_learned = ended(|ending| matches!(ending, RunStatus::NotLearned { .. }));
+        let halved = ended(|ending| matches!(ending, RunStatus::Eliminated { .. }));
         table.row(vec![
             placement(styles, name),
-            grouped(view.runs_of(name).count() as u64).into(),
-            grouped(finished as u64).into(),
-            Cell::new(grouped(diverged as u64)).class(if diverged > 0 { "bad" } else { "" }),
-            Cell::new(grouped(not_learned as u64)).class(if not_learned > 0 { "warn" } else { "" }),
-            grouped(halved as u64).into(),
-            grouped(loss).into(),
-            grouped(grad).into(),
-            grouped(update).into(),
-            grouped(runs).into(),
+            with_thousands_separators(view.runs_of(name).count() as u64).into(),
+            with_thousands_separators(finished as u64).into(),
+            Cell::new(with_thousands_separators(diverged as u64)).class(if diverged > 0 {
+                "bad"
+            } else {
+                ""
+            }),
+            Cell::new(with_thousands_separators(not_learned as u64)).class(if not_learned > 0 {
+                "warn"
+            } else {
+                ""
+            }),
+            with_thousands_separators(halved as u64).into(),
+            with_thousands_separators(loss).into(),
+            with_thousands_separators(grad).into(),
+            with_thousands_separators(update).into(),
+            with_thousands_separators(runs).into(),
         ]);
     }
     table
@@ -256,9 +264,9 @@ pub(super) fn cost(view: &View, styles: &PlacementStyles) -> Table {
         });
     for &name in &view.placements {
         let parameters = view.runs_of(name).next().map(|run| {
-            let active = run.active_parameters.map(grouped);
+            let active = run.active_parameters.map(with_thousands_separators);
             let active = active.map(|active| format!(" ({active} active)"));
-            grouped(run.parameters) + &active.unwrap_or_default()
+            with_thousands_separators(run.parameters) + &active.unwrap_or_default()
         });
         table.row(vec![
             placement(styles, name),
@@ -285,9 +293,9 @@ pub(super) fn outcomes(view: &View, styles: &PlacementStyles) -> Table {
         table.row(vec![
             placement(styles, run.label()),
             rates(run).into(),
-            run.cell.seed.to_string().into(),
+            run.grid_point.seed.to_string().into(),
             Cell::new(ending).class(class),
-            grouped(run.steps).into(),
+            with_thousands_separators(run.steps).into(),
             or_none(run.validation_loss, loss).into(),
             or_none(run.train_loss, loss).into(),
         ]);
@@ -323,13 +331,13 @@ pub(super) fn runs(runs: &[&ReportedRun], styles: &PlacementStyles) -> Table {
         table.row(vec![
             placement(styles, run.label()),
             rates(run).into(),
-            run.cell.seed.to_string().into(),
-            run.cell.init.as_deref().unwrap_or(NONE).into(),
-            or_none(run.cell.depth, |depth| depth.to_string()).into(),
+            run.grid_point.seed.to_string().into(),
+            run.grid_point.init.as_deref().unwrap_or(NONE).into(),
+            or_none(run.grid_point.depth, |depth| depth.to_string()).into(),
             Cell::new(run.id.as_str()).class("code"),
             Cell::new(ending).class(class),
-            grouped(run.steps).into(),
-            grouped(run.tokens).into(),
+            with_thousands_separators(run.steps).into(),
+            with_thousands_separators(run.tokens).into(),
             or_none(run.validation_loss, loss).into(),
             or_none(run.train_loss, loss).into(),
             super::format::compact(run.max_grad_norm).into(),
@@ -359,14 +367,20 @@ fn recorded(fact: Option<String>) -> Cell {
 /// Formats the peak learning rate of a run, or all of them with their steps.
 pub(super) fn rates(run: &ReportedRun) -> String {
     let rates = match &run.directory {
-        None => return rate(run.cell.lr),
+        None => return rate(run.grid_point.lr),
         Some(directory) => &directory.rates,
     };
     let mut text = String::new();
     for since in rates {
         match since.after_step {
             0 => text += &rate(since.lr),
-            step => text += &format!(", {} after step {}", rate(since.lr), grouped(step)),
+            step => {
+                text += &format!(
+                    ", {} after step {}",
+                    rate(since.lr),
+                    with_thousands_separators(step)
+                )
+            }
         }
     }
     match text.as_str() {
@@ -377,21 +391,32 @@ pub(super) fn rates(run: &ReportedRun) -> String {
 
 /// Returns the status of a run in words, and their CSS class.
 fn ending(run: &ReportedRun) -> (String, &'static str) {
-    match &run.ending {
-        Ending::Finished => ("finished".to_owned(), ""),
-        Ending::Diverged { step, reason } => (
-            format!("{DIVERGED} after step {}: {reason}", grouped(*step)),
+    match &run.status {
+        RunStatus::Finished => ("finished".to_owned(), ""),
+        RunStatus::Diverged { step, reason } => (
+            format!(
+                "{DIVERGED} after step {}: {reason}",
+                with_thousands_separators(*step)
+            ),
             "bad",
         ),
-        Ending::NotLearned { reason } => (format!("{NOT_LEARNED}: {reason}"), "warn"),
-        Ending::Halved { step } => (format!("{HALVED} after step {}", grouped(*step)), "quiet"),
-        Ending::Unfinished { step } => {
+        RunStatus::NotLearned { reason } => (format!("{NOT_LEARNED}: {reason}"), "warn"),
+        RunStatus::Eliminated { step } => (
+            format!("{HALVED} after step {}", with_thousands_separators(*step)),
+            "quiet",
+        ),
+        RunStatus::Unfinished { step } => {
             let planned = run
                 .directory
                 .as_ref()
                 .map(|directory| directory.planned_steps);
-            let of = planned.map_or_else(String::new, |steps| format!(" of {}", grouped(steps)));
-            (format!("unfinished: step {}{of}", grouped(*step)), "warn")
+            let of = planned.map_or_else(String::new, |steps| {
+                format!(" of {}", with_thousands_separators(steps))
+            });
+            (
+                format!("unfinished: step {}{of}", with_thousands_separators(*step)),
+                "warn",
+            )
         }
     }
 }

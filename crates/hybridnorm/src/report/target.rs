@@ -11,8 +11,8 @@ use crate::train::run_directory;
 ///
 /// # Errors
 /// If it would.
-pub fn check_target(out: &Path, inputs: &[PathBuf]) -> Result<()> {
-    let out_at = files::through_links(out)?;
+pub fn check_output_path(out: &Path, inputs: &[PathBuf]) -> Result<()> {
+    let out_at = files::resolve_links(out)?;
     // Also a file that does not exist yet: the report would block its path.
     let target = match (out_at.canonicalize(), out_at.file_name()) {
         (Ok(target), _) => target,
@@ -29,7 +29,8 @@ pub fn check_target(out: &Path, inputs: &[PathBuf]) -> Result<()> {
         let below = target.strip_prefix(&input).ok();
         let first = below.and_then(|below| below.iter().next());
         target == input
-            || first.is_some_and(|name| run_directory::writes(name) || study::writes(name))
+            || first
+                .is_some_and(|name| run_directory::is_run_file(name) || study::is_study_file(name))
     };
     match inputs.iter().find(is_part) {
         None => Ok(()),

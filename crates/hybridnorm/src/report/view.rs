@@ -5,7 +5,7 @@ use super::run::ReportedRun;
 use super::sets::DataSet;
 use crate::lab::analysis::PlacementSummary;
 use crate::lab::stats::{self, Summary};
-use crate::lab::study::record::Ending;
+use crate::lab::study::record::RunStatus;
 use crate::lab::study::{self, Group};
 
 /// Runs of one initialization and depth, with their analysis if there is one.
@@ -81,14 +81,14 @@ fn sorted(document: &Document) -> Vec<View<'_>> {
     };
     let mut kinds: Vec<(&Option<String>, Option<usize>)> = Vec::new();
     for run in &left {
-        let kind = (&run.cell.init, run.cell.depth);
+        let kind = (&run.grid_point.init, run.grid_point.depth);
         if !kinds.contains(&kind) {
             kinds.push(kind);
         }
     }
     for (init, depth) in kinds {
         let runs = (left.iter().copied())
-            .filter(|run| (&run.cell.init, run.cell.depth) == (init, depth))
+            .filter(|run| (&run.grid_point.init, run.grid_point.depth) == (init, depth))
             .collect();
         views.push(View::new(
             views.len(),
@@ -163,15 +163,15 @@ impl<'a> View<'a> {
     pub(super) fn status_at(&self, placement: &str, lr: f64) -> RunsAtLr<'a> {
         let runs = self.runs_at(placement, lr);
         let ended =
-            |wanted: fn(&Ending) -> bool| runs.iter().filter(|run| wanted(&run.ending)).count();
+            |wanted: fn(&RunStatus) -> bool| runs.iter().filter(|run| wanted(&run.status)).count();
         RunsAtLr {
-            diverged: ended(|ending| matches!(ending, Ending::Diverged { .. })),
-            not_learned: ended(|ending| matches!(ending, Ending::NotLearned { .. })),
-            halved: ended(|ending| matches!(ending, Ending::Halved { .. })),
-            unfinished: ended(|ending| matches!(ending, Ending::Unfinished { .. })),
+            diverged: ended(|ending| matches!(ending, RunStatus::Diverged { .. })),
+            not_learned: ended(|ending| matches!(ending, RunStatus::NotLearned { .. })),
+            halved: ended(|ending| matches!(ending, RunStatus::Eliminated { .. })),
+            unfinished: ended(|ending| matches!(ending, RunStatus::Unfinished { .. })),
             runs: runs.len(),
             losses: (runs.iter())
-                .filter(|run| matches!(run.ending, Ending::Finished))
+                .filter(|run| matches!(run.status, RunStatus::Finished))
                 .filter_map(|run| Some((*run, run.validation_loss?)))
                 .filter(|(_, loss)| loss.is_finite())
                 .collect(),
@@ -259,5 +259,5 @@ impl RunsAtLr<'_> {
 }
 
 fn is_in_group(run: &ReportedRun, group: &Group) -> bool {
-    run.cell.init == group.init && run.cell.depth == group.depth
+    run.grid_point.init == group.init && run.grid_point.depth == group.depth
 }

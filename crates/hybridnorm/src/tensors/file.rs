@@ -10,7 +10,7 @@ use super::header::{self, Entry};
 use super::to_f32;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::tensors::Values;
+use crate::tensors::HostTensor;
 
 /// The largest header of the format.
 const HEADER_LIMIT: u64 = 100_000_000;
@@ -86,11 +86,11 @@ impl TensorFile {
     ///
     /// # Errors
     /// If it is missing, has another type, or the file cannot be read.
-    pub fn read(&self, name: &str) -> Result<Values> {
+    pub fn read(&self, name: &str) -> Result<HostTensor> {
         let mut data = Vec::with_capacity(self.elements(name)?);
         self.read_chunks(name, |chunk| data.extend_from_slice(chunk))?;
         let shape = self.shape(name).unwrap_or_default().to_vec();
-        Ok(Values { shape, data })
+        Ok(HostTensor { shape, data })
     }
 
     /// Returns the number of elements of a tensor that can be read.

@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::files::{self, Fingerprint, StagedFolder};
 use crate::model::inventory;
 use crate::model::{Device, Model, ModelConfig};
-use crate::tensors::{self, Handle, TensorFile};
+use crate::tensors::{self, TensorFile, TensorHandle};
 
 pub(super) use of_run::remove_all;
 pub use of_run::{CHECKPOINTS, Newest, exists, newest, newest_before, prune, step_path};
@@ -61,12 +61,12 @@ pub struct Contents<'a, S> {
     /// Tokenizer of the model, if known.
     pub tokenizer: Option<&'a Tokenizer>,
     /// Optimizer moments and trainer state, in a training run.
-    pub training: Option<(BTreeMap<String, Handle>, &'a S)>,
+    pub training: Option<(BTreeMap<String, TensorHandle>, &'a S)>,
 }
 
 impl<'a> Contents<'a, ()> {
     /// Creates the contents for a model without training state.
-    pub fn of_model(model: &'a Model, tokenizer: Option<&'a Tokenizer>) -> Self {
+    pub fn model_only(model: &'a Model, tokenizer: Option<&'a Tokenizer>) -> Self {
         Self {
             model,
             tokenizer,
@@ -87,7 +87,7 @@ pub struct Checkpoint {
 ///
 /// # Errors
 /// If the path already exists, or a file is in the way.
-pub fn check_free(path: &Path) -> Result<()> {
+pub fn check_does_not_exist(path: &Path) -> Result<()> {
     files::check_folder_name(path)?;
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
@@ -104,7 +104,7 @@ pub fn check_free(path: &Path) -> Result<()> {
 /// # Errors
 /// If anything cannot be written, or the path already exists.
 pub fn save<S: Serialize>(path: &Path, contents: Contents<'_, S>) -> Result<()> {
-    check_free(path)?;
+    check_does_not_exist(path)?;
     let staged = StagedFolder::create(path)?;
     write_folder(staged.path(), contents)?;
     staged.publish()
@@ -160,7 +160,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If there is none, or a file is missing or has another size or SHA-256. In a run directory, newer checkpoints
-    /// with such errors are [passed over](Self::passed_over).
+    /// with such errors are [passed over](Self::skipped_checkpoints).
     pub fn open(path: &Path) -> Result<Self> {
         fs::read_dir(path).map_err(Error::io(path))?;
         if files::exists(path.join(MANIFEST))? {
@@ -241,7 +241,7 @@ impl Checkpoint {
     }
 
     /// Returns the errors of broken newer checkpoints in the run directory that this one was opened from.
-    pub fn passed_over(&self) -> &[String] {
+    pub fn skipped_checkpoints(&self) -> &[String] {
         &self.passed_over
     }
 

@@ -1,4 +1,4 @@
-//! Claim on a run directory: its lock, and the removal of created files unless a step is run.
+//! RunDirectoryGuard on a run directory: its lock, and the removal of created files unless a step is run.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,9 +14,9 @@ use crate::files::{self, Lock, Locking};
 const ATTEMPTS: usize = 8;
 
 /// A run directory locked by this process. Files that it created there are removed on drop, unless the claim is
-/// [kept](Claim::keep).
+/// [kept](RunDirectoryGuard::keep).
 #[derive(Debug)]
-pub(super) struct Claim {
+pub(super) struct RunDirectoryGuard {
     run: PathBuf,
     lock: Lock,
     /// In order of creation.
@@ -31,10 +31,10 @@ enum Created {
     Events(PathBuf),
 }
 
-impl Claim {
+impl RunDirectoryGuard {
     /// Creates the directory if it is missing, and locks it.
     pub(super) fn create(run: &Path, locking: Locking) -> Result<Self> {
-        let run = &files::through_links(run)?;
+        let run = &files::resolve_links(run)?;
         let mut created = Vec::new();
         for attempt in 1.. {
             match create_chain(run, &mut created).and_then(|()| Self::lock(run, locking)) {
@@ -87,7 +87,7 @@ impl Claim {
     }
 
     /// Announces that the file `name` will be written. If it does not exist yet, it belongs to this process.
-    pub(super) fn will_write(&mut self, name: &str) -> Result<()> {
+    pub(super) fn register_file(&mut self, name: &str) -> Result<()> {
         let path = self.run.join(name);
         if !files::exists(&path)? {
             self.created.push(Created::File(path));
@@ -96,7 +96,7 @@ impl Claim {
     }
 
     /// Announces that event files will be written. If the directory is new, all belong to this process.
-    pub(super) fn will_write_events(&mut self) {
+    pub(super) fn register_event_files(&mut self) {
         let is_run = |created: &Created| matches!(created, Created::Folder(at) if *at == self.run);
         if self.created.iter().any(is_run) {
             self.created.push(Created::Events(self.run.clone()));
@@ -128,7 +128,7 @@ impl Claim {
     }
 }
 
-impl Drop for Claim {
+impl Drop for RunDirectoryGuard {
     fn drop(&mut self) {
         remove(std::mem::take(&mut self.created));
     }
@@ -176,22 +176,22 @@ mod tests {
     fn what_was_created_goes_again_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("a/b/run");
-        let mut claim = Claim::create(&run, Locking::Required).unwrap();
-        claim.will_write("config.toml").unwrap();
+        let mut claim = RunDirectoryGuard::create(&run, Locking::Required).unwrap();
+        claim.register_file("config.toml").unwrap();
         files::write(run.join("config.toml"), b"").unwrap();
         assert!(run.join(checkpoint::CHECKPOINTS).is_dir());
         drop(claim);
         assert!(!folder.path().join("a").exists());
 
-        let claim = Claim::create(&run, Locking::Required).unwrap();
+        let claim = RunDirectoryGuard::create(&run, Locking::Required).unwrap();
         files::write(run.join("notes.txt"), b"").unwrap();
         drop(claim);
         let left: Vec<_> = fs::read_dir(&run).unwrap().collect();
         assert_eq!(left.len(), 1, "{left:?}");
 
         files::write(run.join("config.toml"), b"theirs").unwrap();
-        let mut claim = Claim::create(&run, Locking::Required).unwrap();
-        claim.will_write("config.toml").unwrap();
+        let mut claim = RunDirectoryGuard::create(&run, Locking::Required).unwrap();
+        claim.register_file("config.toml").unwrap();
         drop(claim);
         assert!(run.join("config.toml").exists());
     }
@@ -200,8 +200,8 @@ mod tests {
     fn a_second_process_is_refused_and_takes_nothing_away() {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
-        let first = Claim::create(&run, Locking::Required).unwrap();
-        let found = Claim::create(&run, Locking::Required).unwrap_err();
+        let first = RunDirectoryGuard::create(&run, Locking::Required).unwrap();
+        let found = RunDirectoryGuard::create(&run, Locking::Required).unwrap_err();
         assert!(found.to_string().contains("another process"), "{found}");
         first.check_held().unwrap();
         drop(first);
@@ -212,7 +212,7 @@ mod tests {
     fn what_is_kept_stays() {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
-        let mut claim = Claim::create(&run, Locking::Required).unwrap();
+        let mut claim = RunDirectoryGuard::create(&run, Locking::Required).unwrap();
         claim.keep();
         drop(claim);
         assert!(run.join(LOCK).exists() && run.join(checkpoint::CHECKPOINTS).exists());

@@ -23,7 +23,7 @@ use crate::plan::Recompute;
 
 pub use read::placement_from_file;
 #[cfg(feature = "lab")]
-pub(crate) use read::settled;
+pub(crate) use read::with_overrides;
 pub(crate) use read::{from_toml, read_text};
 
 /// Maximum tokens of one optimizer step; larger batches are typing errors.
@@ -369,7 +369,7 @@ impl Config {
             Some(_) => None,
             None => self.find_vocabulary()?,
         };
-        model.settle(self.train.seq_len, vocab)
+        model.resolve(self.train.seq_len, vocab)
     }
 
     /// Returns the vocabulary size of prepared data, or of the tokenizer.
@@ -391,10 +391,10 @@ impl Config {
     ///
     /// # Errors
     /// If a key of the schedule has no effect or is out of range.
-    pub fn settled_schedule(&self) -> Result<Schedule> {
+    pub fn resolved_schedule(&self) -> Result<Schedule> {
         let tokens = (self.train.batch_size * self.train.seq_len) as u64;
         self.schedule
-            .settle(self.optimizer.lr, self.train.steps, tokens)
+            .resolve(self.optimizer.lr, self.train.steps, tokens)
     }
 
     /// Checks everything that can be checked without opening the data.
@@ -451,7 +451,7 @@ impl Config {
                 ))
             })?;
         self.schedule
-            .settle(self.optimizer.lr, train.steps, tokens)?;
+            .resolve(self.optimizer.lr, train.steps, tokens)?;
         if self.model.is_none() && self.init.is_none() {
             return Err(Error::missing(
                 "[model]",
@@ -461,7 +461,7 @@ impl Config {
         if let Some(model) = &self.model {
             // The vocabulary size is not known before the tokenizer is; any size suffices for the check.
             let vocab = model.vocab_size.or(Some(1));
-            let model = model.settle(train.seq_len, vocab)?;
+            let model = model.resolve(train.seq_len, vocab)?;
             model.resolve()?;
             if self.optimizer.qk_clip.is_some() {
                 model.check_qk_clip()?;
@@ -498,7 +498,7 @@ impl ModelSection {
     ///
     /// # Errors
     /// If the placement is invalid, or a size is missing or contradicts another.
-    pub fn settle(&self, seq_len: usize, vocab: Option<usize>) -> Result<ModelConfig> {
+    pub fn resolve(&self, seq_len: usize, vocab: Option<usize>) -> Result<ModelConfig> {
         let vocab_size = match (self.vocab_size, vocab) {
             (Some(given), Some(needed)) if given < needed => {
                 return Err(Error::conflict(

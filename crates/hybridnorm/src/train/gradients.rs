@@ -77,8 +77,11 @@ pub(super) fn record<'g>(
 impl PassTaps {
     /// Taps the losses of a pass, its router statistics and, if requested, the max attention logits of its heads.
     pub(super) fn new(decoder: &Decoder, pass: &Pass<'_>, with_max_attention_logits: bool) -> Self {
-        let routed = pass.blocks.iter().filter_map(|block| block.routed.as_ref());
-        let packed = pass.blocks.iter().filter_map(|block| block.packed);
+        let routed = pass
+            .blocks
+            .iter()
+            .filter_map(|block| block.routing.as_ref());
+        let packed = pass.blocks.iter().filter_map(|block| block.packed_qkv);
         Self {
             objective: pass.objective.id(),
             cross_entropy: pass.cross_entropy.id(),
@@ -87,7 +90,7 @@ impl PassTaps {
                 .collect(),
             maxima: match with_max_attention_logits {
                 true => packed
-                    .map(|(packed, spec)| ops::head_maxima(packed, spec).id())
+                    .map(|(packed, spec)| ops::max_attention_logits(packed, spec).id())
                     .collect(),
                 false => Vec::new(),
             },
@@ -106,7 +109,7 @@ impl PassTaps {
     }
 
     /// Reads the values of the last run.
-    pub(super) fn read(&self, model: &Model, program: &Program) -> Found {
+    pub(super) fn read(&self, model: &Model, program: &Program) -> PassStats {
         let executor = model.executor();
         let one = |id| executor.output(program, id).into_f64()[0];
         let losses = BatchLosses {
@@ -118,7 +121,7 @@ impl PassTaps {
             .maxima
             .iter()
             .map(|&id| executor.output(program, id).into_f32());
-        Found {
+        PassStats {
             losses,
             routing: routing.collect(),
             head_maxima: maxima.collect(),
@@ -128,7 +131,7 @@ impl PassTaps {
 
 /// Losses and statistics of a pass.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Found {
+pub struct PassStats {
     /// The losses.
     pub losses: BatchLosses,
     /// Routing statistics, one entry per mixture-of-experts block.
@@ -143,7 +146,7 @@ pub struct Gradients {
     /// Gradient of every trained parameter, by name, flat.
     pub by_name: BTreeMap<String, Tensor>,
     /// Losses and statistics of the pass.
-    pub found: Found,
+    pub stats: PassStats,
 }
 
 impl Gradients {
@@ -196,7 +199,7 @@ pub fn gradients(
         .collect();
     Ok(Gradients {
         by_name,
-        found: taps.read(model, &program),
+        stats: taps.read(model, &program),
     })
 }
 
@@ -205,7 +208,7 @@ pub fn gradients(
 ///
 /// # Errors
 /// As [`gradients`].
-pub(super) fn stream_gradients(
+pub(super) fn residual_gradient_norms(
     model: &mut Model,
     inputs: &[i32],
     targets: &[i32],
@@ -224,7 +227,7 @@ pub(super) fn stream_gradients(
         .blocks
         .iter()
         .map(|block| {
-            [Some(block.entered.x), block.entered.y]
+            [Some(block.input.x), block.input.y]
                 .into_iter()
                 .flatten()
                 .collect()

@@ -17,7 +17,7 @@ const PLACES: [&str; 4] = [
 ];
 
 /// Returns the keys whose values differ in two configurations.
-pub fn changes<T: Serialize>(old: &T, new: &T) -> Vec<Change> {
+pub fn diff<T: Serialize>(old: &T, new: &T) -> Vec<Change> {
     let (old, new) = (leaves(&table(old)), leaves(&table(new)));
     let find = |leaves: &[(String, String)], key: &str| {
         let found = leaves.iter().find(|(of, _)| of == key);
@@ -76,7 +76,7 @@ pub fn undo<'a>(
 ///
 /// # Errors
 /// If the changes of the segments do not match the configuration.
-pub fn configuration_at(newest: &Config, segments: &[Segment], step: u64) -> Result<Config> {
+pub fn config_at_step(newest: &Config, segments: &[Segment], step: u64) -> Result<Config> {
     let later = segments.iter().rev().filter(|one| one.after_step >= step);
     let mut kept: Vec<Vec<Change>> = later.map(|one| one.changed.clone()).collect();
     for changed in &mut kept {
@@ -90,7 +90,7 @@ pub fn configuration_at(newest: &Config, segments: &[Segment], step: u64) -> Res
 ///
 /// # Errors
 /// If the changes of dropped segments do not match the configuration.
-pub fn cut(
+pub fn truncate_segments(
     mut segments: Vec<Segment>,
     newest: &Config,
     step: u64,
@@ -105,7 +105,7 @@ pub fn cut(
 }
 
 /// Formats a change for messages.
-pub fn in_words(change: &Change) -> String {
+pub fn describe_change(change: &Change) -> String {
     let Change { key, from, to } = change;
     match (from, to) {
         (Some(from), Some(to)) => format!("{key} went from {from} to {to}"),
@@ -126,18 +126,18 @@ pub fn learning_rate_note(
     changed: &[Change],
     step: u64,
 ) -> Result<Option<String>> {
-    let (old, new) = (before.settled_schedule()?, config.settled_schedule()?);
+    let (old, new) = (before.resolved_schedule()?, config.resolved_schedule()?);
     // The first step of the segment may have the same rate by coincidence.
     let first = step as usize;
     let last = before.train.steps.min(config.train.steps);
-    let mut steps: Vec<usize> = [old.turns(), new.turns()].concat();
+    let mut steps: Vec<usize> = [old.breakpoints(), new.breakpoints()].concat();
     steps.retain(|step| (first..=last).contains(step));
     steps.push(first);
     steps.sort_unstable();
     let Some(step) = steps.into_iter().find(|&step| old.lr(step) != new.lr(step)) else {
         return Ok(None);
     };
-    let rate = |config: &Config| Ok::<_, Error>(config.settled_schedule()?.lr(step));
+    let rate = |config: &Config| Ok::<_, Error>(config.resolved_schedule()?.lr(step));
     let (from, to) = (old.lr(step), new.lr(step));
     // Keys whose reversal alone changes the rate; if there are none, all keys that can affect it.
     let without = |change: &Change| {
@@ -155,7 +155,7 @@ pub fn learning_rate_note(
     if causes.is_empty() {
         causes = of_rate;
     }
-    let since: Vec<String> = causes.into_iter().map(in_words).collect();
+    let since: Vec<String> = causes.into_iter().map(describe_change).collect();
     Ok(Some(format!(
         "the learning rate at step {step} goes from {} to {} since {}",
         rounded(from),
@@ -254,8 +254,8 @@ mod tests {
     fn changes_can_be_undone() {
         let old = config(&["optimizer.lr=0.5", "schedule.warmup_steps=7"]);
         let new = config(&["optimizer.lr=0.25", "data.tokenizer=bytes", "seed=4"]);
-        let changed = changes(&old, &new);
-        let words: Vec<String> = changed.iter().map(in_words).collect();
+        let changed = diff(&old, &new);
+        let words: Vec<String> = changed.iter().map(describe_change).collect();
         assert_eq!(
             words,
             [
@@ -266,7 +266,7 @@ mod tests {
             ]
         );
         assert_eq!(undo(&new, [changed.as_slice()]).unwrap(), old);
-        assert!(changes(&old, &old).is_empty());
+        assert!(diff(&old, &old).is_empty());
     }
 
     #[test]
@@ -274,7 +274,7 @@ mod tests {
         let named = config(&["model.placement=pre-norm"]);
         let table = config(&["model.placement={base = 'pre-norm', norm = {kind = 'layernorm'}}"]);
         for (old, new) in [(&named, &table), (&table, &named)] {
-            let changed = changes(old, new);
+            let changed = diff(old, new);
             assert_eq!(undo(new, [changed.as_slice()]).unwrap(), *old);
         }
     }
@@ -289,16 +289,16 @@ mod tests {
         let [first, second, third] = rates.map(|rate| config(&[rate]));
         let all = vec![
             segment(0, Vec::new()),
-            segment(10, changes(&first, &second)),
-            segment(20, changes(&second, &third)),
+            segment(10, diff(&first, &second)),
+            segment(20, diff(&second, &third)),
         ];
         for (step, left, before) in [(25, 3, &third), (20, 2, &second), (10, 1, &first)] {
-            let (kept, found) = cut(all.clone(), &third, step).unwrap();
+            let (kept, found) = truncate_segments(all.clone(), &third, step).unwrap();
             assert_eq!((kept.len(), &found), (left, before), "{step}");
             assert_eq!(kept.last().unwrap().last_step, Some(step));
         }
         for (step, expected) in [(1, &first), (10, &first), (11, &second), (21, &third)] {
-            let found = configuration_at(&third, &all, step).unwrap();
+            let found = config_at_step(&third, &all, step).unwrap();
             assert_eq!(found, *expected, "{step}");
         }
     }
@@ -307,7 +307,7 @@ mod tests {
     fn a_jump_of_the_learning_rate_is_told_with_its_reason() {
         let old = config(&["optimizer.lr=1.0", "train.steps=40"]);
         let new = config(&["optimizer.lr=1.0", "train.steps=80", "log.dumps=3"]);
-        let changed = changes(&old, &new);
+        let changed = diff(&old, &new);
         let note = |step| learning_rate_note(&old, &new, &changed, step).unwrap();
         assert_eq!(
             note(41).unwrap(),
@@ -315,12 +315,12 @@ mod tests {
         );
         let constant = |steps| config(&["schedule.kind=constant", steps]);
         let (old, new) = (constant("train.steps=40"), constant("train.steps=80"));
-        let found = learning_rate_note(&old, &new, &changes(&old, &new), 41);
+        let found = learning_rate_note(&old, &new, &diff(&old, &new), 41);
         assert_eq!(found.unwrap(), None);
         // The first step has the same rate by coincidence.
         let warm = ["schedule.warmup_steps=10", "train.steps=20"];
         let (old, new) = (config(&warm), config(&[warm[0], "train.steps=40"]));
-        let found = learning_rate_note(&old, &new, &changes(&old, &new), 6);
+        let found = learning_rate_note(&old, &new, &diff(&old, &new), 6);
         let found = found.unwrap().unwrap();
         assert!(
             found.starts_with("the learning rate at step 11 goes from"),
@@ -332,7 +332,7 @@ mod tests {
     fn only_keys_that_move_the_learning_rate_are_its_reasons() {
         let note = |old: &[&str], new: &[&str], step| {
             let (old, new) = (config(old), config(new));
-            let changed = changes(&old, &new);
+            let changed = diff(&old, &new);
             learning_rate_note(&old, &new, &changed, step).unwrap()
         };
         let flat = "schedule.kind=constant";

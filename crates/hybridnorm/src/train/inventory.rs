@@ -22,7 +22,7 @@ pub struct Inventory {
     pub micro_batch: usize,
 }
 
-/// Planned training memory by purpose, in bytes.
+/// PlannedRun training memory by purpose, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Memory {
     /// Weights, f32.
@@ -50,11 +50,11 @@ const PLAN_OF_AN_OP: u64 = 3 << 10;
 impl Memory {
     /// Returns the total.
     pub fn total(&self) -> u64 {
-        self.besides_program().saturating_add(self.program)
+        self.total_without_program().saturating_add(self.program)
     }
 
     /// Returns the total without the program, which a running process already includes.
-    pub fn besides_program(&self) -> u64 {
+    pub fn total_without_program(&self) -> u64 {
         let state = self.weights + self.gradients + self.optimizer;
         let running = self.activations.saturating_add(self.workspace);
         state.saturating_add(running)

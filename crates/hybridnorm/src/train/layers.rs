@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::optimizer::SlotNorms;
-use super::rows::Row;
+use super::records::Record;
 use crate::model::registry::Init;
 use crate::model::{Activations, Model, Routing};
 use hybridnorm_kernels::attention;
-use hybridnorm_kernels::magnitude::Magnitude;
+use hybridnorm_kernels::tensor_stats::TensorStats;
 
 /// A measured number; `None` if it was not finite.
-pub type Measured = Option<f32>;
+pub type FiniteOrNone = Option<f32>;
 
 /// Converts a measured number to its written form.
 ///
@@ -23,7 +23,7 @@ pub type Measured = Option<f32>;
 /// assert_eq!(measured(0.5), Some(0.5));
 /// assert_eq!(measured(f64::INFINITY), None);
 /// ```
-pub fn measured(value: f64) -> Measured {
+pub fn finite_or_none(value: f64) -> FiniteOrNone {
     let value = value as f32;
     value.is_finite().then_some(value)
 }
@@ -31,13 +31,14 @@ pub fn measured(value: f64) -> Measured {
 /// Statistics of the model at one step; activations are those of the weights that produced the step's gradients.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct LayersRow {
+pub struct LayerRecord {
     /// The step, counted from 1.
     pub step: u64,
     /// One entry per block.
     pub blocks: Vec<BlockSignals>,
     /// Parameters outside the blocks: `embedding`, `head`, `norm`, `scale`.
-    pub ends: RoleSignals,
+    #[serde(rename = "ends")]
+    pub outside_blocks: RoleSignals,
 }
 
 /// Statistics of one block.
@@ -66,9 +67,9 @@ pub struct BlockSignals {
 #[serde(deny_unknown_fields)]
 pub struct Activation {
     /// Root mean square.
-    pub rms: Measured,
+    pub rms: FiniteOrNone,
     /// Maximum absolute value.
-    pub max: Measured,
+    pub max: FiniteOrNone,
 }
 
 /// Attention logits and weights over the positions that the causal mask leaves.
@@ -76,9 +77,9 @@ pub struct Activation {
 #[serde(deny_unknown_fields)]
 pub struct Scores {
     /// Max attention logit over all heads.
-    pub max: Measured,
+    pub max: FiniteOrNone,
     /// Mean entropy of the attention weights in nats, over heads and positions.
-    pub entropy: Measured,
+    pub entropy: FiniteOrNone,
 }
 
 /// Load and router statistics of a mixture of experts.
@@ -86,13 +87,13 @@ pub struct Scores {
 #[serde(deny_unknown_fields)]
 pub struct Experts {
     /// Load of every expert over the mean load; 1 if perfectly balanced.
-    pub load: Vec<Measured>,
+    pub load: Vec<FiniteOrNone>,
     /// Mean entropy of the router scores in nats.
-    pub entropy: Measured,
+    pub entropy: FiniteOrNone,
     /// Load-balancing loss, unweighted; 1 if perfectly balanced.
-    pub load_balance: Measured,
+    pub load_balance: FiniteOrNone,
     /// Router z-loss, unweighted.
-    pub z: Measured,
+    pub z: FiniteOrNone,
     /// Slots (a token at one of its experts) that were dropped.
     pub dropped: u64,
 }
@@ -101,13 +102,13 @@ pub struct Experts {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RoleSignals {
     /// Norm of the gradients before clipping.
-    pub grad_norm: BTreeMap<String, Measured>,
+    pub grad_norm: BTreeMap<String, FiniteOrNone>,
     /// Norm of the optimizer's update over the norm of the weights.
-    pub update_ratio: BTreeMap<String, Measured>,
+    pub update_ratio: BTreeMap<String, FiniteOrNone>,
     /// Root mean square distance of norm gains from their initial values, after the step's update; absent if no
     /// norm has a gain.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gain_drift: Measured,
+    pub gain_drift: FiniteOrNone,
 }
 
 /// A signal of a block: a line of [`BLOCK_SIGNALS`].
@@ -115,7 +116,7 @@ pub struct RoleSignals {
 #[non_exhaustive]
 pub struct BlockSignal {
     /// Returns the value; the outer `None` if the block does not have the signal, the inner if it is not finite.
-    pub value: fn(&BlockSignals) -> Option<Measured>,
+    pub value: fn(&BlockSignals) -> Option<FiniteOrNone>,
     /// Name of its heat map in a report.
     pub heat_map: Option<&'static str>,
     /// Tag in TensorBoard: `blocks/TAG/INDEX`.
@@ -125,7 +126,7 @@ pub struct BlockSignal {
 }
 
 impl BlockSignal {
-    const fn new(value: fn(&BlockSignals) -> Option<Measured>) -> Self {
+    const fn new(value: fn(&BlockSignals) -> Option<FiniteOrNone>) -> Self {
         Self {
             value,
             heat_map: None,
@@ -162,7 +163,7 @@ impl BlockSignal {
 /// ```
 #[rustfmt::skip]
 pub static BLOCK_SIGNALS: &[BlockSignal] = &[
-    BlockSignal::new(|block| Some(measured(block.grad_norm())))
+    BlockSignal::new(|block| Some(finite_or_none(block.grad_norm())))
         .heat_map("gradient norm of the block's parameters").tag("grad_norm"),
     BlockSignal::new(|block| Some(block.stream.rms))
         .heat_map("RMS of the residual stream at the block input").tag("stream_rms").column("stream_rms", "stream.rms"),
@@ -187,7 +188,7 @@ pub static BLOCK_SIGNALS: &[BlockSignal] = &[
         .heat_map("router entropy (nats)").tag("routing_entropy"),
 ];
 
-impl Row for LayersRow {
+impl Record for LayerRecord {
     const FILE: &'static str = "layers.jsonl";
     const EVERY_STEP: bool = false;
 
@@ -196,7 +197,7 @@ impl Row for LayersRow {
     }
 }
 
-impl LayersRow {
+impl LayerRecord {
     /// Collects the activations and norms of a step.
     pub fn new(
         step: u64,
@@ -209,12 +210,12 @@ impl LayersRow {
         // Squared distances of gains from their initial values, and their number.
         let mut drifts = vec![(0.0, 0usize); activations.len()];
         let mut outer_drift = (0.0, 0);
-        for spec in model.decoder().registry().by_name() {
+        for spec in model.decoder().registry().sorted_by_name() {
             if let Some(norms) = norms.get(&spec.name) {
                 let squares = spec.block.map_or(&mut ends, |block| &mut roles[block]);
                 squares.entry(spec.label).or_default().add(norms);
             }
-            if let (true, Init::Constant(start)) = (spec.has_drift, &spec.init) {
+            if let (true, Init::Constant(start)) = (spec.records_gain_drift, &spec.init) {
                 let (sum, count) = spec
                     .block
                     .map_or(&mut outer_drift, |block| &mut drifts[block]);
@@ -237,13 +238,13 @@ impl LayersRow {
         Self {
             step,
             blocks: blocks.collect(),
-            ends: RoleSignals::new(&ends, drift(outer_drift)),
+            outside_blocks: RoleSignals::new(&ends, drift(outer_drift)),
         }
     }
 
     /// Applies `f` to every number.
     pub fn map(mut self, f: impl Fn(f32) -> f32) -> Self {
-        let all = |value: &mut Measured| *value = value.map(&f);
+        let all = |value: &mut FiniteOrNone| *value = value.map(&f);
         for block in &mut self.blocks {
             for part in [&mut block.stream, &mut block.attn, &mut block.ffn] {
                 all(&mut part.rms);
@@ -263,7 +264,7 @@ impl LayersRow {
             }
         }
         let roles = self.blocks.iter_mut().map(|block| &mut block.roles);
-        for roles in roles.chain([&mut self.ends]) {
+        for roles in roles.chain([&mut self.outside_blocks]) {
             roles.grad_norm.values_mut().for_each(all);
             roles.update_ratio.values_mut().for_each(all);
             all(&mut roles.gain_drift);
@@ -281,20 +282,20 @@ impl BlockSignals {
     }
 
     /// Returns the largest update ratio of the roles; `None` if one is missing.
-    pub fn max_update_ratio(&self) -> Measured {
+    pub fn max_update_ratio(&self) -> FiniteOrNone {
         max(self.roles.update_ratio.values())
     }
 }
 
 impl Experts {
     /// Returns the load of the busiest expert over the mean load.
-    pub fn max_load(&self) -> Measured {
+    pub fn max_load(&self) -> FiniteOrNone {
         max(self.load.iter())
     }
 }
 
 /// Returns the largest value; `None` if one is missing.
-fn max<'a>(values: impl Iterator<Item = &'a Measured>) -> Measured {
+fn max<'a>(values: impl Iterator<Item = &'a FiniteOrNone>) -> FiniteOrNone {
     let values: Option<Vec<f32>> = values.copied().collect();
     values?.into_iter().reduce(f32::max)
 }
@@ -320,14 +321,15 @@ impl RoleSquares {
 impl RoleSignals {
     fn new(squares: &Squares<'_>, gain_drift: Option<f64>) -> Self {
         let each = |f: &dyn Fn(&RoleSquares) -> f64| {
-            let one =
-                |(role, squares): (&&str, &RoleSquares)| ((*role).to_owned(), measured(f(squares)));
+            let one = |(role, squares): (&&str, &RoleSquares)| {
+                ((*role).to_owned(), finite_or_none(f(squares)))
+            };
             squares.iter().map(one).collect()
         };
         Self {
             grad_norm: each(&|squares| squares.gradient.sqrt()),
             update_ratio: each(&|squares| (squares.update / squares.value).sqrt()),
-            gain_drift: gain_drift.and_then(measured),
+            gain_drift: gain_drift.and_then(finite_or_none),
         }
     }
 }
@@ -337,29 +339,31 @@ impl From<&Routing> for Experts {
         let mean = found.load.iter().sum::<u64>() as f64 / found.load.len() as f64;
         let loads = found.load.iter();
         Self {
-            load: loads.map(|&load| measured(load as f64 / mean)).collect(),
-            entropy: measured(found.entropy),
-            load_balance: measured(found.load_balance),
-            z: measured(found.z),
+            load: loads
+                .map(|&load| finite_or_none(load as f64 / mean))
+                .collect(),
+            entropy: finite_or_none(found.entropy),
+            load_balance: finite_or_none(found.load_balance),
+            z: finite_or_none(found.z),
             dropped: found.dropped(),
         }
     }
 }
 
-impl From<Magnitude> for Activation {
-    fn from(found: Magnitude) -> Self {
+impl From<TensorStats> for Activation {
+    fn from(found: TensorStats) -> Self {
         Self {
-            rms: measured(found.rms),
-            max: measured(f64::from(found.max)),
+            rms: finite_or_none(found.rms),
+            max: finite_or_none(f64::from(found.max)),
         }
     }
 }
 
-impl From<attention::Scores> for Scores {
-    fn from(found: attention::Scores) -> Self {
+impl From<attention::ScoreStatistics> for Scores {
+    fn from(found: attention::ScoreStatistics) -> Self {
         Self {
-            max: measured(f64::from(found.max)),
-            entropy: measured(found.entropy),
+            max: finite_or_none(f64::from(found.max)),
+            entropy: finite_or_none(found.entropy),
         }
     }
 }
@@ -368,8 +372,8 @@ impl From<attention::Scores> for Scores {
 mod tests {
     use super::*;
 
-    fn roles(norms: &[Measured]) -> BlockSignals {
-        let by_role = |scale: f32| -> BTreeMap<String, Measured> {
+    fn roles(norms: &[FiniteOrNone]) -> BlockSignals {
+        let by_role = |scale: f32| -> BTreeMap<String, FiniteOrNone> {
             (norms.iter().enumerate())
                 .map(|(role, norm)| (role.to_string(), norm.map(|norm| scale * norm)))
                 .collect()
@@ -391,10 +395,10 @@ mod tests {
     #[test]
     fn norms_of_roles_add_in_squares() {
         assert_eq!(
-            measured(roles(&[Some(3.0), Some(4.0)]).grad_norm()),
+            finite_or_none(roles(&[Some(3.0), Some(4.0)]).grad_norm()),
             Some(5.0)
         );
-        assert_eq!(measured(roles(&[Some(3.0), None]).grad_norm()), None);
+        assert_eq!(finite_or_none(roles(&[Some(3.0), None]).grad_norm()), None);
         assert_eq!(roles(&[Some(3.0), Some(4.0)]).max_update_ratio(), Some(0.4));
         assert_eq!(roles(&[Some(3.0), None]).max_update_ratio(), None);
         assert_eq!(roles(&[]).max_update_ratio(), None);

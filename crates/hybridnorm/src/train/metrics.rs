@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::rows::Row;
+use super::records::Record;
 use crate::model::Routing;
 
 /// Reads a measured number. Numbers that are not finite, which JSON lacks, are written as `null`.
@@ -86,7 +86,8 @@ pub struct RouterMetrics {
 pub struct QkClip {
     /// Max attention logit over all heads in the step's forward pass.
     #[serde(deserialize_with = "number")]
-    pub largest_score: f64,
+    #[serde(rename = "largest_score")]
+    pub max_attention_logit: f64,
     /// Heads whose queries and keys were scaled down after the update.
     pub clipped_heads: usize,
 }
@@ -292,14 +293,14 @@ pub static METRICS: &[Metric] = {
             .curve(["imbalance", "max_imbalance", "largest expert load over mean load"], Router, Max, Linear),
         Metric::new("dropped tokens", "router/dropped", |row| Some(row.router.as_ref()?.dropped as f64))
             .curve(["dropped", "dropped", "dropped tokens per step"], Router, Mean, Linear),
-        Metric::new("max attention logit", "qk_clip/largest_score", |row| Some(row.qk_clip.as_ref()?.largest_score))
+        Metric::new("max attention logit", "qk_clip/largest_score", |row| Some(row.qk_clip.as_ref()?.max_attention_logit))
             .curve(["max_attention_logit", "max_attention_logit", "max attention logit"], Attention, Max, Linear),
         Metric::new("clipped heads", "qk_clip/clipped_heads", |row| Some(row.qk_clip.as_ref()?.clipped_heads as f64))
             .curve(["clipped_heads", "max_clipped_heads", "heads clipped by QK-clip"], Attention, Max, Linear),
     ]
 };
 
-impl Row for Metrics {
+impl Record for Metrics {
     const FILE: &'static str = "metrics.jsonl";
     const EVERY_STEP: bool = true;
 

@@ -10,7 +10,7 @@ pub mod layers;
 pub mod metrics;
 mod optimizer;
 pub mod recorder;
-pub mod rows;
+pub mod records;
 pub mod run_directory;
 mod schedule;
 pub mod segments;
@@ -24,9 +24,9 @@ pub use checkpoint::Checkpoint;
 pub use config::{
     Config, DataSection, InitSection, LogSection, ModelSection, TrainSection, placement_from_file,
 };
-pub use gradients::{Found, Gradients, gradients};
+pub use gradients::{Gradients, PassStats, gradients};
 pub use optimizer::{Optimizer, OptimizerConfig, OptimizerKind, SlotNorms, StepNorms};
 pub use schedule::{Schedule, ScheduleConfig, ScheduleKind};
-pub use sources::{DataOrder, DataUse, Sources};
+pub use sources::{DataCoverage, DataOrder, Sources};
 pub use step::{StepOutcome, StepShape, TrainingStep};
 pub use trainer::{Event, OpenOptions, Outcome, Start, State, Step, Trainer};

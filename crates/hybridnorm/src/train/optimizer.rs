@@ -9,9 +9,9 @@ use crate::error::{Error, Result};
 use crate::exec::Executor;
 use crate::graph::{Buffer, Builder, DType, Type, Value, ValueId};
 use crate::model::{Model, ParamSpec, Registry};
-use crate::ops::{self, Arguments, MuonSlot};
+use crate::ops::{self, Arguments, MuonParameter};
 use crate::plan::Program;
-use crate::tensors::{Handle, TensorFile};
+use crate::tensors::{TensorFile, TensorHandle};
 
 pub use config::{OptimizerConfig, OptimizerKind};
 
@@ -79,7 +79,7 @@ struct Moment<'a> {
     spec: &'a ParamSpec,
     /// Tensor name in files.
     name: String,
-    handle: Handle,
+    handle: TensorHandle,
 }
 
 /// Program outputs with the norms of gradients and update.
@@ -103,7 +103,7 @@ impl Layout {
     /// Lays out the moments of every trained parameter.
     pub(super) fn new(config: OptimizerConfig, registry: &Registry) -> Self {
         let trained = registry
-            .by_name()
+            .sorted_by_name()
             .into_iter()
             .filter(|spec| spec.role.is_trained());
         let (muon, adamw): (Vec<_>, Vec<_>) = trained
@@ -175,7 +175,7 @@ impl Layout {
                 }
                 None => {
                     muon.push([gradient, value, first]);
-                    forms.push(MuonSlot {
+                    forms.push(MuonParameter {
                         columns: slot.spec.columns(),
                         rows: slot.spec.matrices.clone(),
                         weight_decay,
@@ -245,7 +245,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// If there is not enough memory.
-    pub(super) fn sums(&mut self, model: &mut Model) -> Result<Buffer> {
+    pub(super) fn gradient_sums(&mut self, model: &mut Model) -> Result<Buffer> {
         if let Some(sums) = self.sums {
             return Ok(sums);
         }
@@ -300,7 +300,7 @@ impl Optimizer {
     }
 
     /// Reads the norms of the last update, and counts the update if it changed anything.
-    pub(super) fn updated(
+    pub(super) fn read_update(
         &mut self,
         executor: &dyn Executor,
         program: &Program,
@@ -355,20 +355,20 @@ impl Optimizer {
                 .map(move |(prefix, buffer, offset)| Moment {
                     spec,
                     name: format!("{prefix}.{}", spec.name),
-                    handle: Handle::new(buffer, offset..offset + elements, vec![elements]),
+                    handle: TensorHandle::new(buffer, offset..offset + elements, vec![elements]),
                 })
         })
     }
 
     /// Returns the name of a moment that is not finite, if any.
-    pub fn broken(&self, model: &Model) -> Option<String> {
+    pub fn first_non_finite(&self, model: &Model) -> Option<String> {
         let is_broken = |moment: &Moment<'_>| !moment.handle.is_finite(model.executor());
         let found = self.moments().find(is_broken)?;
         Some(format!("a moment of {}", found.spec.name))
     }
 
     /// Returns the moments, named `m.NAME` and `v.NAME`; Muon's are `sum.NAME`.
-    pub fn handles(&self) -> BTreeMap<String, Handle> {
+    pub fn handles(&self) -> BTreeMap<String, TensorHandle> {
         let moments = self.moments();
         moments.map(|moment| (moment.name, moment.handle)).collect()
     }
@@ -378,7 +378,7 @@ impl Optimizer {
     ///
     /// # Errors
     /// If the file cannot be read.
-    pub fn restore_shared(
+    pub fn restore_matching(
         &mut self,
         updates: u64,
         file: &TensorFile,
@@ -435,14 +435,14 @@ mod tests {
         let weights = model.values();
         let mut first = Optimizer::new(OptimizerConfig::default(), &mut model).unwrap();
         let second = Optimizer::new(OptimizerConfig::default(), &mut model).unwrap();
-        let sums = first.sums(&mut model).unwrap();
+        let sums = first.gradient_sums(&mut model).unwrap();
         let buffers = [first.buffers[0], first.buffers[1], sums];
         first.free(&mut model);
         for buffer in buffers {
             let read = || model.executor().read(buffer, 0..1);
             assert!(catch_unwind(AssertUnwindSafe(read)).is_err(), "{buffer:?}");
         }
-        assert_eq!(second.broken(&model), None);
+        assert_eq!(second.first_non_finite(&model), None);
         assert_eq!(model.values(), weights);
     }
 }

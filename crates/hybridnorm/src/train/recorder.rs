@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::config::LogSection;
-use super::layers::{BLOCK_SIGNALS, LayersRow, Measured, measured};
+use super::layers::{BLOCK_SIGNALS, FiniteOrNone, LayerRecord, finite_or_none};
 use super::metrics::{METRICS, Metrics};
 use super::optimizer::SlotNorms;
-use super::rows::{self, RowsFile};
+use super::records::{self, RecordFile};
 use super::run_directory;
-use super::spikes::{Counts, Detector, Scores, Spike};
+use super::spikes::{Detector, Spike, SpikeCounts, SpikeScores};
 use super::tensorboard::EventFile;
 use crate::error::{Error, Result};
 use crate::files;
@@ -26,15 +26,15 @@ pub struct Dump {
     /// The step, counted from 1.
     pub step: u64,
     /// The reason for the dump.
-    pub kind: Kind,
+    pub kind: DumpReason,
     /// The spikes, or the values that are not finite, one line each.
     pub reasons: Vec<String>,
     /// Mean cross-entropy of the batch before the update.
-    pub loss: Measured,
+    pub loss: FiniteOrNone,
     /// Global norm of the gradients before clipping.
-    pub grad_norm: Measured,
+    pub grad_norm: FiniteOrNone,
     /// Global norm of the update; 0 if there was none.
-    pub update_norm: Measured,
+    pub update_norm: FiniteOrNone,
     /// Learning rate.
     pub lr: f64,
     /// Ids of the batch's instances.
@@ -42,7 +42,7 @@ pub struct Dump {
     /// Weights that produced the activations: those before the step's update or after it.
     pub weights: Weights,
     /// All blocks, for the micro-batch with the largest loss.
-    pub layers: LayersRow,
+    pub layers: LayerRecord,
     /// Norms of every parameter, by name.
     pub parameters: BTreeMap<String, ParameterNorms>,
 }
@@ -56,7 +56,7 @@ pub fn failure(run: &Path, step: u64) -> Result<Option<Dump>> {
         let bytes = files::read_small(&path, DUMP_LIMIT)?;
         let dump: Dump = serde_json::from_slice(&bytes)
             .map_err(|error| Error::format(&path, error.to_string()))?;
-        if of >= step && dump.kind == Kind::NotFinite {
+        if of >= step && dump.kind == DumpReason::NotFinite {
             return Ok(Some(dump));
         }
     }
@@ -92,7 +92,7 @@ fn dump_path(run: &Path, step: u64) -> PathBuf {
 /// Reason for a dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum DumpReason {
     /// A value far above its recent mean; the run continued.
     Spike,
     /// A value that is not finite; the run ended.
@@ -114,16 +114,16 @@ pub enum Weights {
 #[serde(deny_unknown_fields)]
 pub struct ParameterNorms {
     /// Norm of the gradient before clipping.
-    pub grad_norm: Measured,
+    pub grad_norm: FiniteOrNone,
     /// Norm of the step's update.
-    pub update_norm: Measured,
+    pub update_norm: FiniteOrNone,
 }
 
 impl From<&SlotNorms> for ParameterNorms {
     fn from(norms: &SlotNorms) -> Self {
         Self {
-            grad_norm: measured(norms.gradient),
-            update_norm: measured(norms.update),
+            grad_norm: finite_or_none(norms.gradient),
+            update_norm: finite_or_none(norms.update),
         }
     }
 }
@@ -163,17 +163,17 @@ pub(super) struct Recorder {
 
 /// Files that the run appends to.
 struct Files {
-    layers: RowsFile<LayersRow>,
+    layers: RecordFile<LayerRecord>,
     events: Option<EventFile>,
 }
 
 impl Recorder {
     /// Reads the metrics of the first `step` steps of a run, without changing any file.
     pub(super) fn open(run: &Path, log: &LogSection, step: u64) -> Result<Self> {
-        RowsFile::<Metrics>::check(run, step)?;
-        RowsFile::<LayersRow>::check(run, step)?;
+        RecordFile::<Metrics>::check(run, step)?;
+        RecordFile::<LayerRecord>::check(run, step)?;
         let mut detector = Detector::default();
-        let rows = rows::read_up_to::<Metrics>(run, step)?;
+        let rows = records::read_up_to::<Metrics>(run, step)?;
         for row in &rows {
             detector.push(row);
         }
@@ -196,7 +196,7 @@ impl Recorder {
         let resumed = (step > 0).then_some(step);
         self.dumps = drop_later_dumps(&self.run, step)?;
         self.files = Some(Files {
-            layers: RowsFile::open(&self.run, step)?,
+            layers: RecordFile::open(&self.run, step)?,
             events: match self.log.tensorboard {
                 true => Some(EventFile::create(&self.run, resumed)?),
                 false => None,
@@ -219,12 +219,12 @@ impl Recorder {
     }
 
     /// Returns the step of the first metrics record of the run.
-    pub(super) fn first_row(&self) -> Option<u64> {
+    pub(super) fn first_record_step(&self) -> Option<u64> {
         self.first_row
     }
 
     /// Returns the number of completed steps that lack a metrics record, counted from the first record if there is one.
-    pub(super) fn missing_rows(&self) -> u64 {
+    pub(super) fn missing_records(&self) -> u64 {
         self.missing_rows
     }
 
@@ -234,20 +234,20 @@ impl Recorder {
     }
 
     /// Compares a step with the preceding ones; returns its spikes.
-    pub(super) fn watch(&mut self, row: &Metrics) -> Vec<Spike> {
+    pub(super) fn detect_spikes(&mut self, row: &Metrics) -> Vec<Spike> {
         self.detector.push(row)
     }
 
-    pub(super) fn spikes(&self) -> Counts {
+    pub(super) fn spikes(&self) -> SpikeCounts {
         self.detector.counts()
     }
 
-    pub(super) fn spike_scores(&self) -> Scores {
+    pub(super) fn spike_scores(&self) -> SpikeScores {
         self.detector.scores()
     }
 
     /// Appends a record to `layers.jsonl`, and its scalars to the TensorBoard events.
-    pub(super) fn append(&mut self, layers: &LayersRow) -> Result<()> {
+    pub(super) fn append(&mut self, layers: &LayerRecord) -> Result<()> {
         if let Some(files) = &mut self.files {
             files.layers.append(layers)?;
         }
@@ -288,7 +288,7 @@ impl Recorder {
     }
 
     /// True if the limit on dumps allows another spike dump.
-    pub(super) fn has_room(&self) -> bool {
+    pub(super) fn may_dump(&self) -> bool {
         self.dumps < self.log.dumps
     }
 
@@ -305,6 +305,6 @@ impl Recorder {
 }
 
 /// Converts a measured number for TensorBoard; NaN if absent.
-fn to_scalar(value: Measured) -> f64 {
+fn to_scalar(value: FiniteOrNone) -> f64 {
     value.map_or(f64::NAN, f64::from)
 }

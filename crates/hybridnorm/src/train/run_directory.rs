@@ -6,11 +6,11 @@ use std::io;
 use std::path::Path;
 
 use super::checkpoint::{self, Checkpoint};
-use super::claim::Claim;
-use super::layers::LayersRow;
+use super::claim::RunDirectoryGuard;
+use super::layers::LayerRecord;
 use super::metrics::Metrics;
 use super::recorder;
-use super::rows::Row;
+use super::records::Record;
 use super::segments;
 use super::tensorboard;
 use super::trainer::Event;
@@ -50,13 +50,13 @@ pub fn remove(run: &Path, locking: Locking) -> Result<()> {
 }
 
 /// True if a run writes a file or folder of this name into its directory.
-pub(crate) fn writes(name: &OsStr) -> bool {
+pub(crate) fn is_run_file(name: &OsStr) -> bool {
     let names = [
         CONFIG,
         LOCK,
         UNFINISHED,
         Metrics::FILE,
-        LayersRow::FILE,
+        LayerRecord::FILE,
         segments::FILE,
         checkpoint::CHECKPOINTS,
         recorder::FLIGHT,
@@ -69,7 +69,7 @@ pub(super) fn clear(run: &Path) -> Result<()> {
     checkpoint::remove_all(run)?;
     recorder::remove_dumps(run)?;
     tensorboard::remove(run)?;
-    for name in [Metrics::FILE, LayersRow::FILE, CONFIG, segments::FILE] {
+    for name in [Metrics::FILE, LayerRecord::FILE, CONFIG, segments::FILE] {
         remove_file(&run.join(name))?;
     }
     files::remove_stale_in(run);
@@ -107,7 +107,7 @@ pub(super) fn refuse_to_overwrite(run: &Path) -> Result<()> {
             ),
         ));
     }
-    match what_is_there(run)? {
+    match find_run_output(run)? {
         None => Ok(()),
         Some(name) => Err(Error::exists(
             run,
@@ -121,7 +121,7 @@ pub(super) fn refuse_to_overwrite(run: &Path) -> Result<()> {
 
 /// Checks that the directory for a run that branches off contains no run.
 pub(super) fn refuse_to_share(run: &Path) -> Result<()> {
-    match checkpoint::exists(run)? || what_is_there(run)?.is_some() {
+    match checkpoint::exists(run)? || find_run_output(run)?.is_some() {
         true => Err(Error::exists(
             run,
             format!(
@@ -134,7 +134,7 @@ pub(super) fn refuse_to_share(run: &Path) -> Result<()> {
 }
 
 /// Returns the file that shows that a run without checkpoints was started in a directory.
-fn what_is_there(run: &Path) -> Result<Option<&'static str>> {
+fn find_run_output(run: &Path) -> Result<Option<&'static str>> {
     let is_empty = |name: &str| {
         let path = run.join(name);
         match fs::metadata(&path) {
@@ -150,19 +150,23 @@ fn what_is_there(run: &Path) -> Result<Option<&'static str>> {
     if files::exists(run.join(segments::FILE))? {
         return Ok(None);
     }
-    match is_empty(LayersRow::FILE)? {
-        false => Ok(Some(LayersRow::FILE)),
+    match is_empty(LayerRecord::FILE)? {
+        false => Ok(Some(LayerRecord::FILE)),
         true => Ok(files::exists(run.join(CONFIG))?.then_some(CONFIG)),
     }
 }
 
 /// Marks the directory as that of an unfinished run. An unfinished run for the same purpose is restarted from
 /// scratch.
-pub(super) fn begin_unfinished(run: &Path, purpose: &str, claim: &mut Claim) -> Result<()> {
+pub(super) fn begin_unfinished(
+    run: &Path,
+    purpose: &str,
+    claim: &mut RunDirectoryGuard,
+) -> Result<()> {
     let path = run.join(UNFINISHED);
     if !files::exists(&path)? {
         refuse_to_share(run)?;
-        claim.will_write(UNFINISHED)?;
+        claim.register_file(UNFINISHED)?;
         return files::write(path, purpose.as_bytes()).map(drop);
     }
     if files::read_small(&path, PURPOSE_LIMIT)? != purpose.as_bytes() {
@@ -196,7 +200,7 @@ pub(super) fn require_run(run: &Path) -> Result<()> {
 }
 
 /// Formats the note about a broken checkpoint that is skipped in favour of an older one.
-pub fn passed_over(problem: &str) -> String {
+pub fn skipped_checkpoint_note(problem: &str) -> String {
     format!("passed over a broken checkpoint: {problem}")
 }
 
@@ -214,7 +218,7 @@ pub(super) fn find_resume_point(
         ));
     }
     for problem in found.broken {
-        on_event(Event::Note(passed_over(&problem)));
+        on_event(Event::Note(skipped_checkpoint_note(&problem)));
     }
     Ok(found.checkpoint.map(|(_, checkpoint)| checkpoint))
 }

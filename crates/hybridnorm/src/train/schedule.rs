@@ -70,7 +70,7 @@ impl ScheduleConfig {
     ///
     /// # Errors
     /// [`Error::Config`] when a key has no effect or is out of range.
-    pub fn settle(&self, peak: f64, steps: usize, tokens_per_step: u64) -> Result<Schedule> {
+    pub fn resolve(&self, peak: f64, steps: usize, tokens_per_step: u64) -> Result<Schedule> {
         if self.kind == ScheduleKind::Constant && self.min_lr_ratio.is_some() {
             return Err(Error::no_effect(
                 "schedule.min_lr_ratio",
@@ -135,7 +135,7 @@ impl ScheduleConfig {
 impl Schedule {
     /// Returns the steps around the ends of warm-up and the beginning of decay, between which the rate follows
     /// one formula, and the last step.
-    pub(super) fn turns(&self) -> Vec<usize> {
+    pub(super) fn breakpoints(&self) -> Vec<usize> {
         let decay_start = self.steps - self.decay;
         let turns = [
             self.warmup,
@@ -176,7 +176,7 @@ mod tests {
             warmup_steps: Some(10),
             ..Default::default()
         };
-        config.settle(2.0, 110, 100).unwrap()
+        config.resolve(2.0, 110, 100).unwrap()
     }
 
     #[test]
@@ -217,7 +217,7 @@ mod tests {
             warmup_tokens: Some(950),
             ..Default::default()
         };
-        let schedule = config.settle(1.0, 100, 100).unwrap();
+        let schedule = config.resolve(1.0, 100, 100).unwrap();
         assert_eq!(schedule.lr(10), 1.0);
         assert!(schedule.lr(9) < 1.0);
     }
@@ -228,18 +228,18 @@ mod tests {
             decay_steps: Some(5),
             ..Default::default()
         };
-        let error = with_decay.settle(1.0, 100, 1).unwrap_err().to_string();
+        let error = with_decay.resolve(1.0, 100, 1).unwrap_err().to_string();
         assert!(error.contains("decay_steps"), "{error}");
         let both = ScheduleConfig {
             warmup_steps: Some(1),
             warmup_tokens: Some(1),
             ..Default::default()
         };
-        assert!(both.settle(1.0, 100, 1).is_err());
+        assert!(both.resolve(1.0, 100, 1).is_err());
         let long = ScheduleConfig {
             warmup_steps: Some(101),
             ..Default::default()
         };
-        assert!(long.settle(1.0, 100, 1).is_err());
+        assert!(long.resolve(1.0, 100, 1).is_err());
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
-use crate::files::{self, sealed};
+use crate::files::{self, checksummed};
 
 /// File name in the run directory.
 pub const FILE: &str = "segments.json";
@@ -71,7 +71,7 @@ pub fn read(run: &Path) -> Result<Vec<Segment>> {
         return Ok(Vec::new());
     }
     let bytes = files::read_small(&path, LIMIT)?;
-    let opened = sealed::open_list(&bytes).map_err(|problem| Error::format(&path, problem))?;
+    let opened = checksummed::open_list(&bytes).map_err(|problem| Error::format(&path, problem))?;
     Ok(opened.into_iter().map(|segment| segment.content).collect())
 }
 
@@ -81,7 +81,7 @@ pub fn read(run: &Path) -> Result<Vec<Segment>> {
 /// If the file cannot be written.
 pub fn write(run: &Path, segments: &[Segment]) -> Result<()> {
     let path = run.join(FILE);
-    let text =
-        sealed::seal_list(segments).map_err(|error| Error::format(&path, error.to_string()))?;
+    let text = checksummed::to_json_list_with_checksums(segments)
+        .map_err(|error| Error::format(&path, error.to_string()))?;
     files::write(&path, text.as_bytes()).map(drop)
 }

@@ -8,11 +8,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::config::Config;
-use crate::data::{self, Coverage, TextAccount, TokenDataset, Tokenizer, Windows};
-use crate::digits::grouped;
+use crate::data::{self, Coverage, TextStats, TokenDataset, Tokenizer, Windows};
 use crate::error::{Error, Result};
+use crate::format_number::with_thousands_separators;
 use crate::model::ModelConfig;
-use crate::omissions::LeftOut;
+use crate::omissions::Omissions;
 
 #[cfg(feature = "data")]
 pub use open::{cache_dir, open};
@@ -40,32 +40,32 @@ impl DataOrder {
 
 /// Counts of used and omitted tokens of a run's data: for each, `all_tokens = tokens + left_out`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DataUse {
+pub struct DataCoverage {
     /// Training data, once per epoch.
     pub train: Coverage,
     /// Validation data, per evaluation, if any.
     pub validation: Option<Coverage>,
     /// Text that the training data were made from, and what they hold out; absent for token files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub text: Option<TextAccount>,
+    pub text: Option<TextStats>,
     /// Text that separate validation data were made from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub validation_text: Option<TextAccount>,
+    pub validation_text: Option<TextStats>,
     /// Notes on the data, such as records omitted, truncated or replaced when text was prepared.
     #[serde(default)]
     pub notes: Vec<String>,
 }
 
-impl DataUse {
+impl DataCoverage {
     /// Returns the omissions from both, and from the text that they were made from, by reason.
-    pub fn left_out(&self) -> LeftOut {
-        let mut all = self.train.left_out.clone();
+    pub fn omissions(&self) -> Omissions {
+        let mut all = self.train.omissions.clone();
         if let Some(text) = &self.text {
-            all.extend(&text.left_out);
+            all.extend(&text.omissions);
         }
-        let validation = self.validation.iter().map(|found| &found.left_out);
-        let text = self.validation_text.iter().map(|text| &text.left_out);
-        for omission in validation.chain(text).flat_map(LeftOut::iter) {
+        let validation = self.validation.iter().map(|found| &found.omissions);
+        let text = self.validation_text.iter().map(|text| &text.omissions);
+        for omission in validation.chain(text).flat_map(Omissions::iter) {
             let reason = format!("validation data: {}", omission.reason);
             let example = omission.examples.first().cloned();
             all.add(omission.unit, &reason, omission.count, example);
@@ -76,17 +76,17 @@ impl DataUse {
     /// Describes the training and the validation data, one line each, and the text that they were made from.
     pub fn lines(&self) -> Vec<String> {
         let line = |name: &str, found: &Coverage| {
-            let left_out: Vec<_> = found.left_out.lines();
+            let left_out: Vec<_> = found.omissions.lines();
             format!(
                 "{name}: {} of {} tokens are targets; {}",
-                grouped(found.tokens),
-                grouped(found.all_tokens),
+                with_thousands_separators(found.tokens),
+                with_thousands_separators(found.all_tokens),
                 left_out.join("; ")
             )
         };
-        let text = |name: &str, text: &Option<TextAccount>| {
+        let text = |name: &str, text: &Option<TextStats>| {
             let text = text.as_ref()?;
-            Some(format!("{name}: made of {}", text.line()))
+            Some(format!("{name}: made of {}", text.summary()))
         };
         let validation = self.validation.as_ref();
         let validation = validation.map(|found| line("validation data", found));
@@ -99,7 +99,7 @@ impl DataUse {
     }
 }
 
-/// Opened training and validation data, and facts about them.
+/// OpenedData training and validation data, and facts about them.
 #[derive(Debug)]
 pub struct Sources {
     /// Training data.
@@ -109,7 +109,7 @@ pub struct Sources {
     /// Reason why there is no validation data; empty if there is.
     pub no_validation: String,
     /// Counts of used and omitted tokens of both.
-    pub data_use: DataUse,
+    pub coverage: DataCoverage,
     /// Notes on the data, such as records omitted, truncated or replaced when text was prepared.
     pub notes: Vec<String>,
     /// Tokenizer of the data, if known.
@@ -128,12 +128,12 @@ impl Sources {
             None => "the run was opened on training tokens only".into(),
         };
         Self {
-            data_use: DataUse {
-                train: train.coverage(Windows::Whole { limit: None }),
+            coverage: DataCoverage {
+                train: train.coverage(Windows::Complete { limit: None }),
                 validation: validation
                     .as_ref()
                     .map(|data| data.coverage(validation_windows(config))),
-                ..DataUse::default()
+                ..DataCoverage::default()
             },
             vocab_size: Some(train.vocab_size()),
             train,
@@ -149,7 +149,7 @@ impl Sources {
 /// Returns the windows of validation data evaluated in training: whole ones, `train.eval_sequences` of them.
 pub fn validation_windows(config: &Config) -> Windows {
     let most = config.train.eval_sequences as u64;
-    Windows::Whole {
+    Windows::Complete {
         limit: (most > 0).then_some(most),
     }
 }

@@ -82,7 +82,7 @@ impl fmt::Display for Spike {
 /// Number of spikes by quantity.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Counts {
+pub struct SpikeCounts {
     /// Spikes of the loss.
     pub loss: u64,
     /// Spikes of the gradient norm.
@@ -91,7 +91,7 @@ pub struct Counts {
     pub update_norm: u64,
 }
 
-impl Counts {
+impl SpikeCounts {
     /// Returns the total.
     pub fn total(&self) -> u64 {
         self.loss + self.grad_norm + self.update_norm
@@ -100,7 +100,7 @@ impl Counts {
 
 /// Fractions of the last [`WINDOW`] steps that spiked, between 0 and 1.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Scores {
+pub struct SpikeScores {
     /// Spike score of the loss.
     pub loss: f64,
     /// Spike score of the gradient norm.
@@ -132,9 +132,9 @@ impl Detector {
     }
 
     /// Returns the number of spikes so far.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> SpikeCounts {
         let [loss, grad_norm, update_norm] = self.watched.each_ref().map(|watched| watched.count);
-        Counts {
+        SpikeCounts {
             loss,
             grad_norm,
             update_norm,
@@ -142,9 +142,9 @@ impl Detector {
     }
 
     /// Returns the current spike scores.
-    pub fn scores(&self) -> Scores {
+    pub fn scores(&self) -> SpikeScores {
         let [loss, grad_norm, update_norm] = self.watched.each_ref().map(Watched::score);
-        Scores {
+        SpikeScores {
             loss,
             grad_norm,
             update_norm,
@@ -230,9 +230,9 @@ mod tests {
         assert!((spikes[0].deviations - 6.36).abs() < 0.1, "{spikes:?}");
         assert_eq!(
             detector.counts(),
-            Counts {
+            SpikeCounts {
                 loss: 1,
-                ..Counts::default()
+                ..SpikeCounts::default()
             }
         );
         assert_eq!(detector.scores().loss, 1.0 / 128.0);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::gradients::{self, Found, PassTaps};
+use super::gradients::{self, PassStats, PassTaps};
 use super::metrics::QkClip;
 use super::optimizer::{Layout, Optimizer, StepNorms, UpdateTaps};
 use crate::error::Result;
@@ -11,7 +11,7 @@ use crate::graph::{Buffer, Builder, Type, Value};
 use crate::model::{BatchLosses, Decoder, Model, ParamSpec, Routing};
 use crate::ops;
 use crate::plan::{Options, Program, Recompute};
-use hybridnorm_kernels::magnitude::larger_or_nan;
+use hybridnorm_kernels::tensor_stats::larger_or_nan;
 
 /// Shape of an optimizer step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,24 +32,24 @@ pub struct TrainingStep {
     shape: StepShape,
     programs: Programs,
     /// Losses and statistics of the current step's passes.
-    found: Vec<Found>,
+    found: Vec<PassStats>,
     norms: Option<StepNorms>,
 }
 
 pub(super) enum Programs {
-    Single(Box<Single>),
-    Accumulating(Box<Accumulating>),
+    Fused(Box<Fused>),
+    Accumulated(Box<Accumulated>),
 }
 
 /// A forward and backward pass followed by the update.
-pub(super) struct Single {
+pub(super) struct Fused {
     program: Program,
     pass: PassTaps,
     update: UpdateTaps,
 }
 
 /// Passes that accumulate gradients, and the update from the sums.
-pub(super) struct Accumulating {
+pub(super) struct Accumulated {
     /// Pass that overwrites the sums.
     first: (Program, PassTaps),
     /// Pass that adds to the sums.
@@ -115,7 +115,7 @@ pub(super) fn plan(
         let guard = g.input("guard", Type::f32([1]));
         let update = layout.record(&g, moments, &by_name.collect(), guard);
         decoder.unit_weights(&g);
-        Programs::Accumulating(Box::new(Accumulating {
+        Programs::Accumulated(Box::new(Accumulated {
             first,
             further,
             update: (Program::new(g.finish(), &update.outputs(), options), update),
@@ -128,7 +128,7 @@ pub(super) fn plan(
         let update = layout.record(&g, moments, &by_name, recorded.objective);
         decoder.unit_weights(&g);
         let outputs = [pass.outputs(), update.outputs()].concat();
-        Programs::Single(Box::new(Single {
+        Programs::Fused(Box::new(Fused {
             program: Program::new(g.finish(), &outputs, options),
             pass,
             update,
@@ -141,8 +141,8 @@ pub(super) fn plan(
 impl Programs {
     pub(super) fn all(&self) -> Vec<&Program> {
         match self {
-            Self::Single(single) => vec![&single.program],
-            Self::Accumulating(all) => vec![&all.first.0, &all.further.0, &all.update.0],
+            Self::Fused(single) => vec![&single.program],
+            Self::Accumulated(all) => vec![&all.first.0, &all.further.0, &all.update.0],
         }
     }
 
@@ -163,7 +163,7 @@ impl TrainingStep {
         let buffers = StepBuffers {
             moments: optimizer.buffers(),
             sums: match shape.grad_accum_steps > 1 {
-                true => Some(optimizer.sums(model)?),
+                true => Some(optimizer.gradient_sums(model)?),
                 false => None,
             },
         };
@@ -198,7 +198,7 @@ impl TrainingStep {
     ///
     /// # Panics
     /// If all micro-batches of the step have already run.
-    pub fn pass(
+    pub fn run_micro_batch(
         &mut self,
         model: &mut Model,
         optimizer: &mut Optimizer,
@@ -221,8 +221,8 @@ impl TrainingStep {
         let given = [("ids", Data::I32(inputs)), ("targets", Data::I32(targets))];
         let arguments = optimizer.arguments(lr);
         let (program, pass) = match &self.programs {
-            Programs::Single(single) => (&single.program, &single.pass),
-            Programs::Accumulating(all) => {
+            Programs::Fused(single) => (&single.program, &single.pass),
+            Programs::Accumulated(all) => {
                 let (program, pass) = match self.found.is_empty() {
                     true => &all.first,
                     false => &all.further,
@@ -232,10 +232,10 @@ impl TrainingStep {
         };
         model.executor_mut().run(program, arguments, &given)?;
         let found = pass.read(model, program);
-        if let Programs::Single(single) = &self.programs {
+        if let Programs::Fused(single) = &self.programs {
             let is_finite = found.losses.objective.is_finite();
             let (program, update) = (&single.program, &single.update);
-            self.norms = Some(optimizer.updated(model.executor(), program, update, is_finite));
+            self.norms = Some(optimizer.read_update(model.executor(), program, update, is_finite));
         }
         let losses = found.losses;
         self.found.push(found);
@@ -270,7 +270,7 @@ impl TrainingStep {
             objective: sum(|losses| losses.objective),
             cross_entropy: sum(|losses| losses.cross_entropy),
         };
-        if let Programs::Accumulating(all) = &self.programs {
+        if let Programs::Accumulated(all) = &self.programs {
             let (program, update) = &all.update;
             let arguments = optimizer.arguments(lr);
             let guard = [losses.objective as f32];
@@ -278,7 +278,7 @@ impl TrainingStep {
                 .executor_mut()
                 .run(program, arguments, &[("guard", Data::F32(&guard))])?;
             let is_finite = losses.objective.is_finite();
-            let norms = optimizer.updated(model.executor(), program, update, is_finite);
+            let norms = optimizer.read_update(model.executor(), program, update, is_finite);
             self.norms = Some(norms);
         }
         let mut norms = self
@@ -301,12 +301,12 @@ impl TrainingStep {
             }
         }
         if norms.gradient.is_finite() && losses.objective.is_finite() {
-            model.rebalance(&routing);
+            model.update_balancing_biases(&routing);
             norms.qk_clip = optimizer.config().qk_clip.map(|most| {
                 let largest = maxima.iter().flatten().copied().reduce(larger_or_nan);
                 QkClip {
-                    largest_score: largest.map_or(f64::NAN, f64::from),
-                    clipped_heads: model.clip_scores(&maxima, most),
+                    max_attention_logit: largest.map_or(f64::NAN, f64::from),
+                    clipped_heads: model.apply_qk_clip(&maxima, most),
                 }
             });
         }

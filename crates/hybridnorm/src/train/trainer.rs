@@ -20,9 +20,9 @@ use super::config::Config;
 use super::gradients;
 use super::metrics::Metrics;
 use super::recorder::Recorder;
-use super::rows;
+use super::records;
 use super::segments::Segment;
-use super::sources::DataUse;
+use super::sources::DataCoverage;
 use crate::data::{Batch, TokenDataset, Tokenizer};
 use crate::error::{Error, Result};
 use crate::eval;
@@ -105,7 +105,7 @@ impl Trainer {
             step: self.state.step,
             tokens: self.state.tokens,
             validation,
-            left_out: self.data.coverage.left_out(),
+            omissions: self.data.coverage.omissions(),
             data: self.data.coverage.clone(),
             max_grad_norm: self.state.max_grad_norm,
             spikes: self.recorder.spikes(),
@@ -149,7 +149,7 @@ impl Trainer {
     }
 
     /// Returns the counts of used and omitted tokens of the data.
-    pub fn data_use(&self) -> &DataUse {
+    pub fn data_coverage(&self) -> &DataCoverage {
         &self.data.coverage
     }
 
@@ -205,7 +205,7 @@ impl Trainer {
     ///
     /// # Errors
     /// If the mark of an unfinished run cannot be removed, or the directory is no longer locked.
-    pub fn finish(&self) -> Result<()> {
+    pub fn mark_finished(&self) -> Result<()> {
         self.files.mark_finished()
     }
 
@@ -257,7 +257,7 @@ impl Trainer {
         found: &mut eval::Loss,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
-        let rows: Vec<Metrics> = rows::read(&self.files.run)?;
+        let rows: Vec<Metrics> = records::read(&self.files.run)?;
         let last = rows.last().filter(|row| row.step == self.state.step);
         let Some(recorded) = last.and_then(|row| row.validation_loss) else {
             return Ok(());
@@ -284,7 +284,7 @@ impl Trainer {
     ///
     /// # Errors
     /// If the data cannot be read.
-    pub fn stream_gradients(&mut self) -> Result<Vec<f64>> {
+    pub fn residual_gradient_norms(&mut self) -> Result<Vec<f64>> {
         let recompute = self.config.train.recompute;
         let batch = self.next_micro_batch()?;
         let shape = [batch.len(), batch.seq_len];
@@ -292,7 +292,7 @@ impl Trainer {
             inputs, targets, ..
         } = &batch;
         let model = &mut self.learner.model;
-        gradients::stream_gradients(model, inputs, targets, shape, recompute)
+        gradients::residual_gradient_norms(model, inputs, targets, shape, recompute)
     }
 
     /// Returns the next micro-batch, without moving the position in the data.

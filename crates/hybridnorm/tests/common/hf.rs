@@ -5,7 +5,7 @@ use std::path::Path;
 
 use hybridnorm::Device;
 use hybridnorm::interop::huggingface;
-use hybridnorm::tensors::Values;
+use hybridnorm::tensors::HostTensor;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -15,7 +15,7 @@ use super::reference::*;
 pub fn changed(
     family: &str,
     config: impl FnOnce(&mut Value),
-    weights: impl FnOnce(&mut BTreeMap<String, Values>),
+    weights: impl FnOnce(&mut BTreeMap<String, HostTensor>),
 ) -> TempDir {
     let from = fixture(&format!("hf/{family}"));
     let folder = tempfile::tempdir().unwrap();

@@ -11,7 +11,7 @@ use hybridnorm::exec::Data;
 use hybridnorm::model::{MlaConfig, Model, ModelConfig, MoeConfig, PARAMETERS, Scoring};
 use hybridnorm::placement::{self, Placement};
 use hybridnorm::plan::Options;
-use hybridnorm::tensors::Values;
+use hybridnorm::tensors::HostTensor;
 use hybridnorm::train::{self, Gradients};
 
 pub const VOCAB: usize = 37;
@@ -99,7 +99,10 @@ pub fn named(name: &str) -> Placement {
 
 /// Returns the canonical names of all named placements.
 pub fn all_names() -> Vec<&'static str> {
-    placement::names().iter().map(|entry| entry.name).collect()
+    placement::named_placements()
+        .iter()
+        .map(|entry| entry.name)
+        .collect()
 }
 
 /// Returns a model with all parameters perturbed from their initial values, so that gains and learned scales matter
@@ -187,11 +190,11 @@ pub fn loss_and_gradients(model: &mut Model) -> (f64, Gradients) {
     let options = Options::default();
     let gradients =
         train::gradients(model, &inputs(), &targets(), shape, divisor, options).unwrap();
-    (gradients.found.losses.objective, gradients)
+    (gradients.stats.losses.objective, gradients)
 }
 
 /// Returns the parameters of `model` under other names.
-pub fn renamed(model: &Model, name: impl Fn(&str) -> String) -> BTreeMap<String, Values> {
+pub fn renamed(model: &Model, name: impl Fn(&str) -> String) -> BTreeMap<String, HostTensor> {
     model
         .values()
         .into_iter()

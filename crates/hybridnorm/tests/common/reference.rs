@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use hybridnorm::tensors::Values;
+use hybridnorm::tensors::HostTensor;
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -19,7 +19,7 @@ pub fn json(path: &Path) -> Value {
 }
 
 /// Reads the `f32` tensors whose names begin with `prefix`, which is removed.
-pub fn tensors(bytes: &[u8], prefix: &str) -> BTreeMap<String, Values> {
+pub fn tensors(bytes: &[u8], prefix: &str) -> BTreeMap<String, HostTensor> {
     let file = SafeTensors::deserialize(bytes).unwrap();
     let mut all = BTreeMap::new();
     for (name, view) in file.tensors() {
@@ -29,7 +29,7 @@ pub fn tensors(bytes: &[u8], prefix: &str) -> BTreeMap<String, Values> {
                 .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
                 .collect();
             let shape = view.shape().to_vec();
-            all.insert(name.to_owned(), Values { shape, data });
+            all.insert(name.to_owned(), HostTensor { shape, data });
         }
     }
     all
@@ -52,7 +52,7 @@ pub fn shifted(ids: &[i32], row: usize) -> (Vec<i32>, Vec<i32>) {
 }
 
 /// Writes tensors as `model.safetensors`.
-pub fn write_tensors(folder: &Path, tensors: &BTreeMap<String, Values>) {
+pub fn write_tensors(folder: &Path, tensors: &BTreeMap<String, HostTensor>) {
     let owned: Vec<_> = tensors
         .iter()
         .map(|(name, values)| {
@@ -69,7 +69,7 @@ pub fn write_tensors(folder: &Path, tensors: &BTreeMap<String, Values>) {
 }
 
 /// Writes an official checkpoint folder.
-pub fn write_official(folder: &Path, model: &Value, weights: &BTreeMap<String, Values>) {
+pub fn write_official(folder: &Path, model: &Value, weights: &BTreeMap<String, HostTensor>) {
     // JSON is valid YAML.
     let config = serde_json::json!({ "model": model });
     std::fs::write(folder.join("config.yaml"), config.to_string()).unwrap();
@@ -79,7 +79,7 @@ pub fn write_official(folder: &Path, model: &Value, weights: &BTreeMap<String, V
 /// Returns the largest deviation of any gradient, relative to the largest element of its expected value.
 pub fn gradient_deviation(
     gradients: &hybridnorm::train::Gradients,
-    expected: &BTreeMap<String, Values>,
+    expected: &BTreeMap<String, HostTensor>,
 ) -> f64 {
     let mut worst = 0.0;
     for (parameter, expected) in expected {

@@ -7,7 +7,7 @@ use crate::math::{exp_bounded, tanh};
 use crate::panels::{
     ActiveRegion, LhsLayout, PANEL, PackedMatmul, PanelRow, Rows, pack, pack_transposed, panels,
 };
-use crate::qkv::{Preparation, sum_gradients};
+use crate::qkv::{BoundQkvTransform, sum_gradients};
 use crate::simd::{dispatch, dot};
 use rayon::prelude::*;
 
@@ -38,7 +38,7 @@ pub fn backward(
 )]
 pub fn backward_transformed(
     a: &Attention,
-    p: &Preparation,
+    p: &BoundQkvTransform,
     qkv: &[f32],
     ctx: &[f32],
     lse: &[f32],

@@ -1,7 +1,7 @@
 //! Rows of one head: loading with norm and rotation, and the backward pass of both.
 
 use crate::panels::Rows;
-use crate::qkv::{self, Preparation};
+use crate::qkv::{self, BoundQkvTransform};
 use crate::simd::{SimdKernel, run_simd};
 use pulp::Simd;
 
@@ -17,7 +17,7 @@ pub(super) struct HeadRows<'a> {
     /// Index of the head in a packed row.
     pub(super) packed_head: usize,
     /// Norm and rotation applied when rows are read.
-    pub(super) preparation: Option<&'a Preparation<'a>>,
+    pub(super) preparation: Option<&'a BoundQkvTransform<'a>>,
 }
 
 /// Scratch buffers for loaded rows.
@@ -29,7 +29,7 @@ pub(super) struct Scratch {
 
 impl Scratch {
     /// Creates the buffers; empty without a preparation.
-    pub(super) fn new(d: usize, preparation: Option<&Preparation>) -> Self {
+    pub(super) fn new(d: usize, preparation: Option<&BoundQkvTransform>) -> Self {
         preparation.map_or_else(Self::default, |p| Self {
             prefetched: vec![0.0; PREFETCHED_ROWS * d],
             steps: qkv::Scratch::new(p.form()),
@@ -93,7 +93,7 @@ impl HeadRows<'_> {
 
 struct Load<'a> {
     head: &'a HeadRows<'a>,
-    preparation: &'a Preparation<'a>,
+    preparation: &'a BoundQkvTransform<'a>,
     d: usize,
     first: usize,
     out: &'a mut [f32],
@@ -118,7 +118,7 @@ impl SimdKernel for Load<'_> {
 
 struct HeadBackward<'a, I> {
     head: &'a HeadRows<'a>,
-    preparation: &'a Preparation<'a>,
+    preparation: &'a BoundQkvTransform<'a>,
     d: usize,
     first: usize,
     /// Gradients of prepared rows, and the destination of those of the projection.

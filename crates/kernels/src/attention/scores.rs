@@ -14,7 +14,7 @@ const ROWS_AT_ONCE: usize = 4;
 
 /// Statistics of the scores of all heads over the unmasked keys.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Scores {
+pub struct ScoreStatistics {
     /// Max attention logit, after the soft cap.
     pub max: f32,
     /// Mean attention entropy `-Σ p ln p` over sequences, heads and queries, in nats.
@@ -23,15 +23,15 @@ pub struct Scores {
 
 /// Computes the statistics for packed and prepared `qkv`, as [`super::forward`] reads it. For
 /// inspection, not for training: it is as slow as a plain loop. Both are NaN if a score is not finite.
-pub fn scores(a: &Attention, qkv: &[f32]) -> Scores {
+pub fn score_statistics(a: &Attention, qkv: &[f32]) -> ScoreStatistics {
     a.check_qkv("attention::scores", qkv);
     let layout = a.packed(qkv, None);
-    let heads: Vec<Scores> = (0..a.batch * a.heads)
+    let heads: Vec<ScoreStatistics> = (0..a.batch * a.heads)
         .into_par_iter()
         .map(|head| of_head(a, &layout, head / a.heads, head % a.heads))
         .collect();
     let queries = (a.batch * a.heads * a.seq) as f64;
-    Scores {
+    ScoreStatistics {
         max: heads
             .iter()
             .map(|head| head.max)
@@ -41,14 +41,14 @@ pub fn scores(a: &Attention, qkv: &[f32]) -> Scores {
 }
 
 /// Returns the largest score of a head, and the sum of its queries' entropies.
-fn of_head(a: &Attention, layout: &QkvLayout, b: usize, h: usize) -> Scores {
+fn of_head(a: &Attention, layout: &QkvLayout, b: usize, h: usize) -> ScoreStatistics {
     let d = a.head_dim;
     let [k, _] = layout
         .keys_and_values(a, b, h / (a.heads / a.kv_heads))
         .map(|head| head.rows);
     let q = layout.queries(a, b, h).rows;
     let mut row = vec![0.0; a.seq];
-    let mut found = Scores {
+    let mut found = ScoreStatistics {
         max: f32::NEG_INFINITY,
         entropy: 0.0,
     };
@@ -90,7 +90,7 @@ fn of_head(a: &Attention, layout: &QkvLayout, b: usize, h: usize) -> Scores {
 /// Returns the max attention logit of each query head: the largest `scale q k` over all sequences and
 /// unmasked keys, before the soft cap; `qkv` is packed and prepared, as [`super::forward`] reads it.
 /// NaN for a head with a NaN logit, negative infinity without logits.
-pub fn head_maxima(a: &Attention, qkv: &[f32]) -> Vec<f32> {
+pub fn max_attention_logits(a: &Attention, qkv: &[f32]) -> Vec<f32> {
     a.check_qkv("attention::head_maxima", qkv);
     let layout = a.packed(qkv, None);
     let shared = a.heads / a.kv_heads;

@@ -8,7 +8,7 @@ use std::ops::Range;
 /// of each expert and the end (experts + 1), the choice `token * top_k + j` of each slot (n * top_k), the
 /// slot of each choice (n, top_k), and the expert of each choice (n, top_k).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
+pub struct DispatchLayout {
     /// Number of experts, including those without rows.
     pub experts: usize,
     /// Experts per token.
@@ -16,7 +16,7 @@ pub struct Layout {
 }
 
 /// Dispatch of tokens to experts: slots sorted by expert, then by token. A view of the integers written
-/// by [`Layout::fill`].
+/// by [`DispatchLayout::fill`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dispatch<'a> {
     top_k: usize,
@@ -27,7 +27,7 @@ pub struct Dispatch<'a> {
     expert_of_choice: &'a [i32],
 }
 
-impl Layout {
+impl DispatchLayout {
     /// Returns the length of the dispatch of `tokens` tokens.
     pub fn elements(self, tokens: usize) -> usize {
         2 * self.experts + 1 + 3 * tokens * self.top_k
@@ -93,12 +93,12 @@ impl Layout {
 }
 
 impl<'a> Dispatch<'a> {
-    /// Creates a view of the integers written by [`Layout::fill`].
+    /// Creates a view of the integers written by [`DispatchLayout::fill`].
     ///
     /// # Panics
     ///
     /// If the slice has an invalid length, or its offsets do not end at the number of slots.
-    pub fn new(layout: Layout, dispatch: &'a [i32]) -> Self {
+    pub fn new(layout: DispatchLayout, dispatch: &'a [i32]) -> Self {
         let selected = layout.chosen(dispatch.len());
         let m = selected.len();
         let (rest, expert_of_choice) = dispatch.split_at(selected.start);

@@ -18,8 +18,8 @@ fn choices(rng: &mut Rng, n: usize, experts: usize, top_k: usize) -> Vec<i32> {
 }
 
 /// Returns the integers of a dispatch to the chosen experts.
-fn filled(chosen: &[i32], experts: usize, top_k: usize) -> (Layout, Vec<i32>) {
-    let layout = Layout { experts, top_k };
+fn filled(chosen: &[i32], experts: usize, top_k: usize) -> (DispatchLayout, Vec<i32>) {
+    let layout = DispatchLayout { experts, top_k };
     let mut integers = vec![i32::MIN; layout.elements(chosen.len() / top_k)];
     let part = layout.chosen(integers.len());
     integers[part].copy_from_slice(chosen);
@@ -281,7 +281,7 @@ fn a_negative_expert_is_refused() {
 #[test]
 #[should_panic(expected = "Layout: 10 elements hold no dispatch to 2 of 1 experts")]
 fn a_slice_of_another_length_is_refused() {
-    let layout = Layout {
+    let layout = DispatchLayout {
         experts: 1,
         top_k: 2,
     };
@@ -291,7 +291,7 @@ fn a_slice_of_another_length_is_refused() {
 #[test]
 #[should_panic(expected = "Dispatch::new: offsets end at 0 of 1 slots")]
 fn a_slice_that_was_not_filled_is_refused() {
-    let layout = Layout {
+    let layout = DispatchLayout {
         experts: 2,
         top_k: 1,
     };

@@ -3,7 +3,7 @@
 //! Supports the common forms only, see [`FusedHead::fits`]; other forms run the steps one by one.
 
 use super::segment::Segment;
-use super::{QkOrder, QkvPrep};
+use super::{QkOrder, QkvTransform};
 use crate::simd::{Chunk, LANES, total, vectors, vectors_mut};
 use pulp::Simd;
 
@@ -27,7 +27,7 @@ impl<'a> FusedHead<'a> {
     /// True if the heads of a segment are supported: whole chunks in each half, no clamp, and no norm or one
     /// by each head's sum of squares that precedes the rotation.
     #[inline(always)]
-    pub(super) fn fits(p: &QkvPrep, s: &Segment) -> bool {
+    pub(super) fn fits(p: &QkvTransform, s: &Segment) -> bool {
         let is_norm_supported = s.norm.as_ref().is_none_or(|(n, _)| {
             n.scales_by_squares().is_some()
                 && n.width == p.head_dim
@@ -38,7 +38,7 @@ impl<'a> FusedHead<'a> {
 
     /// Returns head `head` of a segment, if supported.
     #[inline(always)]
-    pub(super) fn new(p: &QkvPrep, s: &'a Segment, head: usize) -> Option<Self> {
+    pub(super) fn new(p: &QkvTransform, s: &'a Segment, head: usize) -> Option<Self> {
         if !Self::fits(p, s) {
             return None;
         }

@@ -2,7 +2,7 @@
 
 use super::fused::FusedHead;
 use super::steps::{backward_steps, forward_steps};
-use super::{QkvPrep, Scratch};
+use super::{QkvTransform, Scratch};
 use crate::norm::{Norm, Params};
 use pulp::Simd;
 use std::ops::Range;
@@ -30,7 +30,7 @@ impl Segment<'_> {
 #[inline(always)]
 pub(super) fn forward_segment<S: Simd, const V: usize>(
     simd: S,
-    p: &QkvPrep,
+    p: &QkvTransform,
     s: &Segment,
     x: &[f32],
     cos_sin: &[f32],
@@ -56,7 +56,7 @@ pub(super) fn forward_segment<S: Simd, const V: usize>(
 )]
 pub(super) fn backward_segment<S: Simd, const V: usize>(
     simd: S,
-    p: &QkvPrep,
+    p: &QkvTransform,
     s: &Segment,
     x: &[f32],
     cos_sin: &[f32],

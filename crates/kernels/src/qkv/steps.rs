@@ -2,13 +2,13 @@
 //! not support.
 
 use super::segment::Segment;
-use super::{QkOrder, QkvPrep, Scratch};
+use super::{QkOrder, QkvTransform, Scratch};
 use crate::norm::{self, Norm, Params};
 
 /// Prepares heads of a segment from head `first` on step by step; all of them if a norm spans several.
 #[inline(always)]
 pub(super) fn forward_steps(
-    p: &QkvPrep,
+    p: &QkvTransform,
     s: &Segment,
     first: usize,
     x: &[f32],
@@ -47,7 +47,7 @@ pub(super) fn forward_steps(
     reason = "which heads, values, gradients and scratch"
 )]
 pub(super) fn backward_steps(
-    p: &QkvPrep,
+    p: &QkvTransform,
     s: &Segment,
     first: usize,
     x: &[f32],

@@ -7,7 +7,7 @@ use crate::testing::{
 use proptest::prelude::*;
 
 /// Reference that applies the steps one after another, as listed in the module documentation.
-fn naive(p: &QkvPrep, qkv: &[f64], rope: &[f32], params: [&[f64]; 3]) -> Vec<f64> {
+fn naive(p: &QkvTransform, qkv: &[f64], rope: &[f32], params: [&[f64]; 3]) -> Vec<f64> {
     let (d, half) = (p.head_dim, p.head_dim / 2);
     let cos_sin = |x: &[f64], row: &[f32]| -> Vec<f64> {
         let mut y = x.to_vec();
@@ -51,7 +51,7 @@ struct Inputs {
     dout: Vec<f32>,
 }
 
-fn inputs(p: &QkvPrep, batch: usize, t: usize, seed: u64) -> Inputs {
+fn inputs(p: &QkvTransform, batch: usize, t: usize, seed: u64) -> Inputs {
     let mut rng = Rng::new(seed);
     let len = batch * t * p.width();
     let params = [p.q, p.k, p.v].map(|n| rng.normal(n.map_or(0, |n| n.params_len())));
@@ -71,17 +71,17 @@ fn inputs(p: &QkvPrep, batch: usize, t: usize, seed: u64) -> Inputs {
     }
 }
 
-fn preparation<'a>(p: &QkvPrep, i: &'a Inputs) -> Preparation<'a> {
-    Preparation::new(p, &i.rope, i.params.each_ref().map(|x| &x[..]))
+fn preparation<'a>(p: &QkvTransform, i: &'a Inputs) -> BoundQkvTransform<'a> {
+    BoundQkvTransform::new(p, &i.rope, i.params.each_ref().map(|x| &x[..]))
 }
 
-fn run_forward(p: &QkvPrep, i: &Inputs) -> Vec<f32> {
+fn run_forward(p: &QkvTransform, i: &Inputs) -> Vec<f32> {
     let mut out = vec![f32::NAN; i.qkv.len()];
     forward(&preparation(p, i), &i.qkv, &mut out);
     out
 }
 
-fn run_backward(p: &QkvPrep, i: &Inputs) -> (Vec<f32>, [Vec<f32>; 3]) {
+fn run_backward(p: &QkvTransform, i: &Inputs) -> (Vec<f32>, [Vec<f32>; 3]) {
     let mut dqkv = vec![f32::NAN; i.qkv.len()];
     let mut grads = i.params.clone();
     let slots = grads.each_mut().map(|g| &mut g[..]);
@@ -89,7 +89,7 @@ fn run_backward(p: &QkvPrep, i: &Inputs) -> (Vec<f32>, [Vec<f32>; 3]) {
     (dqkv, grads)
 }
 
-fn check(p: &QkvPrep, batch: usize, t: usize, seed: u64) {
+fn check(p: &QkvTransform, batch: usize, t: usize, seed: u64) {
     let i = inputs(p, batch, t, seed);
     let params = i.params.each_ref().map(|x| to_f64(x));
     let views = || params.each_ref().map(|x| &x[..]);
@@ -111,7 +111,7 @@ fn check(p: &QkvPrep, batch: usize, t: usize, seed: u64) {
     }
 }
 
-fn hybridnorm(heads: usize, kv_heads: usize, head_dim: usize) -> QkvPrep {
+fn hybridnorm(heads: usize, kv_heads: usize, head_dim: usize) -> QkvTransform {
     let n = Norm {
         function: NormFn::Rmsnorm,
         eps: 1e-5,
@@ -122,7 +122,7 @@ fn hybridnorm(heads: usize, kv_heads: usize, head_dim: usize) -> QkvPrep {
     };
     let (norm, order) = (Some(n), QkOrder::BeforeRope);
     let (q, k, v) = (norm, norm, norm);
-    QkvPrep {
+    QkvTransform {
         heads,
         kv_heads,
         head_dim,
@@ -194,7 +194,7 @@ proptest! {
     ) {
         let (heads, head_dim) = (kv_heads * shared, 2 * half);
         let n = Norm { function, eps: 1e-1, gain, bias, width: 0, groups: 0 };
-        check(&QkvPrep {
+        check(&QkvTransform {
             heads, kv_heads, head_dim,
             q: norm_kind(kinds[0], n, heads, head_dim),
             k: norm_kind(kinds[1], n, kv_heads, head_dim),
@@ -221,7 +221,7 @@ fn a_norm_without_gain_commutes_with_the_rotation_and_one_with_gain_does_not() {
         let i = inputs(&p, 1, 5, 72);
         let before = run_forward(&p, &i);
         let after = run_forward(
-            &QkvPrep {
+            &QkvTransform {
                 order: QkOrder::AfterRope,
                 ..p
             },
@@ -246,7 +246,7 @@ fn rope_tables_of_consecutive_positions_concatenate() {
 #[test]
 fn bit_identical_for_any_thread_count() {
     for order in [QkOrder::BeforeRope, QkOrder::AfterRope] {
-        let p = QkvPrep {
+        let p = QkvTransform {
             order,
             clip: Some(2.0),
             ..hybridnorm(4, 2, 16)

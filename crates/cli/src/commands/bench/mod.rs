@@ -10,7 +10,7 @@ use super::Outcome;
 use crate::args::BenchCommand;
 use crate::console::Console;
 use crate::stop::Signals;
-use crate::table::{bytes, grouped, numeric_table, si_prefixed};
+use crate::table::{bytes, numeric_table, si_prefixed, with_thousands_separators};
 
 pub fn run(command: BenchCommand, console: &Console) -> Result<Outcome, Error> {
     let signals = Signals::install()?;
@@ -54,7 +54,7 @@ fn step_text(report: &StepReport) -> String {
          page faults       {} per step\n{table}\n",
         si_prefixed(report.parameters as f64),
         report.threads,
-        grouped(report.tokens_per_second as u64),
+        with_thousands_separators(report.tokens_per_second as u64),
         1e3 * report.step_seconds,
         report.steps,
         report.gflops,

@@ -15,7 +15,7 @@ use crate::commands::Outcome;
 use crate::console::Console;
 use crate::progress::Display;
 use crate::stop::Signals;
-use crate::table::{bytes, grouped, numeric_table};
+use crate::table::{bytes, numeric_table, with_thousands_separators};
 
 /// Polling interval for a measurement in another process.
 const POLL: Duration = Duration::from_millis(50);
@@ -195,7 +195,7 @@ fn text(report: &PlacementsReport) -> String {
         measured.map_or("not measured".into(), |measured| {
             format!(
                 "{} tokens/s, {}",
-                grouped(measured.tokens_per_second as u64),
+                with_thousands_separators(measured.tokens_per_second as u64),
                 measured.peak_rss_bytes.map_or("unknown".into(), bytes)
             )
         })
@@ -221,7 +221,7 @@ fn text(report: &PlacementsReport) -> String {
 
 fn cells_of(compared: &Compared) -> [String; 4] {
     [
-        grouped(compared.tokens_per_second as u64),
+        with_thousands_separators(compared.tokens_per_second as u64),
         format!("{:.3}", compared.relative_speed),
         compared.peak_rss_bytes.map_or("unknown".into(), bytes),
         compared

@@ -1,7 +1,7 @@
 //! Matmuls of a mixture of experts, with balanced and unbalanced loads.
 
 use hybridnorm_kernels::activation::Activation;
-use hybridnorm_kernels::experts::Layout;
+use hybridnorm_kernels::experts::DispatchLayout;
 
 use super::Bound::Arithmetic;
 use super::case::{Case, Operand, Problem, floats, given, vjp};
@@ -29,7 +29,7 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
         d_model: shape.d_model,
         width: experts.width,
         activation: shape.activation,
-        layout: Layout {
+        layout: DispatchLayout {
             experts: experts.count,
             top_k: experts.top_k,
         },
@@ -52,7 +52,7 @@ struct Sizes {
     d_model: usize,
     width: usize,
     activation: Activation,
-    layout: Layout,
+    layout: DispatchLayout,
 }
 
 impl Sizes {
@@ -137,7 +137,7 @@ fn down(op: &'static str, load: Load, sizes: Sizes) -> [Case; 2] {
 
 /// Returns the dispatch of tokens to the slots of their experts.
 fn dispatch(load: Load, sizes: Sizes) -> Operand {
-    let Layout { experts, top_k } = sizes.layout;
+    let DispatchLayout { experts, top_k } = sizes.layout;
     let expert_of_slot = |slot: usize| match load {
         Load::Balanced => slot % experts,
         Load::Unbalanced if slot.is_multiple_of(top_k) || experts == 1 => 0,

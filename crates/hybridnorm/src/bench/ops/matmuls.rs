@@ -172,7 +172,7 @@ fn normed_attentions(shape: &Shape) -> [Case; 2] {
     let forward = pieces.case("normed attention", "forward", move |a| {
         let prep = on_heads(a.heads, a.kv_heads, a.head_dim);
         Problem::new(operands(&a), move |[qkv, rotations, q, k, v]| {
-            let qkv = ops::qkv_prep(qkv, rotations, [q, k, v].map(Some), prep);
+            let qkv = ops::qkv_transform(qkv, rotations, [q, k, v].map(Some), prep);
             all_outputs(ops::attention(qkv, a))
         })
     });
@@ -181,7 +181,7 @@ fn normed_attentions(shape: &Shape) -> [Case; 2] {
         let [qkv, rotations, q, k, v] = operands(&a);
         let operands = [qkv, rotations, q, k, v, floats(context(&a))];
         Problem::new(operands, move |[qkv, rotations, q, k, v, dctx]| {
-            let prepared = ops::qkv_prep(qkv, rotations, [q, k, v].map(Some), prep);
+            let prepared = ops::qkv_transform(qkv, rotations, [q, k, v].map(Some), prep);
             vjp(ops::attention(prepared, a), dctx, &[qkv, q, k, v])
         })
     });

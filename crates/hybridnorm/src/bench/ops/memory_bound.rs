@@ -2,7 +2,7 @@
 
 use hybridnorm_kernels::activation::Activation;
 use hybridnorm_kernels::norm::{Gain, Norm, NormFn};
-use hybridnorm_kernels::qkv::{QkOrder, QkvPrep, rope_table};
+use hybridnorm_kernels::qkv::{QkOrder, QkvTransform, rope_table};
 
 use super::Bound::{Read, ReadWrite};
 use super::case::{Case, Operand, Problem, all_outputs, floats, given, ids, squares, vjp};
@@ -83,9 +83,9 @@ fn add_norm(rows: usize, width: usize) -> Case {
 }
 
 /// Returns HybridNorm's per-head norms, and RoPE.
-pub(super) fn on_heads(heads: usize, kv_heads: usize, head_dim: usize) -> QkvPrep {
+pub(super) fn on_heads(heads: usize, kv_heads: usize, head_dim: usize) -> QkvTransform {
     let norm = Some(with_gain(NormFn::Rmsnorm, head_dim));
-    QkvPrep {
+    QkvTransform {
         heads,
         kv_heads,
         head_dim,
@@ -116,14 +116,14 @@ fn preparations(shape: &Shape) -> [Case; 2] {
     let (op, batch) = ("qkv prepare", shape.batch);
     let forward = Case::new(op, "forward", ReadWrite, batch, move |n| {
         Problem::new(operands(n), move |[x, rotations, q, k, v]| {
-            vec![ops::qkv_prep(x, rotations, [q, k, v].map(Some), spec)]
+            vec![ops::qkv_transform(x, rotations, [q, k, v].map(Some), spec)]
         })
     });
     let backward = Case::new(op, "backward", ReadWrite, batch, move |n| {
         let [x, rotations, q, k, v] = operands(n);
         let operands = [x, rotations, q, k, v, floats([n, seq, width])];
         Problem::new(operands, move |[x, rotations, q, k, v, dy]| {
-            let y = ops::qkv_prep(x, rotations, [q, k, v].map(Some), spec);
+            let y = ops::qkv_transform(x, rotations, [q, k, v].map(Some), spec);
             vjp(y, dy, &[x, q, k, v])
         })
     });

@@ -157,7 +157,7 @@ pub fn ops(
     let bytes = shape
         .largest_bytes()
         .saturating_add((Bandwidth::BYTES + measure::BEYOND_CACHES) as u64);
-    memory::require(bytes, "the buffers of the largest op")?;
+    memory::check_available(bytes, "the buffers of the largest op")?;
 
     let mut machine = Machine::new();
     let cases = cases(&shape);
@@ -354,7 +354,7 @@ mod tests {
             let case = case(op, direction);
             let trial = BenchmarkProgram::<Cpu>::new(&(case.problem)(case.units), 1).unwrap();
             let nodes = trial.program().graph().nodes().iter();
-            let found: Vec<_> = nodes.map(|node| node.op.rule().name()).collect();
+            let found: Vec<_> = nodes.map(|node| node.op.operation().name()).collect();
             assert_eq!(found, expected, "{op} {direction}");
         }
     }

@@ -59,7 +59,10 @@ impl<E: Executor + Default> BenchmarkProgram<E> {
         let outputs: Vec<ValueId> = made.map(|value| value.id()).collect();
         let program = Program::new(graph.finish(), &outputs, Options::default());
         let measured = measured(&program);
-        let names: Vec<&'static str> = measured.iter().map(|node| node.op.rule().name()).collect();
+        let names: Vec<&'static str> = measured
+            .iter()
+            .map(|node| node.op.operation().name())
+            .collect();
         assert_eq!(names.len(), copies, "outputs are made by {names:?}");
         Ok(Self {
             op: names[0],
@@ -110,7 +113,7 @@ impl<E: Executor> BenchmarkProgram<E> {
     pub fn flops_or_bytes(&self, bound: Bound) -> f64 {
         let graph = self.program.graph();
         let work = |node: &&Node| match bound {
-            Bound::Arithmetic => node.op.rule().flops(&types(graph, &node.inputs)),
+            Bound::Arithmetic => node.op.operation().flops(&types(graph, &node.inputs)),
             Bound::Read | Bound::ReadWrite => moved_bytes(graph, node),
         };
         let all: u64 = measured(&self.program).iter().map(work).sum();
@@ -147,6 +150,6 @@ fn moved_bytes(graph: &Graph, node: &Node) -> u64 {
         Op::Embedding(_) => bytes(&node.inputs[..1]) + bytes(&node.outputs),
         _ => bytes(&node.inputs),
     };
-    let updated = node.op.rule().updates(node.inputs.len());
+    let updated = node.op.operation().state_inputs(node.inputs.len());
     read + bytes(&node.outputs) + bytes(&node.inputs[updated])
 }

@@ -17,7 +17,7 @@ use crate::data::shard::PreparedFolder;
 use crate::data::tokenizer::RECORD_NAME;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::omissions::{LeftOut, Unit};
+use crate::omissions::{Omissions, Unit};
 
 use super::kind::{KNOWN_KINDS, file_kind};
 use super::{expand, invalid_pattern};
@@ -30,7 +30,7 @@ pub(super) struct Files {
     /// Files to read, sorted.
     pub(super) paths: Vec<PathBuf>,
     /// Files and folders that are left out.
-    pub(super) left_out: LeftOut,
+    pub(super) left_out: Omissions,
     /// Files that an earlier input reached; if there are any, an input without other files is not an error.
     pub(super) repeated: u64,
 }
@@ -303,7 +303,7 @@ pub(super) fn matching(
     }
 }
 
-fn tail(left_out: &LeftOut) -> String {
+fn tail(left_out: &Omissions) -> String {
     let lines = left_out.lines().into_iter();
     lines.fold(String::new(), |text, line| format!("{text}; {line}"))
 }

@@ -54,7 +54,7 @@ pub(super) fn check(file: impl Read + Seek, begin: u64, length: u64) -> Result<(
             let bytes = sizes.uncompressed.cast_unsigned();
             let page = format!("page at byte {at} of {} MiB", bytes >> 20);
             // Texts are copied out of their page.
-            memory::require_for_text(2 * bytes, &page)
+            memory::check_available_for_text(2 * bytes, &page)
                 .map_err(|error: Error| Fault::Unsupported(error.to_string()))?;
         }
         at = end - rest + compressed;

@@ -15,8 +15,8 @@ use parquet::schema::types::SchemaDescriptor;
 
 use crate::error::{Error, Result};
 use crate::files;
-use crate::foreign;
 use crate::omissions::Unit;
+use crate::untrusted;
 
 use super::fault::Fault;
 use super::{InvalidUtf8, SourceOptions, SourceStats, pages};
@@ -121,7 +121,7 @@ impl ParquetTexts {
         if self.blank_rows > 0 {
             let rows = std::mem::take(&mut self.blank_rows);
             let place = Some(format!("{}:1", self.path.display()));
-            stats.left_out.add(Unit::Records, &null, rows, place);
+            stats.omissions.add(Unit::Records, &null, rows, place);
         }
         loop {
             let Some(value) = self.pending.pop() else {
@@ -133,7 +133,7 @@ impl ParquetTexts {
             self.row += 1;
             let place = format!("{}:{}", self.path.display(), self.row);
             let Some(value) = value else {
-                stats.left_out.add(Unit::Records, &null, 1, Some(place));
+                stats.omissions.add(Unit::Records, &null, 1, Some(place));
                 continue;
             };
             let text = match std::str::from_utf8(value.data()) {
@@ -142,9 +142,9 @@ impl ParquetTexts {
                     stats.replaced_lines += 1;
                     String::from_utf8_lossy(value.data()).into_owned()
                 }
-                Err(_) if options.skip_bad => {
+                Err(_) if options.skip_invalid => {
                     stats
-                        .left_out
+                        .omissions
                         .add(Unit::Records, "invalid UTF-8", 1, Some(place));
                     continue;
                 }
@@ -163,7 +163,9 @@ impl ParquetTexts {
             if !text.trim().is_empty() {
                 return Ok(Some(text));
             }
-            stats.left_out.add(Unit::Documents, "blank", 1, Some(place));
+            stats
+                .omissions
+                .add(Unit::Documents, "blank", 1, Some(place));
         }
     }
 
@@ -345,7 +347,7 @@ fn check_ends(file: &File, path: &Path) -> Result<()> {
 
 /// Calls `read` and converts a panic, which the `parquet` crate may cause on a damaged file, to an error.
 fn catch_panic<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, Fault> {
-    match foreign::caught(read) {
+    match untrusted::catch_panic(read) {
         Some(result) => result.map_err(Fault::from),
         None => Err(Fault::Corrupt("inconsistent file structure".into())),
     }

@@ -115,7 +115,7 @@ impl Plain {
             }
             // The text before the first and after the last separator may be blank.
             if !is_first && !document.is_last {
-                stats.left_out.add(
+                stats.omissions.add(
                     Unit::Documents,
                     "blank",
                     1,
@@ -176,7 +176,7 @@ impl Plain {
         }
         if bytes > self.checked {
             let document = format!("line {number}: a document longer than {} MiB", bytes >> 20);
-            memory::require_for_text(2 * bytes as u64, &document)
+            memory::check_available_for_text(2 * bytes as u64, &document)
                 .map_err(|error| self.lines.error(error.to_string()))?;
             self.checked = 2 * bytes;
         }

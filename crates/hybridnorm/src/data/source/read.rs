@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::data::lines::Lines;
 use crate::data::stories;
 use crate::error::{Error, Result};
-use crate::omissions::{LeftOut, Unit};
+use crate::omissions::{Omissions, Unit};
 
 use super::kind::{Compression, FileKind, Format, file_kind};
 use super::parquet_texts::ParquetTexts;
@@ -35,13 +35,13 @@ impl<'s> Documents<'s> {
     pub(super) fn new(sources: &'s Sources) -> Self {
         let found = |kind: &Kind| match kind {
             Kind::Files(files) => SourceStats {
-                left_out: files.left_out.clone(),
+                omissions: files.left_out.clone(),
                 ..SourceStats::default()
             },
             Kind::Stories(_, first) => {
                 let mut stats = SourceStats::default();
                 let reason = "story already in an earlier input";
-                stats.left_out.add(Unit::Documents, reason, *first, None);
+                stats.omissions.add(Unit::Documents, reason, *first, None);
                 stats
             }
         };
@@ -78,7 +78,7 @@ impl<'s> Documents<'s> {
     }
 
     fn next_document(&mut self) -> Result<Option<Document>> {
-        let skips = self.sources.options.skip_bad;
+        let skips = self.sources.options.skip_invalid;
         while let Some(input) = self.sources.inputs.get(self.input) {
             let text = match &input.kind {
                 Kind::Stories(stories, _) if self.item < stories.count => {
@@ -98,7 +98,7 @@ impl<'s> Documents<'s> {
                     return Ok(Some(Document { text, input }));
                 }
                 None if stats.documents == 0 && !input.is_repeated() && !skips => {
-                    return Err(no_text(&input.given, &stats.left_out));
+                    return Err(no_text(&input.given, &stats.omissions));
                 }
                 None => {
                     self.input += 1;
@@ -114,7 +114,7 @@ impl<'s> Documents<'s> {
             .filter(|_| skips && all.documents == 0);
         match given {
             Some(first) if !self.sources.inputs.iter().any(Input::is_repeated) => {
-                Err(no_text(&first.given, &all.left_out))
+                Err(no_text(&first.given, &all.omissions))
             }
             _ => Ok(None),
         }
@@ -136,7 +136,7 @@ impl<'s> Documents<'s> {
                     match OpenFile::open(path, options) {
                         Err(error) => {
                             let (reason, example) = unreadable(error, options)?;
-                            stats.left_out.add(Unit::Files, reason, 1, example);
+                            stats.omissions.add(Unit::Files, reason, 1, example);
                             continue;
                         }
                         Ok(file) => Some(self.file.insert(file)),
@@ -149,8 +149,8 @@ impl<'s> Documents<'s> {
                     let damage = damage(error, options)?;
                     let left = file.reader.finish(options, stats);
                     match file.has_text {
-                        true => stats.left_out.add(Unit::Records, REST, left, damage),
-                        false => stats.left_out.add(Unit::Files, DAMAGED, 1, damage),
+                        true => stats.omissions.add(Unit::Records, REST, left, damage),
+                        false => stats.omissions.add(Unit::Files, DAMAGED, 1, damage),
                     }
                     self.file = None;
                     continue;
@@ -168,7 +168,7 @@ impl<'s> Documents<'s> {
                     Reader::TooShort => "too short for a Parquet file",
                     _ => NO_TEXT,
                 };
-                stats.left_out.add(Unit::Files, reason, 1, example);
+                stats.omissions.add(Unit::Files, reason, 1, example);
             }
             self.file = None;
         }
@@ -176,7 +176,7 @@ impl<'s> Documents<'s> {
 }
 
 /// Returns the error for inputs without any text, including their omissions.
-fn no_text(given: &str, left_out: &LeftOut) -> Error {
+fn no_text(given: &str, left_out: &Omissions) -> Error {
     let more = left_out
         .lines()
         .iter()
@@ -191,8 +191,8 @@ fn no_text(given: &str, left_out: &LeftOut) -> Error {
 /// Returns the error itself for I/O errors, or without `skip_bad`.
 fn unreadable(error: Error, options: &SourceOptions) -> Result<(&'static str, Option<String>)> {
     let reason = match error {
-        Error::Corrupt { .. } if options.skip_bad => DAMAGED,
-        Error::Format { .. } if options.skip_bad => UNREADABLE,
+        Error::Corrupt { .. } if options.skip_invalid => DAMAGED,
+        Error::Format { .. } if options.skip_invalid => UNREADABLE,
         error => return Err(error),
     };
     Ok((reason, Some(error.to_string())))
@@ -204,7 +204,7 @@ fn unreadable(error: Error, options: &SourceOptions) -> Result<(&'static str, Op
 /// Returns the error itself if it is not damage, or without `skip_bad`.
 fn damage(error: Error, options: &SourceOptions) -> Result<Option<String>> {
     match error {
-        Error::Corrupt { .. } if options.skip_bad => Ok(Some(error.to_string())),
+        Error::Corrupt { .. } if options.skip_invalid => Ok(Some(error.to_string())),
         error => Err(error),
     }
 }

@@ -99,10 +99,10 @@ impl Records {
             let record = match self.next_record()? {
                 Next::Record(record) => record,
                 Next::End => break,
-                Next::Invalid { byte, .. } if options.skip_bad => {
+                Next::Invalid { byte, .. } if options.skip_invalid => {
                     let reason = "the rest of a file that is not valid JSON";
                     let place = format!("{} from byte {byte} on", self.lines.path().display());
-                    stats.left_out.add(Unit::Records, reason, 1, Some(place));
+                    stats.omissions.add(Unit::Records, reason, 1, Some(place));
                     self.skip_rest()?;
                     break;
                 }
@@ -122,15 +122,17 @@ impl Records {
                     if !text.trim().is_empty() {
                         return Ok(Some(text));
                     }
-                    stats.left_out.add(Unit::Documents, "blank", 1, Some(place));
+                    stats
+                        .omissions
+                        .add(Unit::Documents, "blank", 1, Some(place));
                 }
                 Ok(FieldValue::Null) => {
                     let reason = format!("field `{}` is null", options.text_field);
-                    stats.left_out.add(Unit::Records, &reason, 1, Some(place));
+                    stats.omissions.add(Unit::Records, &reason, 1, Some(place));
                 }
-                Err(problem) if options.skip_bad => {
+                Err(problem) if options.skip_invalid => {
                     let InvalidRecord { reason, .. } = problem;
-                    stats.left_out.add(Unit::Records, &reason, 1, Some(place));
+                    stats.omissions.add(Unit::Records, &reason, 1, Some(place));
                 }
                 Err(problem) => return Err(self.lines.error(problem.message)),
             }

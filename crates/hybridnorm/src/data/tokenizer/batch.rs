@@ -121,10 +121,10 @@ impl Tokenizer {
     /// `None` if it ends within a character.
     pub(in crate::data) fn first_token_bytes(&self, text: &str, id: u32) -> Option<u64> {
         match &self.kind {
-            Kind::Json(json) if self.text_bytes_unknown().is_some() => {
+            Kind::Json(json) if self.inexact_text_bytes_reason().is_some() => {
                 json.first_token_bytes(self.pieces(text).next()?, id)
             }
-            _ => self.text_bytes_of(id),
+            _ => self.token_text_bytes(id),
         }
     }
 }

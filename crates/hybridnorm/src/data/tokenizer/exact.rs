@@ -65,7 +65,7 @@ fn keeps_text(split: &Value) -> bool {
 fn named(step: &Value) -> String {
     match kind(step) {
         "" => "without a type".to_owned(),
-        kind => crate::text::at_most(kind, 40).into_owned(),
+        kind => crate::text::truncated_line(kind, 40).into_owned(),
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokenizers::utils::SysRegex;
 use tokenizers::{NormalizedString, Normalizer, NormalizerWrapper};
 
-use crate::foreign::caught;
+use crate::untrusted::catch_panic;
 
 use super::tokenizer_file::unknown_part;
 
@@ -56,7 +56,7 @@ impl Growth {
         }
         for step in steps {
             let step: &Value = step;
-            let read = caught(|| serde_json::from_value(step.clone()).ok());
+            let read = catch_panic(|| serde_json::from_value(step.clone()).ok());
             let read = read.flatten();
             growth
                 .steps
@@ -102,7 +102,7 @@ impl Growth {
             rest = after;
             let mut normalized = NormalizedString::from(now);
             for step in &self.steps {
-                match caught(|| step.normalize(&mut normalized)) {
+                match catch_panic(|| step.normalize(&mut normalized)) {
                     Some(Ok(())) => {}
                     _ => return Err("its `normalizer` fails on this text".into()),
                 }
@@ -190,8 +190,10 @@ fn matches_empty(pattern: &str) -> bool {
         "(?=", "(?!", "(?<", r"\b", r"\B", r"\A", r"\z", r"\Z", r"\G", r"\K", "^", "$",
     ];
     anchors.iter().any(|anchor| pattern.contains(anchor))
-        || caught(|| SysRegex::new(pattern).is_ok_and(|regex| regex.find_iter("").next().is_some()))
-            .unwrap_or(true)
+        || catch_panic(|| {
+            SysRegex::new(pattern).is_ok_and(|regex| regex.find_iter("").next().is_some())
+        })
+        .unwrap_or(true)
 }
 
 /// Returns the longest replacement in a SentencePiece table, after checking the table.

@@ -6,7 +6,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use tokenizers::models::ModelWrapper;
 use tokenizers::{DecoderWrapper, PostProcessorWrapper};
 
-use crate::foreign::{caught, caught_on_large_stack};
+use crate::untrusted::{catch_panic, catch_panic_on_large_stack};
 
 use super::batch::Piece;
 use super::byte_tokens::{ByteTokens, encode_words};
@@ -69,7 +69,7 @@ impl HfTokenizer {
         file: Vec<u8>,
         find_end: impl FnOnce(&dyn Fn(&str) -> Option<u32>) -> Result<u32, String> + Send,
     ) -> Result<(Self, u32), String> {
-        caught_on_large_stack(|| Self::read_here(file, find_end))?
+        catch_panic_on_large_stack(|| Self::read_here(file, find_end))?
             .ok_or_else(|| TOKENIZER_PANIC_MESSAGE.to_owned())?
     }
 
@@ -91,7 +91,7 @@ impl HfTokenizer {
             _ => contents.unk_token().map(str::to_owned),
         };
         let unk_id = unk_id.and_then(|name| vocab.get(&name).copied());
-        let byte_tokens = caught(|| ByteTokens::find(inner.get_model(), &vocab));
+        let byte_tokens = catch_panic(|| ByteTokens::find(inner.get_model(), &vocab));
         let byte_tokens = byte_tokens.ok_or_else(|| malformed(TOKENIZER_PANIC_MESSAGE.into()))?;
         let mut special = vec![false; vocab_size];
         for (id, added) in inner.get_added_tokens_decoder() {
@@ -141,9 +141,9 @@ impl HfTokenizer {
 
     /// Rejects a file that panics on any text. An error may only mean a missing unknown token.
     fn check_by_trial(&self) -> Result<(), String> {
-        if let Some(Ok(ids)) = caught(|| self.tokenizer.encode_fast(TRIAL, false)) {
+        if let Some(Ok(ids)) = catch_panic(|| self.tokenizer.encode_fast(TRIAL, false)) {
             let _ = self.decode(ids.get_ids());
-        } else if caught(|| self.tokenizer.encode_fast("a", false)).is_none() {
+        } else if catch_panic(|| self.tokenizer.encode_fast("a", false)).is_none() {
             return Err(malformed(TOKENIZER_PANIC_MESSAGE.into()));
         }
         Ok(())
@@ -201,7 +201,7 @@ impl HfTokenizer {
         plain: Option<&tokenizers::Tokenizer>,
     ) -> Result<Vec<u32>, String> {
         let bytes = &self.byte_tokens;
-        let found = caught(|| {
+        let found = catch_panic(|| {
             encode_words(usual, text, |word| {
                 let tokens = bytes.tokenize(usual.get_model(), word)?;
                 match plain {
@@ -248,7 +248,7 @@ impl HfTokenizer {
     /// Returns the tokenizer for text that spells a special token.
     fn parse_without_special(&self) -> Result<tokenizers::Tokenizer, String> {
         let file = self.file_without_special()?;
-        let parsed = caught_on_large_stack(|| parse(&file))?;
+        let parsed = catch_panic_on_large_stack(|| parse(&file))?;
         parsed.ok_or_else(|| TOKENIZER_PANIC_MESSAGE.to_owned())?
     }
 
@@ -280,7 +280,7 @@ impl HfTokenizer {
             .into_iter()
             .flatten()
             .find_map(|tokenizer| {
-                let encoded = caught(|| tokenizer.encode(piece.text, false))?.ok()?;
+                let encoded = catch_panic(|| tokenizer.encode(piece.text, false))?.ok()?;
                 let (first, all) = (encoded.get_ids().first()?, encoded.get_offsets());
                 let end = all.first()?.1;
                 let is_whole = all.get(1).is_none_or(|second| second.0 >= end);
@@ -296,7 +296,7 @@ impl HfTokenizer {
 
     /// Decodes ids. If the decoder fails, concatenates the tokens as written in the vocabulary.
     pub(super) fn decode(&self, ids: &[u32]) -> String {
-        let decoded = caught(|| self.tokenizer.decode(ids, false));
+        let decoded = catch_panic(|| self.tokenizer.decode(ids, false));
         let token = |&id: &u32| self.tokenizer.id_to_token(id);
         decoded
             .and_then(Result::ok)
@@ -411,7 +411,7 @@ pub(super) fn parse(file: &[u8]) -> Result<tokenizers::Tokenizer, String> {
 }
 
 fn encode_with(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>, String> {
-    let encoded = caught(|| tokenizer.encode_fast(text, false));
+    let encoded = catch_panic(|| tokenizer.encode_fast(text, false));
     map_encode_error(encoded.map(|encoded| encoded.map(|encoded| encoded.get_ids().to_vec())))
 }
 

@@ -7,7 +7,7 @@ use std::ops::AddAssign;
 use serde_json::Value;
 use tokenizers::models::ModelWrapper;
 
-use crate::foreign::{caught, caught_on_large_stack};
+use crate::untrusted::{catch_panic, catch_panic_on_large_stack};
 
 use super::hf::parse;
 use super::json::parser_message;
@@ -74,7 +74,7 @@ impl DroppedCharCounter {
             model["fuse_unk"] = false.into();
         }
         let file = serde_json::to_vec(&json).map_err(|error| error.to_string())?;
-        let parsed = caught_on_large_stack(|| parse(&file))?;
+        let parsed = catch_panic_on_large_stack(|| parse(&file))?;
         let inner = parsed.ok_or_else(|| "inconsistent tokenizer.json".to_owned())??;
         let marker = marks_unknown.then(|| inner.token_to_id(MARKER)).flatten();
         Ok(Self { inner, marker })
@@ -82,7 +82,7 @@ impl DroppedCharCounter {
 
     /// Counts the characters of a text that no token represents.
     pub(super) fn dropped_chars(&self, text: &str) -> Result<u64, String> {
-        let encoded = caught(|| self.inner.encode_char_offsets(text, false))
+        let encoded = catch_panic(|| self.inner.encode_char_offsets(text, false))
             .ok_or("it cannot encode this text")?
             .map_err(|error| parser_message(&*error))?;
         let ids = encoded.get_ids().iter();

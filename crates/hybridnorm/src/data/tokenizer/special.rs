@@ -21,7 +21,7 @@ impl Tokenizer {
     /// Returns the names of special tokens that are encoded as plain characters when text contains them: its
     /// own, and well-known end-of-text tokens outside its vocabulary. The latter are mostly separators that
     /// were written for another tokenizer.
-    pub(crate) fn spelled_names(&self) -> Vec<String> {
+    pub(crate) fn literal_special_token_names(&self) -> Vec<String> {
         let mut names = self.special_tokens();
         let is_plain = |name: &&str| {
             let ids = self.encode(name);

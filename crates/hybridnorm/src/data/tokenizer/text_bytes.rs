@@ -5,7 +5,7 @@ use super::{Kind, Tokenizer};
 impl Tokenizer {
     /// Returns the reason why the bytes of a token may differ from its text; `None` if they never do, so that
     /// the bytes of any run of tokens are known.
-    pub fn text_bytes_unknown(&self) -> Option<&str> {
+    pub fn inexact_text_bytes_reason(&self) -> Option<&str> {
         match &self.kind {
             Kind::Bytes | Kind::Tiktoken(..) => None,
             Kind::Json(json) => json.inexact_bytes_reason(),
@@ -13,8 +13,8 @@ impl Tokenizer {
     }
 
     /// Returns the bytes of text of a token: 0 for special tokens, which no text is encoded to. `None` if the
-    /// token does not determine them ([`Tokenizer::text_bytes_unknown`]) and for invalid ids.
-    pub fn text_bytes_of(&self, id: u32) -> Option<u64> {
+    /// token does not determine them ([`Tokenizer::inexact_text_bytes_reason`]) and for invalid ids.
+    pub fn token_text_bytes(&self, id: u32) -> Option<u64> {
         if id == self.eos {
             return Some(0);
         }

@@ -8,7 +8,7 @@ use super::family::{Family, read_keys};
 use super::weights::{Weights, stacked};
 use crate::model::{MlaConfig, ModelConfig, MoeConfig, Scoring};
 use crate::placement::{self, HeadNorm, InitScheme, Placement, StdRule};
-use crate::tensors::Values;
+use crate::tensors::HostTensor;
 
 #[derive(Deserialize)]
 struct Config {
@@ -223,7 +223,7 @@ fn convert_block(weights: &mut Weights, model: &DeepseekV3, layer: usize) -> Res
     let norm = format!("{source}.input_layernorm.weight");
     weights.rename(&norm, format!("{block}.attn.in_norm.gain"))?;
     let (mlp, feed_forward) = (format!("{source}.mlp"), format!("{block}.feed_forward"));
-    match model.config.moe_at(layer) {
+    match model.config.moe_of_layer(layer) {
         Some(moe) => convert_moe(weights, &model.config, moe, &mlp, &feed_forward),
         None => weights.mlp(&mlp, &feed_forward, model.config.d_ff),
     }
@@ -264,7 +264,7 @@ fn convert_attention(
     let mla = model.config.mla.expect("this family has latent attention");
     let converted = format!("{block}.attention");
     let name = |field: &str| format!("{source}.{field}.weight");
-    let order = |matrix: Values, head: usize| match model.interleaved {
+    let order = |matrix: HostTensor, head: usize| match model.interleaved {
         true => deinterleave_rope(matrix, head, mla.rope_dim),
         false => Ok(matrix),
     };
@@ -302,7 +302,7 @@ fn convert_attention(
 
 /// Reorders the last `rope` of every `head` rows to 0, 2, …, 1, 3, …: interleaved RoPE pairs become pairs half
 /// of these rows apart.
-fn deinterleave_rope(matrix: Values, head: usize, rope: usize) -> Result<Values, String> {
+fn deinterleave_rope(matrix: HostTensor, head: usize, rope: usize) -> Result<HostTensor, String> {
     let columns = match matrix.shape[..] {
         [rows, columns] if rows.is_multiple_of(head) && columns > 0 => columns,
         _ => {
@@ -320,7 +320,7 @@ fn deinterleave_rope(matrix: Values, head: usize, rope: usize) -> Result<Values,
         content.iter().chain(evens).chain(odds).copied()
     });
     let data = ordered.collect::<Vec<_>>().concat();
-    Ok(Values {
+    Ok(HostTensor {
         shape: matrix.shape,
         data,
     })
@@ -332,7 +332,7 @@ mod tests {
 
     #[test]
     fn interleaved_pairs_become_half_apart_in_every_head() {
-        let matrix = |data: Vec<f32>| Values {
+        let matrix = |data: Vec<f32>| HostTensor {
             shape: vec![data.len(), 1],
             data,
         };

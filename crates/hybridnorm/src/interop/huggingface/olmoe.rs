@@ -121,7 +121,9 @@ fn convert(weights: &mut Weights, config: &ModelConfig) -> Result<(), String> {
             &[(&q, queries), (&k, keys), (&v, keys)],
             format!("{block}.attention.qkv"),
         )?;
-        let moe = config.moe_at(layer).expect("every block is a mixture");
+        let moe = config
+            .moe_of_layer(layer)
+            .expect("every block is a mixture");
         weights.experts(
             &format!("{source}.mlp.experts"),
             &format!("{block}.feed_forward.experts"),

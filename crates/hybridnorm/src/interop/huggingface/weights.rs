@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::super::Tensors;
+use super::super::TensorCounts;
 use super::super::experts::{self, Layout};
 use super::super::source::TensorSource;
 use super::family::Family;
 use crate::model::{ModelConfig, MoeConfig};
-use crate::omissions::{LeftOut, Unit};
-use crate::tensors::Values;
+use crate::omissions::{Omissions, Unit};
+use crate::tensors::HostTensor;
 
 /// Name of the head.
 pub(super) const HEAD: &str = "lm_head.weight";
@@ -16,16 +16,16 @@ pub(super) const HEAD: &str = "lm_head.weight";
 /// Tensors that are taken one by one; a remaining one is an error.
 pub(super) struct Weights {
     source: TensorSource,
-    converted: BTreeMap<String, Values>,
+    converted: BTreeMap<String, HostTensor>,
     read: u64,
-    left_out: LeftOut,
+    left_out: Omissions,
 }
 
 /// Converted tensors and an account of the source.
 pub(super) struct Converted {
-    pub(super) values: BTreeMap<String, Values>,
-    pub(super) tensors: Tensors,
-    pub(super) left_out: LeftOut,
+    pub(super) values: BTreeMap<String, HostTensor>,
+    pub(super) tensors: TensorCounts,
+    pub(super) left_out: Omissions,
 }
 
 /// Converts all tensors of a checkpoint.
@@ -42,12 +42,12 @@ impl Weights {
             source,
             converted: BTreeMap::new(),
             read: 0,
-            left_out: LeftOut::default(),
+            left_out: Omissions::default(),
         }
     }
 
     /// Takes a source tensor.
-    pub(super) fn take(&mut self, name: &str) -> Result<Values, String> {
+    pub(super) fn take(&mut self, name: &str) -> Result<HostTensor, String> {
         let found = self.source.take(name)?;
         let found = found.ok_or_else(|| format!("tensor {name} is missing"))?;
         self.read += 1;
@@ -64,7 +64,7 @@ impl Weights {
     }
 
     /// Stores a converted tensor.
-    pub(super) fn insert(&mut self, name: impl Into<String>, values: Values) {
+    pub(super) fn insert(&mut self, name: impl Into<String>, values: HostTensor) {
         self.converted.insert(name.into(), values);
     }
 
@@ -80,7 +80,7 @@ impl Weights {
     }
 
     /// Takes a matrix with this number of rows.
-    pub(super) fn take_rows(&mut self, name: &str, rows: usize) -> Result<Values, String> {
+    pub(super) fn take_rows(&mut self, name: &str, rows: usize) -> Result<HostTensor, String> {
         let values = self.take(name)?;
         match values.shape[..] {
             [found, _] if found == rows => Ok(values),
@@ -122,7 +122,7 @@ impl Weights {
         config: &ModelConfig,
         moe: &MoeConfig,
     ) -> Result<(), String> {
-        let mut all: [Vec<Values>; 3] = Default::default();
+        let mut all: [Vec<HostTensor>; 3] = Default::default();
         for expert in 0..moe.n_experts {
             let names = projections(&format!("{source}.{expert}"));
             for (matrices, name) in all.iter_mut().zip(names) {
@@ -170,7 +170,7 @@ impl Weights {
             Some(name) => Err(format!("tensor {name} is not one of this family")),
             None => Ok(Converted {
                 values: self.converted,
-                tensors: Tensors {
+                tensors: TensorCounts {
                     all: total as u64,
                     read: self.read,
                 },
@@ -185,7 +185,7 @@ fn projections(path: &str) -> [String; 3] {
 }
 
 /// Stacks matrices of the same width.
-pub(super) fn stacked(parts: &[Values]) -> Result<Values, String> {
+pub(super) fn stacked(parts: &[HostTensor]) -> Result<HostTensor, String> {
     let mut rows = 0;
     let mut width = None;
     for part in parts {
@@ -198,7 +198,7 @@ pub(super) fn stacked(parts: &[Values]) -> Result<Values, String> {
         rows += part_rows;
     }
     let data: Vec<&[f32]> = parts.iter().map(|part| &part.data[..]).collect();
-    Ok(Values {
+    Ok(HostTensor {
         shape: vec![rows, width.unwrap_or(0)],
         data: data.concat(),
     })

@@ -2,10 +2,10 @@
 
 use super::super::stats::{self, PairedTest};
 use super::sweep::Sweep;
-use super::{Comparison, Edge, PlacementSummary, Rules, Verdict};
+use super::{AnalysisRules, Comparison, Edge, PlacementSummary, Verdict};
 
 /// Compares every placement with the baseline, or records the reason for a missing comparison.
-pub(super) fn all(sweeps: &[Sweep], placements: &mut [PlacementSummary], rules: &Rules) {
+pub(super) fn all(sweeps: &[Sweep], placements: &mut [PlacementSummary], rules: &AnalysisRules) {
     let baseline = sweeps.iter().find(|sweep| sweep.name == rules.baseline);
     let others = (0..sweeps.len()).filter(|&index| sweeps[index].name != rules.baseline);
     let others: Vec<usize> = others.collect();
@@ -22,13 +22,13 @@ pub(super) fn all(sweeps: &[Sweep], placements: &mut [PlacementSummary], rules: 
         match compare(&sweeps[index], baseline, comparisons, ratio, rules) {
             Ok((found, p_alone)) => {
                 p[position] = p_alone;
-                placement.against = Some(found);
+                placement.comparison = Some(found);
             }
-            Err(reason) => placement.why_not = Some(reason),
+            Err(reason) => placement.no_comparison_reason = Some(reason),
         }
     }
     for (&index, p_holm) in others.iter().zip(stats::holm(&p)) {
-        if let Some(against) = &mut placements[index].against {
+        if let Some(against) = &mut placements[index].comparison {
             against.p_holm = p_holm;
         }
     }
@@ -40,7 +40,7 @@ fn compare(
     baseline: Option<&Sweep>,
     comparisons: usize,
     throughput_ratio: Option<f64>,
-    rules: &Rules,
+    rules: &AnalysisRules,
 ) -> Result<(Comparison, f64), String> {
     rules.validate().map_err(|error| error.to_string())?;
     let baseline = baseline.ok_or("the study has no runs of the baseline")?;
@@ -73,7 +73,7 @@ fn compare(
         p_adjusted: (p_alone * comparisons as f64).min(1.0),
         p_holm: 1.0,
         verdict,
-        seeds_to_resolve: required_seeds(&difference, alpha, lower_of, rules),
+        seeds_for_significance: required_seeds(&difference, alpha, lower_of, rules),
         compute_gain,
         throughput_ratio,
         effective_speedup: compute_gain.zip(throughput_ratio).map(|(a, b)| a * b),
@@ -90,7 +90,7 @@ fn required_seeds(
     difference: &PairedTest,
     alpha: f64,
     selected_of: usize,
-    rules: &Rules,
+    rules: &AnalysisRules,
 ) -> Option<u64> {
     let beyond = difference.mean.abs() - rules.margin;
     let sd = difference.sd;
@@ -112,7 +112,7 @@ fn decided_verdict(
         Verdict::Equivalent
             if may_have_lower_loss(sweep, margin) || may_have_lower_loss(baseline, margin) =>
         {
-            Verdict::Indistinguishable
+            Verdict::NotSignificant
         }
         found => found,
     };
@@ -128,7 +128,7 @@ fn verdict(difference: &PairedTest, margin: f64) -> Verdict {
         () if difference.high < -margin => Verdict::Better,
         () if difference.low > margin => Verdict::Worse,
         () if difference.low > -margin && difference.high < margin => Verdict::Equivalent,
-        () => Verdict::Indistinguishable,
+        () => Verdict::NotSignificant,
     }
 }
 
@@ -156,7 +156,7 @@ fn undecided_reason(
     let (loser, whose) = match verdict {
         Verdict::Better => (baseline, "the baseline's"),
         Verdict::Worse => (sweep, "its"),
-        Verdict::Indistinguishable | Verdict::Equivalent => return None,
+        Verdict::NotSignificant | Verdict::Equivalent => return None,
     };
     let side = if difference < 0.0 { "below" } else { "above" };
     let nats = format!("{:.3} nats {side} the baseline", difference.abs());
@@ -195,7 +195,7 @@ fn may_have_lower_loss(sweep: &Sweep, margin: f64) -> bool {
     sweep.edge_within(margin).is_some() || sweep.lower_loss_with_failed_seeds().is_some()
 }
 
-fn compute_gain(loss: f64, baseline_loss: f64, rules: &Rules) -> Option<f64> {
+fn compute_gain(loss: f64, baseline_loss: f64, rules: &AnalysisRules) -> Option<f64> {
     let reducible = |loss: f64| {
         let left = loss - rules.irreducible_loss;
         (left > 0.0).then_some(left)

@@ -1,7 +1,7 @@
 //! Formatting of numbers and names in sentences.
 
 use super::super::stats::PairedTest;
-use crate::digits::grouped;
+use crate::format_number::with_thousands_separators;
 
 /// Number of decimals of a difference: two significant digits of the interval's half width.
 pub(super) struct Digits(usize);
@@ -51,8 +51,12 @@ pub(super) fn counts(counts: impl Iterator<Item = u64> + Clone, what: &str) -> S
     let (least, most) = (counts.clone().min(), counts.max());
     match (least.unwrap_or(0), most.unwrap_or(0)) {
         (1, 1) => format!("1 {what}"),
-        (least, most) if least == most => format!("{} {what}s", grouped(least)),
-        (least, most) => format!("{} to {} {what}s", grouped(least), grouped(most)),
+        (least, most) if least == most => format!("{} {what}s", with_thousands_separators(least)),
+        (least, most) => format!(
+            "{} to {} {what}s",
+            with_thousands_separators(least),
+            with_thousands_separators(most)
+        ),
     }
 }
 

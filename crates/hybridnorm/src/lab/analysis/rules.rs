@@ -3,15 +3,15 @@
 use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
-use crate::digits::written;
 use crate::error::{Error, Result};
+use crate::format_number::config_number;
 
 /// Rules by which runs are classified and placements compared.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
 #[setters(prefix = "with_", strip_option)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
-pub struct Rules {
+pub struct AnalysisRules {
     /// Placement that all others are compared with.
     #[setters(into)]
     pub baseline: String,
@@ -25,7 +25,7 @@ pub struct Rules {
     /// at a learning rate at or above the one with that median.
     #[serde(rename = "lost_above")]
     pub diverged_above_best: f64,
-    /// Statistical power at [`Comparison::seeds_to_resolve`](super::Comparison::seeds_to_resolve) seeds.
+    /// Statistical power at [`Comparison::seeds_to_resolve`](super::Comparison::seeds_for_significance) seeds.
     pub power: f64,
     /// Loss above a placement's best that its learning rate tolerance allows, in nats.
     pub tolerance: f64,
@@ -40,7 +40,7 @@ pub struct Rules {
     pub loss_cap: Option<f64>,
 }
 
-impl Default for Rules {
+impl Default for AnalysisRules {
     fn default() -> Self {
         Self {
             baseline: "pre-norm".to_owned(),
@@ -56,8 +56,8 @@ impl Default for Rules {
     }
 }
 
-impl Rules {
-    /// Checks all values. [`analyse`](super::analyse) compares nothing by invalid rules and reports the error as
+impl AnalysisRules {
+    /// Checks all values. [`analyse`](super::analyze) compares nothing by invalid rules and reports the error as
     /// the reason.
     ///
     /// # Errors
@@ -92,7 +92,7 @@ impl Rules {
             None => Ok(()),
             Some((key, value, _, expected)) => Err(Error::out_of_range(
                 format!("{prefix}{key}"),
-                written(value),
+                config_number(value),
                 expected,
             )),
         }
@@ -116,13 +116,13 @@ mod tests {
 
     #[test]
     fn rules_are_checked_and_read() {
-        assert!(Rules::default().validate().is_ok());
-        let rules: Rules = toml::from_str("alpha = 0.01\nloss_cap = 7.0").unwrap();
+        assert!(AnalysisRules::default().validate().is_ok());
+        let rules: AnalysisRules = toml::from_str("alpha = 0.01\nloss_cap = 7.0").unwrap();
         assert_eq!(
             (rules.alpha, rules.power, rules.loss_cap),
             (0.01, 0.8, Some(7.0))
         );
-        assert!(toml::from_str::<Rules>("alpah = 0.01").is_err());
+        assert!(toml::from_str::<AnalysisRules>("alpah = 0.01").is_err());
         for (key, bad) in [
             ("alpha", "0.0"),
             ("power", "0.4"),
@@ -131,7 +131,7 @@ mod tests {
             ("compute_exponent", "0.0"),
             ("loss_cap", "inf"),
         ] {
-            let rules: Rules = toml::from_str(&format!("{key} = {bad}")).unwrap();
+            let rules: AnalysisRules = toml::from_str(&format!("{key} = {bad}")).unwrap();
             let found = rules.validate().unwrap_err().to_string();
             assert!(found.starts_with(key), "{found}");
         }

@@ -32,7 +32,7 @@ struct Truth {
 }
 
 /// Simulates a study; the first placement is the baseline.
-fn points(truths: &[Truth], seeds: u64, random: &mut ChaCha8Rng) -> Vec<Point> {
+fn points(truths: &[Truth], seeds: u64, random: &mut ChaCha8Rng) -> Vec<RunOutcome> {
     let mut normal = || -> f64 { StandardNormal.sample(random) };
     let shared: Vec<f64> = (0..seeds).map(|_| SEED_EFFECT * normal()).collect();
     let mut points = Vec::new();
@@ -41,14 +41,14 @@ fn points(truths: &[Truth], seeds: u64, random: &mut ChaCha8Rng) -> Vec<Point> {
             for seed in 0..seeds {
                 let bend = truth.curvature * (rate as f64 - 2.0).powi(2);
                 let loss = 3.0 + NOISE * (truth.loss + bend + normal()) + shared[seed as usize];
-                points.push(Point {
+                points.push(RunOutcome {
                     placement: match index {
                         0 => "pre-norm".to_owned(),
                         _ => format!("variant-{index}"),
                     },
                     lr,
                     seed,
-                    result: Outcome::Loss(loss),
+                    outcome: Outcome::Loss(loss),
                     tokens_per_second: 1000.0,
                     spikes: 0,
                 });
@@ -76,15 +76,15 @@ struct Shares {
 }
 
 /// Returns the losses at the learning rate that is best on all seeds, or for each seed on the other seeds.
-fn losses(points: &[Point], placement: &str, seeds: u64, on_others: bool) -> Vec<f64> {
-    let own: Vec<&Point> = (points.iter())
+fn losses(points: &[RunOutcome], placement: &str, seeds: u64, on_others: bool) -> Vec<f64> {
+    let own: Vec<&RunOutcome> = (points.iter())
         .filter(|point| point.placement == placement)
         .collect();
     let loss = |lr: f64, seed: u64| {
         let run = own
             .iter()
             .find(|point| point.lr == lr && point.seed == seed);
-        match run.unwrap().result {
+        match run.unwrap().outcome {
             Outcome::Loss(loss) => loss,
             other => panic!("{other:?}"),
         }
@@ -101,7 +101,7 @@ fn losses(points: &[Point], placement: &str, seeds: u64, on_others: bool) -> Vec
 }
 
 /// Returns true if a plain t-test with Holm's correction finds a significant difference.
-fn plain_claim(points: &[Point], placements: usize, seeds: u64, on_others: bool) -> bool {
+fn plain_claim(points: &[RunOutcome], placements: usize, seeds: u64, on_others: bool) -> bool {
     let baseline = losses(points, "pre-norm", seeds, on_others);
     let p: Vec<f64> = (1..placements)
         .map(|index| {
@@ -116,23 +116,23 @@ fn plain_claim(points: &[Point], placements: usize, seeds: u64, on_others: bool)
 fn shares(truths: &[Truth], seeds: u64, studies: usize, others: bool) -> Shares {
     let mut random = ChaCha8Rng::seed_from_u64(seeds + studies as u64);
     // Without a margin, claims are most frequent. High losses at the edges of the grid do not count as diverged.
-    let rules = Rules {
+    let rules = AnalysisRules {
         margin: 0.0,
         diverged_above_best: 1.0,
-        ..Rules::default()
+        ..AnalysisRules::default()
     };
     let (mut shares, each) = (Shares::default(), 1.0 / studies as f64);
     let difference = NOISE * (truths[1].loss - truths[0].loss);
     for _ in 0..studies {
         let points = points(truths, seeds, &mut random);
-        let analysis = analyse(&points, &rules);
+        let analysis = analyze(&points, &rules);
         // There is no comparison where a verdict could be reversed.
         let comparisons: Vec<&Comparison> = (analysis.placements[1..].iter())
-            .filter_map(|placement| placement.against.as_ref())
+            .filter_map(|placement| placement.comparison.as_ref())
             .collect();
         let says = |verdict: Verdict| comparisons.iter().any(|one| one.verdict == verdict);
         let (better, worse) = (says(Verdict::Better), says(Verdict::Worse));
-        let first = analysis.placements[1].against.as_ref();
+        let first = analysis.placements[1].comparison.as_ref();
         let is_covered = first.is_none_or(|first| {
             let PairedTest { low, high, .. } = first.difference;
             low <= difference && difference <= high

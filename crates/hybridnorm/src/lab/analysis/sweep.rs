@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::super::stats::{self, Summary};
-use super::{Best, Edge, LrRange, Outcome, PlacementSummary, Point, RateSummary, Rules};
+use super::{
+    AnalysisRules, Best, Edge, LearningRateSummary, LrRange, Outcome, PlacementSummary, RunOutcome,
+};
 
 /// Probability of excluding a learning rate that is as good as the best. Smaller than any usual α, so that this
 /// error hardly adds to that of the comparison.
@@ -12,7 +14,7 @@ const TIE_ALPHA: f64 = 0.01;
 /// All runs of a placement.
 pub(super) struct Sweep<'a> {
     pub name: &'a str,
-    points: Vec<&'a Point>,
+    points: Vec<&'a RunOutcome>,
     /// By ascending learning rate.
     rates: Vec<LearningRateRuns>,
     /// Indices of the learning rates compared on equal seeds.
@@ -44,7 +46,7 @@ impl LearningRateRuns {
     }
 
     fn halved(&self) -> usize {
-        self.count(|outcome| outcome == Outcome::Halved)
+        self.count(|outcome| outcome == Outcome::Eliminated)
     }
 
     fn finished(&self) -> impl Iterator<Item = (u64, f64)> {
@@ -52,7 +54,7 @@ impl LearningRateRuns {
             .iter()
             .filter_map(|(&seed, &outcome)| match outcome {
                 Outcome::Loss(loss) => Some((seed, loss)),
-                Outcome::NotLearned(_) | Outcome::Diverged | Outcome::Halved => None,
+                Outcome::NotLearned(_) | Outcome::Diverged | Outcome::Eliminated => None,
             })
     }
 
@@ -89,8 +91,8 @@ impl LearningRateRuns {
             })
     }
 
-    fn summary(&self) -> RateSummary {
-        RateSummary {
+    fn summary(&self) -> LearningRateSummary {
+        LearningRateSummary {
             lr: self.lr,
             finished: self.finished().count() as u64,
             diverged: self.diverged() as u64,
@@ -104,8 +106,8 @@ impl LearningRateRuns {
 
 impl<'a> Sweep<'a> {
     /// Returns one sweep per placement, in order of first appearance.
-    pub fn all(points: &'a [Point], diverged_above_best: f64) -> Vec<Self> {
-        let mut groups: Vec<(&str, Vec<&Point>)> = Vec::new();
+    pub fn all(points: &'a [RunOutcome], diverged_above_best: f64) -> Vec<Self> {
+        let mut groups: Vec<(&str, Vec<&RunOutcome>)> = Vec::new();
         for point in points {
             match groups.iter_mut().find(|(name, _)| *name == point.placement) {
                 Some((_, group)) => group.push(point),
@@ -116,10 +118,10 @@ impl<'a> Sweep<'a> {
         groups.into_iter().map(sweep).collect()
     }
 
-    fn of(name: &'a str, points: Vec<&'a Point>, diverged_above_best: f64) -> Self {
+    fn of(name: &'a str, points: Vec<&'a RunOutcome>, diverged_above_best: f64) -> Self {
         let mut rates: Vec<LearningRateRuns> = Vec::new();
         for point in &points {
-            let outcome = match point.result {
+            let outcome = match point.outcome {
                 Outcome::Loss(loss) | Outcome::NotLearned(loss) if !loss.is_finite() => {
                     Outcome::Diverged
                 }
@@ -237,7 +239,7 @@ impl<'a> Sweep<'a> {
     }
 
     /// Returns the summary without the comparison.
-    pub fn summary(&self, rules: &Rules, loss_cap: Option<f64>) -> PlacementSummary {
+    pub fn summary(&self, rules: &AnalysisRules, loss_cap: Option<f64>) -> PlacementSummary {
         let speeds: Vec<f64> = (self.points.iter())
             .map(|point| point.tokens_per_second)
             .filter(|speed| speed.is_finite() && *speed > 0.0)
@@ -245,7 +247,7 @@ impl<'a> Sweep<'a> {
         let spikes = self.points.iter().map(|point| point.spikes);
         PlacementSummary {
             placement: self.name.to_owned(),
-            rates: self.rates.iter().map(LearningRateRuns::summary).collect(),
+            learning_rates: self.rates.iter().map(LearningRateRuns::summary).collect(),
             best: self.best_summary(),
             largest_stable_lr: (self.rates.iter())
                 .take_while(|rate| rate.diverged() == 0)
@@ -253,13 +255,13 @@ impl<'a> Sweep<'a> {
                 .filter(|rate| rate.halved() < rate.runs.len())
                 .last()
                 .map(|rate| rate.lr),
-            tolerance: self.tolerance(rules.tolerance),
+            lr_tolerance: self.tolerance(rules.tolerance),
             lr_sensitivity: loss_cap.and_then(|cap| self.lr_sensitivity(cap)),
             spikes: spikes.clone().sum(),
             spiked_runs: spikes.filter(|&count| count > 0).count() as u64,
             tokens_per_second: stats::median(&speeds),
-            against: None,
-            why_not: None,
+            comparison: None,
+            no_comparison_reason: None,
         }
     }
 
@@ -305,7 +307,7 @@ impl<'a> Sweep<'a> {
         let regret = |rate: &LearningRateRuns| {
             let losses = rate.runs.values().map(|outcome| match outcome {
                 Outcome::Loss(loss) | Outcome::NotLearned(loss) => loss.min(cap),
-                Outcome::Diverged | Outcome::Halved => cap,
+                Outcome::Diverged | Outcome::Eliminated => cap,
             });
             losses.sum::<f64>() / rate.runs.len() as f64 - best
         };
@@ -314,7 +316,7 @@ impl<'a> Sweep<'a> {
 }
 
 /// Marks runs as diverged whose final loss is far above the best median, at its learning rate or a larger one:
-/// see [`Rules::diverged_above_best`]. At smaller learning rates, a high loss means slow training.
+/// see [`Rules::diverged_above_best`]. ScaleContext smaller learning rates, a high loss means slow training.
 fn mark_diverged(rates: &mut [LearningRateRuns], diverged_above_best: f64) {
     let medians = rates.iter().map(LearningRateRuns::median).enumerate();
     let Some((first, best)) = medians.min_by(|a, b| a.1.total_cmp(&b.1)) else {

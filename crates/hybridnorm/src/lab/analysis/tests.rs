@@ -5,24 +5,24 @@ use super::*;
 
 mod undecided;
 
-pub(super) fn point(placement: &str, lr: f64, seed: u64, result: Outcome) -> Point {
-    Point {
+pub(super) fn point(placement: &str, lr: f64, seed: u64, result: Outcome) -> RunOutcome {
+    RunOutcome {
         placement: placement.to_owned(),
         lr,
         seed,
-        result,
+        outcome: result,
         tokens_per_second: 1000.0,
         spikes: 0,
     }
 }
 
 /// Returns runs with seeds 0, 1, … at one learning rate.
-pub(super) fn runs(placement: &str, lr: f64, losses: &[f64]) -> Vec<Point> {
+pub(super) fn runs(placement: &str, lr: f64, losses: &[f64]) -> Vec<RunOutcome> {
     let run = |(seed, &loss)| point(placement, lr, seed as u64, Outcome::Loss(loss));
     losses.iter().enumerate().map(run).collect()
 }
 
-pub(super) fn study(parts: &[(&str, f64, &[f64])]) -> Vec<Point> {
+pub(super) fn study(parts: &[(&str, f64, &[f64])]) -> Vec<RunOutcome> {
     parts
         .iter()
         .flat_map(|(placement, lr, losses)| runs(placement, *lr, losses))
@@ -30,7 +30,7 @@ pub(super) fn study(parts: &[(&str, f64, &[f64])]) -> Vec<Point> {
 }
 
 /// Returns a study with these losses at 1e-3, and clearly higher ones at the neighbouring learning rates.
-pub(super) fn valleys(parts: &[(&str, &[f64])]) -> Vec<Point> {
+pub(super) fn valleys(parts: &[(&str, &[f64])]) -> Vec<RunOutcome> {
     let mut points = Vec::new();
     for (placement, losses) in parts {
         let adjacent: Vec<f64> = losses.iter().map(|loss| loss + 0.2).collect();
@@ -42,20 +42,20 @@ pub(super) fn valleys(parts: &[(&str, &[f64])]) -> Vec<Point> {
 }
 
 /// Returns rules by which no run has diverged because of its loss, and every difference counts.
-fn lenient() -> Rules {
-    Rules {
+fn lenient() -> AnalysisRules {
+    AnalysisRules {
         margin: 0.0,
         diverged_above_best: f64::MAX,
-        ..Rules::default()
+        ..AnalysisRules::default()
     }
 }
 
-fn only(points: &[Point]) -> PlacementSummary {
-    analyse(points, &lenient()).placements.remove(0)
+fn only(points: &[RunOutcome]) -> PlacementSummary {
+    analyze(points, &lenient()).placements.remove(0)
 }
 
-fn only_by(points: &[Point], rules: &Rules) -> PlacementSummary {
-    analyse(points, rules).placements.remove(0)
+fn only_by(points: &[RunOutcome], rules: &AnalysisRules) -> PlacementSummary {
+    analyze(points, rules).placements.remove(0)
 }
 
 fn close(found: f64, expected: f64) {
@@ -66,7 +66,7 @@ fn close(found: f64, expected: f64) {
 }
 
 /// Returns a loss curve over three learning rates, with the best in the middle.
-fn valley() -> Vec<Point> {
+fn valley() -> Vec<RunOutcome> {
     study(&[
         ("a", 1e-2, &[3.5, 3.7]),
         ("a", 1e-4, &[3.03, 3.05]),
@@ -79,8 +79,8 @@ fn rates_are_counted_in_ascending_order() {
     let mut points = valley();
     points.push(point("a", 1e-2, 2, Outcome::Diverged));
     points.push(point("a", 1e-2, 3, Outcome::Loss(f64::NAN)));
-    points.push(point("a", 1e-4, 2, Outcome::Halved));
-    let rates = only(&points).rates;
+    points.push(point("a", 1e-4, 2, Outcome::Eliminated));
+    let rates = only(&points).learning_rates;
     let counts: Vec<_> = (rates.iter())
         .map(|rate| (rate.lr, rate.finished, rate.diverged, rate.halved))
         .collect();
@@ -97,7 +97,7 @@ fn placements_keep_their_order() {
         ("a", 1e-3, &[3.0]),
         ("b", 1e-2, &[3.0]),
     ]);
-    let analysis = analyse(&points, &Rules::default());
+    let analysis = analyze(&points, &AnalysisRules::default());
     let names: Vec<_> = (analysis.placements.iter())
         .map(|entry| entry.placement.as_str())
         .collect();
@@ -134,7 +134,7 @@ fn rates_are_compared_on_equal_seeds() {
     let few = [("a", 1e-5, &[2.0][..]), ("a", 1e-4, &[2.0][..])];
     let points = [study(&few), runs("a", 1e-3, &[3.0, 3.0])].concat();
     assert_eq!(only(&points).best.unwrap().lr, 1e-3);
-    for outcome in [Outcome::Diverged, Outcome::Halved] {
+    for outcome in [Outcome::Diverged, Outcome::Eliminated] {
         let mut points = valley();
         points.push(point("a", 1e-3, 2, outcome));
         assert_eq!(only(&points).best.unwrap().lr, 1e-4);
@@ -147,11 +147,11 @@ fn no_best_rate_without_complete_seeds() {
     points.push(point("a", 1e-3, 2, Outcome::Diverged));
     let found = only(&points);
     assert_eq!(
-        (found.best, found.tolerance, found.lr_sensitivity),
+        (found.best, found.lr_tolerance, found.lr_sensitivity),
         (None, None, None)
     );
     assert_eq!(
-        found.why_not.as_deref(),
+        found.no_comparison_reason.as_deref(),
         Some("the study has no runs of the baseline")
     );
 }
@@ -163,7 +163,7 @@ fn the_stable_range_ends_before_the_first_divergence() {
     assert_eq!(only(&points).largest_stable_lr, Some(3e-2));
     // A larger learning rate without divergence does not count; an eliminated run does not end the range.
     points.push(point("a", 1e-2, 2, Outcome::Diverged));
-    points.push(point("a", 1e-3, 2, Outcome::Halved));
+    points.push(point("a", 1e-3, 2, Outcome::Eliminated));
     assert_eq!(only(&points).largest_stable_lr, Some(1e-3));
     points.push(point("a", 1e-4, 2, Outcome::Diverged));
     assert_eq!(only(&points).largest_stable_lr, None);
@@ -171,15 +171,15 @@ fn the_stable_range_ends_before_the_first_divergence() {
 
 #[test]
 fn tolerance_is_the_unbroken_range_around_the_best() {
-    let span = only(&valley()).tolerance.unwrap();
+    let span = only(&valley()).lr_tolerance.unwrap();
     assert_eq!((span.low, span.high), (1e-4, 1e-3));
     close(span.factor, 10.0);
     let mut points = valley();
     // Within the tolerance, but beyond a learning rate that is not.
     points.extend(runs("a", 1e-1, &[3.02, 3.02]));
-    assert_eq!(only(&points).tolerance, Some(span));
+    assert_eq!(only(&points).lr_tolerance, Some(span));
     points.push(point("a", 1e-4, 2, Outcome::Diverged));
-    assert_eq!(only(&points).tolerance.unwrap().factor, 1.0);
+    assert_eq!(only(&points).lr_tolerance.unwrap().factor, 1.0);
 }
 
 #[test]
@@ -189,17 +189,17 @@ fn sensitivity_counts_diverged_seeds_as_the_cap() {
         only(&valley()).lr_sensitivity.unwrap(),
         (0.03 + 0.0 + 0.54) / 3.0,
     );
-    let rules = Rules {
+    let rules = AnalysisRules {
         loss_cap: Some(4.0),
         ..lenient()
     };
     let mut points = valley();
-    let sensitivity = |points: &[Point]| analyse(points, &rules).placements[0].lr_sensitivity;
+    let sensitivity = |points: &[RunOutcome]| analyze(points, &rules).placements[0].lr_sensitivity;
     close(sensitivity(&points).unwrap(), (0.03 + 0.0 + 0.59) / 3.0);
     points.push(point("a", 1e-2, 2, Outcome::Diverged));
     let at_last = (0.49 + 0.69 + 0.99) / 3.0;
     close(sensitivity(&points).unwrap(), (0.03 + 0.0 + at_last) / 3.0);
-    points.push(point("a", 1e-4, 2, Outcome::Halved));
+    points.push(point("a", 1e-4, 2, Outcome::Eliminated));
     assert_eq!(sensitivity(&points), None);
 }
 
@@ -217,7 +217,7 @@ fn spikes_and_throughput_are_over_all_runs() {
 
 #[test]
 fn tied_learning_rates_are_counted() {
-    let statistically_tied = |points: &[Point]| only(points).best.unwrap().statistically_tied;
+    let statistically_tied = |points: &[RunOutcome]| only(points).best.unwrap().statistically_tied;
     let curve = study(&[
         ("a", 1e-4, &[3.010, 3.002, 3.003]),
         ("a", 1e-3, &[3.001, 3.003, 3.008]),
@@ -227,10 +227,10 @@ fn tied_learning_rates_are_counted() {
     // A seed effect common to all learning rates is not noise.
     let mut shifted = curve.clone();
     for point in shifted.iter_mut().filter(|point| point.seed == 1) {
-        let Outcome::Loss(loss) = point.result else {
+        let Outcome::Loss(loss) = point.outcome else {
             unreachable!()
         };
-        point.result = Outcome::Loss(loss + 5.0);
+        point.outcome = Outcome::Loss(loss + 5.0);
     }
     assert_eq!(statistically_tied(&shifted), 2);
     // The noise cannot be estimated from one seed.
@@ -238,12 +238,12 @@ fn tied_learning_rates_are_counted() {
     assert_eq!(statistically_tied(&single), 2);
     // Eliminated learning rates may have been as good.
     let mut halved = curve;
-    halved.push(point("a", 1e-1, 0, Outcome::Halved));
+    halved.push(point("a", 1e-1, 0, Outcome::Eliminated));
     assert_eq!(statistically_tied(&halved), 3);
 }
 
 /// Returns a baseline and three placements: clearly better, clearly worse, similar.
-pub(super) fn compared() -> Vec<Point> {
+pub(super) fn compared() -> Vec<RunOutcome> {
     let mut points = valleys(&[
         ("pre-norm", &[3.00, 3.05, 2.98, 3.02]),
         ("good", &[2.90, 2.951, 2.879, 2.92]),
@@ -261,12 +261,12 @@ fn against(analysis: &Analysis, name: &str) -> Comparison {
         .placements
         .iter()
         .find(|entry| entry.placement == name);
-    entry.unwrap().against.clone().unwrap()
+    entry.unwrap().comparison.clone().unwrap()
 }
 
 #[test]
 fn comparisons_are_paired_by_seed() {
-    let analysis = analyse(&compared(), &lenient());
+    let analysis = analyze(&compared(), &lenient());
     let good = against(&analysis, "good");
     let differences = [2.90 - 3.00, 2.951 - 3.05, 2.879 - 2.98, 2.92 - 3.02];
     assert_eq!(good.pairs, 4);
@@ -279,7 +279,7 @@ fn comparisons_are_paired_by_seed() {
     assert_eq!(good.verdict, Verdict::Better);
     assert_eq!(against(&analysis, "bad").verdict, Verdict::Worse);
     let same = against(&analysis, "same");
-    assert_eq!(same.verdict, Verdict::Indistinguishable);
+    assert_eq!(same.verdict, Verdict::NotSignificant);
     // The largest of three p values is unchanged, the smallest is tripled.
     close(same.p_holm, same.difference.p);
     let (good, bad) = (good, against(&analysis, "bad"));
@@ -288,26 +288,26 @@ fn comparisons_are_paired_by_seed() {
     let PairedTest { mean, sd, .. } = same.difference;
     let seeds = stats::required_seeds(mean, sd, 0.05 / 3.0, 0.8);
     assert!(seeds.is_some_and(|seeds| seeds > 4));
-    assert_eq!(same.seeds_to_resolve, seeds);
+    assert_eq!(same.seeds_for_significance, seeds);
 }
 
 #[test]
 fn gains_follow_the_power_law() {
-    let rules = Rules {
+    let rules = AnalysisRules {
         irreducible_loss: 2.0,
         compute_exponent: 0.5,
-        ..Rules::default()
+        ..AnalysisRules::default()
     };
-    let good = against(&analyse(&compared(), &rules), "good");
+    let good = against(&analyze(&compared(), &rules), "good");
     let gain = (1.0125_f64 / 0.9125).powi(2);
     close(good.compute_gain.unwrap(), gain);
     close(good.throughput_ratio.unwrap(), 0.8);
     close(good.effective_speedup.unwrap(), 0.8 * gain);
-    let rules = Rules {
+    let rules = AnalysisRules {
         irreducible_loss: 2.95,
         ..rules
     };
-    let good = against(&analyse(&compared(), &rules), "good");
+    let good = against(&analyze(&compared(), &rules), "good");
     assert_eq!((good.compute_gain, good.effective_speedup), (None, None));
 }
 
@@ -315,17 +315,17 @@ fn gains_follow_the_power_law() {
 fn only_common_seeds_are_compared() {
     let mut points = compared();
     points.push(point("good", 1e-3, 9, Outcome::Loss(9.0)));
-    let good = against(&analyse(&points, &lenient()), "good");
+    let good = against(&analyze(&points, &lenient()), "good");
     assert_eq!(good.pairs, 4);
     close(good.loss, 2.9125);
 }
 
 #[test]
 fn selection_widens_the_interval() {
-    let plain = against(&analyse(&compared(), &lenient()), "good");
+    let plain = against(&analyze(&compared(), &lenient()), "good");
     let mut points = compared();
     points.extend(runs("good", 3e-3, &[2.95, 2.921, 2.899, 2.91]));
-    let analysis = analyse(&points, &lenient());
+    let analysis = analyze(&points, &lenient());
     assert_eq!(
         analysis.placements[1]
             .best
@@ -343,17 +343,17 @@ fn selection_widens_the_interval() {
 
 #[test]
 fn a_missing_comparison_has_a_reason() {
-    let reason = |points: &[Point], rules: &Rules| {
-        let analysis = analyse(points, rules);
+    let reason = |points: &[RunOutcome], rules: &AnalysisRules| {
+        let analysis = analyze(points, rules);
         let entry = analysis
             .placements
             .into_iter()
             .find(|entry| entry.placement == "x");
         let entry = entry.unwrap();
-        assert_eq!(entry.against, None);
-        entry.why_not.unwrap()
+        assert_eq!(entry.comparison, None);
+        entry.no_comparison_reason.unwrap()
     };
-    let rules = Rules::default();
+    let rules = AnalysisRules::default();
     let base = runs("pre-norm", 1e-3, &[3.0, 3.1]);
     let x = runs("x", 1e-3, &[3.0, 3.1]);
     let diverged = |name: &str| vec![point(name, 1e-3, 0, Outcome::Diverged)];
@@ -370,7 +370,7 @@ fn a_missing_comparison_has_a_reason() {
         reason(&[base.clone(), runs("x", 1e-3, &[3.0])].concat(), &rules),
         "fewer than 2 seeds in common with the baseline"
     );
-    let wrong = Rules {
+    let wrong = AnalysisRules {
         alpha: 1.5,
         ..rules.clone()
     };
@@ -379,9 +379,9 @@ fn a_missing_comparison_has_a_reason() {
         reason(&both, &wrong),
         "alpha = 1.5, expected between 0 and 1"
     );
-    let analysis = analyse(&both, &rules);
-    assert_eq!(analysis.placements[0].against, None);
-    assert_eq!(analysis.placements[0].why_not, None);
+    let analysis = analyze(&both, &rules);
+    assert_eq!(analysis.placements[0].comparison, None);
+    assert_eq!(analysis.placements[0].no_comparison_reason, None);
 }
 
 fn named<'a>(analysis: &'a Analysis, name: &str) -> &'a PlacementSummary {
@@ -398,8 +398,8 @@ fn diverged_not_learned_and_slow_differ() {
     ]);
     points.push(point("a", 1e-5, 0, Outcome::NotLearned(6.3)));
     points.push(point("a", 1e-1, 0, Outcome::NotLearned(6.3)));
-    let found = only_by(&points, &Rules::default());
-    let counts: Vec<_> = (found.rates.iter())
+    let found = only_by(&points, &AnalysisRules::default());
+    let counts: Vec<_> = (found.learning_rates.iter())
         .map(|rate| (rate.finished, rate.diverged, rate.not_learned))
         .collect();
     // Slow below the best learning rate, diverged above it; not learned counts as diverged only above it.
@@ -429,10 +429,10 @@ fn verdicts_match_intervals() {
                 points.extend(runs(name, lr, &losses));
             }
         }
-        let analysis = analyse(&points, &Rules::default());
+        let analysis = analyze(&points, &AnalysisRules::default());
         for entry in &analysis.placements[1..] {
-            let text = sentence(entry, &analysis);
-            let Some(found) = &entry.against else {
+            let text = comparison_text(entry, &analysis);
+            let Some(found) = &entry.comparison else {
                 assert!(
                     text.contains("undecided") && !text.contains("better than"),
                     "{text}"
@@ -445,7 +445,7 @@ fn verdicts_match_intervals() {
                 () if high < -margin => Verdict::Better,
                 () if low > margin => Verdict::Worse,
                 () if low > -margin && high < margin => Verdict::Equivalent,
-                () => Verdict::Indistinguishable,
+                () => Verdict::NotSignificant,
             };
             assert_eq!(found.verdict, expected, "{found:?}");
             let claims = matches!(expected, Verdict::Better | Verdict::Worse);
@@ -477,7 +477,7 @@ fn an_analysis_survives_json() {
     // With zero variance, t is not finite.
     points.extend(runs("constant", 1e-3, &[4.0, 4.05, 3.98, 4.02]));
     points.push(point("diverged", f64::MAX, 0, Outcome::Diverged));
-    let analysis = analyse(&points, &Rules::default());
+    let analysis = analyze(&points, &AnalysisRules::default());
     let text = serde_json::to_string(&analysis).unwrap();
     assert_eq!(serde_json::from_str::<Analysis>(&text).unwrap(), analysis);
 }

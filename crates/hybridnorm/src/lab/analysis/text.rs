@@ -6,21 +6,23 @@ mod tests;
 
 use super::super::stats::PairedTest;
 use super::format::{Digits, list, one_decimal, seeds};
-use super::{Analysis, Best, Comparison, Edge, LrRange, PlacementSummary, RateSummary, Verdict};
-use crate::digits::{grouped, percent};
+use super::{
+    Analysis, Best, Comparison, Edge, LearningRateSummary, LrRange, PlacementSummary, Verdict,
+};
+use crate::format_number::{percent, with_thousands_separators};
 use certainty::{certainty, required_seeds};
 
 /// Returns a sentence that compares one placement with the baseline. It contains "better" or "worse" only if
 /// that is the verdict.
-pub fn sentence(placement: &PlacementSummary, analysis: &Analysis) -> String {
+pub fn comparison_text(placement: &PlacementSummary, analysis: &Analysis) -> String {
     let (name, baseline) = (&placement.placement, &analysis.rules.baseline);
     if name == baseline {
         return baseline_sentence(placement);
     }
-    match &placement.against {
+    match &placement.comparison {
         Some(found) => comparison_sentence(placement, found, analysis),
         None => {
-            let reason = placement.why_not.as_deref();
+            let reason = placement.no_comparison_reason.as_deref();
             let reason = reason.unwrap_or("there is no comparison");
             format!("{name} is not compared with {baseline}: {reason}")
         }
@@ -76,7 +78,7 @@ fn comparison_sentence(
             digits.show(mean),
             range(low, high),
         ),
-        Verdict::Indistinguishable => format!(
+        Verdict::NotSignificant => format!(
             "{name} is not significantly different from {baseline} at {seeds} (difference {} nats, \
              {interval} {}, margin {margin} nats); {}{}",
             digits.show(mean),
@@ -103,7 +105,7 @@ fn at_one_rate(placement: &PlacementSummary) -> String {
 
 /// Summarizes the analysis in three sentences: the best placement; tolerated learning rates and failed runs; the
 /// certainty of both. For an incomplete study, states that it is incomplete.
-pub fn verdict(analysis: &Analysis) -> Vec<String> {
+pub fn summary_text(analysis: &Analysis) -> Vec<String> {
     if analysis.placements.is_empty() && analysis.complete {
         return vec![
             "The study has no runs: no placement can be called best.".to_owned(),
@@ -124,8 +126,8 @@ fn incomplete(analysis: &Analysis) -> Vec<String> {
         0 => "Incomplete: runs of another group of this study are missing.".to_owned(),
         _ => format!(
             "Incomplete: {} of {} runs are recorded.",
-            grouped(analysis.recorded as u64),
-            grouped(analysis.planned as u64)
+            with_thousands_separators(analysis.recorded as u64),
+            with_thousands_separators(analysis.planned as u64)
         ),
     };
     let known = match analysis.recorded {
@@ -180,7 +182,7 @@ fn lowest(analysis: &Analysis) -> String {
 /// Returns the comparison of the placement with the lowest loss.
 fn lowest_against_baseline(placement: &PlacementSummary, analysis: &Analysis) -> String {
     let baseline = &analysis.rules.baseline;
-    match placement.against.as_ref().map(|found| found.verdict) {
+    match placement.comparison.as_ref().map(|found| found.verdict) {
         _ if placement.placement == *baseline => " and is the baseline".to_owned(),
         Some(Verdict::Better) => format!(" and is better than the baseline, {baseline}"),
         Some(Verdict::Worse) => {
@@ -190,7 +192,7 @@ fn lowest_against_baseline(placement: &PlacementSummary, analysis: &Analysis) ->
             ", but is equivalent to the baseline, {baseline}, within the margin of {} nats",
             analysis.rules.margin
         ),
-        Some(Verdict::Indistinguishable) => {
+        Some(Verdict::NotSignificant) => {
             format!(", but is not significantly different from the baseline, {baseline}")
         }
         None if entry(analysis, baseline).is_none() => {
@@ -210,7 +212,7 @@ fn others_against_baseline(lowest: &PlacementSummary, analysis: &Analysis) -> St
     let (better, worse) = (with(Verdict::Better), with(Verdict::Worse));
     let mut text = String::new();
     if !better.is_empty() {
-        let own = lowest.against.as_ref().map(|found| found.verdict);
+        let own = lowest.comparison.as_ref().map(|found| found.verdict);
         let also = match own == Some(Verdict::Better) {
             true => "also better",
             false => "better than the baseline",
@@ -232,7 +234,7 @@ fn others_against_baseline(lowest: &PlacementSummary, analysis: &Analysis) -> St
 
 /// Returns the second sentence: ranges of learning rates, and failures.
 fn tolerance(analysis: &Analysis) -> String {
-    let rates = |entry: &PlacementSummary| entry.rates.len();
+    let rates = |entry: &PlacementSummary| entry.learning_rates.len();
     let text = match analysis.placements.iter().map(rates).max() {
         None | Some(0 | 1) => {
             "Only one learning rate was tried: learning rate tolerance is unknown".to_owned()
@@ -245,7 +247,7 @@ fn tolerance(analysis: &Analysis) -> String {
 /// Lists the learning rate range of each placement, at grid resolution.
 fn lr_ranges(analysis: &Analysis) -> String {
     let range = |entry: &PlacementSummary| {
-        let LrRange { low, high, .. } = entry.tolerance?;
+        let LrRange { low, high, .. } = entry.lr_tolerance?;
         let name = &entry.placement;
         Some(match low == high {
             true => format!("{name} {low}"),
@@ -256,7 +258,10 @@ fn lr_ranges(analysis: &Analysis) -> String {
     if ranges.is_empty() {
         return "No placement has a best learning rate: learning rate tolerance is unknown".into();
     }
-    let mut rates = analysis.placements.iter().flat_map(|entry| &entry.rates);
+    let mut rates = analysis
+        .placements
+        .iter()
+        .flat_map(|entry| &entry.learning_rates);
     let halved = match rates.any(|rate| rate.halved > 0) {
         true => "; learning rates eliminated by halving count as outside",
         false => "",
@@ -272,7 +277,7 @@ fn lr_ranges(analysis: &Analysis) -> String {
 
 /// Returns the ratios of neighbouring learning rates: `2.5`, or `2.4 to 2.5`.
 fn grid_factors(analysis: &Analysis) -> String {
-    let pairs = (analysis.placements.iter()).flat_map(|entry| entry.rates.windows(2));
+    let pairs = (analysis.placements.iter()).flat_map(|entry| entry.learning_rates.windows(2));
     let steps: Vec<f64> = pairs.map(|pair| pair[1].lr / pair[0].lr).collect();
     let least = steps.iter().copied().fold(f64::INFINITY, f64::min);
     let most = steps.iter().copied().fold(0.0, f64::max);
@@ -284,11 +289,15 @@ fn grid_factors(analysis: &Analysis) -> String {
 
 /// Lists diverged runs and runs that had not learned yet, by placement.
 fn failures(analysis: &Analysis) -> String {
-    let counted = |count: fn(&RateSummary) -> u64| -> Vec<String> {
+    let counted = |count: fn(&LearningRateSummary) -> u64| -> Vec<String> {
         let of = |entry: &PlacementSummary| {
-            let all: u64 = entry.rates.iter().map(RateSummary::runs).sum();
-            let found: u64 = entry.rates.iter().map(count).sum();
-            let rates = entry.rates.iter().filter(|rate| count(rate) > 0);
+            let all: u64 = entry
+                .learning_rates
+                .iter()
+                .map(LearningRateSummary::runs)
+                .sum();
+            let found: u64 = entry.learning_rates.iter().map(count).sum();
+            let rates = entry.learning_rates.iter().filter(|rate| count(rate) > 0);
             let rates: Vec<String> = rates.map(|rate| rate.lr.to_string()).collect();
             let rates: Vec<&str> = rates.iter().map(String::as_str).collect();
             (found > 0)
@@ -319,7 +328,7 @@ fn entry<'a>(analysis: &'a Analysis, name: &str) -> Option<&'a PlacementSummary>
 }
 
 fn compared(analysis: &Analysis) -> impl Iterator<Item = (&PlacementSummary, &Comparison)> + Clone {
-    (analysis.placements.iter()).filter_map(|entry| Some((entry, entry.against.as_ref()?)))
+    (analysis.placements.iter()).filter_map(|entry| Some((entry, entry.comparison.as_ref()?)))
 }
 
 fn p_value(against: &Comparison, analysis: &Analysis) -> String {

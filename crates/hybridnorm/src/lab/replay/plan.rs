@@ -31,14 +31,14 @@ pub(super) fn plan_segments(
 ) -> Result<(Vec<ReplaySegment>, u64)> {
     let newest = Config::load(run.join(run_directory::CONFIG), &[])?;
     // The newest data section holds for all steps, since data may have moved or be read in another way.
-    let at = |step| match history::configuration_at(&newest, history, step) {
+    let at = |step| match history::config_at_step(&newest, history, step) {
         Ok(config) => Ok(Config {
             data: newest.data.clone(),
             ..config
         }),
         Err(error) => Err(Error::format(run.join(segments::FILE), error.to_string())),
     };
-    let requested = options.step.saturating_add(options.after);
+    let requested = options.step.saturating_add(options.steps_after);
     let bounds = history.iter().map(|segment| segment.after_step);
     let bounds = bounds.filter(|after| (from + 1..requested).contains(after));
     // One log section for all, since logging does not affect results.
@@ -55,7 +55,7 @@ pub(super) fn plan_segments(
             None => Vec::new(),
             // A given number of steps may end before the run was changed.
             Some(_) if config.train.steps as u64 <= after => break,
-            Some(before) => history::changes(&before.config, &config),
+            Some(before) => history::diff(&before.config, &config),
         };
         if segments.is_empty() || !changed.is_empty() {
             segments.push(ReplaySegment {

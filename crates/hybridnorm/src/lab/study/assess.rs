@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::folder::Folder;
+use super::folder::StudyFolder;
 use super::groups::{Group, analyze_groups};
 use super::plan::Study;
 use super::record::RunRecord;
 use super::records::{Records, name};
-use crate::digits::grouped;
 use crate::error::Result;
+use crate::format_number::with_thousands_separators;
 use crate::placement::Init;
 
 /// Finished runs of a study and their analysis.
@@ -24,8 +24,8 @@ pub struct StudyAnalysis {
 /// Reads the finished runs of a study in a folder and analyses them, with caveats on their reliability.
 ///
 /// # Errors
-/// As [`Folder::read`].
-pub fn assess(folder: &Folder, study: &Study) -> Result<StudyAnalysis> {
+/// As [`StudyFolder::read`].
+pub fn analyze_folder(folder: &StudyFolder, study: &Study) -> Result<StudyAnalysis> {
     let Records {
         records,
         without_checksum,
@@ -37,11 +37,11 @@ pub fn assess(folder: &Folder, study: &Study) -> Result<StudyAnalysis> {
         .iter()
         .filter(|name| !planned_names.contains(*name))
         .count();
-    let planned = study.runs.iter().map(|run| &run.cell);
-    let mut groups = analyze_groups(&records, planned, &study.file.study.rules);
+    let planned = study.runs.iter().map(|run| &run.grid_point);
+    let mut groups = analyze_groups(&records, planned, &study.config.study.rules);
     for group in &mut groups {
         let of_group = |record: &&RunRecord| {
-            (&record.cell.init, record.cell.depth) == (&group.init, group.depth)
+            (&record.grid_point.init, record.grid_point.depth) == (&group.init, group.depth)
         };
         let ids = records.iter().filter(of_group).map(|record| &record.id);
         let count = ids
@@ -56,7 +56,7 @@ pub fn assess(folder: &Folder, study: &Study) -> Result<StudyAnalysis> {
             changed_rules(&changes.known).filter(|_| !records.is_empty()),
             different_initializations(study, group).filter(|_| !records.is_empty()),
         ];
-        group.remarks = caveats.into_iter().flatten().collect();
+        group.caveats = caveats.into_iter().flatten().collect();
     }
     Ok(StudyAnalysis { records, groups })
 }
@@ -66,8 +66,8 @@ fn not_verified(count: usize, of: usize) -> Option<String> {
     (count > 0).then(|| {
         format!(
             "Not verified: {} of {} records have no checksum (written by earlier versions).",
-            grouped(count as u64),
-            grouped(of as u64)
+            with_thousands_separators(count as u64),
+            with_thousands_separators(of as u64)
         )
     })
 }
@@ -77,8 +77,8 @@ fn outside_study(count: usize, of: usize) -> Option<String> {
     (count > 0).then(|| {
         format!(
             "Ignored: {} of {} records in this folder belong to runs outside the study.",
-            grouped(count as u64),
-            grouped(of as u64)
+            with_thousands_separators(count as u64),
+            with_thousands_separators(of as u64)
         )
     })
 }
@@ -88,10 +88,10 @@ fn different_initializations(study: &Study, group: &Group) -> Option<String> {
     let cells = study
         .runs
         .iter()
-        .filter(|run| (&run.cell.init, run.cell.depth) == (&group.init, group.depth));
+        .filter(|run| (&run.grid_point.init, run.grid_point.depth) == (&group.init, group.depth));
     let mut of: Vec<(&str, Init)> = Vec::new();
     for run in cells {
-        let name = run.cell.placement.as_str();
+        let name = run.grid_point.placement.as_str();
         if !of.iter().any(|(known, _)| *known == name) {
             of.push((name, run.config.model_config().ok()?.placement.init));
         }
@@ -115,7 +115,7 @@ fn unknown_history(records: usize) -> Option<String> {
         format!(
             "Unknown: whether rules or plan changed before {} of the records were written; the folder had no \
              history.json (earlier version, or removed).",
-            grouped(records as u64)
+            with_thousands_separators(records as u64)
         )
     })
 }

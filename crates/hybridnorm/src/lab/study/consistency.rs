@@ -1,7 +1,7 @@
 //! Consistency check of a record.
 
-use super::plan::Planned;
-use super::record::{Curve, Ending, RunRecord};
+use super::plan::PlannedRun;
+use super::record::{Curve, RunRecord, RunStatus};
 use super::run::LOSS_ROSE_PREFIX;
 use super::summary::LOSS_WINDOW_DIVISOR;
 
@@ -9,7 +9,7 @@ use super::summary::LOSS_WINDOW_DIVISOR;
 const TOLERANCE: f64 = 1e-4;
 
 /// Returns the first contradiction or impossible value in a record; `None` if there is none.
-pub(super) fn problem(record: &RunRecord, planned: &Planned) -> Option<String> {
+pub(super) fn problem(record: &RunRecord, planned: &PlannedRun) -> Option<String> {
     check_steps(record, planned)
         .or_else(|| check_losses(record))
         .or_else(|| check_validation(record))
@@ -18,25 +18,28 @@ pub(super) fn problem(record: &RunRecord, planned: &Planned) -> Option<String> {
 
 /// True if the run did all its steps, according to its status.
 fn is_finished(record: &RunRecord) -> bool {
-    matches!(record.ending, Ending::Finished | Ending::NotLearned { .. })
+    matches!(
+        record.status,
+        RunStatus::Finished | RunStatus::NotLearned { .. }
+    )
 }
 
-fn check_steps(record: &RunRecord, planned: &Planned) -> Option<String> {
+fn check_steps(record: &RunRecord, planned: &PlannedRun) -> Option<String> {
     let steps = planned.config.train.steps as u64;
     let done = record.steps;
-    match &record.ending {
-        Ending::Unfinished { .. } => Some("belongs to an unfinished run".into()),
-        Ending::Finished | Ending::NotLearned { .. } if done != steps => Some(format!(
+    match &record.status {
+        RunStatus::Unfinished { .. } => Some("belongs to an unfinished run".into()),
+        RunStatus::Finished | RunStatus::NotLearned { .. } if done != steps => Some(format!(
             "has status finished after {done} steps, expected {steps}"
         )),
         _ if done > steps => Some(format!("has {done} steps, expected at most {steps}")),
-        Ending::Diverged { step, .. } if *step > steps => Some(format!(
+        RunStatus::Diverged { step, .. } if *step > steps => Some(format!(
             "has status diverged after step {step}, expected at most {steps}"
         )),
-        Ending::Halved { .. } if !planned.uses_halving => Some(
+        RunStatus::Eliminated { .. } if !planned.uses_halving => Some(
             "has status eliminated by successive halving, but the study does not use it".into(),
         ),
-        Ending::Halved { step } if *step != done => Some(format!(
+        RunStatus::Eliminated { step } if *step != done => Some(format!(
             "has status eliminated after step {step}, but {done} steps"
         )),
         _ => None,
@@ -86,7 +89,7 @@ fn check_validation(record: &RunRecord) -> Option<String> {
     }
 }
 
-fn check_curve(record: &RunRecord, planned: &Planned) -> Option<String> {
+fn check_curve(record: &RunRecord, planned: &PlannedRun) -> Option<String> {
     let curve = &record.curve;
     let steps = &curve.step;
     let lengths = [&curve.loss, &curve.grad_norm, &curve.update_norm].map(Vec::len);
@@ -115,19 +118,19 @@ fn check_curve(record: &RunRecord, planned: &Planned) -> Option<String> {
 }
 
 /// Checks that the rise of the training loss to `last` agrees with the status of the run.
-fn check_rise(record: &RunRecord, planned: &Planned, last: f64, window: u64) -> Option<String> {
+fn check_rise(record: &RunRecord, planned: &PlannedRun, last: f64, window: u64) -> Option<String> {
     let starts = || (0..record.steps / window).map(|index| index * window);
     let bounds = |after: u64| mean(&record.curve, after, after + window);
     let limit = last - planned.diverged_above;
     let tolerance = TOLERANCE * (1.0 + last);
-    match &record.ending {
-        Ending::Finished if starts().any(|after| bounds(after).1 < limit - tolerance) => {
+    match &record.status {
+        RunStatus::Finished if starts().any(|after| bounds(after).1 < limit - tolerance) => {
             Some(format!(
                 "has status finished, but its training loss rose by more than {} nats to {last:.4}",
                 planned.diverged_above
             ))
         }
-        Ending::Diverged { reason, .. }
+        RunStatus::Diverged { reason, .. }
             if reason.starts_with(LOSS_ROSE_PREFIX)
                 && !starts().any(|after| bounds(after).0 < limit + tolerance) =>
         {

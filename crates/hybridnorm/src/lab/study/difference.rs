@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::text::at_most;
+use crate::text::truncated_line;
 use crate::train::history;
 use crate::train::segments::Change;
 
@@ -13,7 +13,7 @@ const VALUE_CHARS: usize = 80;
 pub(super) fn values(change: &Change) -> [String; 2] {
     [&change.from, &change.to].map(|value| {
         let value = value.as_deref().unwrap_or("unset");
-        at_most(value, VALUE_CHARS).into_owned()
+        truncated_line(value, VALUE_CHARS).into_owned()
     })
 }
 
@@ -25,7 +25,7 @@ pub(super) fn change_text(change: &Change) -> String {
 
 /// Formats all changes: `study.rules.margin from 0.01 to 0.5, train.steps from 4 to 9`.
 pub(super) fn changes_text<T: Serialize>(from: &T, to: &T) -> String {
-    let changes = history::changes(from, to);
+    let changes = history::diff(from, to);
     changes
         .iter()
         .map(change_text)

@@ -14,13 +14,13 @@ use std::path::{Path, PathBuf};
 use super::difference::changes_text;
 use super::folder_lock::{FolderLock, LOCK, START_LOCK, TemporaryLock};
 use super::history::HISTORY;
-use super::plan::{Planned, Study};
+use super::plan::{PlannedRun, Study};
 use super::record::RunRecord;
 use super::rungs::HALVING;
 use crate::error::{Error, Result};
 use crate::files::{self, Locking};
 use crate::train::metrics::Metrics;
-use crate::train::rows;
+use crate::train::records;
 
 const STUDY: &str = "study.toml";
 pub(super) const RUNS: &str = "runs";
@@ -56,15 +56,15 @@ pub(super) struct StartedStudy {
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Folder(PathBuf);
+pub struct StudyFolder(PathBuf);
 
 /// True if a study writes a file or folder of this name into its folder.
-pub(crate) fn writes(name: &OsStr) -> bool {
+pub(crate) fn is_study_file(name: &OsStr) -> bool {
     let names = [STUDY, RUNS, WORK, KEPT, HISTORY, HALVING, LOCK, START_LOCK];
     names.iter().any(|known| name == *known)
 }
 
-impl Folder {
+impl StudyFolder {
     /// Returns the folder at `path`, which need not exist.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self(path.into())
@@ -79,7 +79,7 @@ impl Folder {
     ///
     /// # Errors
     /// If the file system returns an error.
-    pub fn holds_study(&self) -> Result<bool> {
+    pub fn has_study(&self) -> Result<bool> {
         let path = self.0.join(STUDY);
         match fs::metadata(&path) {
             Ok(_) => Ok(true),
@@ -120,7 +120,7 @@ impl Folder {
     pub(super) fn start(
         &self,
         study: &Study,
-        runs: &[Planned],
+        runs: &[PlannedRun],
         options: StartOptions,
     ) -> Result<StartedStudy> {
         if options.resume && !files::exists(&self.0)? {
@@ -130,13 +130,16 @@ impl Folder {
             ));
         }
         let mut lock = self.lock_to_start(options)?;
-        let before = match self.holds_study()? {
+        let before = match self.has_study()? {
             true => Some(self.study()?),
             false => None,
         };
         self.check_may_start(before.as_ref(), study, options)?;
         let trains = !self.are_finished(runs)?;
-        let note = match before.as_ref().filter(|before| before.file != study.file) {
+        let note = match before
+            .as_ref()
+            .filter(|before| before.config != study.config)
+        {
             Some(before) => {
                 let note = self.change_study(before, study, trains, &mut lock)?;
                 self.create_folders()?;
@@ -177,7 +180,7 @@ impl Folder {
             return Ok(());
         };
         // Shards of the same study start without `resume`, and so does a study without runs after a kill.
-        let is_same = before.file == study.file;
+        let is_same = before.config == study.config;
         if options.resume || is_same && (options.is_shard || !self.has_runs()?) {
             return Ok(());
         }
@@ -203,7 +206,7 @@ impl Folder {
         lock: &mut FolderLock,
     ) -> Result<String> {
         self.check_halving(study)?;
-        let differences = changes_text(&before.file, &study.file);
+        let differences = changes_text(&before.config, &study.config);
         // Nothing relies on a study of which no run was started.
         if !trains && self.has_started(&before.runs)? {
             return Ok(format!(
@@ -221,13 +224,13 @@ impl Folder {
     /// comments. Then records the study in the history before the next run starts.
     pub(super) fn write_study(&self, study: &Study) -> Result<()> {
         self.create_folders()?;
-        let before = match self.holds_study()? {
+        let before = match self.has_study()? {
             true => Some(self.study()?),
             false => None,
         };
         // After a kill in between, the study file shows that the history is out of date.
         let mut history = self.history_or_new(before.as_ref())?;
-        if before.as_ref().map(|before| &before.file) != Some(&study.file) {
+        if before.as_ref().map(|before| &before.config) != Some(&study.config) {
             files::write(self.0.join(STUDY), study.to_toml().as_bytes())?;
         }
         history.record_study(study, self)?;
@@ -244,7 +247,7 @@ impl Folder {
         Ok(())
     }
 
-    fn are_finished(&self, runs: &[Planned]) -> Result<bool> {
+    fn are_finished(&self, runs: &[PlannedRun]) -> Result<bool> {
         for run in runs {
             if !self.is_finished(&run.id)? {
                 return Ok(false);
@@ -254,7 +257,7 @@ impl Folder {
     }
 
     /// Returns true if any of these runs was started in the folder.
-    fn has_started(&self, runs: &[Planned]) -> Result<bool> {
+    fn has_started(&self, runs: &[PlannedRun]) -> Result<bool> {
         for run in runs {
             let id = &run.id;
             for path in [self.record_path(id), self.work(id), self.kept(id)] {
@@ -394,7 +397,7 @@ impl Folder {
         if files::exists(self.kept(id))? {
             return not_removed("the finished run is already in kept/");
         }
-        let rows: Vec<Metrics> = rows::read(&work)?;
+        let rows: Vec<Metrics> = records::read(&work)?;
         match rows.last().map_or(0, |row| row.step) {
             step if step < record.steps => not_removed(&format!(
                 "it holds {step} of the {} steps of a run that is already recorded",

@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::record::{Cell, Ending, RunRecord};
-use crate::lab::analysis::{self, Analysis, Outcome, Point, Rules};
+use super::record::{GridPoint, RunRecord, RunStatus};
+use crate::lab::analysis::{self, Analysis, AnalysisRules, Outcome, RunOutcome};
 
 /// Prefix of the reason of a run whose loss never fell below the unigram loss, in records of version 0.1.0.
 const NOT_LEARNED_PREFIX: &str = "stuck at ";
@@ -32,20 +32,20 @@ pub struct Group {
     pub without_checksum: usize,
     /// Limitations of the reliability of the runs, one sentence each.
     #[serde(rename = "remarks", default, skip_serializing_if = "Vec::is_empty")]
-    pub remarks: Vec<String>,
+    pub caveats: Vec<String>,
 }
 
 /// Analyses the recorded runs, separately for each initialization and depth.
 pub fn analyze_groups<'a>(
     records: &'a [RunRecord],
-    planned: impl Iterator<Item = &'a Cell> + Clone,
-    rules: &Rules,
+    planned: impl Iterator<Item = &'a GridPoint> + Clone,
+    rules: &AnalysisRules,
 ) -> Vec<Group> {
-    let key = |cell: &Cell| (cell.init.clone(), cell.depth);
+    let key = |cell: &GridPoint| (cell.init.clone(), cell.depth);
     let mut keys = Vec::new();
     for cell in planned
         .clone()
-        .chain(records.iter().map(|record| &record.cell))
+        .chain(records.iter().map(|record| &record.grid_point))
     {
         if !keys.contains(&key(cell)) {
             keys.push(key(cell));
@@ -56,24 +56,24 @@ pub fn analyze_groups<'a>(
     let group = |selected: (Option<String>, Option<usize>)| {
         let of_group = records
             .iter()
-            .filter(|record| key(&record.cell) == selected);
-        let points: Vec<Point> = of_group.filter_map(point).collect();
+            .filter(|record| key(&record.grid_point) == selected);
+        let points: Vec<RunOutcome> = of_group.filter_map(point).collect();
         let planned = planned
             .clone()
             .filter(|&cell| key(cell) == selected)
             .count();
         let elsewhere = missing.saturating_sub(planned.saturating_sub(points.len()));
         let analysis = analysis::analyze_planned(&points, planned, elsewhere, rules);
-        let sentence = |placement| analysis::sentence(placement, &analysis);
+        let sentence = |placement| analysis::comparison_text(placement, &analysis);
         let (init, depth) = selected;
         Group {
             name: group_name(&init, depth),
             init,
             depth,
-            verdict: analysis::verdict(&analysis),
+            verdict: analysis::summary_text(&analysis),
             sentences: analysis.placements.iter().map(sentence).collect(),
             without_checksum: 0,
-            remarks: Vec::new(),
+            caveats: Vec::new(),
             analysis,
         }
     };
@@ -83,33 +83,35 @@ pub fn analyze_groups<'a>(
 /// Returns the records with their status relative to the other runs of their placement: runs far above its best
 /// have diverged, and those that never fell below the unigram loss have not learned yet. A recorded status
 /// depends on the run alone.
-pub fn judged(records: Vec<RunRecord>, rules: &Rules) -> Vec<RunRecord> {
-    let key = |record: &RunRecord| (record.cell.init.clone(), record.cell.depth);
+pub fn with_relative_status(records: Vec<RunRecord>, rules: &AnalysisRules) -> Vec<RunRecord> {
+    let key = |record: &RunRecord| (record.grid_point.init.clone(), record.grid_point.depth);
     let relative_status = |record: &RunRecord| {
         let group = records.iter().filter(|other| key(other) == key(record));
-        let (ids, points): (Vec<&str>, Vec<Point>) = group
+        let (ids, points): (Vec<&str>, Vec<RunOutcome>) = group
             .filter_map(|other| Some((other.id.as_str(), point(other)?)))
             .unzip();
         let outcomes = analysis::outcomes(&points, rules);
         let index = ids.iter().position(|id| *id == record.id)?;
-        Some(match (&record.ending, outcomes[index]) {
-            (Ending::Finished | Ending::NotLearned { .. }, Outcome::Diverged) => Ending::Diverged {
-                step: record.steps,
-                reason: format!(
-                    "final loss more than {} nats above the best median of its placement",
-                    rules.diverged_above_best
-                ),
-            },
-            (Ending::Diverged { reason, .. }, Outcome::NotLearned(_)) => Ending::NotLearned {
+        Some(match (&record.status, outcomes[index]) {
+            (RunStatus::Finished | RunStatus::NotLearned { .. }, Outcome::Diverged) => {
+                RunStatus::Diverged {
+                    step: record.steps,
+                    reason: format!(
+                        "final loss more than {} nats above the best median of its placement",
+                        rules.diverged_above_best
+                    ),
+                }
+            }
+            (RunStatus::Diverged { reason, .. }, Outcome::NotLearned(_)) => RunStatus::NotLearned {
                 reason: reason.clone(),
             },
             (ending, _) => ending.clone(),
         })
     };
-    let endings: Vec<Option<Ending>> = records.iter().map(relative_status).collect();
+    let endings: Vec<Option<RunStatus>> = records.iter().map(relative_status).collect();
     let mut records = records;
     for (record, ending) in records.iter_mut().zip(endings) {
-        record.ending = ending.unwrap_or_else(|| record.ending.clone());
+        record.status = ending.unwrap_or_else(|| record.status.clone());
     }
     records
 }
@@ -124,25 +126,27 @@ pub(crate) fn group_name(init: &Option<String>, depth: Option<usize>) -> String 
 
 /// Converts a record to a point; `None` if the run is unfinished or has no validation loss. The training loss is
 /// not a substitute, since it is measured on other text.
-fn point(record: &RunRecord) -> Option<Point> {
-    let result = match (&record.ending, record.validation_loss) {
-        (Ending::Halved { .. }, _) => Outcome::Halved,
-        (Ending::Finished, Some(loss)) => Outcome::Loss(loss),
-        (Ending::NotLearned { .. }, Some(loss)) => Outcome::NotLearned(loss),
+fn point(record: &RunRecord) -> Option<RunOutcome> {
+    let result = match (&record.status, record.validation_loss) {
+        (RunStatus::Eliminated { .. }, _) => Outcome::Eliminated,
+        (RunStatus::Finished, Some(loss)) => Outcome::Loss(loss),
+        (RunStatus::NotLearned { .. }, Some(loss)) => Outcome::NotLearned(loss),
         // Format of older versions.
-        (Ending::Diverged { reason, .. }, Some(loss)) if reason.starts_with(NOT_LEARNED_PREFIX) => {
+        (RunStatus::Diverged { reason, .. }, Some(loss))
+            if reason.starts_with(NOT_LEARNED_PREFIX) =>
+        {
             Outcome::NotLearned(loss)
         }
-        (Ending::Diverged { .. }, _) => Outcome::Diverged,
-        (Ending::Unfinished { .. } | Ending::Finished | Ending::NotLearned { .. }, _) => {
+        (RunStatus::Diverged { .. }, _) => Outcome::Diverged,
+        (RunStatus::Unfinished { .. } | RunStatus::Finished | RunStatus::NotLearned { .. }, _) => {
             return None;
         }
     };
-    Some(Point {
-        placement: record.cell.placement.clone(),
-        lr: record.cell.lr,
-        seed: record.cell.seed,
-        result,
+    Some(RunOutcome {
+        placement: record.grid_point.placement.clone(),
+        lr: record.grid_point.lr,
+        seed: record.grid_point.seed,
+        outcome: result,
         tokens_per_second: record.cost.tokens_per_second,
         spikes: record.spikes.loss,
     })

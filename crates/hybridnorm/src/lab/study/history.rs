@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::difference;
-use super::folder::{Folder, RUNS};
+use super::folder::{RUNS, StudyFolder};
 use super::plan::Study;
 use super::records::RECORD_LIMIT;
 use super::rungs::HALVING;
@@ -19,7 +19,7 @@ use super::settings::StudyConfig;
 use crate::error::{Error, Result};
 use crate::files::{
     self,
-    sealed::{self, KEY},
+    checksummed::{self, KEY},
 };
 
 pub(super) const HISTORY: &str = "history.json";
@@ -81,7 +81,7 @@ impl History {
     }
 
     /// Adds this study to the history if it differs from the last one; runs of it start now.
-    pub fn record_study(&mut self, study: &Study, folder: &Folder) -> Result<()> {
+    pub fn record_study(&mut self, study: &Study, folder: &StudyFolder) -> Result<()> {
         let records = folder.record_names()?.len();
         // A study under which no run ended has affected nothing.
         while self
@@ -95,7 +95,7 @@ impl History {
             None => (0, 0),
             Some(last) => {
                 let before = Study::parse(&last.study, &[])?;
-                if before.file == study.file {
+                if before.config == study.config {
                     return Ok(());
                 }
                 let mut ended = 0;
@@ -119,9 +119,9 @@ impl History {
         let mut changes = Vec::new();
         let mut before: Option<StudyConfig> = None;
         for state in &self.states {
-            let file = relevant_settings(Study::parse(&state.study, &[])?.file);
+            let file = relevant_settings(Study::parse(&state.study, &[])?.config);
             if let Some(before) = &before {
-                for change in crate::train::history::changes(before, &file) {
+                for change in crate::train::history::diff(before, &file) {
                     changes.push(format!(
                         "{} after {} of {} runs had ended",
                         difference::change_text(&change),
@@ -136,7 +136,7 @@ impl History {
     }
 }
 
-impl Folder {
+impl StudyFolder {
     /// Reads the history; `None` if only earlier versions have used the folder.
     pub(super) fn history(&self) -> Result<Option<History>> {
         let path = self.path().join(HISTORY);
@@ -144,7 +144,7 @@ impl Folder {
             return Ok(None);
         }
         let bytes = files::read_small(&path, RECORD_LIMIT)?;
-        let problem = match sealed::open::<History>(&bytes) {
+        let problem = match checksummed::open::<History>(&bytes) {
             Ok(opened) if opened.checksum.is_some() => return Ok(Some(opened.content)),
             Ok(_) => missing_checksum(),
             Err(problem) => problem,
@@ -189,8 +189,8 @@ impl Folder {
             return Ok(());
         }
         let path = self.path().join(HISTORY);
-        let (text, _) =
-            sealed::seal(history, "").map_err(|error| Error::format(&path, error.to_string()))?;
+        let (text, _) = checksummed::to_json_with_checksum(history, "")
+            .map_err(|error| Error::format(&path, error.to_string()))?;
         files::write(path, text.as_bytes()).map(drop)
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use super::difference;
-use super::folder::Folder;
+use super::folder::StudyFolder;
 use super::history::History;
 use super::plan::Study;
 use super::record::RunRecord;
@@ -31,8 +31,8 @@ pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<MergeSum
     let Some(first) = from.first() else {
         return Err(Error::missing("folder to merge", ": give at least one"));
     };
-    let study = Folder::new(first).study()?;
-    if study.file.study.halving.is_some() {
+    let study = StudyFolder::new(first).study()?;
+    if study.config.study.halving.is_some() {
         return Err(Error::conflict(
             ["study.halving", "merge"],
             "a study with halving cannot be merged: its runs depend on each other and are all in one folder",
@@ -40,14 +40,14 @@ pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<MergeSum
     }
     let mut merged = MergeState::default();
     for path in from {
-        merged.add(&Folder::new(path), &study, first)?;
+        merged.add(&StudyFolder::new(path), &study, first)?;
     }
     // The source folders are valid; the target is read only once no other process can change it.
-    let target = Folder::new(into);
+    let target = StudyFolder::new(into);
     let lock = target.lock_exclusive(locking)?;
     // Existing records are kept, even if another folder has them with a checksum.
     let mut unsealed = BTreeSet::new();
-    if target.holds_study()? {
+    if target.has_study()? {
         // Its history is continued below.
         merged.add_records(&target, &study, first)?;
         unsealed.extend(target.read(&study.runs)?.without_checksum);
@@ -95,7 +95,7 @@ struct MergeState {
 }
 
 impl MergeState {
-    fn add(&mut self, folder: &Folder, study: &Study, first: &Path) -> Result<()> {
+    fn add(&mut self, folder: &StudyFolder, study: &Study, first: &Path) -> Result<()> {
         self.add_records(folder, study, first)?;
         match folder.history()? {
             None => self.records_without_history.extend(folder.record_names()?),
@@ -109,16 +109,16 @@ impl MergeState {
         Ok(())
     }
 
-    fn add_records(&mut self, folder: &Folder, study: &Study, first: &Path) -> Result<()> {
-        let theirs = folder.study()?.file;
-        if theirs != study.file {
+    fn add_records(&mut self, folder: &StudyFolder, study: &Study, first: &Path) -> Result<()> {
+        let theirs = folder.study()?.config;
+        if theirs != study.config {
             return Err(Error::conflict(
                 ["folder", "study"],
                 format!(
                     "{} and {} hold different studies: {}",
                     first.display(),
                     folder.path().display(),
-                    difference::changes_text(&study.file, &theirs)
+                    difference::changes_text(&study.config, &theirs)
                 ),
             ));
         }
@@ -134,7 +134,7 @@ impl MergeState {
                         folder.record_path(&record.id),
                         format!(
                             "{} has different results in another folder",
-                            record.cell.label()
+                            record.grid_point.label()
                         ),
                     ));
                 }

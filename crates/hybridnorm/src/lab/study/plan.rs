@@ -6,13 +6,13 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::depth::at_depth;
-use super::record::Cell;
+use super::record::GridPoint;
 use super::settings::{StudyConfig, StudySettings, check_unique};
-use crate::digits::written;
 use crate::error::{Error, Result};
-use crate::lab::analysis::Rules;
+use crate::format_number::config_number;
+use crate::lab::analysis::AnalysisRules;
 use crate::placement::{PlacementChoice, canonical_hash};
-use crate::train::config::{from_toml, read_text, settled};
+use crate::train::config::{from_toml, read_text, with_overrides};
 use crate::train::{Config, LogSection, OptimizerConfig};
 
 /// Incremented whenever the same configuration leads to other results, so that old records are not reused for
@@ -24,19 +24,19 @@ const NUMERICS_VERSION: u32 = 1;
 #[non_exhaustive]
 pub struct Study {
     /// Configuration of the study.
-    pub file: StudyConfig,
+    pub config: StudyConfig,
     /// Runs, ordered by seed, then depth, initialization, placement, learning rate.
-    pub runs: Vec<Planned>,
+    pub runs: Vec<PlannedRun>,
 }
 
-/// Planned run of a study.
+/// PlannedRun run of a study.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub struct Planned {
+pub struct PlannedRun {
     /// Hash of everything that determines the results of the run.
     pub id: String,
     /// Position in the grid of the study.
-    pub cell: Cell,
+    pub grid_point: GridPoint,
     /// Configuration of the run.
     pub config: Config,
     /// Divergence threshold; see [`StudySettings::diverged_above`].
@@ -62,7 +62,7 @@ impl Study {
     /// As [`Study::load`].
     pub fn parse(text: &str, settings: &[String]) -> Result<Self> {
         let file: StudyConfig = from_toml(text, settings)?;
-        let table = settled(text, settings)?;
+        let table = with_overrides(text, settings)?;
         reject_study_keys(&table, &file.study)?;
         Self::new(file)
     }
@@ -139,13 +139,13 @@ impl Study {
             }
         }
         check_unique_runs(&runs)?;
-        Ok(Self { file, runs })
+        Ok(Self { config: file, runs })
     }
 
     /// Returns the study as TOML.
     pub fn to_toml(&self) -> String {
-        let mut table = toml::Table::try_from(&self.file).expect("a study is plain data");
-        for (section, key, _) in keys_set_by_study(&self.file.study) {
+        let mut table = toml::Table::try_from(&self.config).expect("a study is plain data");
+        for (section, key, _) in keys_set_by_study(&self.config.study) {
             if let Some(toml::Value::Table(section)) = table.get_mut(section) {
                 section.remove(key);
             }
@@ -155,11 +155,11 @@ impl Study {
 
     /// Returns the number of optimizer steps per run.
     pub fn steps(&self) -> u64 {
-        self.file.train.steps as u64
+        self.config.train.steps as u64
     }
 }
 
-impl Cell {
+impl GridPoint {
     /// Returns a label for progress and tables.
     pub fn label(&self) -> String {
         let mut label = self.placement.clone();
@@ -169,7 +169,7 @@ impl Cell {
         if let Some(depth) = self.depth {
             label += &format!(" L{depth}");
         }
-        format!("{label} lr {} seed {}", written(self.lr), self.seed)
+        format!("{label} lr {} seed {}", config_number(self.lr), self.seed)
     }
 }
 
@@ -203,7 +203,7 @@ fn check_baseline(baseline: &str, placements: &[(String, Value)]) -> Result<()> 
     if placements.iter().any(|(name, _)| name == baseline) {
         return Ok(());
     }
-    let default = match baseline == Rules::default().baseline {
+    let default = match baseline == AnalysisRules::default().baseline {
         true => " (the default)",
         false => "",
     };
@@ -217,16 +217,16 @@ fn check_baseline(baseline: &str, placements: &[(String, Value)]) -> Result<()> 
 }
 
 /// Checks that no two grid positions are the same run.
-fn check_unique_runs(runs: &[Planned]) -> Result<()> {
-    let mut seen: BTreeMap<&str, &Planned> = BTreeMap::new();
+fn check_unique_runs(runs: &[PlannedRun]) -> Result<()> {
+    let mut seen: BTreeMap<&str, &PlannedRun> = BTreeMap::new();
     for run in runs {
         if let Some(other) = seen.insert(&run.id, run) {
             return Err(Error::invalid_value(
                 "study",
                 format!(
                     "two runs of the study are the same: {} and {}",
-                    other.cell.label(),
-                    run.cell.label()
+                    other.grid_point.label(),
+                    run.grid_point.label()
                 ),
             ));
         }
@@ -303,7 +303,7 @@ fn plan_run(
     init: &Option<(String, Value)>,
     (name, placement): &(String, Value),
     lr: f64,
-) -> Result<Planned> {
+) -> Result<PlannedRun> {
     let mut model = file.model.clone();
     if let Some(depth) = depth {
         model = at_depth(&model, depth)?;
@@ -325,7 +325,7 @@ fn plan_run(
         log: file.log.clone(),
         ..Config::default()
     };
-    let cell = Cell {
+    let cell = GridPoint {
         placement: name.clone(),
         lr,
         seed,
@@ -335,9 +335,9 @@ fn plan_run(
     config
         .check()
         .map_err(|error| Error::invalid_value("study", format!("{}: {error}", cell.label())))?;
-    Ok(Planned {
+    Ok(PlannedRun {
         id: run_id(&config, &file.study),
-        cell,
+        grid_point: cell,
         config,
         diverged_above: file.study.diverged_above,
         uses_halving: file.study.halving.is_some(),

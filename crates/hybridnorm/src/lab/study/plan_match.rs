@@ -2,7 +2,7 @@
 
 use super::consistency;
 use super::difference;
-use super::plan::Planned;
+use super::plan::PlannedRun;
 use super::record::RunRecord;
 use crate::placement::canonical_hash;
 use crate::train::{Config, LogSection, history};
@@ -11,7 +11,7 @@ use crate::train::{Config, LogSection, history};
 ///
 /// A record holds the configuration of its run, which determines everything that affects its results. The
 /// `[log]` section is ignored.
-pub(super) fn mismatch(record: &RunRecord, planned: &Planned) -> Option<String> {
+pub(super) fn mismatch(record: &RunRecord, planned: &PlannedRun) -> Option<String> {
     if record.id != planned.id {
         return Some(format!("holds run {}, expected {}", record.id, planned.id));
     }
@@ -21,7 +21,7 @@ pub(super) fn mismatch(record: &RunRecord, planned: &Planned) -> Option<String> 
     };
     let plan = without_log(&planned.config);
     if canonical_hash(&config) != canonical_hash(&plan) {
-        let difference = match history::changes(&config, &plan).first() {
+        let difference = match history::diff(&config, &plan).first() {
             Some(change) => {
                 let [found, expected] = difference::values(change);
                 format!("{} is {found}, expected {expected}", change.key)
@@ -30,10 +30,10 @@ pub(super) fn mismatch(record: &RunRecord, planned: &Planned) -> Option<String> 
         };
         return Some(format!(
             "does not match run {} of this study: {difference}",
-            planned.cell.label()
+            planned.grid_point.label()
         ));
     }
-    let cell = &record.cell;
+    let cell = &record.grid_point;
     if (cell.lr, cell.seed) != (plan.optimizer.lr, plan.seed) {
         return Some(format!(
             "is labelled {}, but its configuration has optimizer.lr = {} and seed = {}",
@@ -44,7 +44,7 @@ pub(super) fn mismatch(record: &RunRecord, planned: &Planned) -> Option<String> 
     }
     let placement = plan.model.as_ref().map(|model| {
         // The placement does not depend on the vocabulary size, which may be known only from the data.
-        model.settle(plan.train.seq_len, Some(1))
+        model.resolve(plan.train.seq_len, Some(1))
     });
     if let Some(Ok(model)) = placement
         && model.placement.hash() != record.placement_hash

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::summary::rounded;
-use crate::train::layers::LayersRow;
+use crate::train::layers::LayerRecord;
 use crate::train::metrics::Aggregate;
 use crate::train::spikes;
 
@@ -30,7 +30,7 @@ impl RunRecord {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
-pub struct Cell {
+pub struct GridPoint {
     /// Name of the placement.
     pub placement: String,
     /// Peak learning rate.
@@ -49,7 +49,7 @@ pub struct Cell {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
 #[non_exhaustive]
-pub enum Ending {
+pub enum RunStatus {
     /// All steps were done.
     Finished,
     /// The training loss rose again, or values became non-finite.
@@ -66,7 +66,7 @@ pub enum Ending {
     },
     /// Eliminated by successive halving.
     #[serde(rename = "halved")]
-    Halved {
+    Eliminated {
         /// Step after which it was eliminated.
         step: u64,
     },
@@ -181,7 +181,7 @@ pub struct RunRecord {
     pub id: String,
     /// Position in the grid of its study.
     #[serde(rename = "cell")]
-    pub cell: Cell,
+    pub grid_point: GridPoint,
     /// Full configuration, as TOML.
     pub config: String,
     /// Hash of the placement.
@@ -200,7 +200,7 @@ pub struct RunRecord {
     pub active_parameters: Option<u64>,
     /// Status at its end.
     #[serde(rename = "ending")]
-    pub ending: Ending,
+    pub status: RunStatus,
     /// Number of steps done.
     pub steps: u64,
     /// Number of training tokens.
@@ -212,13 +212,13 @@ pub struct RunRecord {
     /// Largest gradient norm before clipping.
     pub max_grad_norm: f64,
     /// Numbers of spikes.
-    pub spikes: spikes::Counts,
+    pub spikes: spikes::SpikeCounts,
     /// Training curves.
     pub curve: Curve,
     /// Validation losses during training.
     pub validation: Vec<Evaluation>,
     /// Layer statistics during training.
-    pub layers: Vec<LayersRow>,
+    pub layers: Vec<LayerRecord>,
     /// Hardware and speed.
     pub cost: Cost,
 }

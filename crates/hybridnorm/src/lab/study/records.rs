@@ -1,12 +1,12 @@
 //! Records of finished runs, `runs/ID.json` of a study.
 
-use super::folder::{Folder, RUNS};
+use super::folder::{RUNS, StudyFolder};
 use super::history::{History, missing_checksum};
-use super::plan::Planned;
+use super::plan::PlannedRun;
 use super::plan_match;
 use super::record::RunRecord;
 use crate::error::{Error, Result};
-use crate::files::{self, sealed};
+use crate::files::{self, checksummed};
 
 /// Maximum size of a record file, in bytes.
 pub(super) const RECORD_LIMIT: u64 = 64 << 20;
@@ -21,13 +21,13 @@ pub struct Records {
     pub without_checksum: Vec<String>,
 }
 
-impl Folder {
+impl StudyFolder {
     /// Reads the record of a finished run; the flag is true if it has a checksum.
-    fn record(&self, run: &Planned, history: Option<&History>) -> Result<(RunRecord, bool)> {
+    fn record(&self, run: &PlannedRun, history: Option<&History>) -> Result<(RunRecord, bool)> {
         let path = self.record_path(&run.id);
         let bytes = files::read_small(&path, RECORD_LIMIT)?;
-        let opened =
-            sealed::open::<RunRecord>(&bytes).map_err(|problem| Error::format(&path, problem))?;
+        let opened = checksummed::open::<RunRecord>(&bytes)
+            .map_err(|problem| Error::format(&path, problem))?;
         let (record, is_sealed) = (opened.content, opened.checksum.is_some());
         let must_be_sealed =
             history.is_some_and(|history| !history.may_lack_checksum(&name(&run.id)));
@@ -47,8 +47,8 @@ impl Folder {
     /// Reads the records of the finished runs among `runs`, in the order of the plan.
     ///
     /// # Errors
-    /// As [`Folder::read`].
-    pub fn records(&self, runs: &[Planned]) -> Result<Vec<RunRecord>> {
+    /// As [`StudyFolder::read`].
+    pub fn records(&self, runs: &[PlannedRun]) -> Result<Vec<RunRecord>> {
         self.read(runs).map(|read| read.records)
     }
 
@@ -57,7 +57,7 @@ impl Folder {
     /// # Errors
     /// If a record cannot be read, is corrupt, lacks its required checksum, contradicts itself or does not match
     /// its run, or not all runs were trained on the same data.
-    pub fn read(&self, runs: &[Planned]) -> Result<Records> {
+    pub fn read(&self, runs: &[PlannedRun]) -> Result<Records> {
         let history = self.history()?;
         let mut records = Vec::new();
         let mut without_checksum = Vec::new();
@@ -70,8 +70,11 @@ impl Folder {
                 without_checksum.push(run.id.clone());
             }
             // The same run may have another name in this plan.
-            let cell = run.cell.clone();
-            records.push(RunRecord { cell, ..record });
+            let cell = run.grid_point.clone();
+            records.push(RunRecord {
+                grid_point: cell,
+                ..record
+            });
         }
         DataFingerprints::common(&records)?;
         Ok(Records {
@@ -82,8 +85,8 @@ impl Folder {
 
     pub(super) fn write_record(&self, record: &RunRecord) -> Result<()> {
         let path = self.record_path(&record.id);
-        let (text, _) =
-            sealed::seal(record, "").map_err(|error| Error::format(&path, error.to_string()))?;
+        let (text, _) = checksummed::to_json_with_checksum(record, "")
+            .map_err(|error| Error::format(&path, error.to_string()))?;
         files::write(path, text.as_bytes()).map(drop)
     }
 
@@ -124,7 +127,7 @@ impl DataFingerprints {
         let mut common: Option<Self> = None;
         for record in records {
             let own = Self {
-                run: record.cell.label(),
+                run: record.grid_point.label(),
                 training: record.data.clone(),
                 validation: record.validation_data.clone(),
             };

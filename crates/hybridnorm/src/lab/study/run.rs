@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
-use super::plan::Planned;
-use super::record::{Ending, RunRecord};
+use super::plan::PlannedRun;
+use super::record::{RunRecord, RunStatus};
 use super::records::DataFingerprints;
 use super::summary::{LOSS_WINDOW_DIVISOR, RunInfo, final_loss, mean, record};
 use crate::Device;
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::files::Locking;
 use crate::memory;
 use crate::train::metrics::Metrics;
-use crate::train::{Event, OpenOptions, Start, Trainer, rows, segments};
+use crate::train::{Event, OpenOptions, Start, Trainer, records, segments};
 
 /// A run has learned once its loss is this much below the unigram loss, in nats.
 const LEARNED_MARGIN: f64 = 0.1;
@@ -56,7 +56,7 @@ pub struct Options<'a> {
 /// # Errors
 /// If data or files are invalid. A diverged run is not an error.
 pub(super) fn execute(
-    planned: &Planned,
+    planned: &PlannedRun,
     work: &Path,
     options: Options<'_>,
     differs: &dyn Fn(DataFingerprints) -> Option<String>,
@@ -89,7 +89,7 @@ pub(super) fn execute(
     }
     let ended = trainer.run_to(limit.unwrap_or(u64::MAX), stop, on_event);
     let (ending, outcome) = match ended {
-        Ok(outcome) if outcome.finished => (Ending::Finished, Some(outcome)),
+        Ok(outcome) if outcome.finished => (RunStatus::Finished, Some(outcome)),
         Ok(outcome) if limit.is_some_and(|limit| outcome.step >= limit) => {
             return Ok(RunProgress::LimitReached);
         }
@@ -100,11 +100,11 @@ pub(super) fn execute(
         }
         Err(error) => return Err(error),
     };
-    let info = RunInfo::new(&planned.id, &planned.cell, &planned.config, &trainer);
+    let info = RunInfo::new(&planned.id, &planned.grid_point, &planned.config, &trainer);
     let validation = outcome.and_then(|outcome| Some(outcome.validation?.loss));
     let mut record = record(info, work, ending, validation)?;
-    if record.ending == Ending::Finished {
-        record.ending = final_status(&trainer, work, &record, options)?;
+    if record.status == RunStatus::Finished {
+        record.status = final_status(&trainer, work, &record, options)?;
     }
     // The next run may have other tensor shapes.
     if exclusive_process {
@@ -114,21 +114,21 @@ pub(super) fn execute(
 }
 
 /// Returns the status of a run whose training failed because of `problem`.
-fn diverged(step: u64, problem: &str) -> Ending {
+fn diverged(step: u64, problem: &str) -> RunStatus {
     // The rest of the line refers to files of this machine.
     let reason = problem.split(';').next().unwrap_or_default().to_owned();
-    Ending::Diverged { step, reason }
+    RunStatus::Diverged { step, reason }
 }
 
 /// Checks that a run still has the data that it started with, and those of the other runs.
 fn check_data(
-    planned: &Planned,
+    planned: &PlannedRun,
     work: &Path,
     trainer: &Trainer,
     differs: &dyn Fn(DataFingerprints) -> Option<String>,
 ) -> Result<()> {
     let own = DataFingerprints {
-        run: planned.cell.label(),
+        run: planned.grid_point.label(),
         training: trainer.state().data.clone(),
         validation: trainer.segment().validation.clone(),
     };
@@ -155,7 +155,7 @@ fn check_data(
 }
 
 fn open(
-    planned: &Planned,
+    planned: &PlannedRun,
     work: &Path,
     device: Device,
     locking: Locking,
@@ -181,15 +181,15 @@ fn open(
 /// # Errors
 /// If its files cannot be read.
 pub fn eliminated_record(
-    planned: &Planned,
+    planned: &PlannedRun,
     work: &Path,
     step: u64,
     device: Device,
     locking: Locking,
 ) -> Result<RunRecord> {
     let trainer = open(planned, work, device, locking, &mut |_| {})?;
-    let info = RunInfo::new(&planned.id, &planned.cell, &planned.config, &trainer);
-    record(info, work, Ending::Halved { step }, None)
+    let info = RunInfo::new(&planned.id, &planned.grid_point, &planned.config, &trainer);
+    record(info, work, RunStatus::Eliminated { step }, None)
 }
 
 /// Returns the mean training loss over the last twentieth of the first `step` steps of a run in `work`.
@@ -197,7 +197,7 @@ pub fn eliminated_record(
 /// # Errors
 /// If its metrics cannot be read.
 pub fn loss_at(work: &Path, step: u64) -> Result<Option<f64>> {
-    let mut rows: Vec<Metrics> = rows::read(work)?;
+    let mut rows: Vec<Metrics> = records::read(work)?;
     rows.retain(|row| row.step <= step);
     Ok(final_loss(&rows))
 }
@@ -209,8 +209,8 @@ fn final_status(
     work: &Path,
     record: &RunRecord,
     options: Options<'_>,
-) -> Result<Ending> {
-    let rows: Vec<Metrics> = rows::read(work)?;
+) -> Result<RunStatus> {
+    let rows: Vec<Metrics> = records::read(work)?;
     let window = rows.len().div_ceil(LOSS_WINDOW_DIVISOR).max(1);
     let means: Vec<(u64, f64)> = rows
         .chunks_exact(window)
@@ -221,10 +221,10 @@ fn final_status(
         && last > best + options.diverged_above
     {
         let reason = format!("{LOSS_ROSE_PREFIX} from {best:.3} to {last:.3} nats");
-        return Ok(Ending::Diverged { step, reason });
+        return Ok(RunStatus::Diverged { step, reason });
     }
     let Some((_, best)) = best else {
-        return Ok(Ending::Finished);
+        return Ok(RunStatus::Finished);
     };
     let unigram_loss = match options.unigram_loss.get() {
         Some(&known) => known,
@@ -235,13 +235,13 @@ fn final_status(
     };
     // If the data are nearly all one token, there is nothing more to learn.
     match unigram_loss > LEARNED_MARGIN && best > unigram_loss - LEARNED_MARGIN {
-        true => Ok(Ending::NotLearned {
+        true => Ok(RunStatus::NotLearned {
             // As in the records of earlier versions, which must stay equal.
             reason: format!(
                 "the training loss came down to {best:.3} nats only; token frequencies alone give \
                  {unigram_loss:.3}"
             ),
         }),
-        false => Ok(Ending::Finished),
+        false => Ok(RunStatus::Finished),
     }
 }

@@ -2,12 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::folder::Folder;
+use super::folder::StudyFolder;
 use super::history::missing_checksum;
 use super::plan::Study;
 use super::records::RECORD_LIMIT;
 use crate::error::{Error, Result};
-use crate::files::{self, sealed};
+use crate::files::{self, checksummed};
 
 pub(super) const HALVING: &str = "halving.json";
 
@@ -23,7 +23,7 @@ pub(super) struct Rung {
     pub kept: Vec<String>,
 }
 
-impl Folder {
+impl StudyFolder {
     /// Reads the decisions of successive halving so far.
     pub(super) fn rungs(&self) -> Result<Vec<Rung>> {
         let path = self.path().join(HALVING);
@@ -39,14 +39,14 @@ impl Folder {
 
     pub(super) fn write_rungs(&self, rungs: &[Rung]) -> Result<()> {
         let path = self.path().join(HALVING);
-        let text =
-            sealed::seal_list(rungs).map_err(|error| Error::format(&path, error.to_string()))?;
+        let text = checksummed::to_json_list_with_checksums(rungs)
+            .map_err(|error| Error::format(&path, error.to_string()))?;
         files::write(path, text.as_bytes()).map(drop)
     }
 
     /// Rejects a study with halving if earlier decisions ranked other runs.
     pub(super) fn check_halving(&self, study: &Study) -> Result<()> {
-        if study.file.study.halving.is_none() {
+        if study.config.study.halving.is_none() {
             return Ok(());
         }
         match self.rungs()?.first() {
@@ -70,7 +70,7 @@ impl Folder {
 }
 
 fn read(bytes: &[u8], may_be_unsealed: bool) -> Result<Vec<Rung>, String> {
-    let opened = sealed::open_list(bytes)?;
+    let opened = checksummed::open_list(bytes)?;
     match opened.iter().all(|rung| rung.checksum.is_some()) || may_be_unsealed {
         true => Ok(opened.into_iter().map(|rung| rung.content).collect()),
         false => Err(missing_checksum()),
@@ -87,7 +87,7 @@ mod tests {
             ranked: ids.map(str::to_owned).to_vec(),
             kept: vec![ids[0].to_owned()],
         });
-        let whole = sealed::seal_list(&rungs).unwrap();
+        let whole = checksummed::to_json_list_with_checksums(&rungs).unwrap();
         assert_eq!(read(whole.as_bytes(), false).unwrap(), rungs);
         for bit in 0..whole.len() * 8 {
             let mut bytes = whole.clone().into_bytes();

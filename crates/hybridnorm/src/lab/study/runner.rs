@@ -8,9 +8,9 @@ use std::sync::{Mutex, OnceLock};
 
 use derive_setters::Setters;
 
-use super::folder::{Folder, StartOptions};
+use super::folder::{StartOptions, StudyFolder};
 use super::folder_lock::TemporaryLock;
-use super::plan::{Planned, Study};
+use super::plan::{PlannedRun, Study};
 use super::record::RunRecord;
 use super::records::DataFingerprints;
 use super::run::{self, RunProgress};
@@ -85,7 +85,7 @@ impl Shard {
     }
 
     /// Returns the runs of this shard.
-    fn of_runs(self, runs: &[Planned]) -> Vec<Planned> {
+    fn of_runs(self, runs: &[PlannedRun]) -> Vec<PlannedRun> {
         let own = runs.iter().skip(self.index - 1).step_by(self.of);
         own.cloned().collect()
     }
@@ -115,7 +115,7 @@ pub enum StudyEvent<'a> {
     /// Message for the user.
     Note(String),
     /// The study starts.
-    Begun {
+    Started {
         /// Number of runs of this study or shard.
         runs: usize,
         /// Number of runs finished before.
@@ -126,7 +126,7 @@ pub enum StudyEvent<'a> {
     /// Event of a run.
     Run {
         /// The run.
-        run: &'a Planned,
+        run: &'a PlannedRun,
         /// Its event.
         event: Event<'a>,
     },
@@ -141,7 +141,7 @@ pub enum StudyEvent<'a> {
 /// its run, or data or files are invalid. Diverged runs are results, not errors.
 pub fn run(
     study: &Study,
-    folder: &Folder,
+    folder: &StudyFolder,
     options: &Options,
     device: Device,
     stop: &AtomicBool,
@@ -173,7 +173,7 @@ pub fn run(
             finished.records.len()
         )));
     }
-    on_event(StudyEvent::Begun {
+    on_event(StudyEvent::Started {
         runs: runs.len(),
         finished: finished.records.len(),
         steps: study.steps(),
@@ -210,7 +210,7 @@ fn check_options(study: &Study, options: &Options) -> Result<()> {
             ),
         ));
     }
-    let Some(halving) = &study.file.study.halving else {
+    let Some(halving) = &study.config.study.halving else {
         return Ok(());
     };
     if let Some(shard) = options.shard {
@@ -227,7 +227,7 @@ fn check_options(study: &Study, options: &Options) -> Result<()> {
 /// Training of the runs of a study.
 struct StudyRunner<'a> {
     study: &'a Study,
-    folder: &'a Folder,
+    folder: &'a StudyFolder,
     jobs: usize,
     device: Device,
     locking: Locking,
@@ -239,16 +239,16 @@ struct StudyRunner<'a> {
 
 impl StudyRunner<'_> {
     /// Trains runs to their end, with successive halving if the study uses it; returns true if all ended.
-    fn run_all(&self, runs: &[Planned]) -> Result<bool> {
-        let runs: Vec<&Planned> = runs.iter().collect();
-        match &self.study.file.study.halving {
+    fn run_all(&self, runs: &[PlannedRun]) -> Result<bool> {
+        let runs: Vec<&PlannedRun> = runs.iter().collect();
+        match &self.study.config.study.halving {
             Some(halving) if !self.run_halving(halving, &runs)? => Ok(false),
             _ => self.train_all(&runs, None),
         }
     }
 
     /// Trains runs to step `limit` or to their end, `jobs` at a time; returns true if all reached it.
-    fn train_all(&self, runs: &[&Planned], limit: Option<u64>) -> Result<bool> {
+    fn train_all(&self, runs: &[&PlannedRun], limit: Option<u64>) -> Result<bool> {
         let next = AtomicUsize::new(0);
         let failed: Mutex<Option<Error>> = Mutex::new(None);
         let all_reached = AtomicBool::new(true);
@@ -300,7 +300,7 @@ impl StudyRunner<'_> {
     /// Completes the clean-up of a recorded run, which a kill may have prevented.
     fn clean_up(&self, record: &RunRecord) -> Result<()> {
         let run_lock = self.lock_run(&record.id)?;
-        let keep = self.study.file.study.keep_runs;
+        let keep = self.study.config.study.keep_runs;
         if let Some(note) = self.folder.complete_clean_up(record, keep)? {
             (self.on_event)(StudyEvent::Note(note));
         }
@@ -308,7 +308,7 @@ impl StudyRunner<'_> {
     }
 
     /// Trains one run to step `limit` or to its end; returns true if it reached it.
-    fn train_one(&self, run: &Planned, limit: Option<u64>) -> Result<bool> {
+    fn train_one(&self, run: &PlannedRun, limit: Option<u64>) -> Result<bool> {
         if self.folder.is_finished(&run.id)? {
             return Ok(true);
         }
@@ -323,9 +323,9 @@ impl StudyRunner<'_> {
     }
 
     /// As [`StudyRunner::train_one`], for a run that this process has locked.
-    fn train(&self, run: &Planned, limit: Option<u64>) -> Result<bool> {
+    fn train(&self, run: &PlannedRun, limit: Option<u64>) -> Result<bool> {
         self.folder.move_back_to_work(&run.id)?;
-        let section = &self.study.file.study;
+        let section = &self.study.config.study;
         let options = run::Options {
             diverged_above: section.diverged_above,
             limit,
@@ -352,9 +352,9 @@ impl StudyRunner<'_> {
     }
 
     /// Eliminates poor learning rates; returns true if all runs reached the ranking steps.
-    fn run_halving(&self, halving: &Halving, runs: &[&Planned]) -> Result<bool> {
+    fn run_halving(&self, halving: &Halving, runs: &[&PlannedRun]) -> Result<bool> {
         let mut rungs = self.folder.rungs()?;
-        let mut alive: Vec<&Planned> = runs.to_vec();
+        let mut alive: Vec<&PlannedRun> = runs.to_vec();
         for (index, &fraction) in halving.at.iter().enumerate() {
             let step = Halving::step(fraction, self.study.steps());
             let ranked: Vec<String> = alive.iter().map(|run| run.id.clone()).collect();
@@ -368,8 +368,8 @@ impl StudyRunner<'_> {
             } else if rungs[index].ranked != ranked {
                 return Err(self.folder.halving_mismatch());
             }
-            let is_kept = |run: &&Planned| rungs[index].kept.contains(&run.id);
-            let (kept, eliminated): (Vec<&Planned>, Vec<&Planned>) =
+            let is_kept = |run: &&PlannedRun| rungs[index].kept.contains(&run.id);
+            let (kept, eliminated): (Vec<&PlannedRun>, Vec<&PlannedRun>) =
                 alive.into_iter().partition(is_kept);
             for run in eliminated {
                 self.eliminate(run, step)?;
@@ -380,7 +380,7 @@ impl StudyRunner<'_> {
     }
 
     /// Records that a run was eliminated after `step` steps, unless it ended before.
-    fn eliminate(&self, run: &Planned, step: u64) -> Result<()> {
+    fn eliminate(&self, run: &PlannedRun, step: u64) -> Result<()> {
         if self.folder.is_finished(&run.id)? {
             return Ok(());
         }
@@ -388,16 +388,21 @@ impl StudyRunner<'_> {
         let work = self.folder.work(&run.id);
         let record = run::eliminated_record(run, &work, step, self.device, self.locking)?;
         self.folder
-            .finish(&record, self.study.file.study.keep_runs)?;
+            .finish(&record, self.study.config.study.keep_runs)?;
         (self.on_event)(StudyEvent::Finished(&record));
         Ok(())
     }
 
     /// Returns the ids of the runs with the better learning rates of each placement, initialization and depth.
-    fn best_learning_rates(&self, keep: f64, runs: &[&Planned], step: u64) -> Result<Vec<String>> {
+    fn best_learning_rates(
+        &self,
+        keep: f64,
+        runs: &[&PlannedRun],
+        step: u64,
+    ) -> Result<Vec<String>> {
         let mut losses: BTreeMap<_, BTreeMap<u64, Vec<f64>>> = BTreeMap::new();
-        let group = |run: &Planned| {
-            let cell = &run.cell;
+        let group = |run: &PlannedRun| {
+            let cell = &run.grid_point;
             (cell.placement.clone(), cell.init.clone(), cell.depth)
         };
         for run in runs {
@@ -407,7 +412,7 @@ impl StudyRunner<'_> {
                 false => run::loss_at(&self.folder.work(&run.id), step)?,
             };
             let rates = losses.entry(group(run)).or_default();
-            let rate = rates.entry(run.cell.lr.to_bits()).or_default();
+            let rate = rates.entry(run.grid_point.lr.to_bits()).or_default();
             rate.push(loss.unwrap_or(f64::INFINITY));
         }
         let mut kept = BTreeMap::new();
@@ -421,8 +426,8 @@ impl StudyRunner<'_> {
             ranked.truncate((keep * ranked.len() as f64).ceil() as usize);
             kept.insert(group, ranked);
         }
-        let is_kept = |run: &&&Planned| {
-            let lr = run.cell.lr.to_bits();
+        let is_kept = |run: &&&PlannedRun| {
+            let lr = run.grid_point.lr.to_bits();
             kept[&group(run)].iter().any(|&(_, kept)| kept == lr)
         };
         Ok(runs

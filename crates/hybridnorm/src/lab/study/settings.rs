@@ -4,9 +4,9 @@ use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::digits::written;
 use crate::error::{Error, Result};
-use crate::lab::analysis::Rules;
+use crate::format_number::config_number;
+use crate::lab::analysis::AnalysisRules;
 use crate::placement::Placement;
 use crate::train::{
     DataSection, LogSection, ModelSection, OptimizerConfig, ScheduleConfig, TrainSection,
@@ -104,7 +104,7 @@ pub struct StudySettings {
     pub halving: Option<Halving>,
     /// Rules of the analysis.
     #[serde(default)]
-    pub rules: Rules,
+    pub rules: AnalysisRules,
 }
 
 fn default_diverged_above() -> f64 {
@@ -127,7 +127,7 @@ impl StudySettings {
             diverged_above: default_diverged_above(),
             keep_runs: false,
             halving: None,
-            rules: Rules::default(),
+            rules: AnalysisRules::default(),
         }
     }
 
@@ -162,7 +162,7 @@ impl StudySettings {
         if self.diverged_above.is_nan() || self.diverged_above <= 0.0 {
             return Err(Error::out_of_range(
                 "study.diverged_above",
-                written(self.diverged_above),
+                config_number(self.diverged_above),
                 "above 0",
             ));
         }
@@ -230,7 +230,7 @@ impl Halving {
         if !(*keep > 0.0 && *keep < 1.0) {
             return Err(Error::out_of_range(
                 "study.halving.keep",
-                written(*keep),
+                config_number(*keep),
                 "between 0 and 1",
             ));
         }

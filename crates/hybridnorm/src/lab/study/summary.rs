@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::record::{Cell, Cost, Curve, Ending, Evaluation, RunRecord};
+use super::record::{Cost, Curve, Evaluation, GridPoint, RunRecord, RunStatus};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::placement::{Explanation, PlacementChoice, canonical_hash};
 use crate::train::inventory::inventory;
-use crate::train::layers::LayersRow;
+use crate::train::layers::LayerRecord;
 use crate::train::metrics::{self, Metrics};
 use crate::train::segments::{self, Segment};
 use crate::train::spikes::{Detector, Quantity};
-use crate::train::{Checkpoint, Config, State, Trainer, checkpoint, recorder, rows, run_directory};
+use crate::train::{
+    Checkpoint, Config, State, Trainer, checkpoint, recorder, records, run_directory,
+};
 use crate::{machine, threads};
 
 /// Maximum number of points of a [`Curve`].
@@ -33,7 +35,7 @@ pub fn of_directory(run: &Path) -> Result<RunRecord> {
 /// As [`of_directory`], with the newest checkpoint.
 pub(crate) fn with_checkpoint(run: &Path) -> Result<(RunRecord, Option<Checkpoint>)> {
     let config = Config::load(run.join(run_directory::CONFIG), &[])?;
-    let rows: Vec<Metrics> = rows::read(run)?;
+    let rows: Vec<Metrics> = records::read(run)?;
     let step = rows.last().map_or(0, |row| row.step);
     let segments = segments::read(run)?;
     let newest = checkpoint::newest(run)?.checkpoint;
@@ -70,24 +72,24 @@ pub(crate) fn with_checkpoint(run: &Path) -> Result<(RunRecord, Option<Checkpoin
 }
 
 /// Returns the status of a run after `step` steps.
-fn status(run: &Path, step: u64, config: &Config) -> Result<Ending> {
+fn status(run: &Path, step: u64, config: &Config) -> Result<RunStatus> {
     Ok(match recorder::failure(run, step)? {
-        _ if step >= config.train.steps as u64 => Ending::Finished,
-        Some(dump) => Ending::Diverged {
+        _ if step >= config.train.steps as u64 => RunStatus::Finished,
+        Some(dump) => RunStatus::Diverged {
             step: dump.step,
             reason: dump.reasons.join("; "),
         },
-        None => Ending::Unfinished { step },
+        None => RunStatus::Unfinished { step },
     })
 }
 
 /// Returns the position of a run that is not part of a study.
-fn cell(config: &Config, model: &ModelConfig) -> Result<Cell> {
+fn cell(config: &Config, model: &ModelConfig) -> Result<GridPoint> {
     let placement = match &config.model {
         Some(section) => PlacementChoice::from_value(&section.placement)?.label(),
-        None => PlacementChoice::of(model.placement.clone()).label(),
+        None => PlacementChoice::from_checkpoint(model.placement.clone()).label(),
     };
-    Ok(Cell {
+    Ok(GridPoint {
         placement,
         lr: config.optimizer.lr,
         seed: config.seed,
@@ -101,7 +103,7 @@ fn check_placement(run: &Path, config: &Config, model: &ModelConfig) -> Result<(
     let Some(section) = &config.model else {
         return Ok(());
     };
-    let configured = section.settle(config.train.seq_len, Some(model.vocab_size))?;
+    let configured = section.resolve(config.train.seq_len, Some(model.vocab_size))?;
     match configured.placement.hash() == model.placement.hash() {
         true => Ok(()),
         false => Err(Error::format(
@@ -129,7 +131,7 @@ fn with_recorded_hardware(cost: Cost, segments: &[Segment]) -> Cost {
 /// Run that a record describes.
 pub(super) struct RunInfo<'a> {
     id: &'a str,
-    cell: &'a Cell,
+    cell: &'a GridPoint,
     config: &'a Config,
     model: &'a ModelConfig,
     data: &'a str,
@@ -138,7 +140,7 @@ pub(super) struct RunInfo<'a> {
 impl<'a> RunInfo<'a> {
     pub(super) fn new(
         id: &'a str,
-        cell: &'a Cell,
+        cell: &'a GridPoint,
         config: &'a Config,
         trainer: &'a Trainer,
     ) -> Self {
@@ -156,10 +158,10 @@ impl<'a> RunInfo<'a> {
 pub(super) fn record(
     info: RunInfo<'_>,
     work: &Path,
-    ending: Ending,
+    ending: RunStatus,
     validation_loss: Option<f64>,
 ) -> Result<RunRecord> {
-    let rows = deduplicate_steps(rows::read(work)?);
+    let rows = deduplicate_steps(records::read(work)?);
     let model = info.model;
     let explanation = Explanation::new(&model.placement, model.n_layers, &model.facts())?;
     let train = &info.config.train;
@@ -173,7 +175,7 @@ pub(super) fn record(
     let tokens_per_step = train.batch_size * train.seq_len;
     Ok(RunRecord {
         id: info.id.to_owned(),
-        cell: info.cell.clone(),
+        grid_point: info.cell.clone(),
         config: info.config.to_toml(),
         placement_hash: model.placement.hash(),
         equations: explanation
@@ -185,7 +187,7 @@ pub(super) fn record(
         validation_data: segments::read(work)?.pop().and_then(|last| last.validation),
         parameters: counts.total,
         active_parameters: (counts.active != counts.total).then_some(counts.active),
-        ending,
+        status: ending,
         steps: rows.len() as u64,
         tokens: rows.last().map_or(0, |row| row.tokens),
         validation_loss,
@@ -194,7 +196,7 @@ pub(super) fn record(
         spikes: detector.counts(),
         curve: curve(&rows),
         validation: evaluations(&rows),
-        layers: subsample(rows::read(work)?),
+        layers: subsample(records::read(work)?),
         cost: cost(&rows, tokens_per_step, estimated.memory.total()),
     })
 }
@@ -259,11 +261,11 @@ fn curve(rows: &[Metrics]) -> Curve {
 }
 
 /// Returns a subset of the rows, including the first and the last, with fewer digits.
-fn subsample(rows: Vec<LayersRow>) -> Vec<LayersRow> {
+fn subsample(rows: Vec<LayerRecord>) -> Vec<LayerRecord> {
     let stride = rows.len().div_ceil(MAX_LAYER_ROWS).max(1);
     let last = rows.len().saturating_sub(1);
     let kept =
-        |&(index, _): &(usize, LayersRow)| index == 0 || (last - index).is_multiple_of(stride);
+        |&(index, _): &(usize, LayerRecord)| index == 0 || (last - index).is_multiple_of(stride);
     let rows = rows.into_iter().enumerate().filter(kept);
     rows.map(|(_, row)| row.map(rounded)).collect()
 }

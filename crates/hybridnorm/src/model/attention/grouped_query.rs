@@ -4,12 +4,12 @@ use super::super::norm::{Norm, l2_norm_spec};
 use super::super::parameter_builder::{Matrix, ParameterBuilder, Part};
 use super::super::registry::{Param, Role};
 use super::super::scale::Scale;
-use super::{AttentionOutput, OutputProjection, Positions, head_norm, score_scale};
+use super::{AttentionOutput, OutputProjection, PositionContext, head_norm, score_scale};
 use crate::graph::Value;
 use crate::ops;
 use crate::placement::{self, AttnScale};
 use hybridnorm_kernels::attention::Attention as Spec;
-use hybridnorm_kernels::qkv::QkvPrep;
+use hybridnorm_kernels::qkv::QkvTransform;
 
 /// Minimum temperature of cosine attention (Swin-v2).
 const COSINE_TAU_MIN: f64 = 0.01;
@@ -33,7 +33,7 @@ pub struct GroupedQueryAttention {
     /// Temperature of cosine attention, per head.
     tau: Option<Param>,
     output_projection: OutputProjection,
-    prep: QkvPrep,
+    prep: QkvTransform,
     scale: f32,
     softcap: Option<f32>,
 }
@@ -63,7 +63,7 @@ impl GroupedQueryAttention {
             qk_scale,
             tau: builder.add_vectors("attention.tau", Role::Scale, tau.as_slice()),
             output_projection: OutputProjection::new(builder, h, k),
-            prep: QkvPrep {
+            prep: QkvTransform {
                 heads: h,
                 kv_heads: g,
                 head_dim: k,
@@ -83,12 +83,12 @@ impl GroupedQueryAttention {
     pub(super) fn forward<'g>(
         &self,
         u_btd: Value<'g>,
-        positions: &Positions<'g>,
+        positions: &PositionContext<'g>,
     ) -> AttentionOutput<'g> {
         let projection = ops::linear(u_btd, self.qkv.value(u_btd.builder()));
         let norms = [&self.q_norm, &self.k_norm, &self.v_norm];
         let params = norms.map(|norm| norm.and_then(|norm| norm.param_value(projection)));
-        let prepared = ops::qkv_prep(projection, positions.rotations, params, self.prep);
+        let prepared = ops::qkv_transform(projection, positions.rotations, params, self.prep);
         let packed = self.learned_factors(prepared);
         let spec = self.spec(u_btd);
         let context = match positions.cache {
@@ -128,7 +128,7 @@ impl GroupedQueryAttention {
         if factors.is_none() && self.tau.is_none() {
             return packed;
         }
-        let QkvPrep {
+        let QkvTransform {
             heads,
             kv_heads,
             head_dim,

@@ -3,7 +3,7 @@
 use super::super::norm::{Norm, norm};
 use super::super::parameter_builder::{Matrix, ParameterBuilder, Part};
 use super::super::registry::{Param, Role};
-use super::{AttentionOutput, OutputProjection, Positions, head_norm, score_scale};
+use super::{AttentionOutput, OutputProjection, PositionContext, head_norm, score_scale};
 use crate::graph::Value;
 use crate::model::MlaConfig;
 use crate::ops;
@@ -101,7 +101,7 @@ impl MultiHeadLatentAttention {
     pub(super) fn forward<'g>(
         &self,
         u_btd: Value<'g>,
-        positions: &Positions<'g>,
+        positions: &PositionContext<'g>,
     ) -> AttentionOutput<'g> {
         let g = u_btd.builder();
         let spec = self.spec(u_btd);
@@ -110,7 +110,7 @@ impl MultiHeadLatentAttention {
         if let Some(cache) = positions.cache {
             ops::cache_append(ops::concat(&[c_kv, ops::rotate(k_r, rotations)]), cache);
             // Full keys and values of a prompt take fewer FLOPs than absorbed projections.
-            if !positions.is_prompt {
+            if !positions.is_prefill {
                 let kv_up = self.kv_up.value(g);
                 let q = ops::absorbed_queries(q, kv_up, rotations, self.heads);
                 let context = ops::latent_attention(q, cache, self.cached_spec(&spec));

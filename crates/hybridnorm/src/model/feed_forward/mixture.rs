@@ -61,7 +61,7 @@ impl MixtureOfExperts {
         let path = "feed_forward.selection_bias";
         Self {
             router,
-            balancing_bias: builder.add_vectors(path, Role::SelectionBias, bias.as_slice()),
+            balancing_bias: builder.add_vectors(path, Role::BalancingBias, bias.as_slice()),
             experts: Mlp::experts(builder, e, moe.d_expert),
             shared: (moe.n_shared > 0).then(|| Mlp::dense(builder, "shared.", moe.d_shared())),
             routing: moe.router(),

@@ -8,7 +8,7 @@ use crate::graph::Value;
 use crate::ops;
 use crate::placement;
 use hybridnorm_kernels::activation::Activation;
-use hybridnorm_kernels::experts::Layout;
+use hybridnorm_kernels::experts::DispatchLayout;
 
 /// `W_down · act(W_up · u)`, with the norms of the placement in between; or a stack of such functions, one per
 /// expert of a mixture. A norm is shared by all experts of the stack, as one within attention is shared by all
@@ -37,7 +37,7 @@ pub struct Mlp {
 pub(super) struct ExpertRouting<'g> {
     pub(super) dispatch: Value<'g>,
     pub(super) weights_nk: Value<'g>,
-    pub(super) layout: Layout,
+    pub(super) layout: DispatchLayout,
 }
 
 impl Mlp {

@@ -33,7 +33,7 @@ pub(super) fn equations(rule: &BlockRule, scales: Scales, setting: Setting) -> B
     let (a, f) = (inner::attention_name(&rule.attn_inner), plain("F"));
     let (x, y, next) = (plain("X"), plain("Y"), sym("X′", "X'"));
     match rule.topology {
-        _ if setting.streams.are_two() => writer.two_streams(rule, &a, &f),
+        _ if setting.streams.is_dual() => writer.two_streams(rule, &a, &f),
         Topology::Sequential => {
             writer.sub_layer(&rule.attn, &a, &x, &x, y.clone());
             writer.sub_layer(&rule.ffn, &f, &y, &x, next);
@@ -207,7 +207,7 @@ fn needs_numbers(rule: &BlockRule, streams: Streams) -> bool {
     let on_line = |sub: &SubLayer<Scale>| {
         usize::from(sub.in_norm && sub.skip != Skip::Normed)
             + usize::from(sub.out_norm.is_some())
-            + usize::from(sub.post_norm && !streams.are_two())
+            + usize::from(sub.post_norm && !streams.is_dual())
     };
     let special = |sub: &SubLayer<Scale>| {
         sub.out_norm

@@ -18,7 +18,7 @@ pub(super) fn embedding(placement: &Placement, r: &Resolved) -> Vec<Equation> {
     }
     let start = sym("X₀", "X_0");
     let mut lines = vec![Equation::new(start.clone(), x)];
-    if r.streams.are_two() {
+    if r.streams.is_dual() {
         lines.push(Equation::new(sym("D₀", "D_0"), start));
     }
     lines.append(&mut scales.lines);
@@ -62,7 +62,7 @@ pub(super) fn head(placement: &Placement, r: &Resolved) -> Vec<Equation> {
 /// `N(X_L)`; with two streams `N₃(N₁(X_L) + N₂(D_L))`.
 fn read_by_head(r: &Resolved) -> Math {
     let last = sym("X_L", "X_L");
-    if !r.streams.are_two() {
+    if !r.streams.is_dual() {
         return match r.final_norm {
             true => apply(&plain("N"), &last),
             false => last,

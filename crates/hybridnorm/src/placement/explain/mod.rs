@@ -17,7 +17,7 @@ use super::error::PlacementError;
 use super::layers::layer_rules;
 use super::resolve::{Resolved, resolve};
 use super::spec::{BlockRule, Placement};
-use super::tally::Tally;
+use super::tally::SymbolicCount;
 use super::validate::{ModelFacts, Warning, validate};
 use scales::Scales;
 
@@ -43,11 +43,11 @@ pub struct Explanation {
     /// Initial weights.
     pub init: Vec<Equation>,
     /// Parameters of all norms of the model.
-    pub norm_parameters: Tally,
+    pub norm_parameters: SymbolicCount,
     /// Elements per token that pass through a norm, in the whole model.
-    pub normalized_elements: Tally,
+    pub normalized_elements: SymbolicCount,
     /// Learned scales of the whole model.
-    pub learned_parameters: Tally,
+    pub learned_parameters: SymbolicCount,
     /// Warnings of the validation.
     pub warnings: Vec<Warning>,
     /// The placement itself.
@@ -69,11 +69,11 @@ pub struct Group {
     /// Definitions of the symbols of the equations.
     pub definitions: Vec<Equation>,
     /// Parameters of the norms of one block.
-    pub norm_parameters: Tally,
+    pub norm_parameters: SymbolicCount,
     /// Elements per token that pass through a norm in one block.
-    pub normalized_elements: Tally,
+    pub normalized_elements: SymbolicCount,
     /// Learned scales of one block.
-    pub learned_parameters: Tally,
+    pub learned_parameters: SymbolicCount,
 }
 
 impl Explanation {
@@ -101,15 +101,15 @@ impl Explanation {
         let warnings = validate(placement, n_layers, facts)?;
         let r = resolve(placement, n_layers, facts.d_model)?;
         let groups = groups(placement, &r, facts)?;
-        let of_blocks = |count: fn(&Group) -> Tally| {
-            groups.iter().fold(Tally::default(), |sum, group| {
+        let of_blocks = |count: fn(&Group) -> SymbolicCount| {
+            groups.iter().fold(SymbolicCount::default(), |sum, group| {
                 sum + count(group) * group.layers.len()
             })
         };
-        let outer_norms = r.outer_norms();
-        let wide = Tally {
+        let outer_norms = r.n_norms_outside_blocks();
+        let wide = SymbolicCount {
             d: outer_norms,
-            ..Tally::default()
+            ..SymbolicCount::default()
         };
         Ok(Self {
             name: None,
@@ -121,11 +121,11 @@ impl Explanation {
             norm: ends::norm_function(&r.norm),
             init: ends::init(placement, &r, facts),
             norm_parameters: of_blocks(|g| g.norm_parameters)
-                + Tally::of_one_norm(&r.norm) * outer_norms,
+                + SymbolicCount::norm(&r.norm) * outer_norms,
             normalized_elements: of_blocks(|g| g.normalized_elements) + wide,
             learned_parameters: of_blocks(|g| g.learned_parameters)
-                + Tally::of_factor(r.embed_scale)
-                + Tally::of_logit_scale(r.logits.scale),
+                + SymbolicCount::scale(r.embed_scale)
+                + SymbolicCount::logit_scale(r.logits.scale),
             groups,
             warnings,
             placement: placement.clone(),
@@ -174,7 +174,7 @@ fn groups(
         .enumerate()
     {
         if r.norm.kind.is_none() {
-            rule.leave_out_norms();
+            rule.remove_norms();
         }
         match kinds.iter_mut().find(|(known, _)| *known == rule) {
             Some((_, layers)) => layers.push(layer),
@@ -202,7 +202,7 @@ fn group(rule: &BlockRule, layers: Vec<usize>, r: &Resolved, facts: &ModelFacts)
         definitions: text.definitions,
         norm_parameters: r.norm_parameters(first, facts.latent),
         normalized_elements: r.normalized_elements(first, facts.latent),
-        learned_parameters: Tally::learned_parameters(&r.blocks[first]),
+        learned_parameters: SymbolicCount::learned_parameters(&r.blocks[first]),
         layers,
     }
 }

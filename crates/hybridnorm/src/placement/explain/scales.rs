@@ -1,6 +1,6 @@
 //! Scales in equations, and the lines that define their values.
 
-use super::super::resolve::At;
+use super::super::resolve::ScaleContext;
 use super::super::spec::{Formula, LearnedShape, Scale};
 use super::math::{Equation, Math, formula, indexed, number, plain, sym};
 
@@ -99,7 +99,7 @@ impl Scales {
     }
 
     fn value(&self, f: Formula, layer: usize) -> Math {
-        let at = At {
+        let at = ScaleContext {
             layer: Some(layer),
             n_layers: self.n_layers,
             d_model: self.d_model,

@@ -19,19 +19,19 @@ use super::spec::Placement;
 
 /// A named placement.
 #[derive(Debug, Clone, Copy)]
-pub struct Named {
+pub struct NamedPlacement {
     /// The canonical name.
     pub name: &'static str,
     /// Other names of the same placement.
     pub aliases: &'static [&'static str],
     /// One-line description.
-    pub meaning: &'static str,
+    pub description: &'static str,
     /// Source: a paper's arXiv number or a repository.
     pub source: &'static str,
     build: fn() -> Placement,
 }
 
-impl Named {
+impl NamedPlacement {
     /// Returns the placement.
     ///
     /// ```
@@ -52,7 +52,7 @@ impl Named {
 /// let pre_norm = names().iter().find(|entry| entry.name == "pre-norm").unwrap();
 /// assert_eq!(pre_norm.source, "arXiv 2002.04745");
 /// ```
-pub fn names() -> &'static [Named] {
+pub fn named_placements() -> &'static [NamedPlacement] {
     NAMES
 }
 
@@ -65,7 +65,7 @@ pub fn names() -> &'static [Named] {
 /// assert!(error.problem.contains("`hybridnorm`"));
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
-pub fn entry(name: &str) -> Result<&'static Named, PlacementError> {
+pub fn find_named(name: &str) -> Result<&'static NamedPlacement, PlacementError> {
     let wanted = name.trim().to_ascii_lowercase().replace(['_', ' '], "-");
     let found = NAMES
         .iter()
@@ -103,22 +103,22 @@ pub fn entry(name: &str) -> Result<&'static Named, PlacementError> {
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 pub fn named(name: &str) -> Result<Placement, PlacementError> {
-    entry(name).map(Named::placement)
+    find_named(name).map(NamedPlacement::placement)
 }
 
 macro_rules! registry {
     ($($name:literal $(| $alias:literal)* : $build:path, $source:literal, $meaning:literal;)*) => {
-        &[$(Named {
+        &[$(NamedPlacement {
             name: $name,
             aliases: &[$($alias),*],
-            meaning: $meaning,
+            description: $meaning,
             source: $source,
             build: $build,
         }),*]
     };
 }
 
-static NAMES: &[Named] = registry! {
+static NAMES: &[NamedPlacement] = registry! {
     "hybridnorm" | "qkv-post" | "hybrid-norm": hybrid::hybridnorm, "arXiv 2503.04598",
         "norms on q, k and v; the feed-forward's skip carries the normed state";
     "hybridnorm-star" | "hybridnorm*" | "hybrid-norm-star": hybrid::hybridnorm_star,

@@ -5,7 +5,7 @@ use super::super::spec::{Factor, Formula, Scale};
 
 /// Block, depth and width at which a formula is evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct At {
+pub struct ScaleContext {
     /// The 1-based block index `l`; `None` outside the blocks.
     pub layer: Option<usize>,
     /// The number of blocks `L`.
@@ -14,7 +14,7 @@ pub struct At {
     pub d_model: usize,
 }
 
-impl At {
+impl ScaleContext {
     /// Returns the same depth and width in the block of this 0-based index.
     pub(super) fn in_block(self, layer: usize) -> Self {
         Self {
@@ -39,12 +39,12 @@ impl Formula {
     /// Returns the value; `None` if it depends on the block index and `at` has none.
     ///
     /// ```
-    /// use hybridnorm::placement::{At, Formula};
-    /// let at = At { layer: Some(4), n_layers: 12, d_model: 768 };
+    /// use hybridnorm::placement::{ScaleContext, Formula};
+    /// let at = ScaleContext { layer: Some(4), n_layers: 12, d_model: 768 };
     /// assert_eq!(Formula::InvSqrtLayer.value(at), Some(0.5));
-    /// assert_eq!(Formula::InvSqrtLayer.value(At { layer: None, ..at }), None);
+    /// assert_eq!(Formula::InvSqrtLayer.value(ScaleContext { layer: None, ..at }), None);
     /// ```
-    pub fn value(self, at: At) -> Option<f64> {
+    pub fn value(self, at: ScaleContext) -> Option<f64> {
         let depth = at.n_layers as f64;
         let layer = at.layer.map(|l| l as f64);
         Some(match self {
@@ -71,13 +71,13 @@ impl Scale {
     /// of the block index outside the blocks, or a value that is not finite.
     ///
     /// ```
-    /// use hybridnorm::placement::{At, Factor, Formula, Scale};
-    /// let at = At { layer: Some(4), n_layers: 12, d_model: 768 };
+    /// use hybridnorm::placement::{ScaleContext, Factor, Formula, Scale};
+    /// let at = ScaleContext { layer: Some(4), n_layers: 12, d_model: 768 };
     /// let scale = Scale::Formula(Formula::InvSqrtLayer);
     /// assert_eq!(scale.factor(at, "block.attn.out_scale")?, Factor::Const(0.5));
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn factor(&self, at: At, field: &str) -> Result<Factor, PlacementError> {
+    pub fn factor(&self, at: ScaleContext, field: &str) -> Result<Factor, PlacementError> {
         match self {
             Self::Const(value) => finite(*value, field).map(Factor::Const),
             Self::Formula(formula) => {
@@ -105,7 +105,7 @@ impl Scale {
     }
 
     /// Returns the value of a scale that must not be learned: `part` of a learned one.
-    fn number(&self, at: At, field: &str, part: &str) -> Result<f64, PlacementError> {
+    fn number(&self, at: ScaleContext, field: &str, part: &str) -> Result<f64, PlacementError> {
         match self.factor(at, field)? {
             Factor::Const(value) => Ok(value),
             Factor::Learned { .. } => Err(PlacementError::new(

@@ -297,7 +297,10 @@ fn every_named_placement_shows_its_defining_lines() {
         "siamese-hybrid",
         "ngpt",
     ];
-    assert_eq!(DEFINING_LINES.len() + golden.len(), names().len());
+    assert_eq!(
+        DEFINING_LINES.len() + golden.len(),
+        named_placements().len()
+    );
 }
 
 #[test]
@@ -364,7 +367,7 @@ fn totals_count_every_block_and_the_outer_norms() {
 
 #[test]
 fn an_explanation_survives_json() {
-    for n in names() {
+    for n in named_placements() {
         let e = Explanation::of(&n.placement()).unwrap().named(n.name);
         let json = serde_json::to_string(&e).unwrap();
         assert_eq!(serde_json::from_str::<Explanation>(&json).unwrap(), e);
@@ -379,7 +382,7 @@ fn an_invalid_placement_is_not_explained() {
 
 #[test]
 fn latex_is_balanced_and_ascii() {
-    for n in names() {
+    for n in named_placements() {
         balanced(&Explanation::of(&n.placement()).unwrap(), n.name);
     }
 }

@@ -32,7 +32,7 @@ fn deepseek_normalizes_latents() {
 #[test]
 fn most_names_are_valid_with_latent_attention() {
     let mut refused = Vec::new();
-    for n in names() {
+    for n in named_placements() {
         match validate(&n.placement(), 12, &LATENT) {
             Ok(warnings) => assert_eq!(warnings.len(), usize::from(n.name == "qk-post")),
             Err(error) => refused.push((n.name, error.field)),
@@ -107,12 +107,12 @@ fn latents_are_counted_by_their_widths() {
     }));
     let elements = "2d + d_q + d_kv + d_r + h·hd_v".to_string();
     assert_eq!(count(&plain), ("2d + d_r + hd_v".to_string(), elements));
-    let shape = Shape {
+    let shape = ModelSizes {
         d: 7168,
         q_latent: 1536,
         kv_latent: 512,
         rotary: 64,
-        ..Shape::default()
+        ..ModelSizes::default()
     };
     let r = resolve(&get("deepseek-v3"), 61, 7168).unwrap();
     assert_eq!(r.norm_parameters(0, true).at(shape), 16_384);
@@ -177,7 +177,7 @@ fn scales_caps_and_clips_of_latents_are_visible() {
 
 #[test]
 fn an_explanation_of_latents_is_whole_in_every_form() {
-    for n in names() {
+    for n in named_placements() {
         let Ok(e) = Explanation::new(&n.placement(), 12, &LATENT) else {
             continue;
         };

@@ -7,14 +7,14 @@ use super::*;
 #[test]
 fn names_and_aliases_are_unique() {
     let mut seen = BTreeSet::new();
-    for n in names() {
+    for n in named_placements() {
         for word in n.aliases.iter().chain([&n.name]) {
             assert!(seen.insert(*word), "{word} stands for two values");
         }
-        assert!(!n.meaning.is_empty() && !n.source.is_empty());
-        assert!(!n.meaning.contains('\n'));
+        assert!(!n.description.is_empty() && !n.source.is_empty());
+        assert!(!n.description.contains('\n'));
     }
-    assert!(names().len() >= 43);
+    assert!(named_placements().len() >= 43);
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn every_expected_name_is_there() {
         "deepseek-v3",
         "ngpt",
     ] {
-        assert_eq!(entry(name).unwrap().name, name);
+        assert_eq!(find_named(name).unwrap().name, name);
     }
 }
 
@@ -93,7 +93,7 @@ fn an_unknown_name_lists_the_nearest() {
 
 #[test]
 fn every_name_survives_json_and_toml() {
-    for n in names() {
+    for n in named_placements() {
         let value = n.placement();
         let json = serde_json::to_value(&value).unwrap();
         assert_eq!(from_value(json.clone()).unwrap(), value, "{} json", n.name);
@@ -111,7 +111,7 @@ fn every_name_survives_json_and_toml() {
 
 #[test]
 fn every_name_is_valid_at_every_depth_and_activation() {
-    for n in names() {
+    for n in named_placements() {
         for depth in [1, 2, 3, 12, 29] {
             for gated in [true, false] {
                 let facts = ModelFacts { gated, ..SMALL };
@@ -135,7 +135,7 @@ fn every_name_is_valid_at_every_depth_and_activation() {
 
 #[test]
 fn only_the_placement_that_diverged_warns() {
-    for n in names() {
+    for n in named_placements() {
         let rules: Vec<_> = validate(&n.placement(), 12, &SMALL)
             .unwrap()
             .iter()
@@ -278,7 +278,10 @@ fn rezero_has_no_norm_and_starts_as_identity() {
     };
     for block in &r.blocks {
         assert_eq!(block.attn.out_scale, zero);
-        assert_eq!(Tally::normalized_elements(block), Tally::default());
+        assert_eq!(
+            SymbolicCount::normalized_elements(block),
+            SymbolicCount::default()
+        );
     }
     assert!(!r.final_norm && r.norm.kind.is_none());
 }
@@ -330,7 +333,7 @@ fn parallel_blocks_share_a_norm_or_do_not() {
     );
     let d = |name| {
         let r = resolve(&get(name), 2, 64).unwrap();
-        Tally::norm_parameters(&r.blocks[0], &r.norm).d
+        SymbolicCount::norm_parameters(&r.blocks[0], &r.norm).d
     };
     assert_eq!((d("gpt-j-parallel"), d("neox-parallel")), (1, 2));
 }

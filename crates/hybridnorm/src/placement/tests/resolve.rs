@@ -70,7 +70,7 @@ fn a_patch_replaces_a_scale_as_a_whole() {
 
 #[test]
 fn norm_kind_none_removes_all_norms() {
-    for n in names() {
+    for n in named_placements() {
         let mut p = n.placement();
         p.norm = NormSpec {
             kind: None,
@@ -84,11 +84,11 @@ fn norm_kind_none_removes_all_norms() {
                 .iter()
                 .filter(|combine| **combine == Combine::LerpUnit)
                 .count();
-            let left = Tally {
+            let left = SymbolicCount {
                 d: units,
-                ..Tally::default()
+                ..SymbolicCount::default()
             };
-            assert_eq!(Tally::normalized_elements(block), left);
+            assert_eq!(SymbolicCount::normalized_elements(block), left);
             assert!(block.attn.skip != Skip::Normed && block.ffn.skip != Skip::Normed);
         }
     }
@@ -96,7 +96,7 @@ fn norm_kind_none_removes_all_norms() {
 
 #[test]
 fn formulas_have_their_values() {
-    let at = At {
+    let at = ScaleContext {
         layer: Some(4),
         n_layers: 8,
         d_model: 64,
@@ -111,7 +111,7 @@ fn formulas_have_their_values() {
     assert_eq!(value(Formula::InvSqrtWidth), 0.125);
     assert!((value(Formula::SqrtLn2Depth) - 16.0_f64.ln().sqrt()).abs() < 1e-15);
     assert_eq!(value(Formula::LayerScale), 0.1);
-    let outside = At { layer: None, ..at };
+    let outside = ScaleContext { layer: None, ..at };
     assert_eq!(Formula::InvSqrtLayer.value(outside), None);
 }
 
@@ -177,15 +177,15 @@ fn embedding_and_head_follow_the_scheme_too() {
     let r = resolve(&get("hybridnorm"), 4, 100).unwrap();
     assert_eq!(r.embed_std(), r.init.std);
     assert_eq!(r.head_std(), 0.1);
-    assert_eq!(r.truncate_at(), Some(3.0));
+    assert_eq!(r.truncation_std(), Some(3.0));
     let r = resolve(&get("pre-norm"), 4, 100).unwrap();
     assert_eq!(r.head_std(), r.init.std);
-    assert_eq!(r.truncate_at(), None);
+    assert_eq!(r.truncation_std(), None);
 }
 
 #[test]
 fn a_resolved_value_survives_json() {
-    for n in names() {
+    for n in named_placements() {
         let r = resolve(&n.placement(), 5, 64).unwrap();
         let json = serde_json::to_string(&r).unwrap();
         assert_eq!(serde_json::from_str::<Resolved>(&json).unwrap(), r);

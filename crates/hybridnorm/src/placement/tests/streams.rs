@@ -136,7 +136,7 @@ fn the_second_stream_costs_norms() {
         let r = resolve(&get(name), 12, 64).unwrap();
         let parameters = r.norm_parameters(5, false).to_string();
         let elements = r.normalized_elements(5, false).to_string();
-        (parameters, elements, r.outer_norms())
+        (parameters, elements, r.n_norms_outside_blocks())
     };
     let of = |parameters: &str, elements: &str, outer| (parameters.into(), elements.into(), outer);
     assert_eq!(count("post-norm"), of("2d", "2d", 0));

@@ -1,16 +1,16 @@
 use super::*;
 
-fn text(name: &str, count: fn(&BlockSpec, &NormSpec) -> Tally) -> String {
+fn text(name: &str, count: fn(&BlockSpec, &NormSpec) -> SymbolicCount) -> String {
     let r = resolve(&get(name), 12, 64).unwrap();
     count(r.blocks.last().unwrap(), &r.norm).to_string()
 }
 
 fn elements(name: &str) -> String {
-    text(name, |block, _| Tally::normalized_elements(block))
+    text(name, |block, _| SymbolicCount::normalized_elements(block))
 }
 
 fn parameters(name: &str) -> String {
-    text(name, Tally::norm_parameters)
+    text(name, SymbolicCount::norm_parameters)
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn normalized_elements_per_token() {
 
 #[test]
 fn learned_scales_per_block() {
-    let learned = |name| text(name, |block, _| Tally::learned_parameters(block));
+    let learned = |name| text(name, |block, _| SymbolicCount::learned_parameters(block));
     assert_eq!(learned("pre-norm"), "0");
     assert_eq!(learned("layerscale"), "2d");
     assert_eq!(learned("rezero"), "2");
@@ -54,23 +54,26 @@ fn learned_scales_per_block() {
 
 #[test]
 fn counts_at_the_paper_shape() {
-    let shape = Shape {
+    let shape = ModelSizes {
         d: 2048,
         hd: 64,
         h: 32,
         kv: 8,
         f: 8192,
-        ..Shape::default()
+        ..ModelSizes::default()
     };
     let r = resolve(&get("hybridnorm"), 16, 2048).unwrap();
     assert_eq!(
-        Tally::norm_parameters(&r.blocks[0], &r.norm).at(shape),
+        SymbolicCount::norm_parameters(&r.blocks[0], &r.norm).at(shape),
         2240
     );
-    assert_eq!(Tally::normalized_elements(&r.blocks[0]).at(shape), 5120);
+    assert_eq!(
+        SymbolicCount::normalized_elements(&r.blocks[0]).at(shape),
+        5120
+    );
     let r = resolve(&get("pre-norm"), 16, 2048).unwrap();
     assert_eq!(
-        Tally::norm_parameters(&r.blocks[0], &r.norm).at(shape),
+        SymbolicCount::norm_parameters(&r.blocks[0], &r.norm).at(shape),
         4096
     );
 }

@@ -103,7 +103,7 @@ fn without_norms_unit_length_bounds_the_state() {
     let bare = json!({ "norm": { "kind": "none" }, "block": { "attn": sub, "ffn": sub } });
     assert_eq!(warnings(bare), []);
     let r = resolve(&get("ngpt"), 2, 64).unwrap();
-    assert_eq!(Tally::normalized_elements(&r.blocks[0]).d, 4);
+    assert_eq!(SymbolicCount::normalized_elements(&r.blocks[0]).d, 4);
 }
 
 #[test]
@@ -203,19 +203,19 @@ fn logits_may_have_a_scale_per_entry() {
 #[test]
 fn learned_scales_of_ngpt() {
     let r = resolve(&get("ngpt"), 12, 64).unwrap();
-    let learned = Tally::learned_parameters(&r.blocks[0]);
+    let learned = SymbolicCount::learned_parameters(&r.blocks[0]);
     assert_eq!(learned.to_string(), "2d + kv·hd + 2f");
-    let shape = Shape {
+    let shape = ModelSizes {
         d: 1024,
         hd: 64,
         h: 16,
         kv: 16,
         f: 4096,
         vocab: 50_304,
-        ..Shape::default()
+        ..ModelSizes::default()
     };
     assert_eq!(learned.at(shape), 11_264);
-    assert_eq!(Tally::of_logit_scale(r.logits.scale).at(shape), 50_304);
+    assert_eq!(SymbolicCount::logit_scale(r.logits.scale).at(shape), 50_304);
 }
 
 #[test]

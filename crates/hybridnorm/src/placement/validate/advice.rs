@@ -114,7 +114,7 @@ fn double_skip(case: &Validation, all: &mut Vec<Warning>) {
 /// norm is `merge_norm`, and the final norm reads a sum.
 fn double_end(case: &Validation, all: &mut Vec<Warning>) {
     let r = case.resolved;
-    let (field, is_on) = match r.streams.are_two() {
+    let (field, is_on) = match r.streams.is_dual() {
         true => ("merge_norm", r.merge_norm),
         false => ("final_norm", r.final_norm),
     };

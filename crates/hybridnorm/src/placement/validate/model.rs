@@ -150,7 +150,7 @@ pub(super) fn roles(g: &RoleGains) -> [(&'static str, &Scale); 7] {
 pub(super) fn check_final_norm(case: &Validation) -> Result<(), PlacementError> {
     let r = case.resolved;
     let ends_in_norm = r.blocks.last().is_some_and(block_output_is_normalized);
-    if r.final_norm || ends_in_norm || r.streams.are_two() || case.has_no_norms() {
+    if r.final_norm || ends_in_norm || r.streams.is_dual() || case.has_no_norms() {
         return Ok(());
     }
     fail(

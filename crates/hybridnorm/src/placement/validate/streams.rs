@@ -5,7 +5,7 @@ use super::super::spec::{Skip, Streams, Topology};
 use super::{BlockContext, ONE, Validation};
 
 pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
-    let are_two = case.resolved.streams.are_two();
+    let are_two = case.resolved.streams.is_dual();
     if are_two && case.without_norms() {
         return Err(PlacementError::new(
             "streams",
@@ -25,7 +25,7 @@ pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
 
 pub(super) fn check_block(site: &BlockContext) -> Result<(), PlacementError> {
     read_scale(site)?;
-    if !site.case.resolved.streams.are_two() {
+    if !site.case.resolved.streams.is_dual() {
         return Ok(());
     }
     if site.spec.topology != Topology::Sequential {

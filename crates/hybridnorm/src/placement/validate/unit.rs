@@ -61,7 +61,7 @@ fn lerp_unit(
     sub: &SubLayer<Factor>,
 ) -> Result<(), PlacementError> {
     let (field, problem) = match sub {
-        _ if site.case.resolved.streams.are_two() => (
+        _ if site.case.resolved.streams.is_dual() => (
             "combine",
             "`lerp_unit` moves one state, but there are two streams; use `add` or streams = \
              \"single\"",

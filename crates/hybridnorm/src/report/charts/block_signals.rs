@@ -1,6 +1,6 @@
 //! Heat maps of quantities per block over training.
 
-use crate::digits::grouped;
+use crate::format_number::with_thousands_separators;
 use std::collections::BTreeMap;
 
 use plotly::HeatMap;
@@ -13,7 +13,7 @@ use super::super::palette::{PlacementStyles, SCALE};
 use super::super::run::ReportedRun;
 use super::super::view::View;
 use super::{Chart, Figure, axis, layout};
-use crate::train::layers::{BLOCK_SIGNALS, BlockSignal, Measured};
+use crate::train::layers::{BLOCK_SIGNALS, BlockSignal, FiniteOrNone};
 
 /// Heat maps of every placement, and the names of their views.
 struct HeatMaps {
@@ -66,7 +66,7 @@ fn heat_maps(view: &View) -> Option<HeatMaps> {
         charts: (runs.iter())
             .enumerate()
             .map(|(position, (name, runs))| {
-                let at = runs.first().map_or(f64::NAN, |run| run.cell.lr);
+                let at = runs.first().map_or(f64::NAN, |run| run.grid_point.lr);
                 let title = format!("{name}, {}", rate(at));
                 (title, chart(&view.key, position, name))
             })
@@ -137,7 +137,7 @@ fn grid(runs: &[&ReportedRun], signal: &BlockSignal) -> Grid {
     }
 }
 
-fn log(value: Measured) -> Option<f64> {
+fn log(value: FiniteOrNone) -> Option<f64> {
     value
         .filter(|value| *value > 0.0)
         .map(|value| f64::from(value).log10())
@@ -158,7 +158,7 @@ fn figure(grid: &Grid, low: f64, high: f64) -> Figure {
                     Some(log) => format!(
                         "block {}, step {}: {}",
                         block + 1,
-                        grouped(*step),
+                        with_thousands_separators(*step),
                         compact(10_f64.powf(*log))
                     ),
                     None => String::new(),

@@ -1,6 +1,6 @@
 //! Charts of differences from the baseline, and of cost.
 
-use crate::digits::percent;
+use crate::format_number::percent;
 use plotly::common::{ErrorData, ErrorType, HoverInfo, Line, Marker, Mode, Orientation};
 use plotly::layout::{Shape, ShapeLine, ShapeType};
 use plotly::{Bar, Scatter};
@@ -53,7 +53,7 @@ fn forest(view: &View, styles: &PlacementStyles) -> Option<Chart> {
     }
     let analysis = &view.group?.analysis;
     let compared: Vec<_> = (analysis.placements.iter())
-        .filter_map(|summary| Some((summary.placement.as_str(), summary.against.as_ref()?)))
+        .filter_map(|summary| Some((summary.placement.as_str(), summary.comparison.as_ref()?)))
         .filter(|(_, comparison)| comparison.difference.mean.is_finite())
         .collect();
     if compared.is_empty() {

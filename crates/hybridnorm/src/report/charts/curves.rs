@@ -15,7 +15,7 @@ use super::super::view::View;
 use super::{
     Chart, Figure, axis, layout, legend_group, line, log_axis, marker, rounded, rounded_positive,
 };
-use crate::lab::study::record::Ending;
+use crate::lab::study::record::RunStatus;
 use crate::train::metrics::{self, Aggregate, Metric, MetricCurve, Scale};
 
 /// Charts of the metrics, and the names of their views.
@@ -244,7 +244,7 @@ fn finished<'a, 'b: 'a>(
     runs: impl Iterator<Item = &'a &'b ReportedRun>,
 ) -> impl Iterator<Item = &'b ReportedRun> {
     runs.copied()
-        .filter(|run| matches!(run.ending, Ending::Finished))
+        .filter(|run| matches!(run.status, RunStatus::Finished))
 }
 
 /// Adds each run as a thin line, and the mean of the finished runs as a thick line.
@@ -270,7 +270,7 @@ fn lines(
         }
         let trace = Scatter::new(run.curve.step.clone(), y)
             .mode(Mode::Lines)
-            .name(format!("{name}, seed {}", run.cell.seed))
+            .name(format!("{name}, seed {}", run.grid_point.seed))
             .legend_group(legend_group(style))
             .line(line(style, 1.0))
             .opacity(if mean.is_empty() { 0.8 } else { 0.4 })

@@ -154,7 +154,7 @@ fn seeds<'a: 'b, 'b>(
             text.push(format!(
                 "{name}, {}, seed {}: {}",
                 rate(*lr),
-                run.cell.seed,
+                run.grid_point.seed,
                 loss(*value)
             ));
         }
@@ -332,7 +332,9 @@ fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Chart> {
     let analysis = &view.group?.analysis;
     let placements = &analysis.placements;
     let known = placements.iter().any(|summary| {
-        summary.tolerance.is_some() || summary.best.is_some() || summary.largest_stable_lr.is_some()
+        summary.lr_tolerance.is_some()
+            || summary.best.is_some()
+            || summary.largest_stable_lr.is_some()
     });
     if !known {
         return None;
@@ -349,7 +351,7 @@ fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Chart> {
         let style = styles.style(&summary.placement);
         let name = plot_text(&summary.placement);
         let at = row_y(position);
-        if let Some(span) = &summary.tolerance {
+        if let Some(span) = &summary.lr_tolerance {
             let text = format!(
                 "{name}: {} to {} of the tested learning rates",
                 rate(span.low),

@@ -8,9 +8,9 @@ use super::super::page::Page;
 use super::super::palette::PlacementStyles;
 use super::super::sections::Context;
 use super::{Chart, Figure, axis, layout, legend_group, line, log_axis, marker, rounded_positive};
-use crate::digits::grouped;
-use crate::lab::probe::{ProbeMoment, ProbeReport};
-use crate::train::layers::{Measured, measured};
+use crate::format_number::with_thousands_separators;
+use crate::lab::probe::{ProbeReport, ProbeStep};
+use crate::train::layers::{FiniteOrNone, finite_or_none};
 
 /// Charts over depth, and the steps of their views.
 struct Depths {
@@ -20,7 +20,7 @@ struct Depths {
     steps: Vec<u64>,
 }
 
-type Of = fn(&ProbeMoment) -> Vec<Measured>;
+type Of = fn(&ProbeStep) -> Vec<FiniteOrNone>;
 
 /// Title, title of the axis, and one value per block.
 const DEPTHS: [(&str, &str, Of); 5] = [
@@ -32,7 +32,7 @@ const DEPTHS: [(&str, &str, Of); 5] = [
                 .layers
                 .blocks
                 .iter()
-                .map(|block| measured(block.grad_norm()))
+                .map(|block| finite_or_none(block.grad_norm()))
                 .collect()
         },
     ),
@@ -82,13 +82,17 @@ pub(in super::super) fn add_depths(page: &mut Page, context: &Context) {
         .iter()
         .map(|(_, chart)| chart.id.clone())
         .collect();
-    let steps: Vec<String> = depths.steps.iter().map(|step| grouped(*step)).collect();
+    let steps: Vec<String> = depths
+        .steps
+        .iter()
+        .map(|step| with_thousands_separators(*step))
+        .collect();
     page.drop_down("probe-choice", "Step:", &ids, &steps);
     if depths.charts.is_empty() {
         return;
     }
     if let [step] = depths.steps.as_slice() {
-        page.note(&format!("At step {}.", grouped(*step)));
+        page.note(&format!("At step {}.", with_thousands_separators(*step)));
     }
     let placements = report.placements.iter();
     let names: Vec<&str> = placements
@@ -102,7 +106,7 @@ pub(in super::super) fn add_depths(page: &mut Page, context: &Context) {
 /// Builds one chart per quantity, with one view per step.
 fn depths(probe: &ProbeReport, styles: &PlacementStyles) -> Depths {
     let mut steps: Vec<u64> = (probe.placements.iter())
-        .flat_map(|placement| placement.moments.iter().map(|moment| moment.step))
+        .flat_map(|placement| placement.measured_steps.iter().map(|moment| moment.step))
         .collect();
     steps.sort_unstable();
     steps.dedup();
@@ -132,7 +136,7 @@ fn depth(probe: &ProbeReport, styles: &PlacementStyles, step: u64, unit: &str, o
     let lines: Vec<(&str, Vec<Option<f64>>)> = (probe.placements.iter())
         .filter_map(|placement| {
             let moment = placement
-                .moments
+                .measured_steps
                 .iter()
                 .find(|moment| moment.step == step)?;
             let values = of(moment)

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::analysis::{Outcome, Point, Rules, analyse, sentence, verdict};
-use super::layers::{Activation, BlockSignals, LayersRow, RoleSignals, Scores, measured};
-use super::record::{Cell, Cost, Curve, Ending, Evaluation, RunRecord};
-use super::spikes::Counts;
-use super::{Document, Group, Growth, ProbeMoment, ProbePlacement, ProbeReport};
+use super::analysis::{AnalysisRules, Outcome, RunOutcome, analyze, comparison_text, summary_text};
+use super::layers::{Activation, BlockSignals, LayerRecord, RoleSignals, Scores, finite_or_none};
+use super::record::{Cost, Curve, Evaluation, GridPoint, RunRecord, RunStatus};
+use super::spikes::SpikeCounts;
+use super::{DepthGrowth, Document, Group, ProbePlacement, ProbeReport, ProbeStep};
 
 /// Blocks of every model.
 const BLOCKS: usize = 6;
@@ -171,13 +171,15 @@ pub fn two_groups() -> Document {
     document.runs = [Some("megatron"), Some("own")]
         .into_iter()
         .flat_map(|init| runs(2, init))
-        .filter(|run| ["pre-norm", "hybridnorm", "olmo2"].contains(&run.cell.placement.as_str()))
+        .filter(|run| {
+            ["pre-norm", "hybridnorm", "olmo2"].contains(&run.grid_point.placement.as_str())
+        })
         .map(Into::into)
         .collect();
     document.groups = ["megatron", "own"]
         .map(|init| {
             let runs: Vec<RunRecord> = (document.runs.iter())
-                .filter(|run| run.cell.init.as_deref() == Some(init))
+                .filter(|run| run.grid_point.init.as_deref() == Some(init))
                 .map(|run| run.record.clone())
                 .collect();
             group(&format!("initialization {init}"), Some(init), &runs)
@@ -204,34 +206,38 @@ pub fn probe_report() -> ProbeReport {
         let mut chance = Chance::of(&[7, position as u64, step]);
         let layers = layers(kind, step, 3e-3, &mut chance);
         let depth = (BLOCKS - 1) as i32;
-        ProbeMoment {
+        ProbeStep {
             step,
             loss: 7.62 - 0.4 * (step as f64).ln() + chance.around_zero(0.01),
             layers,
             stream_grad: (0..BLOCKS)
                 .map(|block| {
-                    measured(0.1 * kind.grad.powi(block as i32) * (1.0 + chance.around_zero(0.05)))
+                    finite_or_none(
+                        0.1 * kind.grad.powi(block as i32) * (1.0 + chance.around_zero(0.05)),
+                    )
                 })
                 .collect(),
-            growth: Growth {
-                stream: measured(kind.stream.powi(depth)),
-                grad: measured(kind.grad.powi(depth)),
-                grad_spread: measured(kind.grad.powi(depth).max(kind.grad.powi(-depth)) * 1.1),
-                stream_grad: measured(kind.grad.powi(depth)),
+            growth: DepthGrowth {
+                stream: finite_or_none(kind.stream.powi(depth)),
+                grad: finite_or_none(kind.grad.powi(depth)),
+                grad_spread: finite_or_none(
+                    kind.grad.powi(depth).max(kind.grad.powi(-depth)) * 1.1,
+                ),
+                stream_grad: finite_or_none(kind.grad.powi(depth)),
             },
         }
     };
     ProbeReport {
         config: config(&KINDS[0], 3e-3, 1),
         data: None,
-        left_out: Default::default(),
+        omissions: Default::default(),
         steps: 10,
         placements: (KINDS.iter().enumerate())
             .map(|(position, kind)| ProbePlacement {
                 placement: kind.name.to_owned(),
                 placement_hash: kind.hash.to_owned(),
                 equations: equations(kind),
-                moments: [1, 10].map(|step| moment(position, kind, step)).into(),
+                measured_steps: [1, 10].map(|step| moment(position, kind, step)).into(),
                 diverged: None,
             })
             .collect(),
@@ -239,31 +245,31 @@ pub fn probe_report() -> ProbeReport {
 }
 
 fn group(name: &str, init: Option<&str>, runs: &[RunRecord]) -> Group {
-    let points: Vec<Point> = (runs.iter())
-        .map(|run| Point {
-            placement: run.cell.placement.clone(),
-            lr: run.cell.lr,
-            seed: run.cell.seed,
-            result: match (&run.ending, run.validation_loss) {
-                (Ending::Finished, Some(loss)) => Outcome::Loss(loss),
-                (Ending::Halved { .. }, _) => Outcome::Halved,
+    let points: Vec<RunOutcome> = (runs.iter())
+        .map(|run| RunOutcome {
+            placement: run.grid_point.placement.clone(),
+            lr: run.grid_point.lr,
+            seed: run.grid_point.seed,
+            outcome: match (&run.status, run.validation_loss) {
+                (RunStatus::Finished, Some(loss)) => Outcome::Loss(loss),
+                (RunStatus::Eliminated { .. }, _) => Outcome::Eliminated,
                 _ => Outcome::Diverged,
             },
             tokens_per_second: run.cost.tokens_per_second,
             spikes: run.spikes.loss,
         })
         .collect();
-    let analysis = analyse(&points, &Rules::default());
+    let analysis = analyze(&points, &AnalysisRules::default());
     Group {
         name: name.to_owned(),
         init: init.map(str::to_owned),
         depth: None,
-        verdict: verdict(&analysis),
+        verdict: summary_text(&analysis),
         sentences: (analysis.placements.iter())
-            .map(|placement| sentence(placement, &analysis) + ".")
+            .map(|placement| comparison_text(placement, &analysis) + ".")
             .collect(),
         without_checksum: 0,
-        remarks: Vec::new(),
+        caveats: Vec::new(),
         analysis,
     }
 }
@@ -300,18 +306,18 @@ fn run(kind: &Kind, lr: f64, seed: u64, init: Option<&str>, mut chance: Chance) 
         false => STEPS,
     };
     let ending = match over > 1.0 {
-        true => Ending::Diverged {
+        true => RunStatus::Diverged {
             step: end,
             reason: "training loss above that of token frequencies for 50 steps".to_owned(),
         },
-        false => Ending::Finished,
+        false => RunStatus::Finished,
     };
     let finished = end == STEPS;
     let curve = curve(final_loss, end, finished, &mut chance);
     let id = format!("{:016x}", (chance.next() * u64::MAX as f64) as u64);
     RunRecord {
         id,
-        cell: Cell {
+        grid_point: GridPoint {
             placement: kind.name.to_owned(),
             lr,
             seed,
@@ -334,7 +340,7 @@ fn run(kind: &Kind, lr: f64, seed: u64, init: Option<&str>, mut chance: Chance) 
         } else {
             180.0
         },
-        spikes: Counts {
+        spikes: SpikeCounts {
             loss: (over > 0.4) as u64 * (3.0 * chance.next()) as u64,
             grad_norm: (over > 0.3) as u64 * (9.0 * chance.next()) as u64,
             update_norm: (over > 0.3) as u64 * (3.0 * chance.next()) as u64,
@@ -352,7 +358,7 @@ fn run(kind: &Kind, lr: f64, seed: u64, init: Option<&str>, mut chance: Chance) 
             .filter(|step| *step <= end)
             .map(|step| layers(kind, step, lr, &mut chance))
             .collect(),
-        ending,
+        status: ending,
         curve,
         cost: Cost {
             tokens_per_second: kind.speed * (1.0 + chance.around_zero(0.01)),
@@ -394,13 +400,13 @@ fn curve(last: f64, end: u64, finished: bool, chance: &mut Chance) -> Curve {
     curve
 }
 
-fn layers(kind: &Kind, step: u64, lr: f64, chance: &mut Chance) -> LayersRow {
+fn layers(kind: &Kind, step: u64, lr: f64, chance: &mut Chance) -> LayerRecord {
     let time = 1.0 + step as f64 / 200.0;
     let mut size = |value: f64| {
         let value = value * (1.0 + chance.around_zero(0.06));
         Activation {
-            rms: measured(value),
-            max: measured(5.0 * value),
+            rms: finite_or_none(value),
+            max: finite_or_none(5.0 * value),
         }
     };
     let blocks = (0..BLOCKS).map(|block| {
@@ -418,7 +424,7 @@ fn layers(kind: &Kind, step: u64, lr: f64, chance: &mut Chance) -> LayersRow {
                 .map(|(role, name)| {
                     (
                         (*name).to_owned(),
-                        measured(scale * (1.0 + 0.1 * role as f64)),
+                        finite_or_none(scale * (1.0 + 0.1 * role as f64)),
                     )
                 })
                 .collect()
@@ -435,17 +441,21 @@ fn layers(kind: &Kind, step: u64, lr: f64, chance: &mut Chance) -> LayersRow {
             roles: RoleSignals {
                 grad_norm: by_role(grad * size(1.0).rms.map_or(1.0, f64::from)),
                 update_ratio: by_role(lr * (1.0 - 0.9 * step as f64 / STEPS as f64)),
-                gain_drift: measured(lr * time * (1.0 + 0.1 * block as f64)),
+                gain_drift: finite_or_none(lr * time * (1.0 + 0.1 * block as f64)),
             },
         }
     });
     let blocks = blocks.collect();
     let ends = RoleSignals {
-        grad_norm: BTreeMap::from([("embedding".to_owned(), measured(0.2 / time))]),
-        update_ratio: BTreeMap::from([("embedding".to_owned(), measured(lr))]),
-        gain_drift: measured(lr * time),
+        grad_norm: BTreeMap::from([("embedding".to_owned(), finite_or_none(0.2 / time))]),
+        update_ratio: BTreeMap::from([("embedding".to_owned(), finite_or_none(lr))]),
+        gain_drift: finite_or_none(lr * time),
     };
-    LayersRow { step, blocks, ends }
+    LayerRecord {
+        step,
+        blocks,
+        outside_blocks: ends,
+    }
 }
 
 fn equations(kind: &Kind) -> String {

@@ -223,7 +223,7 @@ fn a_long_name_is_shortened_wherever_it_is_shown() {
     for document in [full(), directories()] {
         let mut named = document;
         for run in &mut named.runs {
-            run.record.cell.placement += &long;
+            run.record.grid_point.placement += &long;
             if let Some(directory) = &mut run.directory {
                 directory.label += &long;
                 directory.name += &long;

@@ -8,13 +8,13 @@ use serde_json::Value;
 
 use super::document::Document;
 use super::escape::escape;
-use super::format::{difference, loss, mean_sd, probability, rate, speed, times};
+use super::format::{difference, loss, mean_sd, probability, rate, ratio, speed};
 use super::view::views;
 use super::{html, markdown};
 use crate::lab::analysis;
-use crate::lab::probe::{Growth, ProbeMoment, ProbePlacement, ProbeReport};
+use crate::lab::probe::{DepthGrowth, ProbePlacement, ProbeReport, ProbeStep};
 use crate::lab::study::Group;
-use crate::lab::study::record::{self, Ending};
+use crate::lab::study::record::{self, RunStatus};
 use crate::train::{layers, spikes};
 
 /// Returns the markup of a page, without the content of its scripts.
@@ -70,7 +70,7 @@ fn degenerate() -> Vec<(&'static str, Document)> {
                 document.groups.clear();
                 document
                     .runs
-                    .retain(|run| !matches!(run.ending, Ending::Finished));
+                    .retain(|run| !matches!(run.status, RunStatus::Finished));
             }),
         ),
         (
@@ -238,14 +238,14 @@ fn text_of_the_document_is_escaped() {
         group.sentences.iter_mut().for_each(evil);
         for summary in &mut group.analysis.placements {
             evil(&mut summary.placement);
-            summary.why_not = Some(EVIL.to_owned());
+            summary.no_comparison_reason = Some(EVIL.to_owned());
         }
     }
     for run in &mut document.runs {
         let run = &mut run.record;
         for text in [
             &mut run.id,
-            &mut run.cell.placement,
+            &mut run.grid_point.placement,
             &mut run.config,
             &mut run.placement_hash,
             &mut run.equations,
@@ -253,7 +253,7 @@ fn text_of_the_document_is_escaped() {
         ] {
             evil(text);
         }
-        if let Ending::Diverged { reason, .. } = &mut run.ending {
+        if let RunStatus::Diverged { reason, .. } = &mut run.status {
             evil(reason);
         }
     }
@@ -293,16 +293,16 @@ fn tables_have_the_numbers_of_the_document() {
         expected.extend(summary.largest_stable_lr.map(rate));
         expected.extend(
             summary
-                .rates
+                .learning_rates
                 .iter()
                 .filter_map(|rate| Some(mean_sd(&rate.loss?))),
         );
-        if let Some(against) = &summary.against {
+        if let Some(against) = &summary.comparison {
             let found = against.difference;
             expected.extend([found.mean, found.low, found.high].map(difference));
             expected.push(probability(against.p_adjusted));
             expected.extend(
-                [against.compute_gain, against.effective_speedup].map(|x| times(x.unwrap())),
+                [against.compute_gain, against.effective_speedup].map(|x| ratio(x.unwrap())),
             );
         }
     }
@@ -346,8 +346,8 @@ fn diverged_runs_are_crosses_and_in_tables() {
         })
         .sum();
     let mut cells: Vec<(&str, String)> = (document.runs.iter())
-        .filter(|run| matches!(run.ending, Ending::Diverged { .. }))
-        .map(|run| (run.cell.placement.as_str(), rate(run.cell.lr)))
+        .filter(|run| matches!(run.status, RunStatus::Diverged { .. }))
+        .map(|run| (run.grid_point.placement.as_str(), rate(run.grid_point.lr)))
         .collect();
     cells.dedup();
     assert!(!cells.is_empty());
@@ -414,7 +414,7 @@ fn groups_take_their_own_runs() {
         assert!(
             view.runs
                 .iter()
-                .all(|run| run.cell.init == view.group.unwrap().init)
+                .all(|run| run.grid_point.init == view.group.unwrap().init)
         );
     }
     let page = markup_of(&html(&document));
@@ -472,7 +472,7 @@ fn a_probe_alone_has_its_charts_and_growth() {
         );
         assert_eq!(chart["views"][0]["layout"]["yaxis"]["type"], "log");
     }
-    let growth = document.probe.unwrap().placements[1].moments[0].growth;
+    let growth = document.probe.unwrap().placements[1].measured_steps[0].growth;
     let grad = super::format::compact(growth.grad.unwrap().into());
     assert!(markup_of(&page).contains(&format!("<td class=\"n\">{grad}</td>")));
     assert!(!page.contains("id=\"verdict\"") && !page.contains("id=\"everything\""));

@@ -1,7 +1,7 @@
 //! Error messages for configurations that cannot be read: the problem, and the value or key expected instead.
 
 use crate::error::Error;
-use crate::wording::plain;
+use crate::parse_errors::plain_message;
 
 /// Returns the error of a text, with the line and the key at which parsing stopped.
 pub(super) fn in_text(text: &str, path: &str, error: &toml::de::Error) -> Error {
@@ -178,7 +178,7 @@ fn explain(message: &str, path: &str) -> String {
             "{message}; [model] describes a whole model, and without [model] it is that of [init] from"
         );
     }
-    let in_words = plain(&message);
+    let in_words = plain_message(&message);
     if in_words != message {
         let example = EXAMPLES.iter().find(|(key, _)| *key == path);
         return match example {

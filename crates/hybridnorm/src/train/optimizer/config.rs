@@ -3,8 +3,8 @@
 use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
-use crate::digits::written;
 use crate::error::{Error, Result};
+use crate::format_number::config_number;
 use crate::model::Role;
 
 /// `[optimizer]`: update rule and hyperparameters.
@@ -132,7 +132,7 @@ impl OptimizerConfig {
         {
             Some((key, value, _, expected)) => Err(Error::out_of_range(
                 format!("optimizer.{key}"),
-                written(*value),
+                config_number(*value),
                 format!("a number {expected}"),
             )),
             None => Ok(()),
@@ -156,7 +156,7 @@ impl OptimizerConfig {
             Role::Norm => self.decay_norms,
             // Decay would pull a residual scale towards another placement.
             Role::Scale => false,
-            Role::SelectionBias => false,
+            Role::BalancingBias => false,
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::{DataUse, Sources, validation_windows};
+use super::{DataCoverage, Sources, validation_windows};
 use crate::data::open::TokenizerChoice;
 use crate::data::{
-    self, OpenOptions, Opened, Progress, SourceOptions, Split, TokenDataset, Tokenizer,
+    self, OpenOptions, OpenedData, Progress, SourceOptions, Split, TokenDataset, Tokenizer,
     TokenizerSpec, Windows,
 };
 use crate::error::{Error, Result};
@@ -54,7 +54,7 @@ pub fn open(
         true => held_out(config, &train, &mut notes)?,
         false => {
             let opened = open_validation(config, &train, options, &mut notes, progress)?;
-            validation_text = opened.text();
+            validation_text = opened.text_stats();
             Ok(opened.dataset)
         }
     }
@@ -62,11 +62,11 @@ pub fn open(
         |reason| (None, reason),
         |validation| (Some(validation), String::new()),
     );
-    let data_use = DataUse {
-        text: train.text(),
+    let data_use = DataCoverage {
+        text: train.text_stats(),
         validation_text,
         notes: notes.clone(),
-        train: train.dataset.coverage(Windows::Whole { limit: None }),
+        train: train.dataset.coverage(Windows::Complete { limit: None }),
         validation: validation
             .as_ref()
             .map(|data| data.coverage(validation_windows(config))),
@@ -85,7 +85,7 @@ pub fn open(
         train: train.dataset,
         validation,
         no_validation,
-        data_use,
+        coverage: data_use,
         notes,
         tokenizer: train.tokenizer,
         vocab_size,
@@ -108,16 +108,16 @@ fn tokenizer(config: &Config, from: Option<&Checkpoint>) -> Result<Option<Tokeni
 /// Opens separate validation data.
 fn open_validation(
     config: &Config,
-    train: &Opened,
+    train: &OpenedData,
     mut options: OpenOptions,
     notes: &mut Vec<String>,
     progress: &mut dyn FnMut(Progress),
-) -> Result<Opened> {
+) -> Result<OpenedData> {
     if let Some(tokenizer) = &train.tokenizer {
         options.tokenizer = Some(TokenizerChoice::Loaded(tokenizer.clone()));
     }
     // Options that apply to the training text need not apply to this text.
-    options.prepare.source.may_be_unused = has_raw_text(&config.data.train)?;
+    options.prepare.source.allow_unused_options = has_raw_text(&config.data.train)?;
     let opened = data::open(&config.data.validation, Split::All, &options, progress)?;
     notes.extend(data_notes(&opened));
     let has_same_text = || shares_text(config, &options.prepare.source);
@@ -155,7 +155,7 @@ fn shares_text(config: &Config, options: &SourceOptions) -> Result<Option<String
         return Ok(None);
     }
     let options = SourceOptions {
-        may_be_unused: true,
+        allow_unused_options: true,
         ..options.clone()
     };
     let found = data::Sources::resolve_all(&[&train, &validation], &options);
@@ -165,7 +165,7 @@ fn shares_text(config: &Config, options: &SourceOptions) -> Result<Option<String
 /// Returns the held-out part of the training data, or the reason why it cannot be evaluated on.
 fn held_out(
     config: &Config,
-    train: &Opened,
+    train: &OpenedData,
     notes: &mut Vec<String>,
 ) -> Result<Result<TokenDataset, String>> {
     let mut held_out = TokenDataset::new(config.train.seq_len)?;
@@ -230,7 +230,7 @@ fn check_text_options(config: &Config) -> Result<()> {
 }
 
 /// Returns the notes on records that were omitted, truncated or replaced when the data were made from text.
-fn data_notes(opened: &Opened) -> Vec<String> {
+fn data_notes(opened: &OpenedData) -> Vec<String> {
     let folders = opened.folders.iter();
     let made = folders.flat_map(|folder| folder.manifest().notes());
     made.map(|note| format!("data: {note}"))

@@ -16,7 +16,7 @@ impl Trainer {
     /// If the run cannot continue with the configuration (another model, other data or data order, another
     /// optimizer kind), a step would exceed memory or its budget, or the history cannot be written. `[log]` must
     /// not change either.
-    pub fn change(&mut self, config: Config) -> Result<()> {
+    pub fn set_config(&mut self, config: Config) -> Result<()> {
         resume::check_same_run(&self.config, &config, &self.files.run)?;
         let kept = [
             ("[data]", self.config.data == config.data),
@@ -32,8 +32,8 @@ impl Trainer {
             self.model().config().check_qk_clip()?;
         }
         require_memory(&config, self.model().config())?;
-        let changed = history::changes(&self.config, &config);
-        let schedule = config.settled_schedule()?;
+        let changed = history::diff(&self.config, &config);
+        let schedule = config.resolved_schedule()?;
         self.learner
             .reconfigure(config.optimizer.clone(), schedule)?;
         self.config = config;

@@ -7,13 +7,13 @@ use crate::error::Result;
 use crate::eval;
 use crate::model::Model;
 use crate::train::config::Config;
-use crate::train::sources::{self, DataUse, Sources};
+use crate::train::sources::{self, DataCoverage, Sources};
 
 /// Training batches from the run's position on, validation data, and facts about both.
 pub(super) struct RunData {
     pub(super) stream: BatchStream,
     pub(super) validation: Option<TokenDataset>,
-    pub(super) coverage: DataUse,
+    pub(super) coverage: DataCoverage,
     pub(super) tokenizer: Option<Tokenizer>,
     /// Prepared folders among the training data.
     pub(super) folders: Vec<PathBuf>,
@@ -26,7 +26,7 @@ impl RunData {
         Ok(Self {
             stream: BatchStream::new(sources.train, order, cursor)?,
             validation: sources.validation,
-            coverage: sources.data_use,
+            coverage: sources.coverage,
             tokenizer: sources.tokenizer,
             folders: sources.folders,
         })

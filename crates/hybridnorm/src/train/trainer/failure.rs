@@ -6,10 +6,10 @@ use super::Trainer;
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::train::checkpoint;
-use crate::train::layers::{LayersRow, measured};
+use crate::train::layers::{LayerRecord, finite_or_none};
 use crate::train::metrics::Metrics;
 use crate::train::optimizer::SlotNorms;
-use crate::train::recorder::{Dump, Kind, Weights};
+use crate::train::recorder::{Dump, DumpReason, Weights};
 
 /// Context of a step for a dump, besides its metrics.
 pub(super) struct StepContext {
@@ -79,7 +79,7 @@ impl Trainer {
             self.last_good_checkpoint(metrics.step)
         );
         let dump = self
-            .build_dump(metrics, context, Kind::NotFinite, vec![found])
+            .build_dump(metrics, context, DumpReason::NotFinite, vec![found])
             .and_then(|dump| self.recorder.dump(&dump));
         let problem = match dump {
             Ok(path) => format!("{problem}; see {}", path.display()),
@@ -96,7 +96,7 @@ impl Trainer {
         &mut self,
         metrics: &Metrics,
         context: &StepContext,
-        kind: Kind,
+        kind: DumpReason,
         reasons: Vec<String>,
     ) -> Result<Dump> {
         let batch = &context.batch;
@@ -108,13 +108,13 @@ impl Trainer {
             step: metrics.step,
             kind,
             reasons,
-            loss: measured(metrics.loss),
-            grad_norm: measured(metrics.grad_norm),
-            update_norm: measured(metrics.update_norm),
+            loss: finite_or_none(metrics.loss),
+            grad_norm: finite_or_none(metrics.grad_norm),
+            update_norm: finite_or_none(metrics.update_norm),
             lr: metrics.lr,
             instances: context.instances.clone(),
             weights: context.weights,
-            layers: LayersRow::new(
+            layers: LayerRecord::new(
                 metrics.step,
                 &self.learner.model,
                 &activations,

@@ -7,12 +7,12 @@ use crate::error::Result;
 use crate::files;
 use crate::memory;
 use crate::train::checkpoint::{self, Contents};
-use crate::train::claim::Claim;
+use crate::train::claim::RunDirectoryGuard;
 use crate::train::config::Config;
-use crate::train::layers::LayersRow;
+use crate::train::layers::LayerRecord;
 use crate::train::metrics::Metrics;
 use crate::train::recorder::Recorder;
-use crate::train::rows::{Row, RowsFile};
+use crate::train::records::{Record, RecordFile};
 use crate::train::run_directory;
 use crate::train::segments::{self, Segment};
 
@@ -22,11 +22,11 @@ pub(super) struct RunFiles {
     /// Segments of the run; the last one belongs to this process.
     pub(super) segments: Vec<Segment>,
     /// Open once the initial files are written.
-    metrics: Option<RowsFile<Metrics>>,
+    metrics: Option<RecordFile<Metrics>>,
     /// Files to be written before the first step; `None` afterwards.
     pending: Option<InitialFiles>,
     last_saved: Option<u64>,
-    claim: Claim,
+    claim: RunDirectoryGuard,
 }
 
 /// Files that are written before the first step.
@@ -45,7 +45,7 @@ impl RunFiles {
         run: &Path,
         segments: Vec<Segment>,
         initial: InitialFiles,
-        claim: Claim,
+        claim: RunDirectoryGuard,
     ) -> Self {
         Self {
             run: run.to_path_buf(),
@@ -71,18 +71,18 @@ impl RunFiles {
             segments::FILE,
             run_directory::CONFIG,
             Metrics::FILE,
-            LayersRow::FILE,
+            LayerRecord::FILE,
         ] {
-            self.claim.will_write(name)?;
+            self.claim.register_file(name)?;
         }
-        self.claim.will_write_events();
+        self.claim.register_event_files();
         // Segments first: if the process is killed here, they still describe the old configuration correctly,
         // whereas a new configuration without them would be taken for that of all steps.
         segments::write(&self.run, &self.segments)?;
         if initial.writes_config {
             self.write_config(config)?;
         }
-        self.metrics = Some(RowsFile::open(&self.run, step)?);
+        self.metrics = Some(RecordFile::open(&self.run, step)?);
         recorder.begin(step)?;
         if initial.resumed.is_some() {
             // A process may have been killed between saving and pruning.

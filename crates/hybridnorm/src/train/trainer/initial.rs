@@ -66,15 +66,15 @@ impl InitialModel {
         device: Device,
     ) -> Result<Self> {
         let shape = match &config.model {
-            Some(section) => section.settle(config.train.seq_len, sources.vocab_size)?,
+            Some(section) => section.resolve(config.train.seq_len, sources.vocab_size)?,
             None => from.config()?,
         };
         let (_, warnings) = shape.resolve()?;
         require_memory(config, &shape)?;
         let mut model = Model::new(&shape, config.seed, device)?;
         let same = same_layout(&from.config()?, &shape)?;
-        let new_parameters = model.load_shared(&from.weights()?, |name| same.contains(name))?;
-        model.restore_unit_weights()?;
+        let new_parameters = model.load_matching(&from.weights()?, |name| same.contains(name))?;
+        model.normalize_unit_weights()?;
         Ok(Self {
             model,
             warnings,
@@ -92,8 +92,8 @@ impl InitialModel {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
         let from = Checkpoint::open(&init.from)?;
-        for problem in from.passed_over() {
-            on_event(Event::Note(run_directory::passed_over(problem)));
+        for problem in from.skipped_checkpoints() {
+            on_event(Event::Note(run_directory::skipped_checkpoint_note(problem)));
         }
         let shape = settle_init(config, &from, sources).map_err(|e| config.origin.name(e))?;
         require_memory(config, &shape)?;
@@ -121,7 +121,7 @@ impl InitialModel {
             .as_ref()
             .ok_or_else(|| Error::missing("[model]", ""))?;
         let shape = section
-            .settle(config.train.seq_len, sources.vocab_size)
+            .resolve(config.train.seq_len, sources.vocab_size)
             .map_err(in_file)?;
         let (_, warnings) = shape.resolve().map_err(in_file)?;
         require_memory(config, &shape)?;
@@ -153,7 +153,7 @@ impl InitialModel {
         match origin.is_resumed() {
             true => optimizer.restore(step, &moments, model)?,
             // A parameter that begins with initial values has no moments.
-            false => optimizer.restore_shared(step, &moments, &self.new_parameters, model)?,
+            false => optimizer.restore_matching(step, &moments, &self.new_parameters, model)?,
         }
         Ok((optimizer, state))
     }
@@ -163,8 +163,8 @@ impl InitialModel {
 pub(super) fn require_memory(config: &Config, model: &ModelConfig) -> Result<()> {
     let train = &config.train;
     let inventory = inventory(model, train.step_shape(), &config.optimizer)?;
-    memory::require(
-        inventory.memory.besides_program(),
+    memory::check_available(
+        inventory.memory.total_without_program(),
         "the model's weights, gradients, moments and activations",
     )
 }
@@ -178,7 +178,7 @@ fn same_layout(from: &ModelConfig, to: &ModelConfig) -> Result<BTreeSet<String>>
     let layout = |spec: &ParamSpec| (spec.role, spec.matrices.clone(), spec.writes_residual);
     let is_same = |spec: &&ParamSpec| {
         let other = from_registry.registry().get(&spec.name);
-        (same_heads || !spec.of_attention) && other.map(layout) == Some(layout(spec))
+        (same_heads || !spec.is_attention) && other.map(layout) == Some(layout(spec))
     };
     let specs = to_registry.registry().iter().filter(is_same);
     Ok(specs.map(|spec| spec.name.clone()).collect())
@@ -195,7 +195,7 @@ fn settle_init(config: &Config, from: &Checkpoint, sources: &Sources) -> Result<
         return Ok(theirs);
     };
     let vocab = section.vocab_size.or(Some(theirs.vocab_size));
-    let mut ours = section.settle(config.train.seq_len, vocab)?;
+    let mut ours = section.resolve(config.train.seq_len, vocab)?;
     if section.max_seq_len.is_none() {
         ours.max_seq_len = longest;
     }

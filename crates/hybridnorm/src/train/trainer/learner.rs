@@ -115,7 +115,8 @@ impl Learner {
             }
             let (model, optimizer) = (&mut self.model, &mut self.optimizer);
             model.check_ids(&batch.targets, shape.micro_batch, shape.seq_len)?;
-            let losses = programs.pass(model, optimizer, &batch.inputs, &batch.targets, lr)?;
+            let losses =
+                programs.run_micro_batch(model, optimizer, &batch.inputs, &batch.targets, lr)?;
             let loss = losses.cross_entropy;
             instances.extend_from_slice(&batch.instance_ids);
             // NaN is larger than any loss.
@@ -155,8 +156,8 @@ impl Learner {
 
     /// Returns the name of the first parameter or moment that is not finite.
     pub(super) fn first_non_finite(&self) -> Option<String> {
-        let parameter = self.model.broken();
-        parameter.or_else(|| self.optimizer.broken(&self.model))
+        let parameter = self.model.first_non_finite();
+        parameter.or_else(|| self.optimizer.first_non_finite(&self.model))
     }
 
     /// Returns activations for about one in [`SAMPLED_ONE_IN`] tokens of a step of `sequences`: whole sequences of

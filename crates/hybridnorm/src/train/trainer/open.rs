@@ -7,7 +7,7 @@ use super::super::config::Config;
 use super::super::history;
 use super::super::metrics::Metrics;
 use super::super::recorder::Recorder;
-use super::super::rows::Row;
+use super::super::records::Record;
 use super::super::segments::{self, Segment};
 #[cfg(feature = "data")]
 use super::super::sources;
@@ -114,11 +114,13 @@ impl Trainer {
         let mut initial = InitialModel::new(&config, &origin, &sources, device, on_event)?;
         check_optimizer(&config, &initial.model, on_event)?;
         let (optimizer, state) = initial.optimizer(&config, &origin, &sources)?;
-        let schedule = config.settled_schedule()?;
+        let schedule = config.resolved_schedule()?;
         let recorder = Recorder::open(run, &config.log, state.step)?;
         let (mut segments, before) = match previous {
-            Some(previous) => history::cut(segments::read(run)?, previous, state.step)
-                .map_err(|error| Error::format(run.join(segments::FILE), error.to_string()))?,
+            Some(previous) => {
+                history::truncate_segments(segments::read(run)?, previous, state.step)
+                    .map_err(|error| Error::format(run.join(segments::FILE), error.to_string()))?
+            }
             None => (Vec::new(), config.clone()),
         };
         check_rows(run, &segments, &recorder, state.step)?;
@@ -126,7 +128,7 @@ impl Trainer {
             after_step: state.step,
             last_step: None,
             started: machine::timestamp(),
-            changed: history::changes(&before, &config),
+            changed: history::diff(&before, &config),
             threads: threads::count(),
             machine: machine::name(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -140,7 +142,7 @@ impl Trainer {
         };
         if origin.is_resumed() {
             let changed = &segment.changed;
-            let missing = recorder.missing_rows();
+            let missing = recorder.missing_records();
             resume::tell((&before, &config), changed, state.step, missing, on_event)?;
             match state.step >= config.train.steps as u64 {
                 true => finish_what_was_begun(run, state.step, &segments, &before)?,
@@ -154,7 +156,7 @@ impl Trainer {
             // A file with equal values may be hand-written, with comments: it is kept.
             writes_config: written.as_ref() != Some(&config),
             resumed: origin.is_resumed().then_some(state.step),
-            survives_kill: options.unfinished.is_none(),
+            survives_kill: options.restart_purpose.is_none(),
         };
         let order = config.data.order.seeded(config.seed);
         Ok(Self {
@@ -195,7 +197,7 @@ fn report_sources(config: &Config, sources: &Sources, on_event: &mut dyn FnMut(E
     for note in &sources.notes {
         on_event(Event::Note(note.clone()));
     }
-    on_event(Event::Data(&sources.data_use));
+    on_event(Event::Data(&sources.coverage));
     if sources.validation.is_none() && config.train.eval_every > 0 {
         on_event(Event::Note(format!(
             "no validation: {}, and data.validation names none",
@@ -232,7 +234,7 @@ fn check_rows(run: &Path, segments: &[Segment], recorder: &Recorder, step: u64) 
         return Ok(());
     };
     let begin = segment.after_step + 1;
-    let hole = match recorder.first_row() {
+    let hole = match recorder.first_record_step() {
         Some(row) if row > begin => {
             format!("begins with step {row}, the run with step {begin}")
         }

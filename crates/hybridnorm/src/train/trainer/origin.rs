@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::super::checkpoint::{self, Checkpoint};
-use super::super::claim::Claim;
+use super::super::claim::RunDirectoryGuard;
 use super::super::config::Config;
 use super::super::run_directory;
 use super::{Event, OpenOptions, Start};
@@ -72,15 +72,15 @@ impl Origin {
 }
 
 /// Claims the run directory.
-pub(super) fn claim(run: &Path, start: &Start, options: &OpenOptions) -> Result<Claim> {
+pub(super) fn claim(run: &Path, start: &Start, options: &OpenOptions) -> Result<RunDirectoryGuard> {
     let mut claim = match start {
         Start::Resume => {
             run_directory::require_run(run)?;
-            Claim::existing(run, options.locking)
+            RunDirectoryGuard::existing(run, options.locking)
         }
-        _ => Claim::create(run, options.locking),
+        _ => RunDirectoryGuard::create(run, options.locking),
     }?;
-    if let Some(purpose) = &options.unfinished {
+    if let Some(purpose) = &options.restart_purpose {
         run_directory::begin_unfinished(run, purpose, &mut claim)?;
     }
     Ok(claim)

@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 use crate::data::{Cursor, Progress};
 use crate::eval;
 use crate::files::Locking;
-use crate::omissions::LeftOut;
+use crate::omissions::Omissions;
 use crate::train::checkpoint::Checkpoint;
-use crate::train::layers::LayersRow;
+use crate::train::layers::LayerRecord;
 use crate::train::metrics::Metrics;
-use crate::train::sources::DataUse;
-use crate::train::spikes::{Counts, Scores, Spike};
+use crate::train::sources::DataCoverage;
+use crate::train::spikes::{Spike, SpikeCounts, SpikeScores};
 
 /// State of a run; together with weights and moments, it determines all further steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,7 +38,7 @@ pub enum Event<'a> {
     /// Progress of tokenization.
     Progress(Progress),
     /// Data were opened.
-    Data(&'a DataUse),
+    Data(&'a DataCoverage),
     /// A step was completed.
     Step(&'a Metrics),
     /// Validation loss was measured.
@@ -64,15 +64,16 @@ pub struct Outcome {
     /// Validation loss after the last step, if there is validation data.
     pub validation: Option<eval::Loss>,
     /// Counts of used and omitted tokens of the data.
-    pub data: DataUse,
+    pub data: DataCoverage,
     /// Omissions from the data, by reason.
-    pub left_out: LeftOut,
+    #[serde(rename = "left_out")]
+    pub omissions: Omissions,
     /// Largest gradient norm of all steps.
     pub max_grad_norm: f64,
     /// Spikes of all steps.
-    pub spikes: Counts,
+    pub spikes: SpikeCounts,
     /// Fractions of the last steps that spiked.
-    pub spike_scores: Scores,
+    pub spike_scores: SpikeScores,
     /// Throughput of the steps of this process, excluding evaluation and saving.
     pub tokens_per_second: f64,
     /// The newest checkpoint.
@@ -85,7 +86,7 @@ pub struct Step {
     /// Metrics of the step.
     pub metrics: Metrics,
     /// Activations, gradients and updates by block, if due at this step.
-    pub layers: Option<LayersRow>,
+    pub layers: Option<LayerRecord>,
     /// Spikes of the step.
     pub spikes: Vec<Spike>,
     /// Wall time of the step, in seconds.
@@ -113,6 +114,6 @@ pub struct OpenOptions {
     /// Locking of the run directory.
     pub locking: Locking,
     /// Purpose of a run that is replaced by the next run for the same purpose unless it is finished. A file in the
-    /// directory marks it as unfinished until [`Trainer::finish`](super::Trainer::finish).
-    pub unfinished: Option<String>,
+    /// directory marks it as unfinished until [`Trainer::finish`](super::Trainer::mark_finished).
+    pub restart_purpose: Option<String>,
 }

@@ -22,7 +22,7 @@ pub(super) fn check_same_run(old: &Config, config: &Config, run: &Path) -> Resul
             .iter()
             .any(|fixed| key == *fixed || below(fixed) == Some('.'))
     };
-    let mut changed = history::changes(old, config);
+    let mut changed = history::diff(old, config);
     if changed.iter().any(|change| change.key == "init.from") && has_same_weights(config, run)? {
         changed.retain(|change| change.key != "init.from");
     }
@@ -31,7 +31,7 @@ pub(super) fn check_same_run(old: &Config, config: &Config, run: &Path) -> Resul
             [change.key.as_str()],
             format!(
                 "{}; a resumed run must keep it as in {}",
-                history::in_words(change),
+                history::describe_change(change),
                 run.join(CONFIG).display()
             ),
         )),
@@ -116,7 +116,10 @@ pub(super) fn tell(
              run directory is changed"
         ));
         for change in changed {
-            note(format!("without effect: {}", history::in_words(change)));
+            note(format!(
+                "without effect: {}",
+                history::describe_change(change)
+            ));
         }
         return Ok(());
     }
@@ -125,7 +128,7 @@ pub(super) fn tell(
         note(format!(
             "from step {} on: {}",
             step + 1,
-            history::in_words(change)
+            history::describe_change(change)
         ));
     }
     if let Some(text) = history::learning_rate_note(before, config, changed, step + 1)? {

@@ -6,9 +6,9 @@ use super::failure::StepContext;
 use super::{Step, Trainer};
 use crate::error::Result;
 use crate::model::{Activations, Routing};
-use crate::train::layers::LayersRow;
+use crate::train::layers::LayerRecord;
 use crate::train::metrics::{Metrics, RouterMetrics};
-use crate::train::recorder::{Kind, Weights};
+use crate::train::recorder::{DumpReason, Weights};
 use crate::train::spikes::Spike;
 use crate::train::step::StepOutcome;
 
@@ -115,14 +115,14 @@ impl Trainer {
         mut activations: Vec<Activations>,
         routing: Vec<Routing>,
         context: &StepContext,
-    ) -> LayersRow {
+    ) -> LayerRecord {
         let sampled = activations
             .iter_mut()
             .filter_map(|found| found.routing.as_mut());
         for (sampled, of_step) in sampled.zip(routing) {
             *sampled = of_step;
         }
-        LayersRow::new(
+        LayerRecord::new(
             self.state.step,
             &self.learner.model,
             &activations,
@@ -132,10 +132,10 @@ impl Trainer {
 
     /// Returns the spikes of the step, of which the first ones are dumped.
     fn detect_spikes(&mut self, metrics: &Metrics, context: &StepContext) -> Result<Vec<Spike>> {
-        let spikes = self.recorder.watch(metrics);
-        if !spikes.is_empty() && self.recorder.has_room() {
+        let spikes = self.recorder.detect_spikes(metrics);
+        if !spikes.is_empty() && self.recorder.may_dump() {
             let reasons = spikes.iter().map(Spike::to_string).collect();
-            let dump = self.build_dump(metrics, context, Kind::Spike, reasons)?;
+            let dump = self.build_dump(metrics, context, DumpReason::Spike, reasons)?;
             self.recorder.dump(&dump)?;
         }
         Ok(spikes)

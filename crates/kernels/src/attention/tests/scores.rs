@@ -35,16 +35,16 @@ fn scores_match_the_reference() {
             top = (0..=t).map(score).fold(top, f64::max);
             entropy -= e.iter().map(|e| e / total * (e / total).ln()).sum::<f64>();
         }
-        let found = scores(&a, &qkv);
+        let found = score_statistics(&a, &qkv);
         close(found.max, top, 1e-5);
         close(found.entropy as f32, entropy / (2.0 * 4.0 * 37.0), 1e-5);
         assert_bit_identical_for_any_thread_count(|| {
-            let Scores { max, entropy } = scores(&a, &qkv);
+            let ScoreStatistics { max, entropy } = score_statistics(&a, &qkv);
             vec![max, entropy as f32]
         });
         let mut broken = qkv.clone();
         broken[5] = f32::NAN;
-        let found = scores(&a, &broken);
+        let found = score_statistics(&a, &broken);
         assert!(found.max.is_nan() && found.entropy.is_nan());
     }
 }
@@ -85,10 +85,13 @@ fn head_maxima_match_the_reference() {
                 pairs.map(score).fold(f64::MIN, f64::max)
             })
             .collect();
-        all_close(&head_maxima(&a, &qkv), &want, 1e-6);
-        assert_bit_identical_for_any_thread_count(|| head_maxima(&a, &qkv));
+        all_close(&max_attention_logits(&a, &qkv), &want, 1e-6);
+        assert_bit_identical_for_any_thread_count(|| max_attention_logits(&a, &qkv));
         let uncapped = Attention { softcap: None, ..a };
-        assert_eq!(head_maxima(&uncapped, &qkv), head_maxima(&a, &qkv));
+        assert_eq!(
+            max_attention_logits(&uncapped, &qkv),
+            max_attention_logits(&a, &qkv)
+        );
         // The first query of the last head sees only the first key, and only the last query the last key.
         let shared = heads / kv_heads;
         let parts = [
@@ -98,7 +101,7 @@ fn head_maxima_match_the_reference() {
         for (t, part, broken) in parts {
             let mut qkv = qkv.clone();
             qkv[t * a.packed_width() + part * head_dim] = f32::NAN;
-            for (h, top) in head_maxima(&a, &qkv).into_iter().enumerate() {
+            for (h, top) in max_attention_logits(&a, &qkv).into_iter().enumerate() {
                 assert_eq!(top.is_nan(), broken.contains(&h), "head {h}");
             }
         }
@@ -108,5 +111,8 @@ fn head_maxima_match_the_reference() {
 #[test]
 fn head_maxima_without_logits_are_negative_infinity() {
     let a = Attention { seq: 0, ..SMALL };
-    assert_eq!(head_maxima(&a, &[]), vec![f32::NEG_INFINITY; a.heads]);
+    assert_eq!(
+        max_attention_logits(&a, &[]),
+        vec![f32::NEG_INFINITY; a.heads]
+    );
 }

@@ -5,7 +5,12 @@ use crate::norm::{Gain, Norm, NormFn};
 use crate::qkv::{self, QkOrder, rope_table};
 
 /// Returns a preparation with norms on every head and a factor, or with rotation only.
-fn preparation(a: &Attention, normed: bool, order: QkOrder, seed: u64) -> (QkvPrep, [Vec<f32>; 3]) {
+fn preparation(
+    a: &Attention,
+    normed: bool,
+    order: QkOrder,
+    seed: u64,
+) -> (QkvTransform, [Vec<f32>; 3]) {
     let norm = |groups: usize| {
         normed.then_some(Norm {
             function: NormFn::Rmsnorm,
@@ -16,7 +21,7 @@ fn preparation(a: &Attention, normed: bool, order: QkOrder, seed: u64) -> (QkvPr
             groups,
         })
     };
-    let form = QkvPrep {
+    let form = QkvTransform {
         heads: a.heads,
         kv_heads: a.kv_heads,
         head_dim: a.head_dim,
@@ -59,7 +64,7 @@ fn fused_transform_matches_separate_transform() {
             let rope = rope_table(100.0, a.head_dim, 0, seq);
             let (mut form, params) = preparation(&a, normed, order, 97);
             form.clip = clip;
-            let p = Preparation::new(&form, &rope, params.each_ref().map(|x| &x[..]));
+            let p = BoundQkvTransform::new(&form, &rope, params.each_ref().map(|x| &x[..]));
 
             let mut rows = vec![f32::NAN; qkv.len()];
             qkv::forward(&p, &qkv, &mut rows);
@@ -91,7 +96,7 @@ fn norm_over_all_heads_cannot_be_fused() {
     form.q = form.q.map(|n| Norm { width: 8, ..n });
     let (wide, narrow) = ([1.0; 16], [1.0; 8]);
     let rope = rope_table(100.0, 4, 0, a.seq);
-    let p = Preparation::new(&form, &rope, [&wide, &narrow, &narrow]);
+    let p = BoundQkvTransform::new(&form, &rope, [&wide, &narrow, &narrow]);
     forward_transformed(&a, &p, &[0.0; 128], &mut [0.0; 64], &mut [0.0; 16]);
 }
 
@@ -104,6 +109,6 @@ fn values_of_another_width_cannot_be_fused() {
     };
     let (form, _) = preparation(&a, false, QkOrder::BeforeRope, 98);
     let rope = rope_table(100.0, 4, 0, a.seq);
-    let p = Preparation::new(&form, &rope, [&[]; 3]);
+    let p = BoundQkvTransform::new(&form, &rope, [&[]; 3]);
     forward_transformed(&a, &p, &[0.0; 120], &mut [0.0; 48], &mut [0.0; 16]);
 }

@@ -5,14 +5,17 @@ use super::*;
 #[test]
 fn nothing_is_compared_while_runs_are_missing() {
     let points = compared();
-    let analysis = analyze_planned(&points, points.len() + 1, 0, &Rules::default());
+    let analysis = analyze_planned(&points, points.len() + 1, 0, &AnalysisRules::default());
     assert!(!analysis.complete && analysis.missing == 1);
     for name in ["good", "bad", "same"] {
         let entry = named(&analysis, name);
-        assert_eq!(entry.against, None);
-        assert_eq!(entry.why_not.as_deref(), Some("incomplete: 48 of 49 runs"));
+        assert_eq!(entry.comparison, None);
+        assert_eq!(
+            entry.no_comparison_reason.as_deref(),
+            Some("incomplete: 48 of 49 runs")
+        );
     }
-    assert!(verdict(&analysis)[0].starts_with("Incomplete: 48 of 49 runs are recorded."));
+    assert!(summary_text(&analysis)[0].starts_with("Incomplete: 48 of 49 runs are recorded."));
 }
 
 #[test]
@@ -22,14 +25,14 @@ fn a_difference_within_the_margin_is_never_better_or_worse() {
         ("pre-norm", &[3.0, 3.1, 3.2, 3.3]),
         ("x", &[2.9950, 3.0951, 3.1950, 3.2951]),
     ]);
-    let found = against(&analyse(&points, &Rules::default()), "x");
+    let found = against(&analyze(&points, &AnalysisRules::default()), "x");
     assert!(found.difference.p < 1e-6);
     assert_eq!(
         (found.verdict, found.p_adjusted),
         (Verdict::Equivalent, 1.0)
     );
     assert_eq!(
-        against(&analyse(&points, &lenient()), "x").verdict,
+        against(&analyze(&points, &lenient()), "x").verdict,
         Verdict::Better
     );
 }
@@ -47,8 +50,8 @@ fn an_optimum_at_the_edge_is_undecided() {
         ("x", 1e-2, &[3.20, 3.251, 3.179, 3.22]),
     ];
     let both = [study(&base), study(&worse)].concat();
-    let analysis = analyse(&both, &Rules::default());
-    let reason = named(&analysis, "x").why_not.clone().unwrap();
+    let analysis = analyze(&both, &AnalysisRules::default());
+    let reason = named(&analysis, "x").no_comparison_reason.clone().unwrap();
     assert!(
         reason.starts_with("undecided: its best learning rate is at the edge"),
         "{reason}"
@@ -61,8 +64,8 @@ fn an_optimum_at_the_edge_is_undecided() {
             _ => "x".into(),
         };
     }
-    let analysis = analyse(&swapped, &Rules::default());
-    let reason = named(&analysis, "x").why_not.clone().unwrap();
+    let analysis = analyze(&swapped, &AnalysisRules::default());
+    let reason = named(&analysis, "x").no_comparison_reason.clone().unwrap();
     assert!(
         reason.starts_with("undecided: the baseline's best learning rate"),
         "{reason}"
@@ -81,8 +84,8 @@ fn a_tied_rate_at_the_edge_is_undecided() {
         for (lr, shift) in [(1e-4, 0.3), (1e-3, 0.0), (1e-2, 0.3)] {
             points.extend(at(lr, if lr == edge_lr { edge } else { shift }));
         }
-        let analysis = analyse(&points, &Rules::default());
-        named(&analysis, "x").why_not.clone()
+        let analysis = analyze(&points, &AnalysisRules::default());
+        named(&analysis, "x").no_comparison_reason.clone()
     };
     for (lr, message) in [
         (1e-2, "0.01 (the highest tried)"),
@@ -102,43 +105,44 @@ fn a_tied_rate_at_the_edge_is_undecided() {
 #[test]
 fn missing_runs_of_another_group_prevent_comparison() {
     let points = compared();
-    let analysis = analyze_planned(&points, points.len(), 6, &Rules::default());
+    let analysis = analyze_planned(&points, points.len(), 6, &AnalysisRules::default());
     assert!(!analysis.complete && analysis.missing == 0);
     let entry = named(&analysis, "bad");
     assert_eq!(
-        entry.why_not.as_deref(),
+        entry.no_comparison_reason.as_deref(),
         Some("incomplete: 6 runs of other groups are missing")
     );
-    assert!(verdict(&analysis)[0].starts_with("Incomplete: runs of another group"));
+    assert!(summary_text(&analysis)[0].starts_with("Incomplete: runs of another group"));
 }
 
 #[test]
 fn possible_better_rates_prevent_equivalence() {
     let losses: [&[f64]; 2] = [&[3.0, 3.1, 3.2], &[3.0001, 3.1002, 3.2]];
-    let verdict = |points: &[Point]| against(&analyse(points, &Rules::default()), "x").verdict;
+    let verdict =
+        |points: &[RunOutcome]| against(&analyze(points, &AnalysisRules::default()), "x").verdict;
     let whole = valleys(&[("pre-norm", losses[0]), ("x", losses[1])]);
     assert_eq!(verdict(&whole), Verdict::Equivalent);
-    let without = |name: &str, lr: f64| -> Vec<Point> {
-        let stays = |point: &&Point| point.placement != name || point.lr != lr;
+    let without = |name: &str, lr: f64| -> Vec<RunOutcome> {
+        let stays = |point: &&RunOutcome| point.placement != name || point.lr != lr;
         whole.iter().filter(stays).cloned().collect()
     };
     for name in ["x", "pre-norm"] {
         for lr in [1e-4, 1e-2] {
-            assert_eq!(verdict(&without(name, lr)), Verdict::Indistinguishable);
+            assert_eq!(verdict(&without(name, lr)), Verdict::NotSignificant);
         }
     }
     // A learning rate with a diverged seed, whose remaining seeds have lower losses.
     let mut with_failed_seed = whole.clone();
     with_failed_seed.extend(runs("x", 2e-3, &[2.9, 3.0]));
     with_failed_seed.push(point("x", 2e-3, 2, Outcome::Diverged));
-    assert_eq!(verdict(&with_failed_seed), Verdict::Indistinguishable);
+    assert_eq!(verdict(&with_failed_seed), Verdict::NotSignificant);
     // A single learning rate is an edge on both sides, whatever the difference.
     for shift in [0.4, -0.4] {
         let other = losses[0].iter().map(|loss| loss + shift + 0.001 * loss);
         let other: Vec<f64> = other.collect();
         let points = study(&[("pre-norm", 1e-3, losses[0]), ("x", 1e-3, &other)]);
-        let analysis = analyse(&points, &Rules::default());
-        let reason = named(&analysis, "x").why_not.clone().unwrap();
+        let analysis = analyze(&points, &AnalysisRules::default());
+        let reason = named(&analysis, "x").no_comparison_reason.clone().unwrap();
         assert!(
             reason.starts_with("undecided: only one learning rate was tried"),
             "{reason}"

@@ -21,7 +21,7 @@ pub(super) fn certainty(analysis: &Analysis) -> String {
 /// Returns the amount of data and the corrections.
 fn basis(analysis: &Analysis, comparisons: usize) -> String {
     let pairs = compared(analysis).map(|(_, against)| against.pairs as u64);
-    let rates = (analysis.placements.iter()).map(|entry| entry.rates.len() as u64);
+    let rates = (analysis.placements.iter()).map(|entry| entry.learning_rates.len() as u64);
     let all = match comparisons {
         1 => String::new(),
         _ => format!(" and for {} comparisons", analysis.comparisons()),
@@ -39,7 +39,7 @@ fn basis(analysis: &Analysis, comparisons: usize) -> String {
 fn missing(analysis: &Analysis) -> String {
     let mut grouped: Vec<(&str, Vec<&str>)> = Vec::new();
     for entry in &analysis.placements {
-        let Some(reason) = entry.why_not.as_deref() else {
+        let Some(reason) = entry.no_comparison_reason.as_deref() else {
             continue;
         };
         match grouped.iter_mut().find(|(known, _)| *known == reason) {
@@ -61,7 +61,7 @@ fn missing(analysis: &Analysis) -> String {
 fn not_significant(analysis: &Analysis) -> String {
     let baseline = &analysis.rules.baseline;
     let mut found: Vec<_> = compared(analysis)
-        .filter(|(_, against)| against.verdict == Verdict::Indistinguishable)
+        .filter(|(_, against)| against.verdict == Verdict::NotSignificant)
         .collect();
     if found.is_empty() {
         return format!("every comparison made with {baseline} is significant or equivalent");
@@ -91,7 +91,7 @@ fn not_significant(analysis: &Analysis) -> String {
 
 /// Returns the number of seeds required to detect a difference, as text.
 pub(super) fn required_seeds(against: &Comparison, margin: f64, difference: &str) -> String {
-    match against.seeds_to_resolve {
+    match against.seeds_for_significance {
         Some(count) => format!(
             "a new study with about {} would detect {difference} (adding seeds to this one until it is \
              significant would raise the false positive rate)",

@@ -1,16 +1,16 @@
 //! Sentences and verdicts of small hand-made studies.
 
 use super::super::tests::{compared, point, runs, study, valleys};
-use super::super::{Outcome, Point, Rules, analyse, analyze_planned};
+use super::super::{AnalysisRules, Outcome, RunOutcome, analyze, analyze_planned};
 use super::*;
 
-fn sentence_of(points: &[Point], name: &str) -> String {
-    let analysis = analyse(points, &Rules::default());
+fn sentence_of(points: &[RunOutcome], name: &str) -> String {
+    let analysis = analyze(points, &AnalysisRules::default());
     let entry = analysis
         .placements
         .iter()
         .find(|entry| entry.placement == name);
-    sentence(entry.unwrap(), &analysis)
+    comparison_text(entry.unwrap(), &analysis)
 }
 
 #[test]
@@ -79,7 +79,7 @@ fn verdict_of_a_usual_study() {
     for name in ["pre-norm", "same"] {
         points.push(point(name, 3e-3, 0, Outcome::Diverged));
     }
-    let text = verdict(&analyse(&points, &Rules::default()));
+    let text = summary_text(&analyze(&points, &AnalysisRules::default()));
     assert_eq!(
         text,
         [
@@ -111,7 +111,7 @@ fn verdict_of_a_tie_within_noise() {
         ("x", 1e-3, &[3.0, 2.99]),
         ("x", 1e-2, &[3.03, 3.02]),
     ]);
-    let text = verdict(&analyse(&points, &Rules::default()));
+    let text = summary_text(&analyze(&points, &AnalysisRules::default()));
     assert_eq!(
         text[0],
         "x has the lowest mean validation loss (2.995 nats at learning rate 0.001, 2 seeds), but is \
@@ -139,7 +139,7 @@ fn equivalence_is_reported() {
         "x is equivalent to pre-norm within the margin of 0.01 nats (difference 0.00110 nats, 95 % \
          interval 0.00092 to 0.00128, 4 seeds)"
     );
-    let text = verdict(&analyse(&points, &Rules::default())).join(" ");
+    let text = summary_text(&analyze(&points, &AnalysisRules::default())).join(" ");
     assert!(text.contains("; equivalent to the baseline: x"), "{text}");
     assert!(
         text.contains("every comparison made with pre-norm is significant or equivalent"),
@@ -152,7 +152,7 @@ fn equivalence_is_reported() {
 fn a_tie_has_no_winner() {
     let losses: &[f64] = &[3.0, 3.1, 3.2];
     let points = valleys(&[("pre-norm", losses), ("x", losses), ("y", &[3.1, 3.2, 3.3])]);
-    let text = verdict(&analyse(&points, &Rules::default()));
+    let text = summary_text(&analyze(&points, &AnalysisRules::default()));
     assert!(
         text[0].starts_with("pre-norm shares the lowest mean validation loss with x (3.100 nats"),
         "{text:?}"
@@ -161,7 +161,7 @@ fn a_tie_has_no_winner() {
 
 #[test]
 fn a_study_without_any_record_is_incomplete() {
-    let text = verdict(&analyze_planned(&[], 6, 0, &Rules::default()));
+    let text = summary_text(&analyze_planned(&[], 6, 0, &AnalysisRules::default()));
     assert!(
         text[0].starts_with("Incomplete: 0 of 6 runs are recorded."),
         "{text:?}"
@@ -174,8 +174,8 @@ fn a_study_without_any_record_is_incomplete() {
 
 const ONE_RATE: &str = "Only one learning rate was tried: learning rate tolerance is unknown";
 
-fn summary(points: &[Point]) -> Vec<String> {
-    verdict(&analyse(points, &Rules::default()))
+fn summary(points: &[RunOutcome]) -> Vec<String> {
+    summary_text(&analyze(points, &AnalysisRules::default()))
 }
 
 #[test]

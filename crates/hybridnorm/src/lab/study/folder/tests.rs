@@ -1,9 +1,9 @@
 use serde_json::Value;
 
-use super::super::record::{Cost, Curve, Ending, Evaluation};
+use super::super::record::{Cost, Curve, Evaluation, RunStatus};
 use super::super::rungs::HALVING;
 use super::*;
-use crate::files::sealed;
+use crate::files::checksummed;
 use crate::train::spikes;
 
 mod records;
@@ -30,12 +30,12 @@ seq_len = 16
     Study::parse(text, &[]).unwrap()
 }
 
-fn record_of(run: &Planned) -> RunRecord {
+fn record_of(run: &PlannedRun) -> RunRecord {
     let model = run.config.model.as_ref().unwrap();
-    let model = model.settle(16, Some(257)).unwrap();
+    let model = model.resolve(16, Some(257)).unwrap();
     RunRecord {
         id: run.id.clone(),
-        cell: run.cell.clone(),
+        grid_point: run.grid_point.clone(),
         config: run.config.to_toml(),
         placement_hash: model.placement.hash(),
         equations: "X′ = X + \"A\"(N(X))\n".into(),
@@ -43,13 +43,13 @@ fn record_of(run: &Planned) -> RunRecord {
         validation_data: Some("77ce".into()),
         parameters: 1234,
         active_parameters: None,
-        ending: Ending::Finished,
+        status: RunStatus::Finished,
         steps: 4,
         tokens: 64,
         validation_loss: Some(4.854_457_018_012_825),
         train_loss: Some(4.500_001),
         max_grad_norm: 4.7,
-        spikes: spikes::Counts::default(),
+        spikes: spikes::SpikeCounts::default(),
         curve: Curve {
             step: vec![1, 2, 3, 4],
             loss: vec![8.056_673, 7.5, 5.0, 4.5],
@@ -79,7 +79,7 @@ fn record_of(run: &Planned) -> RunRecord {
 }
 
 struct Fixture {
-    folder: Folder,
+    folder: StudyFolder,
     study: Study,
     _temporary: tempfile::TempDir,
 }
@@ -89,7 +89,7 @@ impl Fixture {
     fn new() -> Self {
         let temporary = tempfile::tempdir().unwrap();
         let fixture = Self {
-            folder: Folder::new(temporary.path().join("study")),
+            folder: StudyFolder::new(temporary.path().join("study")),
             study: study(),
             _temporary: temporary,
         };
@@ -102,7 +102,7 @@ impl Fixture {
         self.folder.start(&self.study, &self.study.runs, options)
     }
 
-    fn run(&self) -> &Planned {
+    fn run(&self) -> &PlannedRun {
         &self.study.runs[0]
     }
 
@@ -123,7 +123,7 @@ fn history_reports_changes() {
     let (folder, study) = (&fixture.folder, &fixture.study);
     let changes = |study: &Study| folder.changes(study).unwrap().known;
     let with = |change: &dyn Fn(&mut super::super::StudyConfig)| {
-        let mut file = study.file.clone();
+        let mut file = study.config.clone();
         change(&mut file);
         Study::new(file).unwrap()
     };
@@ -172,7 +172,11 @@ fn a_modified_history_is_rejected() {
             .contains("checksum")
     );
     let mut value: Value = serde_json::from_str(&whole).unwrap();
-    value.as_object_mut().unwrap().remove(sealed::KEY).unwrap();
+    value
+        .as_object_mut()
+        .unwrap()
+        .remove(checksummed::KEY)
+        .unwrap();
     fs::write(&path, value.to_string()).unwrap();
     assert!(
         fixture
@@ -231,8 +235,8 @@ fn a_kill_while_finishing_keeps_the_run() {
 /// Returns the study of the fixture with one more seed.
 fn wider_study() -> Study {
     let mut other = study();
-    other.file.study.seeds = vec![1, 2];
-    Study::new(other.file).unwrap()
+    other.config.study.seeds = vec![1, 2];
+    Study::new(other.config).unwrap()
 }
 
 fn options(resume: bool, is_shard: bool) -> StartOptions {

@@ -13,7 +13,7 @@ fn bit_flips_are_detected() {
     for bit in 0..whole.len() * 8 {
         let mut bytes = whole.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
-        if let Ok(read) = sealed::open::<RunRecord>(&bytes) {
+        if let Ok(read) = checksummed::open::<RunRecord>(&bytes) {
             assert_eq!(read.content, record, "bit {bit}");
         }
     }
@@ -55,7 +55,7 @@ fn assert_rejected(fixture: &Fixture, cases: &[Case]) {
     let id = &fixture.run().id;
     let path = fixture.folder.record_path(id);
     for (record, message) in cases {
-        let (text, _) = sealed::seal(record, "").unwrap();
+        let (text, _) = checksummed::to_json_with_checksum(record, "").unwrap();
         fs::write(&path, text).unwrap();
         let found = fixture.read().unwrap_err().to_string();
         assert!(found.contains(message), "{message}: {found}");
@@ -83,11 +83,11 @@ fn records_of_other_runs_are_rejected() {
             "placement_hash 0123",
         ),
         (
-            changed(&|record| record.cell.lr = 0.5),
+            changed(&|record| record.grid_point.lr = 0.5),
             "is labelled pre-norm lr 0.5 seed 1",
         ),
         (
-            changed(&|record| record.cell.seed = 9),
+            changed(&|record| record.grid_point.seed = 9),
             "is labelled pre-norm lr 0.001 seed 9",
         ),
         (changed(&|record| record.id = other.id.clone()), "expected"),
@@ -95,14 +95,14 @@ fn records_of_other_runs_are_rejected() {
     assert_rejected(&fixture, &cases);
     // Another placement name and other log settings do not matter.
     let record = changed(&|record| {
-        record.cell.placement = "mine".into();
+        record.grid_point.placement = "mine".into();
         record.config = record.config.replace("dumps = 16", "dumps = 3");
     });
     fixture.folder.write_record(&record).unwrap();
     assert_eq!(
         fixture.read().unwrap(),
         [RunRecord {
-            cell: own.cell.clone(),
+            grid_point: own.grid_point.clone(),
             ..record
         }]
     );
@@ -172,7 +172,7 @@ fn records_that_contradict_their_status_are_rejected() {
         ),
         (
             changed(&|record| {
-                record.ending = Ending::Diverged {
+                record.status = RunStatus::Diverged {
                     step: 2,
                     reason: "the training loss rose again from 3.000 to 4.500 nats".into(),
                 }
@@ -181,7 +181,7 @@ fn records_that_contradict_their_status_are_rejected() {
         ),
         (
             changed(&|record| {
-                record.ending = Ending::Diverged {
+                record.status = RunStatus::Diverged {
                     step: 5,
                     reason: "not finite".into(),
                 }
@@ -189,11 +189,11 @@ fn records_that_contradict_their_status_are_rejected() {
             "diverged after step 5, expected at most 4",
         ),
         (
-            changed(&|record| record.ending = Ending::Halved { step: 4 }),
+            changed(&|record| record.status = RunStatus::Eliminated { step: 4 }),
             "successive halving, but the study does not use it",
         ),
         (
-            changed(&|record| record.ending = Ending::Unfinished { step: 2 }),
+            changed(&|record| record.status = RunStatus::Unfinished { step: 2 }),
             "unfinished run",
         ),
     ];
@@ -204,7 +204,7 @@ fn records_that_contradict_their_status_are_rejected() {
 fn records_of_the_repository_match_their_plans() {
     let studies = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../studies");
     for (name, runs) in [("gutenberg-6l", 120), ("moe-4l", 45)] {
-        let folder = Folder::new(studies.join(name));
+        let folder = StudyFolder::new(studies.join(name));
         let study = folder.study().unwrap();
         let read = folder.read(&study.runs).unwrap();
         assert_eq!(

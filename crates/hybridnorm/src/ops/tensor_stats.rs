@@ -1,18 +1,18 @@
 //! Magnitude of a value's elements, for taps.
 
-use hybridnorm_kernels::magnitude::magnitude as measure;
+use hybridnorm_kernels::tensor_stats::tensor_stats as measure;
 
 use super::{Io, Operation};
 use crate::graph::{DType, Type, Value};
 
 /// Root mean square and maximum absolute value of all elements.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Magnitude;
+pub struct TensorStats;
 
 /// Computes root mean square and maximum absolute value of all elements, (2) in double precision: zeros for no
 /// elements, NaN if an element is NaN. Not differentiable.
-pub fn magnitude(x: Value<'_>) -> Value<'_> {
-    let [found] = x.builder().op(Magnitude, &[x]);
+pub fn tensor_stats(x: Value<'_>) -> Value<'_> {
+    let [found] = x.builder().op(TensorStats, &[x]);
     found
 }
 
@@ -21,7 +21,7 @@ pub(super) fn max_propagating_nan(x: f64, y: f64) -> f64 {
     if x.is_nan() || x > y { x } else { y }
 }
 
-impl Operation for Magnitude {
+impl Operation for TensorStats {
     fn is_eager(&self) -> bool {
         true
     }
@@ -66,7 +66,7 @@ mod tests {
             let given = [mapped_floats(1, [1, rows, 33], |x| 3.0 * x - 1.0)];
             check_with(&given, &[1, 2], |_, x| {
                 let y = x[0] * 0.5;
-                vec![y + x[0], magnitude(y), magnitude(x[0])]
+                vec![y + x[0], tensor_stats(y), tensor_stats(x[0])]
             });
         }
     }
@@ -76,7 +76,7 @@ mod tests {
         for broken in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             let x = floats(1, [3, 5]).with(7, broken);
             let mut executors = Executors::new(&[]);
-            let after = executors.run(Arguments::default(), &[x], |_, _, x| vec![magnitude(x[0])]);
+            let after = executors.run(Arguments::default(), &[x], |_, _, x| vec![tensor_stats(x[0])]);
             for found in &after.cpu.outputs[0] {
                 assert!(!found.is_finite());
                 assert_eq!(found.is_nan(), broken.is_nan());
@@ -88,6 +88,6 @@ mod tests {
     #[should_panic(expected = "magnitude: element type")]
     fn integers_are_refused() {
         let g = Builder::new();
-        magnitude(g.input("ids", Type::i32([3])));
+        tensor_stats(g.input("ids", Type::i32([3])));
     }
 }

@@ -35,12 +35,12 @@ fn steps(run: &Path) -> Vec<u64> {
 #[test]
 fn reopening_drops_rows_that_will_come_again() {
     let run = tempfile::tempdir().unwrap();
-    let mut file = RowsFile::open(run.path(), 0).unwrap();
+    let mut file = RecordFile::open(run.path(), 0).unwrap();
     (1..=5).for_each(|step| file.append(&row(step)).unwrap());
     file.file.write_all(b"{\"step\": 6, \"lo").unwrap();
     drop(file);
     assert_eq!(read::<Metrics>(run.path()).unwrap().len(), 5);
-    let mut file = RowsFile::open(run.path(), 3).unwrap();
+    let mut file = RecordFile::open(run.path(), 3).unwrap();
     assert_eq!(steps(run.path()), [1, 2, 3]);
     file.append(&row(4)).unwrap();
     let rows: Vec<Metrics> = read(run.path()).unwrap();
@@ -63,7 +63,7 @@ fn zeros_after_a_power_cut_are_no_rows() {
     let (one, two) = (line(1), line(2));
     let run = run(&[&one, &two, &zeros]);
     assert_eq!(steps(run.path()), [1, 2]);
-    let mut file = RowsFile::open(run.path(), 2).unwrap();
+    let mut file = RecordFile::open(run.path(), 2).unwrap();
     file.append(&row(3)).unwrap();
     assert_eq!(steps(run.path()), [1, 2, 3]);
 }
@@ -73,11 +73,11 @@ fn a_hole_among_steps_that_come_again_is_no_loss_but_another_is() {
     let hole = "\0\0\0\n";
     let [one, two, three] = [1, 2, 3].map(line);
     let damaged = run(&[&one, hole, &three]);
-    RowsFile::<Metrics>::open(damaged.path(), 1).unwrap();
+    RecordFile::<Metrics>::open(damaged.path(), 1).unwrap();
     assert_eq!(steps(damaged.path()), [1]);
     let damaged = run(&[&one, hole, &two, &three]);
     let before = fs::read(damaged.path().join(Metrics::FILE)).unwrap();
-    let found = RowsFile::<Metrics>::open(damaged.path(), 2).unwrap_err();
+    let found = RecordFile::<Metrics>::open(damaged.path(), 2).unwrap_err();
     assert!(
         found.to_string().contains("line 2 is not a valid record"),
         "{found}"
@@ -97,7 +97,7 @@ fn a_step_that_was_done_twice_counts_once() {
     let run = run(&[&one, &two, &three, &again, &three]);
     assert_eq!(steps(run.path()), [1, 2, 3]);
     assert_eq!(read::<Metrics>(run.path()).unwrap()[1].loss, 1.5);
-    RowsFile::<Metrics>::open(run.path(), 3).unwrap();
+    RecordFile::<Metrics>::open(run.path(), 3).unwrap();
     let text = fs::read_to_string(run.path().join(Metrics::FILE)).unwrap();
     assert_eq!(text, [one, again, three].concat());
 }
@@ -105,7 +105,7 @@ fn a_step_that_was_done_twice_counts_once() {
 #[test]
 fn numbers_that_are_none_can_be_read_again() {
     let run = tempfile::tempdir().unwrap();
-    let mut file = RowsFile::open(run.path(), 0).unwrap();
+    let mut file = RecordFile::open(run.path(), 0).unwrap();
     let mut odd = row(1);
     odd.tokens_per_second = f64::INFINITY;
     odd.loss = f64::NAN;
@@ -115,7 +115,7 @@ fn numbers_that_are_none_can_be_read_again() {
     let rows: Vec<Metrics> = read(run.path()).unwrap();
     assert!(rows[0].tokens_per_second.is_nan() && rows[0].loss.is_nan());
     assert_eq!((rows[0].grad_norm, rows[0].validation_loss), (1.0, None));
-    RowsFile::<Metrics>::open(run.path(), 1).unwrap();
+    RecordFile::<Metrics>::open(run.path(), 1).unwrap();
     assert_eq!(steps(run.path()), [1]);
 }
 
@@ -126,7 +126,7 @@ fn a_line_without_end_is_refused_before_it_fills_the_memory() {
     fs::write(&path, vec![b'x'; ROW_LIMIT as usize + 1]).unwrap();
     for found in [
         read::<Metrics>(run.path()).unwrap_err(),
-        RowsFile::<Metrics>::open(run.path(), 1).unwrap_err(),
+        RecordFile::<Metrics>::open(run.path(), 1).unwrap_err(),
     ] {
         assert!(
             found.to_string().contains("line 1 has more than"),
@@ -143,7 +143,7 @@ fn a_pipe_is_refused_without_a_wait() {
     rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
     let found = read::<Metrics>(run.path()).unwrap_err().to_string();
     assert!(found.contains("is a pipe"), "{found}");
-    assert!(RowsFile::<Metrics>::open(run.path(), 1).is_err());
+    assert!(RecordFile::<Metrics>::open(run.path(), 1).is_err());
 }
 
 #[test]
@@ -152,16 +152,16 @@ fn a_step_without_a_row_was_lost() {
         let lines: Vec<String> = steps.iter().map(|&step| line(step)).collect();
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         let run = run(&lines);
-        let found = RowsFile::<Metrics>::open(run.path(), 5).unwrap_err();
+        let found = RecordFile::<Metrics>::open(run.path(), 5).unwrap_err();
         let found = found.to_string();
         assert!(found.contains("rows between them are missing"), "{found}");
         assert!(found.contains("metrics.jsonl: line "), "{found}");
     }
     let short = run(&[&line(1), &line(2)]);
-    let found = RowsFile::<Metrics>::open(short.path(), 5).unwrap_err();
+    let found = RecordFile::<Metrics>::open(short.path(), 5).unwrap_err();
     assert!(found.to_string().contains("ends with step 2"), "{found}");
     // Records of steps that will be run again may be missing.
     let lines: Vec<String> = [1, 2, 4].iter().map(|&step| line(step)).collect();
     let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-    RowsFile::<Metrics>::open(run(&lines).path(), 2).unwrap();
+    RecordFile::<Metrics>::open(run(&lines).path(), 2).unwrap();
 }

@@ -1,7 +1,7 @@
 //! Third-party parsers of untrusted files, run so that their panics become errors.
 //!
 //! Such a panic is caused by the file, not by a defect of this program: the panic hook checks
-//! [`is_running`] and prints nothing.
+//! [`is_parsing_untrusted`] and prints nothing.
 
 use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
@@ -14,12 +14,12 @@ const STACK: usize = 64 << 20;
 thread_local!(static RUNNING: Cell<bool> = const { Cell::new(false) });
 
 /// True while this thread runs such a parser, whose panics become errors.
-pub fn is_running() -> bool {
+pub fn is_parsing_untrusted() -> bool {
     RUNNING.get()
 }
 
 /// Runs `work` and returns its result, or `None` if it panicked.
-pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
+pub(crate) fn catch_panic<T>(work: impl FnOnce() -> T) -> Option<T> {
     let outer = RUNNING.replace(true);
     let done = panic::catch_unwind(AssertUnwindSafe(work));
     RUNNING.set(outer);
@@ -27,13 +27,13 @@ pub(crate) fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
 }
 
 /// Runs `work` as [`caught`] does, on a thread with a large stack.
-pub(crate) fn caught_on_large_stack<T: Send>(
+pub(crate) fn catch_panic_on_large_stack<T: Send>(
     work: impl FnOnce() -> T + Send,
 ) -> Result<Option<T>, String> {
     thread::scope(|scope| {
         let reader = thread::Builder::new().stack_size(STACK);
         let reader = reader
-            .spawn_scoped(scope, || caught(work))
+            .spawn_scoped(scope, || catch_panic(work))
             .map_err(|error| format!("no thread to read it on: {error}"))?;
         Ok(reader.join().ok().flatten())
     })
@@ -45,10 +45,13 @@ mod tests {
 
     #[test]
     fn a_panic_returns_none() {
-        assert_eq!(caught(|| 3), Some(3));
-        assert_eq!(caught(|| -> u8 { panic!("{}", is_running()) }), None);
-        assert!(!is_running());
-        assert_eq!(caught_on_large_stack(|| 4), Ok(Some(4)));
-        assert_eq!(caught_on_large_stack(|| -> u8 { panic!() }), Ok(None));
+        assert_eq!(catch_panic(|| 3), Some(3));
+        assert_eq!(
+            catch_panic(|| -> u8 { panic!("{}", is_parsing_untrusted()) }),
+            None
+        );
+        assert!(!is_parsing_untrusted());
+        assert_eq!(catch_panic_on_large_stack(|| 4), Ok(Some(4)));
+        assert_eq!(catch_panic_on_large_stack(|| -> u8 { panic!() }), Ok(None));
     }
 }

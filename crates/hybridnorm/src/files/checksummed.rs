@@ -17,7 +17,7 @@ pub(crate) struct Checked<T> {
 }
 
 /// Returns an object as JSON with its checksum, which covers `previous_checksum`, too; and the checksum.
-pub(crate) fn seal<T: Serialize>(
+pub(crate) fn to_json_with_checksum<T: Serialize>(
     content: &T,
     previous_checksum: &str,
 ) -> Result<(String, String), serde_json::Error> {
@@ -30,7 +30,9 @@ pub(crate) fn seal<T: Serialize>(
 }
 
 /// Returns an object as JSON with its checksum and a line for every key.
-pub(crate) fn seal_pretty<T: Serialize>(content: &T) -> Result<String, serde_json::Error> {
+pub(crate) fn to_pretty_json_with_checksum<T: Serialize>(
+    content: &T,
+) -> Result<String, serde_json::Error> {
     let text = serde_json::to_string_pretty(content)?;
     let sum = checksum(&serde_json::from_str(&text)?, "");
     let rest = text
@@ -42,11 +44,13 @@ pub(crate) fn seal_pretty<T: Serialize>(content: &T) -> Result<String, serde_jso
 }
 
 /// Returns a list of objects as JSON; the checksum of each covers those before it.
-pub(crate) fn seal_list<T: Serialize>(contents: &[T]) -> Result<String, serde_json::Error> {
+pub(crate) fn to_json_list_with_checksums<T: Serialize>(
+    contents: &[T],
+) -> Result<String, serde_json::Error> {
     let mut texts = Vec::new();
     let mut previous_checksum = String::new();
     for content in contents {
-        let (text, sum) = seal(content, &previous_checksum)?;
+        let (text, sum) = to_json_with_checksum(content, &previous_checksum)?;
         texts.push(text);
         previous_checksum = sum;
     }
@@ -147,7 +151,7 @@ mod tests {
 
     #[test]
     fn layout_does_not_matter_and_content_does() {
-        let (text, sum) = seal(&lists(), "").unwrap();
+        let (text, sum) = to_json_with_checksum(&lists(), "").unwrap();
         let other = format!(" {{ \"on\" : [\"b\"],\n\"{KEY}\":\"{sum}\", \"of\":[\"a\",\"b\"]}}");
         for text in [&text, &other] {
             let opened = read(text).unwrap();
@@ -160,7 +164,7 @@ mod tests {
             assert!(read(&wrong).unwrap_err().contains("checksum"), "{wrong}");
         }
         // The checksum covers `previous_checksum`.
-        let (text, _) = seal(&lists(), &sum).unwrap();
+        let (text, _) = to_json_with_checksum(&lists(), &sum).unwrap();
         assert!(read(&text).is_err());
     }
 
@@ -174,7 +178,7 @@ mod tests {
 
     #[test]
     fn lists_are_chained_and_pretty_objects_open_too() {
-        let text = seal_list(&[lists(), lists()]).unwrap();
+        let text = to_json_list_with_checksums(&[lists(), lists()]).unwrap();
         let opened = |text: &str| open_list::<Lists>(text.as_bytes());
         assert_eq!(opened(&text).unwrap().len(), 2);
         let lines: Vec<&str> = text.trim_matches(['[', ']']).split(",\n").collect();
@@ -183,7 +187,7 @@ mod tests {
         assert!(opened(&swapped).unwrap_err().contains("checksum"));
         let mixed = format!("[{},{{\"of\":[],\"on\":[]}}]", lines[0]);
         assert!(opened(&mixed).unwrap_err().contains("without checksum"));
-        let pretty = seal_pretty(&lists()).unwrap();
+        let pretty = to_pretty_json_with_checksum(&lists()).unwrap();
         assert!(read(&pretty).unwrap().checksum.is_some());
         assert!(pretty.lines().count() > 5, "{pretty}");
         assert!(read(&pretty.replace("\"b\"", "\"c\"")).is_err());

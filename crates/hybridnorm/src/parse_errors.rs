@@ -7,7 +7,7 @@ const BEGINNINGS: [&str; 3] = ["invalid type: ", "invalid value: ", "invalid len
 const EXPECTED: &str = ", expected ";
 
 /// Returns the message with `invalid type: string "x", expected usize` and the like in plain words.
-pub(crate) fn plain(message: &str) -> Cow<'_, str> {
+pub(crate) fn plain_message(message: &str) -> Cow<'_, str> {
     // TOML's own integers have 63 bits.
     if message == "u64 value was too large" {
         return format!("expected an integer of at most {}", i64::MAX).into();
@@ -30,7 +30,7 @@ pub(crate) fn plain(message: &str) -> Cow<'_, str> {
         "invalid length " => format!("{found} elements"),
         _ => found_type(found),
     };
-    let expected = kind_expected(expected);
+    let expected = expected_type(expected);
     let before = &message[..begin];
     Cow::Owned(format!(
         "{before}expected {expected}, found {found}{hint}{place}"
@@ -66,7 +66,7 @@ fn found_type(found: &str) -> String {
 }
 
 /// Returns the expected type, such as `usize`, in plain words.
-pub(crate) fn kind_expected(expected: &str) -> Cow<'_, str> {
+pub(crate) fn expected_type(expected: &str) -> Cow<'_, str> {
     if is_float(expected) {
         return "a number".into();
     }
@@ -178,7 +178,7 @@ mod tests {
             ("missing field `x`", "missing field `x`"),
             ("invalid type: ", "invalid type: "),
         ] {
-            assert_eq!(plain(message), expected);
+            assert_eq!(plain_message(message), expected);
         }
     }
 }

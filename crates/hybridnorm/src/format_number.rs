@@ -1,7 +1,7 @@
 //! Formatting of numbers for output.
 
 /// Formats a number as in a configuration file: `0.001`, `1e300`.
-pub fn written(value: f64) -> String {
+pub fn config_number(value: f64) -> String {
     const LONGEST: usize = 20;
     let digits = value.to_string();
     match digits.len() <= LONGEST {
@@ -15,7 +15,7 @@ pub fn written(value: f64) -> String {
 /// ```
 /// assert_eq!(hybridnorm::digits::grouped(1_234_567), "1,234,567");
 /// ```
-pub fn grouped(number: u64) -> String {
+pub fn with_thousands_separators(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (index, digit) in digits.chars().enumerate() {
@@ -49,7 +49,7 @@ pub const NONE: &str = "–";
 
 /// Formats a difference of losses, with its sign.
 pub fn difference(value: f64) -> String {
-    finite(value, |value| {
+    finite_or_dash(value, |value| {
         let digits = format!("{:.4}", value.abs());
         match (digits == "0.0000", value < 0.0) {
             (true, _) => digits,
@@ -69,7 +69,7 @@ pub fn probability(p: f64) -> String {
 }
 
 /// Formats a ratio: `1.23×`.
-pub fn times(value: f64) -> String {
+pub fn ratio(value: f64) -> String {
     match value {
         value if !value.is_finite() => NONE.to_owned(),
         value if (0.01..100.0).contains(&value) => format!("{value:.2}×"),
@@ -79,7 +79,7 @@ pub fn times(value: f64) -> String {
 
 /// Formats a quantity with three significant digits.
 pub fn compact(value: f64) -> String {
-    finite(value, |value| {
+    finite_or_dash(value, |value| {
         let size = value.abs();
         if size == 0.0 {
             "0".to_owned()
@@ -87,13 +87,13 @@ pub fn compact(value: f64) -> String {
             let decimals = (2 - size.log10().floor() as i32).max(0) as usize;
             format!("{value:.decimals$}")
         } else {
-            trim(&format!("{value:.2e}"))
+            trim_mantissa(&format!("{value:.2e}"))
         }
     })
 }
 
 /// Formats a number by `text`, or returns [`NONE`] if it is not finite.
-pub(crate) fn finite(value: f64, text: impl Fn(f64) -> String) -> String {
+pub(crate) fn finite_or_dash(value: f64, text: impl Fn(f64) -> String) -> String {
     match value.is_finite() {
         true => text(value),
         false => NONE.to_owned(),
@@ -101,7 +101,7 @@ pub(crate) fn finite(value: f64, text: impl Fn(f64) -> String) -> String {
 }
 
 /// Removes the trailing zeros of the mantissa, as in `3.0000e-3`.
-pub(crate) fn trim(scientific: &str) -> String {
+pub(crate) fn trim_mantissa(scientific: &str) -> String {
     match scientific.split_once('e') {
         Some((digits, exponent)) if digits.contains('.') => {
             let digits = digits.trim_end_matches('0').trim_end_matches('.');
@@ -117,9 +117,9 @@ mod tests {
 
     #[test]
     fn numbers_are_readable() {
-        assert_eq!(grouped(0), "0");
-        assert_eq!(grouped(999), "999");
-        assert_eq!(grouped(1_234_567), "1,234,567");
+        assert_eq!(with_thousands_separators(0), "0");
+        assert_eq!(with_thousands_separators(999), "999");
+        assert_eq!(with_thousands_separators(1_234_567), "1,234,567");
         assert_eq!(percent(1.0 - 0.05), "95 %");
         assert_eq!(percent(1.0 - 0.005), "99.5 %");
         assert_eq!(percent(0.05), "5 %");
@@ -145,8 +145,8 @@ mod tests {
     fn probabilities_and_ratios() {
         assert_eq!(probability(0.0004), "<0.001");
         assert_eq!(probability(0.0125), "0.013");
-        assert_eq!(times(1.234), "1.23×");
-        assert_eq!(times(12345.0), "1.23e4×");
-        assert_eq!(times(1.74e-6), "1.74e-6×");
+        assert_eq!(ratio(1.234), "1.23×");
+        assert_eq!(ratio(12345.0), "1.23e4×");
+        assert_eq!(ratio(1.74e-6), "1.74e-6×");
     }
 }

@@ -8,7 +8,7 @@ pub use crate::simd::larger_or_nan;
 
 /// Magnitude of a tensor.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Magnitude {
+pub struct TensorStats {
     /// Root mean square; 0 if empty.
     pub rms: f64,
     /// Largest absolute value; 0 if empty, NaN if an element is NaN.
@@ -16,7 +16,7 @@ pub struct Magnitude {
 }
 
 /// Computes the magnitude of `x`.
-pub fn magnitude(x: &[f32]) -> Magnitude {
+pub fn tensor_stats(x: &[f32]) -> TensorStats {
     let chunk = |x: &[f32]| {
         dispatch(
             #[inline(always)]
@@ -26,7 +26,7 @@ pub fn magnitude(x: &[f32]) -> Magnitude {
     let chunks: Vec<(f64, u32)> = x.par_chunks(ELEMENTS).map(chunk).collect();
     let squares: f64 = chunks.iter().map(|(squares, _)| squares).sum();
     let bits = chunks.iter().map(|&(_, bits)| bits).max();
-    Magnitude {
+    TensorStats {
         rms: (squares / x.len().max(1) as f64).sqrt(),
         max: f32::from_bits(bits.unwrap_or(0)),
     }
@@ -50,7 +50,7 @@ mod tests {
             let x = Rng::new(len as u64).normal(len);
             let exact = to_f64(&x);
             let mean = exact.iter().map(|v| v * v).sum::<f64>() / len as f64;
-            let found = magnitude(&x);
+            let found = tensor_stats(&x);
             assert!((found.rms - mean.sqrt()).abs() < 1e-10);
             let top = exact.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
             assert_eq!(f64::from(found.max), top);
@@ -59,19 +59,19 @@ mod tests {
 
     #[test]
     fn non_finite_values_propagate() {
-        assert!(magnitude(&[1.0, f32::NAN, -3.0]).max.is_nan());
-        assert!(magnitude(&[1.0, f32::NAN]).rms.is_nan());
-        let infinite = magnitude(&[1.0, f32::NEG_INFINITY]);
+        assert!(tensor_stats(&[1.0, f32::NAN, -3.0]).max.is_nan());
+        assert!(tensor_stats(&[1.0, f32::NAN]).rms.is_nan());
+        let infinite = tensor_stats(&[1.0, f32::NEG_INFINITY]);
         assert_eq!(infinite.max, f32::INFINITY);
         assert_eq!(infinite.rms, f64::INFINITY);
-        assert_eq!(magnitude(&[]), Magnitude { rms: 0.0, max: 0.0 });
+        assert_eq!(tensor_stats(&[]), TensorStats { rms: 0.0, max: 0.0 });
     }
 
     #[test]
     fn bit_identical_for_any_thread_count() {
         let x = Rng::new(3).normal(5 * ELEMENTS + 1);
         assert_bit_identical_for_any_thread_count(|| {
-            let Magnitude { rms, max } = magnitude(&x);
+            let TensorStats { rms, max } = tensor_stats(&x);
             vec![rms as f32, (rms - f64::from(rms as f32)) as f32, max]
         });
     }

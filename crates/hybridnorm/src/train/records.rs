@@ -14,7 +14,7 @@ use crate::files::{self, AtomicFile};
 const ROW_LIMIT: u64 = 16 << 20;
 
 /// Record of one step, in a file of a run.
-pub trait Row: Serialize + DeserializeOwned {
+pub trait Record: Serialize + DeserializeOwned {
     /// File name in the run directory.
     const FILE: &'static str;
     /// True if every step has a record, so that a missing one was lost.
@@ -26,13 +26,13 @@ pub trait Row: Serialize + DeserializeOwned {
 
 /// Writer that appends records to a file of a run.
 #[derive(Debug)]
-pub struct RowsFile<R> {
+pub struct RecordFile<R> {
     path: PathBuf,
     file: File,
     rows: PhantomData<R>,
 }
 
-impl<R: Row> RowsFile<R> {
+impl<R: Record> RecordFile<R> {
     /// Opens the file of a run that has completed `step` steps: records of later steps, and what a kill or a power
     /// cut left of them, are dropped, since those steps will be run again.
     ///
@@ -55,7 +55,7 @@ impl<R: Row> RowsFile<R> {
         Ok(Self { path, file, rows })
     }
 
-    /// Checks that [`RowsFile::open`] will accept the file, before anything of the run is written.
+    /// Checks that [`RecordFile::open`] will accept the file, before anything of the run is written.
     ///
     /// # Errors
     /// If the file cannot be read, or lacks records of completed steps.
@@ -99,7 +99,7 @@ struct Kept {
 }
 
 impl Kept {
-    fn find<R: Row>(path: &Path, limit: u64) -> Result<Self> {
+    fn find<R: Record>(path: &Path, limit: u64) -> Result<Self> {
         let mut kept = Self {
             lines: Vec::new(),
             is_all: true,
@@ -158,7 +158,7 @@ impl Kept {
 /// Passes records of steps up to `limit` to `keep`, with offset and length of their lines; returns true if these
 /// are all lines. An unreadable line is an error only if a record up to `limit` follows: later steps will be run
 /// again.
-fn scan<R: Row>(path: &Path, limit: u64, mut keep: impl FnMut(R, u64, u64)) -> Result<bool> {
+fn scan<R: Record>(path: &Path, limit: u64, mut keep: impl FnMut(R, u64, u64)) -> Result<bool> {
     let mut is_all = true;
     let mut unreadable = None;
     let mut last = None;
@@ -233,7 +233,7 @@ impl<'a> Lines<'a> {
 ///
 /// # Errors
 /// If the file cannot be read or a record is invalid.
-pub fn read<R: Row>(run: &Path) -> Result<Vec<R>> {
+pub fn read<R: Record>(run: &Path) -> Result<Vec<R>> {
     let path = run.join(R::FILE);
     let mut rows: Vec<R> = Vec::new();
     if !files::exists(&path)? {
@@ -253,8 +253,8 @@ pub fn read<R: Row>(run: &Path) -> Result<Vec<R>> {
 }
 
 /// Reads the records of the first `limit` steps of a run that is about to be resumed after them, as
-/// [`RowsFile::open`] keeps them.
-pub(super) fn read_up_to<R: Row>(run: &Path, limit: u64) -> Result<Vec<R>> {
+/// [`RecordFile::open`] keeps them.
+pub(super) fn read_up_to<R: Record>(run: &Path, limit: u64) -> Result<Vec<R>> {
     let path = run.join(R::FILE);
     let mut rows = Vec::new();
     if files::exists(&path)? {
@@ -264,7 +264,7 @@ pub(super) fn read_up_to<R: Row>(run: &Path, limit: u64) -> Result<Vec<R>> {
 }
 
 /// Appends a record; it replaces records of its step and later ones, which were run again.
-fn push<R: Row>(rows: &mut Vec<R>, row: R) {
+fn push<R: Record>(rows: &mut Vec<R>, row: R) {
     while rows.last().is_some_and(|last| last.step() >= row.step()) {
         rows.pop();
     }
@@ -272,7 +272,7 @@ fn push<R: Row>(rows: &mut Vec<R>, row: R) {
 }
 
 /// Checks that no step is missing between two records. Steps may be repeated.
-fn check_follows<R: Row>(path: &Path, number: usize, last: Option<u64>, row: &R) -> Result<()> {
+fn check_follows<R: Record>(path: &Path, number: usize, last: Option<u64>, row: &R) -> Result<()> {
     match last {
         Some(last) if R::EVERY_STEP && row.step() > last + 1 => Err(Error::format(
             path,
