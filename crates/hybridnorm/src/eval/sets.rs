@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::loss::{Loss, loss};
 use super::reading::{self, TextOptions, TextOverrides};
 use super::shared;
 use crate::data::open::TokenizerChoice;
@@ -15,6 +14,7 @@ use crate::data::{
     TextStats, TokenDataset, Tokenizer, Windows,
 };
 use crate::error::{Error, Result};
+use crate::loss::{Loss, loss};
 use crate::model::Model;
 use crate::omissions::Omissions;
 use crate::train::sources;

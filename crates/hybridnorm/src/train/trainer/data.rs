@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::data::{BatchStream, Cursor, Order, TokenDataset, Tokenizer};
 use crate::error::Result;
-use crate::eval;
+use crate::loss::{self, Loss};
 use crate::model::Model;
 use crate::train::config::Config;
 use crate::train::sources::{self, DataCoverage, Sources};
@@ -36,16 +36,12 @@ impl RunData {
     ///
     /// # Errors
     /// If the data cannot be read, or the loss is not finite.
-    pub(super) fn evaluate(
-        &self,
-        model: &mut Model,
-        config: &Config,
-    ) -> Result<Option<eval::Loss>> {
+    pub(super) fn evaluate(&self, model: &mut Model, config: &Config) -> Result<Option<Loss>> {
         let Some(data) = &self.validation else {
             return Ok(None);
         };
         let micro_batch = config.train.step_shape().micro_batch;
         let windows = sources::validation_windows(config);
-        eval::loss(model, data, micro_batch, windows).map(Some)
+        loss::loss(model, data, micro_batch, windows).map(Some)
     }
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Cursor, Progress};
-use crate::eval;
 use crate::files::Locking;
+use crate::loss::Loss;
 use crate::omissions::Omissions;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::layers::LayerRecord;
@@ -46,7 +46,7 @@ pub enum Event<'a> {
         /// Step after which it was measured.
         step: u64,
         /// Loss on the validation data.
-        loss: eval::Loss,
+        loss: Loss,
     },
     /// A checkpoint was written.
     Saved(&'a Path),
@@ -62,7 +62,7 @@ pub struct Outcome {
     /// Tokens trained on.
     pub tokens: u64,
     /// Validation loss after the last step, if there is validation data.
-    pub validation: Option<eval::Loss>,
+    pub validation: Option<Loss>,
     /// Counts of used and omitted tokens of the data.
     pub data: DataCoverage,
     /// Omissions from the data, by reason.

@@ -19,7 +19,7 @@ pub struct Loss {
 
 impl Loss {
     /// Returns the mean of a sum over `tokens` targets.
-    pub(super) fn mean(nats: f64, tokens: u64) -> Self {
+    pub(crate) fn mean(nats: f64, tokens: u64) -> Self {
         let loss = nats / tokens as f64;
         Self {
             loss,
