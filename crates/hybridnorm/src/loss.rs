@@ -8,6 +8,7 @@ use crate::model::Model;
 
 /// Mean loss over tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Loss {
     /// Mean negative log-likelihood, in nats per token.
     pub loss: f64,
