@@ -100,14 +100,14 @@ fn invalid_configurations_are_rejected() {
             "model.placement=3",
             &["model.placement must be a name or a table"],
         ),
-        ("model.norm={eps=nan}", &["nan and inf are no values"]),
+        ("model.norm={eps=nan}", &["nan and inf are not allowed"]),
         (
             "model.norm={alpha_init=nan}",
-            &["nan and inf are no values"],
+            &["nan and inf are not allowed"],
         ),
         (
             "model.placement={base='pre-norm', logits={softcap=inf}}",
-            &["nan and inf are no values"],
+            &["nan and inf are not allowed"],
         ),
         ("model.rope_theta=0", &["model.rope_theta = 0"]),
         ("optimizer.lr=nan", &["optimizer.lr"]),

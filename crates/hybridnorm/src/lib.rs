@@ -88,6 +88,8 @@ pub mod interop;
 #[cfg(feature = "lab")]
 pub mod lab;
 #[cfg(feature = "model")]
+mod loss;
+#[cfg(feature = "model")]
 pub mod machine;
 #[cfg(feature = "model")]
 pub mod memory;

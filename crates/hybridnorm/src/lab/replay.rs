@@ -168,10 +168,9 @@ pub fn run(
         Some((_, checkpoint)) => Start::Branch(checkpoint),
         None => Start::Fresh,
     };
-    let open = OpenOptions {
-        locking: options.locking,
-        restart_purpose: Some(options.unfinished_marker(run)),
-    };
+    let open = OpenOptions::default()
+        .with_locking(options.locking)
+        .with_restart_purpose(options.unfinished_marker(run));
     let first = segments[0].config.clone();
     let mut trainer = Trainer::open_with(first, &options.out, start, &open, device, on_event)?;
     if from == 0 && !segments[0].changes_weights {
