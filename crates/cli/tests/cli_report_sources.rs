@@ -261,5 +261,5 @@ fn validation_data_that_changed_on_the_way_are_told() {
     let args = ["replay", "run", "--step", "14", "--after", "0"];
     let said = lab.ok(&[&args[..], &["--quiet"]].concat());
     assert!(said.contains("(first: validation loss)"), "{said}");
-    assert!(said.contains("other validation data than now"), "{said}");
+    assert!(said.contains("different validation data"), "{said}");
 }

@@ -28,10 +28,10 @@ use plan::ReplaySegment;
 /// use hybridnorm::lab::replay::Options;
 ///
 /// let options = Options::new(120, "runs/small-replay")
-///     .with_after(10)
+///     .with_steps_after(10)
 ///     .with_placement("pre-norm")
 ///     .with_settings(["optimizer.lr=1e-3".to_owned()]);
-/// assert_eq!((options.step, options.after), (120, 10));
+/// assert_eq!((options.step, options.steps_after), (120, 10));
 /// ```
 #[derive(Debug, Clone, PartialEq, Setters)]
 #[setters(prefix = "with_", strip_option)]
