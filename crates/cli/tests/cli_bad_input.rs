@@ -229,7 +229,7 @@ fn wrong_usage_exits_with_code_2() {
 }
 
 #[test]
-fn text_that_cannot_be_used() {
+fn unusable_text_is_rejected() {
     let lab = TestDir::new();
     lab.train("run", &[]);
     lab.write("empty.txt", "");
@@ -287,7 +287,7 @@ fn text_that_cannot_be_used() {
 }
 
 #[test]
-fn damaged_prepared_folders() {
+fn damaged_prepared_folders_are_rejected() {
     let lab = TestDir::new();
     let out = [
         "data",
@@ -333,7 +333,7 @@ fn damaged_prepared_folders() {
 }
 
 #[test]
-fn damaged_checkpoints() {
+fn damaged_checkpoints_are_rejected() {
     let lab = TestDir::new();
     lab.train("run", &["--set", "train.steps=5"]);
     let good = lab.path("run/checkpoints/step-00000005");
@@ -363,7 +363,7 @@ fn damaged_checkpoints() {
 }
 
 #[test]
-fn tokens_beyond_the_vocabulary() {
+fn tokens_outside_the_vocabulary_are_rejected() {
     let lab = TestDir::new();
     let mut tokens: Vec<u16> = (0..500).map(|i| i % 50).collect();
     tokens[321] = 50;
@@ -424,7 +424,7 @@ fn tokens_beyond_the_vocabulary() {
 }
 
 #[test]
-fn invalid_run_directory() {
+fn directories_with_other_files_are_rejected() {
     let lab = TestDir::new();
     lab.write("file", "mine");
     lab.train_fails(1, "file", &[], &["file: is a file, expected a folder"]);
@@ -444,7 +444,7 @@ fn invalid_run_directory() {
 }
 
 #[test]
-fn non_finite_losses() {
+fn non_finite_losses_are_errors_and_keep_the_last_good_checkpoint() {
     let lab = TestDir::new();
     let clip = "optimizer.clip_grad_norm=0";
     let huge = ["--set", "optimizer.lr=1e300", "--set", clip];
@@ -480,7 +480,7 @@ fn non_finite_losses() {
 }
 
 #[test]
-fn damaged_files_elsewhere() {
+fn damaged_tokenizer_files_are_rejected() {
     let lab = TestDir::new();
     lab.prepare("stories:60", "bpe:300", "p");
     for how in [Damage::CutShort, Damage::FlippedBit] {

@@ -34,7 +34,7 @@ fn same(a: f64, b: f64) {
 }
 
 #[test]
-fn a_step_is_measured_with_a_model_and_a_batch_alone() {
+fn bench_step_measures_one_model_on_one_batch() {
     let lab = lab();
     let found = lab.json(&args("step", &["--json"]));
     let number = |key: &str| number(&found, key);
@@ -79,7 +79,7 @@ fn a_step_is_measured_with_a_model_and_a_batch_alone() {
 }
 
 #[test]
-fn decoding_is_measured_against_the_memory_bandwidth() {
+fn bench_decode_is_relative_to_the_memory_bandwidth() {
     let lab = lab();
     let found = lab.json(&args("decode", &["--json", "--threads", "1"]));
     let number_of = |key: &str| number(&found, key);
@@ -171,7 +171,7 @@ fn placements_are_compared_with_pre_norm() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_signal_ends_a_comparison_at_once_and_leaves_nothing_running() {
+fn a_signal_stops_bench_placements_and_its_child_processes() {
     let lab = lab();
     let what = "bench placements --config bench.toml --only hybridnorm --seconds 1000";
     let child = lab.start(&what.split(' ').collect::<Vec<_>>());
@@ -220,7 +220,7 @@ fn a_placement_that_cannot_be_built_is_listed_with_the_reason() {
 }
 
 #[test]
-fn every_kernel_is_measured_against_plain_loops_and_its_limit() {
+fn bench_ops_compares_every_kernel_with_plain_loops_and_its_limit() {
     let lab = lab();
     let found = lab.json(&args("ops", &["--json", "--threads", "1"]));
     assert_eq!(number(&found, "threads"), 1.0);
@@ -270,7 +270,7 @@ fn every_kernel_is_measured_against_plain_loops_and_its_limit() {
 }
 
 #[test]
-fn kernels_are_held_to_their_floors() {
+fn kernels_below_their_floor_fail() {
     let lab = lab();
     let floor = |op: &str, speedup: &str| {
         format!("[[kernel]]\nop = \"{op}\"\ndirection = \"forward\"\nspeedup = {speedup}\n")
@@ -299,7 +299,7 @@ fn kernels_are_held_to_their_floors() {
 }
 
 #[test]
-fn recomputation_takes_less_memory_for_activations() {
+fn recomputation_reduces_activation_memory() {
     let lab = lab();
     let recompute = |value: &str| format!("train.recompute={value}");
     let (none, block) = (recompute("none"), recompute("block"));
@@ -353,7 +353,7 @@ fn recomputation_takes_less_memory_for_activations() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_one_line() {
+fn invalid_benchmarks_fail_with_one_line() {
     let lab = lab();
     lab.expect_error(
         2,

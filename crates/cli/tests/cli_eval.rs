@@ -66,7 +66,7 @@ fn eval(lab: &TestDir, data: &[&str], more: &[&str]) -> Value {
 }
 
 #[test]
-fn short_last_windows_are_measured() {
+fn short_last_windows_are_evaluated() {
     let lab = TestDir::new();
     lab.train("run", &[]);
     // 101 bytes of text and an end-of-text token, windows of 16: six full ones and one of five targets.
@@ -117,7 +117,7 @@ fn short_last_windows_are_measured() {
 }
 
 #[test]
-fn every_set_by_itself() {
+fn data_sets_are_evaluated_separately() {
     let lab = TestDir::new();
     lab.train("run", &[]);
     lab.prepare("stories:40", "bytes", "p");
@@ -172,7 +172,7 @@ fn every_set_by_itself() {
 }
 
 #[test]
-fn rows_are_windows_of_their_own() {
+fn rows_are_evaluated_as_separate_windows() {
     let lab = TestDir::new();
     lab.train("run", &[]);
     let tokens = ids(240);
@@ -207,7 +207,7 @@ fn rows_are_windows_of_their_own() {
 }
 
 #[test]
-fn training_counts_what_it_leaves_out() {
+fn training_counts_omitted_tokens() {
     let lab = TestDir::new();
     let args = [
         "train",
@@ -244,7 +244,7 @@ fn training_counts_what_it_leaves_out() {
 }
 
 #[test]
-fn types_of_raw_tokens() {
+fn element_types_of_raw_tokens_are_detected() {
     let lab = TestDir::new();
     let tokens = ids(2_000);
     lab.write("wide.bin", le32(&tokens));
@@ -303,7 +303,7 @@ fn types_of_raw_tokens() {
 
 #[cfg(unix)]
 #[test]
-fn a_pipe_is_no_token_file() {
+fn pipes_are_not_token_files() {
     let lab = TestDir::new();
     for name in ["pipe.bin", "pipe.npy"] {
         let made = std::process::Command::new("mkfifo")
@@ -316,7 +316,7 @@ fn a_pipe_is_no_token_file() {
 }
 
 #[test]
-fn absurd_losses_have_short_perplexities() {
+fn huge_losses_have_short_perplexities() {
     let lab = TestDir::new();
     lab.write("a.txt", "Nobody came to the door. ".repeat(5));
     let output = lab.run(&[

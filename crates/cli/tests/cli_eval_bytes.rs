@@ -38,7 +38,7 @@ fn texts(lab: &TestDir, tokens_of: impl Fn(&str) -> usize) -> [String; 2] {
 }
 
 #[test]
-fn both_kinds_of_windows_count_the_bytes_of_the_text() {
+fn all_and_full_windows_count_the_bytes_of_the_text() {
     let lab = TestDir::new();
     lab.prepare("stories:5", "bytes", "bytes");
     write_tokenizer(&lab, "exact", |_| {});
@@ -113,7 +113,7 @@ fn both_kinds_of_windows_count_the_bytes_of_the_text() {
 }
 
 #[test]
-fn a_first_token_that_is_part_of_a_character() {
+fn a_first_token_may_be_part_of_a_character() {
     let lab = TestDir::new();
     lab.prepare("stories:5", "bytes", "bytes");
     write_tokenizer(&lab, "lower", |file| {

@@ -58,7 +58,7 @@ fn a_finished_run_keeps_its_own_validation_loss() {
 }
 
 #[test]
-fn segments_are_as_they_were_written_or_refused() {
+fn modified_segments_are_rejected() {
     let lab = TestDir::new();
     lab.train("run", &["--set", "train.steps=10"]);
     lab.train("run", &["--resume"]);
@@ -91,7 +91,7 @@ fn segments_are_as_they_were_written_or_refused() {
 }
 
 #[test]
-fn where_nothing_is_left_to_train_nothing_is_written() {
+fn resuming_a_finished_run_writes_nothing() {
     let lab = TestDir::new();
     lab.train("run", &["--set", "log.tensorboard=true"]);
     let before = bytes_below(&lab.path("run"));
@@ -187,7 +187,7 @@ fn every_segment_is_recorded_and_old_steps_keep_their_configuration() {
 }
 
 #[test]
-fn going_back_to_an_earlier_checkpoint_cuts_the_history() {
+fn resuming_from_an_earlier_checkpoint_truncates_the_history() {
     let lab = TestDir::new();
     lab.train("run", &["--set", "train.steps=10"]);
     lab.train("run", &["--resume", "--set", "optimizer.lr=1e-3"]);
@@ -236,7 +236,7 @@ fn data_may_move_but_not_change() {
 }
 
 #[test]
-fn resume_needs_a_run() {
+fn resume_requires_a_run() {
     let lab = TestDir::new();
     lab.train_fails(
         2,

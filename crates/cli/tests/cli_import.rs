@@ -21,7 +21,7 @@ fn assert_adds_up(found: &Value) {
 const IMPORT: [&str; 5] = ["import", "their", "--out", "ours", "--json"];
 
 #[test]
-fn every_tensor_is_read_or_left_out_for_a_reason() {
+fn every_tensor_is_imported_or_omitted_for_a_reason() {
     let lab = lab("deepseek-v3");
     rewrite(&lab, |all| {
         let (_, shape, data) = all[0].clone();
@@ -60,7 +60,7 @@ fn every_tensor_is_read_or_left_out_for_a_reason() {
 }
 
 #[test]
-fn a_tied_head_may_be_listed_or_stored_if_it_is_the_embedding() {
+fn a_tied_head_may_be_stored_if_it_equals_the_embedding() {
     let lab = lab("olmoe");
     configure(&lab, "tie_word_embeddings", json!(true));
     let head = "lm_head.weight";
@@ -102,7 +102,7 @@ fn a_tied_head_may_be_listed_or_stored_if_it_is_the_embedding() {
 }
 
 #[test]
-fn wrapped_models_and_pointers_are_named_with_what_to_do() {
+fn wrapped_models_and_lfs_pointers_are_rejected_with_a_hint() {
     for (prefix, who) in [
         ("_orig_mod.", "torch.compile"),
         ("module.", "DistributedDataParallel"),
@@ -127,7 +127,7 @@ fn wrapped_models_and_pointers_are_named_with_what_to_do() {
 }
 
 #[test]
-fn the_tokenizer_beside_the_weights_is_taken() {
+fn the_tokenizer_next_to_the_weights_is_imported() {
     let lab = lab("olmoe");
     lab.train("run", &["--set", "train.steps=5"]);
     let saved = lab.path("run/checkpoints/step-00000005/tokenizer/tokenizer.json");
@@ -162,7 +162,7 @@ fn the_tokenizer_beside_the_weights_is_taken() {
 }
 
 #[test]
-fn wrong_kinds_in_a_configuration_are_told_by_key_in_plain_words() {
+fn wrong_types_in_a_configuration_are_reported_by_key() {
     for (family, key, value, words) in [
         (
             "olmoe",
@@ -206,7 +206,7 @@ fn wrong_kinds_in_a_configuration_are_told_by_key_in_plain_words() {
 
 #[cfg(unix)]
 #[test]
-fn what_is_written_has_the_modes_of_the_umask() {
+fn written_files_have_the_modes_of_the_umask() {
     use std::os::unix::fs::PermissionsExt;
     use std::process::Command;
     let lab = lab("olmoe");

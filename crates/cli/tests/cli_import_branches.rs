@@ -73,7 +73,7 @@ fn files_that_were_not_opened_are_counted() {
 }
 
 #[test]
-fn names_that_all_begin_alike_are_read_without_that() {
+fn a_common_prefix_of_tensor_names_is_removed() {
     let plain = lab("olmoe");
     plain.json(&IMPORT);
     for prefix in ["_orig_mod.", "module.", "_orig_mod.module."] {
@@ -121,7 +121,7 @@ fn names_that_all_begin_alike_are_read_without_that() {
 }
 
 #[test]
-fn a_compiled_model_of_the_official_code_is_read() {
+fn compiled_official_models_are_imported() {
     let lab = TestDir::new();
     official_folder(&lab, "plain");
     lab.ok(&["import", "plain", "--out", "expected", "--quiet"]);
@@ -146,7 +146,7 @@ fn a_compiled_model_of_the_official_code_is_read() {
 }
 
 #[test]
-fn a_mixture_that_is_dense_in_every_layer_is_a_dense_model() {
+fn a_mixture_with_only_dense_layers_is_a_dense_model() {
     let lab = lab("deepseek-v3");
     configure(&lab, "first_k_dense_replace", json!(3));
     // The configuration has no experts, but the weights do.
@@ -189,7 +189,7 @@ fn a_mixture_that_is_dense_in_every_layer_is_a_dense_model() {
 }
 
 #[test]
-fn every_other_layer_a_mixture_is_refused_by_its_key() {
+fn alternating_mixture_layers_are_rejected_with_their_key() {
     let lab = lab("deepseek-v3");
     configure(&lab, "moe_layer_freq", json!(2));
     lab.expect_error(1, &IMPORT, &["config.json: moe_layer_freq 2, expected 1"]);
@@ -201,7 +201,7 @@ fn every_other_layer_a_mixture_is_refused_by_its_key() {
 type Change<'a> = &'a dyn Fn(&mut Value);
 
 #[test]
-fn an_official_configuration_may_be_written_in_several_ways() {
+fn official_configurations_have_several_spellings() {
     let lab = TestDir::new();
     official_folder(&lab, "their");
     let config: Value = serde_json::from_slice(&lab.read("their/config.yaml")).unwrap();
@@ -296,7 +296,7 @@ fn pipe(lab: &TestDir, path: &str) {
 
 #[cfg(unix)]
 #[test]
-fn pipes_in_a_folder_and_in_its_place_are_named_at_once() {
+fn pipes_are_rejected_immediately() {
     for name in ["config.json", "model.safetensors", "tokenizer.json"] {
         let lab = lab("olmoe");
         pipe(&lab, &format!("their/{name}"));
@@ -345,7 +345,7 @@ fn pipes_in_a_folder_and_in_its_place_are_named_at_once() {
 
 #[cfg(unix)]
 #[test]
-fn a_killed_import_is_done_again_by_the_same_command() {
+fn a_killed_import_is_repeated_by_the_same_command() {
     let lab = lab("olmoe");
     // Large enough to be observed while being written.
     let rows = 60_000;

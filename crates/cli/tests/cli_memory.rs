@@ -59,7 +59,7 @@ fn prepare<'a>(input: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 
 /// Many small records: memory does not grow with the file.
 #[test]
-fn text_of_many_records_takes_a_constant() {
+fn memory_for_many_records_is_constant() {
     let lab = TestDir::new();
     let mut file = File::create(lab.path("many.jsonl")).unwrap();
     let record = format!("{{\"text\": \"{}\"}}\n", "some words ".repeat(6000));
@@ -72,7 +72,7 @@ fn text_of_many_records_takes_a_constant() {
 
 /// Compressed files of many small records: the decompressed size takes no memory.
 #[test]
-fn packed_text_takes_a_constant() {
+fn memory_for_compressed_text_is_constant() {
     let lab = TestDir::new();
     let record = format!("{{\"text\": \"{}\"}}\n", "some words ".repeat(6000));
     let text = record.repeat(1500);
@@ -99,7 +99,7 @@ fn packed_text_takes_a_constant() {
 
 /// Short texts take more memory than their bytes.
 #[test]
-fn many_short_documents_take_a_constant() {
+fn memory_for_many_short_documents_is_constant() {
     let lab = TestDir::new();
     let record = b"{\"text\": \"a\"}\n".repeat(2_000_000);
     lab.write("short.jsonl.zst", zstd::encode_all(&record[..], 3).unwrap());
@@ -110,7 +110,7 @@ fn many_short_documents_take_a_constant() {
 /// Maximum numbers of Unigram trie nodes and of bytes of added tokens: 50 times the file, 256 MiB, and 750 bytes per
 /// node.
 #[test]
-fn tokenizers_at_their_limits_take_what_is_stated() {
+fn memory_for_tokenizers_at_their_limits_is_as_documented() {
     let lab = TestDir::new();
     lab.write("t.txt", "some words ".repeat(300));
     let mut state = 1_u64;
@@ -159,7 +159,7 @@ fn tokenizers_at_their_limits_take_what_is_stated() {
 /// One large record: reading takes at most four times its size, and its tokens nothing, since they are written as
 /// they are produced.
 #[test]
-fn text_of_one_record_takes_a_multiple_of_it() {
+fn memory_for_one_record_is_a_multiple_of_its_size() {
     let lab = TestDir::new();
     let text = "some words ".repeat(3 << 20);
     let bytes = text.len() as u64;
@@ -182,7 +182,7 @@ fn text_of_one_record_takes_a_multiple_of_it() {
 
 /// Tokenizers from files take much more memory than the text they encode, so it is cut into pieces.
 #[test]
-fn tokenizers_of_files_take_a_constant() {
+fn memory_for_tokenizer_files_is_constant() {
     let lab = TestDir::new();
     let mark = "\u{2581}";
     let mut vocab = json!({"<unk>": 0, "</s>": 1});
@@ -244,7 +244,7 @@ fn limited(lab: &TestDir, kib: u64, args: &[&str]) -> Output {
 
 /// A line that does not fit in memory is refused with one message, without aborting.
 #[test]
-fn a_line_that_does_not_fit_is_refused() {
+fn lines_that_exceed_memory_are_rejected() {
     let lab = TestDir::new();
     lab.write("one.txt", "word ".repeat(8 << 20));
     let output = limited(&lab, 150_000, &prepare("one.txt", &[]));
@@ -256,7 +256,7 @@ fn a_line_that_does_not_fit_is_refused() {
 
 /// Token files are memory-mapped: their pages count at most once.
 #[test]
-fn pretokenized_files_take_at_most_their_size() {
+fn memory_for_pretokenized_files_is_at_most_their_size() {
     let lab = TestDir::new();
     let tokens: Vec<u16> = (0..24 << 20)
         .map(|index| (index * 7 % 200) as u16)
@@ -294,7 +294,7 @@ fn pretokenized_files_take_at_most_their_size() {
 
 /// Records of a run are read one by one; the part that is kept is smaller than the record.
 #[test]
-fn a_long_run_is_reported_in_a_multiple_of_its_rows() {
+fn memory_for_reports_is_a_multiple_of_the_rows() {
     let lab = TestDir::new();
     lab.train("run", &["--set", "train.steps=6"]);
     let rows = String::from_utf8(lab.read("run/metrics.jsonl")).unwrap();
@@ -359,7 +359,7 @@ fn assert_refused(output: &Output) {
 
 /// Training and its benchmark are refused at the start if they do not fit.
 #[test]
-fn a_training_that_does_not_fit_is_refused() {
+fn trainings_that_exceed_memory_are_rejected() {
     let lab = TestDir::new();
     let bench = ["bench", "step", "--config", "tiny.toml"];
     for command in [TRAIN, bench] {
@@ -370,7 +370,7 @@ fn a_training_that_does_not_fit_is_refused() {
 
 /// A run fits into little more than its memory: allocators reserve no address space where that is limited.
 #[test]
-fn a_training_that_fits_is_not_refused() {
+fn trainings_that_fit_in_memory_are_accepted() {
     let lab = TestDir::new();
     let output = limited(&lab, 600_000, &on_one_thread(&TRAIN, &MIDDLE));
     assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
@@ -378,7 +378,7 @@ fn a_training_that_fits_is_not_refused() {
 
 /// Saving a checkpoint and checking it for NaN does not copy a whole parameter, here 256 MB.
 #[test]
-fn a_checkpoint_takes_no_copy_of_a_parameter() {
+fn checkpoints_are_written_without_copies_of_parameters() {
     let lab = TestDir::new();
     let settings = [
         "model.tie_embeddings=true",
@@ -404,7 +404,7 @@ fn a_checkpoint_takes_no_copy_of_a_parameter() {
 
 /// Reservations of allocators are not a reason to refuse a training that fits.
 #[test]
-fn any_address_space_that_is_large_enough_will_do() {
+fn any_sufficient_address_space_is_accepted() {
     let lab = TestDir::new();
     lab.write("text.txt", "some words of a text ".repeat(5000));
     for mib in [120, 180, 260, 400] {
@@ -422,7 +422,7 @@ fn any_address_space_that_is_large_enough_will_do() {
 
 /// Evaluation with a batch that does not fit, of a run that fits.
 #[test]
-fn an_evaluation_that_does_not_fit_is_refused() {
+fn evaluations_that_exceed_memory_are_rejected() {
     let lab = TestDir::new();
     lab.write("long.txt", "some words of a text ".repeat(5000));
     let settings = [&MIDDLE[..], &["model.n_layers=1", "train.steps=1"]].concat();

@@ -7,7 +7,7 @@ use std::fs;
 use common::{Damage, TestDir, damage, files_below, official_folder, train_args};
 
 #[test]
-fn an_import_takes_no_place_that_is_taken() {
+fn imports_do_not_overwrite_existing_folders() {
     let lab = TestDir::new();
     official_folder(&lab, "theirs");
     lab.write("thesis/chapter.txt", "mine");
@@ -25,7 +25,7 @@ fn an_import_takes_no_place_that_is_taken() {
 }
 
 #[test]
-fn prepared_data_stay_until_new_ones_are_whole() {
+fn prepared_data_are_replaced_only_when_complete() {
     let lab = TestDir::new();
     lab.prepare("stories:60", "bytes", "p");
     let before = lab.read("p/train-00000.bin");
@@ -56,7 +56,7 @@ fn prepared_data_stay_until_new_ones_are_whole() {
 }
 
 #[test]
-fn files_of_others_in_a_run_directory_are_left_alone() {
+fn unrelated_files_in_a_run_directory_are_preserved() {
     let lab = TestDir::new();
     let config = String::from_utf8(lab.read("tiny.toml")).unwrap();
     lab.write("a/config.toml", format!("# mine\n{config}"));
@@ -85,7 +85,7 @@ fn files_of_others_in_a_run_directory_are_left_alone() {
 }
 
 #[test]
-fn a_run_whose_directory_is_taken_away_stops_at_its_next_checkpoint() {
+fn a_run_without_its_directory_stops_at_its_next_checkpoint() {
     let lab = TestDir::new();
     let more = [
         "--set",
@@ -110,7 +110,7 @@ fn a_run_whose_directory_is_taken_away_stops_at_its_next_checkpoint() {
 }
 
 #[test]
-fn a_damaged_cache_is_made_again() {
+fn a_damaged_cache_is_rebuilt() {
     let lab = TestDir::new();
     lab.train("one", &[]);
     for how in [Damage::FlippedBit, Damage::CutShort, Damage::Deleted] {
@@ -129,7 +129,7 @@ fn a_damaged_cache_is_made_again() {
 }
 
 #[test]
-fn without_a_home_what_needs_no_cache_works() {
+fn commands_without_a_cache_work_without_a_home_directory() {
     let lab = TestDir::new();
     lab.prepare("stories:60", "bytes", "p");
     let run = |args: &[&str]| {

@@ -5,7 +5,7 @@ mod common;
 use common::TestDir;
 
 #[test]
-fn placements_are_seen_at_their_first_and_last_step() {
+fn probe_measures_the_first_and_the_last_step() {
     let lab = TestDir::new();
     let args = [
         "probe",
@@ -61,7 +61,7 @@ fn placements_are_seen_at_their_first_and_last_step() {
 }
 
 #[test]
-fn what_cannot_be_probed() {
+fn invalid_probes_are_rejected() {
     let lab = TestDir::new();
     lab.expect_error(
         2,

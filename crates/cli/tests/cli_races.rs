@@ -71,7 +71,7 @@ impl Race {
 }
 
 #[test]
-fn preparing() {
+fn concurrent_preparations_have_one_winner() {
     Race {
         set_up: |_| {},
         command: "data prepare stories:60 --tokenizer bytes --out data",
@@ -87,7 +87,7 @@ fn preparing() {
 }
 
 #[test]
-fn preparing_anew() {
+fn concurrent_replacements_of_prepared_data_leave_one_valid() {
     Race {
         set_up: |lab| lab.prepare("stories:90", "bytes", "data"),
         command: "data prepare stories:60 --tokenizer bytes --out data --overwrite",

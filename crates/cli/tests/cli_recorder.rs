@@ -58,7 +58,7 @@ fn layer_logging_does_not_change_results() {
 }
 
 #[test]
-fn a_resumed_run_has_every_row_once() {
+fn a_resumed_run_records_every_step_once() {
     let lab = TestDir::new();
     lab.train("whole", &["--set", "log.layers_every=2"]);
     lab.train(
@@ -176,7 +176,7 @@ fn spiked(lab: &TestDir, run: &str) {
 }
 
 #[test]
-fn a_spike_leaves_a_dump_and_a_count() {
+fn spikes_are_counted_and_write_a_dump() {
     let lab = TestDir::new();
     spiked(&lab, "run");
     let dumps = files_below(&lab.path("run/flight"));
@@ -215,7 +215,7 @@ fn a_spike_leaves_a_dump_and_a_count() {
 }
 
 #[test]
-fn a_replay_gives_the_same_bits_and_another_one_what_was_changed() {
+fn replays_are_bit_identical_unless_changed() {
     let lab = TestDir::new();
     lab.train("run", &[]);
     let replay = |more: &[&str]| {
@@ -309,7 +309,7 @@ fn a_replay_gives_the_same_bits_and_another_one_what_was_changed() {
 }
 
 #[test]
-fn a_run_that_died_is_replayed_from_its_last_checkpoint() {
+fn a_failed_run_is_replayed_from_its_last_checkpoint() {
     let lab = TestDir::new();
     lab.train("run", &["--set", "train.steps=10"]);
     let more = [
@@ -339,7 +339,7 @@ fn a_run_that_died_is_replayed_from_its_last_checkpoint() {
 }
 
 #[test]
-fn event_files_are_written_only_when_asked_for() {
+fn event_files_are_written_only_on_request() {
     let lab = TestDir::new();
     lab.train("without", &[]);
     lab.train("with", &["--set", "log.tensorboard=true"]);

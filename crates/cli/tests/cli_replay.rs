@@ -49,7 +49,7 @@ fn boundaries(replay: &Value) -> Vec<(u64, Vec<&str>)> {
 }
 
 #[test]
-fn the_numbers_of_a_run_come_out_again_across_its_segments() {
+fn replays_across_segments_are_bit_identical() {
     let lab = TestDir::new();
     changed_run(&lab);
     let args = ["replay", "run", "--step", "34", "--after", "3"];
@@ -111,7 +111,7 @@ fn the_numbers_of_a_run_come_out_again_across_its_segments() {
 }
 
 #[test]
-fn what_is_changed_comes_on_top_of_every_segment() {
+fn replay_changes_override_the_configuration_of_every_segment() {
     let lab = TestDir::new();
     changed_run(&lab);
     let args = [
@@ -145,7 +145,7 @@ fn what_is_changed_comes_on_top_of_every_segment() {
 }
 
 #[test]
-fn other_numbers_are_never_called_unchanged() {
+fn different_results_are_never_reported_as_identical() {
     let lab = TestDir::new();
     changed_run(&lab);
     // As written by a version that recorded no history.
@@ -165,7 +165,7 @@ fn other_numbers_are_never_called_unchanged() {
 }
 
 #[test]
-fn a_run_begins_again_from_the_weights_it_began_from() {
+fn replays_start_from_the_initial_weights_of_the_run() {
     let lab = TestDir::new();
     lab.train("first", &[]);
     let from = ["--set", "init.from=\"first\""];
@@ -207,7 +207,7 @@ fn a_run_begins_again_from_the_weights_it_began_from() {
 }
 
 #[test]
-fn a_constant_rate_is_not_put_down_to_the_number_of_steps() {
+fn a_constant_learning_rate_is_not_attributed_to_the_number_of_steps() {
     let lab = TestDir::new();
     let flat = ["--set", "schedule.kind=constant"];
     lab.train("run", &flat);

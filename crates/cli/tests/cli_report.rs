@@ -58,7 +58,7 @@ fn lab() -> TestDir {
 }
 
 #[test]
-fn a_report_says_the_same_in_every_format() {
+fn reports_agree_in_every_format() {
     let lab = lab();
     let document = lab.json(&["report", "out", "probe.json", "--format", "json"]);
     assert_eq!(document["runs"].as_array().unwrap().len(), 27);
@@ -94,7 +94,7 @@ fn a_report_says_the_same_in_every_format() {
 }
 
 #[test]
-fn runs_are_reported_as_they_stand() {
+fn unfinished_runs_are_reported() {
     let lab = TestDir::new();
     lab.train("done", &[]);
     lab.train("other", &["--set", "model.placement=pre-norm"]);
@@ -122,7 +122,7 @@ fn runs_are_reported_as_they_stand() {
 }
 
 #[test]
-fn what_no_report_can_be_made_of() {
+fn invalid_report_sources_are_rejected() {
     let lab = TestDir::new();
     lab.expect_error(
         1,

@@ -51,7 +51,7 @@ fn write_history(lab: &TestDir, run: &str, segments: &[Value]) {
 }
 
 #[test]
-fn only_runs_equal_but_for_the_seed_are_averaged() {
+fn only_runs_that_differ_in_the_seed_alone_are_averaged() {
     let lab = TestDir::new();
     lab.train("a", &["--set", "optimizer.weight_decay=0.1"]);
     lab.train(
@@ -91,7 +91,7 @@ fn only_runs_equal_but_for_the_seed_are_averaged() {
 }
 
 #[test]
-fn the_same_data_under_another_path_are_the_same() {
+fn data_are_compared_by_content_not_by_path() {
     let lab = TestDir::new();
     let text = "Once there was a fox who counted to seven and slept. ".repeat(60);
     for path in ["here.txt", "there/moved.txt"] {
@@ -113,7 +113,7 @@ fn the_same_data_under_another_path_are_the_same() {
 }
 
 #[test]
-fn unlike_data_and_tokenizers_stand_apart() {
+fn different_data_and_tokenizers_are_reported_separately() {
     let lab = TestDir::new();
     lab.train("a", &[]);
     lab.train("b", &["--set", "data.train=[\"stories:70\"]"]);
@@ -160,7 +160,7 @@ fn unlike_data_and_tokenizers_stand_apart() {
 }
 
 #[test]
-fn facts_are_those_of_the_run() {
+fn reported_facts_are_those_of_the_run() {
     let lab = TestDir::new();
     lab.train("old", &[]);
     forget_history(&lab, "old");
@@ -196,7 +196,7 @@ fn facts_are_those_of_the_run() {
 }
 
 #[test]
-fn a_rate_that_was_changed_is_told_by_segment() {
+fn changed_learning_rates_are_reported_by_segment() {
     let lab = TestDir::new();
     lab.train("run", &[]);
     let changed = segment(10, Some(("0.02", "0.003")), 1, "m");
@@ -222,7 +222,7 @@ fn a_rate_that_was_changed_is_told_by_segment() {
 }
 
 #[test]
-fn a_rewritten_configuration_is_not_believed() {
+fn modified_configurations_are_not_trusted() {
     let lab = TestDir::new();
     lab.train("run", &[]);
     forget_history(&lab, "run");
@@ -235,7 +235,7 @@ fn a_rewritten_configuration_is_not_believed() {
 }
 
 #[test]
-fn holes_repetitions_and_ends_are_told() {
+fn missing_and_repeated_steps_are_reported() {
     let lab = TestDir::new();
     lab.train("run", &[]);
     let text = String::from_utf8(lab.read("run/metrics.jsonl")).unwrap();
@@ -330,7 +330,7 @@ checkpoint_every = 0
 "#;
 
 #[test]
-fn names_are_names_in_tables_and_in_markdown() {
+fn names_are_escaped_in_tables_and_markdown() {
     let lab = TestDir::new();
     lab.write("study.toml", NAMES);
     let output = lab.run(&["study", "study.toml", "--out", "out"]);
@@ -353,7 +353,7 @@ fn names_are_names_in_tables_and_in_markdown() {
 }
 
 #[test]
-fn a_study_with_a_run_missing_is_called_incomplete() {
+fn a_study_with_a_missing_run_is_incomplete() {
     let lab = TestDir::new();
     lab.write("study.toml", NAMES);
     lab.ok(&["study", "study.toml", "--quiet", "--out", "out"]);
@@ -376,7 +376,7 @@ fn a_study_with_a_run_missing_is_called_incomplete() {
 }
 
 #[test]
-fn a_report_replaces_a_file_whole_and_leaves_no_other() {
+fn a_report_replaces_its_file_atomically() {
     let lab = TestDir::new();
     lab.train("run", &[]);
     lab.write("pages/report.md", "old");
@@ -401,7 +401,7 @@ fn a_report_replaces_a_file_whole_and_leaves_no_other() {
 }
 
 #[test]
-fn a_configuration_that_was_changed_behind_the_run_is_refused() {
+fn a_configuration_modified_outside_the_run_is_rejected() {
     let lab = TestDir::new();
     lab.train("run", &[]);
     let whole = String::from_utf8(lab.read("run/config.toml")).unwrap();
@@ -432,7 +432,7 @@ fn a_configuration_that_was_changed_behind_the_run_is_refused() {
 }
 
 #[test]
-fn a_report_does_not_take_the_place_of_what_it_is_about() {
+fn a_report_does_not_overwrite_its_sources() {
     let lab = TestDir::new();
     lab.train("run", &[]);
     for part in [

@@ -61,7 +61,7 @@ fn forget(lab: &TestDir, run: &str, key: &str) {
 }
 
 #[test]
-fn runs_that_began_from_other_weights_are_no_seeds_of_each_other() {
+fn runs_with_different_initial_weights_are_not_seeds_of_one_another() {
     let lab = TestDir::new();
     lab.write("from.toml", FROM);
     let train = |run: &str, seed: &str, more: &[&str]| {
@@ -120,7 +120,7 @@ fn runs_that_began_from_other_weights_are_no_seeds_of_each_other() {
 }
 
 #[test]
-fn a_run_goes_on_without_the_checkpoint_that_it_began_from() {
+fn a_run_resumes_without_its_initial_checkpoint() {
     let lab = TestDir::new();
     lab.write("from.toml", FROM);
     lab.train("first", &[]);
@@ -153,7 +153,7 @@ fn a_run_goes_on_without_the_checkpoint_that_it_began_from() {
 }
 
 #[test]
-fn runs_that_were_judged_on_other_data_stand_apart() {
+fn runs_with_different_validation_data_are_reported_separately() {
     let lab = TestDir::new();
     let text =
         |word: &str| format!("{word} walked to the river and counted the boats. ").repeat(60);
@@ -197,7 +197,7 @@ fn runs_that_were_judged_on_other_data_stand_apart() {
 }
 
 #[test]
-fn what_is_held_out_is_known_by_content() {
+fn validation_data_are_identified_by_content() {
     let lab = TestDir::new();
     lab.prepare("stories:80", "bytes", "here");
     copy_folder(&lab.path("here"), &lab.path("moved/there"));
@@ -228,7 +228,7 @@ fn what_is_held_out_is_known_by_content() {
 }
 
 #[test]
-fn validation_data_that_changed_on_the_way_are_told() {
+fn changed_validation_data_are_reported() {
     let lab = TestDir::new();
     for (path, word) in [("v.txt", "north"), ("w.txt", "south")] {
         lab.write(

@@ -129,17 +129,17 @@ fn killed_often(threads: &str) {
 }
 
 #[test]
-fn a_run_killed_again_and_again_ends_in_the_same_bits_on_one_thread() {
+fn repeatedly_killed_runs_are_bit_identical_on_one_thread() {
     killed_often("1");
 }
 
 #[test]
-fn a_run_killed_again_and_again_ends_in_the_same_bits_on_two_threads() {
+fn repeatedly_killed_runs_are_bit_identical_on_two_threads() {
     killed_often("2");
 }
 
 #[test]
-fn a_termination_signal_ends_it_too() {
+fn sigterm_stops_a_run_like_sigint() {
     let lab = TestDir::new();
     let more = slow(&["--set", "train.steps=100000"]);
     let child = lab.start(&train_args("run", &more));
@@ -152,7 +152,7 @@ fn a_termination_signal_ends_it_too() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn under_nohup_it_outlives_its_terminal() {
+fn runs_under_nohup_survive_sighup() {
     let lab = TestDir::new();
     let mut command = lab.command_through("nohup", &train_args("run", &SLOW));
     let child = command.stdout(Stdio::null()).spawn().unwrap();
@@ -164,7 +164,7 @@ fn under_nohup_it_outlives_its_terminal() {
 }
 
 #[test]
-fn a_broken_newest_checkpoint_is_passed_over_and_named() {
+fn a_damaged_newest_checkpoint_is_skipped_and_reported() {
     let lab = TestDir::new();
     lab.train("whole", &[]);
     let newest = lab.path("whole").join(LAST);
@@ -190,7 +190,7 @@ fn a_broken_newest_checkpoint_is_passed_over_and_named() {
 }
 
 #[test]
-fn broken_later_checkpoints_do_not_cost_the_good_one() {
+fn damaged_newer_checkpoints_do_not_displace_a_valid_one() {
     let lab = TestDir::new();
     lab.train("run", &["--set", "train.keep_checkpoints=4"]);
     for step in ["10", "15", "20"] {
@@ -220,7 +220,7 @@ fn broken_later_checkpoints_do_not_cost_the_good_one() {
 }
 
 #[test]
-fn a_run_whose_checkpoints_are_all_broken_is_not_started_over() {
+fn a_run_with_only_damaged_checkpoints_is_not_restarted() {
     let lab = TestDir::new();
     lab.train("run", &["--set", "train.steps=10"]);
     for name in lab.checkpoints("run") {
@@ -237,7 +237,7 @@ fn a_run_whose_checkpoints_are_all_broken_is_not_started_over() {
 }
 
 #[test]
-fn what_a_kill_left_half_written_is_removed() {
+fn partially_written_files_of_a_killed_run_are_removed() {
     let lab = TestDir::new();
     lab.train("run", &["--set", "train.steps=10"]);
     lab.write(
@@ -252,7 +252,7 @@ fn what_a_kill_left_half_written_is_removed() {
 }
 
 #[test]
-fn as_many_checkpoints_are_kept_as_asked_for() {
+fn keep_checkpoints_limits_the_number_of_checkpoints() {
     let lab = TestDir::new();
     lab.train(
         "run",
@@ -269,7 +269,7 @@ fn as_many_checkpoints_are_kept_as_asked_for() {
 }
 
 #[test]
-fn a_run_is_not_overwritten_and_must_stay_the_same_run() {
+fn runs_are_not_overwritten_or_resumed_with_another_configuration() {
     let lab = TestDir::new();
     lab.train("run", &[]);
     let before = lab.read(format!("run/{LAST}/model.safetensors"));
@@ -300,7 +300,7 @@ fn a_run_is_not_overwritten_and_must_stay_the_same_run() {
 }
 
 #[test]
-fn changed_data_are_noticed() {
+fn changed_data_are_rejected() {
     let lab = TestDir::new();
     let text = |word: &str| format!("{word} one two three four five.\n").repeat(500);
     lab.write("a.txt", text("zero"));
@@ -317,7 +317,7 @@ fn changed_data_are_noticed() {
 }
 
 #[test]
-fn two_trainings_in_one_folder_are_refused() {
+fn concurrent_trainings_in_one_folder_are_rejected() {
     let lab = TestDir::new();
     let more = slow(&["--set", "train.steps=100000"]);
     let mut child = lab.start(&train_args("run", &more));
@@ -336,7 +336,7 @@ fn two_trainings_in_one_folder_are_refused() {
 }
 
 #[test]
-fn accumulated_gradients_give_nearly_the_same_losses() {
+fn gradient_accumulation_changes_losses_only_by_rounding() {
     let lab = TestDir::new();
     lab.train("one", &[]);
     lab.train("four", &["--set", "train.grad_accum_steps=4"]);
@@ -348,7 +348,7 @@ fn accumulated_gradients_give_nearly_the_same_losses() {
 }
 
 #[test]
-fn ctrl_c_while_text_is_tokenized_ends_at_once_and_leaves_nothing_in_the_way() {
+fn ctrl_c_during_tokenization_stops_at_once_and_allows_a_restart() {
     let lab = TestDir::new();
     let many = ["--set", "data.train=['stories:3000000']"];
     let started = Instant::now();
@@ -381,7 +381,7 @@ fn ctrl_c_while_text_is_tokenized_ends_at_once_and_leaves_nothing_in_the_way() {
 }
 
 #[test]
-fn whatever_takes_an_older_checkpoint_names_the_broken_one() {
+fn commands_that_use_an_older_checkpoint_report_the_damaged_one() {
     let lab = TestDir::new();
     lab.write("text.txt", "A sentence to measure a model on. ".repeat(9));
     lab.train("run", &[]);
@@ -417,7 +417,7 @@ fn whatever_takes_an_older_checkpoint_names_the_broken_one() {
 }
 
 #[test]
-fn resume_is_refused_if_metrics_are_missing() {
+fn resume_is_rejected_if_metrics_are_missing() {
     let lab = TestDir::new();
     lab.train("run", &[]);
     let rows = String::from_utf8(lab.read("run/metrics.jsonl")).unwrap();

@@ -7,7 +7,7 @@ use std::fs;
 use common::{TestDir, code, files_below, signal, stderr, train_args, wait_until};
 
 #[test]
-fn a_run_that_cannot_begin_leaves_no_trace() {
+fn a_run_that_cannot_start_writes_nothing() {
     let lab = TestDir::new();
     let bad = ["--set", "data.train=['no such file.txt']"];
     let args = train_args("deep/er/run", &bad);
@@ -20,7 +20,7 @@ fn a_run_that_cannot_begin_leaves_no_trace() {
 }
 
 #[test]
-fn what_a_kill_left_before_the_first_step_is_begun_again_by_the_same_command() {
+fn a_run_killed_before_its_first_step_is_restarted_by_the_same_command() {
     let lab = TestDir::new();
     lab.train("whole", &[]);
     // The state after a kill, for each of the files written before the first step.
@@ -68,7 +68,7 @@ fn what_a_kill_left_before_the_first_step_is_begun_again_by_the_same_command() {
 }
 
 #[test]
-fn two_at_once_one_wins() {
+fn of_two_concurrent_runs_one_succeeds() {
     let lab = TestDir::new();
     lab.train("whole", &[]);
     for round in 0..8 {
@@ -91,7 +91,7 @@ fn two_at_once_one_wins() {
 }
 
 #[test]
-fn a_killed_replay_is_begun_again_by_the_same_command() {
+fn a_killed_replay_is_restarted_by_the_same_command() {
     let lab = TestDir::new();
     // Long enough for a signal to arrive before the end, even on a busy machine.
     let slow = [
@@ -124,7 +124,7 @@ fn a_killed_replay_is_begun_again_by_the_same_command() {
 }
 
 #[test]
-fn a_quickstart_keeps_what_is_not_its_own() {
+fn quickstart_preserves_other_files() {
     let lab = TestDir::new();
     let args = [
         "quickstart",
@@ -179,7 +179,7 @@ fn runs_resume_after_damaged_metrics() {
 
 /// A run resumed without its earlier records could not be resumed again.
 #[test]
-fn a_resume_that_is_refused_changes_nothing() {
+fn a_rejected_resume_changes_nothing() {
     let lab = TestDir::new();
     lab.train("run", &["--set", "log.layers_every=5"]);
     let names = [
@@ -240,7 +240,7 @@ fn run_directory_symlinks_are_followed_and_failed_runs_removed() {
 
 #[cfg(unix)]
 #[test]
-fn pipes_do_not_hang_a_run() {
+fn pipes_do_not_block_a_run() {
     let lab = TestDir::new();
     let pipe = |name: &str| {
         let made = std::process::Command::new("mkfifo")
@@ -273,7 +273,7 @@ fn pipes_do_not_hang_a_run() {
 
 #[cfg(unix)]
 #[test]
-fn a_limit_of_file_size_has_a_message() {
+fn exceeding_the_file_size_limit_has_a_message() {
     let lab = TestDir::new();
     let limited = format!(
         "ulimit -f 64; exec \"$0\" {}",
@@ -292,7 +292,7 @@ fn a_limit_of_file_size_has_a_message() {
 }
 
 #[test]
-fn without_locks_it_trains_all_the_same() {
+fn training_works_without_file_locks() {
     let lab = TestDir::new();
     lab.train("locked", &[]);
     lab.train("run", &["--no-lock"]);

@@ -118,7 +118,7 @@ fn a_clear_difference_is_found() {
 }
 
 #[test]
-fn a_missing_run_takes_the_verdict_with_it() {
+fn a_missing_run_makes_the_verdict_undecided() {
     let lab = made_up(|placement, lr, seed| {
         let less = if placement == "hybridnorm" { 0.2 } else { 0.0 };
         Some(valley(lr, seed) - less + 0.0001 * (seed % 2) as f64)
@@ -140,7 +140,7 @@ fn a_missing_run_takes_the_verdict_with_it() {
 }
 
 #[test]
-fn one_shard_of_a_study_gives_no_verdict() {
+fn a_single_shard_has_no_verdict() {
     let lab = TestDir::new();
     lab.write("study.toml", STUDY);
     let text = lab.ok(&[
@@ -173,7 +173,7 @@ fn an_optimum_at_the_edge_of_the_grid_is_undecided() {
 }
 
 #[test]
-fn a_difference_within_the_margin_is_none() {
+fn differences_within_the_margin_are_not_claimed() {
     let lab = made_up(|placement, lr, seed| {
         let less = if placement == "hybridnorm" { 1e-5 } else { 0.0 };
         Some(valley(lr, seed) - less)
@@ -188,7 +188,7 @@ fn a_difference_within_the_margin_is_none() {
 }
 
 #[test]
-fn runs_that_have_not_learned_yet_did_not_fail() {
+fn runs_that_have_not_learned_are_not_failed() {
     let lab = made_up(|_, _, _| None);
     let (entry, text) = said(&lab);
     for rate in entry["rates"].as_array().unwrap() {
@@ -204,7 +204,7 @@ fn runs_that_have_not_learned_yet_did_not_fail() {
 }
 
 #[test]
-fn one_lost_seed_makes_no_placement_worse() {
+fn one_failed_seed_makes_no_placement_worse() {
     // Far better at the middle learning rate, except for one failed seed.
     let lab = made_up(|placement, lr, seed| match (placement, lr == 3e-3, seed) {
         ("hybridnorm", true, 3) => Some(5.9),
@@ -218,7 +218,7 @@ fn one_lost_seed_makes_no_placement_worse() {
 }
 
 #[test]
-fn one_learning_rate_decides_nothing() {
+fn a_single_learning_rate_is_undecided() {
     let study = STUDY.replace("lr = [1e-3, 3e-3, 1e-2]", "lr = [3e-3]");
     for less in [0.2, -0.2] {
         let loss: fn(&str, f64, u64) -> Option<f64> = match less > 0.0 {
@@ -253,7 +253,7 @@ fn one_learning_rate_decides_nothing() {
 
 /// Three run outcomes, named by the same three terms in every output.
 #[test]
-fn lost_not_learned_and_finished_are_called_so_everywhere() {
+fn run_statuses_are_consistent_across_outputs() {
     let lab = made_up(|placement, lr, seed| match (placement, lr) {
         ("hybridnorm", 1e-2) => Some(5.9),
         // These had not learned yet.
@@ -293,7 +293,7 @@ fn lost_not_learned_and_finished_are_called_so_everywhere() {
 }
 
 #[test]
-fn one_comparison_is_no_plural_and_table_and_report_show_the_same_digits() {
+fn table_and_report_show_the_same_digits_and_correct_plurals() {
     let lab = made_up(|placement, lr, seed| {
         let more = if placement == "hybridnorm" { 4.0 } else { 0.0 };
         Some(valley(lr, seed) + more + 0.0001 * (seed % 2) as f64)
@@ -321,7 +321,7 @@ fn one_comparison_is_no_plural_and_table_and_report_show_the_same_digits() {
 }
 
 #[test]
-fn a_record_that_lost_its_checksum_is_no_evidence() {
+fn records_without_their_checksum_are_rejected() {
     let lab = made_up(|_, lr, seed| Some(valley(lr, seed)));
     for path in files_below(&lab.path("out/runs")) {
         let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -341,7 +341,7 @@ fn a_record_that_lost_its_checksum_is_no_evidence() {
 
 /// A changed study file is not written if nothing trains; otherwise the change is reported.
 #[test]
-fn a_changed_study_is_written_only_when_runs_of_it_begin() {
+fn a_changed_study_is_written_only_when_its_runs_start() {
     let lab = TestDir::new();
     let small = STUDY.replace("seeds = [1, 2, 3]", "seeds = [1, 2]");
     lab.write(
@@ -414,7 +414,7 @@ fn a_changed_study_is_written_only_when_runs_of_it_begin() {
 
 /// A plan without results does not block the one that has results.
 #[test]
-fn a_change_under_which_nothing_began_is_taken_back() {
+fn a_change_without_started_runs_can_be_reverted() {
     let lab = made_up(|_, lr, seed| Some(valley(lr, seed)));
     let stated = lab.read("out/study.toml");
     let resume = ["--quiet", "study", "study.toml", "--out", "out", "--resume"];

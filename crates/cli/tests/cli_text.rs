@@ -52,7 +52,7 @@ fn left_out(json: &Value, unit: &str) -> u64 {
 }
 
 #[test]
-fn read_and_omitted_counts_add_up() {
+fn counts_of_read_and_omitted_text_add_up() {
     let lab = TestDir::new();
     lab.write("c/one.text", "plain one");
     lab.write("c/two.md", "# two");
@@ -177,7 +177,7 @@ fn documents_end_at_separators() {
 }
 
 #[test]
-fn training_says_what_was_left_out_also_when_the_cache_is_used() {
+fn training_reports_omitted_text_with_and_without_the_cache() {
     let lab = TestDir::new();
     let stories: Vec<String> = (0..400)
         .map(|i| format!("Story {i} of many.\n\n"))
@@ -224,7 +224,7 @@ fn training_says_what_was_left_out_also_when_the_cache_is_used() {
 }
 
 #[test]
-fn bad_records_are_named_or_left_out_and_counted() {
+fn invalid_records_are_errors_or_skipped_and_counted() {
     let lab = TestDir::new();
     lab.write(
         "b.jsonl",
@@ -274,7 +274,7 @@ fn bad_records_are_named_or_left_out_and_counted() {
 }
 
 #[test]
-fn damaged_packed_files_are_left_out_where_that_is_asked_for() {
+fn damaged_compressed_files_are_skipped_only_on_request() {
     let lab = TestDir::new();
     let lines: String = (0..4000)
         .map(|line| {
@@ -353,7 +353,7 @@ fn damaged_packed_files_are_left_out_where_that_is_asked_for() {
 }
 
 #[test]
-fn two_preparations_of_one_folder() {
+fn concurrent_preparations_of_one_folder_are_exclusive() {
     let lab = TestDir::new();
     for more in [&[][..], &["--overwrite"]] {
         for round in 0..5 {
@@ -390,7 +390,7 @@ fn two_preparations_of_one_folder() {
 }
 
 #[test]
-fn prepared_data_among_texts_are_no_text() {
+fn prepared_folders_are_not_read_as_text() {
     let lab = TestDir::new();
     lab.write("texts/a.txt", "Some text of mine.");
     for _ in 0..2 {

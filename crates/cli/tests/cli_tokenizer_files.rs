@@ -358,12 +358,12 @@ fn crafted() -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn every_file_works_or_gives_one_line_within_bounds() {
+fn tokenizer_files_at_even_indices_load_or_fail_with_one_line() {
     try_files(0);
 }
 
 #[test]
-fn every_other_file_does_too() {
+fn tokenizer_files_at_odd_indices_load_or_fail_with_one_line() {
     try_files(1);
 }
 

@@ -36,7 +36,7 @@ fn trained() -> TestDir {
 }
 
 #[test]
-fn text_goes_on_after_its_prompt_and_nothing_is_left_out_unsaid() {
+fn generated_text_continues_its_prompt_and_reports_omissions() {
     let lab = trained();
     let generate = |prompt: &str| {
         lab.ok(&[
@@ -89,7 +89,7 @@ fn text_goes_on_after_its_prompt_and_nothing_is_left_out_unsaid() {
 }
 
 #[test]
-fn settings_that_are_switched_off_are_said_and_recorded() {
+fn ignored_sampling_options_are_reported_and_recorded() {
     let lab = TestDir::new();
     let mut file = words();
     file["truncation"] =
@@ -124,7 +124,7 @@ fn settings_that_are_switched_off_are_said_and_recorded() {
 }
 
 #[test]
-fn text_without_white_space_takes_a_few_times_its_size() {
+fn memory_for_text_without_white_space_is_a_small_multiple_of_its_size() {
     let lab = TestDir::new();
     let size = 24 << 20;
     lab.write(

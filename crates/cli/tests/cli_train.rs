@@ -140,7 +140,7 @@ fn rows_are_read_in_their_order() {
 }
 
 #[test]
-fn schedules_move_as_they_say() {
+fn learning_rates_follow_their_schedules() {
     let lab = TestDir::new();
     let lr = |run: &str, settings: &[&str]| {
         let mut more = vec![
@@ -199,7 +199,7 @@ fn schedules_move_as_they_say() {
 }
 
 #[test]
-fn where_nothing_is_held_out_it_says_so() {
+fn training_without_validation_data_is_reported() {
     let lab = TestDir::new();
     lab.write("one.txt", "one two three four five six seven. ".repeat(100));
     let args = [
@@ -219,7 +219,7 @@ fn where_nothing_is_held_out_it_says_so() {
 }
 
 #[test]
-fn a_training_that_cannot_begin_leaves_no_trace() {
+fn a_training_that_cannot_start_writes_nothing() {
     let lab = TestDir::new();
     lab.train_fails(
         1,
@@ -238,7 +238,7 @@ fn a_training_that_cannot_begin_leaves_no_trace() {
 }
 
 #[test]
-fn the_tokenizer_of_prepared_text_is_the_one_asked_for() {
+fn a_different_tokenizer_than_that_of_prepared_data_is_rejected() {
     let lab = TestDir::new();
     lab.prepare("stories:60", "bpe:300", "p");
     let folder = "data.train=['p']";

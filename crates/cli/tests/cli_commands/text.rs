@@ -156,7 +156,7 @@ fn generation_is_determined_by_the_seed() {
 }
 
 #[test]
-fn prompts_may_begin_with_a_dash() {
+fn prompts_may_start_with_a_hyphen() {
     let lab = TestDir::new();
     lab.train("run", &[]);
     lab.ok(&["generate", "run", "--prompt", "-x", "--max-tokens", "3"]);

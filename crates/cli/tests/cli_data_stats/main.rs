@@ -193,7 +193,7 @@ fn unknown_tokens_and_dropped_characters_are_counted() {
 }
 
 #[test]
-fn prompts_have_stats() {
+fn prompts_have_data_statistics() {
     let lab = TestDir::new();
     lab.write("d.json", WORDS.replace("UNK", ""));
     lab.write("u.json", WORDS.replace("UNK", "\"unk_token\": \"<unk>\","));

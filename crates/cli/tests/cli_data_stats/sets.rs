@@ -130,7 +130,7 @@ fn missing_pooled_bits_per_byte_have_a_reason() {
 }
 
 #[test]
-fn sets_of_the_same_documents_share_tokens() {
+fn data_sets_of_the_same_documents_share_tokens() {
     let (lab, _) = trained(&[]);
     lab.write(
         "t.jsonl",
@@ -158,7 +158,7 @@ fn sets_of_the_same_documents_share_tokens() {
 }
 
 #[test]
-fn full_windows_of_rows_of_any_length() {
+fn full_windows_come_from_rows_of_any_length() {
     let (lab, _) = trained(&[]);
     for (width, rows) in [(40_u16, 6_u64), (9, 6)] {
         let mut npy = b"\x93NUMPY\x01\x00v\x00".to_vec();

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn kills_between_record_and_move_lose_and_repeat_no_run() {
+fn kills_between_record_and_rename_neither_lose_nor_repeat_runs() {
     let lab = lab();
     lab.ok(&args(&[]));
     let ids = names(&lab, "out/kept");
