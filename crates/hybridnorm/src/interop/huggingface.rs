@@ -21,7 +21,12 @@ use crate::memory;
 use crate::model::inventory;
 use crate::model::{Model, ModelConfig};
 use crate::tensors::TensorFile;
-use family::{FAMILIES, Family};
+use family::{Family, ReadFamily};
+
+/// All families, by the `model_type` of their `config.json`. A new family is a module with a [`Family`], and a line
+/// here.
+const FAMILIES: &[(&str, ReadFamily)] =
+    &[("olmoe", olmoe::read), ("deepseek_v3", deepseek_v3::read)];
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
