@@ -110,7 +110,7 @@ impl PlacementChoice {
     ///
     /// ```
     /// use hybridnorm::placement::{PlacementChoice, named};
-    /// let choice = PlacementChoice::of(named("pre-norm")?);
+    /// let choice = PlacementChoice::from_checkpoint(named("pre-norm")?);
     /// assert_eq!(choice.base, Some("pre-norm"));
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
@@ -131,7 +131,8 @@ impl PlacementChoice {
     /// ```
     /// use hybridnorm::placement::{Placement, PlacementChoice};
     /// assert_eq!(PlacementChoice::from_name("pre-ln")?.label(), "pre-norm");
-    /// let custom = PlacementChoice::of(Placement { final_norm: false, ..Placement::default() });
+    /// let custom = Placement { final_norm: false, ..Placement::default() };
+    /// let custom = PlacementChoice::from_checkpoint(custom);
     /// assert!(custom.label().starts_with("custom+"));
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
@@ -190,7 +191,7 @@ impl From<Placement> for Value {
 /// Serializes a value of the placement algebra.
 pub(super) fn written<T: Serialize>(value: &T) -> Result<Value, PlacementError> {
     serde_json::to_value(value)
-        .map_err(|e| PlacementError::new("", format!("cannot be written down: {e}")))
+        .map_err(|e| PlacementError::new("", format!("cannot be serialized: {e}")))
 }
 
 /// Returns the serialized default with every field, including those omitted when default.
@@ -222,7 +223,7 @@ pub(super) fn block_template() -> Result<Value, PlacementError> {
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
-        Value::Bool(_) => "a switch",
+        Value::Bool(_) => "a boolean",
         Value::Number(_) => "a number",
         Value::String(_) => "text",
         Value::Array(_) => "a list",

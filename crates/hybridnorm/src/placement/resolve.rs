@@ -237,8 +237,8 @@ impl Resolved {
     ///
     /// ```
     /// use hybridnorm::placement::{Placement, named, resolve};
-    /// assert_eq!(resolve(&named("hybridnorm")?, 12, 768)?.truncate_at(), Some(3.0));
-    /// assert_eq!(resolve(&Placement::default(), 12, 768)?.truncate_at(), None);
+    /// assert_eq!(resolve(&named("hybridnorm")?, 12, 768)?.truncation_std(), Some(3.0));
+    /// assert_eq!(resolve(&Placement::default(), 12, 768)?.truncation_std(), None);
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
     pub fn truncation_std(&self) -> Option<f64> {
@@ -436,8 +436,7 @@ fn role_factors(gains: &RoleGains, at: ScaleContext) -> Result<RoleFactors, Plac
             Factor::Const(value) => Ok(value),
             Factor::Learned { .. } => Err(PlacementError::new(
                 field,
-                "a gain on initial weights is used once and cannot be learned; give a number or a \
-                 formula",
+                "a gain on initial weights cannot be learned; give a number or a formula",
             )),
         }
     };
@@ -458,7 +457,7 @@ impl<S: Default + PartialEq> Block<S> {
     /// ```
     /// use hybridnorm::placement::{Placement, named};
     /// let mut rule = named("hybridnorm")?.block;
-    /// rule.leave_out_norms();
+    /// rule.remove_norms();
     /// assert_eq!(rule, Placement::default().block);
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```

@@ -155,8 +155,8 @@ impl Streams {
     ///
     /// ```
     /// use hybridnorm::placement::named;
-    /// assert!(named("siamese-norm")?.streams.are_two());
-    /// assert!(!named("pre-norm")?.streams.are_two());
+    /// assert!(named("siamese-norm")?.streams.is_dual());
+    /// assert!(!named("pre-norm")?.streams.is_dual());
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
     pub fn is_dual(self) -> bool {

@@ -139,9 +139,9 @@ impl SymbolicCount {
     /// Returns the count at these sizes.
     ///
     /// ```
-    /// use hybridnorm::placement::{Shape, SymbolicCount};
+    /// use hybridnorm::placement::{ModelSizes, SymbolicCount};
     /// let count = SymbolicCount { d: 2, one: 1, ..SymbolicCount::default() };
-    /// assert_eq!(count.at(Shape { d: 768, ..Shape::default() }), 1537);
+    /// assert_eq!(count.evaluate(ModelSizes { d: 768, ..ModelSizes::default() }), 1537);
     /// ```
     pub fn at(&self, shape: ModelSizes) -> usize {
         self.d * shape.d
@@ -177,9 +177,9 @@ impl SymbolicCount {
     ///
     /// ```
     /// use hybridnorm::placement::{NormSpec, SymbolicCount};
-    /// assert_eq!(SymbolicCount::of_one_norm(&NormSpec::default()).to_string(), "d");
+    /// assert_eq!(SymbolicCount::norm(&NormSpec::default()).to_string(), "d");
     /// let with_bias = NormSpec { bias: true, ..NormSpec::default() };
-    /// assert_eq!(SymbolicCount::of_one_norm(&with_bias).to_string(), "2d");
+    /// assert_eq!(SymbolicCount::norm(&with_bias).to_string(), "2d");
     /// ```
     pub fn norm(norm: &NormSpec) -> Self {
         Site::wide(Self::D).parameters(norm)
@@ -229,8 +229,8 @@ impl SymbolicCount {
     /// ```
     /// use hybridnorm::placement::{Factor, LearnedShape, SymbolicCount};
     /// let learned = Factor::Learned { shape: LearnedShape::Vector, init: 1.0, start: None };
-    /// assert_eq!(SymbolicCount::of_factor(learned).to_string(), "d");
-    /// assert_eq!(SymbolicCount::of_factor(Factor::Const(2.0)).to_string(), "0");
+    /// assert_eq!(SymbolicCount::scale(learned).to_string(), "d");
+    /// assert_eq!(SymbolicCount::scale(Factor::Const(2.0)).to_string(), "0");
     /// ```
     pub fn scale(factor: Factor) -> Self {
         Self::per(factor, Self::D)
@@ -241,7 +241,7 @@ impl SymbolicCount {
     /// ```
     /// use hybridnorm::placement::{Factor, LearnedShape, SymbolicCount};
     /// let learned = Factor::Learned { shape: LearnedShape::Vector, init: 1.0, start: None };
-    /// assert_eq!(SymbolicCount::of_logit_scale(learned).to_string(), "v");
+    /// assert_eq!(SymbolicCount::logit_scale(learned).to_string(), "v");
     /// ```
     pub fn logit_scale(factor: Factor) -> Self {
         Self::per(factor, Self::VOCAB)
@@ -267,11 +267,11 @@ impl Resolved {
     /// `layer` is not below [`n_layers`](Self::n_layers).
     ///
     /// ```
-    /// use hybridnorm::placement::{Shape, named, resolve};
+    /// use hybridnorm::placement::{ModelSizes, named, resolve};
     /// let hybridnorm = resolve(&named("hybridnorm")?, 12, 768)?;
     /// let count = hybridnorm.norm_parameters(0, false);
     /// assert_eq!(count.to_string(), "d + 3·hd");
-    /// assert_eq!(count.at(Shape { d: 768, hd: 64, ..Shape::default() }), 960);
+    /// assert_eq!(count.evaluate(ModelSizes { d: 768, hd: 64, ..ModelSizes::default() }), 960);
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
     pub fn norm_parameters(&self, layer: usize, latent: bool) -> SymbolicCount {
@@ -307,8 +307,8 @@ impl Resolved {
     ///
     /// ```
     /// use hybridnorm::placement::{named, resolve};
-    /// assert_eq!(resolve(&named("pre-norm")?, 12, 768)?.outer_norms(), 1);
-    /// assert_eq!(resolve(&named("post-norm")?, 12, 768)?.outer_norms(), 0);
+    /// assert_eq!(resolve(&named("pre-norm")?, 12, 768)?.n_norms_outside_blocks(), 1);
+    /// assert_eq!(resolve(&named("post-norm")?, 12, 768)?.n_norms_outside_blocks(), 0);
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
     pub fn n_norms_outside_blocks(&self) -> usize {

@@ -35,8 +35,8 @@ impl NamedPlacement {
     /// Returns the placement.
     ///
     /// ```
-    /// use hybridnorm::placement::entry;
-    /// let pre_norm = entry("pre-norm")?.placement();
+    /// use hybridnorm::placement::find_named;
+    /// let pre_norm = find_named("pre-norm")?.placement();
     /// assert!(pre_norm.block.attn.in_norm && pre_norm.block.ffn.in_norm);
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
@@ -48,8 +48,8 @@ impl NamedPlacement {
 /// Returns every named placement, grouped by family.
 ///
 /// ```
-/// use hybridnorm::placement::names;
-/// let pre_norm = names().iter().find(|entry| entry.name == "pre-norm").unwrap();
+/// use hybridnorm::placement::named_placements;
+/// let pre_norm = named_placements().iter().find(|entry| entry.name == "pre-norm").unwrap();
 /// assert_eq!(pre_norm.source, "arXiv 2002.04745");
 /// ```
 pub fn named_placements() -> &'static [NamedPlacement] {
@@ -59,9 +59,9 @@ pub fn named_placements() -> &'static [NamedPlacement] {
 /// Returns the registry entry of this name or alias; case is ignored and `_` reads as `-`.
 ///
 /// ```
-/// use hybridnorm::placement::entry;
-/// assert_eq!(entry("Qwen3")?.name, "pre-norm-qk");
-/// let error = entry("hybridnrom").unwrap_err();
+/// use hybridnorm::placement::find_named;
+/// assert_eq!(find_named("Qwen3")?.name, "pre-norm-qk");
+/// let error = find_named("hybridnrom").unwrap_err();
 /// assert!(error.problem.contains("`hybridnorm`"));
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```

@@ -103,9 +103,9 @@ impl Init {
     /// ```
     /// use hybridnorm::placement::{Init, StdRule};
     /// let init = Init { std: StdRule::Const(0.02), ..Init::default() };
-    /// assert_eq!(init.words(), "normal, std 0.02");
+    /// assert_eq!(init.description(), "normal, std 0.02");
     /// ```
-    pub fn words(&self) -> String {
+    pub fn description(&self) -> String {
         let scheme = match self.scheme {
             InitScheme::Normal => "normal",
             InitScheme::DepthScaled => "depth_scaled",

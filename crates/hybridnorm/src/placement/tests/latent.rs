@@ -107,7 +107,7 @@ fn latents_are_counted_by_their_widths() {
     }));
     let elements = "2d + d_q + d_kv + d_r + h·hd_v".to_string();
     assert_eq!(count(&plain), ("2d + d_r + hd_v".to_string(), elements));
-    let shape = ModelSizes {
+    let sizes = ModelSizes {
         d: 7168,
         q_latent: 1536,
         kv_latent: 512,
@@ -115,7 +115,7 @@ fn latents_are_counted_by_their_widths() {
         ..ModelSizes::default()
     };
     let r = resolve(&get("deepseek-v3"), 61, 7168).unwrap();
-    assert_eq!(r.norm_parameters(0, true).at(shape), 16_384);
+    assert_eq!(r.norm_parameters(0, true).evaluate(sizes), 16_384);
 }
 
 #[test]

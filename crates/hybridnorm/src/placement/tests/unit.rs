@@ -205,7 +205,7 @@ fn learned_scales_of_ngpt() {
     let r = resolve(&get("ngpt"), 12, 64).unwrap();
     let learned = SymbolicCount::learned_parameters(&r.blocks[0]);
     assert_eq!(learned.to_string(), "2d + kv·hd + 2f");
-    let shape = ModelSizes {
+    let sizes = ModelSizes {
         d: 1024,
         hd: 64,
         h: 16,
@@ -214,8 +214,11 @@ fn learned_scales_of_ngpt() {
         vocab: 50_304,
         ..ModelSizes::default()
     };
-    assert_eq!(learned.at(shape), 11_264);
-    assert_eq!(SymbolicCount::logit_scale(r.logits.scale).at(shape), 50_304);
+    assert_eq!(learned.evaluate(sizes), 11_264);
+    assert_eq!(
+        SymbolicCount::logit_scale(r.logits.scale).evaluate(sizes),
+        50_304
+    );
 }
 
 #[test]
