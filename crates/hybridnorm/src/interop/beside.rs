@@ -128,7 +128,7 @@ pub fn unread_files(folder: &Path, read: &[String], no_tokenizer: &str) -> Resul
         let reason = match name.as_str() {
             TOKENIZER | TOKENIZER_CONFIG => no_tokenizer,
             form if FORMS.contains(&form) || is_of_weights(form) => {
-                "another form of the weights or the configuration than the one that was read"
+                "another format of the weights or the configuration than the one that was read"
             }
             _ => "not needed for the weights or the tokenizer",
         };

@@ -61,7 +61,7 @@ impl Serialize for Formula {
         }
         match FORMULAS.iter().find(|(.., formula)| formula == self) {
             Some((word, ..)) => serializer.serialize_str(word),
-            None => Err(S::Error::custom("this formula has no written form")),
+            None => Err(S::Error::custom("this formula cannot be serialized")),
         }
     }
 }
@@ -109,7 +109,7 @@ impl<'de> Deserialize<'de> for Scale {
                 match Formula::by_name(&name.replace('-', "_")) {
                     Some(formula) => Ok(Scale::Formula(formula)),
                     None if name == "depth_power" => Err(E::custom(
-                        "`depth_power` needs its numbers: { depth_power = { k = 2, p = 0.25 } }",
+                        "`depth_power` requires k and p: { depth_power = { k = 2, p = 0.25 } }",
                     )),
                     None => Err(E::unknown_variant(name, Formula::NAMES)),
                 }

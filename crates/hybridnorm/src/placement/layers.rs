@@ -51,12 +51,12 @@ pub fn layers(selector: &Selector, n_layers: usize) -> Result<Vec<usize>, Placem
             // The small term keeps 0.29 · 100 from being rounded down to 28.
             Ok((0..(fraction * n_layers as f64 + 1e-9).floor() as usize).collect())
         }
-        Selector::Last(0) => fail("last = 0 names no block, so the patch has no effect".into()),
+        Selector::Last(0) => fail("last = 0 selects no block; it must be at least 1".into()),
         Selector::Last(count) if *count > n_layers => fail(format!(
-            "the last {count} blocks are asked for, but there are only {n_layers}"
+            "last = {count}, but there are only {n_layers} blocks"
         )),
         Selector::Last(count) => Ok((n_layers - count..n_layers).collect()),
-        Selector::Every(0) => fail("every = 0 names no block; 1 names all of them".into()),
+        Selector::Every(0) => fail("every = 0 selects no block; it must be at least 1".into()),
         Selector::Every(step) => Ok((0..n_layers).skip(step - 1).step_by(*step).collect()),
     }
 }
