@@ -167,7 +167,7 @@ impl Weights {
             |name| name.ends_with("rotary_emb.inv_freq"),
         );
         match self.source.names().next() {
-            Some(name) => Err(format!("unknown tensor {name} for this family")),
+            Some(name) => Err(format!("tensor {name} is not one of this family")),
             None => Ok(Converted {
                 values: self.converted,
                 tensors: TensorCounts {

@@ -155,7 +155,7 @@ impl Writer {
                 let start = self.scales.start(&norm.gain_init);
                 let name = self.norm_name();
                 self.notes
-                    .push(Equation::note(name, "gain starts at ").math(&start));
+                    .push(Equation::note(name, "gain initialized to ").math(&start));
             }
         }
         o

@@ -64,7 +64,7 @@ pub(super) fn attention(
     if inner.attn_scale == AttnScale::Cosine {
         lines.push(Equation::note(
             sym("τ", "\\tau"),
-            "learned, one number per head, starts at 0.1, kept ≥ 0.01",
+            "learned, one number per head, initialized to 0.1, clamped to ≥ 0.01",
         ));
     }
     let output = sym(
@@ -130,7 +130,7 @@ fn context(inner: &AttnInner<Scale>, logits: &Math, v: &Math, lines: &mut Vec<Eq
     }
     lines.push(Equation::note(
         sym("γ", "\\gamma"),
-        "learned, one number per head, starts at 1",
+        "learned, one number per head, initialized to 1",
     ));
     let inside = match inner.ctx_norm {
         HeadNorm::None => sym(
@@ -215,20 +215,20 @@ pub(super) fn head_norm_notes(sites: &[(char, HeadNorm)]) -> Vec<Equation> {
     let kinds = [
         (
             HeadNorm::PerHead,
-            "over each head's channels, one gain for all heads",
+            "over each head's channels, one gain shared by all heads",
         ),
         (
             HeadNorm::PerHeadOwn,
-            "over each head's channels, a gain for every head",
+            "over each head's channels, a separate gain per head",
         ),
         (
             HeadNorm::PerHeadPlain,
             "over each head's channels, without parameters",
         ),
-        (HeadNorm::Full, "over the channels of all heads together"),
+        (HeadNorm::Full, "over the channels of all heads"),
         (
             HeadNorm::FullPlain,
-            "over the channels of all heads together, without parameters",
+            "over the channels of all heads, without parameters",
         ),
     ];
     kinds

@@ -102,7 +102,7 @@ fn notes(inner: &AttnInner<Scale>) -> Vec<Equation> {
     let norms = [inner.q_norm, inner.v_norm, inner.k_norm];
     let prose = [
         "query latent",
-        "key/value latent, in which values and the content of keys are linear",
+        "key/value latent, up-projected to values and the content part of keys",
         "rotary key, shared by all heads",
     ];
     let mut lines: Vec<_> = latents()
@@ -112,8 +112,8 @@ fn notes(inner: &AttnInner<Scale>) -> Vec<Equation> {
         .map(|((name, norm), prose)| {
             let normed = match norm {
                 HeadNorm::None => "no norm",
-                _ if is_plain(norm) => "normed over its whole width, without parameters",
-                _ => "normed over its whole width",
+                _ if is_plain(norm) => "normalized over its full width, without parameters",
+                _ => "normalized over its full width",
             };
             Equation::note(name, format!("{prose}; {normed}"))
         })
@@ -126,7 +126,7 @@ fn notes(inner: &AttnInner<Scale>) -> Vec<Equation> {
     if !matches!(inner.attn_scale, AttnScale::Const(_)) {
         lines.push(Equation::note(
             sym("hd", "d_h"),
-            "width of a query, content and rotary part together",
+            "width of a query head, content and rotary part",
         ));
     }
     lines

@@ -16,7 +16,7 @@ impl Writer {
         self.out.push(Equation::new(sym("D′", "D'"), gathered));
         self.notes.push(Equation::note(
             d,
-            "second stream, the embedding plus all outputs",
+            "second stream, the embedding plus all sub-layer outputs",
         ));
     }
 

@@ -162,7 +162,7 @@ blocks 1–12
 where
   {ATTENTION}
   {FFN}
-  D    : second stream, the embedding plus all outputs
+  D    : second stream, the embedding plus all sub-layer outputs
   per block: 2d norm parameters, 2d normalized elements per token
 "
     );
@@ -192,7 +192,7 @@ fn siamese_blocks() {
             "R₁ = λ₁·X + N(D)",
             "G₁ = A_QKV(R₁)",
             "X′ = Y + (1/√(2l))·G₂",
-            "λ₁ : learned, one number per channel, starts at 1",
+            "λ₁ : learned, one number per channel, initialized to 1",
             "logits = W_head N₃(N₁(X_L) + N₂(D_L))",
         ],
     );

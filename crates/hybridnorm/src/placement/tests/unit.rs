@@ -233,13 +233,13 @@ where
   F(u)    = W_down (φ(λ₄·W_gate u) ⊙ λ₅·W_up u)
   unit(x) = x / |x|
   1/√d    = 0.03608
-  λ₁      : learned, one number per channel, starts at 0.05; its parameter starts at 1/√d
-  λ₂      : learned, one number per channel, starts at 0.05; its parameter starts at 1/√d
-  λ₃      : learned, one number per channel of every key/value head, starts at 1; \
-its parameter starts at 1/√d
+  λ₁      : learned, one number per channel, initialized to 0.05; its parameter is initialized to 1/√d
+  λ₂      : learned, one number per channel, initialized to 0.05; its parameter is initialized to 1/√d
+  λ₃      : learned, one number per channel of every key/value head, initialized to 1; \
+its parameter is initialized to 1/√d
   √d      = 27.71
-  λ₄      : learned, one number per channel, starts at √d; its parameter starts at 1
-  λ₅      : learned, one number per channel, starts at √d; its parameter starts at 1
+  λ₄      : learned, one number per channel, initialized to √d; its parameter is initialized to 1
+  λ₅      : learned, one number per channel, initialized to √d; its parameter is initialized to 1
   per block: 0 norm parameters, 4d + h·hd + kv·hd normalized elements per token, \
 2d + kv·hd + 2f learned scales
 ";
@@ -248,9 +248,9 @@ its parameter starts at 1/√d
         "ngpt",
         &[
             "logits = λ₁·W_head X_L",
-            "E, W_q, W_k, W_v, W_gate, W_up, W_head : rows of length 1, at the start and after \
-             every step of the optimizer",
-            "W_O, W_down : columns of length 1, at the start and after every step of the optimizer",
+            "E, W_q, W_k, W_v, W_gate, W_up, W_head : rows of unit length, at \
+             initialization and after every optimizer step",
+            "W_O, W_down : columns of unit length, at initialization and after every optimizer step",
         ],
     );
 }
