@@ -143,19 +143,19 @@ impl SymbolicCount {
     /// let count = SymbolicCount { d: 2, one: 1, ..SymbolicCount::default() };
     /// assert_eq!(count.evaluate(ModelSizes { d: 768, ..ModelSizes::default() }), 1537);
     /// ```
-    pub fn at(&self, shape: ModelSizes) -> usize {
-        self.d * shape.d
-            + self.hd * shape.hd
-            + self.h_hd * shape.h * shape.hd
-            + self.kv_hd * shape.kv * shape.hd
-            + self.f * shape.f
-            + self.h * shape.h
-            + self.q_latent * shape.q_latent
-            + self.kv_latent * shape.kv_latent
-            + self.rotary * shape.rotary
-            + self.value * shape.value
-            + self.h_value * shape.h * shape.value
-            + self.vocab * shape.vocab
+    pub fn evaluate(&self, sizes: ModelSizes) -> usize {
+        self.d * sizes.d
+            + self.hd * sizes.hd
+            + self.h_hd * sizes.h * sizes.hd
+            + self.kv_hd * sizes.kv * sizes.hd
+            + self.f * sizes.f
+            + self.h * sizes.h
+            + self.q_latent * sizes.q_latent
+            + self.kv_latent * sizes.kv_latent
+            + self.rotary * sizes.rotary
+            + self.value * sizes.value
+            + self.h_value * sizes.h * sizes.value
+            + self.vocab * sizes.vocab
             + self.one
     }
 

@@ -39,10 +39,9 @@ impl Scales {
                 let lambda = indexed(&sym("λ", "\\lambda"), self.learned);
                 let shape = match shape {
                     LearnedShape::Scalar => "learned scalar, initialized to ".into(),
-                    LearnedShape::Vector => format!(
-                        "learned, one number per {what}, initialized \
-                                                     to "
-                    ),
+                    LearnedShape::Vector => {
+                        format!("learned, one number per {what}, initialized to ")
+                    }
                 };
                 let mut line = Equation::note(lambda.clone(), shape).math(&self.start(init));
                 if let Some(start) = start {
