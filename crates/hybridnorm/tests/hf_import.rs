@@ -102,7 +102,7 @@ fn tensors_that_do_not_fit_are_named() {
 }
 
 #[test]
-fn rows_that_only_add_up_are_refused() {
+fn mismatched_row_counts_are_rejected() {
     let first = |all: &mut BTreeMap<String, HostTensor>, name: &str, rows: usize| {
         let values = all.get_mut(name).unwrap();
         let columns = values.shape[1];

@@ -7,6 +7,7 @@ use serde::de;
 /// Reason why a placement is invalid: the field, its value and its allowed values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {problem}", full_path(field))]
+#[non_exhaustive]
 pub struct PlacementError {
     /// Path of the field, e.g. `block.ffn.skip` or `overrides[0].set`; empty for the whole value.
     pub field: String,

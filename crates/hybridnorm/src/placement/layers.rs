@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::choice::{block_template, written};
+use super::choice::{block_template, to_json};
 use super::error::PlacementError;
+use super::json_value;
 use super::spec::{BlockRule, Placement, Selector};
-use super::tree;
 
 /// Returns the 0-based indices of the blocks that a selector matches at this depth, in order. A
 /// fraction or a step may match none.
@@ -132,9 +132,9 @@ fn apply(rule: &BlockRule, patch: &Value) -> Result<BlockRule, PlacementError> {
             "expected a table of block fields, such as { ffn = { skip = \"raw\" } }",
         ));
     }
-    let mut value = written(rule)?;
-    tree::merge(&mut value, patch, &block_template()?);
-    tree::read(&value)
+    let mut value = to_json(rule)?;
+    json_value::merge(&mut value, patch, &block_template()?);
+    json_value::read(&value)
 }
 
 /// Normalizes patches and selectors, so that equal values have the same form.
@@ -144,7 +144,7 @@ pub(super) fn normalize_overrides(mut placement: Placement) -> Result<Placement,
     for (number, patch) in placement.overrides.iter_mut().enumerate() {
         let typed =
             apply(&blank, &patch.set).map_err(|e| e.under(&format!("overrides[{number}].set")))?;
-        patch.set = tree::project(&written(&typed)?, &patch.set, &template);
+        patch.set = json_value::restrict_to_keys(&to_json(&typed)?, &patch.set, &template);
         if let Selector::Range { start, end } = patch.layers
             && end.saturating_sub(start) == 1
         {

@@ -1,13 +1,13 @@
 //! Definitions of multi-head latent attention: the projections of the latents, and the norms.
 
 use super::super::spec::{AttnInner, AttnScale, HeadNorm, Scale};
-use super::inner::{Read, head_norm_notes, rope};
+use super::inner::{AttentionOperands, head_norm_notes, rope};
 use super::math::{Equation, Math, apply, comma, number, plain, sym, times};
 use super::scales::Scales;
 
 /// `q = (q_c, RoPE(q_r))` from the query latent, `k = (k_c, RoPE(k_r))` and `v` from the key/value
 /// latent and the rotary key.
-pub(super) fn read(inner: &AttnInner<Scale>, scales: &mut Scales) -> Read {
+pub(super) fn operands(inner: &AttnInner<Scale>, scales: &mut Scales) -> AttentionOperands {
     let post_scale = scales.factor(&inner.qk_post_scale);
     let scaled = |x| times(post_scale.clone(), x);
     let (q, k, v) = (plain("q"), plain("k"), plain("v"));
@@ -24,7 +24,7 @@ pub(super) fn read(inner: &AttnInner<Scale>, scales: &mut Scales) -> Read {
             scaled(joined(&k_c, &apply(&rope(), &rotary_key))),
         ),
     ];
-    Read {
+    AttentionOperands {
         q,
         k,
         v,

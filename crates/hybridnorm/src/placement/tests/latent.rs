@@ -131,7 +131,7 @@ fn gains_on_values_are_on_the_rows_that_give_them() {
 }
 
 #[test]
-fn latent_attention_whole() {
+fn latent_attention_explanation() {
     let expected = "\
 blocks 1–12
   Y  = X + A_QV(N(X))

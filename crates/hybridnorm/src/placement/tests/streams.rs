@@ -131,7 +131,7 @@ fn eps_is_small_against_a_norm_that_is_read() {
 }
 
 #[test]
-fn the_second_stream_costs_norms() {
+fn a_second_stream_adds_norms() {
     let count = |name: &str| {
         let r = resolve(&get(name), 12, 64).unwrap();
         let parameters = r.norm_parameters(5, false).to_string();
@@ -199,7 +199,7 @@ fn siamese_blocks() {
 }
 
 #[test]
-fn a_normed_skip_has_its_line_with_two_streams() {
+fn normalized_skips_are_named_with_two_streams() {
     let skip = json!({ "ffn": { "skip": "normed", "out_norm": true, "post_norm": true } });
     let p = of(dual("siamese", skip));
     let text = Explanation::of(&p).unwrap().to_text();

@@ -51,7 +51,7 @@ fn vectors_of_length_one_have_their_deviation() {
 }
 
 #[test]
-fn a_state_of_unit_length_is_made_by_one_sub_layer_alone() {
+fn lerp_unit_rejects_settings_without_effect() {
     assert_eq!(warnings(lerp(json!({}))).len(), 1);
     rejects(
         lerp(json!({ "skip": "block_input" })),
@@ -82,7 +82,7 @@ fn a_state_of_unit_length_is_made_by_one_sub_layer_alone() {
 }
 
 #[test]
-fn a_state_of_unit_length_counts_as_normed() {
+fn a_unit_length_state_counts_as_normalized() {
     let rule = WarningRule::DoubleNorm;
     warns(lerp(json!({})), rule, "final_norm", "twice");
     let mut end = lerp(json!({}));
@@ -125,7 +125,7 @@ fn init_settings_are_rejected_with_unit_weights() {
 }
 
 #[test]
-fn a_parameter_starts_where_it_can_be_divided_by() {
+fn zero_start_of_a_learned_scale_is_rejected() {
     let scale = |init: Value, start: Value| {
         let learned = json!({ "shape": "vector", "init": init, "start": start });
         block(

@@ -27,10 +27,10 @@ pub(super) fn embedding(placement: &Placement, r: &Resolved) -> Vec<Equation> {
 
 pub(super) fn head(placement: &Placement, r: &Resolved) -> Vec<Equation> {
     let mut scales = Scales::new(r.n_layers(), r.d_model, None);
-    let read = read_by_head(r);
+    let input = head_input(r);
     let product = sym(
-        format!("W_head {}", read.text),
-        format!("W_{{\\mathrm{{head}}}} \\, {}", read.latex),
+        format!("W_head {}", input.text),
+        format!("W_{{\\mathrm{{head}}}} \\, {}", input.latex),
     );
     let factor = scales.factor_per("entry of the vocabulary", &placement.logits.scale);
     let mut z = times(factor, product);
@@ -60,7 +60,7 @@ pub(super) fn head(placement: &Placement, r: &Resolved) -> Vec<Equation> {
 }
 
 /// `N(X_L)`; with two streams `N₃(N₁(X_L) + N₂(D_L))`.
-fn read_by_head(r: &Resolved) -> Math {
+fn head_input(r: &Resolved) -> Math {
     let last = sym("X_L", "X_L");
     if !r.streams.is_dual() {
         return match r.final_norm {
@@ -123,15 +123,15 @@ pub(super) fn norm_function(norm: &NormSpec) -> Vec<Equation> {
 
 fn norm_parameters(norm: &NormSpec) -> Vec<Equation> {
     let mut lines = Vec::new();
-    let mut say = |name: Math, prose: String| lines.push(Equation::note(name, prose));
+    let mut add_note = |name: Math, prose: String| lines.push(Equation::note(name, prose));
     let own = "separate for every norm";
     match norm.gain {
-        Gain::Plain => say(plain("g"), format!("initialized to 1, {own}")),
-        Gain::OnePlus => say(plain("w"), format!("initialized to 0, {own}")),
+        Gain::Plain => add_note(plain("g"), format!("initialized to 1, {own}")),
+        Gain::OnePlus => add_note(plain("w"), format!("initialized to 0, {own}")),
         Gain::None => {}
     }
     if norm.bias {
-        say(plain("b"), format!("initialized to 0, {own}"));
+        add_note(plain("b"), format!("initialized to 0, {own}"));
     }
     for &scalar in norm.scalars() {
         let symbol = match scalar {
@@ -139,7 +139,7 @@ fn norm_parameters(norm: &NormSpec) -> Vec<Equation> {
             NormScalar::Shift => plain("s"),
         };
         let start = number(norm.initial(scalar)).text;
-        say(
+        add_note(
             symbol,
             format!("learned scalar, initialized to {start}, {own}"),
         );

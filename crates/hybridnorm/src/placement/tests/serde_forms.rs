@@ -108,7 +108,7 @@ fn whatever_can_be_off_is_false() {
 }
 
 #[test]
-fn a_norm_function_is_a_word_and_none_is_one_too() {
+fn norm_functions_and_none_round_trip() {
     for (word, kind) in [
         ("rmsnorm", Some(NormFn::Rmsnorm)),
         ("layernorm", Some(NormFn::Layernorm)),

@@ -9,7 +9,7 @@ use super::{
     sub_layer_output_is_normalized,
 };
 
-pub(super) fn warnings(case: &Validation) -> Vec<Warning> {
+pub(super) fn collect(case: &Validation) -> Vec<Warning> {
     let mut all = Vec::new();
     no_layers(case, &mut all);
     double_norm(case, &mut all);

@@ -25,6 +25,7 @@ const FORMS: [&str; 5] = [
 
 /// A tokenizer found beside weights.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct ImportedTokenizer {
     /// The tokenizer.
     pub tokenizer: Tokenizer,
