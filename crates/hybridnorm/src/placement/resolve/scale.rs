@@ -28,7 +28,7 @@ impl Formula {
     /// True if the value depends on the block index.
     ///
     /// ```
-    /// use hybridnorm::placement::{Formula};
+    /// use hybridnorm::placement::Formula;
     /// assert!(Formula::InvSqrtLayer.depends_on_layer());
     /// assert!(!Formula::TwoDepth.depends_on_layer());
     /// ```
