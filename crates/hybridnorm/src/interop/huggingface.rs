@@ -133,7 +133,7 @@ fn open_tensors(folder: &Path) -> Result<(PathBuf, TensorSource)> {
         std::fs::metadata(folder).map_err(Error::io(folder))?;
         return Err(Error::format(
             folder,
-            format!("holds neither {WEIGHTS} nor {INDEX}"),
+            format!("contains neither {WEIGHTS} nor {INDEX}"),
         ));
     }
     let source = TensorSource::new(open_shards(folder, &index)?)
