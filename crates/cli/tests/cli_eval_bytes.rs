@@ -14,6 +14,25 @@ fn write_tokenizer(lab: &TestDir, name: &str, change: impl FnOnce(&mut Value)) {
     lab.write(&format!("{name}.json"), file.to_string());
 }
 
+/// Writes tokenizers that keep, extend, strip, expand and lower-case text.
+fn write_tokenizers(lab: &TestDir) {
+    write_tokenizer(lab, "exact", |_| {});
+    write_tokenizer(lab, "prefix", |file| {
+        file["pre_tokenizer"]["add_prefix_space"] = true.into();
+    });
+    write_tokenizer(lab, "strip", |file| {
+        file["normalizer"] = json!({"type": "Sequence",
+            "normalizers": [{"type": "NFKD"}, {"type": "StripAccents"}]});
+    });
+    write_tokenizer(lab, "grow", |file| {
+        file["normalizer"] =
+            json!({"type": "Replace", "pattern": {"String": " "}, "content": "    "});
+    });
+    write_tokenizer(lab, "lower", |file| {
+        file["normalizer"] = json!({"type": "Lowercase"});
+    });
+}
+
 /// Number of tokens of a text.
 type Length<'l> = &'l dyn Fn(&str) -> usize;
 
@@ -41,21 +60,7 @@ fn texts(lab: &TestDir, tokens_of: impl Fn(&str) -> usize) -> [String; 2] {
 fn all_and_full_windows_count_the_bytes_of_the_text() {
     let lab = TestDir::new();
     lab.prepare("stories:5", "bytes", "bytes");
-    write_tokenizer(&lab, "exact", |_| {});
-    write_tokenizer(&lab, "prefix", |file| {
-        file["pre_tokenizer"]["add_prefix_space"] = true.into();
-    });
-    write_tokenizer(&lab, "strip", |file| {
-        file["normalizer"] = json!({"type": "Sequence",
-            "normalizers": [{"type": "NFKD"}, {"type": "StripAccents"}]});
-    });
-    write_tokenizer(&lab, "grow", |file| {
-        file["normalizer"] =
-            json!({"type": "Replace", "pattern": {"String": " "}, "content": "    "});
-    });
-    write_tokenizer(&lab, "lower", |file| {
-        file["normalizer"] = json!({"type": "Lowercase"});
-    });
+    write_tokenizers(&lab);
     let spaces = |text: &str| text.matches(' ').count();
     let lengths: [(&str, Length, u64); 5] = [
         ("exact", &|text| text.len(), 1),

@@ -266,11 +266,18 @@ fn replays_are_bit_identical_unless_changed() {
     assert!(new.contains("blocks.1.attn.in_norm.gain"), "{new}");
     // A replay is an ordinary run.
     lab.ok(&["eval", "other", "--data", "stories:5", "--quiet"]);
+}
+
+#[test]
+fn invalid_replays_are_rejected() {
+    let lab = TestDir::new();
+    lab.train("run", &[]);
     lab.expect_error(
         2,
         &["replay", "run", "--step", "40"],
         &["run: step = 40, expected 1 to 21"],
     );
+    lab.ok(&["replay", "run", "--step", "13", "--quiet"]);
     lab.expect_error(
         2,
         &["replay", "run", "--step", "13"],

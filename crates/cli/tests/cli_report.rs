@@ -195,6 +195,49 @@ fn in_chromium(lab: &TestDir, page: &str, more: &[&str]) -> Value {
     serde_json::from_str(facts.split("</pre>").next().unwrap()).unwrap()
 }
 
+/// Asserts that the loss table of the page equals that of the JSON document.
+fn assert_loss_table_equals(facts: &Value, document: &Value) {
+    let rows = facts["tables"]["g0-losses-table"].as_array().unwrap();
+    let placements = document["groups"][0]["analysis"]["placements"]
+        .as_array()
+        .unwrap();
+    assert_eq!(rows.len(), placements.len() + 1);
+    for (row, placement) in rows[1..].iter().zip(placements) {
+        assert_eq!(row[0], placement["placement"]);
+        for (cell, rate) in row.as_array().unwrap()[1..]
+            .iter()
+            .zip(placement["rates"].as_array().unwrap())
+        {
+            let cell = cell.as_str().unwrap();
+            match rate["loss"]["mean"].as_f64() {
+                Some(mean) => assert!(cell.starts_with(&format!("{mean:.4}")), "{cell} {rate}"),
+                None => assert!(cell.contains("diverged"), "{cell} {rate}"),
+            }
+        }
+    }
+}
+
+/// Asserts that one download is the document itself, and another has one row per run.
+fn assert_downloads_equal(facts: &Value, document: &Value) {
+    let downloads: Vec<&str> = facts["downloads"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|text| text.as_str().unwrap())
+        .collect();
+    let is_document = |text: &&&str| {
+        serde_json::from_str::<Value>(text).is_ok_and(|found| found["runs"] == document["runs"])
+    };
+    assert_eq!(downloads.iter().filter(is_document).count(), 1);
+    assert!(
+        downloads
+            .iter()
+            .any(|text| text.trim_end().lines().count() == 27 + 1),
+        "{}",
+        downloads.len()
+    );
+}
+
 #[test]
 #[ignore = "needs Chromium"]
 fn a_report_works_in_a_browser_without_a_network() {
@@ -217,47 +260,12 @@ fn a_report_works_in_a_browser_without_a_network() {
         assert!(chart["marks"].as_u64().unwrap() > 0, "{chart}");
         assert!(!chart["label"].as_str().unwrap().is_empty(), "{chart}");
     }
-    // The loss table equals that of the JSON.
-    let rows = facts["tables"]["g0-losses-table"].as_array().unwrap();
-    let placements = document["groups"][0]["analysis"]["placements"]
-        .as_array()
-        .unwrap();
-    assert_eq!(rows.len(), placements.len() + 1);
-    for (row, placement) in rows[1..].iter().zip(placements) {
-        assert_eq!(row[0], placement["placement"]);
-        for (cell, rate) in row.as_array().unwrap()[1..]
-            .iter()
-            .zip(placement["rates"].as_array().unwrap())
-        {
-            let cell = cell.as_str().unwrap();
-            match rate["loss"]["mean"].as_f64() {
-                Some(mean) => assert!(cell.starts_with(&format!("{mean:.4}")), "{cell} {rate}"),
-                None => assert!(cell.contains("diverged"), "{cell} {rate}"),
-            }
-        }
-    }
+    assert_loss_table_equals(&facts, &document);
     for select in facts["selects"].as_array().unwrap() {
         assert_eq!(select["focused"], true);
         assert!(select["options"].as_u64().unwrap() > 1);
     }
-    // One download is the document itself, another has one row per run.
-    let downloads: Vec<&str> = facts["downloads"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|text| text.as_str().unwrap())
-        .collect();
-    let is_document = |text: &&&str| {
-        serde_json::from_str::<Value>(text).is_ok_and(|found| found["runs"] == document["runs"])
-    };
-    assert_eq!(downloads.iter().filter(is_document).count(), 1);
-    assert!(
-        downloads
-            .iter()
-            .any(|text| text.trim_end().lines().count() == 27 + 1),
-        "{}",
-        downloads.len()
-    );
+    assert_downloads_equal(&facts, &document);
     // The dark colour scheme has another background.
     let dark = in_chromium(
         &lab,

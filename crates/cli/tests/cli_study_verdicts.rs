@@ -340,24 +340,35 @@ fn records_without_their_checksum_are_rejected() {
 }
 
 /// A changed study file is not written if nothing trains; otherwise the change is reported.
-#[test]
-fn a_changed_study_is_written_only_when_its_runs_start() {
+const MARGIN: &str = "study.rules.margin from 0.01 to 0.5";
+
+/// Runs or resumes the study in `out`, and returns the table and the notes.
+fn run_study(lab: &TestDir, more: &[&str]) -> (String, String) {
+    let base = ["--threads", "1", "study", "study.toml", "--out", "out"];
+    let output = lab.run(&[&base[..], more].concat());
+    assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
+    let table = String::from_utf8(output.stdout.clone()).unwrap();
+    (table, common::stderr(&output))
+}
+
+/// Runs a study of eight runs in `out`.
+fn finished_small_study() -> TestDir {
     let lab = TestDir::new();
     let small = STUDY.replace("seeds = [1, 2, 3]", "seeds = [1, 2]");
     lab.write(
         "study.toml",
         small.replace("lr = [1e-3, 3e-3, 1e-2]", "lr = [1e-3, 3e-3]"),
     );
-    let study = |more: &[&str]| {
-        let base = ["--threads", "1", "study", "study.toml", "--out", "out"];
-        let output = lab.run(&[&base[..], more].concat());
-        assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
-        let table = String::from_utf8(output.stdout.clone()).unwrap();
-        (table, common::stderr(&output))
-    };
-    study(&[]);
-    let (stated, history) = (lab.read("out/study.toml"), lab.read("out/history.json"));
-    let margin = "study.rules.margin from 0.01 to 0.5";
+    run_study(&lab, &[]);
+    lab
+}
+
+#[test]
+fn a_changed_study_is_written_only_when_its_runs_start() {
+    let lab = finished_small_study();
+    let study = |more: &[&str]| run_study(&lab, more);
+    let stated = lab.read("out/study.toml");
+    let margin = MARGIN;
     // All runs are finished: the stored margin is kept, and the output reports the one it uses instead.
     let (table, notes) = study(&["--resume", "--set", "study.rules.margin=0.5"]);
     assert!(
@@ -385,7 +396,14 @@ fn a_changed_study_is_written_only_when_its_runs_start() {
     );
     assert!(text.contains("Ignored: 8 of 16 records"), "{text}");
     assert!(!text.contains("Incomplete"), "{text}");
-    // Runs are missing: the change is written, and reported from now on, also after a merge.
+}
+
+#[test]
+fn changed_rules_are_reported_once_missing_runs_are_trained() {
+    let lab = finished_small_study();
+    let (stated, history) = (lab.read("out/study.toml"), lab.read("out/history.json"));
+    let report = |folder: &str| lab.ok(&["report", folder, "--format", "markdown"]);
+    run_study(&lab, &["--resume", "--set", "train.steps=5"]);
     lab.write("out/study.toml", &stated);
     lab.write("out/history.json", &history);
     let shorter = files_below(&lab.path("out/runs"))
@@ -397,9 +415,9 @@ fn a_changed_study_is_written_only_when_its_runs_start() {
     for path in shorter.take(3) {
         fs::remove_file(path).unwrap();
     }
-    study(&["--resume", "--set", "study.rules.margin=0.5"]);
+    run_study(&lab, &["--resume", "--set", "study.rules.margin=0.5"]);
     lab.ok(&["study", "merge", "out", "--out", "joined"]);
-    let told = format!("{margin} after 5 of 8 runs had ended");
+    let told = format!("{MARGIN} after 5 of 8 runs had ended");
     for folder in ["out", "joined"] {
         assert!(report(folder).contains(&told), "{}", report(folder));
     }

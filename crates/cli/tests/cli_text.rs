@@ -51,8 +51,8 @@ fn left_out(json: &Value, unit: &str) -> u64 {
         .sum()
 }
 
-#[test]
-fn counts_of_read_and_omitted_text_add_up() {
+/// A folder `c` with texts of every format, links, and files that are omitted.
+fn mixed_folder() -> TestDir {
     let lab = TestDir::new();
     lab.write("c/one.text", "plain one");
     lab.write("c/two.md", "# two");
@@ -83,6 +83,12 @@ fn counts_of_read_and_omitted_text_add_up() {
         .status()
         .unwrap();
     assert!(made.success());
+    lab
+}
+
+#[test]
+fn counts_of_read_and_omitted_text_add_up() {
+    let lab = mixed_folder();
     let json = lab.json(&prepare("c", "out", &["--exclude", "drafts", "--json"]));
     let source = &json["sources"][0];
     // one two three four five six seven | csv hidden blank draft circle again broken pipe
@@ -118,6 +124,11 @@ fn counts_of_read_and_omitted_text_add_up() {
     ] {
         assert!(table.contains(words), "{words}\n{table}");
     }
+}
+
+#[test]
+fn files_are_selected_by_include_and_exclude() {
+    let lab = mixed_folder();
     lab.expect_error(
         2,
         &prepare("c", "o3", &["--exclude", "*.none"]),
@@ -310,7 +321,11 @@ fn damaged_compressed_files_are_skipped_only_on_request() {
     ] {
         assert!(text.contains(words), "{text}");
     }
-    // Changes to the text that was read are counted as in a whole file.
+}
+
+#[test]
+fn separators_before_damage_are_counted() {
+    let lab = TestDir::new();
     let text = "One two three.\n".repeat(20) + "<END>\n";
     let packed = gzip(&(text.repeat(3000) + "end"));
     lab.write("cut.txt.gz", &packed[..packed.len() / 2]);
@@ -318,7 +333,11 @@ fn damaged_compressed_files_are_skipped_only_on_request() {
     let json = lab.json(&prepare("cut.txt.gz", "s", &args));
     let separators = &json["sources"][0]["separators"];
     assert!(separators.as_u64().unwrap() > 100, "{json}");
-    // Files that are not text.
+}
+
+#[test]
+fn skip_bad_omits_binary_files() {
+    let lab = TestDir::new();
     lab.write("odd/a.txt", "Some text.");
     lab.write("odd/b.txt", b"\x89PNG\r\n\x1a\n\x00\xff\xfe");
     lab.write("odd/c.txt", b"\xff\xfeh\0i\0");
@@ -330,9 +349,15 @@ fn damaged_compressed_files_are_skipped_only_on_request() {
         ),
         (Some(1), 2)
     );
-    // The option has an effect on these files, too.
+    // The option is accepted for undamaged files, too.
     lab.write("e.txt.gz", gzip("Some text."));
     lab.ok(&prepare("e.txt.gz", "p", &["--skip-bad"]));
+}
+
+#[test]
+fn validation_fraction_conflicts_with_validation_inputs() {
+    let lab = TestDir::new();
+    lab.write("e.txt.gz", gzip("Some text."));
     lab.expect_error(
         2,
         &[

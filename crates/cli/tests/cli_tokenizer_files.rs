@@ -59,14 +59,24 @@ fn added(id: Value, content: &str) -> Value {
         "rstrip": false, "normalized": true, "special": false})
 }
 
-fn crafted() -> Vec<(String, Vec<u8>)> {
-    let text = |pattern: &str| json!({"String": pattern});
-    let regex = |pattern: &str| json!({"Regex": pattern});
-    let doubling = || replace(text("a"), "aa");
-    let mut files: Vec<(&str, Value)> = Vec::new();
-    let mut add = |name, file| files.push((name, file));
+type Files = Vec<(&'static str, Value)>;
 
-    // Growth.
+fn text(pattern: &str) -> Value {
+    json!({"String": pattern})
+}
+
+fn regex(pattern: &str) -> Value {
+    json!({"Regex": pattern})
+}
+
+fn doubling() -> Value {
+    replace(text("a"), "aa")
+}
+
+/// Components that multiply the text, or tokens that do.
+fn growing_components() -> Files {
+    let mut files = Files::new();
+    let mut add = |name, file| files.push((name, file));
     for n in [8, 20, 40, 63, 70] {
         let steps = sequence("normalizers", vec![doubling(); n]);
         add("doubling", with(words(), "/normalizer", steps));
@@ -106,8 +116,13 @@ fn crafted() -> Vec<(String, Vec<u8>)> {
     );
     file["added_tokens"] = json!([added(json!(5), &"a".repeat(1000))]);
     add("added token that grows", file);
+    files
+}
 
-    // Depth.
+/// Deeply nested components.
+fn nested_components() -> Files {
+    let mut files = Files::new();
+    let mut add = |name, file| files.push((name, file));
     for depth in [5, 50, 120, 5000] {
         let lowercase = json!({"type": "Lowercase"});
         let normalizer = nested("Sequence", "normalizers", depth.min(100), lowercase);
@@ -140,8 +155,13 @@ fn crafted() -> Vec<(String, Vec<u8>)> {
             ),
         );
     }
+    files
+}
 
-    // Long tokens and many ids.
+/// Long tokens and invalid ids.
+fn unusual_vocabularies() -> Files {
+    let mut files = Files::new();
+    let mut add = |name, file| files.push((name, file));
     for length in [1000, 30_000, 1_000_000] {
         let vocab = json!([["?", 0.0], ["</s>", 0.0], ["a".repeat(length), -1.0]]);
         add("long Unigram token", model(pieces(), "vocab", vocab));
@@ -175,6 +195,13 @@ fn crafted() -> Vec<(String, Vec<u8>)> {
         file["added_tokens"] = json!([added(id, "kites")]);
         add("odd added id", file);
     }
+    files
+}
+
+/// Empty, duplicate, malformed and very many tokens.
+fn inconsistent_vocabularies() -> Files {
+    let mut files = Files::new();
+    let mut add = |name, file| files.push((name, file));
     add(
         "twice the same id",
         model(
@@ -201,8 +228,13 @@ fn crafted() -> Vec<(String, Vec<u8>)> {
         .map(|id| added(json!(id + 5), &format!("t{id}")))
         .collect();
     add("many added tokens", file);
+    files
+}
 
-    // Inconsistent models.
+/// Invalid merges and dropout.
+fn inconsistent_models() -> Files {
+    let mut files = Files::new();
+    let mut add = |name, file| files.push((name, file));
     add(
         "merge of unknown tokens",
         model(merges(), "merges", json!(["x y"])),
@@ -228,6 +260,13 @@ fn crafted() -> Vec<(String, Vec<u8>)> {
     for dropout in [json!(0.5), json!(1.0), json!(7), json!(-1), json!("x")] {
         add("dropout", model(merges(), "dropout", dropout));
     }
+    files
+}
+
+/// Invalid scores, word lengths and kinds of models.
+fn invalid_scores_and_kinds() -> Files {
+    let mut files = Files::new();
+    let mut add = |name, file| files.push((name, file));
     for unknown in [
         json!(2),
         json!(3),
@@ -263,8 +302,13 @@ fn crafted() -> Vec<(String, Vec<u8>)> {
         model(words(), "type", json!("Neural")),
     );
     add("no kind", model(words(), "type", json!(null)));
+    files
+}
 
-    // Other components.
+/// Unknown components and invalid character maps.
+fn unusual_components() -> Files {
+    let mut files = Files::new();
+    let mut add = |name, file| files.push((name, file));
     for kind in ["Nothing", "Precompiled", "Replace", "\u{1b}[2J"] {
         add(
             "unknown normalizer",
@@ -294,6 +338,13 @@ fn crafted() -> Vec<(String, Vec<u8>)> {
         let part = json!({"type": "Precompiled", "precompiled_charsmap": map});
         add("charsmap", with(words(), "/normalizer", part));
     }
+    files
+}
+
+/// Patterns with exponential backtracking or large automata.
+fn catastrophic_patterns() -> Files {
+    let mut files = Files::new();
+    let mut add = |name, file| files.push((name, file));
     for pattern in [
         "(a+)+$",
         "(?=(a+)+b)",
@@ -318,6 +369,13 @@ fn crafted() -> Vec<(String, Vec<u8>)> {
     }
     let long = json!({"type": "Split", "pattern": regex(&"a?".repeat(100_000)), "behavior": "Isolated", "invert": false});
     add("long pattern", with(words(), "/pre_tokenizer", long));
+    files
+}
+
+/// Components with extreme arguments.
+fn extreme_arguments() -> Files {
+    let mut files = Files::new();
+    let mut add = |name, file| files.push((name, file));
     for length in [json!(0), json!(1), json!(u64::MAX), json!(-1)] {
         add(
             "fixed length",
@@ -343,17 +401,40 @@ fn crafted() -> Vec<(String, Vec<u8>)> {
             "pad_id": 0, "pad_type_id": 0, "pad_token": "?"});
         add("truncation and padding", file);
     }
+    files
+}
 
-    let mut files: Vec<(String, Vec<u8>)> = files
-        .into_iter()
-        .map(|(name, file)| (name.to_owned(), file.to_string().into_bytes()))
-        .collect();
+/// Files that are not valid JSON documents of one model.
+fn malformed_files() -> Vec<(String, Vec<u8>)> {
     let open = [b"[".repeat(200_000), b"{\"model\":".repeat(100_000)];
-    files.extend(open.map(|file| ("opened and not closed".into(), file)));
+    let mut files = open
+        .map(|file| ("opened and not closed".into(), file))
+        .to_vec();
     let twice = words()
         .to_string()
         .replacen('{', "{\"model\": {\"vocab\": {}}, ", 1);
     files.push(("two models".into(), twice.into_bytes()));
+    files
+}
+
+fn crafted() -> Vec<(String, Vec<u8>)> {
+    let files = [
+        growing_components(),
+        nested_components(),
+        unusual_vocabularies(),
+        inconsistent_vocabularies(),
+        inconsistent_models(),
+        invalid_scores_and_kinds(),
+        unusual_components(),
+        catastrophic_patterns(),
+        extreme_arguments(),
+    ];
+    let mut files: Vec<(String, Vec<u8>)> = files
+        .into_iter()
+        .flatten()
+        .map(|(name, file)| (name.to_owned(), file.to_string().into_bytes()))
+        .collect();
+    files.extend(malformed_files());
     files
 }
 

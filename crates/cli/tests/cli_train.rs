@@ -8,8 +8,8 @@ fn close(a: f64, b: f64) {
     assert!((a - b).abs() <= 1e-9 * a.abs().max(1.0), "{a} {b}");
 }
 
-#[test]
-fn training_starts_from_a_checkpoint() {
+/// Returns a directory with a run `run` and `fine.toml`, which starts from it, and the text of that file.
+fn fine_tuning_lab() -> (TestDir, String) {
     let lab = TestDir::new();
     lab.train("run", &[]);
     let config = String::from_utf8(lab.read("tiny.toml")).unwrap();
@@ -23,6 +23,12 @@ fn training_starts_from_a_checkpoint() {
         &config[after..]
     );
     lab.write("fine.toml", &fine);
+    (lab, fine)
+}
+
+#[test]
+fn training_starts_from_a_checkpoint() {
+    let (lab, fine) = fine_tuning_lab();
     let args = ["train", "fine.toml", "--quiet", "--run", "fine"];
     lab.ok(&args);
     assert!(lab.column("fine", "loss")[0] < lab.column("run", "loss")[0] - 0.5);
@@ -62,7 +68,11 @@ fn training_starts_from_a_checkpoint() {
         "train.seq_len=17",
     ];
     lab.ok(&long);
-    // Options without effect are refused.
+}
+
+#[test]
+fn initialization_from_a_checkpoint_rejects_options_without_effect() {
+    let (lab, _) = fine_tuning_lab();
     let from = ["--set", "init.from=run"];
     lab.train("same", &from);
     lab.train_fails(

@@ -62,17 +62,16 @@ fn eval_json_agrees_with_the_metrics() {
     assert!(text.contains("perplexity"), "{text}");
 }
 
+fn generate_once(lab: &TestDir, more: &[&str]) -> String {
+    let args = ["generate", "run", "--prompt", "Once", "--max-tokens", "30"];
+    lab.ok(&[&args[..], more].concat())
+}
+
 #[test]
 fn generation_is_determined_by_the_seed() {
     let lab = TestDir::new();
     lab.train("run", &[]);
-    let write = |more: &[&str]| {
-        lab.ok(&[
-            &["generate", "run", "--prompt", "Once", "--max-tokens", "30"],
-            more,
-        ]
-        .concat())
-    };
+    let write = |more: &[&str]| generate_once(&lab, more);
     assert!(write(&[]).starts_with("Once"));
     assert!(write(&[]).ends_with('\n'));
     assert_eq!(
@@ -86,6 +85,12 @@ fn generation_is_determined_by_the_seed() {
         write(&["--threads", "1", "--temperature", "0"])
     );
     assert_eq!(write(&greedy), write(&["--top-k", "1"]));
+}
+
+#[test]
+fn prompts_and_generated_text_are_printed() {
+    let lab = TestDir::new();
+    lab.train("run", &[]);
     let found = lab.json(&[
         "generate",
         "run",
@@ -109,7 +114,7 @@ fn generation_is_determined_by_the_seed() {
         ]
     );
     assert_eq!(
-        write(&greedy),
+        generate_once(&lab, &["--temperature", "0"]),
         format!("Once{}\n", found["text"].as_str().unwrap())
     );
     assert_eq!(
@@ -126,6 +131,12 @@ fn generation_is_determined_by_the_seed() {
         "--max-tokens",
         "40",
     ]);
+}
+
+#[test]
+fn invalid_sampling_options_are_rejected() {
+    let lab = TestDir::new();
+    lab.train("run", &[]);
     lab.expect_error(
         2,
         &["generate", "run", "--prompt", "a", "--temperature", "-1"],

@@ -39,7 +39,7 @@ fn eval_reports_omitted_and_truncated_text() {
 }
 
 #[test]
-fn eval_uses_text_options_of_the_run_unless_overridden() {
+fn eval_uses_the_text_options_of_the_run() {
     let (lab, outcome) = trained(&[
         "data.train=[\"own.jsonl\"]",
         "data.text={text_field=\"body\"}",
@@ -59,7 +59,14 @@ fn eval_uses_text_options_of_the_run_unless_overridden() {
         table.contains("text_field = \"body\" (run/config.toml)"),
         "{table}"
     );
+}
 
+#[test]
+fn text_options_of_eval_override_those_of_the_run() {
+    let (lab, _) = trained(&[
+        "data.train=[\"own.jsonl\"]",
+        "data.text={text_field=\"body\"}",
+    ]);
     lab.write(
         "other.jsonl",
         "{\"story\": \"Yet another field holds this text.\"}\n{\"story\": 3}\n",

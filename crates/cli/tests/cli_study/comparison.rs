@@ -62,11 +62,17 @@ fn divergence_is_recorded_with_its_step() {
     assert!(steps.iter().all(|&step| step <= 3), "{steps:?}");
 }
 
+const HALVING: [&str; 4] = [
+    "--set",
+    "study.lr=[1e-3,3e-3,1e-2,1e-5]",
+    "--set",
+    "study.halving={at=[0.25,0.5],keep=0.5}",
+];
+
 #[test]
 fn successive_halving_is_reproducible_after_interruption() {
     let lab = lab();
-    let halving = "study.halving={at=[0.25,0.5],keep=0.5}";
-    let more = ["--set", "study.lr=[1e-3,3e-3,1e-2,1e-5]", "--set", halving];
+    let more = HALVING;
     lab.ok(&args("whole", &more));
     let whole = content_with_halving(&lab, "whole");
     let endings = |step: u64| {
@@ -95,11 +101,17 @@ fn successive_halving_is_reproducible_after_interruption() {
         }
     }
     lab.ok(&args("killed", &resumed));
-    let decided = lab.read("killed/halving.json");
     assert_eq!(whole, content_with_halving(&lab, "killed"));
+}
+
+#[test]
+fn halving_decisions_are_final_and_verified() {
+    let lab = lab();
+    let more = HALVING;
+    lab.ok(&args("whole", &more));
+    let decided = lab.read("whole/halving.json");
     let mut grown = more.to_vec();
     grown.extend(["--resume", "--set", "study.seeds=[1,2,3]"]);
-    lab.write("whole/halving.json", &decided);
     let stated = lab.read("whole/study.toml");
     lab.expect_error(
         2,
@@ -120,7 +132,12 @@ fn successive_halving_is_reproducible_after_interruption() {
         &args("whole", &again),
         &["halving.json", "has no checksum"],
     );
-    let mut sharded = more.to_vec();
+}
+
+#[test]
+fn studies_with_halving_cannot_be_sharded() {
+    let lab = lab();
+    let mut sharded = HALVING.to_vec();
     sharded.extend(["--shard", "1/2"]);
     lab.expect_error(2, &args("no", &sharded), &["shard 1/2", "cannot be split"]);
 }

@@ -131,6 +131,11 @@ fn invalid_studies_are_rejected_before_training() {
         lab.expect_error(2, &args("no", more), words);
         assert!(!lab.path("no").exists(), "{more:?}");
     }
+}
+
+#[test]
+fn invalid_shards_files_and_folders_of_studies_are_rejected() {
+    let lab = lab();
     let output = lab.run(&["study", "study.toml", "--shard", "4/3"]);
     assert_eq!(code(&output), 2);
     assert!(stderr(&output).contains("expected I/N"));

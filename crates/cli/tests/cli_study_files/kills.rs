@@ -56,7 +56,13 @@ fn kills_between_record_and_rename_neither_lose_nor_repeat_runs() {
             "{id} was trained again"
         );
     }
-    // A run that exists twice is left to the user.
+}
+
+#[test]
+fn duplicate_run_directories_are_rejected_and_preserved() {
+    let lab = lab();
+    lab.ok(&args(&[]));
+    let ids = names(&lab, "out/kept");
     copy_folder(
         &lab.path(format!("out/kept/{}", ids[3])),
         &lab.path(format!("out/work/{}", ids[3])),

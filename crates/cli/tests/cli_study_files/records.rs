@@ -2,18 +2,28 @@
 
 use super::*;
 
-#[test]
-fn invalid_records_are_rejected_and_preserved() {
-    let lab = lab();
-    lab.ok(&args(&[]));
-    let ids = names(&lab, "out/runs");
-    let (own, other) = (
-        format!("out/runs/{}", ids[0]),
-        format!("out/runs/{}", ids[1]),
-    );
-    let whole = String::from_utf8(lab.read(&own)).unwrap();
-    let parsed = |text: &[u8]| -> Value { serde_json::from_slice(text).unwrap() };
-    let other = parsed(&lab.read(&other));
+fn parsed(text: &[u8]) -> Value {
+    serde_json::from_slice(text).unwrap()
+}
+
+/// A record without its checksum, as earlier versions wrote it.
+fn without_checksum(record: &[u8]) -> String {
+    let mut value = parsed(record);
+    value.as_object_mut().unwrap().remove("sha256");
+    value.to_string()
+}
+
+/// A record with one flipped bit in its validation loss.
+fn with_flipped_bit(whole: &str) -> Vec<u8> {
+    let mut flipped = whole.as_bytes().to_vec();
+    let at = whole.find("\"validation_loss\":").unwrap() + "\"validation_loss\":".len();
+    flipped[at] ^= 1;
+    flipped
+}
+
+/// Damaged and forged variants of a record, each with a fragment of its message; `other` is the record of another
+/// run.
+fn invalid_records(whole: &str, other: &Value) -> Vec<(Vec<u8>, &'static str)> {
     let changed = |change: &dyn Fn(&mut Value)| {
         // Recomputes the checksum, as a forger would.
         let mut value = parsed(whole.as_bytes());
@@ -21,16 +31,8 @@ fn invalid_records_are_rejected_and_preserved() {
         update_checksum(&mut value);
         value.to_string()
     };
-    let unsealed = || {
-        let mut value = parsed(whole.as_bytes());
-        value.as_object_mut().unwrap().remove("sha256");
-        value.to_string()
-    };
-    let mut flipped = whole.clone().into_bytes();
-    let at = whole.find("\"validation_loss\":").unwrap() + "\"validation_loss\":".len();
-    flipped[at] ^= 1;
-    let cases: Vec<(Vec<u8>, &str)> = vec![
-        (flipped, "checksum"),
+    vec![
+        (with_flipped_bit(whole), "checksum"),
         (whole.as_bytes()[..whole.len() / 2].to_vec(), "EOF"),
         (
             changed(&|value| value["config"] = other["config"].clone()).into(),
@@ -76,9 +78,22 @@ fn invalid_records_are_rejected_and_preserved() {
             changed(&|value| value["train_loss"] = 0.5.into()).into(),
             "final training loss of 0.5 nats",
         ),
-        (unsealed().into(), "has no checksum"),
-    ];
-    for (bytes, words) in cases {
+        (without_checksum(whole.as_bytes()).into(), "has no checksum"),
+    ]
+}
+
+#[test]
+fn invalid_records_are_rejected_and_preserved() {
+    let lab = lab();
+    lab.ok(&args(&[]));
+    let ids = names(&lab, "out/runs");
+    let (own, other) = (
+        format!("out/runs/{}", ids[0]),
+        format!("out/runs/{}", ids[1]),
+    );
+    let whole = String::from_utf8(lab.read(&own)).unwrap();
+    let other = parsed(&lab.read(&other));
+    for (bytes, words) in invalid_records(&whole, &other) {
         lab.write(&own, &bytes);
         let name = ids[0].as_str();
         lab.expect_error(1, &args(&["--resume"]), &[words, name]);
@@ -92,10 +107,17 @@ fn invalid_records_are_rejected_and_preserved() {
         assert_eq!(lab.read(&own), bytes);
         assert_eq!(names(&lab, "out/kept").len(), 4);
     }
-    // A record of an earlier version is accepted, and every output reports it from then on.
+}
+
+#[test]
+fn records_of_earlier_versions_are_accepted_and_reported() {
+    let lab = lab();
+    lab.ok(&args(&[]));
+    let own = format!("out/runs/{}", names(&lab, "out/runs")[0]);
+    let whole = lab.read(&own);
     let history = lab.read("out/history.json");
     fs::remove_file(lab.path("out/history.json")).unwrap();
-    lab.write(&own, unsealed());
+    lab.write(&own, without_checksum(&whole));
     let output = lab.run(&["study", "study.toml", "--out", "out", "--resume"]);
     assert_eq!(code(&output), 0);
     assert!(
@@ -120,10 +142,7 @@ fn invalid_records_are_rejected_and_preserved() {
     assert_eq!(groups[0]["without_checksum"], 1, "{groups}");
     lab.write("out/history.json", history);
     // JSON formatting does not matter.
-    lab.write(
-        &own,
-        serde_json::to_string_pretty(&parsed(whole.as_bytes())).unwrap(),
-    );
+    lab.write(&own, serde_json::to_string_pretty(&parsed(&whole)).unwrap());
     let output = lab.run(&["study", "study.toml", "--out", "out", "--resume"]);
     assert!(
         !stderr(&output).contains("no checksum"),
