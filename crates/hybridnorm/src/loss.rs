@@ -35,6 +35,29 @@ impl Loss {
 /// The mean is over all predicted tokens, whatever the length of their window, so it does not depend on
 /// `batch_size` beyond rounding.
 ///
+/// ```
+/// use hybridnorm::Device;
+/// use hybridnorm::data::{TokenDataset, Windows};
+/// use hybridnorm::eval;
+/// use hybridnorm::model::{Model, ModelConfig};
+///
+/// # let config = ModelConfig::default()
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_n_kv_heads(2)
+/// #     .with_d_ff(32)
+/// #     .with_vocab_size(8)
+/// #     .with_max_seq_len(8);
+/// # let mut model = Model::new(&config, 0, Device::Cpu)?;
+/// let tokens: Vec<u32> = (0..22).map(|i| i % 8).collect();
+/// let data = TokenDataset::from_tokens(&tokens, 8, 8)?;
+/// let found = eval::loss(&mut model, &data, 2, Windows::All)?;
+/// assert_eq!(found.tokens, 21);
+/// assert_eq!(found.perplexity, found.loss.exp());
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
+///
 /// # Errors
 /// If the data cannot be read, hold ids beyond the vocabulary, or are empty, or the loss is not
 /// finite.

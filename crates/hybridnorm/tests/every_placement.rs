@@ -256,7 +256,7 @@ fn assert_close(found: &Gradients, expected: &Gradients, [loss, gradient]: [f64;
     assert!(difference <= loss, "{name}: losses differ by {difference}");
     assert!(found.by_name.keys().eq(expected.by_name.keys()), "{name}");
     for parameter in expected.by_name.keys() {
-        let of = |of: &Gradients| of.get64(parameter).unwrap();
+        let of = |of: &Gradients| of.get_f64(parameter).unwrap();
         let difference = relative_difference(&of(found), &of(expected));
         assert!(
             difference <= gradient,

@@ -191,8 +191,8 @@ fn check(label: &str, config: &ModelConfig) {
             pairs.map(|(g, d)| g * f64::from(*d)).sum()
         };
         let difference = central_difference(&mut exact, &name, value, &direction, &routed);
-        let reference = along(gradients64.get64(&name).expect(&name));
-        let cpu = along(gradients32.get64(&name).expect(&name));
+        let reference = along(gradients64.get_f64(&name).expect(&name));
+        let cpu = along(gradients32.get_f64(&name).expect(&name));
         let scale = difference.abs().max(1e-2);
         assert!(
             (reference - difference).abs() / scale < 1e-4,

@@ -27,14 +27,14 @@ fn qk_clip_limits_logits_and_keeps_smaller_ones() {
     ] {
         config.check_qk_clip().unwrap();
         let mut model = stirred(&config);
-        let before = pass(&mut model).head_maxima;
+        let before = pass(&mut model).max_attention_logits;
         assert_eq!([before.len(), before[0].len()], [1, 4], "{name}");
         let mut sorted = before[0].clone();
         sorted.sort_by(f32::total_cmp);
         // Two heads exceed it.
         let most = (sorted[1] + sorted[2]) / 2.0;
         assert_eq!(model.apply_qk_clip(&before, f64::from(most)), 2, "{name}");
-        let after = pass(&mut model).head_maxima;
+        let after = pass(&mut model).max_attention_logits;
         for (before, after) in before[0].iter().zip(&after[0]) {
             let expected = before.min(most);
             assert!(

@@ -11,6 +11,15 @@ use crate::model::{KvCache, Model};
 use crate::omissions::{Omissions, Unit};
 
 /// Sampling parameters.
+///
+/// ```
+/// use hybridnorm::eval::Sampling;
+///
+/// let greedy = Sampling::default().with_temperature(0.0);
+/// greedy.check()?;
+/// assert!(Sampling::default().with_top_p(1.5).check().is_err());
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Setters)]
 #[setters(prefix = "with_")]
 #[non_exhaustive]
@@ -64,6 +73,27 @@ impl Sampling {
 ///
 /// A prompt that does not fit into the context of `max_seq_len` tokens is truncated at its start. When the
 /// context is full, its later half becomes the new context. [`Generator::left_out`] counts the dropped tokens.
+///
+/// ```
+/// use hybridnorm::Device;
+/// use hybridnorm::eval::{Generator, Sampling};
+/// use hybridnorm::model::{Model, ModelConfig};
+///
+/// # let config = ModelConfig::default()
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_n_kv_heads(2)
+/// #     .with_d_ff(32)
+/// #     .with_vocab_size(8)
+/// #     .with_max_seq_len(8);
+/// # let mut model = Model::new(&config, 0, Device::Cpu)?;
+/// let sampling = Sampling::default().with_top_k(4).with_seed(1);
+/// let mut generator = Generator::new(&mut model, &[1, 2, 3], sampling)?;
+/// let tokens = (0..5).map(|_| generator.next_token()).collect::<Result<Vec<_>, _>>()?;
+/// assert!(tokens.iter().all(|token| (0..8).contains(token)));
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub struct Generator<'a> {
     model: &'a mut Model,
     sampling: Sampling,
@@ -73,9 +103,9 @@ pub struct Generator<'a> {
     unread: usize,
     vocab: usize,
     /// Truncated tokens of the prompt.
-    unread_prompt: usize,
+    truncated_prompt: usize,
     /// Tokens that were dropped from the context.
-    forgotten: usize,
+    dropped: usize,
 }
 
 impl<'a> Generator<'a> {
@@ -101,8 +131,8 @@ impl<'a> Generator<'a> {
             cache: model.new_cache(1, longest)?,
             random: ChaCha8Rng::seed_from_u64(sampling.seed),
             unread: context.len(),
-            unread_prompt: prompt.len() - kept,
-            forgotten: 0,
+            truncated_prompt: prompt.len() - kept,
+            dropped: 0,
             context,
             vocab: model.config().vocab_size,
             model,
@@ -111,7 +141,7 @@ impl<'a> Generator<'a> {
     }
 
     /// Samples only ids below `vocab`: a model may have more embedding rows than its tokenizer has tokens.
-    pub fn below(mut self, vocab: usize) -> Self {
+    pub fn with_vocab_size(mut self, vocab: usize) -> Self {
         self.vocab = vocab.clamp(1, self.vocab);
         self
     }
@@ -126,10 +156,10 @@ impl<'a> Generator<'a> {
             left_out.add(Unit::Tokens, &reason, count as u64, None);
         };
         add(
-            self.unread_prompt,
+            self.truncated_prompt,
             "the beginning of the prompt, which has no room in",
         );
-        add(self.forgotten, "the earlier half, whenever the text filled");
+        add(self.dropped, "the earlier half, whenever the text filled");
         left_out
     }
 
@@ -141,14 +171,14 @@ impl<'a> Generator<'a> {
         let longest = self.model.config().max_seq_len;
         if self.context.len() > longest {
             let keep = (longest / 2).max(1);
-            self.forgotten += self.context.len() - keep;
+            self.dropped += self.context.len() - keep;
             self.context.drain(..self.context.len() - keep);
             self.cache.clear();
             self.unread = keep;
         }
         let new = &self.context[self.context.len() - self.unread..];
         let logits = self.model.next_logits(new, &mut self.cache, false)?;
-        let token = choose(&logits[..self.vocab], &self.sampling, &mut self.random)?;
+        let token = sample_token(&logits[..self.vocab], &self.sampling, &mut self.random)?;
         self.context.push(token);
         self.unread = 1;
         Ok(token)
@@ -156,7 +186,7 @@ impl<'a> Generator<'a> {
 }
 
 /// Samples a token from logits.
-fn choose(logits: &[f32], sampling: &Sampling, random: &mut ChaCha8Rng) -> Result<i32> {
+fn sample_token(logits: &[f32], sampling: &Sampling, random: &mut ChaCha8Rng) -> Result<i32> {
     if logits.iter().any(|x| x.is_nan() || *x == f32::INFINITY) {
         return Err(Error::not_finite(
             "the model's logits are not finite; its weights are broken",
@@ -210,7 +240,7 @@ mod tests {
     fn drawn(sampling: Sampling, n: usize) -> Vec<i32> {
         let mut random = ChaCha8Rng::seed_from_u64(sampling.seed);
         (0..n)
-            .map(|_| choose(&LOGITS, &sampling, &mut random).unwrap())
+            .map(|_| sample_token(&LOGITS, &sampling, &mut random).unwrap())
             .collect()
     }
 

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use derive_setters::Setters;
 use serde::Serialize;
 
-use super::reading::{self, TextOptions, TextOverrides};
 use super::shared;
+use super::text_options::{self, TextOptions, TextOverrides};
 use crate::data::open::TokenizerChoice;
 use crate::data::{
     self, Coverage, OpenOptions, OpenedData, PreparedFolder, Progress, Split, SplitRecord,
@@ -21,6 +21,17 @@ use crate::omissions::Omissions;
 use crate::train::sources;
 
 /// Options of an evaluation.
+///
+/// ```
+/// use hybridnorm::data::{Split, Windows};
+/// use hybridnorm::eval::{EvalOptions, TextOverrides};
+///
+/// let options = EvalOptions::default()
+///     .with_split(Split::Validation)
+///     .with_windows(Windows::Complete { limit: Some(100) })
+///     .with_text(TextOverrides::default().with_text_field("body"));
+/// assert_eq!(options.text.text_field.as_deref(), Some("body"));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Setters)]
 #[setters(prefix = "with_", strip_option, into)]
 #[non_exhaustive]
@@ -168,10 +179,10 @@ pub fn open_sets(
     open.windows = options.windows;
     open.allow_any_row_length = true;
     let raw = raw_text(paths)?;
-    reading::check_given(&raw, &options.text)?;
-    let of_run = options.checkpoint.as_deref().filter(|_| !raw.is_empty());
-    let reading = TextOptions::new(of_run, &options.text)?;
-    open.prepare.source = reading.options.clone();
+    text_options::check_overrides_used(&raw, &options.text)?;
+    let checkpoint = options.checkpoint.as_deref().filter(|_| !raw.is_empty());
+    let text_options = TextOptions::new(checkpoint, &options.text)?;
+    open.prepare.source = text_options.options.clone();
     let mut known = BTreeSet::new();
     let mut sets = Vec::new();
     for path in paths {
@@ -183,10 +194,16 @@ pub fn open_sets(
                 ),
             ));
         }
-        let reading = raw.contains(path).then(|| reading.clone());
-        sets.push(open_set(path, reading, options.split, &open, progress)?);
+        let text_options = raw.contains(path).then(|| text_options.clone());
+        sets.push(open_set(
+            path,
+            text_options,
+            options.split,
+            &open,
+            progress,
+        )?);
     }
-    reading::check_separator(&sets, &options.text)?;
+    text_options::check_separator(&sets, &options.text)?;
     Ok(sets)
 }
 
@@ -209,7 +226,7 @@ fn identity(name: &str) -> PathBuf {
 
 fn open_set(
     path: &str,
-    reading: Option<TextOptions>,
+    text_options: Option<TextOptions>,
     split: Option<Split>,
     options: &OpenOptions,
     progress: &mut dyn FnMut(Progress),
@@ -234,7 +251,7 @@ fn open_set(
     let first_token_bytes = first_token_bytes(&opened, split);
     Ok(EvalSet {
         text: opened.text_stats(),
-        text_options: reading,
+        text_options,
         name: path.to_owned(),
         split,
         data: opened.dataset,
@@ -361,12 +378,10 @@ fn not_predicted(set: &EvalSet, unknown_tokens: u64, has_bits: bool) -> Option<S
         ),
     };
     let bits = match has_bits {
-        true => ", and bits per byte counts bytes that were never predicted",
+        true => ", and bits per byte includes their bytes",
         false => "",
     };
-    Some(format!(
-        "{what}: the loss says nothing of what stands there{bits}"
-    ))
+    Some(format!("{what}: the loss does not cover them{bits}"))
 }
 
 fn name(split: Split) -> &'static str {
@@ -429,7 +444,7 @@ fn bytes_of_tokens(
 ) -> Result<u64, String> {
     let of_token = |id: u32| {
         let length = tokenizer.token_text_bytes(id);
-        length.ok_or_else(|| format!("token {id} is none of its tokenizer's"))
+        length.ok_or_else(|| format!("token id {id} is not in the vocabulary of the tokenizer"))
     };
     if let (Some(bytes), Windows::All) = (set.text_bytes, options.windows) {
         let firsts = set.data.first_tokens().map_err(|error| error.to_string())?;

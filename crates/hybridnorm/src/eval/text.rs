@@ -45,7 +45,7 @@ impl PromptCoverage {
         let counts = [
             (
                 self.unknown_tokens,
-                "unknown tokens, which say nothing of what stands there",
+                "unknown tokens, which carry no information about the text",
             ),
             (
                 self.dropped_chars,
@@ -107,7 +107,8 @@ impl<'a> TextGenerator<'a> {
         }
         Ok(Self {
             prompt: PromptCoverage::of(tokenizer, prompt, &read)?,
-            generator: Generator::new(model, &ids, sampling)?.below(tokenizer.vocab_size()),
+            generator: Generator::new(model, &ids, sampling)?
+                .with_vocab_size(tokenizer.vocab_size()),
             decoder: tokenizer.stream_decoder_with_context(&read),
             end,
             prompt_tokens: read.len(),
@@ -127,7 +128,7 @@ impl<'a> TextGenerator<'a> {
             return Ok(None);
         }
         let piece = self.decoder.push(token as u32);
-        Ok(Some(behind_spaces(piece, &mut self.spaces)))
+        Ok(Some(strip_repeated_spaces(piece, &mut self.spaces)))
     }
 
     /// Returns the account of the prompt.
@@ -147,7 +148,7 @@ impl<'a> TextGenerator<'a> {
 
     /// Returns the text held back for lack of a complete character.
     pub fn finish(mut self) -> String {
-        behind_spaces(self.decoder.finish(), &mut self.spaces)
+        strip_repeated_spaces(self.decoder.finish(), &mut self.spaces)
     }
 }
 
@@ -157,7 +158,7 @@ fn trailing_spaces(text: &str) -> usize {
 }
 
 /// Removes the leading spaces of a piece that the prompt already ends with.
-fn behind_spaces(piece: String, spaces: &mut usize) -> String {
+fn strip_repeated_spaces(piece: String, spaces: &mut usize) -> String {
     if *spaces == 0 || piece.is_empty() {
         return piece;
     }

@@ -12,7 +12,7 @@
 //!
 //! A checkpoint is a [`StagedFolder`]: a folder with its final name is complete. Reading verifies the manifest.
 
-mod of_run;
+mod run_checkpoints;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,8 +27,8 @@ use crate::model::inventory;
 use crate::model::{Device, Model, ModelConfig};
 use crate::tensors::{self, TensorFile, TensorHandle};
 
-pub(super) use of_run::remove_all;
-pub use of_run::{CHECKPOINTS, Newest, exists, newest, newest_before, prune, step_path};
+pub(super) use run_checkpoints::remove_all;
+pub use run_checkpoints::{CHECKPOINTS, Newest, exists, newest, newest_before, prune, step_path};
 
 const MANIFEST: &str = "manifest.json";
 const CONFIG: &str = "config.json";
@@ -76,6 +76,37 @@ impl<'a> Contents<'a, ()> {
 }
 
 /// A checkpoint whose manifest has been verified.
+///
+/// ```
+/// # use std::sync::atomic::AtomicBool;
+/// # use hybridnorm::data::TokenDataset;
+/// # use hybridnorm::train::{Config, ModelSection, Sources, Start, TrainSection, Trainer};
+/// use hybridnorm::Device;
+/// use hybridnorm::train::Checkpoint;
+///
+/// # let model = ModelSection::new("hybridnorm")
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_d_ff(32)
+/// #     .with_vocab_size(8);
+/// # let train = TrainSection::default().with_steps(4).with_batch_size(4).with_seq_len(8);
+/// # let config = Config::default().with_model(model).with_train(train);
+/// # let tokens: Vec<u32> = (0..200).map(|i| i % 8).collect();
+/// # let data = TokenDataset::from_tokens(&tokens, 8, 8)?;
+/// # let sources = Sources::new(&config, data, None);
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let run = folder.path().join("run");
+/// # let (start, device) = (Start::Fresh, Device::Cpu);
+/// # let mut trainer = Trainer::open_on(config, sources, &run, start, device, &mut |_| {})?;
+/// # trainer.run(&AtomicBool::new(false), &mut |_| {})?;
+/// // The newest checkpoint of a run directory.
+/// let checkpoint = Checkpoint::open(&run)?;
+/// assert!(checkpoint.path().ends_with("checkpoints/step-00000004"));
+/// let model = checkpoint.model(Device::Cpu)?;
+/// assert_eq!(model.config().n_layers, 2);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
     path: PathBuf,
@@ -134,7 +165,7 @@ fn write_folder<S: Serialize>(folder: &Path, contents: Contents<'_, S>) -> Resul
         format_version: FORMAT_VERSION,
         files: BTreeMap::new(),
     };
-    for file in files_below(folder)? {
+    for file in list_files_recursively(folder)? {
         files::open(&file)?.sync_all().map_err(Error::io(&file))?;
         let name = file.strip_prefix(folder).expect("listed below the folder");
         let name = name.to_string_lossy().replace('\\', "/");
@@ -350,7 +381,7 @@ impl Checkpoint {
     }
 }
 
-fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+fn list_files_recursively(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut pending = vec![folder.to_path_buf()];
     while let Some(next) = pending.pop() {

@@ -1,4 +1,4 @@
-//! RunDirectoryGuard on a run directory: its lock, and the removal of created files unless a step is run.
+//! Guard of a run directory: its lock, and the removal of created files unless a step is run.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,7 +14,7 @@ use crate::files::{self, Lock, Locking};
 const ATTEMPTS: usize = 8;
 
 /// A run directory locked by this process. Files that it created there are removed on drop, unless the claim is
-/// [kept](RunDirectoryGuard::keep).
+/// [disarmed](RunDirectoryGuard::disarm).
 #[derive(Debug)]
 pub(super) struct RunDirectoryGuard {
     run: PathBuf,
@@ -37,13 +37,13 @@ impl RunDirectoryGuard {
         let run = &files::resolve_links(run)?;
         let mut created = Vec::new();
         for attempt in 1.. {
-            match create_chain(run, &mut created).and_then(|()| Self::lock(run, locking)) {
+            match create_dir_all(run, &mut created).and_then(|()| Self::lock(run, locking)) {
                 Ok(mut claim) => {
                     created.append(&mut claim.created);
                     claim.created = created;
                     return claim.with_checkpoints();
                 }
-                Err(error) if is_gone(&error) && attempt < ATTEMPTS => {}
+                Err(error) if is_not_found(&error) && attempt < ATTEMPTS => {}
                 Err(error) => {
                     remove(created);
                     return Err(error);
@@ -54,7 +54,7 @@ impl RunDirectoryGuard {
     }
 
     /// Locks an existing directory.
-    pub(super) fn existing(run: &Path, locking: Locking) -> Result<Self> {
+    pub(super) fn open(run: &Path, locking: Locking) -> Result<Self> {
         Self::lock(run, locking)?.with_checkpoints()
     }
 
@@ -112,7 +112,7 @@ impl RunDirectoryGuard {
     }
 
     /// Keeps the created files from now on.
-    pub(super) fn keep(&mut self) {
+    pub(super) fn disarm(&mut self) {
         self.created.clear();
     }
 
@@ -135,11 +135,11 @@ impl Drop for RunDirectoryGuard {
 }
 
 /// Creates a folder and its parents; new ones are pushed to `created`, parents first.
-fn create_chain(path: &Path, created: &mut Vec<Created>) -> Result<()> {
+fn create_dir_all(path: &Path, created: &mut Vec<Created>) -> Result<()> {
     let made = match files::create_new_dir(path) {
-        Err(error) if is_gone(&error) => match path.parent() {
+        Err(error) if is_not_found(&error) => match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => {
-                create_chain(parent, created)?;
+                create_dir_all(parent, created)?;
                 files::create_new_dir(path)
             }
             _ => Err(error),
@@ -153,7 +153,7 @@ fn create_chain(path: &Path, created: &mut Vec<Created>) -> Result<()> {
     Ok(())
 }
 
-fn is_gone(error: &Error) -> bool {
+fn is_not_found(error: &Error) -> bool {
     matches!(error, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
 
@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_created_goes_again_and_nothing_else() {
+    fn drop_removes_only_created_files() {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("a/b/run");
         let mut claim = RunDirectoryGuard::create(&run, Locking::Required).unwrap();
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_process_is_refused_and_takes_nothing_away() {
+    fn a_second_process_is_refused_and_removes_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
         let first = RunDirectoryGuard::create(&run, Locking::Required).unwrap();
@@ -209,11 +209,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_stays() {
+    fn a_disarmed_guard_keeps_created_files() {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
         let mut claim = RunDirectoryGuard::create(&run, Locking::Required).unwrap();
-        claim.keep();
+        claim.disarm();
         drop(claim);
         assert!(run.join(LOCK).exists() && run.join(checkpoint::CHECKPOINTS).exists());
     }

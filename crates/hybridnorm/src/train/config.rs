@@ -27,6 +27,26 @@ pub(crate) use read::{from_toml, read_text};
 pub use sections::{DataSection, InitSection, LogSection, TrainSection};
 
 /// Configuration of a run, in TOML. Every section may be absent until it is needed.
+///
+/// ```
+/// use hybridnorm::train::{Config, ModelSection, OptimizerConfig, TrainSection};
+///
+/// let model = ModelSection::new("hybridnorm")
+///     .with_d_model(16)
+///     .with_n_layers(2)
+///     .with_n_heads(2)
+///     .with_d_ff(32)
+///     .with_vocab_size(8);
+/// let config = Config::default()
+///     .with_seed(1)
+///     .with_model(model)
+///     .with_optimizer(OptimizerConfig::default().with_lr(3e-3))
+///     .with_train(TrainSection::default().with_steps(100).with_seq_len(32));
+/// config.check()?;
+/// assert_eq!(config.model_config()?.max_seq_len, 32);
+/// assert_eq!(Config::parse(&config.to_toml(), &[])?, config);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
 #[setters(prefix = "with_", strip_option)]

@@ -124,7 +124,7 @@ impl PassTaps {
         PassStats {
             losses,
             routing: routing.collect(),
-            head_maxima: maxima.collect(),
+            max_attention_logits: maxima.collect(),
         }
     }
 }
@@ -137,7 +137,7 @@ pub struct PassStats {
     /// Routing statistics, one entry per mixture-of-experts block.
     pub routing: Vec<Routing>,
     /// Max attention logits of every head in every block, if tapped.
-    pub head_maxima: Vec<Vec<f32>>,
+    pub max_attention_logits: Vec<Vec<f32>>,
 }
 
 /// Gradients of a batch.
@@ -156,13 +156,37 @@ impl Gradients {
     }
 
     /// Returns the gradient of a parameter in double precision, as computed by the reference executor.
-    pub fn get64(&self, name: &str) -> Option<Vec<f64>> {
+    pub fn get_f64(&self, name: &str) -> Option<Vec<f64>> {
         self.by_name.get(name).cloned().map(Tensor::into_f64)
     }
 }
 
 /// Computes the gradients of a batch, inputs and targets (b, t), whose losses are sums over targets divided by
 /// `divisor`, and the max attention logits of every head.
+///
+/// ```
+/// use hybridnorm::Device;
+/// use hybridnorm::model::{Model, ModelConfig};
+/// use hybridnorm::plan::Options;
+/// use hybridnorm::train::gradients;
+///
+/// # let config = ModelConfig::default()
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_n_kv_heads(2)
+/// #     .with_d_ff(32)
+/// #     .with_vocab_size(8)
+/// #     .with_max_seq_len(8);
+/// # let mut model = Model::new(&config, 0, Device::Cpu)?;
+/// let (inputs, targets) = ([0, 1, 2, 3], [1, 2, 3, 4]);
+/// // The mean over 4 targets.
+/// let found = gradients(&mut model, &inputs, &targets, [1, 4], 4.0, Options::default())?;
+/// let head = found.get("head").expect("the head has a gradient");
+/// assert_eq!(head.len(), 8 * 16);
+/// assert!(found.stats.losses.cross_entropy > 0.0);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 ///
 /// # Errors
 /// If an id or a target is outside the vocabulary, except targets of -1, which are ignored; or if there are not

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 /// Keys with paths of data and initial weights. Their contents are identified by fingerprints, so that the
 /// paths may change.
-const PLACES: [&str; 4] = [
+const PATH_KEYS: [&str; 4] = [
     "data.train",
     "data.validation",
     "data.tokenizer",
@@ -40,7 +40,7 @@ pub fn diff<T: Serialize>(old: &T, new: &T) -> Vec<Change> {
 ///
 /// # Errors
 /// If a change does not match the configuration.
-pub fn undo<'a>(
+pub fn revert_changes<'a>(
     config: &Config,
     changed: impl IntoIterator<Item = &'a [Change]>,
 ) -> Result<Config> {
@@ -80,9 +80,9 @@ pub fn config_at_step(newest: &Config, segments: &[Segment], step: u64) -> Resul
     let later = segments.iter().rev().filter(|one| one.after_step >= step);
     let mut kept: Vec<Vec<Change>> = later.map(|one| one.changed.clone()).collect();
     for changed in &mut kept {
-        changed.retain(|change| !PLACES.contains(&change.key.as_str()));
+        changed.retain(|change| !PATH_KEYS.contains(&change.key.as_str()));
     }
-    undo(newest, kept.iter().map(Vec::as_slice))
+    revert_changes(newest, kept.iter().map(Vec::as_slice))
 }
 
 /// Returns the remaining segments of a run that resumes after `step`, and the configuration of the last of
@@ -100,7 +100,7 @@ pub fn truncate_segments(
     if let Some(last) = segments.last_mut() {
         last.last_step = Some(step);
     }
-    let before = undo(newest, gone.iter().rev().map(|one| one.changed.as_slice()))?;
+    let before = revert_changes(newest, gone.iter().rev().map(|one| one.changed.as_slice()))?;
     Ok((segments, before))
 }
 
@@ -141,7 +141,7 @@ pub fn learning_rate_note(
     let (from, to) = (old.lr(step), new.lr(step));
     // Keys whose reversal alone changes the rate; if there are none, all keys that can affect it.
     let without = |change: &Change| {
-        let before = undo(config, [std::slice::from_ref(change)]);
+        let before = revert_changes(config, [std::slice::from_ref(change)]);
         before.and_then(|before| rate(&before))
     };
     let is_of_rate = |change: &&Change| {
@@ -265,7 +265,7 @@ mod tests {
                 "seed went from 0 to 4",
             ]
         );
-        assert_eq!(undo(&new, [changed.as_slice()]).unwrap(), old);
+        assert_eq!(revert_changes(&new, [changed.as_slice()]).unwrap(), old);
         assert!(diff(&old, &old).is_empty());
     }
 
@@ -275,7 +275,7 @@ mod tests {
         let table = config(&["model.placement={base = 'pre-norm', norm = {kind = 'layernorm'}}"]);
         for (old, new) in [(&named, &table), (&table, &named)] {
             let changed = diff(old, new);
-            assert_eq!(undo(new, [changed.as_slice()]).unwrap(), *old);
+            assert_eq!(revert_changes(new, [changed.as_slice()]).unwrap(), *old);
         }
     }
 

@@ -22,7 +22,7 @@ pub struct Inventory {
     pub micro_batch: usize,
 }
 
-/// PlannedRun training memory by purpose, in bytes.
+/// Planned training memory by purpose, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Memory {
     /// Weights, f32.
@@ -43,9 +43,9 @@ pub struct Memory {
 /// Resident memory of the binary in training, excluding weights, moments, the arena and memory that grows with the
 /// number of ops, if kernels allocate little: 20 MiB of code and libraries, the rest retained by the allocator.
 /// Measured, see docs/performance.md.
-const PROGRAM: u64 = 31 << 20;
+const PROGRAM_BYTES: u64 = 31 << 20;
 /// Planning memory per op of the programs that the allocator retains, measured at 4 to 600 blocks.
-const PLAN_OF_AN_OP: u64 = 3 << 10;
+const PLAN_BYTES_PER_OP: u64 = 3 << 10;
 
 impl Memory {
     /// Returns the total.
@@ -97,7 +97,7 @@ pub fn inventory(
             optimizer: 4 * layout.elements().iter().sum::<usize>() as u64,
             activations: most(Program::arena_bytes),
             workspace: most(Program::workspace_bytes),
-            program: PROGRAM + PLAN_OF_AN_OP * ops as u64,
+            program: PROGRAM_BYTES + PLAN_BYTES_PER_OP * ops as u64,
         },
         micro_batch: shape.micro_batch,
     })

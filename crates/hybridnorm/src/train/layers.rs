@@ -190,7 +190,7 @@ pub static BLOCK_SIGNALS: &[BlockSignal] = &[
 
 impl Record for LayerRecord {
     const FILE: &'static str = "layers.jsonl";
-    const EVERY_STEP: bool = false;
+    const IS_PER_STEP: bool = false;
 
     fn step(&self) -> u64 {
         self.step

@@ -302,7 +302,7 @@ pub static METRICS: &[Metric] = {
 
 impl Record for Metrics {
     const FILE: &'static str = "metrics.jsonl";
-    const EVERY_STEP: bool = true;
+    const IS_PER_STEP: bool = true;
 
     fn step(&self) -> u64 {
         self.step

@@ -42,6 +42,27 @@ pub struct StepNorms {
 /// Optimizer of a model: the moments of every parameter, and the number of updates.
 ///
 /// Its buffers are on the model's executor until [`Optimizer::free`] returns them.
+///
+/// ```
+/// use hybridnorm::Device;
+/// use hybridnorm::model::{Model, ModelConfig};
+/// use hybridnorm::train::{Optimizer, OptimizerConfig};
+///
+/// # let config = ModelConfig::default()
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_n_kv_heads(2)
+/// #     .with_d_ff(32)
+/// #     .with_vocab_size(8)
+/// #     .with_max_seq_len(8);
+/// # let mut model = Model::new(&config, 0, Device::Cpu)?;
+/// let optimizer = Optimizer::new(OptimizerConfig::default(), &mut model)?;
+/// let moments = optimizer.handles();
+/// assert!(moments.contains_key("m.embedding") && moments.contains_key("v.embedding"));
+/// optimizer.free(&mut model);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Optimizer {
     layout: Layout,

@@ -129,7 +129,7 @@ impl From<&SlotNorms> for ParameterNorms {
 }
 
 /// Removes dumps of steps after `step`, which will be run again; returns the number of dumps left.
-fn drop_later_dumps(run: &Path, step: u64) -> Result<usize> {
+fn remove_dumps_after(run: &Path, step: u64) -> Result<usize> {
     let (later, left): (Vec<_>, Vec<_>) = dumps(run)?.into_iter().partition(|(of, _)| *of > step);
     for (_, path) in later {
         std::fs::remove_file(&path).map_err(Error::io(&path))?;
@@ -192,9 +192,9 @@ impl Recorder {
 
     /// Opens the files of a run that continues after `step` steps; removes records and dumps of later steps, which
     /// will be run again.
-    pub(super) fn begin(&mut self, step: u64) -> Result<()> {
+    pub(super) fn open_files(&mut self, step: u64) -> Result<()> {
         let resumed = (step > 0).then_some(step);
-        self.dumps = drop_later_dumps(&self.run, step)?;
+        self.dumps = remove_dumps_after(&self.run, step)?;
         self.files = Some(Files {
             layers: RecordFile::open(&self.run, step)?,
             events: match self.log.tensorboard {

@@ -18,7 +18,7 @@ pub trait Record: Serialize + DeserializeOwned {
     /// File name in the run directory.
     const FILE: &'static str;
     /// True if every step has a record, so that a missing one was lost.
-    const EVERY_STEP: bool;
+    const IS_PER_STEP: bool;
 
     /// Returns the step, counted from 1.
     fn step(&self) -> u64;
@@ -41,7 +41,7 @@ impl<R: Record> RecordFile<R> {
     pub fn open(run: &Path, step: u64) -> Result<Self> {
         let path = run.join(R::FILE);
         if files::exists(&path)? {
-            let kept = Kept::find::<R>(&path, step)?;
+            let kept = KeptRecords::find::<R>(&path, step)?;
             if !kept.is_all {
                 kept.copy(&path)?;
             }
@@ -62,7 +62,7 @@ impl<R: Record> RecordFile<R> {
     pub(super) fn check(run: &Path, step: u64) -> Result<()> {
         let path = run.join(R::FILE);
         if files::exists(&path)? {
-            Kept::find::<R>(&path, step)?;
+            KeptRecords::find::<R>(&path, step)?;
         }
         Ok(())
     }
@@ -92,13 +92,13 @@ impl<R: Record> RecordFile<R> {
 /// Parts of a file that are kept: records up to a step, one per step. Of a step that was run again, the last record
 /// is kept.
 #[derive(Debug, Default)]
-struct Kept {
+struct KeptRecords {
     /// Step, offset and length in bytes of each line.
     lines: Vec<(u64, u64, u64)>,
     is_all: bool,
 }
 
-impl Kept {
+impl KeptRecords {
     fn find<R: Record>(path: &Path, limit: u64) -> Result<Self> {
         let mut kept = Self {
             lines: Vec::new(),
@@ -108,7 +108,7 @@ impl Kept {
             kept.push(row.step(), at, length);
         })?;
         kept.is_all &= is_all;
-        if R::EVERY_STEP && !kept.lines.is_empty() && kept.last() < limit {
+        if R::IS_PER_STEP && !kept.lines.is_empty() && kept.last() < limit {
             return Err(Error::format(
                 path,
                 format!(
@@ -138,18 +138,18 @@ impl Kept {
         let mut source = BufReader::new(files::open(path)?);
         let mut target = AtomicFile::create(path)?;
         let mut at = 0;
-        for &(_, begin, length) in &self.lines {
+        for &(_, start, length) in &self.lines {
             let mut skip = |bytes: u64| {
                 let mut between = (&mut source).take(bytes);
                 io::copy(&mut between, &mut io::sink()).map_err(Error::io(path))
             };
-            skip(begin - at)?;
+            skip(start - at)?;
             let mut line = (&mut source).take(length);
             let copied = io::copy(&mut line, &mut target).map_err(Error::io(path))?;
             if copied < length {
                 return Err(Error::format(path, "became shorter while it was read"));
             }
-            at = begin + length;
+            at = start + length;
         }
         target.commit().map(drop)
     }
@@ -171,14 +171,14 @@ fn scan<R: Record>(path: &Path, limit: u64, mut keep: impl FnMut(R, u64, u64)) -
                 if let Some(error) = unreadable {
                     return Err(error);
                 }
-                check_follows(path, lines.number, last.replace(row.step()), &row)?;
+                check_consecutive(path, lines.number, last.replace(row.step()), &row)?;
                 keep(row, at, length);
             }
             Ok(_) => is_all = false,
             Err(error) => {
                 is_all = false;
                 let number = lines.number;
-                unreadable.get_or_insert_with(|| not_a_row(path, number, &error));
+                unreadable.get_or_insert_with(|| invalid_record(path, number, &error));
             }
         }
         at += length;
@@ -246,7 +246,7 @@ pub fn read<R: Record>(run: &Path) -> Result<Vec<R>> {
         }
         match serde_json::from_slice::<R>(line) {
             Ok(row) => push(&mut rows, row),
-            Err(error) => return Err(not_a_row(&path, lines.number, &error)),
+            Err(error) => return Err(invalid_record(&path, lines.number, &error)),
         }
     }
     Ok(rows)
@@ -272,9 +272,14 @@ fn push<R: Record>(rows: &mut Vec<R>, row: R) {
 }
 
 /// Checks that no step is missing between two records. Steps may be repeated.
-fn check_follows<R: Record>(path: &Path, number: usize, last: Option<u64>, row: &R) -> Result<()> {
+fn check_consecutive<R: Record>(
+    path: &Path,
+    number: usize,
+    last: Option<u64>,
+    row: &R,
+) -> Result<()> {
     match last {
-        Some(last) if R::EVERY_STEP && row.step() > last + 1 => Err(Error::format(
+        Some(last) if R::IS_PER_STEP && row.step() > last + 1 => Err(Error::format(
             path,
             format!(
                 "line {number} is of step {}, the line before it of step {last}: records between them are missing; \
@@ -286,7 +291,7 @@ fn check_follows<R: Record>(path: &Path, number: usize, last: Option<u64>, row: 
     }
 }
 
-fn not_a_row(path: &Path, number: usize, error: &serde_json::Error) -> Error {
+fn invalid_record(path: &Path, number: usize, error: &serde_json::Error) -> Error {
     Error::format(
         path,
         format!(

@@ -21,7 +21,7 @@ use crate::files::{self, Lock, Locking};
 pub const CONFIG: &str = "config.toml";
 /// File that marks a run to be restarted from scratch unless it is finished.
 pub const UNFINISHED: &str = "unfinished.txt";
-const BUSY: &str = "another process is training here";
+const LOCKED_MESSAGE: &str = "another process is training here";
 const PURPOSE_LIMIT: u64 = 1 << 20;
 pub(super) const LOCK: &str = "lock";
 
@@ -34,7 +34,7 @@ pub fn lock(run: &Path) -> Result<Lock> {
 }
 
 pub(super) fn lock_with(run: &Path, locking: Locking) -> Result<Lock> {
-    Lock::exclusive(&run.join(LOCK), locking, BUSY)
+    Lock::exclusive(&run.join(LOCK), locking, LOCKED_MESSAGE)
 }
 
 /// Removes the files that a run wrote into its directory, and nothing else.
@@ -97,7 +97,7 @@ fn ignore_missing(removed: io::Result<()>) -> io::Result<()> {
 
 /// Refuses a directory that contains a run. Files left by a process that was killed before its first step do not
 /// count.
-pub(super) fn refuse_to_overwrite(run: &Path) -> Result<()> {
+pub(super) fn check_no_run(run: &Path) -> Result<()> {
     let run_name = run.display();
     if checkpoint::exists(run)? {
         return Err(Error::exists(
@@ -120,7 +120,7 @@ pub(super) fn refuse_to_overwrite(run: &Path) -> Result<()> {
 }
 
 /// Checks that the directory for a run that branches off contains no run.
-pub(super) fn refuse_to_share(run: &Path) -> Result<()> {
+pub(super) fn check_no_run_for_branch(run: &Path) -> Result<()> {
     match checkpoint::exists(run)? || find_run_output(run)?.is_some() {
         true => Err(Error::exists(
             run,
@@ -158,14 +158,14 @@ fn find_run_output(run: &Path) -> Result<Option<&'static str>> {
 
 /// Marks the directory as that of an unfinished run. An unfinished run for the same purpose is restarted from
 /// scratch.
-pub(super) fn begin_unfinished(
+pub(super) fn mark_unfinished(
     run: &Path,
     purpose: &str,
     claim: &mut RunDirectoryGuard,
 ) -> Result<()> {
     let path = run.join(UNFINISHED);
     if !files::exists(&path)? {
-        refuse_to_share(run)?;
+        check_no_run_for_branch(run)?;
         claim.register_file(UNFINISHED)?;
         return files::write(path, purpose.as_bytes()).map(drop);
     }
@@ -184,7 +184,7 @@ pub(super) fn begin_unfinished(
 }
 
 /// Removes the mark of an unfinished run.
-pub(super) fn finish(run: &Path) -> Result<()> {
+pub(super) fn unmark_unfinished(run: &Path) -> Result<()> {
     remove_file(&run.join(UNFINISHED))
 }
 

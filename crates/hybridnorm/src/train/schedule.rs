@@ -6,6 +6,20 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 
 /// `[schedule]`: learning-rate schedule.
+///
+/// ```
+/// use hybridnorm::train::{ScheduleConfig, ScheduleKind};
+///
+/// let config = ScheduleConfig::default()
+///     .with_kind(ScheduleKind::Linear)
+///     .with_warmup_steps(10)
+///     .with_min_lr_ratio(0.0);
+/// let schedule = config.resolve(1e-3, 110, 4096)?;
+/// assert_eq!(schedule.lr(10), 1e-3);
+/// assert!((schedule.lr(60) - 5e-4).abs() < 1e-12);
+/// assert_eq!(schedule.lr(110), 0.0);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
 #[setters(prefix = "with_", strip_option)]
@@ -55,6 +69,15 @@ pub enum ScheduleKind {
 }
 
 /// Schedule with all defaults resolved.
+///
+/// ```
+/// use hybridnorm::train::ScheduleConfig;
+///
+/// let schedule = ScheduleConfig::default().with_warmup_steps(2).resolve(0.1, 10, 1)?;
+/// assert_eq!(schedule.lr(1), 0.05);
+/// assert!(schedule.lr(3) > schedule.lr(9), "cosine decay");
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
     kind: ScheduleKind,

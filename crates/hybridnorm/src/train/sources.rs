@@ -99,7 +99,22 @@ impl DataCoverage {
     }
 }
 
-/// OpenedData training and validation data, and facts about them.
+/// Opened training and validation data, and facts about them.
+///
+/// ```
+/// use hybridnorm::data::TokenDataset;
+/// use hybridnorm::train::{Config, Sources};
+///
+/// let tokens: Vec<u32> = (0..41).map(|i| i % 8).collect();
+/// let train = TokenDataset::from_tokens(&tokens, 8, 8)?;
+/// let validation = TokenDataset::from_tokens(&tokens[..18], 8, 8)?;
+/// let sources = Sources::new(&Config::default(), train, Some(validation));
+/// assert_eq!(sources.vocab_size, Some(8));
+/// assert_eq!(sources.coverage.train.tokens, 40);
+/// // The last of 17 targets is in no complete sequence.
+/// assert_eq!(sources.coverage.validation.unwrap().tokens, 16);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Sources {
     /// Training data.

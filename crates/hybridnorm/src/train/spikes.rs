@@ -1,6 +1,6 @@
 //! Spikes: values far above their recent mean.
 //!
-//! The spike score is the fraction of the last [`WINDOW`] values that were more than [`DEVIATIONS`] standard
+//! The spike score is the fraction of the last [`WINDOW`] values that were more than [`THRESHOLD`] standard
 //! deviations above the mean of the preceding values (after OLMo 2, arXiv 2501.00656, which counts deviations of 7
 //! in either direction over 1000 values).
 
@@ -14,9 +14,9 @@ use super::metrics::Metrics;
 /// Number of preceding values that a new one is compared with.
 pub const WINDOW: usize = 128;
 /// Minimum number of preceding values for a comparison.
-pub const FEWEST: usize = 32;
+pub const MIN_VALUES: usize = 32;
 /// Spike threshold, in standard deviations above the mean.
-pub const DEVIATIONS: f64 = 6.0;
+pub const THRESHOLD: f64 = 6.0;
 
 /// A quantity in which spikes are detected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,11 +112,11 @@ pub struct SpikeScores {
 /// Spike detector, fed step by step.
 #[derive(Debug, Clone, Default)]
 pub struct Detector {
-    watched: [Watched; 3],
+    watched: [SeriesWindow; 3],
 }
 
 #[derive(Debug, Clone, Default)]
-struct Watched {
+struct SeriesWindow {
     recent: VecDeque<f64>,
     spiked: VecDeque<bool>,
     count: u64,
@@ -143,7 +143,7 @@ impl Detector {
 
     /// Returns the current spike scores.
     pub fn scores(&self) -> SpikeScores {
-        let [loss, grad_norm, update_norm] = self.watched.each_ref().map(Watched::score);
+        let [loss, grad_norm, update_norm] = self.watched.each_ref().map(SeriesWindow::score);
         SpikeScores {
             loss,
             grad_norm,
@@ -152,7 +152,7 @@ impl Detector {
     }
 }
 
-impl Watched {
+impl SeriesWindow {
     fn push(&mut self, quantity: Quantity, value: f64) -> Option<Spike> {
         // A record read from a file may lack a number.
         if !value.is_finite() {
@@ -170,7 +170,7 @@ impl Watched {
     }
 
     fn compare(&self, quantity: Quantity, value: f64) -> Option<Spike> {
-        if self.recent.len() < FEWEST {
+        if self.recent.len() < MIN_VALUES {
             return None;
         }
         let n = self.recent.len() as f64;
@@ -179,7 +179,7 @@ impl Watched {
         let deviation = (squares / (n - 1.0)).sqrt();
         let deviations = (value - mean) / deviation;
         // With zero deviation, nothing counts as a spike.
-        (deviation > 0.0 && deviations > DEVIATIONS).then_some(Spike {
+        (deviation > 0.0 && deviations > THRESHOLD).then_some(Spike {
             quantity,
             value,
             mean,
@@ -245,7 +245,7 @@ mod tests {
     #[test]
     fn a_short_or_constant_past_says_nothing() {
         let mut detector = Detector::default();
-        for step in 0..FEWEST as u64 - 1 {
+        for step in 0..MIN_VALUES as u64 - 1 {
             detector.push(&calm(step));
         }
         assert!(detector.push(&row(31, 100.0, 50.0)).is_empty());

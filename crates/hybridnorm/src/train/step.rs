@@ -44,6 +44,32 @@ impl StepShape {
 
 /// Programs of a step. Without gradient accumulation there is one, in which gradients share the arena with
 /// activations; with it, gradients are summed in a separate buffer.
+///
+/// ```
+/// use hybridnorm::Device;
+/// use hybridnorm::model::{Model, ModelConfig};
+/// use hybridnorm::train::{Optimizer, OptimizerConfig, StepShape, TrainingStep};
+///
+/// # let config = ModelConfig::default()
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_n_kv_heads(2)
+/// #     .with_d_ff(32)
+/// #     .with_vocab_size(8)
+/// #     .with_max_seq_len(8);
+/// # let mut model = Model::new(&config, 0, Device::Cpu)?;
+/// let mut optimizer = Optimizer::new(OptimizerConfig::default(), &mut model)?;
+/// // Two micro-batches of one sequence of 4 tokens.
+/// let shape = StepShape::new(1, 4).with_grad_accum_steps(2);
+/// let mut step = TrainingStep::new(shape, &mut model, &mut optimizer)?;
+/// for [inputs, targets] in [[[0, 1, 2, 3], [1, 2, 3, 4]], [[4, 5, 6, 7], [5, 6, 7, 0]]] {
+///     step.run_micro_batch(&mut model, &mut optimizer, &inputs, &targets, 1e-3)?;
+/// }
+/// let outcome = step.finish(&mut model, &mut optimizer, 1e-3)?;
+/// assert!(outcome.losses.cross_entropy > 0.0 && outcome.norms.update > 0.0);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub struct TrainingStep {
     shape: StepShape,
     programs: Programs,
@@ -344,9 +370,9 @@ fn max_attention_logits(passes: &[PassStats]) -> Vec<Vec<f32>> {
     let mut maxima: Vec<Vec<f32>> = Vec::new();
     for pass in passes {
         if maxima.is_empty() {
-            maxima.clone_from(&pass.head_maxima);
+            maxima.clone_from(&pass.max_attention_logits);
         }
-        let new = pass.head_maxima.iter().flatten();
+        let new = pass.max_attention_logits.iter().flatten();
         for (all, new) in maxima.iter_mut().flatten().zip(new) {
             *all = larger_or_nan(*all, *new);
         }

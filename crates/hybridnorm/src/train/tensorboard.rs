@@ -114,8 +114,8 @@ pub(super) fn is_events(name: &std::ffi::OsStr) -> bool {
     name.as_encoded_bytes().starts_with(PREFIX.as_bytes())
 }
 
-/// Returns the timestamp in the name of the next file: now, or right after that of the newest file if the clock
-/// is behind it, since TensorBoard reads files in the order of their names.
+/// Returns the timestamp in the name of the next file: now, or right after that of the newest file if the clock is
+/// earlier, since TensorBoard reads files in the order of their names.
 fn seconds_of_next(dir: &Path) -> Result<u64> {
     let mut seconds = since_epoch().as_secs();
     for entry in fs::read_dir(dir).map_err(Error::io(dir))? {

@@ -34,6 +34,35 @@ use learner::Learner;
 pub use parts::{Event, OpenOptions, Outcome, Start, State, Step};
 
 /// A training run.
+///
+/// ```
+/// use std::sync::atomic::AtomicBool;
+///
+/// use hybridnorm::Device;
+/// use hybridnorm::data::TokenDataset;
+/// use hybridnorm::train::{Config, ModelSection, Sources, Start, TrainSection, Trainer};
+///
+/// let model = ModelSection::new("hybridnorm")
+///     .with_d_model(16)
+///     .with_n_layers(2)
+///     .with_n_heads(2)
+///     .with_d_ff(32)
+///     .with_vocab_size(8);
+/// let train = TrainSection::default().with_steps(4).with_batch_size(4).with_seq_len(8);
+/// let config = Config::default().with_model(model).with_train(train);
+///
+/// let tokens: Vec<u32> = (0..200).map(|i| i % 8).collect();
+/// let data = TokenDataset::from_tokens(&tokens, 8, 8)?;
+/// let sources = Sources::new(&config, data, None);
+///
+/// let folder = tempfile::tempdir().unwrap();
+/// let run = folder.path().join("run");
+/// let (start, device) = (Start::Fresh, Device::Cpu);
+/// let mut trainer = Trainer::open_on(config, sources, &run, start, device, &mut |_| {})?;
+/// let outcome = trainer.run(&AtomicBool::new(false), &mut |_| {})?;
+/// assert!(outcome.finished && outcome.checkpoint.exists());
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub struct Trainer {
     config: Config,
     /// Batches and validation data.
@@ -51,7 +80,7 @@ pub struct Trainer {
 }
 
 /// Relative tolerance between losses of one model on the same data on different processors.
-const SAME_LOSS: f64 = 1e-5;
+const LOSS_TOLERANCE: f64 = 1e-5;
 
 impl Trainer {
     /// Trains until the last step or until `stop` becomes true; saves at the end in either case.
@@ -262,7 +291,7 @@ impl Trainer {
         let Some(recorded) = last.and_then(|row| row.validation_loss) else {
             return Ok(());
         };
-        if (found.loss - recorded).abs() > SAME_LOSS * recorded.abs() {
+        if (found.loss - recorded).abs() > LOSS_TOLERANCE * recorded.abs() {
             on_event(Event::Note(format!(
                 "the run's own validation loss is {recorded:.4}, as recorded after step {}; with the data and \
                  settings of this command it would be {:.4}",

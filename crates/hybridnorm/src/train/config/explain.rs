@@ -9,8 +9,8 @@ pub(super) fn in_text(text: &str, path: &str, error: &toml::de::Error) -> Error 
         let before = text.get(..span.start.min(text.len()))?;
         let line = before.matches('\n').count() + 1;
         // The text before the value in its line is its key, unless the key itself is wrong.
-        let begin = before.rsplit('\n').next().unwrap_or_default();
-        let key = begin.trim_end().strip_suffix('=').map(str::trim);
+        let line_start = before.rsplit('\n').next().unwrap_or_default();
+        let key = line_start.trim_end().strip_suffix('=').map(str::trim);
         let is_plain = |key: &&str| {
             let part = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
             !key.is_empty() && key.chars().all(part)
@@ -24,14 +24,18 @@ pub(super) fn in_text(text: &str, path: &str, error: &toml::de::Error) -> Error 
 }
 
 /// Returns the error of the `section.key=value` settings, naming the wrong one if known.
-pub(super) fn in_settings(culprit: Option<&str>, path: &str, error: &toml::de::Error) -> Error {
-    let culprit = culprit
+pub(super) fn in_settings(
+    invalid_setting: Option<&str>,
+    path: &str,
+    error: &toml::de::Error,
+) -> Error {
+    let invalid_setting = invalid_setting
         .map(|setting| format!(" {setting}"))
         .unwrap_or_default();
-    invalid(path, error, &format!("--set{culprit}: "))
+    invalid(path, error, &format!("--set{invalid_setting}: "))
 }
 
-/// Returns the error of a key that does not exist, or of a value that cannot be read; `place` begins its message.
+/// Returns the error of a key that does not exist, or of a value that cannot be read; `place` is the start of its message.
 fn invalid(path: &str, error: &toml::de::Error, place: &str) -> Error {
     let problem = format!("{place}{}", explain(error.message(), path));
     let unknown = error.message().strip_prefix("unknown field `");
@@ -94,7 +98,7 @@ const EXAMPLES: [(&str, &str); 28] = [
 ];
 
 /// Names that other programs use for keys and values, and the names used here.
-const OTHER_NAMES: [(&[&str], &str); 13] = [
+const KNOWN_ALIASES: [(&[&str], &str); 13] = [
     (&["silu", "swish"], "swiglu"),
     (
         &[
@@ -150,7 +154,7 @@ const OTHER_NAMES: [(&[&str], &str); 13] = [
 ];
 
 /// Returns a hint for a key of other programs that has no direct counterpart.
-fn instead_of(key: &str) -> Option<&'static str> {
+fn hint_for(key: &str) -> Option<&'static str> {
     Some(match key {
         "q_norm" | "k_norm" | "qk_norm" | "v_norm" => {
             "norms inside attention are part of the placement: placement = { base = \"pre-norm\", block = \
@@ -196,10 +200,10 @@ fn explain(message: &str, path: &str) -> String {
     };
     let known: Vec<&str> = quoted.collect();
     let message = message.replacen("unknown variant", "unknown value", 1);
-    if let Some(hint) = instead_of(found).filter(|_| is_key) {
+    if let Some(hint) = hint_for(found).filter(|_| is_key) {
         return format!("{message}; {hint}");
     }
-    let of_others = OTHER_NAMES
+    let of_others = KNOWN_ALIASES
         .iter()
         .find(|(others, name)| others.contains(&found) && known.contains(name))
         .map(|(_, name)| *name);

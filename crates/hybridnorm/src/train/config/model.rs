@@ -9,6 +9,22 @@ use crate::model::{Activation, MlaConfig, ModelConfig, MoeConfig};
 use crate::placement;
 
 /// `[model]`.
+///
+/// ```
+/// use hybridnorm::train::ModelSection;
+///
+/// let section = ModelSection::new("hybridnorm")
+///     .with_d_model(16)
+///     .with_n_layers(2)
+///     .with_n_heads(2)
+///     .with_d_ff(32)
+///     .with_vocab_size(8)
+///     .with_tie_embeddings(true);
+/// let config = section.resolve(64, None)?;
+/// assert_eq!((config.head_dim(), config.max_seq_len), (8, 64));
+/// assert!(section.resolve(64, Some(9)).is_err(), "the vocabulary of the data is larger");
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(deny_unknown_fields)]
 #[setters(prefix = "with_", strip_option)]

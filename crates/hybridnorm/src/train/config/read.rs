@@ -49,8 +49,8 @@ pub(crate) fn from_toml<T: DeserializeOwned>(text: &str, settings: &[String]) ->
     let table = with_overrides(text, settings)?;
     check_sections(&table)?;
     serde_path_to_error::deserialize(toml::Value::Table(table)).map_err(|error| {
-        let culprit = culprit::<T>(text, settings, error.inner());
-        in_settings(culprit, &error.path().to_string(), error.inner())
+        let invalid_setting = invalid_setting::<T>(text, settings, error.inner());
+        in_settings(invalid_setting, &error.path().to_string(), error.inner())
     })
 }
 
@@ -133,7 +133,7 @@ fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
 }
 
 /// Returns the wrong setting: the first that causes the same error alone.
-fn culprit<'a, T: DeserializeOwned>(
+fn invalid_setting<'a, T: DeserializeOwned>(
     text: &str,
     settings: &'a [String],
     error: &toml::de::Error,

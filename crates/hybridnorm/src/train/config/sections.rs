@@ -64,6 +64,17 @@ pub struct DataSection {
 }
 
 /// `[train]`.
+///
+/// ```
+/// use hybridnorm::train::TrainSection;
+///
+/// let section = TrainSection::default()
+///     .with_batch_size(32)
+///     .with_grad_accum_steps(4)
+///     .with_seq_len(128);
+/// assert_eq!(section.tokens_per_step(), 32 * 128);
+/// assert_eq!(section.step_shape().micro_batch, 8);
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
 #[setters(prefix = "with_", strip_option)]

@@ -12,6 +12,19 @@ use crate::ops::{self, MuonParameter};
 const NEWTON_SCHULZ: usize = 5;
 
 /// `[optimizer]`: update rule and hyperparameters.
+///
+/// ```
+/// use hybridnorm::train::{OptimizerConfig, OptimizerKind};
+///
+/// let config = OptimizerConfig::default()
+///     .with_lr(1e-3)
+///     .with_kind(OptimizerKind::Muon)
+///     .with_momentum(0.9);
+/// config.check()?;
+/// let error = config.with_kind(OptimizerKind::AdamW).check().unwrap_err();
+/// assert!(error.to_string().contains("optimizer.momentum = 0.9"));
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
 #[setters(prefix = "with_", strip_option)]

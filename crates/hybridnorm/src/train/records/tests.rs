@@ -70,12 +70,12 @@ fn zeros_after_a_power_cut_are_no_rows() {
 
 #[test]
 fn a_hole_among_steps_that_come_again_is_no_loss_but_another_is() {
-    let hole = "\0\0\0\n";
+    let gap = "\0\0\0\n";
     let [one, two, three] = [1, 2, 3].map(line);
-    let damaged = run(&[&one, hole, &three]);
+    let damaged = run(&[&one, gap, &three]);
     RecordFile::<Metrics>::open(damaged.path(), 1).unwrap();
     assert_eq!(steps(damaged.path()), [1]);
-    let damaged = run(&[&one, hole, &two, &three]);
+    let damaged = run(&[&one, gap, &two, &three]);
     let before = fs::read(damaged.path().join(Metrics::FILE)).unwrap();
     let found = RecordFile::<Metrics>::open(damaged.path(), 2).unwrap_err();
     assert!(

@@ -1,6 +1,6 @@
 //! Configuration changes in the middle of a run.
 
-use super::initial::require_memory;
+use super::initial::check_memory;
 use super::{Trainer, resume};
 use crate::error::{Error, Result};
 use crate::machine;
@@ -31,7 +31,7 @@ impl Trainer {
         if config.optimizer.qk_clip.is_some() {
             self.model().config().check_qk_clip()?;
         }
-        require_memory(&config, self.model().config())?;
+        check_memory(&config, self.model().config())?;
         let changed = history::diff(&self.config, &config);
         let schedule = config.resolved_schedule()?;
         self.learner

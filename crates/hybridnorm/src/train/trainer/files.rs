@@ -83,15 +83,15 @@ impl RunFiles {
             self.write_config(config)?;
         }
         self.metrics = Some(RecordFile::open(&self.run, step)?);
-        recorder.begin(step)?;
+        recorder.open_files(step)?;
         if initial.resumed.is_some() {
             // A process may have been killed between saving and pruning.
             checkpoint::prune(&self.run, step, config.train.keep_checkpoints)?;
         }
         if initial.survives_kill {
-            run_directory::finish(&self.run)?;
+            run_directory::unmark_unfinished(&self.run)?;
         }
-        self.claim.keep();
+        self.claim.disarm();
         self.pending = None;
         Ok(())
     }
@@ -162,7 +162,7 @@ impl RunFiles {
     /// If it cannot be removed, or the directory is no longer locked.
     pub(super) fn mark_finished(&self) -> Result<()> {
         self.claim.check_held()?;
-        run_directory::finish(&self.run)
+        run_directory::unmark_unfinished(&self.run)
     }
 }
 
@@ -195,7 +195,7 @@ mod tests {
     /// Returns the files of a new run, marked as unfinished.
     fn new_run(run: &Path, survives_kill: bool) -> (RunFiles, Recorder) {
         let mut claim = RunDirectoryGuard::create(run, Locking::Required).unwrap();
-        run_directory::begin_unfinished(run, "a test", &mut claim).unwrap();
+        run_directory::mark_unfinished(run, "a test", &mut claim).unwrap();
         let initial = InitialFiles {
             writes_config: true,
             resumed: None,

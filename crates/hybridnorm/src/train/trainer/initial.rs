@@ -50,7 +50,7 @@ impl InitialModel {
         match (origin, &config.init) {
             (Origin::Branch(from), _) => Self::branched(config, from, sources, device),
             (Origin::Resumed(checkpoint), _) => {
-                require_memory(config, &checkpoint.config()?)?;
+                check_memory(config, &checkpoint.config()?)?;
                 Ok((checkpoint.model(device)?, Vec::new()).into())
             }
             (Origin::Fresh, Some(init)) => Self::loaded(config, init, sources, device, on_event),
@@ -70,9 +70,9 @@ impl InitialModel {
             None => from.config()?,
         };
         let (_, warnings) = shape.resolve()?;
-        require_memory(config, &shape)?;
+        check_memory(config, &shape)?;
         let mut model = Model::new(&shape, config.seed, device)?;
-        let same = same_layout(&from.config()?, &shape)?;
+        let same = parameters_with_same_layout(&from.config()?, &shape)?;
         let new_parameters = model.load_matching(&from.weights()?, |name| same.contains(name))?;
         model.normalize_unit_weights()?;
         Ok(Self {
@@ -97,7 +97,7 @@ impl InitialModel {
         }
         let shape = resolve_init_model(config, &from, sources)
             .map_err(|e| config.origin.prefix_error(e))?;
-        require_memory(config, &shape)?;
+        check_memory(config, &shape)?;
         let trained = from.config()?.max_seq_len;
         if config.train.seq_len > trained {
             on_event(Event::Note(format!(
@@ -125,12 +125,12 @@ impl InitialModel {
             .resolve(config.train.seq_len, sources.vocab_size)
             .map_err(in_file)?;
         let (_, warnings) = shape.resolve().map_err(in_file)?;
-        require_memory(config, &shape)?;
+        check_memory(config, &shape)?;
         Ok((Model::new(&shape, config.seed, device)?, warnings).into())
     }
 
     /// Allocates the optimizer, and restores its moments and the state of the run from the checkpoint that it
-    /// begins from.
+    /// starts from.
     pub(super) fn optimizer(
         &mut self,
         config: &Config,
@@ -153,7 +153,7 @@ impl InitialModel {
         let (moments, step, model) = (checkpoint.moments()?, state.step, &mut self.model);
         match origin.is_resumed() {
             true => optimizer.restore(step, &moments, model)?,
-            // A parameter that begins with initial values has no moments.
+            // A parameter with initial values has no moments.
             false => optimizer.restore_matching(step, &moments, &self.new_parameters, model)?,
         }
         Ok((optimizer, state))
@@ -161,7 +161,7 @@ impl InitialModel {
 }
 
 /// Refuses a training that the machine's memory cannot hold.
-pub(super) fn require_memory(config: &Config, model: &ModelConfig) -> Result<()> {
+pub(super) fn check_memory(config: &Config, model: &ModelConfig) -> Result<()> {
     let train = &config.train;
     let inventory = inventory(model, train.step_shape(), &config.optimizer)?;
     memory::check_available(
@@ -172,7 +172,7 @@ pub(super) fn require_memory(config: &Config, model: &ModelConfig) -> Result<()>
 
 /// Returns the names of the parameters whose rows have the same meaning in both models. With different heads, the
 /// parameters of attention do not, even if their shapes are equal.
-fn same_layout(from: &ModelConfig, to: &ModelConfig) -> Result<BTreeSet<String>> {
+fn parameters_with_same_layout(from: &ModelConfig, to: &ModelConfig) -> Result<BTreeSet<String>> {
     let [from_registry, to_registry] = [Decoder::new(from)?, Decoder::new(to)?];
     let heads = |config: &ModelConfig| (config.n_heads, config.n_kv_heads, config.mla);
     let same_heads = heads(from) == heads(to);

@@ -270,8 +270,8 @@ fn complete_interrupted_save(
     config: &Config,
 ) -> Result<()> {
     let recorded = segments::read(run)?;
-    let is_behind = |last: &Segment| last.last_step.is_none_or(|of| of < step);
-    if recorded.len() == segments.len() && recorded.last().is_some_and(is_behind) {
+    let is_outdated = |last: &Segment| last.last_step.is_none_or(|of| of < step);
+    if recorded.len() == segments.len() && recorded.last().is_some_and(is_outdated) {
         segments::write(run, segments)?;
     }
     checkpoint::prune(run, step, config.train.keep_checkpoints)

@@ -1,4 +1,4 @@
-//! The state of a run directory that a training begins from.
+//! The state of a run directory that a training starts from.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use crate::files;
 
 /// Origin of a training.
 pub(super) enum Origin {
-    /// The beginning of a run.
+    /// Step 0 of a new run.
     Fresh,
     /// A checkpoint of the same run.
     Resumed(Checkpoint),
@@ -21,16 +21,16 @@ pub(super) enum Origin {
 }
 
 impl Origin {
-    /// Finds the checkpoint to begin from, and checks that the run directory may be written.
+    /// Finds the checkpoint to start from, and checks that the run directory may be written.
     pub(super) fn find(
         run: &Path,
         start: Start,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
         match start {
-            Start::Fresh => run_directory::refuse_to_overwrite(run).map(|()| Self::Fresh),
+            Start::Fresh => run_directory::check_no_run(run).map(|()| Self::Fresh),
             Start::Branch(checkpoint) => {
-                run_directory::refuse_to_share(run).map(|()| Self::Branch(checkpoint))
+                run_directory::check_no_run_for_branch(run).map(|()| Self::Branch(checkpoint))
             }
             Start::Resume | Start::ResumeOrFresh => {
                 let found = run_directory::find_resume_point(run, on_event)?;
@@ -76,12 +76,12 @@ pub(super) fn claim(run: &Path, start: &Start, options: &OpenOptions) -> Result<
     let mut claim = match start {
         Start::Resume => {
             run_directory::require_run(run)?;
-            RunDirectoryGuard::existing(run, options.locking)
+            RunDirectoryGuard::open(run, options.locking)
         }
         _ => RunDirectoryGuard::create(run, options.locking),
     }?;
     if let Some(purpose) = &options.restart_purpose {
-        run_directory::begin_unfinished(run, purpose, &mut claim)?;
+        run_directory::mark_unfinished(run, purpose, &mut claim)?;
     }
     Ok(claim)
 }

@@ -33,6 +33,39 @@ pub struct State {
 }
 
 /// Progress of a run, reported as it happens.
+///
+/// ```
+/// # use std::sync::atomic::AtomicBool;
+/// # use hybridnorm::Device;
+/// # use hybridnorm::data::TokenDataset;
+/// use hybridnorm::train::{Config, Event, Start, Trainer};
+/// # use hybridnorm::train::{ModelSection, Sources, TrainSection};
+///
+/// # let model = ModelSection::new("hybridnorm")
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_d_ff(32)
+/// #     .with_vocab_size(8);
+/// # let train = TrainSection::default().with_steps(4).with_batch_size(4).with_seq_len(8);
+/// # let config = Config::default().with_model(model).with_train(train);
+/// # let tokens: Vec<u32> = (0..200).map(|i| i % 8).collect();
+/// # let data = TokenDataset::from_tokens(&tokens, 8, 8)?;
+/// # let sources = Sources::new(&config, data, None);
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let run = folder.path().join("run");
+/// let mut losses = Vec::new();
+/// let mut on_event = |event: Event<'_>| match event {
+///     Event::Step(metrics) => losses.push(metrics.loss),
+///     Event::Saved(path) => assert!(path.ends_with("step-00000004")),
+///     _ => {}
+/// };
+/// let (start, device) = (Start::Fresh, Device::Cpu);
+/// let mut trainer = Trainer::open_on(config, sources, &run, start, device, &mut on_event)?;
+/// trainer.run(&AtomicBool::new(false), &mut on_event)?;
+/// assert_eq!(losses.len(), 4);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -102,9 +135,9 @@ pub struct Step {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Start {
-    /// From the beginning; the run directory must not contain a run.
+    /// From step 0; the run directory must not contain a run.
     Fresh,
-    /// From the newest valid checkpoint, or from the beginning if none was written yet. It is an error if all
+    /// From the newest valid checkpoint, or from step 0 if none was written yet. It is an error if all
     /// are broken or there is no run.
     Resume,
     /// As [`Start::Resume`], but starts a new run if there is none.
@@ -115,6 +148,14 @@ pub enum Start {
 }
 
 /// Options for opening a run.
+///
+/// ```
+/// use hybridnorm::files::Locking;
+/// use hybridnorm::train::OpenOptions;
+///
+/// let options = OpenOptions::default().with_locking(Locking::Off).with_restart_purpose("a probe");
+/// assert_eq!(options.restart_purpose.as_deref(), Some("a probe"));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default, Setters)]
 #[setters(prefix = "with_", strip_option, into)]
 #[non_exhaustive]

@@ -36,7 +36,7 @@ pub struct TextOverrides {
 impl TextOverrides {
     /// Returns the options with these overrides.
     #[must_use]
-    pub fn on(&self, mut options: SourceOptions) -> SourceOptions {
+    pub fn apply_to(&self, mut options: SourceOptions) -> SourceOptions {
         if let Some(field) = &self.text_field {
             options.text_field.clone_from(field);
         }
@@ -96,7 +96,7 @@ impl TextOptions {
     /// # Errors
     /// If the configuration of its run cannot be read.
     pub(super) fn new(checkpoint: Option<&Path>, overrides: &TextOverrides) -> Result<Self> {
-        let (from, of_run) = match checkpoint.map(of_run).transpose()?.flatten() {
+        let (from, run_options) = match checkpoint.map(run_text_options).transpose()?.flatten() {
             Some((path, options)) => (Some(path), options),
             None => (None, SourceOptions::default()),
         };
@@ -106,7 +106,7 @@ impl TextOptions {
             options: SourceOptions {
                 // Options that the run needs for its own text may have no effect here.
                 allow_unused_options: true,
-                ..overrides.on(of_run)
+                ..overrides.apply_to(run_options)
             },
         })
     }
@@ -115,7 +115,7 @@ impl TextOptions {
     pub fn line(&self) -> String {
         let found = serde_json::json!(self.options);
         let usual = serde_json::json!(SourceOptions::default());
-        let of_run = match &self.from {
+        let source = match &self.from {
             Some(path) => path.display().to_string(),
             None => "the default".into(),
         };
@@ -127,14 +127,14 @@ impl TextOptions {
             .map(|(name, value)| {
                 let by = match self.given.contains(&name.as_str()) {
                     true => "as given",
-                    false => &of_run,
+                    false => &source,
                 };
                 format!("{name} = {value} ({by})")
             })
             .collect();
         match (named.is_empty(), &self.from) {
             (false, _) => format!("text is read with {}", named.join(", ")),
-            (true, Some(_)) => format!("text is read with the default options, as in {of_run}"),
+            (true, Some(_)) => format!("text is read with the default options, as in {source}"),
             (true, None) => {
                 "text is read with the default options: the checkpoint is in no run directory"
                     .into()
@@ -144,7 +144,7 @@ impl TextOptions {
 }
 
 /// Returns the configuration path of a checkpoint's run, and its text options at the checkpoint's step.
-fn of_run(checkpoint: &Path) -> Result<Option<(PathBuf, SourceOptions)>> {
+fn run_text_options(checkpoint: &Path) -> Result<Option<(PathBuf, SourceOptions)>> {
     let path = checkpoint.canonicalize().map_err(Error::io(checkpoint))?;
     let step = path.file_name().and_then(|name| name.to_str());
     let step = step.and_then(|name| name.strip_prefix("step-")?.parse::<u64>().ok());
@@ -169,13 +169,13 @@ fn of_run(checkpoint: &Path) -> Result<Option<(PathBuf, SourceOptions)>> {
 }
 
 /// Checks that each given option has an effect on a raw text input.
-pub(super) fn check_given(raw: &[String], overrides: &TextOverrides) -> Result<()> {
+pub(super) fn check_overrides_used(raw: &[String], overrides: &TextOverrides) -> Result<()> {
     match overrides.given().first() {
         None => Ok(()),
         Some(first) if raw.is_empty() => {
             Err(Error::no_effect(*first, ": none of the data is raw text"))
         }
-        Some(_) => Sources::resolve(raw, &overrides.on(SourceOptions::default())).map(drop),
+        Some(_) => Sources::resolve(raw, &overrides.apply_to(SourceOptions::default())).map(drop),
     }
 }
 

@@ -58,7 +58,7 @@ pub fn newest_before(run: &Path, limit: u64) -> Result<Newest> {
                     source: io::Error::new(
                         source.kind(),
                         format!(
-                            "{source}; try again, or remove the checkpoint {} to go on from an older one",
+                            "{source}; retry, or remove the checkpoint {} to resume from an older one",
                             path.display()
                         ),
                     ),
