@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Trains the same model in hybridnorm, PyTorch and Burn in alternating runs; prints ratios of medians.
+"""Trains the same model in hybridnorm and PyTorch in alternating runs; prints ratios of medians.
 
     cargo build --release
     python3 bench/compare.py
 
-PyTorch is installed into a virtual environment below target/ on the first run, and the program in
-bench/burn is built there. Nothing here is needed to build or to test the project.
+PyTorch is installed into a virtual environment below target/ on the first run. Nothing here is needed to
+build or to test the project.
 """
 
 import argparse
@@ -37,16 +37,6 @@ def python_with_torch():
         venv.create(folder, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "-q", "torch", "numpy"], check=True)
     return python
-
-
-def burn_program():
-    target = ROOT / "target" / "bench-burn"
-    program = target / "release" / "burn-step"
-    if not program.exists():
-        print("building bench/burn into", target, file=sys.stderr)
-    subprocess.run(["cargo", "build", "--release", "--locked", "--quiet", "--target-dir", target,
-                    "--manifest-path", ROOT / "bench" / "burn" / "Cargo.toml"], check=True)
-    return program
 
 
 def config(shape, placement):
@@ -89,12 +79,8 @@ def theirs(program, shape, a):
 
 def runners(a, shape):
     runs = {"hybridnorm": lambda shape: ours(shape, a)}
-    programs = {}
-    if "pytorch" in a.against:
-        eager = [a.python or python_with_torch(), ROOT / "bench" / "pytorch_step.py"]
-        programs |= {"pytorch eager": eager, "pytorch compile": eager + ["--compile"]}
-    if "burn" in a.against and "experts" not in shape:
-        programs["burn"] = [burn_program()]
+    eager = [a.python or python_with_torch(), ROOT / "bench" / "pytorch_step.py"]
+    programs = {"pytorch eager": eager, "pytorch compile": eager + ["--compile"]}
     for name, program in programs.items():
         runs[name] = lambda shape, program=program: theirs(program, shape, a)
     return runs
@@ -113,19 +99,15 @@ def report(found):
     for run in found:
         print(f"{run:16} {speed[run]:10,.0f} {flops * speed[run]:9.1f} {faster[run]:8.2f}x "
               f"{memory[run] / 2**20:6.0f} MiB {leaner[run]:8.2f}x")
-    references = [run for run in found if run.startswith("pytorch")]
-    if references:
-        best = max(references, key=speed.get)
-        print(f"against the better PyTorch ({best}): {faster[best]:.2f}x its tokens/s, "
-              f"{leaner[best]:.2f}x its memory")
+    best = max((run for run in found if run.startswith("pytorch")), key=speed.get)
+    print(f"against the better PyTorch ({best}): {faster[best]:.2f}x its tokens/s, "
+          f"{leaner[best]:.2f}x its memory")
     shares = [r["sgemm_share"] for r in found["hybridnorm"]]
     print(f"share of the best matrix product: {statistics.median(shares):.1%}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--against", nargs="+", choices=["pytorch", "burn"],
-                        default=["pytorch", "burn"])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--placement", choices=["hybridnorm", "pre-norm"], default="hybridnorm")
     parser.add_argument("--rounds", type=int, default=3)

@@ -79,6 +79,7 @@ impl<'a> Display<'a> {
                 perplexity(loss.perplexity)
             )),
             Event::Saved(path) => self.line(&format!("{name}  saved {}", path.display())),
+            _ => {}
         }
     }
 
@@ -220,7 +221,7 @@ impl<'a> StudyDisplay<'a> {
                         }
                     }
                 }
-                Event::Evaluated { .. } | Event::Saved(_) => {}
+                _ => {}
             },
             StudyEvent::Finished(record) => {
                 self.finished += 1;

@@ -258,7 +258,7 @@ fn element_types_of_raw_tokens_are_detected() {
     };
     let (expected, note) = train("a", "narrow.bin");
     assert!(!note.contains("read as"), "{note}");
-    assert!(note.contains("token files hold nothing out"), "{note}");
+    assert!(note.contains("token files have no held-out part"), "{note}");
     let (found, note) = train("b", "wide.bin");
     assert!(note.contains("wide.bin: read as u32"), "{note}");
     assert_eq!(found, expected);

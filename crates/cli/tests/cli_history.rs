@@ -104,13 +104,13 @@ fn resuming_a_finished_run_writes_nothing() {
     .concat();
     let fewer = [&same[..], &["--set", "train.steps=7"]].concat();
     for (more, words) in [
-        (&same[..], &["nothing left to train: 20 steps"][..]),
+        (&same[..], &["the run is finished: 20 steps"][..]),
         (
             &other[..],
             &[
-                "nothing left to train",
-                "without effect: log.layers_every went from 10 to 3",
-                "without effect: optimizer.lr went from 0.003 to 0.5",
+                "the run is finished",
+                "ignored: log.layers_every went from 10 to 3",
+                "ignored: optimizer.lr went from 0.003 to 0.5",
             ][..],
         ),
         (&fewer[..], &["20 steps are done, and train.steps = 7"][..]),
@@ -151,7 +151,7 @@ fn every_segment_is_recorded_and_old_steps_keep_their_configuration() {
     ];
     let said = said(&lab, "run", &more);
     for word in [
-        "going on after step 10",
+        "resuming after step 10",
         "from step 11 on: optimizer.lr went from 0.003 to 0.001",
         "from step 11 on: schedule.kind went from \"cosine\" to \"constant\"",
         "from step 11 on: train.steps went from 10 to 20",
@@ -232,7 +232,7 @@ fn data_may_move_but_not_change() {
     lab.ok(&["replay", "run", "--step", "3", "--after", "0"]);
     lab.write("b/moved.txt", text("null"));
     let more = ["--resume", "--set", &moved, "--set", "train.steps=30"];
-    lab.train_fails(2, "run", &more, &["the training data are not those of"]);
+    lab.train_fails(2, "run", &more, &["the training data differ from those of"]);
 }
 
 #[test]
@@ -256,7 +256,7 @@ fn a_second_stage_may_have_longer_sequences() {
     lab.train("first", &[]);
     let from = ["--set", "init.from=\"first\"", "--set", "train.seq_len=48"];
     let long = said(&lab, "second", &from);
-    assert!(long.contains("beyond the 16 positions"), "{long}");
+    assert!(long.contains("exceeds max_seq_len = 16"), "{long}");
     let shown = lab.ok(&["inspect", "second"]);
     assert!(shown.contains("max sequence length 48"), "{shown}");
     let more = [&from[..], &["--resume", "--set", "train.steps=25"]].concat();
@@ -269,6 +269,11 @@ fn a_second_stage_may_have_longer_sequences() {
             .contains("max sequence length 64")
     );
     let other = [&from[..], &["--set", "model.d_ff=64"]].concat();
-    lab.train_fails(2, "fourth", &other, &["[model] is not the model in first"]);
+    lab.train_fails(
+        2,
+        "fourth",
+        &other,
+        &["[model] differs from the model in first"],
+    );
     assert!(!lab.path("fourth").exists());
 }

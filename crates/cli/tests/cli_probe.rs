@@ -49,7 +49,7 @@ fn probe_measures_the_first_and_the_last_step() {
     assert_eq!(written, report);
     let text = lab.ok(&with(&[placements]));
     for word in [
-        "gradient, last block ÷ first",
+        "gradient norm, last block ÷ first",
         "hybridnorm, step 5",
         "gain drift",
     ] {

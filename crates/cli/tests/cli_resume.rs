@@ -183,7 +183,7 @@ fn a_damaged_newest_checkpoint_is_skipped_and_reported() {
                 .unwrap_or_else(|| panic!("{name:?} {how:?}: {said}"));
             assert!(passed.contains("step-00000020"), "{passed}");
             assert!(passed.contains(name.to_str().unwrap()), "{passed}");
-            assert!(said.contains("going on after step 15"), "{said}");
+            assert!(said.contains("resuming after step 15"), "{said}");
             assert_same(&lab, "whole", "run");
         }
     }
@@ -288,7 +288,12 @@ fn runs_are_not_overwritten_or_resumed_with_another_configuration() {
         );
     }
     let other = ["--resume", "--set", "data.train=['stories:50']"];
-    lab.train_fails(2, "run", &other, &["the training data are not those of"]);
+    lab.train_fails(
+        2,
+        "run",
+        &other,
+        &["the training data differ from those of"],
+    );
     fs::remove_file(lab.path("run/config.toml")).unwrap();
     lab.train_fails(2, "run", &[], &["run already contains a run"]);
     assert!(before == lab.read(format!("run/{LAST}/model.safetensors")));
@@ -307,7 +312,7 @@ fn changed_data_are_rejected() {
         2,
         "run",
         &again,
-        &["the training data are not those of", "step-00000005"],
+        &["the training data differ from those of", "step-00000005"],
     );
 }
 
@@ -423,7 +428,7 @@ fn resume_is_rejected_if_metrics_are_missing() {
         ([&lines[..6], &lines[7..]].concat(), "line 7 is of step 8"),
         (swapped, "line 2 is of step 3"),
         (lines[..12].to_vec(), "ends with step 12"),
-        (lines[2..].to_vec(), "begins with step 3"),
+        (lines[2..].to_vec(), "starts at step 3"),
     ] {
         let damaged = kept.join("\n") + "\n";
         lab.write("run/metrics.jsonl", &damaged);

@@ -1,18 +1,68 @@
-//! Train transformer language models and measure where to normalize.
+//! Train transformer language models, and measure where to normalize.
 //!
-//! Pipeline: text → [`data`] (tokenizer, shards, batch stream) → [`model`] (embedding, blocks, head) →
-//! [`train`] (loss, gradients, AdamW, checkpoints) → [`eval`] (loss, text). The positions of norms and skip
-//! connections in a block are a value of the algebra in [`placement`].
+//! Where a block normalizes, and what its skip connections carry, is a value: a [`placement::Placement`]. 49 published
+//! ones have names, HybridNorm ([arXiv 2503.04598](https://arxiv.org/abs/2503.04598)) among them; any other is built
+//! from the same fields, checked, printed as equations and trained.
 //!
-//! Every command of the command line is a function here; called inside [`threads::run`] it is as fast.
+//! # A placement
 //!
 //! ```
-//! use hybridnorm::placement::{Explanation, named};
+//! use hybridnorm::placement::{Explanation, Formula, Scale, named};
 //!
-//! let equations = Explanation::of(&named("hybridnorm")?)?.to_text();
-//! assert!(equations.contains("X′ = Z + F(Z)"));
+//! let mut placement = named("hybridnorm")?;
+//! placement.block.ffn.out_scale = Scale::Formula(Formula::InvSqrtLayer);
+//! let equations = Explanation::of(&placement)?.to_text();
+//! assert!(equations.contains("1/√l"), "{equations}");
 //! # Ok::<(), hybridnorm::Error>(())
 //! ```
+//!
+//! # A training
+//!
+//! ```
+//! # #[cfg(feature = "model")]
+//! # fn main() -> hybridnorm::Result<()> {
+//! use hybridnorm::{Device, data::TokenDataset};
+//! use hybridnorm::train::{Config, ModelSection, Sources, Start, TrainSection, Trainer};
+//!
+//! let model = ModelSection::new("hybridnorm").with_d_model(16).with_n_layers(1).with_n_heads(2).with_d_ff(32);
+//! let train = TrainSection::default().with_steps(5).with_batch_size(2).with_seq_len(8);
+//! let config = Config::default().with_model(model).with_train(train);
+//! let tokens: Vec<u32> = (0..500).map(|i| i % 10).collect();
+//! let sources = Sources::new(&config, TokenDataset::from_tokens(&tokens, 8, 10)?, None);
+//! # let folder = tempfile::tempdir().unwrap();
+//! # let run = folder.path().join("run");
+//! let mut trainer = Trainer::open_on(config, sources, &run, Start::Fresh, Device::Cpu, &mut |_| {})?;
+//! let outcome = trainer.run(&false.into(), &mut |_| {})?;
+//! assert!(outcome.finished && outcome.checkpoint.exists());
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "model"))]
+//! # fn main() {}
+//! ```
+//!
+//! Called inside [`threads::run`], all of this is as fast as the command line, whose every command is a function here.
+//!
+//! # Modules
+//!
+//! | module | contents | feature |
+//! |---|---|---|
+//! | [`placement`] | the algebra: named placements, overrides by layer, validation, equations | |
+//! | [`kernels`] | CPU kernels over slices: attention, norms, matmuls, optimizers | |
+//! | [`model`] | the decoder: [`ModelConfig`](model::ModelConfig), parameters, forward pass, key/value cache | `model` |
+//! | [`train`] | configuration, [`Trainer`](train::Trainer), optimizers, schedules, checkpoints, metrics | `model` |
+//! | [`eval`] | loss on data sets, generation | `model` |
+//! | [`graph`], [`ops`], [`passes`], [`plan`], [`exec`] | what a model runs on: symbolic graph, differentiable ops, gradients and fusion, memory plan, executors | `model` |
+//! | [`data`] | datasets of tokens and batches; with `data` text of many formats, tokenizers, prepared folders | `model`, `data` |
+//! | [`interop`] | import of checkpoints of the official code and of Hugging Face | `interop` |
+//! | [`lab`] | quickstart, probe, replay, and studies with their statistics | `lab` |
+//! | [`report`] | one offline HTML page of recorded results | `report` |
+//! | [`bench`](mod@bench) | cost of a step, a token, an op, a placement | `bench` |
+//! | [`tensors`], [`files`], [`memory`], [`threads`] | safetensors files, atomic writes and locks, resources | `model` |
+//!
+//! All features are on by default. With default features off, `model` alone compiles no tokenizers and no charts.
+//!
+//! Functions fail with an [`Error`] whose variants tell a caller what to act on: a key that does not exist, a value out
+//! of range, a setting without effect, a corrupt file, a loss that is not finite.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 // Items shared within the crate have no user where a feature is off; the build with all features checks for dead code.
@@ -37,6 +87,8 @@ pub mod graph;
 pub mod interop;
 #[cfg(feature = "lab")]
 pub mod lab;
+#[cfg(feature = "model")]
+mod loss;
 #[cfg(feature = "model")]
 pub mod machine;
 #[cfg(feature = "model")]

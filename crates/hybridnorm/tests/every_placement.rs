@@ -189,12 +189,7 @@ fn recomputation_is_bit_identical() {
 
 /// Returns the arena size of a micro-batch in bytes.
 fn arena_bytes(config: &ModelConfig, recompute: Recompute) -> u64 {
-    let shape = StepShape {
-        micro_batch: BATCH,
-        seq_len: SEQ,
-        grad_accum_steps: 1,
-        recompute,
-    };
+    let shape = StepShape::new(BATCH, SEQ).with_recompute(recompute);
     let inventory = train::inventory::inventory(config, shape, &OptimizerConfig::default());
     inventory.unwrap().memory.activations
 }
@@ -207,12 +202,9 @@ fn training_with_recomputation_is_bit_identical() {
         let run = |recompute: Recompute| {
             let mut model = stirred(&config);
             let mut optimizer = Optimizer::new(OptimizerConfig::default(), &mut model).unwrap();
-            let shape = StepShape {
-                micro_batch: BATCH,
-                seq_len: SEQ,
-                grad_accum_steps: 2,
-                recompute,
-            };
+            let shape = StepShape::new(BATCH, SEQ)
+                .with_grad_accum_steps(2)
+                .with_recompute(recompute);
             let mut step = TrainingStep::new(shape, &mut model, &mut optimizer).unwrap();
             for [inputs, targets] in micro_batches() {
                 step.run_micro_batch(&mut model, &mut optimizer, &inputs, &targets, 0.01)

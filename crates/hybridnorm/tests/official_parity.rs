@@ -9,7 +9,7 @@ use common::largest_difference;
 use common::reference::*;
 use hybridnorm::Device;
 use hybridnorm::interop::official;
-use hybridnorm::plan::{Options, Recompute};
+use hybridnorm::plan::Options;
 use hybridnorm::tensors::HostTensor;
 use hybridnorm::train::{self, Optimizer, OptimizerConfig, OptimizerKind, StepShape, TrainingStep};
 use serde_json::Value;
@@ -114,12 +114,7 @@ fn measure(name: &str) -> Deviations {
     let optimizer = reference.optimizer();
     let lr = optimizer.lr;
     let mut optimizer = Optimizer::new(optimizer, &mut model).unwrap();
-    let shape = StepShape {
-        micro_batch: b,
-        seq_len: t,
-        grad_accum_steps: 1,
-        recompute: Recompute::None,
-    };
+    let shape = StepShape::new(b, t);
     let mut step = TrainingStep::new(shape, &mut model, &mut optimizer).unwrap();
     let losses = reference.json["loss_per_step"].as_array().unwrap();
     let norms = reference.json["grad_norm_before_clip_per_step"]

@@ -108,14 +108,14 @@ pub struct TextArgs {
 impl TextArgs {
     /// Returns the given options, which override those of a configuration or run.
     pub fn overrides(self) -> TextOverrides {
-        TextOverrides {
-            text_field: self.text_field,
-            separator: self.separator,
-            document_chars: self.document_chars,
-            include: self.include,
-            exclude: self.exclude,
-            skip_bad: self.skip_bad,
-            replace_invalid_utf8: self.replace_invalid_utf8,
-        }
+        let mut overrides = TextOverrides::default()
+            .with_include(self.include)
+            .with_exclude(self.exclude)
+            .with_skip_bad(self.skip_bad)
+            .with_replace_invalid_utf8(self.replace_invalid_utf8);
+        overrides.text_field = self.text_field;
+        overrides.separator = self.separator;
+        overrides.document_chars = self.document_chars;
+        overrides
     }
 }

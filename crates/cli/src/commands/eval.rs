@@ -20,21 +20,21 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
         return Err(Error::out_of_range("--batch-size", 0, "at least 1"));
     }
     let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
-    let options = EvalOptions {
-        checkpoint: Some(checkpoint.path().to_path_buf()),
-        text: args.text.overrides(),
-        split: args.split.map(|split| match split {
-            EvalSplit::Train => Split::Train,
-            EvalSplit::Validation => Split::Validation,
-            EvalSplit::All => Split::All,
-        }),
-        seq_len: args.seq_len,
-        batch_size: args.batch_size,
-        windows: match args.windows {
-            EvalWindows::All => Windows::All,
-            EvalWindows::Full => Windows::Complete { limit: None },
-        },
+    let windows = match args.windows {
+        EvalWindows::All => Windows::All,
+        EvalWindows::Full => Windows::Complete { limit: None },
     };
+    let mut options = EvalOptions::default()
+        .with_checkpoint(checkpoint.path())
+        .with_text(args.text.overrides())
+        .with_batch_size(args.batch_size)
+        .with_windows(windows);
+    options.seq_len = args.seq_len;
+    options.split = args.split.map(|split| match split {
+        EvalSplit::Train => Split::Train,
+        EvalSplit::Validation => Split::Validation,
+        EvalSplit::All => Split::All,
+    });
     let mut model = checkpoint.model(Device::Cpu)?;
     let tokenizer = checkpoint.tokenizer()?;
     let mut display = Display::new(console);

@@ -129,12 +129,11 @@ impl TextSink {
 fn sampling(args: &GenerateArgs) -> Result<Sampling, Error> {
     check_greedy(args)?;
     let defaults = Sampling::default();
-    let sampling = Sampling {
-        temperature: args.temperature,
-        top_k: args.top_k.unwrap_or(defaults.top_k),
-        top_p: args.top_p.unwrap_or(defaults.top_p),
-        seed: args.seed.unwrap_or(defaults.seed),
-    };
+    let sampling = Sampling::default()
+        .with_temperature(args.temperature)
+        .with_top_k(args.top_k.unwrap_or(defaults.top_k))
+        .with_top_p(args.top_p.unwrap_or(defaults.top_p))
+        .with_seed(args.seed.unwrap_or(defaults.seed));
     sampling.check()?;
     Ok(sampling)
 }

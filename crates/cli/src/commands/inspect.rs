@@ -5,7 +5,6 @@ use std::path::Path;
 use hybridnorm::Error;
 use hybridnorm::files;
 use hybridnorm::model::ModelConfig;
-use hybridnorm::plan::Recompute;
 use hybridnorm::train::inventory::{Inventory, inventory};
 use hybridnorm::train::{Config, OptimizerConfig, StepShape, run_directory};
 use serde::Serialize;
@@ -79,12 +78,7 @@ fn training_shape(path: &Path, model: &ModelConfig) -> Result<(StepShape, Optimi
         let config = Config::load(&config, &[])?;
         return Ok((config.train.step_shape(), config.optimizer));
     }
-    let shape = StepShape {
-        micro_batch: 1,
-        seq_len: model.max_seq_len,
-        grad_accum_steps: 1,
-        recompute: Recompute::None,
-    };
+    let shape = StepShape::new(1, model.max_seq_len);
     Ok((shape, OptimizerConfig::default()))
 }
 

@@ -27,10 +27,7 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Outcome, Error> {
     let mut display = Display::new(console);
     let steps = config.train.steps as u64;
     let mut on_event = |event: Event<'_>| display.show_event("train", steps, &event);
-    let options = OpenOptions {
-        locking: args.lock.mode(),
-        restart_purpose: None,
-    };
+    let options = OpenOptions::default().with_locking(args.lock.mode());
     let device = Device::Cpu;
     let mut trainer = Trainer::open_with(config, &run, start, &options, device, &mut on_event)?;
     print_notes(&trainer, console);

@@ -122,14 +122,14 @@ fn invalid_placement_and_norm_settings_are_rejected() {
             "model.placement=3",
             &["model.placement must be a name or a table"],
         ),
-        ("model.norm={eps=nan}", &["nan and inf are no values"]),
+        ("model.norm={eps=nan}", &["nan and inf are not allowed"]),
         (
             "model.norm={alpha_init=nan}",
-            &["nan and inf are no values"],
+            &["nan and inf are not allowed"],
         ),
         (
             "model.placement={base='pre-norm', logits={softcap=inf}}",
-            &["nan and inf are no values"],
+            &["nan and inf are not allowed"],
         ),
         ("model.norm={eps=1e-300}", &["norm.eps = 1e-300"]),
     ]);

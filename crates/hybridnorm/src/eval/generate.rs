@@ -1,5 +1,6 @@
 //! Sampling of tokens from a model.
 
+use derive_setters::Setters;
 use rand::SeedableRng;
 use rand::distr::Distribution;
 use rand::distr::weighted::WeightedIndex;
@@ -10,7 +11,9 @@ use crate::model::{KvCache, Model};
 use crate::omissions::{Omissions, Unit};
 
 /// Sampling parameters.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Setters)]
+#[setters(prefix = "with_")]
+#[non_exhaustive]
 pub struct Sampling {
     /// Sampling temperature, which divides the logits; 0 is greedy.
     pub temperature: f64,

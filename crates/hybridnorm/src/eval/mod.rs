@@ -1,7 +1,6 @@
 //! Evaluation of a model: loss, perplexity, generation.
 
 mod generate;
-mod loss;
 #[cfg(feature = "data")]
 mod reading;
 #[cfg(feature = "data")]
@@ -11,8 +10,8 @@ mod shared;
 #[cfg(feature = "data")]
 mod text;
 
+pub use crate::loss::{Loss, loss};
 pub use generate::{Generator, Sampling};
-pub use loss::{Loss, loss};
 #[cfg(feature = "data")]
 pub use reading::{TextOptions, TextOverrides};
 #[cfg(feature = "data")]

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use derive_setters::Setters;
 use serde::Serialize;
 
 use super::sets::EvalSet;
@@ -12,7 +13,9 @@ use crate::files;
 use crate::train::{Config, checkpoint, history, run_directory, segments};
 
 /// Text options given for this evaluation.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Setters)]
+#[setters(prefix = "with_", strip_option, into)]
+#[non_exhaustive]
 pub struct TextOverrides {
     /// See [`SourceOptions::text_field`].
     pub text_field: Option<String>,
@@ -76,6 +79,7 @@ impl TextOverrides {
 
 /// Options for reading raw text, and their origin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct TextOptions {
     /// Path of the configuration of the checkpoint's run; `None` if it belongs to none, or no text is
     /// read.

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::f64::consts::LN_2;
 use std::path::{Path, PathBuf};
 
+use derive_setters::Setters;
 use serde::Serialize;
 
-use super::loss::{Loss, loss};
 use super::reading::{self, TextOptions, TextOverrides};
 use super::shared;
 use crate::data::open::TokenizerChoice;
@@ -15,12 +15,15 @@ use crate::data::{
     TextStats, TokenDataset, Tokenizer, Windows,
 };
 use crate::error::{Error, Result};
+use crate::loss::{Loss, loss};
 use crate::model::Model;
 use crate::omissions::Omissions;
 use crate::train::sources;
 
 /// Options of an evaluation.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Setters)]
+#[setters(prefix = "with_", strip_option, into)]
+#[non_exhaustive]
 pub struct EvalOptions {
     /// Split of each set. `None`: the validation split of a prepared folder that has one, and all of any
     /// other set.
@@ -35,6 +38,20 @@ pub struct EvalOptions {
     pub checkpoint: Option<PathBuf>,
     /// Overrides of how raw text is read.
     pub text: TextOverrides,
+}
+
+impl Default for EvalOptions {
+    /// Returns the options for all windows of every set, 8 at a time, and raw text read as by default.
+    fn default() -> Self {
+        Self {
+            split: None,
+            seq_len: None,
+            batch_size: 8,
+            windows: Windows::All,
+            checkpoint: None,
+            text: TextOverrides::default(),
+        }
+    }
 }
 
 /// An opened data set.
@@ -63,6 +80,7 @@ pub struct EvalSet {
 
 /// Loss on one data set.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct SetLoss {
     /// Name as given.
     pub name: String,
@@ -84,6 +102,7 @@ pub struct SetLoss {
 
 /// A mean over tokens and its coverage: `all_tokens = tokens + left_out`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct LossWithCoverage {
     /// Mean loss.
     #[serde(flatten)]
@@ -106,6 +125,7 @@ pub struct LossWithCoverage {
 
 /// Loss on every data set, and the mean over the tokens of all of them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Evaluation {
     /// All sets pooled.
     #[serde(flatten)]

@@ -35,7 +35,7 @@ pub use text::{comparison_text, summary_text};
 
 /// One run, as input to the statistics.
 ///
-/// ScaleContext most one per placement, learning rate and seed; of duplicates, the last counts.
+/// At most one per placement, learning rate and seed; of duplicates, the last counts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
 #[setters(prefix = "with_")]
 #[serde(deny_unknown_fields)]
@@ -58,12 +58,12 @@ pub struct RunOutcome {
 
 impl RunOutcome {
     /// Returns a run of unknown throughput without loss spikes.
-    pub fn new(placement: impl Into<String>, lr: f64, seed: u64, result: Outcome) -> Self {
+    pub fn new(placement: impl Into<String>, lr: f64, seed: u64, outcome: Outcome) -> Self {
         Self {
             placement: placement.into(),
             lr,
             seed,
-            outcome: result,
+            outcome,
             tokens_per_second: 0.0,
             spikes: 0,
         }
@@ -300,10 +300,10 @@ impl LearningRateSummary {
 /// [`AnalysisRules::diverged_above_best`].
 ///
 /// ```
-/// use hybridnorm::lab::analysis::{Outcome, Point, Rules, outcomes};
+/// use hybridnorm::lab::analysis::{AnalysisRules, Outcome, RunOutcome, outcomes};
 ///
-/// let loss = |lr, loss| Point::new("pre-norm", lr, 1, Outcome::Loss(loss));
-/// let found = outcomes(&[loss(1e-3, 3.0), loss(1e-2, 5.9)], &Rules::default());
+/// let run = |lr, loss| RunOutcome::new("pre-norm", lr, 1, Outcome::Loss(loss));
+/// let found = outcomes(&[run(1e-3, 3.0), run(1e-2, 5.9)], &AnalysisRules::default());
 /// assert_eq!(found, [Outcome::Loss(3.0), Outcome::Diverged]);
 /// ```
 pub fn outcomes(points: &[RunOutcome], rules: &AnalysisRules) -> Vec<Outcome> {
@@ -316,25 +316,25 @@ pub fn outcomes(points: &[RunOutcome], rules: &AnalysisRules) -> Vec<Outcome> {
     points.iter().map(outcome).collect()
 }
 
-/// Analyses runs as a complete study. Never fails: undefined quantities are `None`, with a reason for a missing
+/// Analyzes runs as a complete study. Never fails: undefined quantities are `None`, with a reason for a missing
 /// comparison.
 ///
 /// ```
-/// use hybridnorm::lab::analysis::{Outcome, Point, Rules, Verdict, analyse, verdict};
+/// use hybridnorm::lab::analysis::{AnalysisRules, Outcome, RunOutcome, Verdict, analyze, summary_text};
 ///
 /// let mut runs = Vec::new();
 /// for (placement, shift) in [("pre-norm", 0.0), ("hybridnorm", -0.1)] {
 ///     for (lr, above) in [(1e-4, 0.2), (1e-3, 0.0), (1e-2, 0.2)] {
 ///         for (seed, noise) in [(1, 0.001), (2, -0.002), (3, 0.003)] {
 ///             let loss = 3.0 + shift + above + noise * (1.0 + shift);
-///             runs.push(Point::new(placement, lr, seed, Outcome::Loss(loss)));
+///             runs.push(RunOutcome::new(placement, lr, seed, Outcome::Loss(loss)));
 ///         }
 ///     }
 /// }
-/// let analysis = analyse(&runs, &Rules::default());
-/// let found = analysis.placements[1].against.as_ref().unwrap();
-/// assert_eq!(found.verdict, Verdict::Better);
-/// assert!(verdict(&analysis)[0].starts_with("hybridnorm has the lowest mean validation loss"));
+/// let analysis = analyze(&runs, &AnalysisRules::default());
+/// let comparison = analysis.placements[1].comparison.as_ref().unwrap();
+/// assert_eq!(comparison.verdict, Verdict::Better);
+/// assert!(summary_text(&analysis)[0].starts_with("hybridnorm has the lowest mean validation loss"));
 /// ```
 pub fn analyze(points: &[RunOutcome], rules: &AnalysisRules) -> Analysis {
     analyze_planned(points, points.len(), 0, rules)

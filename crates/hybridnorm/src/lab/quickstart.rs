@@ -137,10 +137,7 @@ pub fn run(
         let steps = config.train.steps as u64;
         let mut forward = |event: Event<'_>| on_event(placement, steps, event);
         let run = options.out.join(placement);
-        let open = OpenOptions {
-            locking: options.locking,
-            restart_purpose: None,
-        };
+        let open = OpenOptions::default().with_locking(options.locking);
         let mut trainer =
             Trainer::open_with(config, &run, Start::Fresh, &open, device, &mut forward)?;
         if unigram_nats.is_none() {

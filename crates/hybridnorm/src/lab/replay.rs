@@ -28,10 +28,10 @@ use plan::ReplaySegment;
 /// use hybridnorm::lab::replay::Options;
 ///
 /// let options = Options::new(120, "runs/small-replay")
-///     .with_after(10)
+///     .with_steps_after(10)
 ///     .with_placement("pre-norm")
 ///     .with_settings(["optimizer.lr=1e-3".to_owned()]);
-/// assert_eq!((options.step, options.after), (120, 10));
+/// assert_eq!((options.step, options.steps_after), (120, 10));
 /// ```
 #[derive(Debug, Clone, PartialEq, Setters)]
 #[setters(prefix = "with_", strip_option)]
@@ -168,10 +168,9 @@ pub fn run(
         Some((_, checkpoint)) => Start::Branch(checkpoint),
         None => Start::Fresh,
     };
-    let open = OpenOptions {
-        locking: options.locking,
-        restart_purpose: Some(options.unfinished_marker(run)),
-    };
+    let open = OpenOptions::default()
+        .with_locking(options.locking)
+        .with_restart_purpose(options.unfinished_marker(run));
     let first = segments[0].config.clone();
     let mut trainer = Trainer::open_with(first, &options.out, start, &open, device, on_event)?;
     if from == 0 && !segments[0].changes_weights {

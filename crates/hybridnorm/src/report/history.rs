@@ -35,66 +35,102 @@ pub(super) fn segments(view: &View, styles: &PlacementStyles) -> Table {
     .number("peak memory (MiB)")
     .text("started");
     for (run, directory) in directories(view) {
-        let first = |steps: String, lr: String| {
-            vec![
-                placement(styles, run.label()),
-                run.grid_point.seed.to_string().into(),
-                directory.name.as_str().into(),
-                steps.into(),
-                lr.into(),
-            ]
+        let row = SegmentRow {
+            run,
+            directory,
+            styles,
         };
         if directory.segments.is_empty() {
-            let lr = or_none(run.peak_lr(), rate);
-            let mut row = first(span(0, run.steps), lr);
-            let why = match run.peak_lr() {
-                Some(_) => NOT_RECORDED,
-                None => "its recorded learning rates do not follow its configuration",
-            };
-            row.push(Cell::new(why).class("quiet"));
-            row.extend((0..5).map(|_| Cell::new(NOT_RECORDED).class("quiet")));
-            table.row(row);
+            table.row(row.without_segments());
             continue;
         }
-        let begun = directory.segments[0].after_step;
-        if begun > 0 {
-            let lr = directory.rates.first().map(|since| since.lr);
-            let mut row = first(span(0, begun), or_none(lr, rate));
-            row.extend((0..6).map(|_| Cell::new(NOT_RECORDED).class("quiet")));
-            table.row(row);
-        }
-        for (at, segment) in directory.segments.iter().enumerate() {
-            let next = directory.segments.get(at + 1);
-            let last = next.map_or(run.steps, |next| next.after_step);
-            let lr =
-                (directory.rates.iter().rev()).find(|since| since.after_step <= segment.after_step);
-            let changed: Vec<String> = segment.changed.iter().map(describe_change).collect();
-            let changed = match changed.as_slice() {
-                [] => NONE.to_owned(),
-                some => some.join("; "),
-            };
-            let mut row = first(
-                span(segment.after_step, last),
-                or_none(lr, |since| rate(since.lr)),
-            );
-            row.extend([
-                changed.into(),
-                segment.threads.to_string().into(),
-                segment.machine.as_str().into(),
-                segment.version.as_str().into(),
-                (segment.peak_memory_bytes)
-                    .map_or_else(|| NOT_RECORDED.to_owned(), mebibytes)
-                    .into(),
-                segment.started.as_str().into(),
-            ]);
-            table.row(row);
+        let recorded = (0..directory.segments.len()).map(|index| row.segment(index));
+        for cells in row.before_first_segment().into_iter().chain(recorded) {
+            table.row(cells);
         }
     }
     table
 }
 
+/// Rows of a run in the table of training segments.
+struct SegmentRow<'a> {
+    run: &'a ReportedRun,
+    directory: &'a Directory,
+    styles: &'a PlacementStyles<'a>,
+}
+
+impl SegmentRow<'_> {
+    /// Returns the cells that every row starts with.
+    fn first_cells(&self, steps: String, lr: Option<f64>) -> Vec<Cell> {
+        vec![
+            placement(self.styles, self.run.label()),
+            self.run.grid_point.seed.to_string().into(),
+            self.directory.name.as_str().into(),
+            steps.into(),
+            or_none(lr, rate).into(),
+        ]
+    }
+
+    /// Returns the row of a run without recorded segments.
+    fn without_segments(&self) -> Vec<Cell> {
+        let lr = self.run.peak_lr();
+        let mut row = self.first_cells(step_range(0, self.run.steps), lr);
+        let changes = match lr {
+            Some(_) => NOT_RECORDED,
+            None => "its recorded learning rates do not follow its configuration",
+        };
+        row.push(Cell::new(changes).class("quiet"));
+        row.extend(not_recorded(5));
+        row
+    }
+
+    /// Returns the row of the steps before the first recorded segment, if there are any.
+    fn before_first_segment(&self) -> Option<Vec<Cell>> {
+        let end = self.directory.segments[0].after_step;
+        let lr = self.directory.rates.first().map(|since| since.lr);
+        (end > 0).then(|| {
+            let mut row = self.first_cells(step_range(0, end), lr);
+            row.extend(not_recorded(6));
+            row
+        })
+    }
+
+    /// Returns the row of a segment.
+    fn segment(&self, index: usize) -> Vec<Cell> {
+        let segments = &self.directory.segments;
+        let segment = &segments[index];
+        let last = (segments.get(index + 1)).map_or(self.run.steps, |next| next.after_step);
+        let lr = (self.directory.rates.iter().rev())
+            .find(|since| since.after_step <= segment.after_step)
+            .map(|since| since.lr);
+        let changes: Vec<String> = segment.changed.iter().map(describe_change).collect();
+        let changes = match changes.as_slice() {
+            [] => NONE.to_owned(),
+            some => some.join("; "),
+        };
+        let peak_memory = segment
+            .peak_memory_bytes
+            .map_or_else(|| NOT_RECORDED.to_owned(), mebibytes);
+        let mut row = self.first_cells(step_range(segment.after_step, last), lr);
+        row.extend([
+            changes.into(),
+            segment.threads.to_string().into(),
+            segment.machine.as_str().into(),
+            segment.version.as_str().into(),
+            peak_memory.into(),
+            segment.started.as_str().into(),
+        ]);
+        row
+    }
+}
+
+/// Returns cells of values that were not recorded.
+fn not_recorded(cells: usize) -> impl Iterator<Item = Cell> {
+    (0..cells).map(|_| Cell::new(NOT_RECORDED).class("quiet"))
+}
+
 /// Formats a range of steps: `1–40`.
-fn span(after: u64, last: u64) -> String {
+fn step_range(after: u64, last: u64) -> String {
     match last > after {
         true => format!(
             "{}–{}",

@@ -134,46 +134,14 @@ pub(super) fn summary_line(
         true => count(styles.len(), "placement", "placements"),
         false => count(styles.len(), "kind of run", "kinds of runs"),
     }];
-    let mut rates: Vec<f64> = runs.iter().filter_map(ReportedRun::peak_lr).collect();
-    rates.sort_by(f64::total_cmp);
-    rates.dedup();
-    match rates.as_slice() {
-        [] => {}
-        [only] => facts.push(format!("learning rate {}", rate(*only))),
-        [low, .., high] => facts.push(format!(
-            "{} learning rates from {} to {}",
-            rates.len(),
-            rate(*low),
-            rate(*high)
-        )),
-    }
+    facts.extend(learning_rates(runs));
     if views.len() > 1 {
         facts.push(match document.sets.is_empty() {
             true => format!("{} settings", views.len()),
             false => format!("{} groups that are not comparable", views.len()),
         });
     }
-    if !runs.is_empty() {
-        let mut seeds: Vec<u64> = runs.iter().map(|run| run.grid_point.seed).collect();
-        seeds.sort_unstable();
-        seeds.dedup();
-        facts.push(count(seeds.len(), "seed", "seeds"));
-        facts.push(endings(runs));
-        if let Some(planned) = document.planned.filter(|planned| *planned > runs.len()) {
-            facts.push(format!(
-                "incomplete: {} of {planned} runs are missing",
-                planned - runs.len()
-            ));
-        }
-        facts.push(range(runs.iter().map(|run| run.parameters), "parameters"));
-        let whole: Vec<&ReportedRun> = (runs.iter())
-            .filter(|run| matches!(run.status, RunStatus::Finished))
-            .collect();
-        facts.push(range(
-            whole.iter().map(|run| run.tokens),
-            "tokens per finished run",
-        ));
-    }
+    facts.extend(run_facts(document));
     if let Some(probe) = &document.probe {
         facts.push(format!(
             "probe of {}",
@@ -188,7 +156,51 @@ pub(super) fn summary_line(
     facts.join(" · ")
 }
 
-fn endings(runs: &[ReportedRun]) -> String {
+/// Summarizes the peak learning rates of the runs; `None` without one.
+fn learning_rates(runs: &[ReportedRun]) -> Option<String> {
+    let mut rates: Vec<f64> = runs.iter().filter_map(ReportedRun::peak_lr).collect();
+    rates.sort_by(f64::total_cmp);
+    rates.dedup();
+    match rates.as_slice() {
+        [] => None,
+        [only] => Some(format!("learning rate {}", rate(*only))),
+        [low, .., high] => Some(format!(
+            "{} learning rates from {} to {}",
+            rates.len(),
+            rate(*low),
+            rate(*high)
+        )),
+    }
+}
+
+/// Summarizes seeds, status, parameters and tokens of the runs; empty without runs.
+fn run_facts(document: &Document) -> Vec<String> {
+    let runs = &document.runs;
+    if runs.is_empty() {
+        return Vec::new();
+    }
+    let mut seeds: Vec<u64> = runs.iter().map(|run| run.grid_point.seed).collect();
+    seeds.sort_unstable();
+    seeds.dedup();
+    let mut facts = vec![count(seeds.len(), "seed", "seeds"), status_counts(runs)];
+    if let Some(planned) = document.planned.filter(|planned| *planned > runs.len()) {
+        facts.push(format!(
+            "incomplete: {} of {planned} runs are missing",
+            planned - runs.len()
+        ));
+    }
+    let finished: Vec<&ReportedRun> = (runs.iter())
+        .filter(|run| matches!(run.status, RunStatus::Finished))
+        .collect();
+    facts.push(range(runs.iter().map(|run| run.parameters), "parameters"));
+    facts.push(range(
+        finished.iter().map(|run| run.tokens),
+        "tokens per finished run",
+    ));
+    facts
+}
+
+fn status_counts(runs: &[ReportedRun]) -> String {
     let (mut finished, mut diverged, mut not_learned, mut halved, mut unfinished) = (0, 0, 0, 0, 0);
     for run in runs {
         match run.status {

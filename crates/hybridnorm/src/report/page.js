@@ -13,7 +13,7 @@
     charts.set(id, { element, views, view: 0, width: 0, hidden: new Set() });
   }
 
-  // Replaces colours that are variables of the style sheet by what they are now.
+  // Replaces variables of the style sheet by their current colours.
   function themed(value, style) {
     if (typeof value === "string") {
       const name = /^var\((--[a-z0-9]+)\)$/.exec(value);
@@ -40,7 +40,7 @@
     const layout = themed(figure.layout, style);
     chart.width = chart.element.clientWidth;
     layout.width = Math.max(chart.width, 120);
-    // Keeps what the reader zoomed to until another view is chosen.
+    // Keeps the zoom until another view is chosen.
     layout.uirevision = chart.view;
     if (matchMedia("(pointer: coarse)").matches) {
       layout.dragmode = false;
@@ -130,21 +130,21 @@
 
   const cell = (value) => {
     let text = value === null || value === undefined ? "" : String(value);
-    // A spreadsheet would take it for a formula.
+    // A spreadsheet would evaluate it as a formula.
     if (typeof value === "string" && /^\s*[=+\-@\uff1d\uff0b\uff0d\uff20]|^[\t\r\n]/.test(text)) {
       text = `'${text}`;
     }
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
 
-  // Rows are objects; columns appear in the order in which they are first met.
+  // Rows are objects; columns are in order of first appearance.
   function csv(rows) {
     const columns = [...new Set(rows.flatMap((row) => Object.keys(row)))];
     const lines = rows.map((row) => columns.map((column) => cell(row[column])).join(","));
     return [columns.map(cell).join(","), ...lines, ""].join("\r\n");
   }
 
-  const which = (run) => ({
+  const identity = (run) => ({
     id: run.id,
     placement: run.cell.placement,
     label: run.directory?.label,
@@ -157,7 +157,7 @@
 
   const runs = (report) =>
     report.runs.map((run) => ({
-      ...which(run),
+      ...identity(run),
       ending: run.ending.kind,
       ending_step: run.ending.step,
       ending_reason: run.ending.reason,
@@ -183,7 +183,7 @@
   const segments = (report) =>
     report.runs.flatMap((run) =>
       (run.directory?.segments ?? []).map((segment, i, all) => ({
-        ...which(run),
+        ...identity(run),
         directory: run.directory.name,
         first_step: segment.after_step + 1,
         last_step: i + 1 < all.length ? all[i + 1].after_step : run.steps,
@@ -202,7 +202,7 @@
   const curves = (report) =>
     report.runs.flatMap((run) => [
       ...run.curve.step.map((step, i) => ({
-        ...which(run),
+        ...identity(run),
         step,
         ...Object.fromEntries(
           drawings.curves.map(({ column, path }) => {
@@ -211,7 +211,7 @@
           }),
         ),
       })),
-      ...run.validation.map(({ step, loss }) => ({ ...which(run), step, validation_loss: loss })),
+      ...run.validation.map(({ step, loss }) => ({ ...identity(run), step, validation_loss: loss })),
     ]);
 
   const roles = (signals) => {
@@ -239,7 +239,7 @@
   const layers = (report) =>
     report.runs.flatMap((run) =>
       run.layers.flatMap((row) =>
-        blocks(row).map((block) => ({ ...which(run), step: row.step, ...block })),
+        blocks(row).map((block) => ({ ...identity(run), step: row.step, ...block })),
       ),
     );
 

@@ -166,11 +166,11 @@ mod tests {
 
     #[test]
     fn fifty_styles_differ_in_colour_or_shape() {
-        let mut looks: Vec<(usize, usize)> =
+        let mut pairs: Vec<(usize, usize)> =
             (0..50).map(|style| (style % 8, shape(style))).collect();
-        looks.sort_unstable();
-        looks.dedup();
-        assert_eq!(looks.len(), 50);
+        pairs.sort_unstable();
+        pairs.dedup();
+        assert_eq!(pairs.len(), 50);
     }
 
     #[test]

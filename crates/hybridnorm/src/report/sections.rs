@@ -232,7 +232,7 @@ pub(super) fn machines(view: &View) -> String {
 
 /// Returns processor, threads and version of every process that trained a part of a run.
 fn trained_on(run: &ReportedRun) -> Vec<String> {
-    let in_words = |machine: &str, threads: usize, version: &str| {
+    let description = |machine: &str, threads: usize, version: &str| {
         let threads = count(threads, "thread", "threads");
         format!("{machine}, {threads}, hybridnorm {version}")
     };
@@ -241,14 +241,16 @@ fn trained_on(run: &ReportedRun) -> Vec<String> {
         .iter()
         .flat_map(|directory| &directory.segments);
     let found: Vec<String> = segments
-        .map(|segment| in_words(&segment.machine, segment.threads, &segment.version))
+        .map(|segment| description(&segment.machine, segment.threads, &segment.version))
         .collect();
     if !found.is_empty() {
         return found;
     }
     let cost = &run.cost;
     match (&cost.machine, cost.threads, &cost.version) {
-        (Some(machine), Some(threads), Some(version)) => vec![in_words(machine, threads, version)],
+        (Some(machine), Some(threads), Some(version)) => {
+            vec![description(machine, threads, version)]
+        }
         _ => vec![NOT_RECORDED.to_owned()],
     }
 }
@@ -306,8 +308,8 @@ pub(super) fn power_law(view: &View) -> Option<PowerLaw> {
 
 /// Limitations of the model.
 pub(super) const LIMITATIONS: &str = "This is a model, not a measurement. E and the exponent are constants \
-    of the study and were not fitted here; A is set by a single point, the baseline. Gains of placements without a significant difference are noise. The model does not extend to other sizes, more \
-    tokens or other data.";
+    of the study and were not fitted here; A is set by a single point, the baseline. Gains of placements without a \
+    significant difference are noise. The model does not extend to other sizes, more tokens or other data.";
 
 fn speedup(page: &mut Page, view: &View, _: &PlacementStyles) {
     let Some(law) = power_law(view) else {

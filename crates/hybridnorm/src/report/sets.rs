@@ -25,7 +25,7 @@ pub struct DataSet {
     pub validation_named: String,
     /// Name and fingerprint of the tokenizer.
     pub tokenizer: String,
-    /// RecordCounts of the embedding matrix.
+    /// Rows of the embedding matrix.
     pub vocabulary: usize,
     /// Tokens per window.
     pub seq_len: usize,

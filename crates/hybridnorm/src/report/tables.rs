@@ -123,7 +123,7 @@ fn best_lr(best: &Best) -> Cell {
 }
 
 /// Formats a number of seeds: `1 new seed`.
-fn seeds_of(seeds: u64) -> String {
+fn new_seeds(seeds: u64) -> String {
     count(seeds as usize, "new seed", "new seeds")
 }
 
@@ -132,7 +132,7 @@ fn compared(comparison: &Comparison) -> Vec<Cell> {
     let (class, word) = verdict(comparison.verdict);
     let note = match (comparison.verdict, comparison.seeds_for_significance) {
         (Verdict::NotSignificant, Some(seeds)) => {
-            format!("significant with about {}", seeds_of(seeds))
+            format!("significant with about {}", new_seeds(seeds))
         }
         _ => String::new(),
     };
@@ -190,12 +190,12 @@ pub(super) fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Table> 
                 (None, _) => format!("{edge} tested"),
             })
         };
-        let span = summary.lr_tolerance.as_ref();
+        let range = summary.lr_tolerance.as_ref();
         table.row(vec![
             placement(styles, &summary.placement),
-            or_none_cell(span, |span| end(span.low, span.next_below, "lowest")),
+            or_none_cell(range, |range| end(range.low, range.next_below, "lowest")),
             or_none(summary.best.as_ref(), |best| rate(best.lr)).into(),
-            or_none_cell(span, |span| end(span.high, span.next_above, "highest")),
+            or_none_cell(range, |range| end(range.high, range.next_above, "highest")),
             or_none(summary.largest_stable_lr, rate).into(),
             or_none(summary.lr_sensitivity, loss).into(),
         ]);
@@ -221,13 +221,13 @@ pub(super) fn stability(view: &View, styles: &PlacementStyles) -> Table {
     .number("runs with spikes of the loss");
     for &name in &view.placements {
         let [loss, grad, update, runs] = view.spikes(name);
-        let ended = |wanted: fn(&RunStatus) -> bool| {
+        let count_of = |wanted: fn(&RunStatus) -> bool| {
             view.runs_of(name).filter(|run| wanted(&run.status)).count()
         };
-        let finished = ended(|ending| matches!(ending, RunStatus::Finished));
-        let diverged = ended(|ending| matches!(ending, RunStatus::Diverged { .. }));
-        let not_learned = ended(|ending| matches!(ending, RunStatus::NotLearned { .. }));
-        let halved = ended(|ending| matches!(ending, RunStatus::Eliminated { .. }));
+        let finished = count_of(|status| matches!(status, RunStatus::Finished));
+        let diverged = count_of(|status| matches!(status, RunStatus::Diverged { .. }));
+        let not_learned = count_of(|status| matches!(status, RunStatus::NotLearned { .. }));
+        let halved = count_of(|status| matches!(status, RunStatus::Eliminated { .. }));
         table.row(vec![
             placement(styles, name),
             with_thousands_separators(view.runs_of(name).count() as u64).into(),
@@ -289,12 +289,12 @@ pub(super) fn outcomes(view: &View, styles: &PlacementStyles) -> Table {
         .number("validation loss (nats)")
         .number("training loss (nats)");
     for run in &view.runs {
-        let (ending, class) = ending(run);
+        let (status, class) = status_text(run);
         table.row(vec![
             placement(styles, run.label()),
             rates(run).into(),
             run.grid_point.seed.to_string().into(),
-            Cell::new(ending).class(class),
+            Cell::new(status).class(class),
             with_thousands_separators(run.steps).into(),
             or_none(run.validation_loss, loss).into(),
             or_none(run.train_loss, loss).into(),
@@ -326,7 +326,7 @@ pub(super) fn runs(runs: &[&ReportedRun], styles: &PlacementStyles) -> Table {
         .text("version")
         .text("data");
     for run in runs {
-        let (ending, class) = ending(run);
+        let (status, class) = status_text(run);
         let spikes = run.spikes;
         table.row(vec![
             placement(styles, run.label()),
@@ -335,7 +335,7 @@ pub(super) fn runs(runs: &[&ReportedRun], styles: &PlacementStyles) -> Table {
             run.grid_point.init.as_deref().unwrap_or(NONE).into(),
             or_none(run.grid_point.depth, |depth| depth.to_string()).into(),
             Cell::new(run.id.as_str()).class("code"),
-            Cell::new(ending).class(class),
+            Cell::new(status).class(class),
             with_thousands_separators(run.steps).into(),
             with_thousands_separators(run.tokens).into(),
             or_none(run.validation_loss, loss).into(),
@@ -390,7 +390,7 @@ pub(super) fn rates(run: &ReportedRun) -> String {
 }
 
 /// Returns the status of a run in words, and their CSS class.
-fn ending(run: &ReportedRun) -> (String, &'static str) {
+fn status_text(run: &ReportedRun) -> (String, &'static str) {
     match &run.status {
         RunStatus::Finished => ("finished".to_owned(), ""),
         RunStatus::Diverged { step, reason } => (

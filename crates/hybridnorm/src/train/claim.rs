@@ -122,7 +122,7 @@ impl RunDirectoryGuard {
             true => Ok(()),
             false => Err(Error::format(
                 &self.run,
-                "is not the directory this run began in; it was moved or made anew",
+                "is no longer the directory this run started in; it was moved or recreated",
             )),
         }
     }

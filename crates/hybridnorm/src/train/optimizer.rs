@@ -15,9 +15,6 @@ use crate::tensors::{TensorFile, TensorHandle};
 
 pub use config::{OptimizerConfig, OptimizerKind};
 
-/// Newton-Schulz iterations of Muon.
-const NEWTON_SCHULZ: usize = 5;
-
 /// Euclidean norms of a parameter in a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct SlotNorms {
@@ -160,12 +157,9 @@ impl Layout {
             g.state(buffer, offset, Type::f32(gradient.shape()))
         };
         let (mut adamw, mut decays) = (Vec::new(), Vec::new());
-        let (mut muon, mut forms) = (Vec::new(), Vec::new());
+        let (mut muon, mut muon_parameters) = (Vec::new(), Vec::new());
         for (slot, &gradient) in self.slots.iter().zip(&all) {
-            let weight_decay = match self.config.decays(slot.spec.role) {
-                true => self.config.weight_decay,
-                false => 0.0,
-            };
+            let weight_decay = self.config.weight_decay_of(slot.spec.role);
             let value = slot.spec.param().value(g);
             let first = state(moments[0], slot.first, gradient);
             match slot.second {
@@ -175,7 +169,7 @@ impl Layout {
                 }
                 None => {
                     muon.push([gradient, value, first]);
-                    forms.push(MuonParameter {
+                    muon_parameters.push(MuonParameter {
                         columns: slot.spec.columns(),
                         rows: slot.spec.matrices.clone(),
                         weight_decay,
@@ -184,26 +178,12 @@ impl Layout {
             }
         }
         let mut norms = Vec::new();
-        let clip = self.config.clip_grad_norm;
         if !adamw.is_empty() {
-            let (beta1, beta2) = self.config.betas;
-            let op = ops::AdamW {
-                beta1,
-                beta2,
-                eps: self.config.eps,
-                clip,
-                weight_decay: decays,
-            };
+            let op = self.config.adamw(decays);
             norms.push(ops::adamw(op, guard, squares, &adamw).id());
         }
         if !muon.is_empty() {
-            let op = ops::Muon {
-                momentum: self.config.momentum(),
-                nesterov: true,
-                iterations: NEWTON_SCHULZ,
-                clip,
-                slots: forms,
-            };
+            let op = self.config.muon(muon_parameters);
             norms.push(ops::muon(op, guard, squares, &muon).id());
         }
         UpdateTaps {
@@ -409,8 +389,7 @@ impl Optimizer {
                 return Err(Error::format(
                     file.path(),
                     format!(
-                        "optimizer state {name} is missing; a run goes on with the \
-                         optimizer.kind it began with"
+                        "optimizer state {name} is missing; optimizer.kind must not change when a run is resumed"
                     ),
                 ));
             }

@@ -112,8 +112,8 @@ impl Kept {
             return Err(Error::format(
                 path,
                 format!(
-                    "ends with step {}, but the run has done {limit}: rows are missing; put a whole copy \
-                     of the file in its place",
+                    "ends with step {}, but the run has done {limit}: records are missing; \
+                     replace the file with a complete copy",
                     kept.last()
                 ),
             ));
@@ -277,8 +277,8 @@ fn check_follows<R: Record>(path: &Path, number: usize, last: Option<u64>, row: 
         Some(last) if R::EVERY_STEP && row.step() > last + 1 => Err(Error::format(
             path,
             format!(
-                "line {number} is of step {}, the line before it of step {last}: rows between them are missing; \
-                 put a whole copy of the file in its place",
+                "line {number} is of step {}, the line before it of step {last}: records between them are missing; \
+                 replace the file with a complete copy",
                 row.step()
             ),
         )),

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use derive_setters::Setters;
+
 use super::gradients::{self, PassStats, PassTaps};
 use super::metrics::QkClip;
 use super::optimizer::{Layout, Optimizer, StepNorms, UpdateTaps};
@@ -14,7 +16,9 @@ use crate::plan::{Options, Program, Recompute};
 use hybridnorm_kernels::tensor_stats::larger_or_nan;
 
 /// Shape of an optimizer step.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Setters)]
+#[setters(prefix = "with_")]
+#[non_exhaustive]
 pub struct StepShape {
     /// Sequences per micro-batch.
     pub micro_batch: usize,
@@ -24,6 +28,18 @@ pub struct StepShape {
     pub grad_accum_steps: usize,
     /// Activations that the backward pass recomputes.
     pub recompute: Recompute,
+}
+
+impl StepShape {
+    /// Returns the shape of a step of one micro-batch that recomputes only cheap activations.
+    pub fn new(micro_batch: usize, seq_len: usize) -> Self {
+        Self {
+            micro_batch,
+            seq_len,
+            grad_accum_steps: 1,
+            recompute: Recompute::None,
+        }
+    }
 }
 
 /// Programs of a step. Without gradient accumulation there is one, in which gradients share the arena with
@@ -59,6 +75,7 @@ pub(super) struct Accumulated {
 
 /// Outcome of an optimizer step.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct StepOutcome {
     /// Losses, summed over micro-batches.
     pub losses: BatchLosses,
@@ -215,7 +232,7 @@ impl TrainingStep {
         model.check_targets(targets, micro_batch, seq_len)?;
         assert!(
             self.found.len() < self.shape.grad_accum_steps,
-            "a step of {} micro-batches has had its passes",
+            "all {} micro-batches of the step have already run",
             self.shape.grad_accum_steps
         );
         let given = [("ids", Data::I32(inputs)), ("targets", Data::I32(targets))];
@@ -263,13 +280,9 @@ impl TrainingStep {
         assert_eq!(
             found.len(),
             self.shape.grad_accum_steps,
-            "passes before the end of a step"
+            "all micro-batches run before the end of the step"
         );
-        let sum = |of: fn(&BatchLosses) -> f64| found.iter().map(|found| of(&found.losses)).sum();
-        let losses = BatchLosses {
-            objective: sum(|losses| losses.objective),
-            cross_entropy: sum(|losses| losses.cross_entropy),
-        };
+        let losses = summed_losses(&found);
         if let Programs::Accumulated(all) = &self.programs {
             let (program, update) = &all.update;
             let arguments = optimizer.arguments(lr);
@@ -284,29 +297,16 @@ impl TrainingStep {
         let mut norms = self
             .norms
             .take()
-            .expect("a pass before the end of the step");
-        let mut routing: Vec<Routing> = Vec::new();
-        let mut maxima: Vec<Vec<f32>> = Vec::new();
-        for found in &found {
-            routing.resize_with(found.routing.len(), Routing::default);
-            for (all, new) in routing.iter_mut().zip(&found.routing) {
-                all.merge(new);
-            }
-            if maxima.is_empty() {
-                maxima.clone_from(&found.head_maxima);
-            }
-            let new = found.head_maxima.iter().flatten();
-            for (all, new) in maxima.iter_mut().flatten().zip(new) {
-                *all = larger_or_nan(*all, *new);
-            }
-        }
+            .expect("the last pass or the update sets them");
+        let routing = merged_routing(&found);
         if norms.gradient.is_finite() && losses.objective.is_finite() {
             model.update_balancing_biases(&routing);
-            norms.qk_clip = optimizer.config().qk_clip.map(|most| {
+            norms.qk_clip = optimizer.config().qk_clip.map(|threshold| {
+                let maxima = max_attention_logits(&found);
                 let largest = maxima.iter().flatten().copied().reduce(larger_or_nan);
                 QkClip {
                     max_attention_logit: largest.map_or(f64::NAN, f64::from),
-                    clipped_heads: model.apply_qk_clip(&maxima, most),
+                    clipped_heads: model.apply_qk_clip(&maxima, threshold),
                 }
             });
         }
@@ -316,6 +316,42 @@ impl TrainingStep {
             routing,
         })
     }
+}
+
+/// Returns the losses of a step, whose passes divide by its number of targets.
+fn summed_losses(passes: &[PassStats]) -> BatchLosses {
+    let sum = |of: fn(&BatchLosses) -> f64| passes.iter().map(|pass| of(&pass.losses)).sum();
+    BatchLosses {
+        objective: sum(|losses| losses.objective),
+        cross_entropy: sum(|losses| losses.cross_entropy),
+    }
+}
+
+/// Returns the routing statistics of all passes together, by block.
+fn merged_routing(passes: &[PassStats]) -> Vec<Routing> {
+    let mut merged: Vec<Routing> = Vec::new();
+    for pass in passes {
+        merged.resize_with(pass.routing.len(), Routing::default);
+        for (all, new) in merged.iter_mut().zip(&pass.routing) {
+            all.merge(new);
+        }
+    }
+    merged
+}
+
+/// Returns the max attention logits of all passes together, by block and head.
+fn max_attention_logits(passes: &[PassStats]) -> Vec<Vec<f32>> {
+    let mut maxima: Vec<Vec<f32>> = Vec::new();
+    for pass in passes {
+        if maxima.is_empty() {
+            maxima.clone_from(&pass.head_maxima);
+        }
+        let new = pass.head_maxima.iter().flatten();
+        for (all, new) in maxima.iter_mut().flatten().zip(new) {
+            *all = larger_or_nan(*all, *new);
+        }
+    }
+    maxima
 }
 
 fn named<'g>(gradients: &[(ParamSpec, Value<'g>)]) -> BTreeMap<String, Value<'g>> {

@@ -25,7 +25,7 @@ use super::segments::Segment;
 use super::sources::DataCoverage;
 use crate::data::{Batch, TokenDataset, Tokenizer};
 use crate::error::{Error, Result};
-use crate::eval;
+use crate::loss::Loss;
 use crate::model::Model;
 use crate::placement::Warning;
 use data::RunData;
@@ -124,7 +124,7 @@ impl Trainer {
     fn record(
         &mut self,
         step: Step,
-        validation: Option<eval::Loss>,
+        validation: Option<Loss>,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
         if let Some(layers) = step.layers {
@@ -157,7 +157,7 @@ impl Trainer {
     ///
     /// # Errors
     /// If the data cannot be read.
-    pub fn evaluate(&mut self) -> Result<Option<eval::Loss>> {
+    pub fn evaluate(&mut self) -> Result<Option<Loss>> {
         match self.data.evaluate(&mut self.learner.model, &self.config) {
             Err(Error::Diverged { problem, .. }) => {
                 Err(self.divergence_after(self.state.step, format!("evaluation: {problem}"))?)
@@ -254,7 +254,7 @@ impl Trainer {
     /// the data may have changed since.
     fn prefer_recorded_loss(
         &self,
-        found: &mut eval::Loss,
+        found: &mut Loss,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
         let rows: Vec<Metrics> = records::read(&self.files.run)?;

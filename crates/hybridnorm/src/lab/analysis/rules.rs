@@ -57,16 +57,16 @@ impl Default for AnalysisRules {
 }
 
 impl AnalysisRules {
-    /// Checks all values. [`analyse`](super::analyze) compares nothing by invalid rules and reports the error as
+    /// Checks all values. [`analyze`](super::analyze) compares nothing by invalid rules and reports the error as
     /// the reason.
     ///
     /// # Errors
     /// If a value is out of range.
     ///
     /// ```
-    /// use hybridnorm::lab::analysis::Rules;
+    /// use hybridnorm::lab::analysis::AnalysisRules;
     ///
-    /// let rules = Rules::default().with_baseline("post-norm").with_alpha(1.5);
+    /// let rules = AnalysisRules::default().with_baseline("post-norm").with_alpha(1.5);
     /// let error = rules.validate().unwrap_err().to_string();
     /// assert_eq!(error, "alpha = 1.5, expected between 0 and 1");
     /// ```
@@ -74,7 +74,7 @@ impl AnalysisRules {
         self.validate_as("")
     }
 
-    /// As [`Rules::validate`], with a prefix of the keys in errors.
+    /// As [`AnalysisRules::validate`], with a prefix of the keys in errors.
     pub(in crate::lab) fn validate_as(&self, prefix: &str) -> Result<()> {
         let is_probability = self.alpha > 0.0 && self.alpha < 1.0;
         let is_power = (0.5..1.0).contains(&self.power);

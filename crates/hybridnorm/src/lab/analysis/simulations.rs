@@ -1,4 +1,4 @@
-//! Simulated studies with known ground truth, passed through all of [`analyse`].
+//! Simulated studies with known ground truth, passed through all of [`analyze`].
 //!
 //! `cargo test --release -p hybridnorm --lib claims_are_rare_in_many -- --ignored --nocapture` prints the proportions
 //! for many more of them (docs/findings.md).

@@ -316,7 +316,7 @@ impl<'a> Sweep<'a> {
 }
 
 /// Marks runs as diverged whose final loss is far above the best median, at its learning rate or a larger one:
-/// see [`Rules::diverged_above_best`]. ScaleContext smaller learning rates, a high loss means slow training.
+/// see [`AnalysisRules::diverged_above_best`]. At smaller learning rates, a high loss means slow training.
 fn mark_diverged(rates: &mut [LearningRateRuns], diverged_above_best: f64) {
     let medians = rates.iter().map(LearningRateRuns::median).enumerate();
     let Some((first, best)) = medians.min_by(|a, b| a.1.total_cmp(&b.1)) else {

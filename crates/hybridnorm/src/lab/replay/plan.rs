@@ -93,7 +93,8 @@ fn apply_changes(run: &Path, old: &Config, options: &Options, from: u64) -> Resu
         [] => old.clone(),
         changes => Config {
             origin: old.origin.clone(),
-            ..Config::parse(&old.to_toml(), changes).map_err(|error| old.origin.name(error))?
+            ..Config::parse(&old.to_toml(), changes)
+                .map_err(|error| old.origin.prefix_error(error))?
         },
     };
     let fixed = [

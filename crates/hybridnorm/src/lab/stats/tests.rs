@@ -166,7 +166,7 @@ fn selection_on_one_side_widens_one_end() {
     let second = paired_t_test_with_selection(&differences, 0.95, 1, 4).unwrap();
     assert_eq!((second.high, second.p), (plain.high, plain.p));
     assert!(second.low < plain.low);
-    // ScaleContext a level of 1 - p, the interval ends at 0.
+    // At a level of 1 - p, the interval ends at 0.
     let edge = paired_t_test_with_selection(&differences, 1.0 - first.p, 4, 1).unwrap();
     close(edge.high, 0.0, 1e-8);
 }

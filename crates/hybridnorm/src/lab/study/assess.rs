@@ -85,12 +85,12 @@ fn outside_study(count: usize, of: usize) -> Option<String> {
 
 /// Returns a caveat on placements that differ in initialization, which their verdicts then compare, too.
 fn different_initializations(study: &Study, group: &Group) -> Option<String> {
-    let cells = study
+    let runs = study
         .runs
         .iter()
         .filter(|run| (&run.grid_point.init, run.grid_point.depth) == (&group.init, group.depth));
     let mut of: Vec<(&str, Init)> = Vec::new();
-    for run in cells {
+    for run in runs {
         let name = run.grid_point.placement.as_str();
         if !of.iter().any(|(known, _)| *known == name) {
             of.push((name, run.config.model_config().ok()?.placement.init));

@@ -49,10 +49,10 @@ pub(super) struct StartedStudy {
 /// Folder of a study.
 ///
 /// ```
-/// use hybridnorm::lab::study::Folder;
+/// use hybridnorm::lab::study::StudyFolder;
 ///
-/// let folder = Folder::new("runs/no-study-here");
-/// assert!(!folder.holds_study()?);
+/// let folder = StudyFolder::new("runs/no-study-here");
+/// assert!(!folder.has_study()?);
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -15,10 +15,10 @@ const NOT_LEARNED_PREFIX: &str = "stuck at ";
 pub struct Group {
     /// Initialization and depth as text; empty if there is one of each.
     pub name: String,
-    /// Initialization in the cells of its runs.
+    /// Initialization of its runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub init: Option<String>,
-    /// Depth in the cells of its runs.
+    /// Depth of its runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub depth: Option<usize>,
     /// Analysis of the runs.
@@ -41,14 +41,14 @@ pub fn analyze_groups<'a>(
     planned: impl Iterator<Item = &'a GridPoint> + Clone,
     rules: &AnalysisRules,
 ) -> Vec<Group> {
-    let key = |cell: &GridPoint| (cell.init.clone(), cell.depth);
+    let key = |grid_point: &GridPoint| (grid_point.init.clone(), grid_point.depth);
     let mut keys = Vec::new();
-    for cell in planned
+    for grid_point in planned
         .clone()
         .chain(records.iter().map(|record| &record.grid_point))
     {
-        if !keys.contains(&key(cell)) {
-            keys.push(key(cell));
+        if !keys.contains(&key(grid_point)) {
+            keys.push(key(grid_point));
         }
     }
     let missing =
@@ -60,7 +60,7 @@ pub fn analyze_groups<'a>(
         let points: Vec<RunOutcome> = of_group.filter_map(point).collect();
         let planned = planned
             .clone()
-            .filter(|&cell| key(cell) == selected)
+            .filter(|&grid_point| key(grid_point) == selected)
             .count();
         let elsewhere = missing.saturating_sub(planned.saturating_sub(points.len()));
         let analysis = analysis::analyze_planned(&points, planned, elsewhere, rules);

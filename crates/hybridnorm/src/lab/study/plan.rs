@@ -29,7 +29,7 @@ pub struct Study {
     pub runs: Vec<PlannedRun>,
 }
 
-/// PlannedRun run of a study.
+/// Planned run of a study.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct PlannedRun {
@@ -84,7 +84,7 @@ impl Study {
     /// let grid = StudySettings::new(["pre-norm", "hybridnorm"], [1e-3, 3e-3], [1, 2, 3]);
     /// let study = Study::from_config(&config, grid)?;
     /// assert_eq!(study.runs.len(), 2 * 2 * 3);
-    /// assert_eq!(study.runs[0].cell.label(), "pre-norm lr 0.001 seed 1");
+    /// assert_eq!(study.runs[0].grid_point.label(), "pre-norm lr 0.001 seed 1");
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
     ///
@@ -325,19 +325,19 @@ fn plan_run(
         log: file.log.clone(),
         ..Config::default()
     };
-    let cell = GridPoint {
+    let grid_point = GridPoint {
         placement: name.clone(),
         lr,
         seed,
         init: init.as_ref().map(|(name, _)| name.clone()),
         depth,
     };
-    config
-        .check()
-        .map_err(|error| Error::invalid_value("study", format!("{}: {error}", cell.label())))?;
+    config.check().map_err(|error| {
+        Error::invalid_value("study", format!("{}: {error}", grid_point.label()))
+    })?;
     Ok(PlannedRun {
         id: run_id(&config, &file.study),
-        grid_point: cell,
+        grid_point,
         config,
         diverged_above: file.study.diverged_above,
         uses_halving: file.study.halving.is_some(),

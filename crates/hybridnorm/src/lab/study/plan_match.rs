@@ -33,11 +33,11 @@ pub(super) fn mismatch(record: &RunRecord, planned: &PlannedRun) -> Option<Strin
             planned.grid_point.label()
         ));
     }
-    let cell = &record.grid_point;
-    if (cell.lr, cell.seed) != (plan.optimizer.lr, plan.seed) {
+    let grid_point = &record.grid_point;
+    if (grid_point.lr, grid_point.seed) != (plan.optimizer.lr, plan.seed) {
         return Some(format!(
             "is labelled {}, but its configuration has optimizer.lr = {} and seed = {}",
-            cell.label(),
+            grid_point.label(),
             plan.optimizer.lr,
             plan.seed
         ));

@@ -70,9 +70,9 @@ impl StudyFolder {
                 without_checksum.push(run.id.clone());
             }
             // The same run may have another name in this plan.
-            let cell = run.grid_point.clone();
+            let grid_point = run.grid_point.clone();
             records.push(RunRecord {
-                grid_point: cell,
+                grid_point,
                 ..record
             });
         }

@@ -161,10 +161,7 @@ fn open(
     locking: Locking,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Trainer> {
-    let options = OpenOptions {
-        locking,
-        ..OpenOptions::default()
-    };
+    let options = OpenOptions::default().with_locking(locking);
     let config = planned.config.clone();
     Trainer::open_with(
         config,

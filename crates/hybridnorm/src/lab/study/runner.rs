@@ -402,8 +402,12 @@ impl StudyRunner<'_> {
     ) -> Result<Vec<String>> {
         let mut losses: BTreeMap<_, BTreeMap<u64, Vec<f64>>> = BTreeMap::new();
         let group = |run: &PlannedRun| {
-            let cell = &run.grid_point;
-            (cell.placement.clone(), cell.init.clone(), cell.depth)
+            let grid_point = &run.grid_point;
+            (
+                grid_point.placement.clone(),
+                grid_point.init.clone(),
+                grid_point.depth,
+            )
         };
         for run in runs {
             // A run that has a record at this point has diverged.

@@ -59,14 +59,14 @@ impl StudyConfig {
 /// Section `[study]`: the grid of runs, and how they are compared.
 ///
 /// ```
-/// use hybridnorm::lab::analysis::Rules;
+/// use hybridnorm::lab::analysis::AnalysisRules;
 /// use hybridnorm::lab::study::{Halving, StudySettings};
 /// use hybridnorm::placement::named;
 ///
 /// let settings = StudySettings::new(["pre-norm", "hybridnorm"], [1e-3, 3e-3], [1, 2, 3])
 ///     .with_placement("mine", &named("olmo2")?)
 ///     .with_halving(Halving::new([0.25], 0.5))
-///     .with_rules(Rules::default().with_margin(0.02));
+///     .with_rules(AnalysisRules::default().with_margin(0.02));
 /// assert_eq!(settings.placements.len(), 3);
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```

@@ -55,12 +55,12 @@ pub(crate) fn with_checkpoint(run: &Path) -> Result<(RunRecord, Option<Checkpoin
             ),
         ),
     };
-    let cell = cell(&config, &model)?;
+    let grid_point = grid_point(&config, &model)?;
     let validation = rows.last().and_then(|row| row.validation_loss);
     let id = canonical_hash(&(&config, run));
     let info = RunInfo {
         id: &id,
-        cell: &cell,
+        grid_point: &grid_point,
         config: &config,
         model: &model,
         data: &data,
@@ -84,7 +84,7 @@ fn status(run: &Path, step: u64, config: &Config) -> Result<RunStatus> {
 }
 
 /// Returns the position of a run that is not part of a study.
-fn cell(config: &Config, model: &ModelConfig) -> Result<GridPoint> {
+fn grid_point(config: &Config, model: &ModelConfig) -> Result<GridPoint> {
     let placement = match &config.model {
         Some(section) => PlacementChoice::from_value(&section.placement)?.label(),
         None => PlacementChoice::from_checkpoint(model.placement.clone()).label(),
@@ -131,7 +131,7 @@ fn with_recorded_hardware(cost: Cost, segments: &[Segment]) -> Cost {
 /// Run that a record describes.
 pub(super) struct RunInfo<'a> {
     id: &'a str,
-    cell: &'a GridPoint,
+    grid_point: &'a GridPoint,
     config: &'a Config,
     model: &'a ModelConfig,
     data: &'a str,
@@ -140,13 +140,13 @@ pub(super) struct RunInfo<'a> {
 impl<'a> RunInfo<'a> {
     pub(super) fn new(
         id: &'a str,
-        cell: &'a GridPoint,
+        grid_point: &'a GridPoint,
         config: &'a Config,
         trainer: &'a Trainer,
     ) -> Self {
         Self {
             id,
-            cell,
+            grid_point,
             config,
             model: trainer.model().config(),
             data: &trainer.state().data,
@@ -175,11 +175,11 @@ pub(super) fn record(
     let tokens_per_step = train.batch_size * train.seq_len;
     Ok(RunRecord {
         id: info.id.to_owned(),
-        grid_point: info.cell.clone(),
+        grid_point: info.grid_point.clone(),
         config: info.config.to_toml(),
         placement_hash: model.placement.hash(),
         equations: explanation
-            .named(&info.cell.placement)
+            .named(&info.grid_point.placement)
             .to_text()
             .trim_end()
             .to_owned(),

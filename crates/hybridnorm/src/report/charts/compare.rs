@@ -12,7 +12,7 @@ use super::super::palette::{PlacementStyles, color, symbol};
 use super::super::tables::verdict;
 use super::super::view::View;
 use super::{Chart, Figure, axis, layout, name_axis, rounded, row_y, rows_height};
-use crate::lab::analysis::Verdict;
+use crate::lab::analysis::{Comparison, Verdict};
 
 /// Adds the chart of paired differences.
 pub(in super::super) fn add_forest(page: &mut Page, view: &View, styles: &PlacementStyles) {
@@ -62,49 +62,16 @@ fn forest(view: &View, styles: &PlacementStyles) -> Option<Chart> {
     let names: Vec<&str> = compared.iter().map(|(name, _)| *name).collect();
     let height = rows_height(names.len());
     let x = axis("difference of the loss (nats)");
-    let zero = Shape::new()
-        .shape_type(ShapeType::Line)
-        .x0(0.0)
-        .x1(0.0)
-        .y_ref("paper")
-        .y0(0.0)
-        .y1(1.0)
-        .line(ShapeLine::new().color("var(--ink)").width(1.0));
-    let mut figure = Figure::new(layout(height, x, name_axis(&names)).shapes(vec![zero]));
+    let mut figure = Figure::new(layout(height, x, name_axis(&names)).shapes(vec![zero_line()]));
     let level = percent(1.0 - analysis.rules.alpha);
     for (position, (name, comparison)) in compared.iter().enumerate() {
-        let style = styles.style(name);
-        let found = &comparison.difference;
-        let is_significant = matches!(comparison.verdict, Verdict::Better | Verdict::Worse);
-        let marker = Marker::new()
-            .color(color(style))
-            .symbol(symbol(style, is_significant))
-            .size(10)
-            .line(Line::new().color(color(style)).width(1.5));
-        let interval = ErrorData::new(ErrorType::Data)
-            .symmetric(false)
-            .array(vec![reach(found.high - found.mean)])
-            .array_minus(vec![reach(found.mean - found.low)])
-            .color(color(style))
-            .thickness(2.0)
-            .width(5);
-        let text = format!(
-            "{}: {}, {level} interval {} to {}, p {}, {}",
-            plot_text(name),
-            difference(found.mean),
-            difference(found.low),
-            difference(found.high),
-            probability(comparison.p_adjusted),
-            verdict(comparison.verdict).1
-        );
-        let trace = Scatter::new(vec![rounded(found.mean)], vec![row_y(position)])
-            .mode(Mode::Markers)
-            .name(plot_text(name))
-            .marker(marker)
-            .error_x(interval)
-            .hover_info(HoverInfo::Text)
-            .hover_text_array(vec![text]);
-        figure.push(trace);
+        figure.push(interval_trace(
+            name,
+            comparison,
+            &level,
+            row_y(position),
+            styles.style(name),
+        ));
     }
     Some(Chart {
         id: format!("{}-forest", view.key),
@@ -116,6 +83,58 @@ fn forest(view: &View, styles: &PlacementStyles) -> Option<Chart> {
         height,
         views: vec![figure],
     })
+}
+
+/// Builds the vertical line at a difference of 0.
+fn zero_line() -> Shape {
+    Shape::new()
+        .shape_type(ShapeType::Line)
+        .x0(0.0)
+        .x1(0.0)
+        .y_ref("paper")
+        .y0(0.0)
+        .y1(1.0)
+        .line(ShapeLine::new().color("var(--ink)").width(1.0))
+}
+
+/// Builds a marker at the mean difference with its confidence interval.
+fn interval_trace(
+    name: &str,
+    comparison: &Comparison,
+    level: &str,
+    y: f64,
+    style: usize,
+) -> Box<Scatter<Option<f64>, f64>> {
+    let found = &comparison.difference;
+    let is_significant = matches!(comparison.verdict, Verdict::Better | Verdict::Worse);
+    let marker = Marker::new()
+        .color(color(style))
+        .symbol(symbol(style, is_significant))
+        .size(10)
+        .line(Line::new().color(color(style)).width(1.5));
+    let interval = ErrorData::new(ErrorType::Data)
+        .symmetric(false)
+        .array(vec![reach(found.high - found.mean)])
+        .array_minus(vec![reach(found.mean - found.low)])
+        .color(color(style))
+        .thickness(2.0)
+        .width(5);
+    let text = format!(
+        "{}: {}, {level} interval {} to {}, p {}, {}",
+        plot_text(name),
+        difference(found.mean),
+        difference(found.low),
+        difference(found.high),
+        probability(comparison.p_adjusted),
+        verdict(comparison.verdict).1
+    );
+    Scatter::new(vec![rounded(found.mean)], vec![y])
+        .mode(Mode::Markers)
+        .name(plot_text(name))
+        .marker(marker)
+        .error_x(interval)
+        .hover_info(HoverInfo::Text)
+        .hover_text_array(vec![text])
 }
 
 fn reach(value: f64) -> f64 {

@@ -13,6 +13,7 @@ use super::{
     Chart, Figure, axis, layout, legend_group, line, lr_axis, marker, name_axis, rounded, row_y,
     rows_height,
 };
+use crate::lab::analysis::LrRange;
 use crate::lab::stats::Summary;
 
 /// Upper end of the loss axis above the lowest mean loss, in multiples of the median's distance from it.
@@ -348,24 +349,11 @@ fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Chart> {
     let mut figure = Figure::new(layout(height, x, name_axis(&names)));
     let (mut best, mut stable) = (Points::default(), Points::default());
     for (position, summary) in placements.iter().enumerate() {
-        let style = styles.style(&summary.placement);
         let name = plot_text(&summary.placement);
         let at = row_y(position);
-        if let Some(span) = &summary.lr_tolerance {
-            let text = format!(
-                "{name}: {} to {} of the tested learning rates",
-                rate(span.low),
-                rate(span.high)
-            );
-            let bar = Scatter::new(vec![span.low, span.high], vec![at, at])
-                .mode(Mode::LinesMarkers)
-                .name(&name)
-                .line(Line::new().color(color(style)).width(10.0))
-                .marker(Marker::new().color(color(style)).size(10))
-                .opacity(0.55)
-                .hover_info(HoverInfo::Text)
-                .hover_text_array(vec![text.clone(), text]);
-            figure.push(bar);
+        if let Some(range) = &summary.lr_tolerance {
+            let style = styles.style(&summary.placement);
+            figure.push(tolerance_bar(range, &name, at, style));
         }
         if let Some(found) = &summary.best {
             best.push(found.lr, at, format!("{name}: best at {}", rate(found.lr)));
@@ -388,6 +376,23 @@ fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Chart> {
         height,
         views: vec![figure],
     })
+}
+
+/// Builds the bar over the learning rates within the tolerance.
+fn tolerance_bar(range: &LrRange, name: &str, y: f64, style: usize) -> Box<Scatter<f64, f64>> {
+    let text = format!(
+        "{name}: {} to {} of the tested learning rates",
+        rate(range.low),
+        rate(range.high)
+    );
+    Scatter::new(vec![range.low, range.high], vec![y, y])
+        .mode(Mode::LinesMarkers)
+        .name(name)
+        .line(Line::new().color(color(style)).width(10.0))
+        .marker(Marker::new().color(color(style)).size(10))
+        .opacity(0.55)
+        .hover_info(HoverInfo::Text)
+        .hover_text_array(vec![text.clone(), text])
 }
 
 /// Points of several placements with the same meaning.

@@ -293,19 +293,13 @@ fn runs(seeds: u64, init: Option<&str>) -> Vec<RunRecord> {
 }
 
 fn run(kind: &Kind, lr: f64, seed: u64, init: Option<&str>, mut chance: Chance) -> RunRecord {
-    let luck = Chance::of(&[99, seed]).around_zero(0.006);
-    let off = (lr / kind.best).log10();
     let over = lr / kind.limit * (1.0 + chance.around_zero(0.35));
-    let final_loss = kind.loss
-        + 0.11 * off.powi(2)
-        + 0.05 * off.max(0.0).powi(3)
-        + luck
-        + chance.around_zero(0.0025);
+    let final_loss = final_loss(kind, lr, seed, &mut chance);
     let end = match over > 1.0 {
         true => 80 + (400.0 * chance.next()) as u64,
         false => STEPS,
     };
-    let ending = match over > 1.0 {
+    let status = match over > 1.0 {
         true => RunStatus::Diverged {
             step: end,
             reason: "training loss above that of token frequencies for 50 steps".to_owned(),
@@ -340,35 +334,62 @@ fn run(kind: &Kind, lr: f64, seed: u64, init: Option<&str>, mut chance: Chance) 
         } else {
             180.0
         },
-        spikes: SpikeCounts {
-            loss: (over > 0.4) as u64 * (3.0 * chance.next()) as u64,
-            grad_norm: (over > 0.3) as u64 * (9.0 * chance.next()) as u64,
-            update_norm: (over > 0.3) as u64 * (3.0 * chance.next()) as u64,
+        spikes: spikes(over, &mut chance),
+        validation: if finished {
+            validation_losses(final_loss)
+        } else {
+            Vec::new()
         },
-        validation: (1..=4)
-            .map(|part| part * STEPS / 4)
-            .filter(|step| *step <= end && finished)
-            .map(|step| Evaluation {
-                step,
-                loss: course(final_loss, step) + 0.02 * (1.0 - step as f64 / STEPS as f64),
-            })
-            .collect(),
         layers: (0..=20)
             .map(|row| (row * STEPS / 20).max(1))
             .filter(|step| *step <= end)
             .map(|step| layers(kind, step, lr, &mut chance))
             .collect(),
-        status: ending,
+        status,
         curve,
-        cost: Cost {
-            tokens_per_second: kind.speed * (1.0 + chance.around_zero(0.01)),
-            seconds: end as f64 * 2048.0 / kind.speed,
-            estimated_memory_bytes: None,
-            peak_memory_bytes: Some(((158.0 + kind.stream * 12.0) * 1_048_576.0) as u64),
-            machine: Some("AMD EPYC 9V45".to_owned()),
-            threads: Some(2),
-            version: Some("0.1.0".to_owned()),
-        },
+        cost: cost(kind, end, &mut chance),
+    }
+}
+
+/// Returns the loss after all steps, which rises with the distance from the best learning rate.
+fn final_loss(kind: &Kind, lr: f64, seed: u64, chance: &mut Chance) -> f64 {
+    let seed_effect = Chance::of(&[99, seed]).around_zero(0.006);
+    let off = (lr / kind.best).log10();
+    kind.loss
+        + 0.11 * off.powi(2)
+        + 0.05 * off.max(0.0).powi(3)
+        + seed_effect
+        + chance.around_zero(0.0025)
+}
+
+fn spikes(over: f64, chance: &mut Chance) -> SpikeCounts {
+    SpikeCounts {
+        loss: (over > 0.4) as u64 * (3.0 * chance.next()) as u64,
+        grad_norm: (over > 0.3) as u64 * (9.0 * chance.next()) as u64,
+        update_norm: (over > 0.3) as u64 * (3.0 * chance.next()) as u64,
+    }
+}
+
+/// Returns the four evaluations of a finished run.
+fn validation_losses(final_loss: f64) -> Vec<Evaluation> {
+    (1..=4)
+        .map(|part| part * STEPS / 4)
+        .map(|step| Evaluation {
+            step,
+            loss: course(final_loss, step) + 0.02 * (1.0 - step as f64 / STEPS as f64),
+        })
+        .collect()
+}
+
+fn cost(kind: &Kind, steps: u64, chance: &mut Chance) -> Cost {
+    Cost {
+        tokens_per_second: kind.speed * (1.0 + chance.around_zero(0.01)),
+        seconds: steps as f64 * 2048.0 / kind.speed,
+        estimated_memory_bytes: None,
+        peak_memory_bytes: Some(((158.0 + kind.stream * 12.0) * 1_048_576.0) as u64),
+        machine: Some("AMD EPYC 9V45".to_owned()),
+        threads: Some(2),
+        version: Some("0.1.0".to_owned()),
     }
 }
 

@@ -149,63 +149,79 @@ fn hostile_text_is_escaped() {
         let (hostile, same) = changed(&document, &|text| format!("{BEFORE}{text}{AFTER}"));
         assert_eq!(places, same, "{name}");
         assert!(places > 15, "{name}: {places}");
-
-        let (expected, page) = (html(&plain), html(&hostile));
-        let text = markup_of(&page);
-        markup::check(&text).unwrap_or_else(|problem| panic!("{name}: {problem}"));
-        assert_eq!(
-            markup::tags(&text),
-            markup::tags(&markup_of(&expected)),
-            "{name}"
-        );
-        assert_eq!(page.matches("</script>").count(), 4, "{name}");
-        let hidden = |c: char| c.is_control() && c != '\n' && c != '\t' || c == '\u{202e}';
-        assert!(!text.contains(hidden), "{name}");
-        let back: Document = serde_json::from_value(json_of(&page, "document")).unwrap();
-        assert!(back == hostile, "{name}: the data themselves are whole");
-        let mut drawn = Vec::new();
-        let charts = json_of(&page, "charts");
-        strings(&charts, &mut drawn);
-        for shown in drawn {
-            assert!(!shown.contains(['<', '\n', '\u{1b}']), "{name}: {shown}");
-        }
-
-        let text = markdown(&hostile);
-        let (own, plain) = (outside_of_code(&text), outside_of_code(&markdown(&plain)));
-        assert_eq!(own.lines().count(), plain.lines().count(), "{name}");
-        for (line, expected) in own.lines().zip(plain.lines()) {
-            let bars = |line: &str| {
-                line.replace("\\\\", "")
-                    .replace("\\|", "")
-                    .matches('|')
-                    .count()
-            };
-            assert_eq!(bars(line), bars(expected), "{name}: {line}");
-            let marks = |line: &str| {
-                let end = line
-                    .find(|c: char| !"#|-> *<".contains(c))
-                    .unwrap_or(line.len());
-                line[..end].to_owned()
-            };
-            assert_eq!(marks(line), marks(expected), "{name}: {line}");
-        }
-        let bare = ["\\\\", "\\[", "\\]", "\\!", "\\#"];
-        let own = bare
-            .iter()
-            .fold(own, |own, escaped| own.replace(escaped, ""));
-        for wrong in [
-            "![", "](http", "<b", "<script", "<!--", "@", "#7", "GH-", "://", "www.", ":tada:",
-            "$", "<http", "\u{1b}", "\u{202e}", "\u{2028}",
-        ] {
-            let found = own.find(wrong).map(|at| &own[at.saturating_sub(30)..]);
-            assert!(
-                found.is_none(),
-                "{name}: {wrong} in {:?}",
-                found.map(|s| s.lines().next())
-            );
-        }
-        assert!(!text.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "{name}");
+        check_html(name, &plain, &hostile);
+        check_markdown(name, &plain, &hostile);
     }
+}
+
+/// Checks that a page with hostile text has the markup of the page with plain text.
+fn check_html(name: &str, plain: &Document, hostile: &Document) {
+    let (expected, page) = (html(plain), html(hostile));
+    let text = markup_of(&page);
+    markup::check(&text).unwrap_or_else(|problem| panic!("{name}: {problem}"));
+    assert_eq!(
+        markup::tags(&text),
+        markup::tags(&markup_of(&expected)),
+        "{name}"
+    );
+    assert_eq!(page.matches("</script>").count(), 4, "{name}");
+    let hidden = |c: char| c.is_control() && c != '\n' && c != '\t' || c == '\u{202e}';
+    assert!(!text.contains(hidden), "{name}");
+    let back: Document = serde_json::from_value(json_of(&page, "document")).unwrap();
+    assert!(back == *hostile, "{name}: the data are unchanged");
+    let mut drawn = Vec::new();
+    let charts = json_of(&page, "charts");
+    strings(&charts, &mut drawn);
+    for shown in drawn {
+        assert!(!shown.contains(['<', '\n', '\u{1b}']), "{name}: {shown}");
+    }
+}
+
+/// Checks that Markdown with hostile text has the lines, tables and marks of that with plain text.
+fn check_markdown(name: &str, plain: &Document, hostile: &Document) {
+    let text = markdown(hostile);
+    let (own, plain) = (outside_of_code(&text), outside_of_code(&markdown(plain)));
+    assert_eq!(own.lines().count(), plain.lines().count(), "{name}");
+    for (line, expected) in own.lines().zip(plain.lines()) {
+        assert_eq!(bars(line), bars(expected), "{name}: {line}");
+        assert_eq!(
+            leading_marks(line),
+            leading_marks(expected),
+            "{name}: {line}"
+        );
+    }
+    let bare = ["\\\\", "\\[", "\\]", "\\!", "\\#"];
+    let own = bare
+        .iter()
+        .fold(own, |own, escaped| own.replace(escaped, ""));
+    for wrong in [
+        "![", "](http", "<b", "<script", "<!--", "@", "#7", "GH-", "://", "www.", ":tada:", "$",
+        "<http", "\u{1b}", "\u{202e}", "\u{2028}",
+    ] {
+        let found = own.find(wrong).map(|at| &own[at.saturating_sub(30)..]);
+        assert!(
+            found.is_none(),
+            "{name}: {wrong} in {:?}",
+            found.map(|s| s.lines().next())
+        );
+    }
+    assert!(!text.contains(['\u{1b}', '\u{9b}', '\u{202e}']), "{name}");
+}
+
+/// Counts the column separators of a line.
+fn bars(line: &str) -> usize {
+    line.replace("\\\\", "")
+        .replace("\\|", "")
+        .matches('|')
+        .count()
+}
+
+/// Returns the Markdown marks that a line starts with.
+fn leading_marks(line: &str) -> &str {
+    let end = line
+        .find(|c: char| !"#|-> *<".contains(c))
+        .unwrap_or(line.len());
+    &line[..end]
 }
 
 fn strings<'a>(value: &'a Value, found: &mut Vec<&'a str>) {

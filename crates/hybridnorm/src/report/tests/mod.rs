@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::document::Document;
 use super::escape::escape;
 use super::format::{difference, loss, mean_sd, probability, rate, ratio, speed};
+use super::run::ReportedRun;
 use super::view::views;
 use super::{html, markdown};
 use crate::lab::analysis;
@@ -74,40 +75,40 @@ fn degenerate() -> Vec<(&'static str, Document)> {
             }),
         ),
         (
-            "no rows",
-            with(&|document| {
-                for run in &mut document.runs {
-                    run.layers.clear();
-                    run.curve = record::Curve::default();
-                    run.validation.clear();
-                    run.cost.peak_memory_bytes = None;
-                }
-            }),
+            "no records",
+            with(&|document| document.runs.iter_mut().for_each(clear_records)),
         ),
         (
-            "numbers that are none",
-            with(&|document| {
-                for run in &mut document.runs {
-                    run.validation_loss = run.validation_loss.map(|_| f64::NAN);
-                    run.train_loss = Some(f64::INFINITY);
-                    run.max_grad_norm = f64::INFINITY;
-                    run.curve.loss.fill(f32::NAN);
-                    run.curve.grad_norm.fill(f32::INFINITY);
-                    run.cost.tokens_per_second = f64::NAN;
-                    for block in run.layers.iter_mut().flat_map(|row| &mut row.blocks) {
-                        block.stream = layers::Activation::default();
-                        block
-                            .roles
-                            .grad_norm
-                            .values_mut()
-                            .for_each(|norm| *norm = None);
-                    }
-                }
-            }),
+            "values that are not finite",
+            with(&|document| document.runs.iter_mut().for_each(make_not_finite)),
         ),
         ("probe", fake::probe()),
         ("two groups", fake::two_groups()),
     ]
+}
+
+fn clear_records(run: &mut ReportedRun) {
+    run.layers.clear();
+    run.curve = record::Curve::default();
+    run.validation.clear();
+    run.cost.peak_memory_bytes = None;
+}
+
+fn make_not_finite(run: &mut ReportedRun) {
+    run.validation_loss = run.validation_loss.map(|_| f64::NAN);
+    run.train_loss = Some(f64::INFINITY);
+    run.max_grad_norm = f64::INFINITY;
+    run.curve.loss.fill(f32::NAN);
+    run.curve.grad_norm.fill(f32::INFINITY);
+    run.cost.tokens_per_second = f64::NAN;
+    for block in run.layers.iter_mut().flat_map(|row| &mut row.blocks) {
+        block.stream = layers::Activation::default();
+        block
+            .roles
+            .grad_norm
+            .values_mut()
+            .for_each(|norm| *norm = None);
+    }
 }
 
 #[test]
@@ -361,7 +362,7 @@ fn a_placement_has_one_colour_and_a_shape_of_its_own() {
     let mut document = fake::study();
     document.probe = Some(fake::probe_report());
     let charts = json_of(&html(&document), "charts");
-    let mut looks: Vec<(String, String)> = Vec::new();
+    let mut colors: Vec<(String, String)> = Vec::new();
     let mut dashes = Vec::new();
     for chart in charts["charts"].as_array().unwrap() {
         for trace in chart["views"][0]["data"].as_array().unwrap() {
@@ -371,7 +372,7 @@ fn a_placement_has_one_colour_and_a_shape_of_its_own() {
             let color = trace["line"]["color"]
                 .as_str()
                 .or(trace["marker"]["color"].as_str());
-            looks.push((group.to_owned(), color.unwrap().to_owned()));
+            colors.push((group.to_owned(), color.unwrap().to_owned()));
             if let (Some(dash), Some(symbol)) = (
                 trace["line"]["dash"].as_str(),
                 trace["marker"]["symbol"].as_str(),
@@ -380,9 +381,9 @@ fn a_placement_has_one_colour_and_a_shape_of_its_own() {
             }
         }
     }
-    looks.sort();
-    looks.dedup();
-    assert_eq!(looks.len(), fake::KINDS.len());
+    colors.sort();
+    colors.dedup();
+    assert_eq!(colors.len(), fake::KINDS.len());
     dashes.sort();
     dashes.dedup();
     assert_eq!(dashes.len(), fake::KINDS.len());

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
-use super::Finite;
 use super::explain::{in_settings, in_text};
+use super::model::Finite;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::placement;

@@ -6,6 +6,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::format_number::config_number;
 use crate::model::Role;
+use crate::ops::{self, MuonParameter};
+
+/// Newton-Schulz iterations of Muon.
+const NEWTON_SCHULZ: usize = 5;
 
 /// `[optimizer]`: update rule and hyperparameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
@@ -74,69 +78,63 @@ impl OptimizerConfig {
     /// Checks ranges; for values that must not be 0, in single precision, in which updates are computed.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the key.
+    /// [`Error::NoEffect`] or [`Error::OutOfRange`] naming the key.
     pub fn check(&self) -> Result<()> {
-        let (beta1, beta2) = self.betas;
-        let below_one = |value: f64| (0.0..1.0).contains(&value);
-        let single = |value: f64| value > 0.0 && (value as f32).is_normal();
-        let none_or_single = |value: f64| value == 0.0 || single(value);
-        let of_share = "at least 0 and below 1";
-        let of_single = "above 0, in the range of single precision";
-        let of_none_or_single = "that is 0 or above, in the range of single precision";
-        let rules = [
-            // A learning rate that is infinite in single precision makes the first step fail, like any that is too
-            // large.
-            (
-                "lr",
-                self.lr,
-                self.lr as f32 > 0.0,
-                "above 0 in single precision",
-            ),
-            ("betas[0]", beta1, below_one(beta1), of_share),
-            ("betas[1]", beta2, below_one(beta2), of_share),
-            ("eps", self.eps, single(self.eps), of_single),
-            (
-                "weight_decay",
-                self.weight_decay,
-                none_or_single(self.weight_decay),
-                of_none_or_single,
-            ),
-            (
-                "clip_grad_norm",
-                self.clip_grad_norm,
-                none_or_single(self.clip_grad_norm),
-                of_none_or_single,
-            ),
-            (
-                "momentum",
-                self.momentum(),
-                below_one(self.momentum()),
-                of_share,
-            ),
-            (
-                "qk_clip",
-                self.qk_clip.unwrap_or(1.0),
-                self.qk_clip.is_none_or(single),
-                of_single,
-            ),
-        ];
         if let (OptimizerKind::AdamW, Some(momentum)) = (self.kind, self.momentum) {
             return Err(Error::no_effect(
                 format!("optimizer.momentum = {momentum}"),
-                ": it is Muon's, and optimizer.kind is \"adamw\"",
+                ": only optimizer.kind = \"muon\" uses it",
             ));
         }
-        match rules
-            .iter()
-            .find(|(_, value, holds, _)| !(*holds && value.is_finite()))
-        {
-            Some((key, value, _, expected)) => Err(Error::out_of_range(
-                format!("optimizer.{key}"),
-                config_number(*value),
-                format!("a number {expected}"),
+        let rules = self.range_rules();
+        match rules.iter().find(|rule| !rule.holds()) {
+            Some(rule) => Err(Error::out_of_range(
+                format!("optimizer.{}", rule.key),
+                config_number(rule.value),
+                format!("a number {}", rule.expected),
             )),
             None => Ok(()),
         }
+    }
+
+    /// Returns a rule for the range of each number.
+    fn range_rules(&self) -> [RangeRule; 8] {
+        let (beta1, beta2) = self.betas;
+        let fraction = |key, value: f64| RangeRule {
+            key,
+            value,
+            is_in_range: (0.0..1.0).contains(&value),
+            expected: "at least 0 and below 1",
+        };
+        let positive = |key, value: f64| RangeRule {
+            key,
+            value,
+            is_in_range: is_positive_f32(value),
+            expected: "above 0, in the range of single precision",
+        };
+        let zero_or_positive = |key, value: f64| RangeRule {
+            key,
+            value,
+            is_in_range: value == 0.0 || is_positive_f32(value),
+            expected: "that is 0 or above, in the range of single precision",
+        };
+        [
+            // A learning rate that is infinite in single precision makes the first step fail, like any that is too
+            // large.
+            RangeRule {
+                key: "lr",
+                value: self.lr,
+                is_in_range: self.lr as f32 > 0.0,
+                expected: "above 0 in single precision",
+            },
+            fraction("betas[0]", beta1),
+            fraction("betas[1]", beta2),
+            positive("eps", self.eps),
+            zero_or_positive("weight_decay", self.weight_decay),
+            zero_or_positive("clip_grad_norm", self.clip_grad_norm),
+            fraction("momentum", self.momentum()),
+            positive("qk_clip", self.qk_clip.unwrap_or(1.0)),
+        ]
     }
 
     /// Returns Muon's momentum.
@@ -149,14 +147,58 @@ impl OptimizerConfig {
         self.kind == OptimizerKind::Muon && role.is_inner_matrix()
     }
 
-    pub(super) fn decays(&self, role: Role) -> bool {
-        match role {
+    /// Returns the AdamW op for parameters with these weight decays.
+    pub(super) fn adamw(&self, weight_decay: Vec<f64>) -> ops::AdamW {
+        let (beta1, beta2) = self.betas;
+        ops::AdamW {
+            beta1,
+            beta2,
+            eps: self.eps,
+            clip: self.clip_grad_norm,
+            weight_decay,
+        }
+    }
+
+    /// Returns the Muon op for these parameters.
+    pub(super) fn muon(&self, parameters: Vec<MuonParameter>) -> ops::Muon {
+        ops::Muon {
+            momentum: self.momentum(),
+            nesterov: true,
+            iterations: NEWTON_SCHULZ,
+            clip: self.clip_grad_norm,
+            slots: parameters,
+        }
+    }
+
+    /// Returns the weight decay of parameters of this role.
+    pub(super) fn weight_decay_of(&self, role: Role) -> f64 {
+        let decays = match role {
             Role::Head | Role::Attention | Role::FeedForward | Role::Router => true,
             Role::Embedding => self.decay_embeddings,
             Role::Norm => self.decay_norms,
             // Decay would pull a residual scale towards another placement.
             Role::Scale => false,
             Role::BalancingBias => false,
-        }
+        };
+        if decays { self.weight_decay } else { 0.0 }
     }
+}
+
+/// Range of a number of the configuration.
+struct RangeRule {
+    key: &'static str,
+    value: f64,
+    is_in_range: bool,
+    expected: &'static str,
+}
+
+impl RangeRule {
+    fn holds(&self) -> bool {
+        self.is_in_range && self.value.is_finite()
+    }
+}
+
+/// True if a number is above 0 and normal in single precision.
+fn is_positive_f32(value: f64) -> bool {
+    value > 0.0 && (value as f32).is_normal()
 }

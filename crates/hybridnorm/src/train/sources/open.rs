@@ -27,31 +27,13 @@ pub fn open(
             ": expected text, token files or a prepared folder, e.g. data.train = [\"stories:20000\"]",
         ));
     }
-    let from = match (&config.init, own) {
-        (None, _) => None,
-        (Some(_), Some(own)) => Some(own.clone()),
-        (Some(init), None) => Some(Checkpoint::open(&init.from)?),
-    };
-    let given = match (&config.model, &from) {
-        (Some(model), _) => model.vocab_size,
-        (None, Some(from)) => Some(from.config()?.vocab_size),
-        (None, None) => None,
-    };
-    let mut options = OpenOptions::new(config.train.seq_len, cache_dir());
-    options.vocab_size = given;
-    options.tokenizer = tokenizer(config, from.as_ref())?;
-    if let Some(text) = &config.data.text {
-        check_text_options(config)?;
-        options.prepare.source = text.clone();
-    }
-    if !config.data.validation.is_empty() {
-        options.prepare.validation_fraction = 0.0;
-    }
+    let options = open_options(config, own)?;
+    let vocab_size = options.vocab_size;
     let train = data::open(&config.data.train, Split::Train, &options, progress)?;
-    let mut notes = data_notes(&train);
+    let mut notes = preparation_notes(&train);
     let mut validation_text = None;
     let (validation, no_validation) = match config.data.validation.is_empty() {
-        true => held_out(config, &train, &mut notes)?,
+        true => held_out_validation(config, &train, &mut notes)?,
         false => {
             let opened = open_validation(config, &train, options, &mut notes, progress)?;
             validation_text = opened.text_stats();
@@ -62,7 +44,7 @@ pub fn open(
         |reason| (None, reason),
         |validation| (Some(validation), String::new()),
     );
-    let data_use = DataCoverage {
+    let coverage = DataCoverage {
         text: train.text_stats(),
         validation_text,
         notes: notes.clone(),
@@ -75,7 +57,7 @@ pub fn open(
         .tokenizer
         .as_ref()
         .map(Tokenizer::vocab_size)
-        .or(given);
+        .or(vocab_size);
     Ok(Sources {
         folders: train
             .folders
@@ -85,11 +67,35 @@ pub fn open(
         train: train.dataset,
         validation,
         no_validation,
-        coverage: data_use,
+        coverage,
         notes,
         tokenizer: train.tokenizer,
         vocab_size,
     })
+}
+
+/// Returns the options for opening the training data.
+fn open_options(config: &Config, own: Option<&Checkpoint>) -> Result<OpenOptions> {
+    let from = match (&config.init, own) {
+        (None, _) => None,
+        (Some(_), Some(own)) => Some(own.clone()),
+        (Some(init), None) => Some(Checkpoint::open(&init.from)?),
+    };
+    let mut options = OpenOptions::new(config.train.seq_len, cache_dir());
+    options.vocab_size = match (&config.model, &from) {
+        (Some(model), _) => model.vocab_size,
+        (None, Some(from)) => Some(from.config()?.vocab_size),
+        (None, None) => None,
+    };
+    options.tokenizer = tokenizer(config, from.as_ref())?;
+    if let Some(text) = &config.data.text {
+        check_text_options(config)?;
+        options.prepare.source = text.clone();
+    }
+    if !config.data.validation.is_empty() {
+        options.prepare.validation_fraction = 0.0;
+    }
+    Ok(options)
 }
 
 /// Returns the tokenizer of a run: `data.tokenizer`, else that of the checkpoint it starts from.
@@ -119,7 +125,7 @@ fn open_validation(
     // Options that apply to the training text need not apply to this text.
     options.prepare.source.allow_unused_options = has_raw_text(&config.data.train)?;
     let opened = data::open(&config.data.validation, Split::All, &options, progress)?;
-    notes.extend(data_notes(&opened));
+    notes.extend(preparation_notes(&opened));
     let has_same_text = || shares_text(config, &options.prepare.source);
     if !opened.dataset.overlaps(&train.dataset)
         && let Some(problem) = has_same_text()?
@@ -163,17 +169,17 @@ fn shares_text(config: &Config, options: &SourceOptions) -> Result<Option<String
 }
 
 /// Returns the held-out part of the training data, or the reason why it cannot be evaluated on.
-fn held_out(
+fn held_out_validation(
     config: &Config,
     train: &OpenedData,
     notes: &mut Vec<String>,
 ) -> Result<Result<TokenDataset, String>> {
     let mut held_out = TokenDataset::new(config.train.seq_len)?;
-    let mut nothing = Vec::new();
+    let mut without_held_out = Vec::new();
     for folder in &train.folders {
         let tokens = folder.validation()?;
         if tokens.is_empty() {
-            nothing.push(folder.folder().display().to_string());
+            without_held_out.push(folder.folder().display().to_string());
         }
         // Identified by content, not by path.
         let identity = serde_json::json!(folder.manifest().validation).to_string();
@@ -184,25 +190,24 @@ fn held_out(
         .iter()
         .map(|folder| folder.manifest().train.tokens)
         .sum();
-    let ready = train.dataset.tokens() - prepared.min(train.dataset.tokens());
-    let reason = match (held_out.tokens(), ready) {
+    let pretokenized_tokens = train.dataset.tokens() - prepared.min(train.dataset.tokens());
+    let reason = match (held_out.tokens(), pretokenized_tokens) {
         _ if !held_out.is_empty() => {
-            if ready > 0 {
-                nothing.push("token files".into());
+            if pretokenized_tokens > 0 {
+                without_held_out.push("token files".into());
             }
-            if !nothing.is_empty() {
+            if !without_held_out.is_empty() {
                 notes.push(format!(
-                    "validation loss is measured on a part of the training data's kinds only: nothing is held \
-                     out of {}",
-                    nothing.join(", ")
+                    "validation covers only some of the training data: nothing is held out from {}",
+                    without_held_out.join(", ")
                 ));
             }
             return Ok(Ok(held_out));
         }
-        (0, 0) => "the data hold nothing out".into(),
-        (0, _) => "token files hold nothing out".to_owned(),
+        (0, 0) => "no data are held out".into(),
+        (0, _) => "token files have no held-out part".to_owned(),
         (tokens, _) => format!(
-            "the data hold out {tokens} tokens, fewer than a sequence of {} and its targets",
+            "only {tokens} tokens are held out, fewer than a sequence of {} and its targets",
             config.train.seq_len
         ),
     };
@@ -230,7 +235,7 @@ fn check_text_options(config: &Config) -> Result<()> {
 }
 
 /// Returns the notes on records that were omitted, truncated or replaced when the data were made from text.
-fn data_notes(opened: &OpenedData) -> Vec<String> {
+fn preparation_notes(opened: &OpenedData) -> Vec<String> {
     let folders = opened.folders.iter();
     let made = folders.flat_map(|folder| folder.manifest().notes());
     made.map(|note| format!("data: {note}"))

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::data::{BatchStream, Cursor, Order, TokenDataset, Tokenizer};
 use crate::error::Result;
-use crate::eval;
+use crate::loss::{self, Loss};
 use crate::model::Model;
 use crate::train::config::Config;
 use crate::train::sources::{self, DataCoverage, Sources};
@@ -36,16 +36,59 @@ impl RunData {
     ///
     /// # Errors
     /// If the data cannot be read, or the loss is not finite.
-    pub(super) fn evaluate(
-        &self,
-        model: &mut Model,
-        config: &Config,
-    ) -> Result<Option<eval::Loss>> {
+    pub(super) fn evaluate(&self, model: &mut Model, config: &Config) -> Result<Option<Loss>> {
         let Some(data) = &self.validation else {
             return Ok(None);
         };
         let micro_batch = config.train.step_shape().micro_batch;
         let windows = sources::validation_windows(config);
-        eval::loss(model, data, micro_batch, windows).map(Some)
+        loss::loss(model, data, micro_batch, windows).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+    use crate::model::testing::tiny;
+    use crate::train::TrainSection;
+
+    const SEQ: usize = 8;
+
+    fn tokens(count: usize) -> TokenDataset {
+        let vocab = tiny().vocab_size;
+        let tokens: Vec<u32> = (0..count).map(|i| (i * i % vocab) as u32).collect();
+        TokenDataset::from_tokens(&tokens, SEQ, vocab).unwrap()
+    }
+
+    /// Returns the validation loss of a new model, evaluated on at most three sequences.
+    fn evaluate(validation: Option<TokenDataset>) -> Option<Loss> {
+        let train = TrainSection::default()
+            .with_seq_len(SEQ)
+            .with_batch_size(4)
+            .with_grad_accum_steps(2)
+            .with_eval_sequences(3);
+        let config = Config::default().with_train(train);
+        let sources = Sources::new(&config, tokens(4 * SEQ + 1), validation);
+        let data = RunData::new(sources, Order::Sequential, Cursor::default()).unwrap();
+        let mut model = Model::new(&tiny(), 0, Device::Cpu).unwrap();
+        let found = data.evaluate(&mut model, &config).unwrap();
+        assert_eq!(data.stream.cursor(), Cursor::default());
+        found
+    }
+
+    #[test]
+    fn without_validation_data_there_is_no_loss() {
+        assert_eq!(evaluate(None), None);
+    }
+
+    #[test]
+    fn the_loss_is_that_of_the_first_validation_sequences() {
+        let found = evaluate(Some(tokens(5 * SEQ + 1))).unwrap();
+        assert_eq!(found.tokens, 3 * SEQ as u64);
+        let mut model = Model::new(&tiny(), 0, Device::Cpu).unwrap();
+        let windows = crate::data::Windows::Complete { limit: None };
+        let expected = loss::loss(&mut model, &tokens(3 * SEQ + 1), 2, windows).unwrap();
+        assert_eq!(found, expected);
     }
 }

@@ -165,3 +165,116 @@ impl RunFiles {
         run_directory::finish(&self.run)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+    use crate::data::Cursor;
+    use crate::files::Locking;
+    use crate::model::Model;
+    use crate::model::testing::tiny;
+    use crate::train::{Checkpoint, Optimizer, OptimizerConfig};
+
+    fn segment() -> Segment {
+        Segment {
+            after_step: 0,
+            last_step: None,
+            started: "2026-01-01T00:00:00Z".into(),
+            changed: Vec::new(),
+            threads: 1,
+            machine: "test".into(),
+            version: "0".into(),
+            data: "tokens".into(),
+            validation: None,
+            weights: None,
+            peak_memory_bytes: None,
+        }
+    }
+
+    /// Returns the files of a new run, marked as unfinished.
+    fn new_run(run: &Path, survives_kill: bool) -> (RunFiles, Recorder) {
+        let mut claim = RunDirectoryGuard::create(run, Locking::Required).unwrap();
+        run_directory::begin_unfinished(run, "a test", &mut claim).unwrap();
+        let initial = InitialFiles {
+            writes_config: true,
+            resumed: None,
+            survives_kill,
+        };
+        let recorder = Recorder::open(run, &Config::default().log, 0).unwrap();
+        (
+            RunFiles::new(run, vec![segment()], initial, claim),
+            recorder,
+        )
+    }
+
+    #[test]
+    fn initial_files_are_written_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join(run_directory::CONFIG);
+        let (mut files, mut recorder) = new_run(folder.path(), true);
+        assert!(!config.exists());
+        let mut write = || files.write_initial(&Config::default(), &mut recorder, 0);
+        write().unwrap();
+        assert_eq!(Config::default().to_toml(), text(&config));
+        assert_eq!(segments::read(folder.path()).unwrap(), [segment()]);
+        std::fs::remove_file(&config).unwrap();
+        write().unwrap();
+        assert!(!config.exists());
+    }
+
+    fn text(path: &Path) -> String {
+        std::fs::read_to_string(path).unwrap()
+    }
+
+    #[test]
+    fn only_the_newest_checkpoint_is_saved_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut files, mut recorder) = new_run(folder.path(), true);
+        files
+            .write_initial(&Config::default(), &mut recorder, 0)
+            .unwrap();
+        let mut model = Model::new(&tiny(), 0, Device::Cpu).unwrap();
+        let optimizer = Optimizer::new(OptimizerConfig::default(), &mut model).unwrap();
+        let paths = [3, 5].map(|step| {
+            let state = State {
+                step,
+                tokens: 8 * step,
+                cursor: Cursor::default(),
+                data: "tokens".into(),
+                max_grad_norm: 1.0,
+            };
+            let contents = Contents {
+                model: &model,
+                tokenizer: None,
+                training: Some((optimizer.handles(), &state)),
+            };
+            assert!(!files.is_saved(step));
+            let path = files.save(contents, step, &recorder, 1).unwrap();
+            assert!(files.is_saved(step));
+            let saved: State = Checkpoint::open(&path).unwrap().state().unwrap();
+            assert_eq!(saved, state);
+            path
+        });
+        assert!(!files.is_saved(3));
+        assert!(!paths[0].exists() && paths[1].exists());
+        let recorded = segments::read(folder.path()).unwrap();
+        assert_eq!(recorded[0].last_step, Some(5));
+    }
+
+    #[test]
+    fn a_run_that_does_not_survive_a_kill_is_marked_until_it_is_finished() {
+        for survives_kill in [true, false] {
+            let folder = tempfile::tempdir().unwrap();
+            let mark = folder.path().join(run_directory::UNFINISHED);
+            let (mut files, mut recorder) = new_run(folder.path(), survives_kill);
+            assert!(mark.exists());
+            files
+                .write_initial(&Config::default(), &mut recorder, 0)
+                .unwrap();
+            assert_eq!(mark.exists(), !survives_kill);
+            files.mark_finished().unwrap();
+            assert!(!mark.exists());
+        }
+    }
+}

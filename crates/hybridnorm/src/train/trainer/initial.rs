@@ -95,13 +95,14 @@ impl InitialModel {
         for problem in from.skipped_checkpoints() {
             on_event(Event::Note(run_directory::skipped_checkpoint_note(problem)));
         }
-        let shape = settle_init(config, &from, sources).map_err(|e| config.origin.name(e))?;
+        let shape = resolve_init_model(config, &from, sources)
+            .map_err(|e| config.origin.prefix_error(e))?;
         require_memory(config, &shape)?;
         let trained = from.config()?.max_seq_len;
         if config.train.seq_len > trained {
             on_event(Event::Note(format!(
-                "train.seq_len = {} is beyond the {trained} positions of the model in {}: it \
-                 learns those behind them from here on",
+                "train.seq_len = {} exceeds max_seq_len = {trained} of the model in {}, which has not been trained on \
+                 later positions",
                 config.train.seq_len,
                 from.path().display()
             )));
@@ -115,7 +116,7 @@ impl InitialModel {
 
     /// With random weights.
     fn initialized(config: &Config, sources: &Sources, device: Device) -> Result<Self> {
-        let in_file = |error| config.origin.name(error);
+        let in_file = |error| config.origin.prefix_error(error);
         let section = config
             .model
             .as_ref()
@@ -186,7 +187,11 @@ fn same_layout(from: &ModelConfig, to: &ModelConfig) -> Result<BTreeSet<String>>
 
 /// Returns the configuration of a model loaded through `[init]`: that of the checkpoint. A `[model]` section must
 /// agree with it, except for `max_seq_len`, on which no parameter depends.
-fn settle_init(config: &Config, from: &Checkpoint, sources: &Sources) -> Result<ModelConfig> {
+fn resolve_init_model(
+    config: &Config,
+    from: &Checkpoint,
+    sources: &Sources,
+) -> Result<ModelConfig> {
     let mut theirs = from.config()?;
     sources::check_vocabulary(sources, &theirs)?;
     let longest = theirs.max_seq_len.max(config.train.seq_len);
@@ -204,7 +209,7 @@ fn settle_init(config: &Config, from: &Checkpoint, sources: &Sources) -> Result<
         return Err(Error::conflict(
             ["model", "init.from"],
             format!(
-                "[model] is not the model in {}; omit it to use that model",
+                "[model] differs from the model in {}; omit it to use that model",
                 from.path().display()
             ),
         ));

@@ -184,3 +184,101 @@ impl Learner {
         self.model.activations(&ids, sequences, positions)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+    use crate::data::{Cursor, Order, TokenDataset};
+    use crate::model::testing::tiny;
+    use crate::plan::Recompute;
+    use crate::train::{ScheduleConfig, ScheduleKind};
+
+    const SEQ: usize = 8;
+    const LR: f64 = 1e-2;
+
+    fn learner() -> Learner {
+        let mut model = Model::new(&tiny(), 0, Device::Cpu).unwrap();
+        let optimizer = Optimizer::new(OptimizerConfig::default(), &mut model).unwrap();
+        let schedule = ScheduleConfig::default().with_kind(ScheduleKind::Constant);
+        Learner::new(model, optimizer, schedule.resolve(LR, 100, 1).unwrap())
+    }
+
+    fn shape(micro_batch: usize, grad_accum_steps: usize) -> StepShape {
+        StepShape {
+            micro_batch,
+            seq_len: SEQ,
+            grad_accum_steps,
+            recompute: Recompute::None,
+        }
+    }
+
+    /// Returns two sequences of which the first `known` tokens are in the model's vocabulary.
+    fn batches(known: usize) -> BatchStream {
+        let vocab = tiny().vocab_size;
+        let token = |i: usize| if i < known { i * i % vocab } else { vocab };
+        let tokens: Vec<u32> = (0..2 * SEQ + 1).map(|i| token(i) as u32).collect();
+        let dataset = TokenDataset::from_tokens(&tokens, SEQ, vocab + 1).unwrap();
+        BatchStream::new(dataset, Order::Sequential, Cursor::default()).unwrap()
+    }
+
+    fn step(learner: &mut Learner, batches: &mut BatchStream, shape: StepShape) -> StepOutcome {
+        learner.plan(shape, false).unwrap();
+        learner.forward_backward(batches, LR, false).unwrap();
+        learner.update(LR).unwrap()
+    }
+
+    #[test]
+    fn steps_lower_the_loss_of_a_repeated_batch() {
+        let (mut learner, mut batches) = (learner(), batches(usize::MAX));
+        let batch = batches.peek(2).unwrap();
+        let before = learner.loss(&batch).unwrap();
+        for _ in 0..20 {
+            step(&mut learner, &mut batches, shape(2, 1));
+        }
+        let after = learner.loss(&batch).unwrap();
+        assert!(after < 0.5 * before, "{before} {after}");
+    }
+
+    #[test]
+    fn gradients_of_micro_batches_are_summed() {
+        let [mut whole, mut parts] = [learner(), learner()];
+        let expected = step(&mut whole, &mut batches(usize::MAX), shape(2, 1));
+        let found = step(&mut parts, &mut batches(usize::MAX), shape(1, 2));
+        let relative = |found: f64, expected: f64| (found / expected - 1.0).abs();
+        let losses = [found.losses, expected.losses].map(|losses| losses.cross_entropy);
+        assert!(relative(losses[0], losses[1]) < 1e-5, "{losses:?}");
+        for (name, expected) in &expected.norms.by_name {
+            let found = found.norms.by_name[name];
+            let difference = relative(found.gradient, expected.gradient);
+            assert!(difference < 1e-4, "{name}: {found:?} {expected:?}");
+        }
+    }
+
+    #[test]
+    fn passes_name_their_instances_and_the_batch_with_the_largest_loss() {
+        let (mut learner, mut batches) = (learner(), batches(usize::MAX));
+        let [first, second] = [(); 2].map(|()| batches.next_batch(1).unwrap());
+        let losses = [&first, &second].map(|batch| learner.loss(batch).unwrap());
+        learner.plan(shape(1, 2), true).unwrap();
+        let passes = learner.forward_backward(&mut batches, LR, true).unwrap();
+        let ids = [&first, &second].map(|batch| batch.instance_ids[0]);
+        assert_eq!(passes.instances, ids);
+        let largest = usize::from(losses[1] > losses[0]);
+        assert_eq!(passes.worst.instance_ids, [ids[largest]]);
+        assert_eq!(passes.activations.unwrap().len(), tiny().n_layers);
+    }
+
+    #[test]
+    fn an_error_in_a_pass_leaves_the_next_step_usable() {
+        let (mut interrupted, mut fresh) = (learner(), learner());
+        interrupted.plan(shape(1, 2), false).unwrap();
+        let mut unknown = batches(SEQ + 1);
+        let error = interrupted.forward_backward(&mut unknown, LR, false).err();
+        assert!(error.is_some(), "the second sequence has unknown tokens");
+        let expected = step(&mut fresh, &mut batches(usize::MAX), shape(1, 2));
+        let found = step(&mut interrupted, &mut batches(usize::MAX), shape(1, 2));
+        assert_eq!(found, expected);
+        assert_eq!(interrupted.model.values(), fresh.model.values());
+    }
+}

@@ -17,7 +17,7 @@ use super::files::{InitialFiles, RunFiles};
 use super::initial::InitialModel;
 use super::learner::Learner;
 use super::origin::{Origin, claim, remove_stale};
-use super::{Event, OpenOptions, Start, Trainer, resume};
+use super::{Event, OpenOptions, Start, State, Trainer, resume};
 use crate::Device;
 use crate::error::{Error, Result};
 use crate::machine;
@@ -117,38 +117,22 @@ impl Trainer {
         let schedule = config.resolved_schedule()?;
         let recorder = Recorder::open(run, &config.log, state.step)?;
         let (mut segments, before) = match previous {
-            Some(previous) => {
-                history::truncate_segments(segments::read(run)?, previous, state.step)
-                    .map_err(|error| Error::format(run.join(segments::FILE), error.to_string()))?
-            }
+            Some(previous) => past_segments(run, previous, state.step)?,
             None => (Vec::new(), config.clone()),
         };
-        check_rows(run, &segments, &recorder, state.step)?;
+        check_first_record(run, &segments, &recorder, state.step)?;
         let segment = Segment {
-            after_step: state.step,
-            last_step: None,
-            started: machine::timestamp(),
             changed: history::diff(&before, &config),
-            threads: threads::count(),
-            machine: machine::name(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            data: state.data.clone(),
-            validation: Some(match &sources.validation {
-                Some(found) => found.fingerprint(),
-                None => segments::NO_VALIDATION.to_owned(),
-            }),
             weights: initial.weights_from,
-            peak_memory_bytes: None,
+            ..new_segment(&state, &sources)
         };
         if origin.is_resumed() {
-            let changed = &segment.changed;
+            let configs = (&before, &config);
             let missing = recorder.missing_records();
-            resume::tell((&before, &config), changed, state.step, missing, on_event)?;
+            resume::report_resume(configs, &segment.changed, state.step, missing, on_event)?;
             match state.step >= config.train.steps as u64 {
-                true => finish_what_was_begun(run, state.step, &segments, &before)?,
-                false => {
-                    resume::tell_of_validation(segments.last(), &segment, on_event);
-                }
+                true => complete_interrupted_save(run, state.step, &segments, &before)?,
+                false => resume::report_validation_change(segments.last(), &segment, on_event),
             }
         }
         segments.push(segment);
@@ -181,7 +165,7 @@ fn open_sources(
 ) -> Result<Sources> {
     let mut on_progress = |progress| on_event(Event::Progress(progress));
     sources::open(config, origin.checkpoint(), &mut on_progress)
-        .map_err(|error| config.origin.name(error))
+        .map_err(|error| config.origin.prefix_error(error))
 }
 
 #[cfg(not(feature = "data"))]
@@ -200,7 +184,7 @@ fn report_sources(config: &Config, sources: &Sources, on_event: &mut dyn FnMut(E
     on_event(Event::Data(&sources.coverage));
     if sources.validation.is_none() && config.train.eval_every > 0 {
         on_event(Event::Note(format!(
-            "no validation: {}, and data.validation names none",
+            "no validation: {}, and data.validation is empty",
             sources.no_validation
         )));
     }
@@ -216,39 +200,70 @@ fn check_optimizer(
     if config.optimizer.qk_clip.is_some() {
         shape
             .check_qk_clip()
-            .map_err(|error| config.origin.name(error))?;
+            .map_err(|error| config.origin.prefix_error(error))?;
     }
     if shape.placement.unit_weights && config.optimizer.weight_decay > 0.0 {
         on_event(Event::Note(
-            "weight decay does nothing but shorten steps where weights have unit length; nGPT uses \
-             optimizer.weight_decay = 0"
+            "with unit weights, weight decay only shortens updates; nGPT uses optimizer.weight_decay = 0"
                 .into(),
         ));
     }
     Ok(())
 }
 
-/// Refuses to resume a run whose first rows of metrics are missing.
-fn check_rows(run: &Path, segments: &[Segment], recorder: &Recorder, step: u64) -> Result<()> {
+/// Returns the segments of the run up to `step`, and the configuration of the last one. `written` is the
+/// configuration in the run directory.
+fn past_segments(run: &Path, written: &Config, step: u64) -> Result<(Vec<Segment>, Config)> {
+    history::truncate_segments(segments::read(run)?, written, step)
+        .map_err(|error| Error::format(run.join(segments::FILE), error.to_string()))
+}
+
+/// Returns the segment of this process, as if it changed nothing and resumed no weights.
+fn new_segment(state: &State, sources: &Sources) -> Segment {
+    Segment {
+        after_step: state.step,
+        last_step: None,
+        started: machine::timestamp(),
+        changed: Vec::new(),
+        threads: threads::count(),
+        machine: machine::name(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        data: state.data.clone(),
+        validation: Some(match &sources.validation {
+            Some(found) => found.fingerprint(),
+            None => segments::NO_VALIDATION.to_owned(),
+        }),
+        weights: None,
+        peak_memory_bytes: None,
+    }
+}
+
+/// Checks that the metrics of a resumed run start with its first step.
+fn check_first_record(
+    run: &Path,
+    segments: &[Segment],
+    recorder: &Recorder,
+    step: u64,
+) -> Result<()> {
     let Some(segment) = segments.first() else {
         return Ok(());
     };
-    let begin = segment.after_step + 1;
-    let hole = match recorder.first_record_step() {
-        Some(row) if row > begin => {
-            format!("begins with step {row}, the run with step {begin}")
+    let first = segment.after_step + 1;
+    let gap = match recorder.first_record_step() {
+        Some(found) if found > first => {
+            format!("starts at step {found}, but the run starts at step {first}")
         }
-        None if step >= begin => format!("has no row of steps {begin} to {step}"),
+        None if step >= first => format!("has no records of steps {first} to {step}"),
         _ => return Ok(()),
     };
     Err(Error::format(
         run.join(Metrics::FILE),
-        format!("{hole}: rows are missing; put a whole copy of the file in its place"),
+        format!("{gap}: records are missing; replace the file with a complete copy"),
     ))
 }
 
 /// Completes the work of a process that was killed right after its last checkpoint.
-fn finish_what_was_begun(
+fn complete_interrupted_save(
     run: &Path,
     step: u64,
     segments: &[Segment],

@@ -36,7 +36,7 @@ impl Origin {
                 let found = run_directory::find_resume_point(run, on_event)?;
                 if found.is_none() {
                     on_event(Event::Note(
-                        "no checkpoint to resume from; starting from the beginning".into(),
+                        "no checkpoint to resume from; starting from step 1".into(),
                     ));
                 }
                 Ok(found.map_or(Self::Fresh, Self::Resumed))
@@ -64,7 +64,7 @@ impl Origin {
             true => Config::load(&path, &[]).map(Some),
             false if self.is_resumed() => Err(Error::format(
                 path,
-                "missing, so that nobody knows how the run was trained",
+                "missing: the configuration of the run is unknown",
             )),
             false => Ok(None),
         }

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
 use crate::data::{Cursor, Progress};
-use crate::eval;
 use crate::files::Locking;
+use crate::loss::Loss;
 use crate::omissions::Omissions;
 use crate::train::checkpoint::Checkpoint;
 use crate::train::layers::LayerRecord;
@@ -17,6 +18,7 @@ use crate::train::spikes::{Spike, SpikeCounts, SpikeScores};
 /// State of a run; together with weights and moments, it determines all further steps.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct State {
     /// Completed optimizer steps.
     pub step: u64,
@@ -32,6 +34,7 @@ pub struct State {
 
 /// Progress of a run, reported as it happens.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Event<'a> {
     /// A note to the user.
     Note(String),
@@ -46,7 +49,7 @@ pub enum Event<'a> {
         /// Step after which it was measured.
         step: u64,
         /// Loss on the validation data.
-        loss: eval::Loss,
+        loss: Loss,
     },
     /// A checkpoint was written.
     Saved(&'a Path),
@@ -54,6 +57,7 @@ pub enum Event<'a> {
 
 /// Result of a run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Outcome {
     /// True if all steps were done; otherwise the run was stopped.
     pub finished: bool,
@@ -62,7 +66,7 @@ pub struct Outcome {
     /// Tokens trained on.
     pub tokens: u64,
     /// Validation loss after the last step, if there is validation data.
-    pub validation: Option<eval::Loss>,
+    pub validation: Option<Loss>,
     /// Counts of used and omitted tokens of the data.
     pub data: DataCoverage,
     /// Omissions from the data, by reason.
@@ -82,6 +86,7 @@ pub struct Outcome {
 
 /// Result of an optimizer step.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Step {
     /// Metrics of the step.
     pub metrics: Metrics,
@@ -95,6 +100,7 @@ pub struct Step {
 
 /// Initial state of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Start {
     /// From the beginning; the run directory must not contain a run.
     Fresh,
@@ -109,11 +115,13 @@ pub enum Start {
 }
 
 /// Options for opening a run.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Setters)]
+#[setters(prefix = "with_", strip_option, into)]
+#[non_exhaustive]
 pub struct OpenOptions {
     /// Locking of the run directory.
     pub locking: Locking,
     /// Purpose of a run that is replaced by the next run for the same purpose unless it is finished. A file in the
-    /// directory marks it as unfinished until [`Trainer::finish`](super::Trainer::mark_finished).
+    /// directory marks it as unfinished until [`Trainer::mark_finished`](super::Trainer::mark_finished).
     pub restart_purpose: Option<String>,
 }

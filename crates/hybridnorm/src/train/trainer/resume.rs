@@ -12,13 +12,13 @@ use super::Event;
 use crate::error::{Error, Result};
 
 /// Keys and sections that determine weight shapes or the order of batches.
-const FIXED: [&str; 5] = ["seed", "model", "init", "data.order", "train.seq_len"];
+const IMMUTABLE_KEYS: [&str; 5] = ["seed", "model", "init", "data.order", "train.seq_len"];
 
-/// Checks that no key of [`FIXED`] changed. Data are compared by content once they are open.
+/// Checks that no key of [`IMMUTABLE_KEYS`] changed. Data are compared by content once they are open.
 pub(super) fn check_same_run(old: &Config, config: &Config, run: &Path) -> Result<()> {
     let is_fixed = |key: &str| {
         let below = |fixed: &str| key.strip_prefix(fixed)?.chars().next();
-        FIXED
+        IMMUTABLE_KEYS
             .iter()
             .any(|fixed| key == *fixed || below(fixed) == Some('.'))
     };
@@ -61,7 +61,7 @@ pub(super) fn check_same_data(
         return Err(Error::conflict(
             ["data.train"],
             format!(
-                "the training data are not those of {} (fingerprint {recorded}, now {found})",
+                "the training data differ from those of {} (expected fingerprint {recorded}, found {found})",
                 checkpoint.path().display(),
             ),
         ));
@@ -84,7 +84,7 @@ pub(super) fn check_same_data(
 }
 
 /// Notes that the validation data differ from those of the last segment, by content rather than path.
-pub(super) fn tell_of_validation(
+pub(super) fn report_validation_change(
     last: Option<&Segment>,
     next: &Segment,
     on_event: &mut dyn FnMut(Event<'_>),
@@ -93,37 +93,33 @@ pub(super) fn tell_of_validation(
     let found = next.validation.as_deref().unwrap_or_default();
     if let Some(recorded) = recorded.filter(|recorded| *recorded != found) {
         on_event(Event::Note(format!(
-            "the validation data are not those of the steps before (fingerprint {recorded}, now {found}): \
-             validation losses from step {} on cannot be compared with earlier ones",
+            "the validation data changed (expected fingerprint {recorded}, found {found}): validation losses from \
+             step {} on are not comparable with earlier ones",
             next.after_step + 1
         )));
     }
 }
 
 /// Reports that a run is resumed, with changes of its configuration, or that it is already finished.
-pub(super) fn tell(
+pub(super) fn report_resume(
     (before, config): (&Config, &Config),
     changed: &[Change],
     step: u64,
-    missing_rows: u64,
+    missing_records: u64,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<()> {
     let mut note = |text: String| on_event(Event::Note(text));
     let steps = config.train.steps as u64;
     if step >= steps {
         note(format!(
-            "nothing left to train: {step} steps are done, and train.steps = {steps}; nothing in the \
-             run directory is changed"
+            "the run is finished: {step} steps completed, train.steps = {steps}; the run directory is unchanged"
         ));
         for change in changed {
-            note(format!(
-                "without effect: {}",
-                history::describe_change(change)
-            ));
+            note(format!("ignored: {}", history::describe_change(change)));
         }
         return Ok(());
     }
-    note(format!("going on after step {step}"));
+    note(format!("resuming after step {step}"));
     for change in changed {
         note(format!(
             "from step {} on: {}",
@@ -134,9 +130,9 @@ pub(super) fn tell(
     if let Some(text) = history::learning_rate_note(before, config, changed, step + 1)? {
         note(text);
     }
-    if missing_rows > 0 {
+    if missing_records > 0 {
         note(format!(
-            "metrics.jsonl has no rows of {missing_rows} of the {step} steps that are done"
+            "metrics.jsonl lacks records of {missing_records} of the {step} completed steps"
         ));
     }
     Ok(())

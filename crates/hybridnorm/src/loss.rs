@@ -8,6 +8,7 @@ use crate::model::Model;
 
 /// Mean loss over tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Loss {
     /// Mean negative log-likelihood, in nats per token.
     pub loss: f64,
@@ -19,7 +20,7 @@ pub struct Loss {
 
 impl Loss {
     /// Returns the mean of a sum over `tokens` targets.
-    pub(super) fn mean(nats: f64, tokens: u64) -> Self {
+    pub(crate) fn mean(nats: f64, tokens: u64) -> Self {
         let loss = nats / tokens as f64;
         Self {
             loss,

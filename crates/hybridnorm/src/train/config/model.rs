@@ -1,0 +1,215 @@
+//! `[model]`: shape and placement of the model.
+
+use derive_setters::Setters;
+use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::{Map, Value};
+
+use crate::error::{Error, Result};
+use crate::model::{Activation, MlaConfig, ModelConfig, MoeConfig};
+use crate::placement;
+
+/// `[model]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
+#[serde(deny_unknown_fields)]
+#[setters(prefix = "with_", strip_option)]
+#[non_exhaustive]
+pub struct ModelSection {
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Number of blocks.
+    pub n_layers: usize,
+    /// Number of query heads.
+    pub n_heads: usize,
+    /// Number of key/value heads; by default as many as query heads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub n_kv_heads: Option<usize>,
+    /// Inner width of a dense feed-forward; absent if every block is a mixture of experts.
+    #[serde(default, skip_serializing_if = "crate::model::is_zero")]
+    pub d_ff: usize,
+    /// Rows of the embedding; by default the tokenizer's vocabulary size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vocab_size: Option<usize>,
+    /// Maximum sequence length; by default `train.seq_len`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_seq_len: Option<usize>,
+    /// Base of the rotary position embedding.
+    #[serde(default = "default_rope_theta")]
+    pub rope_theta: f64,
+    /// True if the output head shares the weights of the embedding.
+    #[serde(default)]
+    pub tie_embeddings: bool,
+    /// Activation function of the feed-forward.
+    #[serde(default)]
+    pub activation: Activation,
+    /// Mixture of experts instead of dense feed-forwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moe: Option<MoeConfig>,
+    /// Multi-head latent attention instead of multi-head or grouped-query attention.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mla: Option<MlaConfig>,
+    /// A name, a [`placement::Placement`], or a table of placement fields (optionally with `base = "NAME"`).
+    #[setters(into)]
+    #[serde(default = "default_placement", deserialize_with = "deserialize_finite")]
+    pub placement: Value,
+    /// Fields of the norm function that override the placement.
+    #[serde(
+        default,
+        deserialize_with = "deserialize_some_finite",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub norm: Option<Value>,
+    /// Fields of the initialization that override the placement.
+    #[serde(
+        default,
+        deserialize_with = "deserialize_some_finite",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub init: Option<Value>,
+}
+
+impl ModelSection {
+    /// Returns the section of a model with this placement and the default settings. Sizes are 0, which
+    /// [`Config::check`] rejects.
+    pub fn new(placement: impl Into<Value>) -> Self {
+        Self {
+            d_model: 0,
+            n_layers: 0,
+            n_heads: 0,
+            n_kv_heads: None,
+            d_ff: 0,
+            vocab_size: None,
+            max_seq_len: None,
+            rope_theta: default_rope_theta(),
+            tie_embeddings: false,
+            activation: Activation::default(),
+            moe: None,
+            mla: None,
+            placement: placement.into(),
+            norm: None,
+            init: None,
+        }
+    }
+
+    /// Returns the model's configuration; `vocab` is the vocabulary size of the tokenizer or the data.
+    ///
+    /// # Errors
+    /// If the placement is invalid, or a size is missing or contradicts another.
+    pub fn resolve(&self, seq_len: usize, vocab: Option<usize>) -> Result<ModelConfig> {
+        let vocab_size = self.resolve_vocab_size(vocab)?;
+        let max_seq_len = self.max_seq_len.unwrap_or(seq_len);
+        if max_seq_len < seq_len {
+            return Err(Error::conflict(
+                ["model.max_seq_len", "train.seq_len"],
+                format!(
+                    "model.max_seq_len = {max_seq_len} is smaller than train.seq_len = {seq_len}"
+                ),
+            ));
+        }
+        Ok(ModelConfig {
+            d_model: self.d_model,
+            n_layers: self.n_layers,
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads.unwrap_or(self.n_heads),
+            d_ff: self.d_ff,
+            vocab_size,
+            max_seq_len,
+            rope_theta: self.rope_theta,
+            tie_embeddings: self.tie_embeddings,
+            activation: self.activation,
+            moe: self.moe.clone(),
+            mla: self.mla,
+            placement: self.placement()?,
+        })
+    }
+
+    /// Returns the rows of the embedding; `vocab` is the vocabulary size of the tokenizer or the data.
+    fn resolve_vocab_size(&self, vocab: Option<usize>) -> Result<usize> {
+        match (self.vocab_size, vocab) {
+            (Some(given), Some(needed)) if given < needed => Err(Error::conflict(
+                ["model.vocab_size"],
+                format!(
+                    "model.vocab_size = {given} is smaller than the data's vocabulary of {needed}"
+                ),
+            )),
+            (Some(size), _) | (None, Some(size)) => Ok(size),
+            (None, None) => Err(Error::missing(
+                "model.vocab_size",
+                ", and neither a tokenizer nor the data determine it",
+            )),
+        }
+    }
+
+    /// Returns the placement with the overrides of `norm` and `init`.
+    fn placement(&self) -> Result<placement::Placement> {
+        let mut value = match &self.placement {
+            Value::String(name) => Map::from_iter([("base".to_owned(), name.clone().into())]),
+            Value::Object(table) => table.clone(),
+            _ => {
+                return Err(Error::invalid_value(
+                    "model.placement",
+                    "model.placement must be a name or a table, as in placement = \"pre-norm\" or placement = { base = \"pre-norm\" }",
+                ));
+            }
+        };
+        for (key, patch) in [("norm", &self.norm), ("init", &self.init)] {
+            let Some(patch) = patch else { continue };
+            let Value::Object(patch) = patch else {
+                return Err(not_a_table(key));
+            };
+            let slot = value
+                .entry(key)
+                .or_insert_with(|| Value::Object(Map::new()));
+            if let Value::Object(slot) = slot {
+                slot.extend(patch.clone());
+            }
+        }
+        Ok(placement::from_value(Value::Object(value))?)
+    }
+}
+
+/// Returns the error for `model.norm` or `model.init` that is not a table.
+fn not_a_table(key: &str) -> Error {
+    let example = match key {
+        "norm" => {
+            "norm = { kind = \"rmsnorm\" }; the norm placement is set with placement = \"pre-norm\""
+        }
+        _ => "init = { scheme = \"normal\" }",
+    };
+    Error::invalid_value(
+        format!("model.{key}"),
+        format!("model.{key} must be a table, as in {example}"),
+    )
+}
+
+/// Deserializes a tree without non-finite numbers, which TOML has and JSON reads as null.
+fn deserialize_finite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
+    fn has_null(value: &Value) -> bool {
+        match value {
+            Value::Null => true,
+            Value::Array(items) => items.iter().any(has_null),
+            Value::Object(fields) => fields.values().any(has_null),
+            _ => false,
+        }
+    }
+    let value = Value::deserialize(deserializer)?;
+    match has_null(&value) {
+        true => Err(de::Error::custom("nan and inf are not allowed")),
+        false => Ok(value),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(transparent)]
+pub(super) struct Finite(#[serde(deserialize_with = "deserialize_finite")] pub(super) Value);
+
+fn deserialize_some_finite<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Value>, D::Error> {
+    deserialize_finite(d).map(Some)
+}
+
+fn default_rope_theta() -> f64 {
+    ModelConfig::default().rope_theta
+}
+
+fn default_placement() -> Value {
+    "hybridnorm".into()
+}

@@ -1,0 +1,185 @@
+//! `[init]`, `[data]`, `[train]` and `[log]`.
+
+use std::path::PathBuf;
+
+use derive_setters::Setters;
+use serde::{Deserialize, Serialize};
+
+#[cfg(feature = "data")]
+use crate::data::SourceOptions;
+use crate::error::{Error, Result};
+use crate::plan::Recompute;
+use crate::train::sources::DataOrder;
+use crate::train::step::StepShape;
+
+/// Maximum tokens of one optimizer step; larger batches are typing errors.
+const MAX_BATCH_TOKENS: u64 = 1 << 30;
+/// `[init]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct InitSection {
+    /// Checkpoint whose weights to start from, with a fresh optimizer.
+    pub from: PathBuf,
+}
+
+impl InitSection {
+    /// Returns the section that starts from a checkpoint or a run directory.
+    pub fn new(from: impl Into<PathBuf>) -> Self {
+        Self { from: from.into() }
+    }
+
+    /// Checks that a path is given.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.from.as_os_str().is_empty() {
+            true => Err(Error::invalid_value(
+                "init.from",
+                "init.from is empty, expected a checkpoint or a run directory",
+            )),
+            false => Ok(()),
+        }
+    }
+}
+
+/// `[data]`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, Setters)]
+#[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_", strip_option)]
+#[non_exhaustive]
+pub struct DataSection {
+    /// Training text or tokens: files, folders, globs, `gutenberg`, `stories:N`, prepared folders.
+    pub train: Vec<String>,
+    /// Validation text or tokens. Empty: the held-out part of the training data.
+    pub validation: Vec<String>,
+    /// `bytes`, `r50k`, `cl100k`, `bpe:N`, or a path. Not needed for pre-tokenized data.
+    #[setters(into)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
+    /// Order of instances within an epoch.
+    pub order: DataOrder,
+    /// Options for reading raw text.
+    #[cfg(feature = "data")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub text: Option<SourceOptions>,
+}
+
+/// `[train]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
+#[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_", strip_option)]
+#[non_exhaustive]
+pub struct TrainSection {
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Sequences per optimizer step.
+    pub batch_size: usize,
+    /// Tokens per sequence.
+    pub seq_len: usize,
+    /// Micro-batches per optimizer step; divides `batch_size`. Changes memory, not results, except for the
+    /// load-balancing loss of a mixture of experts, which is computed per micro-batch.
+    pub grad_accum_steps: usize,
+    /// Activations that the backward pass recomputes: `"none"`: only cheap ones; `"block"`: all within blocks;
+    /// `"budget:BYTES"`: those of as few blocks as needed to keep activations, gradients and scratch of a
+    /// micro-batch within this many bytes. Changes memory and time, not results.
+    pub recompute: Recompute,
+    /// Steps between evaluations, besides the one at the end; 0: only at the end.
+    pub eval_every: usize,
+    /// Maximum sequences per evaluation; 0: all.
+    pub eval_sequences: usize,
+    /// Steps between checkpoints, besides the one at the end; 0: only at the end.
+    pub checkpoint_every: usize,
+    /// Number of checkpoints to keep.
+    pub keep_checkpoints: usize,
+}
+
+impl Default for TrainSection {
+    fn default() -> Self {
+        Self {
+            steps: 1000,
+            batch_size: 16,
+            seq_len: 256,
+            grad_accum_steps: 1,
+            recompute: Recompute::None,
+            eval_every: 100,
+            eval_sequences: 256,
+            checkpoint_every: 500,
+            keep_checkpoints: 2,
+        }
+    }
+}
+impl TrainSection {
+    /// Returns the tokens of an optimizer step, each of which is a target.
+    pub fn tokens_per_step(&self) -> u64 {
+        (self.batch_size * self.seq_len) as u64
+    }
+
+    /// Returns the shape of an optimizer step.
+    pub fn step_shape(&self) -> StepShape {
+        StepShape {
+            micro_batch: self.batch_size / self.grad_accum_steps.max(1),
+            seq_len: self.seq_len,
+            grad_accum_steps: self.grad_accum_steps,
+            recompute: self.recompute,
+        }
+    }
+
+    /// Checks the ranges of the section, and that a step is not too large.
+    pub(super) fn check(&self) -> Result<()> {
+        let positive = [
+            ("steps", self.steps),
+            ("batch_size", self.batch_size),
+            ("seq_len", self.seq_len),
+            ("grad_accum_steps", self.grad_accum_steps),
+            ("keep_checkpoints", self.keep_checkpoints),
+        ];
+        if let Some((key, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(Error::out_of_range(format!("train.{key}"), 0, "at least 1"));
+        }
+        if !self.batch_size.is_multiple_of(self.grad_accum_steps) {
+            return Err(Error::conflict(
+                ["train.grad_accum_steps", "train.batch_size"],
+                format!(
+                    "train.grad_accum_steps = {} does not divide train.batch_size = {}",
+                    self.grad_accum_steps, self.batch_size
+                ),
+            ));
+        }
+        let tokens = (self.batch_size as u64).checked_mul(self.seq_len as u64);
+        if tokens.is_none_or(|tokens| tokens > MAX_BATCH_TOKENS) {
+            return Err(Error::conflict(
+                ["train.batch_size", "train.seq_len"],
+                format!(
+                    "train.batch_size = {} sequences of train.seq_len = {} are more than {MAX_BATCH_TOKENS} \
+                     tokens per step",
+                    self.batch_size, self.seq_len
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// `[log]`: records of a run. They do not affect results.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
+#[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_", strip_option)]
+#[non_exhaustive]
+pub struct LogSection {
+    /// Steps between records of every block's activations; 0: none. A record takes 5 to 10 % of a step
+    /// (`bench/recorder.py`).
+    pub layers_every: usize,
+    /// True if event files for TensorBoard are written.
+    pub tensorboard: bool,
+    /// Maximum number of dumps of the model's state for spikes; non-finite values are always dumped.
+    pub dumps: usize,
+}
+
+impl Default for LogSection {
+    fn default() -> Self {
+        Self {
+            layers_every: 10,
+            tensorboard: false,
+            dumps: 16,
+        }
+    }
+}
