@@ -58,7 +58,7 @@ pub struct BenchPlacementsArgs {
     /// Number of rounds; each measures a placement and pre-norm in turn.
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub rounds: usize,
-    /// Measure only this placement; may be repeated. Default: all of `placement list`.
+    /// Measure only this placement; may be repeated (default: all of `placement list`).
     #[arg(long, value_name = "NAME")]
     pub only: Vec<String>,
 }
@@ -85,7 +85,7 @@ pub struct BenchOpsArgs {
 /// Model to benchmark, and output options.
 #[derive(Debug, Args)]
 pub struct BenchModelArgs {
-    /// Configuration with `[train]` and a `[model]` with `vocab_size`; default: a model of 17 million parameters.
+    /// Configuration with `[train]` and a `[model]` with `vocab_size` (default: a model of 17 million parameters).
     #[arg(long, value_name = "CONFIG.toml")]
     pub config: Option<PathBuf>,
     /// Overrides of the configuration.

@@ -63,15 +63,15 @@ pub struct PrepareArgs {
     /// Inputs used entirely for validation; no documents are held out then.
     #[arg(long, value_name = "INPUT")]
     pub validation: Vec<String>,
-    /// Options of raw text.
-    #[command(flatten)]
-    pub text: TextArgs,
     /// Random seed for choosing the held-out documents.
     #[arg(long, value_name = "S", default_value_t = 0)]
     pub seed: u64,
     /// Replace previously prepared data in the folder.
     #[arg(long)]
     pub overwrite: bool,
+    /// Options of raw text.
+    #[command(flatten)]
+    pub text: TextArgs,
     /// Output format.
     #[command(flatten)]
     pub output: OutputArgs,

@@ -39,7 +39,7 @@ pub enum Command {
     Quickstart(QuickstartArgs),
     /// Train a model.
     Train(TrainArgs),
-    /// Measure activations, gradients and updates of placements at the first and the last of a few steps.
+    /// Measure activations, gradients and updates of placements at the first and the last training step.
     Probe(ProbeArgs),
     /// Replay the steps of a run around a given step, optionally with changes.
     Replay(ReplayArgs),

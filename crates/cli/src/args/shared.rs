@@ -15,7 +15,7 @@ pub struct GlobalArgs {
     /// Print only results, no progress and no notes.
     #[arg(long, short, global = true)]
     pub quiet: bool,
-    /// Number of CPU threads (default: all cores). Results do not depend on it.
+    /// Number of CPU threads (default: all cores); results do not depend on it.
     #[arg(long, global = true, value_name = "N")]
     pub threads: Option<usize>,
 }
@@ -93,10 +93,10 @@ pub struct TextArgs {
     /// path below the input, one without against every name in it.
     #[arg(long, value_name = "GLOB")]
     include: Vec<String>,
-    /// Leave out matching files; may be repeated.
+    /// Skip matching files; may be repeated.
     #[arg(long, value_name = "GLOB")]
     exclude: Vec<String>,
-    /// Leave out and count invalid records, unreadable files, and everything after damage in compressed and Parquet
+    /// Skip and count invalid records, unreadable files, and everything after damage in compressed and Parquet
     /// files, instead of stopping.
     #[arg(long)]
     skip_bad: bool,

@@ -71,7 +71,7 @@ pub struct ReportArgs {
     /// Study folder or run directories, optionally with files written by `probe --out`, or such files alone.
     #[arg(required = true, value_name = "STUDY|RUN|PROBE.json")]
     pub paths: Vec<PathBuf>,
-    /// Output file, required for HTML. Default for Markdown and JSON: standard output.
+    /// Output file, required for HTML (default for Markdown and JSON: standard output).
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
     /// Output format.

@@ -55,16 +55,16 @@ pub struct ProbeArgs {
     /// Configuration file.
     #[arg(value_name = "CONFIG.toml")]
     pub config: PathBuf,
-    /// Placements to probe, separated by commas; default: that of the configuration.
+    /// Overrides of the configuration.
+    #[command(flatten)]
+    pub overrides: OverrideArgs,
+    /// Placements to probe, separated by commas (default: that of the configuration).
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub placements: Vec<String>,
     /// Training steps per placement, of which the first and the last are measured (default: 100, or `train.steps` if
     /// fewer).
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,
-    /// Overrides of the configuration.
-    #[command(flatten)]
-    pub overrides: OverrideArgs,
     /// Write all measurements as JSON to this file, which `report` reads.
     #[arg(long, value_name = "FILE.json")]
     pub out: Option<PathBuf>,
