@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use hybridnorm::Error;
 
-use args::{Cli, Command, GlobalArgs};
+use args::{Cli, GlobalArgs};
 use commands::Outcome;
 use console::Console;
 
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     // A panic has been reported by the hook.
     let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
         set_threads(&cli.global)?;
-        hybridnorm::threads::run(|| run(cli, &console))
+        hybridnorm::threads::run(|| commands::run(cli.command, &console))
     }));
     let Ok(outcome) = outcome else {
         return ExitCode::FAILURE;
@@ -67,22 +67,4 @@ fn set_threads(global: &GlobalArgs) -> Result<(), Error> {
         None => hybridnorm::threads::from_environment()?,
     };
     hybridnorm::threads::set(threads)
-}
-
-fn run(cli: Cli, console: &Console) -> Result<Outcome, Error> {
-    match cli.command {
-        Command::Quickstart(args) => commands::quickstart::run(args, console),
-        Command::Train(args) => commands::train::run(args, console),
-        Command::Probe(args) => commands::probe::run(args, console),
-        Command::Replay(args) => commands::replay::run(args, console),
-        Command::Study(args) => commands::study::run(args, console),
-        Command::Report(args) => commands::report::run(args, console),
-        Command::Eval(args) => commands::eval::run(args, console),
-        Command::Generate(args) => commands::generate::run(args, console),
-        Command::Data { command } => commands::data::run(command, console),
-        Command::Placement { command } => commands::placement::run(command),
-        Command::Inspect(args) => commands::inspect::run(args, console),
-        Command::Bench { command } => commands::bench::run(command, console),
-        Command::Import(args) => commands::import::run(args, console),
-    }
 }

@@ -53,7 +53,7 @@ fn every_tensor_is_imported_or_omitted_for_a_reason() {
     }
     let text = stderr(&lab.run(&["import", "their", "--out", "second"]));
     assert!(
-        text.contains("left out 2 tensors: layers that predict further tokens"),
+        text.contains("left out 2 tensors: multi-token prediction layers"),
         "{text}"
     );
     assert!(text.contains("left out 2 files: not needed"), "{text}");
@@ -67,7 +67,7 @@ fn a_tied_head_may_be_stored_if_it_equals_the_embedding() {
     lab.expect_error(
         1,
         &IMPORT,
-        &["tie_word_embeddings is set, but lm_head.weight is not the embedding"],
+        &["tie_word_embeddings is set, but lm_head.weight differs from the embedding"],
     );
     rewrite(&lab, |all| {
         let of = |name: &str| all.iter().position(|t| t.0 == name).unwrap();

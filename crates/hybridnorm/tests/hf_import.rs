@@ -73,7 +73,7 @@ fn tensors_that_do_not_fit_are_named() {
             |_| {},
             |all| {
                 let values = all[expert].clone();
-                // Only one of the families has layers that predict further tokens, which are left out.
+                // Only one of the families has multi-token prediction layers, which are omitted.
                 if family == "deepseek-v3" {
                     all.insert("model.layers.3.extra".into(), values.clone());
                 }
@@ -102,7 +102,7 @@ fn tensors_that_do_not_fit_are_named() {
 }
 
 #[test]
-fn rows_that_only_add_up_are_refused() {
+fn mismatched_row_counts_are_rejected() {
     let first = |all: &mut BTreeMap<String, HostTensor>, name: &str, rows: usize| {
         let values = all.get_mut(name).unwrap();
         let columns = values.shape[1];

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use hybridnorm::Error;
+use hybridnorm::eval::Sampling;
 
 use super::shared::{OutputArgs, TextArgs};
 
@@ -88,6 +90,48 @@ pub struct GenerateArgs {
     /// Output format.
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+impl GenerateArgs {
+    /// Returns the sampling options.
+    ///
+    /// # Errors
+    /// If an option is out of range or has no effect.
+    pub fn sampling(&self) -> Result<Sampling, Error> {
+        self.check_greedy()?;
+        let defaults = Sampling::default();
+        let sampling = Sampling::default()
+            .with_temperature(self.temperature)
+            .with_top_k(self.top_k.unwrap_or(defaults.top_k))
+            .with_top_p(self.top_p.unwrap_or(defaults.top_p))
+            .with_seed(self.seed.unwrap_or(defaults.seed));
+        sampling.check()?;
+        Ok(sampling)
+    }
+
+    /// Rejects sampling options that greedy decoding ignores.
+    fn check_greedy(&self) -> Result<(), Error> {
+        let greedy = match (self.temperature == 0.0, self.top_k) {
+            (true, _) => "--temperature 0",
+            (false, Some(1)) => "--top-k 1",
+            _ => return Ok(()),
+        };
+        let ignored: Vec<&str> = [
+            ("--top-k", self.top_k.is_some() && greedy != "--top-k 1"),
+            ("--top-p", self.top_p.is_some()),
+            ("--seed", self.seed.is_some()),
+        ]
+        .into_iter()
+        .filter_map(|(option, is_ignored)| is_ignored.then_some(option))
+        .collect();
+        match ignored.is_empty() {
+            true => Ok(()),
+            false => Err(Error::no_effect(
+                ignored.join(" and "),
+                format!(" with greedy decoding ({greedy}); remove one of them"),
+            )),
+        }
+    }
 }
 
 fn import_folder_help() -> String {

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hybridnorm::eval::{PromptCoverage, Sampling, TextGenerator};
+use hybridnorm::eval::{PromptCoverage, TextGenerator};
 use hybridnorm::omissions::Omissions;
 use hybridnorm::{Device, Error};
 use serde::Serialize;
@@ -28,7 +28,7 @@ struct GenerationReport {
 }
 
 pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
-    let sampling = sampling(&args)?;
+    let sampling = args.sampling()?;
     let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
     let tokenizer = checkpoint.tokenizer()?.ok_or_else(|| {
         Error::format(
@@ -122,42 +122,5 @@ impl TextSink {
             }
             None => console::print_streamed(piece),
         }
-    }
-}
-
-/// Returns the sampling options; options without effect are errors.
-fn sampling(args: &GenerateArgs) -> Result<Sampling, Error> {
-    check_greedy(args)?;
-    let defaults = Sampling::default();
-    let sampling = Sampling::default()
-        .with_temperature(args.temperature)
-        .with_top_k(args.top_k.unwrap_or(defaults.top_k))
-        .with_top_p(args.top_p.unwrap_or(defaults.top_p))
-        .with_seed(args.seed.unwrap_or(defaults.seed));
-    sampling.check()?;
-    Ok(sampling)
-}
-
-/// Rejects sampling options that greedy decoding ignores.
-fn check_greedy(args: &GenerateArgs) -> Result<(), Error> {
-    let greedy = match (args.temperature == 0.0, args.top_k) {
-        (true, _) => "--temperature 0",
-        (false, Some(1)) => "--top-k 1",
-        _ => return Ok(()),
-    };
-    let ignored: Vec<&str> = [
-        ("--top-k", args.top_k.is_some() && greedy != "--top-k 1"),
-        ("--top-p", args.top_p.is_some()),
-        ("--seed", args.seed.is_some()),
-    ]
-    .into_iter()
-    .filter_map(|(option, is_ignored)| is_ignored.then_some(option))
-    .collect();
-    match ignored.is_empty() {
-        true => Ok(()),
-        false => Err(Error::no_effect(
-            ignored.join(" and "),
-            format!(" with greedy decoding ({greedy}); remove one of them"),
-        )),
     }
 }

@@ -40,6 +40,7 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Outcome, Error> {
         mut left_out,
         files,
         notes,
+        ..
     } = interop::import(&args.folder, Device::Cpu)?;
     read.extend(files);
     left_out.extend(&interop::unread_files(

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use hybridnorm::Error;
 use hybridnorm::train::{Checkpoint, run_directory};
 
+use crate::args::Command;
 use crate::console::Console;
 
 /// Outcome of a command that did not fail.
@@ -28,6 +29,25 @@ pub enum Outcome {
     Completed,
     /// Interrupted by a signal.
     Interrupted,
+}
+
+/// Runs a command.
+pub fn run(command: Command, console: &Console) -> Result<Outcome, Error> {
+    match command {
+        Command::Quickstart(args) => quickstart::run(args, console),
+        Command::Train(args) => train::run(args, console),
+        Command::Probe(args) => probe::run(args, console),
+        Command::Replay(args) => replay::run(args, console),
+        Command::Study(args) => study::run(args, console),
+        Command::Report(args) => report::run(args, console),
+        Command::Eval(args) => eval::run(args, console),
+        Command::Generate(args) => generate::run(args, console),
+        Command::Data { command } => data::run(command, console),
+        Command::Placement { command } => placement::run(command),
+        Command::Inspect(args) => inspect::run(args, console),
+        Command::Bench { command } => bench::run(command, console),
+        Command::Import(args) => import::run(args, console),
+    }
 }
 
 /// Opens the checkpoint at `path`, or the newest valid one of the run directory there; prints a note on each broken

@@ -21,7 +21,12 @@ use crate::memory;
 use crate::model::inventory;
 use crate::model::{Model, ModelConfig};
 use crate::tensors::TensorFile;
-use family::{FAMILIES, Family};
+use family::{Family, ReadFamily};
+
+/// All families, by the `model_type` of their `config.json`. A new family is a module with a [`Family`], and a line
+/// here.
+const FAMILIES: &[(&str, ReadFamily)] =
+    &[("olmoe", olmoe::read), ("deepseek_v3", deepseek_v3::read)];
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
@@ -128,7 +133,7 @@ fn open_tensors(folder: &Path) -> Result<(PathBuf, TensorSource)> {
         std::fs::metadata(folder).map_err(Error::io(folder))?;
         return Err(Error::format(
             folder,
-            format!("holds neither {WEIGHTS} nor {INDEX}"),
+            format!("contains neither {WEIGHTS} nor {INDEX}"),
         ));
     }
     let source = TensorSource::new(open_shards(folder, &index)?)

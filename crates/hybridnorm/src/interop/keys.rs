@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_read_is_refused_unless_it_is_disabled_or_harmless() {
+    fn unread_keys_are_rejected_unless_disabled_or_ignored() {
         let problem = |more: Value| {
             let mut config = json!({ "a": 1, "inner": { "b": 2 }, "ignored": 3 });
             let fields = config.as_object_mut().unwrap();

@@ -1,6 +1,5 @@
 //! Import of external checkpoints.
 
-mod beside;
 mod experts;
 pub mod huggingface;
 mod keys;
@@ -8,6 +7,7 @@ pub mod official;
 mod python_dict;
 mod pytorch;
 mod source;
+mod tokenizer_files;
 
 use std::path::Path;
 
@@ -19,10 +19,11 @@ use crate::files;
 use crate::model::Model;
 use crate::omissions::Omissions;
 
-pub use beside::{ImportedTokenizer, tokenizer, unread_files};
+pub use tokenizer_files::{ImportedTokenizer, tokenizer, unread_files};
 
 /// A model and an account of the tensors it was read from.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Imported {
     /// The model.
     pub model: Model,
@@ -38,6 +39,7 @@ pub struct Imported {
 
 /// Counts of a checkpoint's tensors. Those that were not read are in [`Imported::left_out`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct TensorCounts {
     /// Number of all tensors.
     pub all: u64,

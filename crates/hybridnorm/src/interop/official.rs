@@ -143,7 +143,7 @@ fn read_tensors(folder: &Path) -> Result<(std::path::PathBuf, BTreeMap<String, H
     std::fs::metadata(folder).map_err(Error::io(folder))?;
     Err(Error::format(
         folder,
-        "holds neither model.safetensors nor model.pt",
+        "contains neither model.safetensors nor model.pt",
     ))
 }
 

@@ -49,7 +49,7 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<String, HostTensor>> {
     for (name, tensor) in reader.tensors() {
         let shape = tensor.shape().to_vec();
         let bytes = untrusted::catch_panic(|| tensor.read())
-            .ok_or_else(|| broken(format!("tensor {name}: its parts do not fit together")))?
+            .ok_or_else(|| broken(format!("tensor {name}: inconsistent storage")))?
             .map_err(|error| broken(format!("tensor {name}: {error}")))?;
         let dtype = match tensor.dtype() {
             DType::F32 => Dtype::F32,
@@ -97,13 +97,13 @@ fn check(mut file: File) -> Result<(), String> {
     let mut magic = [0; 4];
     if file.read_exact(&mut magic).is_err() || &magic != b"PK\x03\x04" {
         return Err(
-            "not a PyTorch checkpoint, or saved before PyTorch 1.6: expected a ZIP archive as torch.save \
-             writes it; load it in PyTorch and save it anew"
+            "not a PyTorch checkpoint, or saved before PyTorch 1.6: expected a ZIP archive written \
+             by torch.save; load it in PyTorch and save it again"
                 .into(),
         );
     }
     let length = file.metadata().map_err(|error| error.to_string())?.len();
-    let not_whole = |error| format!("not a PyTorch checkpoint, or cut short: {error}");
+    let not_whole = |error| format!("not a PyTorch checkpoint, or truncated: {error}");
     let mut archive = ZipArchive::new(BufReader::new(file)).map_err(not_whole)?;
     let members = archive.len() as u64;
     for index in 0..archive.len() {
@@ -111,8 +111,8 @@ fn check(mut file: File) -> Result<(), String> {
         let name = member.name().map_err(not_whole)?;
         if member.compression() != CompressionMethod::Stored {
             return Err(format!(
-                "its member {name} is compressed, which torch.save never does; load it in PyTorch and save \
-                 it anew"
+                "member {name} is compressed, which torch.save never does; load it in PyTorch and \
+                 save it again"
             ));
         }
         let most = PICKLE_MIN_LIMIT

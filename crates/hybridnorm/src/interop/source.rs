@@ -123,7 +123,7 @@ pub(super) fn prefix_note(wrapper: &str) -> Option<String> {
 pub(super) fn with_prefix_note(wrapper: &str, problem: String) -> String {
     match wrapper {
         "" => problem,
-        wrapper => format!("{problem} (names without the `{wrapper}` that all begin with)"),
+        wrapper => format!("{problem} (names without the `{wrapper}` prefix)"),
     }
 }
 
@@ -136,8 +136,8 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
     match WRAPPERS.iter().find(|(wrapper, _)| is_wrapped(wrapper)) {
         None => Ok(()),
         Some((wrapper, who)) => Err(format!(
-            "tensor {name}: `{wrapper}.` is what {who} puts into the names; save the state of the model \
-             that it wraps, or take `{wrapper}.` out of the names"
+            "tensor {name}: `{wrapper}.` was added to the name by {who}; save the state_dict of \
+             the wrapped model, or remove `{wrapper}.` from the names"
         )),
     }
 }

@@ -24,7 +24,7 @@ pub enum Attention {
     MultiHeadLatent(MultiHeadLatentAttention),
 }
 
-/// PositionContext of a forward pass: their rotations, and the KV cache of a block, if any.
+/// Positions of a forward pass: their rotations, and the KV cache of a block, if any.
 #[derive(Debug, Clone, Copy)]
 pub struct PositionContext<'g> {
     /// Rotary factors (t, rotated channels), see [`ops::rotations`].
@@ -39,11 +39,16 @@ impl<'g> PositionContext<'g> {
     /// Returns the first `seq` positions of sequences, without a cache.
     pub fn first(graph: &'g Builder, config: &ModelConfig, seq: usize) -> Self {
         Self {
-            rotations: ops::rotations(graph, config.rope_theta, config.rope_dim(), seq),
+            rotations: rotations(graph, config, seq),
             cache: None,
             is_prefill: true,
         }
     }
+}
+
+/// Records the rotary factors (t, rotated channels) of `seq` positions.
+pub(super) fn rotations<'g>(graph: &'g Builder, config: &ModelConfig, seq: usize) -> Value<'g> {
+    ops::rotations(graph, config.rope_theta, config.rope_dim(), seq)
 }
 
 /// Output of attention, with the queries and keys of its logits.

@@ -1,6 +1,6 @@
 //! Graph builder of the whole model.
 
-use super::attention::PositionContext;
+use super::attention::{PositionContext, rotations};
 use super::block::{Block, BlockOutput};
 use super::config::ModelConfig;
 use super::norm::{Norm, NormSite, norm};
@@ -158,7 +158,7 @@ impl Decoder {
         };
         let (config, longest) = (&self.config, self.config.max_seq_len);
         assert!(t <= longest, "{t} positions, but max_seq_len is {longest}");
-        let rotations = ops::rotations(g, config.rope_theta, config.rope_dim(), t);
+        let rotations = rotations(g, config, t);
         let mut residual = g.within("embedding", || self.embed(ids_bt));
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for (layer, block) in self.blocks.iter().enumerate() {

@@ -4,10 +4,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value, json};
 
 use super::error::{PlacementError, key, unknown};
+use super::json_value;
 use super::layers::normalize_overrides;
 use super::named::{find_named, named, named_placements};
 use super::spec::{BlockRule, Placement};
-use super::tree;
 
 /// Value of the key `placement` in a configuration.
 ///
@@ -29,6 +29,7 @@ use super::tree;
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct PlacementChoice {
     /// Canonical name of the base placement.
     pub base: Option<&'static str>,
@@ -96,9 +97,9 @@ impl PlacementChoice {
         let start = base.map_or_else(|| Ok(Placement::default()), named)?;
         let template = template()?;
         let patch = without_base(fields, &template)?;
-        let mut value = written(&start)?;
-        tree::merge(&mut value, &patch, &template);
-        let placement = normalize_overrides(tree::read(&value)?)?;
+        let mut value = to_json(&start)?;
+        json_value::merge(&mut value, &patch, &template);
+        let placement = normalize_overrides(json_value::read(&value)?)?;
         Ok(Self {
             base,
             modified: placement != start,
@@ -110,7 +111,7 @@ impl PlacementChoice {
     ///
     /// ```
     /// use hybridnorm::placement::{PlacementChoice, named};
-    /// let choice = PlacementChoice::of(named("pre-norm")?);
+    /// let choice = PlacementChoice::from_checkpoint(named("pre-norm")?);
     /// assert_eq!(choice.base, Some("pre-norm"));
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
@@ -131,7 +132,8 @@ impl PlacementChoice {
     /// ```
     /// use hybridnorm::placement::{Placement, PlacementChoice};
     /// assert_eq!(PlacementChoice::from_name("pre-ln")?.label(), "pre-norm");
-    /// let custom = PlacementChoice::of(Placement { final_norm: false, ..Placement::default() });
+    /// let custom = Placement { final_norm: false, ..Placement::default() };
+    /// let custom = PlacementChoice::from_checkpoint(custom);
     /// assert!(custom.label().starts_with("custom+"));
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
@@ -183,46 +185,46 @@ pub fn from_value(value: Value) -> Result<Placement, PlacementError> {
 impl From<Placement> for Value {
     /// Returns the serialized form, which [`from_value`] reads.
     fn from(placement: Placement) -> Self {
-        written(&placement).expect("a placement is plain data with text keys")
+        to_json(&placement).expect("a placement is plain data with text keys")
     }
 }
 
 /// Serializes a value of the placement algebra.
-pub(super) fn written<T: Serialize>(value: &T) -> Result<Value, PlacementError> {
+pub(super) fn to_json<T: Serialize>(value: &T) -> Result<Value, PlacementError> {
     serde_json::to_value(value)
-        .map_err(|e| PlacementError::new("", format!("cannot be written down: {e}")))
+        .map_err(|e| PlacementError::new("", format!("cannot be serialized: {e}")))
 }
 
 /// Returns the serialized default with every field, including those omitted when default.
 pub(super) fn template() -> Result<Value, PlacementError> {
-    let mut template = written(&Placement::default())?;
+    let mut template = to_json(&Placement::default())?;
     let block = block_template()?;
-    let younger = json!({
+    let added_fields = json!({
         "streams": "single", "merge_norm": false, "unit_weights": false, "block": block,
     });
     let shape = template.clone();
-    tree::merge(&mut template, &younger, &shape);
+    json_value::merge(&mut template, &added_fields, &shape);
     Ok(template)
 }
 
 /// Returns the [`template`] of a block rule.
 pub(super) fn block_template() -> Result<Value, PlacementError> {
-    let mut template = written(&BlockRule::default())?;
+    let mut template = to_json(&BlockRule::default())?;
     let sub_layer = json!({ "read_scale": 1.0, "combine": "add" });
-    let younger = json!({
+    let added_fields = json!({
         "attn": sub_layer, "ffn": sub_layer,
         "attn_inner": { "norm_eps": false },
         "ffn_inner": { "gate_scale": 1.0, "up_scale": 1.0 },
     });
     let shape = template.clone();
-    tree::merge(&mut template, &younger, &shape);
+    json_value::merge(&mut template, &added_fields, &shape);
     Ok(template)
 }
 
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
-        Value::Bool(_) => "a switch",
+        Value::Bool(_) => "a boolean",
         Value::Number(_) => "a number",
         Value::String(_) => "text",
         Value::Array(_) => "a list",

@@ -7,6 +7,7 @@ use serde::de;
 /// Reason why a placement is invalid: the field, its value and its allowed values.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}: {problem}", full_path(field))]
+#[non_exhaustive]
 pub struct PlacementError {
     /// Path of the field, e.g. `block.ffn.skip` or `overrides[0].set`; empty for the whole value.
     pub field: String,
@@ -105,7 +106,7 @@ pub(super) fn unknown(what: &str, word: &str, known: &[&str]) -> String {
         .join(", ");
     match nearest(word, known.iter().copied()).first() {
         Some(near) => format!("{what}, did you mean `{near}`? Known: {list}"),
-        None if known.is_empty() => format!("{what}; nothing is known here"),
+        None if known.is_empty() => format!("{what}; no keys are allowed here"),
         None => format!("{what}. Known: {list}"),
     }
 }
@@ -128,7 +129,7 @@ impl de::Error for PlacementError {
     fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
         let expected = match expected.to_string().as_str() {
             "f64" => "a number".to_string(),
-            "usize" => "a whole number, 0 or above".to_string(),
+            "usize" => "an integer of at least 0".to_string(),
             "a boolean" => "true or false".to_string(),
             other => crate::parse_errors::expected_type(other).into_owned(),
         };

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::choice::{block_template, written};
+use super::choice::{block_template, to_json};
 use super::error::PlacementError;
+use super::json_value;
 use super::spec::{BlockRule, Placement, Selector};
-use super::tree;
 
 /// Returns the 0-based indices of the blocks that a selector matches at this depth, in order. A
 /// fraction or a step may match none.
@@ -51,12 +51,12 @@ pub fn layers(selector: &Selector, n_layers: usize) -> Result<Vec<usize>, Placem
             // The small term keeps 0.29 · 100 from being rounded down to 28.
             Ok((0..(fraction * n_layers as f64 + 1e-9).floor() as usize).collect())
         }
-        Selector::Last(0) => fail("last = 0 names no block, so the patch has no effect".into()),
+        Selector::Last(0) => fail("last = 0 selects no block; it must be at least 1".into()),
         Selector::Last(count) if *count > n_layers => fail(format!(
-            "the last {count} blocks are asked for, but there are only {n_layers}"
+            "last = {count}, but there are only {n_layers} blocks"
         )),
         Selector::Last(count) => Ok((n_layers - count..n_layers).collect()),
-        Selector::Every(0) => fail("every = 0 names no block; 1 names all of them".into()),
+        Selector::Every(0) => fail("every = 0 selects no block; it must be at least 1".into()),
         Selector::Every(step) => Ok((0..n_layers).skip(step - 1).step_by(*step).collect()),
     }
 }
@@ -132,9 +132,9 @@ fn apply(rule: &BlockRule, patch: &Value) -> Result<BlockRule, PlacementError> {
             "expected a table of block fields, such as { ffn = { skip = \"raw\" } }",
         ));
     }
-    let mut value = written(rule)?;
-    tree::merge(&mut value, patch, &block_template()?);
-    tree::read(&value)
+    let mut value = to_json(rule)?;
+    json_value::merge(&mut value, patch, &block_template()?);
+    json_value::read(&value)
 }
 
 /// Normalizes patches and selectors, so that equal values have the same form.
@@ -144,7 +144,7 @@ pub(super) fn normalize_overrides(mut placement: Placement) -> Result<Placement,
     for (number, patch) in placement.overrides.iter_mut().enumerate() {
         let typed =
             apply(&blank, &patch.set).map_err(|e| e.under(&format!("overrides[{number}].set")))?;
-        patch.set = tree::project(&written(&typed)?, &patch.set, &template);
+        patch.set = json_value::restrict_to_keys(&to_json(&typed)?, &patch.set, &template);
         if let Selector::Range { start, end } = patch.layers
             && end.saturating_sub(start) == 1
         {

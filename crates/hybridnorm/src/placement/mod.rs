@@ -11,15 +11,16 @@
 mod choice;
 mod error;
 mod explain;
-mod forms;
 mod hash;
+mod json_value;
 mod layers;
 mod named;
 mod norm_functions;
+mod norm_sites;
 mod resolve;
+mod serde_forms;
 pub mod spec;
-mod tally;
-mod tree;
+mod symbolic_count;
 mod validate;
 
 #[cfg(test)]
@@ -35,5 +36,5 @@ pub use resolve::{
     Resolved, ResolvedInit, ResolvedLogits, Role, RoleFactors, ScaleContext, resolve,
 };
 pub use spec::*;
-pub use tally::{ModelSizes, SymbolicCount};
+pub use symbolic_count::{ModelSizes, SymbolicCount};
 pub use validate::{ModelFacts, Warning, WarningRule, validate};

@@ -9,8 +9,8 @@ use super::spec::NormSpec;
 
 /// Properties of a norm function of a row x.
 pub(super) struct NormProperties {
-    /// Word in configuration files.
-    pub(super) word: &'static str,
+    /// Name in configuration files.
+    pub(super) name: &'static str,
     /// The function before gain and bias in Unicode; `ε` marks the position of eps.
     pub(super) text: &'static str,
     /// The function before gain and bias in LaTeX.
@@ -37,7 +37,7 @@ pub(super) const fn properties(function: NormFn) -> NormProperties {
     match function {
         // arXiv 1910.07467
         NormFn::Rmsnorm => NormProperties {
-            word: "rmsnorm",
+            name: "rmsnorm",
             text: "x / √(mean(x²) + ε)",
             latex: r"\frac{x}{\sqrt{\operatorname{mean}(x^2) + ε}}",
             rescales: true,
@@ -46,7 +46,7 @@ pub(super) const fn properties(function: NormFn) -> NormProperties {
         },
         // arXiv 1607.06450
         NormFn::Layernorm => NormProperties {
-            word: "layernorm",
+            name: "layernorm",
             text: "(x − mean(x)) / √(var(x) + ε)",
             latex: r"\frac{x - \operatorname{mean}(x)}{\sqrt{\operatorname{var}(x) + ε}}",
             rescales: true,
@@ -55,7 +55,7 @@ pub(super) const fn properties(function: NormFn) -> NormProperties {
         },
         // arXiv 2410.01131
         NormFn::L2 => NormProperties {
-            word: "l2",
+            name: "l2",
             text: "x / √(Σx² + ε)",
             latex: r"\frac{x}{\sqrt{\sum x^2 + ε}}",
             rescales: true,
@@ -64,7 +64,7 @@ pub(super) const fn properties(function: NormFn) -> NormProperties {
         },
         // arXiv 2503.10622
         NormFn::Dyt => NormProperties {
-            word: "dyt",
+            name: "dyt",
             text: "tanh(α·x)",
             latex: r"\tanh(\alpha x)",
             rescales: false,
@@ -73,7 +73,7 @@ pub(super) const fn properties(function: NormFn) -> NormProperties {
         },
         // arXiv 2512.10938
         NormFn::Derf => NormProperties {
-            word: "derf",
+            name: "derf",
             text: "erf(α·x + s)",
             latex: r"\operatorname{erf}(\alpha x + s)",
             rescales: false,
@@ -83,32 +83,32 @@ pub(super) const fn properties(function: NormFn) -> NormProperties {
     }
 }
 
-/// Word in files for no norm function.
-pub(super) const NO_FUNCTION: &str = "none";
+/// Name in files for no norm function.
+pub(super) const NONE: &str = "none";
 
-/// All words that a file may contain for a norm function.
-pub(super) const WORDS: [&str; NormFn::ALL.len() + 1] = {
-    let mut words = [NO_FUNCTION; NormFn::ALL.len() + 1];
+/// All names that a file may contain for a norm function.
+pub(super) const NAMES: [&str; NormFn::ALL.len() + 1] = {
+    let mut names = [NONE; NormFn::ALL.len() + 1];
     let mut i = 0;
     while i < NormFn::ALL.len() {
-        words[i] = properties(NormFn::ALL[i]).word;
+        names[i] = properties(NormFn::ALL[i]).name;
         i += 1;
     }
-    words
+    names
 };
 
-/// Returns the norm function with this word.
-pub(super) fn by_name(word: &str) -> Option<NormFn> {
+/// Returns the norm function of this name.
+pub(super) fn by_name(name: &str) -> Option<NormFn> {
     let mut all = NormFn::ALL.into_iter();
-    all.find(|function| properties(*function).word == word)
+    all.find(|function| properties(*function).name == name)
 }
 
-/// Returns the words of the functions with a learned α, for messages: `` `dyt` and `derf` ``.
+/// Returns the names of the functions with a learned α, for messages: `` `dyt` and `derf` ``.
 pub(super) fn names_with_alpha() -> String {
     let with_alpha = |function: &NormFn| function.scalars().contains(&NormScalar::Alpha);
     let all = NormFn::ALL.into_iter().filter(with_alpha);
-    let words: Vec<String> = all.map(|f| format!("`{}`", properties(f).word)).collect();
-    words.join(" and ")
+    let names: Vec<String> = all.map(|f| format!("`{}`", properties(f).name)).collect();
+    names.join(" and ")
 }
 
 impl NormSpec {

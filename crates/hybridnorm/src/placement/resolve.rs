@@ -5,9 +5,9 @@ mod scale;
 use serde::{Deserialize, Serialize};
 
 use super::error::{PlacementError, join};
-use super::forms;
 use super::hash::canonical_hash;
 use super::layers::rules;
+use super::serde_forms;
 use super::spec::{
     AttnInner, Block, BlockRule, BlockSpec, Factor, FfnInner, HeadNorm, InitScheme, NormScalar,
     NormSpec, OutNorm, Placement, QkOrder, RoleGains, Scale, Skip, StdRule, Streams, SubLayer,
@@ -17,13 +17,14 @@ pub use scale::ScaleContext;
 
 /// A placement resolved at one depth and width: every formula is replaced by its value.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Resolved {
     /// Width of the model.
     pub d_model: usize,
     /// One spec per block, first block first.
     pub blocks: Vec<BlockSpec>,
     /// Number of residual streams, and how a sub-layer reads them.
-    #[serde(default, skip_serializing_if = "forms::is_default")]
+    #[serde(default, skip_serializing_if = "serde_forms::is_default")]
     pub streams: Streams,
     /// The norm function; without one the blocks have no norms.
     pub norm: NormSpec,
@@ -34,7 +35,7 @@ pub struct Resolved {
     /// Initial standard deviation of the embedding, if the placement sets it.
     pub embed_init_std: Option<f64>,
     /// True if, with two streams, the main one is normalized before the two are summed.
-    #[serde(default, skip_serializing_if = "forms::is_default")]
+    #[serde(default, skip_serializing_if = "serde_forms::is_default")]
     pub merge_norm: bool,
     /// True if a norm precedes the output head.
     pub final_norm: bool,
@@ -44,12 +45,13 @@ pub struct Resolved {
     pub init: ResolvedInit,
     /// True if the vectors of every matrix along the width are kept at length 1, at initialization and
     /// after every optimizer step.
-    #[serde(default, skip_serializing_if = "forms::is_default")]
+    #[serde(default, skip_serializing_if = "serde_forms::is_default")]
     pub unit_weights: bool,
 }
 
 /// Scale and soft cap of the logits, in numbers: `softcap(scale · z)`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ResolvedLogits {
     /// `c · tanh(z / c)`.
     pub softcap: Option<f64>,
@@ -61,6 +63,7 @@ pub struct ResolvedLogits {
 
 /// Distribution of the initial weights, in numbers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct ResolvedInit {
     /// The scheme.
     pub scheme: InitScheme,
@@ -85,6 +88,7 @@ pub struct RoleFactors {
 
 /// Role of a weight matrix in a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Role {
     /// Query projection.
     Q,
@@ -237,8 +241,8 @@ impl Resolved {
     ///
     /// ```
     /// use hybridnorm::placement::{Placement, named, resolve};
-    /// assert_eq!(resolve(&named("hybridnorm")?, 12, 768)?.truncate_at(), Some(3.0));
-    /// assert_eq!(resolve(&Placement::default(), 12, 768)?.truncate_at(), None);
+    /// assert_eq!(resolve(&named("hybridnorm")?, 12, 768)?.truncation_std(), Some(3.0));
+    /// assert_eq!(resolve(&Placement::default(), 12, 768)?.truncation_std(), None);
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
     pub fn truncation_std(&self) -> Option<f64> {
@@ -436,8 +440,7 @@ fn role_factors(gains: &RoleGains, at: ScaleContext) -> Result<RoleFactors, Plac
             Factor::Const(value) => Ok(value),
             Factor::Learned { .. } => Err(PlacementError::new(
                 field,
-                "a gain on initial weights is used once and cannot be learned; give a number or a \
-                 formula",
+                "a gain on initial weights cannot be learned; give a number or a formula",
             )),
         }
     };
@@ -458,7 +461,7 @@ impl<S: Default + PartialEq> Block<S> {
     /// ```
     /// use hybridnorm::placement::{Placement, named};
     /// let mut rule = named("hybridnorm")?.block;
-    /// rule.leave_out_norms();
+    /// rule.remove_norms();
     /// assert_eq!(rule, Placement::default().block);
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```

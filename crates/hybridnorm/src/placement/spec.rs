@@ -13,7 +13,10 @@
 //! constant, a closed formula of the depth, or a learned parameter. After
 //! [`resolve`](super::resolve()) it is a [`Factor`], a plain number for one layer.
 //!
-//! Serialized forms are in `forms.rs`: a scale is a number, the name of a formula or a small table;
+//! The structs are exhaustive, so that every crate can build them with `..Default::default()`; do so,
+//! since fields may be added. The enums are `#[non_exhaustive]`.
+//!
+//! Serialized forms are in `serde_forms.rs`: a scale is a number, the name of a formula or a small table;
 //! optional values are `false` when off.
 //!
 //! In a parallel block both sub-layers read the same state and share one sum:
@@ -62,7 +65,7 @@ mod scale;
 
 use serde::{Deserialize, Serialize};
 
-use super::forms;
+use super::serde_forms;
 
 pub use inner::{AttnInner, AttnScale, FfnInner, HeadNorm, QkOrder};
 pub use model::{
@@ -97,14 +100,14 @@ pub struct Placement {
     /// Patches for some layers, applied in order; later ones take precedence.
     pub overrides: Vec<Override>,
     /// Number of residual streams, and how a sub-layer reads them.
-    #[serde(skip_serializing_if = "forms::is_default")]
+    #[serde(skip_serializing_if = "serde_forms::is_default")]
     pub streams: Streams,
     /// The norm function used at every site.
     pub norm: NormSpec,
     /// Scale and norm of the token embedding before the first block.
     pub embed: Embed,
     /// True if, with two streams, the main one is normalized before the two are summed.
-    #[serde(skip_serializing_if = "forms::is_default")]
+    #[serde(skip_serializing_if = "serde_forms::is_default")]
     pub merge_norm: bool,
     /// True if a norm precedes the output head.
     pub final_norm: bool,
@@ -115,7 +118,7 @@ pub struct Placement {
     /// True if the vectors of every matrix along the width are kept at length 1, at initialization and
     /// after every optimizer step (nGPT): the rows of embedding, head, query, key, value, gate and up
     /// projection, the columns of attention output and feed-forward down projection.
-    #[serde(skip_serializing_if = "forms::is_default")]
+    #[serde(skip_serializing_if = "serde_forms::is_default")]
     pub unit_weights: bool,
 }
 
@@ -140,6 +143,7 @@ impl Default for Placement {
 /// Number of residual streams, and how a sub-layer reads them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Streams {
     /// One stream.
     #[default]
@@ -155,8 +159,8 @@ impl Streams {
     ///
     /// ```
     /// use hybridnorm::placement::named;
-    /// assert!(named("siamese-norm")?.streams.are_two());
-    /// assert!(!named("pre-norm")?.streams.are_two());
+    /// assert!(named("siamese-norm")?.streams.is_dual());
+    /// assert!(!named("pre-norm")?.streams.is_dual());
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
     pub fn is_dual(self) -> bool {
@@ -189,6 +193,7 @@ pub struct Block<S: Default + PartialEq> {
 /// Connection of the two sub-layers of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Topology {
     /// Attention, then feed-forward on its result.
     #[default]
@@ -208,7 +213,7 @@ pub enum Topology {
 )]
 pub struct SubLayer<S: Default + PartialEq> {
     /// Scale of the main stream where the norm of the second is added to it; siamese streams only.
-    #[serde(skip_serializing_if = "forms::is_default")]
+    #[serde(skip_serializing_if = "serde_forms::is_default")]
     pub read_scale: S,
     /// True if the state is normalized before the function.
     pub in_norm: bool,
@@ -220,12 +225,12 @@ pub struct SubLayer<S: Default + PartialEq> {
     pub skip_scale: S,
     /// Norm of the function's output before it is added. Written `false`, `true` (gain starts at 1) or
     /// `{ gain_init = … }`.
-    #[serde(with = "forms::table_or_false")]
+    #[serde(with = "serde_forms::table_or_false")]
     pub out_norm: Option<OutNorm<S>>,
     /// Scale of the (normalized) output before it is added.
     pub out_scale: S,
     /// Combination of skip and output into the next state.
-    #[serde(skip_serializing_if = "forms::is_default")]
+    #[serde(skip_serializing_if = "serde_forms::is_default")]
     pub combine: Combine,
     /// True if the sum is normalized.
     pub post_norm: bool,
@@ -258,6 +263,7 @@ pub struct OutNorm<S: Default> {
 /// Source of the skip connection around a sub-layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Skip {
     /// The state before `in_norm`.
     #[default]
@@ -273,6 +279,7 @@ pub enum Skip {
 /// Combination of skip and output into the next state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Combine {
     /// `skip_scale · skip + out_scale · o`.
     #[default]
@@ -320,6 +327,7 @@ pub struct Override {
 /// assert_eq!(selector, Selector::Every(6));
 /// ```
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Selector {
     /// Blocks with these indices.
     Indices(Vec<usize>),

@@ -91,7 +91,7 @@ impl Common {
             .as_ref()
             .is_some_and(|q| !q.is_null())
         {
-            return Err("quantization_config is set, expected weights as they are".into());
+            return Err("quantization_config is set, expected unquantized weights".into());
         }
         if self.attention_bias {
             return Err("attention_bias is set, which is not supported".into());

@@ -211,7 +211,7 @@ fn omit_mtp_layers(weights: &mut Weights, model: &DeepseekV3) {
         let layer = name.strip_prefix("model.layers.")?.split('.').next()?;
         Some(mtp_layers.contains(&layer.parse().ok()?))
     };
-    let reason = "layers that predict further tokens, which are no part of the decoder";
+    let reason = "multi-token prediction layers, which are not part of the decoder";
     weights.omit(reason, |name| is_mtp(name).unwrap_or(false));
 }
 
@@ -242,7 +242,8 @@ fn convert_moe(
     match moe.bias_rate {
         Some(_) => weights.rename(&bias, format!("{feed_forward}.selection_bias"))?,
         None => {
-            let reason = "a bias of the choice among experts, of which all are chosen";
+            let reason = "the balancing bias of the router, which has no effect because all \
+                          experts are selected";
             weights.omit(reason, |name| name == bias);
         }
     }

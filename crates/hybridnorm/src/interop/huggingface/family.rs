@@ -4,15 +4,10 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::super::keys;
+use super::FAMILIES;
 use super::config::Common;
 use super::weights::Weights;
-use super::{deepseek_v3, olmoe};
 use crate::model::ModelConfig;
-
-/// All families, by the `model_type` of their `config.json`. A new family is a module with a [`Family`], and
-/// a line here.
-pub(super) const FAMILIES: &[(&str, ReadFamily)] =
-    &[("olmoe", olmoe::read), ("deepseek_v3", deepseek_v3::read)];
 
 /// Reads the configuration of a family from the bytes of a `config.json`.
 pub(super) type ReadFamily = fn(&[u8]) -> Result<Box<dyn Family>, String>;

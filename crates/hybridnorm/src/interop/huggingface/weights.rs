@@ -149,7 +149,7 @@ impl Weights {
         match self.source.take(HEAD)? {
             None => Ok(()),
             Some(head) if self.converted.get("embedding") != Some(&head) => Err(format!(
-                "tie_word_embeddings is set, but {HEAD} is not the embedding"
+                "tie_word_embeddings is set, but {HEAD} differs from the embedding"
             )),
             Some(_) => {
                 let reason = "equal to the embedding, to which the head is tied";
@@ -163,7 +163,7 @@ impl Weights {
     /// Returns the converted tensors, if no source tensor remains.
     fn finish(mut self, total: usize) -> Result<Converted, String> {
         self.omit(
-            "wavelengths of the rotary embedding, which follow from the configuration",
+            "inverse frequencies of the rotary embedding, which follow from the configuration",
             |name| name.ends_with("rotary_emb.inv_freq"),
         );
         match self.source.names().next() {
@@ -193,7 +193,7 @@ pub(super) fn stacked(parts: &[HostTensor]) -> Result<HostTensor, String> {
             return Err("are not matrices".into());
         };
         if *width.get_or_insert(columns) != columns {
-            return Err("are not of one width".into());
+            return Err("have different widths".into());
         }
         rows += part_rows;
     }

@@ -253,7 +253,7 @@ impl Official {
         Ok(Some(MoeConfig {
             n_experts: self
                 .moe_num_experts
-                .ok_or("moe_num_experts is missing beside block_type \"moe\"")?,
+                .ok_or("moe_num_experts is missing, which block_type \"moe\" requires")?,
             top_k: self.moe_top_k,
             d_expert: self.moe_expert_hidden_size.unwrap_or(hidden),
             n_shared: 0,

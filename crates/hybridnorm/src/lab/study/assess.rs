@@ -101,7 +101,7 @@ fn different_initializations(study: &Study, group: &Group) -> Option<String> {
         return None;
     }
     let inits: Vec<String> = (of.iter())
-        .map(|(name, init)| format!("{name} ({})", init.words()))
+        .map(|(name, init)| format!("{name} ({})", init.description()))
         .collect();
     Some(format!(
         "Placements differ in initialization: {}. Set `init` in [model] to use one for all.",

@@ -22,7 +22,7 @@ pub(super) struct Setting {
 pub(super) fn equations(rule: &BlockRule, scales: Scales, setting: Setting) -> BlockText {
     let mut writer = Writer {
         streams: setting.streams,
-        numbered: needs_numbers(rule, setting.streams),
+        numbered: needs_norm_indices(rule, setting.streams),
         normed_skips: normed_skips(rule),
         norms: 0,
         states: 0,
@@ -66,7 +66,7 @@ pub(super) struct Writer {
 
 impl Writer {
     fn sub_layer(&mut self, sub: &SubLayer<Scale>, g: &Math, s: &Math, b: &Math, lhs: Math) {
-        let n = self.read(sub, s);
+        let n = self.sub_layer_input(sub, s);
         let skip = match sub.skip {
             Skip::Raw => s.clone(),
             Skip::Normed => n.clone(),
@@ -80,8 +80,8 @@ impl Writer {
         self.out.push(Equation::new(lhs, next));
     }
 
-    /// `N(s)`, as a named state if the skip connection uses it.
-    pub fn read(&mut self, sub: &SubLayer<Scale>, s: &Math) -> Math {
+    /// Returns the sub-layer input, `N(s)`, as a named state if the skip connection uses it.
+    pub fn sub_layer_input(&mut self, sub: &SubLayer<Scale>, s: &Math) -> Math {
         let n = match sub.in_norm {
             true => self.norm(s),
             false => s.clone(),
@@ -96,7 +96,7 @@ impl Writer {
     fn add(&mut self, sub: &SubLayer<Scale>, g: &Math, n: Math, skip: Math) -> Math {
         let skip_scale = self.scales.factor(&sub.skip_scale);
         let output = self.output(sub, g, n);
-        self.post(sub, sum(&[times(skip_scale, skip), output]))
+        self.apply_post_norm(sub, sum(&[times(skip_scale, skip), output]))
     }
 
     /// `unit(skip + c·(N(G(n)) − skip))`
@@ -110,7 +110,7 @@ impl Writer {
         apply(&unit(), &sum(&[skip, step]))
     }
 
-    pub fn post(&mut self, sub: &SubLayer<Scale>, total: Math) -> Math {
+    pub fn apply_post_norm(&mut self, sub: &SubLayer<Scale>, total: Math) -> Math {
         match sub.post_norm {
             true => self.norm(&total),
             false => total,
@@ -135,7 +135,7 @@ impl Writer {
         let skip = times(skip_scale, x.clone());
         let o_a = self.output(&rule.attn, a, n_a);
         let o_f = self.output(&rule.ffn, f, n_f);
-        let total = self.post(&rule.attn, sum(&[skip, o_a, o_f]));
+        let total = self.apply_post_norm(&rule.attn, sum(&[skip, o_a, o_f]));
         self.out.push(Equation::new(lhs, total));
     }
 
@@ -155,7 +155,7 @@ impl Writer {
                 let start = self.scales.start(&norm.gain_init);
                 let name = self.norm_name();
                 self.notes
-                    .push(Equation::note(name, "gain starts at ").math(&start));
+                    .push(Equation::note(name, "gain initialized to ").math(&start));
             }
         }
         o
@@ -203,7 +203,7 @@ fn normed_skips(rule: &BlockRule) -> usize {
 
 /// True if norms need an index: one line has two of them, or one has a different initial gain. With
 /// two streams the sum is on a separate line.
-fn needs_numbers(rule: &BlockRule, streams: Streams) -> bool {
+fn needs_norm_indices(rule: &BlockRule, streams: Streams) -> bool {
     let on_line = |sub: &SubLayer<Scale>| {
         usize::from(sub.in_norm && sub.skip != Skip::Normed)
             + usize::from(sub.out_norm.is_some())
@@ -215,10 +215,10 @@ fn needs_numbers(rule: &BlockRule, streams: Streams) -> bool {
             .is_some_and(|norm| norm.gain_init != Scale::Const(1.0))
     };
     let (a, f) = (on_line(&rule.attn), on_line(&rule.ffn));
-    let crowded = match rule.topology {
+    let has_two_norms_on_a_line = match rule.topology {
         Topology::Sequential => a > 1 || f > 1,
         Topology::ParallelTwo => a + f > 1,
         Topology::ParallelShared => a + f > 2,
     };
-    crowded || special(&rule.attn) || special(&rule.ffn)
+    has_two_norms_on_a_line || special(&rule.attn) || special(&rule.ffn)
 }

@@ -28,7 +28,7 @@ fn sites(inner: &AttnInner<Scale>) -> [(char, HeadNorm); 4] {
 }
 
 /// Operands of the attention scores and the context.
-pub(super) struct Read {
+pub(super) struct AttentionOperands {
     pub q: Math,
     pub k: Math,
     pub v: Math,
@@ -45,12 +45,12 @@ pub(super) fn attention(
     latent: bool,
     scales: &mut Scales,
 ) -> Vec<Equation> {
-    let read = match latent {
-        true => latent::read(inner, scales),
-        false => read(inner, scales),
+    let operands = match latent {
+        true => latent::operands(inner, scales),
+        false => operands(inner, scales),
     };
-    let mut lines = read.lines;
-    let scores = scores(inner.attn_scale, &read.q, &read.k);
+    let mut lines = operands.lines;
+    let scores = scores(inner.attn_scale, &operands.q, &operands.k);
     let mut logits = scores.clone();
     if let Some(cap) = inner.attn_softcap {
         let cap = number(cap);
@@ -60,18 +60,18 @@ pub(super) fn attention(
         );
         lines.push(Equation::new(plain("S"), scores));
     }
-    let context = context(inner, &logits, &read.v, &mut lines);
+    let context = context(inner, &logits, &operands.v, &mut lines);
     if inner.attn_scale == AttnScale::Cosine {
         lines.push(Equation::note(
             sym("τ", "\\tau"),
-            "learned, one number per head, starts at 0.1, kept ≥ 0.01",
+            "learned, one number per head, initialized to 0.1, clamped to ≥ 0.01",
         ));
     }
     let output = sym(
         format!("W_O · {}", context.text),
         format!("W_O \\, {}", context.latex),
     );
-    let output = match read.source {
+    let output = match operands.source {
         Some(source) => sym(
             format!("{},  {}", output.text, source.text),
             format!("{},\\quad {}", output.latex, source.latex),
@@ -80,7 +80,7 @@ pub(super) fn attention(
     };
     let name = apply(&attention_name(inner), &plain("u"));
     lines.insert(0, Equation::new(name, output));
-    lines.extend(read.notes);
+    lines.extend(operands.notes);
     lines.extend(inner.norm_eps.map(|eps| {
         let prose = format!("inside attention with eps {}", number(eps).text);
         Equation::note(plain("N"), prose)
@@ -89,21 +89,21 @@ pub(super) fn attention(
 }
 
 /// Multi-head attention: three projections, normalized per head or over all heads.
-fn read(inner: &AttnInner<Scale>, scales: &mut Scales) -> Read {
+fn operands(inner: &AttnInner<Scale>, scales: &mut Scales) -> AttentionOperands {
     let channel = "channel of every key/value head";
     let post_scale = scales.factor_per(channel, &inner.qk_post_scale);
-    let rotated = |name: &str, norm: HeadNorm| {
+    let rotary = |name: &str, norm: HeadNorm| {
         let (rope, x) = (rope(), plain(name));
-        let turned = match inner.qk_order {
+        let x = match inner.qk_order {
             _ if norm == HeadNorm::None => return apply(&rope, &x),
             QkOrder::BeforeRope => apply(&rope, &head_norm(norm, &x)),
             QkOrder::AfterRope => head_norm(norm, &apply(&rope, &x)),
         };
-        times(post_scale.clone(), turned)
+        times(post_scale.clone(), x)
     };
-    Read {
-        q: rotated("q", inner.q_norm),
-        k: rotated("k", inner.k_norm),
+    AttentionOperands {
+        q: rotary("q", inner.q_norm),
+        k: rotary("k", inner.k_norm),
         v: head_norm(inner.v_norm, &plain("v")),
         source: Some(projections(inner.clip_qkv)),
         lines: Vec::new(),
@@ -130,7 +130,7 @@ fn context(inner: &AttnInner<Scale>, logits: &Math, v: &Math, lines: &mut Vec<Eq
     }
     lines.push(Equation::note(
         sym("γ", "\\gamma"),
-        "learned, one number per head, starts at 1",
+        "learned, one number per head, initialized to 1",
     ));
     let inside = match inner.ctx_norm {
         HeadNorm::None => sym(
@@ -215,20 +215,20 @@ pub(super) fn head_norm_notes(sites: &[(char, HeadNorm)]) -> Vec<Equation> {
     let kinds = [
         (
             HeadNorm::PerHead,
-            "over each head's channels, one gain for all heads",
+            "over each head's channels, one gain shared by all heads",
         ),
         (
             HeadNorm::PerHeadOwn,
-            "over each head's channels, a gain for every head",
+            "over each head's channels, a separate gain per head",
         ),
         (
             HeadNorm::PerHeadPlain,
             "over each head's channels, without parameters",
         ),
-        (HeadNorm::Full, "over the channels of all heads together"),
+        (HeadNorm::Full, "over the channels of all heads"),
         (
             HeadNorm::FullPlain,
-            "over the channels of all heads together, without parameters",
+            "over the channels of all heads, without parameters",
         ),
     ];
     kinds

@@ -1,13 +1,13 @@
 //! Definitions of multi-head latent attention: the projections of the latents, and the norms.
 
 use super::super::spec::{AttnInner, AttnScale, HeadNorm, Scale};
-use super::inner::{Read, head_norm_notes, rope};
+use super::inner::{AttentionOperands, head_norm_notes, rope};
 use super::math::{Equation, Math, apply, comma, number, plain, sym, times};
 use super::scales::Scales;
 
 /// `q = (q_c, RoPE(q_r))` from the query latent, `k = (k_c, RoPE(k_r))` and `v` from the key/value
 /// latent and the rotary key.
-pub(super) fn read(inner: &AttnInner<Scale>, scales: &mut Scales) -> Read {
+pub(super) fn operands(inner: &AttnInner<Scale>, scales: &mut Scales) -> AttentionOperands {
     let post_scale = scales.factor(&inner.qk_post_scale);
     let scaled = |x| times(post_scale.clone(), x);
     let (q, k, v) = (plain("q"), plain("k"), plain("v"));
@@ -24,7 +24,7 @@ pub(super) fn read(inner: &AttnInner<Scale>, scales: &mut Scales) -> Read {
             scaled(joined(&k_c, &apply(&rope(), &rotary_key))),
         ),
     ];
-    Read {
+    AttentionOperands {
         q,
         k,
         v,
@@ -102,7 +102,7 @@ fn notes(inner: &AttnInner<Scale>) -> Vec<Equation> {
     let norms = [inner.q_norm, inner.v_norm, inner.k_norm];
     let prose = [
         "query latent",
-        "key/value latent, in which values and the content of keys are linear",
+        "key/value latent, up-projected to values and the content part of keys",
         "rotary key, shared by all heads",
     ];
     let mut lines: Vec<_> = latents()
@@ -112,8 +112,8 @@ fn notes(inner: &AttnInner<Scale>) -> Vec<Equation> {
         .map(|((name, norm), prose)| {
             let normed = match norm {
                 HeadNorm::None => "no norm",
-                _ if is_plain(norm) => "normed over its whole width, without parameters",
-                _ => "normed over its whole width",
+                _ if is_plain(norm) => "normalized over its full width, without parameters",
+                _ => "normalized over its full width",
             };
             Equation::note(name, format!("{prose}; {normed}"))
         })
@@ -126,7 +126,7 @@ fn notes(inner: &AttnInner<Scale>) -> Vec<Equation> {
     if !matches!(inner.attn_scale, AttnScale::Const(_)) {
         lines.push(Equation::note(
             sym("hd", "d_h"),
-            "width of a query, content and rotary part together",
+            "width of a query head, content and rotary part",
         ));
     }
     lines

@@ -1,7 +1,7 @@
 //! A placement as equations, in Unicode, LaTeX and JSON.
 
 mod block;
-mod ends;
+mod embedding_and_head;
 mod inner;
 mod latent;
 mod math;
@@ -17,12 +17,13 @@ use super::error::PlacementError;
 use super::layers::layer_rules;
 use super::resolve::{Resolved, resolve};
 use super::spec::{BlockRule, Placement};
-use super::tally::SymbolicCount;
+use super::symbolic_count::SymbolicCount;
 use super::validate::{ModelFacts, Warning, validate};
 use scales::Scales;
 
 /// Complete description of a placement at one depth.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Explanation {
     /// Name of the placement, if it has one.
     pub name: Option<String>,
@@ -58,6 +59,7 @@ pub struct Explanation {
 
 /// Blocks with the same rule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Group {
     /// Heading with 1-based block numbers: `block 1`, `blocks 2–12`.
     pub title: String,
@@ -116,10 +118,10 @@ impl Explanation {
             hash: placement.hash(),
             n_layers,
             facts: *facts,
-            embedding: ends::embedding(placement, &r),
-            head: ends::head(placement, &r),
-            norm: ends::norm_function(&r.norm),
-            init: ends::init(placement, &r, facts),
+            embedding: embedding_and_head::embedding(placement, &r),
+            head: embedding_and_head::head(placement, &r),
+            norm: embedding_and_head::norm_function(&r.norm),
+            init: embedding_and_head::init(placement, &r, facts),
             norm_parameters: of_blocks(|g| g.norm_parameters)
                 + SymbolicCount::norm(&r.norm) * outer_norms,
             normalized_elements: of_blocks(|g| g.normalized_elements) + wide,

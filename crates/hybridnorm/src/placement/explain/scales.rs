@@ -38,13 +38,17 @@ impl Scales {
                 self.learned += 1;
                 let lambda = indexed(&sym("λ", "\\lambda"), self.learned);
                 let shape = match shape {
-                    LearnedShape::Scalar => "learned, one number, starts at ".into(),
-                    LearnedShape::Vector => format!("learned, one number per {what}, starts at "),
+                    LearnedShape::Scalar => "learned scalar, initialized to ".into(),
+                    LearnedShape::Vector => {
+                        format!("learned, one number per {what}, initialized to ")
+                    }
                 };
                 let mut line = Equation::note(lambda.clone(), shape).math(&self.start(init));
                 if let Some(start) = start {
                     let start = self.start(start);
-                    line = line.prose("; its parameter starts at ").math(&start);
+                    line = line
+                        .prose("; its parameter is initialized to ")
+                        .math(&start);
                 }
                 self.lines.push(line);
                 Some(lambda)

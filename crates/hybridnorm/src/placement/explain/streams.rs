@@ -16,7 +16,7 @@ impl Writer {
         self.out.push(Equation::new(sym("D′", "D'"), gathered));
         self.notes.push(Equation::note(
             d,
-            "second stream, the embedding plus all outputs",
+            "second stream, the embedding plus all sub-layer outputs",
         ));
     }
 
@@ -33,7 +33,7 @@ impl Writer {
             Streams::Siamese => self.sum_of_streams(sub, number, x, d),
             Streams::Single | Streams::ResidualDual => x.clone(),
         };
-        let n = self.read(sub, &s);
+        let n = self.sub_layer_input(sub, &s);
         let g = indexed(&plain("G"), number);
         let output = self.branch(sub, function, n.clone());
         self.out.push(Equation::new(g.clone(), output));
@@ -43,7 +43,7 @@ impl Writer {
         };
         let skip = times(self.scales.factor(&sub.skip_scale), skip);
         let step = times(self.scales.factor(&sub.out_scale), g.clone());
-        let total = self.post(sub, sum(&[skip, step]));
+        let total = self.apply_post_norm(sub, sum(&[skip, step]));
         self.out.push(Equation::new(next, total));
         g
     }

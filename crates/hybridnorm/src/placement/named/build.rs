@@ -10,25 +10,25 @@ use super::super::spec::{
 pub(super) type Sub = SubLayer<Scale>;
 
 /// Base placement: raw skip connections, no norm except the final one.
-pub(super) fn off() -> Placement {
+pub(super) fn base() -> Placement {
     Placement::default()
 }
 
 /// Pre-norm: a norm before each sub-layer.
-pub(super) fn pre() -> Placement {
-    off().both(in_norm)
+pub(super) fn pre_norm_base() -> Placement {
+    base().sub_layers(in_norm)
 }
 
 /// Post-norm: a norm on each residual sum; the last one replaces the final norm.
-pub(super) fn post() -> Placement {
-    off().both(post_norm).without_final_norm()
+pub(super) fn post_norm_base() -> Placement {
+    base().sub_layers(post_norm).without_final_norm()
 }
 
 /// Builder methods of a placement.
-pub(super) trait Build {
+pub(super) trait PlacementBuilder {
     fn attn(self, step: impl Fn(&mut Sub)) -> Self;
     fn ffn(self, step: impl Fn(&mut Sub)) -> Self;
-    fn both(self, step: impl Fn(&mut Sub)) -> Self;
+    fn sub_layers(self, step: impl Fn(&mut Sub)) -> Self;
     fn inner(self, step: impl Fn(&mut AttnInner<Scale>)) -> Self;
     fn ffn_inner(self, step: impl Fn(&mut FfnInner<Scale>)) -> Self;
     fn patch(self, layers: Selector, set: serde_json::Value) -> Self;
@@ -40,7 +40,7 @@ pub(super) trait Build {
     fn gains(self, gain: Scale, roles: impl Fn(&mut RoleGains) -> Vec<&mut Scale>) -> Self;
 }
 
-impl Build for Placement {
+impl PlacementBuilder for Placement {
     fn attn(mut self, step: impl Fn(&mut Sub)) -> Self {
         step(&mut self.block.attn);
         self
@@ -49,7 +49,7 @@ impl Build for Placement {
         step(&mut self.block.ffn);
         self
     }
-    fn both(self, step: impl Fn(&mut Sub)) -> Self {
+    fn sub_layers(self, step: impl Fn(&mut Sub)) -> Self {
         self.attn(&step).ffn(&step)
     }
     fn inner(mut self, step: impl Fn(&mut AttnInner<Scale>)) -> Self {

@@ -10,49 +10,49 @@ use super::build::*;
 /// The original multiplies the embedding by √d and adds positions; here the embedding is unscaled, so
 /// that the placement differs from pre-norm in its norms only.
 pub(super) fn post_norm() -> Placement {
-    post()
+    post_norm_base()
 }
 
 /// `u' = N(u) + G(N(u))` at every sub-layer: post-norm shifted by one norm.
 pub(super) fn post_norm_entry() -> Placement {
-    off().both(normed_skip)
+    base().sub_layers(normed_skip)
 }
 
 pub(super) fn pre_norm() -> Placement {
-    pre()
+    pre_norm_base()
 }
 
 pub(super) fn pre_norm_qk() -> Placement {
-    pre().inner(heads("qk", HeadNorm::PerHead))
+    pre_norm_base().inner(heads("qk", HeadNorm::PerHead))
 }
 
 pub(super) fn pre_norm_qk_full() -> Placement {
-    pre().inner(heads("qk", HeadNorm::Full))
+    pre_norm_base().inner(heads("qk", HeadNorm::Full))
 }
 
 pub(super) fn sandwich() -> Placement {
-    pre().both(out_norm)
+    pre_norm_base().sub_layers(out_norm)
 }
 
 pub(super) fn olmo2() -> Placement {
-    off()
+    base()
         .inner(heads("qk", HeadNorm::Full))
-        .both(out_norm)
+        .sub_layers(out_norm)
         .eps(1e-6)
 }
 
 /// Gains and biases of the output norms start at 0. The extra norm every six blocks of the largest
 /// model is not included.
 pub(super) fn swin_v2() -> Placement {
-    off()
+    base()
         .inner(|inner| inner.attn_scale = AttnScale::Cosine)
-        .both(out_norm_from(Scale::Const(0.0)))
+        .sub_layers(out_norm_from(Scale::Const(0.0)))
         .kind(NormFn::Layernorm)
 }
 
 /// Decoder-only gains: a factor √(ln 2L) on the Xavier weights of v, o, up and down.
 pub(super) fn sub_ln() -> Placement {
-    pre()
+    pre_norm_base()
         .inner(heads("c", HeadNorm::Full))
         .ffn_inner(|inner| inner.mid_norm = true)
         .init(InitScheme::Xavier, StdRule::SmallInit)
@@ -62,7 +62,7 @@ pub(super) fn sub_ln() -> Placement {
 }
 
 pub(super) fn normformer() -> Placement {
-    pre()
+    pre_norm_base()
         .inner(|inner| inner.head_gain = true)
         .attn(out_norm)
         .ffn_inner(|inner| inner.mid_norm = true)
@@ -72,9 +72,9 @@ pub(super) fn normformer() -> Placement {
 
 /// Initial standard deviations: 0.02, 0.02/√(2l) for o, up and down, 1 for the embedding.
 pub(super) fn simple_norm() -> Placement {
-    let mut placement = off()
+    let mut placement = base()
         .inner(heads("qkv", HeadNorm::Full))
-        .both(out_norm)
+        .sub_layers(out_norm)
         .ffn_inner(|inner| {
             inner.gate_norm = true;
             inner.up_norm = true;
@@ -96,18 +96,18 @@ pub(super) fn neox_parallel() -> Placement {
 }
 
 fn parallel(topology: Topology) -> Placement {
-    let mut placement = pre();
+    let mut placement = pre_norm_base();
     placement.block.topology = topology;
     placement
 }
 
 /// The paper's language models have no bias, and a learned scalar on the embedding that starts at √d.
 pub(super) fn dyt() -> Placement {
-    let mut placement = pre().kind(NormFn::Dyt);
+    let mut placement = pre_norm_base().kind(NormFn::Dyt);
     placement.embed.scale = learned(LearnedShape::Scalar, formula(Formula::SqrtWidth));
     placement
 }
 
 pub(super) fn derf() -> Placement {
-    pre().kind(NormFn::Derf)
+    pre_norm_base().kind(NormFn::Derf)
 }

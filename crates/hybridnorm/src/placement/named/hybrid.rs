@@ -12,7 +12,7 @@ use super::super::spec::{Formula, HeadNorm, InitScheme, Placement, Scale, Select
 use super::build::*;
 
 fn family() -> Placement {
-    off().init(InitScheme::Megatron, StdRule::SmallInit)
+    base().init(InitScheme::Megatron, StdRule::SmallInit)
 }
 
 /// `Y = X + A_#(X);  X' = N(Y) + F(N(Y))`
@@ -50,7 +50,7 @@ pub(super) fn hybridnorm_7b() -> Placement {
 
 /// The write-up divides by √(l₀+1), i.e. √l; the authors' two-stream code divides by √(2l).
 pub(super) fn hybridnorm_ds() -> Placement {
-    hybridnorm().both(out_scale(Scale::Formula(Formula::InvSqrtLayer)))
+    hybridnorm().sub_layers(out_scale(Scale::Formula(Formula::InvSqrtLayer)))
 }
 
 pub(super) fn first_qkv_pre() -> Placement {

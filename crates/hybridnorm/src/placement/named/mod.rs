@@ -35,8 +35,8 @@ impl NamedPlacement {
     /// Returns the placement.
     ///
     /// ```
-    /// use hybridnorm::placement::entry;
-    /// let pre_norm = entry("pre-norm")?.placement();
+    /// use hybridnorm::placement::find_named;
+    /// let pre_norm = find_named("pre-norm")?.placement();
     /// assert!(pre_norm.block.attn.in_norm && pre_norm.block.ffn.in_norm);
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
@@ -48,8 +48,8 @@ impl NamedPlacement {
 /// Returns every named placement, grouped by family.
 ///
 /// ```
-/// use hybridnorm::placement::names;
-/// let pre_norm = names().iter().find(|entry| entry.name == "pre-norm").unwrap();
+/// use hybridnorm::placement::named_placements;
+/// let pre_norm = named_placements().iter().find(|entry| entry.name == "pre-norm").unwrap();
 /// assert_eq!(pre_norm.source, "arXiv 2002.04745");
 /// ```
 pub fn named_placements() -> &'static [NamedPlacement] {
@@ -59,9 +59,9 @@ pub fn named_placements() -> &'static [NamedPlacement] {
 /// Returns the registry entry of this name or alias; case is ignored and `_` reads as `-`.
 ///
 /// ```
-/// use hybridnorm::placement::entry;
-/// assert_eq!(entry("Qwen3")?.name, "pre-norm-qk");
-/// let error = entry("hybridnrom").unwrap_err();
+/// use hybridnorm::placement::find_named;
+/// assert_eq!(find_named("Qwen3")?.name, "pre-norm-qk");
+/// let error = find_named("hybridnrom").unwrap_err();
 /// assert!(error.problem.contains("`hybridnorm`"));
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
@@ -120,12 +120,12 @@ macro_rules! registry {
 
 static NAMES: &[NamedPlacement] = registry! {
     "hybridnorm" | "qkv-post" | "hybrid-norm": hybrid::hybridnorm, "arXiv 2503.04598",
-        "norms on q, k and v; the feed-forward's skip carries the normed state";
+        "norms on q, k and v; the feed-forward's skip is the normalized state";
     "hybridnorm-star" | "hybridnorm*" | "hybrid-norm-star": hybrid::hybridnorm_star,
         "arXiv 2503.04598",
         "HybridNorm whose first block is pre-norm with q, k and v norms";
     "hybridnorm-7b": hybrid::hybridnorm_7b, "arXiv 2503.04598",
-        "HybridNorm* with a norm on the attention output whose gain starts at 1/√(2L)";
+        "HybridNorm* with a norm on the attention output whose gain is initialized to 1/√(2L)";
     "hybridnorm-ds": hybrid::hybridnorm_ds, "arXiv 2602.08064 (ablation)",
         "HybridNorm with both outputs divided by √l";
     "first-qkv-pre": hybrid::first_qkv_pre, "arXiv 2503.04598, appendix G",
@@ -141,21 +141,21 @@ static NAMES: &[NamedPlacement] = registry! {
     "qkvc-post": hybrid::qkvc_post, "arXiv 2503.04598, appendix G",
         "HybridNorm with a norm on each head's context as well";
     "qkc-post": hybrid::qkc_post, "arXiv 2503.04598, appendix G",
-        "HybridNorm with the context normed instead of v";
+        "HybridNorm with a norm on the context instead of v";
     "kv-post": hybrid::kv_post, "arXiv 2503.04598, appendix G",
         "HybridNorm without the norm on q";
     "kc-post": hybrid::kc_post, "arXiv 2503.04598, appendix G",
-        "norms on k and the context; normed feed-forward skip";
+        "norms on k and the context; normalized feed-forward skip";
     "qk-post": hybrid::qk_post, "arXiv 2503.04598, appendix G",
-        "norms on q and k only; normed feed-forward skip (diverged in the paper)";
+        "norms on q and k only; normalized feed-forward skip (diverged in the paper)";
     "pre-post": hybrid::pre_post, "arXiv 2503.04598, appendix G",
-        "pre-norm attention; normed feed-forward skip";
+        "pre-norm attention; normalized feed-forward skip";
     "post-pre": hybrid::post_pre, "arXiv 2503.04598, appendix G",
-        "normed attention skip; pre-norm feed-forward";
+        "normalized attention skip; pre-norm feed-forward";
     "post-norm" | "post-ln": classic::post_norm, "arXiv 1706.03762",
-        "a norm on each sum (the original; its √d on the embedding is left out)";
+        "a norm on each sum (the original; its √d on the embedding is omitted)";
     "post-norm-entry": classic::post_norm_entry, "github BryceZhuo/HybridNorm",
-        "post-norm written with normed skips, so that the embedding is normed too";
+        "post-norm written with normalized skips, so that the embedding is normalized too";
     "pre-norm" | "pre-ln" | "llama": classic::pre_norm, "arXiv 2002.04745",
         "a norm before attention and before the feed-forward; raw skips";
     "pre-norm-qk" | "qk-norm" | "qwen3": classic::pre_norm_qk, "arXiv 2302.05442, Qwen 3",
@@ -168,7 +168,7 @@ static NAMES: &[NamedPlacement] = registry! {
     "olmo2" | "output-norm" | "olmo3" | "reordered-norm": classic::olmo2, "arXiv 2501.00656",
         "norms on the outputs only, and on q and k over all heads together";
     "swin-v2-res-post" | "res-post-norm": classic::swin_v2, "arXiv 2111.09883",
-        "LayerNorms on the outputs with gains that start at 0; cosine attention";
+        "LayerNorms on the outputs with gains initialized to 0; cosine attention";
     "sub-ln" | "magneto": classic::sub_ln, "arXiv 2210.06423",
         "pre-norm with a second norm before each output projection";
     "normformer": classic::normformer, "arXiv 2110.09456",
@@ -176,9 +176,9 @@ static NAMES: &[NamedPlacement] = registry! {
     "simple-norm" | "simplegpt": classic::simple_norm, "arXiv 2602.01212",
         "a norm after every linear map, none before";
     "gpt-j-parallel" | "palm-parallel": classic::gpt_j_parallel, "GPT-J; arXiv 2204.02311",
-        "attention and feed-forward side by side behind one shared norm";
+        "attention and feed-forward in parallel after one shared norm";
     "neox-parallel": classic::neox_parallel, "arXiv 2204.06745",
-        "attention and feed-forward side by side, each behind its own norm";
+        "attention and feed-forward in parallel, each after its own norm";
     "dyt": classic::dyt, "arXiv 2503.10622",
         "pre-norm with tanh(α·x) in place of the norm and a learned embedding scale";
     "derf": classic::derf, "arXiv 2512.10938",
@@ -186,9 +186,9 @@ static NAMES: &[NamedPlacement] = registry! {
     "deepnorm": scaled::deepnorm, "arXiv 2203.00555",
         "post-norm with skips times (2L)^(1/4) and smaller initial weights";
     "mix-ln": scaled::mix_ln, "arXiv 2412.13795",
-        "post-norm in the first quarter of the blocks, pre-norm in the others";
+        "post-norm in the first quarter of the blocks, pre-norm in the rest";
     "lns" | "layernorm-scaling": scaled::lns, "arXiv 2502.05795",
-        "pre-norm with the normed input divided by √l";
+        "pre-norm with the normalized input divided by √l";
     "keel": scaled::keel, "arXiv 2601.19895",
         "post-norm with skips times 2L and a norm before each sub-layer";
     "spannorm": scaled::spannorm, "arXiv 2601.22580",
@@ -196,18 +196,19 @@ static NAMES: &[NamedPlacement] = registry! {
     "b2t": scaled::b2t, "arXiv 2206.00330",
         "post-norm with an extra skip from the block's input to its last sum";
     "layerscale" | "layer-scale" | "cait": scaled::layerscale, "arXiv 2103.17239",
-        "pre-norm with a learned factor per channel on each output, small at the start";
+        "pre-norm with a learned factor per channel on each output, initialized to a small value";
     "rezero": scaled::rezero, "arXiv 2003.04887",
-        "no norm; a learned factor on each output that starts at 0";
+        "no norm; a learned factor on each output, initialized to 0";
     "minimax-text-01": scaled::minimax_text_01, "arXiv 2501.08313",
-        "normed skips times (2L)^(1/4) (3.5566 at its 80 layers) with an entry and a final norm";
+        "normalized skips times (2L)^(1/4) (3.5566 at its 80 layers) with an entry and a final \
+         norm";
     "resi-dual" | "residual-dual": streams::resi_dual, "arXiv 2304.14802",
-        "post-norm, and a second stream of all outputs that is normed once, at the end";
+        "post-norm, and a second stream of all outputs that is normalized once, at the end";
     "siamese-norm" | "siamese": streams::siamese_norm, "arXiv 2602.08064",
         "a post-norm and a pre-norm stream with one sub-layer on the norm of their sum";
     "siamese-hybrid": streams::siamese_hybrid,
         "github Qwen-Applications/SiameseNorm",
-        "two streams whose attention norms q, k and v and whose feed-forward is pre-norm";
+        "two streams; attention with norms on q, k and v, pre-norm feed-forward";
     "gemma2": models::gemma2, "arXiv 2408.00118",
         "input and output norms with gains 1 + w, soft caps, embedding times √d";
     "gemma3": models::gemma3, "arXiv 2503.19786",
@@ -215,9 +216,10 @@ static NAMES: &[NamedPlacement] = registry! {
     "gemma3n": models::gemma3n, "github huggingface/transformers",
         "input and output norms, norms on q, k and (without gain) v, attention scale 1; norms only";
     "nanochat": models::nanochat, "github karpathy/nanochat",
-        "pre-norm without gains, embedding norm, q and k normed after rotation and times 1.2";
+        "pre-norm without gains, embedding norm, q and k normalized after rotation and times 1.2";
     "deepseek-v3": models::deepseek_v3, "arXiv 2412.19437",
         "pre-norm with norms on latent attention's query and key/value latents";
     "ngpt" | "normalized-gpt": models::ngpt, "arXiv 2410.01131, github NVIDIA/ngpt",
-        "state and weights of unit length; each output moves the state a learned part of the way";
+        "state and weights of unit length; each output is interpolated into the state with a \
+         learned rate";
 };

@@ -6,7 +6,7 @@ use super::super::spec::{
 use super::build::*;
 
 fn gemma() -> Placement {
-    let mut placement = pre().both(out_norm).eps(1e-6);
+    let mut placement = pre_norm_base().sub_layers(out_norm).eps(1e-6);
     placement.embed.scale = formula(Formula::SqrtWidth);
     placement
 }
@@ -34,7 +34,7 @@ pub(super) fn gemma3n() -> Placement {
 
 /// The released code passes no eps to its norm, which then uses the machine epsilon; logits are capped at 15.
 pub(super) fn nanochat() -> Placement {
-    let mut placement = pre()
+    let mut placement = pre_norm_base()
         .inner(heads("qk", HeadNorm::PerHeadPlain))
         .inner(|inner| {
             inner.qk_order = QkOrder::AfterRope;
@@ -50,7 +50,7 @@ pub(super) fn nanochat() -> Placement {
 /// Norms on the query latent and the key/value latent; on q and v with multi-head attention. The
 /// initial standard deviation of the weights is 0.006.
 pub(super) fn deepseek_v3() -> Placement {
-    pre()
+    pre_norm_base()
         .inner(heads("qv", HeadNorm::PerHead))
         .eps(1e-6)
         .init(InitScheme::Normal, StdRule::Const(0.006))
@@ -62,7 +62,7 @@ pub(super) fn deepseek_v3() -> Placement {
 pub(super) fn ngpt() -> Placement {
     let start = || formula(Formula::InvSqrtWidth);
     let hidden = || vector_from(formula(Formula::SqrtWidth), Scale::Const(1.0));
-    let mut placement = off()
+    let mut placement = base()
         .inner(heads("qk", HeadNorm::PerHeadPlain))
         .inner(|inner| {
             inner.qk_order = QkOrder::AfterRope;
@@ -73,8 +73,8 @@ pub(super) fn ngpt() -> Placement {
             inner.gate_scale = hidden();
             inner.up_scale = hidden();
         })
-        .both(out_norm)
-        .both(lerp_unit(vector_from(Scale::Const(0.05), start())))
+        .sub_layers(out_norm)
+        .sub_layers(lerp_unit(vector_from(Scale::Const(0.05), start())))
         .without_final_norm()
         .kind(NormFn::L2)
         .eps(1e-12);

@@ -9,8 +9,8 @@ use super::build::*;
 
 /// Decoder-only constants: skip scale (2L)^(1/4), Xavier gains (8L)^(−1/4) on all but q and k.
 pub(super) fn deepnorm() -> Placement {
-    post()
-        .both(skip_scale(depth_power(2.0, 0.25)))
+    post_norm_base()
+        .sub_layers(skip_scale(depth_power(2.0, 0.25)))
         .init(InitScheme::Xavier, StdRule::SmallInit)
         .gains(depth_power(8.0, -0.25), value_path)
 }
@@ -18,7 +18,7 @@ pub(super) fn deepnorm() -> Placement {
 /// The released code initializes the embedding with standard deviation √(2/5) and has eps 1e-6.
 pub(super) fn mix_ln() -> Placement {
     let post = json!({ "in_norm": false, "post_norm": true });
-    let mut placement = pre()
+    let mut placement = pre_norm_base()
         .patch(
             Selector::FirstFraction(0.25),
             json!({ "attn": post, "ffn": post }),
@@ -29,14 +29,14 @@ pub(super) fn mix_ln() -> Placement {
 }
 
 pub(super) fn lns() -> Placement {
-    pre().both(in_scale(formula(Formula::InvSqrtLayer)))
+    pre_norm_base().sub_layers(in_scale(formula(Formula::InvSqrtLayer)))
 }
 
 /// The first attention is plain pre-norm; the first feed-forward keeps its post-norm.
 pub(super) fn keel() -> Placement {
-    post()
-        .both(in_norm)
-        .both(skip_scale(formula(Formula::TwoDepth)))
+    post_norm_base()
+        .sub_layers(in_norm)
+        .sub_layers(skip_scale(formula(Formula::TwoDepth)))
         .patch(
             Selector::Indices(vec![0]),
             json!({
@@ -48,33 +48,33 @@ pub(super) fn keel() -> Placement {
 
 /// The paper also scales the initial weights by depth; those constants are not included.
 pub(super) fn spannorm() -> Placement {
-    post().ffn(skip(Skip::BlockInput)).patch(
+    post_norm_base().ffn(skip(Skip::BlockInput)).patch(
         Selector::Indices(vec![0]),
         json!({ "attn": { "in_norm": true } }),
     )
 }
 
 pub(super) fn b2t() -> Placement {
-    post().ffn(skip(Skip::RawPlusBlockInput))
+    post_norm_base().ffn(skip(Skip::RawPlusBlockInput))
 }
 
 pub(super) fn layerscale() -> Placement {
-    pre().both(out_scale(learned(
+    pre_norm_base().sub_layers(out_scale(learned(
         LearnedShape::Vector,
         formula(Formula::LayerScale),
     )))
 }
 
 pub(super) fn rezero() -> Placement {
-    off()
-        .both(out_scale(learned(LearnedShape::Scalar, Scale::Const(0.0))))
+    base()
+        .sub_layers(out_scale(learned(LearnedShape::Scalar, Scale::Const(0.0))))
         .without_final_norm()
         .kind(None)
 }
 
 /// The separate output factor β is 1 in the released configuration.
 pub(super) fn minimax_text_01() -> Placement {
-    off()
-        .both(normed_skip)
-        .both(skip_scale(depth_power(2.0, 0.25)))
+    base()
+        .sub_layers(normed_skip)
+        .sub_layers(skip_scale(depth_power(2.0, 0.25)))
 }

@@ -28,7 +28,7 @@ impl Formula {
     /// True if the value depends on the block index.
     ///
     /// ```
-    /// use hybridnorm::placement::{Formula};
+    /// use hybridnorm::placement::Formula;
     /// assert!(Formula::InvSqrtLayer.depends_on_layer());
     /// assert!(!Formula::TwoDepth.depends_on_layer());
     /// ```
@@ -111,8 +111,8 @@ impl Scale {
             Factor::Learned { .. } => Err(PlacementError::new(
                 field,
                 format!(
-                    "a learned scale starts at a number or a formula; its `{part}` must not be \
-                     learned itself"
+                    "the initial value of a learned scale is a number or a formula; `{part}` must \
+                     not be learned itself"
                 ),
             )),
         }
@@ -137,6 +137,6 @@ fn finite(value: f64, field: &str) -> Result<f64, PlacementError> {
     if value.is_finite() {
         return Ok(value);
     }
-    let problem = format!("the scale comes to {value}; it must be a finite number");
+    let problem = format!("the scale evaluates to {value}; it must be a finite number");
     Err(PlacementError::new(field, problem))
 }

@@ -3,7 +3,7 @@
 pub use hybridnorm_kernels::qkv::QkOrder;
 use serde::{Deserialize, Serialize};
 
-use super::super::forms;
+use super::super::serde_forms;
 
 /// Norms and scales inside attention, in the order in which they apply.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -15,7 +15,7 @@ use super::super::forms;
 pub struct AttnInner<S: Default + PartialEq> {
     /// Limit to which q, k and v, the output of the first projection, are clamped before anything else
     /// (OLMo). `false` is off.
-    #[serde(with = "forms::number_or_false")]
+    #[serde(with = "serde_forms::number_or_false")]
     pub clip_qkv: Option<f64>,
     /// Norm on queries.
     pub q_norm: HeadNorm,
@@ -33,7 +33,7 @@ pub struct AttnInner<S: Default + PartialEq> {
     /// Scale of `q·k` before the softmax.
     pub attn_scale: AttnScale,
     /// `c · tanh(score / c)` on the scaled scores (Gemma 2: 50). `false` is off.
-    #[serde(with = "forms::number_or_false")]
+    #[serde(with = "serde_forms::number_or_false")]
     pub attn_softcap: Option<f64>,
     /// Norm on the context (the weighted sum of values) before the output projection.
     pub ctx_norm: HeadNorm,
@@ -42,8 +42,8 @@ pub struct AttnInner<S: Default + PartialEq> {
     /// eps of the norms inside attention, if different from `norm.eps` (DeepSeek-V3: 1e-6 on the latents,
     /// whatever `norm.eps` is). `false` means `norm.eps`.
     #[serde(
-        with = "forms::number_or_false",
-        skip_serializing_if = "forms::is_default"
+        with = "serde_forms::number_or_false",
+        skip_serializing_if = "serde_forms::is_default"
     )]
     pub norm_eps: Option<f64>,
 }
@@ -51,6 +51,7 @@ pub struct AttnInner<S: Default + PartialEq> {
 /// A norm inside attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum HeadNorm {
     /// No norm.
     #[default]
@@ -71,6 +72,7 @@ pub enum HeadNorm {
 ///
 /// Written as a number or one of `inv_sqrt_head_dim`, `sqrt_head_dim`, `cosine`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
 pub enum AttnScale {
     /// `1/√(head width)`; in latent attention that of a query head, content and rotary part together.
     #[default]
@@ -97,10 +99,10 @@ pub struct FfnInner<S: Default + PartialEq> {
     /// Norm on the up projection (SimpleNorm).
     pub up_norm: bool,
     /// Scale of the (normalized) gate projection before the activation (nGPT). Needs a gated activation.
-    #[serde(skip_serializing_if = "forms::is_default")]
+    #[serde(skip_serializing_if = "serde_forms::is_default")]
     pub gate_scale: S,
     /// Scale of the (normalized) up projection, which is the input of an activation without gate (nGPT).
-    #[serde(skip_serializing_if = "forms::is_default")]
+    #[serde(skip_serializing_if = "serde_forms::is_default")]
     pub up_scale: S,
     /// Norm on the hidden activation before the down projection (Sub-LN, NormFormer).
     pub mid_norm: bool,

@@ -3,7 +3,7 @@
 pub use hybridnorm_kernels::norm::{Gain, NormFn, NormScalar};
 use serde::{Deserialize, Serialize};
 
-use super::super::forms;
+use super::super::serde_forms;
 use super::Scale;
 
 /// Norm function with its eps, gain and bias, used at every site of the model.
@@ -11,7 +11,7 @@ use super::Scale;
 #[serde(default, deny_unknown_fields, expecting = "a table of norm fields")]
 pub struct NormSpec {
     /// The function; `None`, in a file `"none"`, removes every norm of the placement.
-    #[serde(with = "forms::norm_function_or_none")]
+    #[serde(with = "serde_forms::norm_function_or_none")]
     pub kind: Option<NormFn>,
     /// Added to the mean square, the variance or the sum of squares under the root; not used by `dyt` and
     /// `derf`.
@@ -22,7 +22,7 @@ pub struct NormSpec {
     /// bias set it.
     pub bias: bool,
     /// Initial value of DyT's α or Derf's a; `None`, in a file `false`, means 0.5.
-    #[serde(with = "forms::number_or_false")]
+    #[serde(with = "serde_forms::number_or_false")]
     pub alpha_init: Option<f64>,
 }
 
@@ -51,7 +51,7 @@ pub struct Embed {
     /// True if the scaled embedding is normalized.
     pub norm: bool,
     /// Initial standard deviation of the embedding; `None`, in a file `false`, follows the init scheme.
-    #[serde(with = "forms::number_or_false")]
+    #[serde(with = "serde_forms::number_or_false")]
     pub init_std: Option<f64>,
 }
 
@@ -60,7 +60,7 @@ pub struct Embed {
 #[serde(default, deny_unknown_fields, expecting = "a table of logits fields")]
 pub struct Logits {
     /// `c · tanh(z / c)` (Gemma 2: 30). `false` is off.
-    #[serde(with = "forms::number_or_false")]
+    #[serde(with = "serde_forms::number_or_false")]
     pub softcap: Option<f64>,
     /// Scale of the logits before the cap; a learned vector has one number per vocabulary entry (nGPT).
     pub scale: Scale,
@@ -83,6 +83,7 @@ pub struct Init {
 /// An initialization scheme; σ is the base standard deviation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum InitScheme {
     /// Every matrix N(0, σ²) (the HybridNorm paper's choice for Pre-Norm).
     #[default]
@@ -103,9 +104,9 @@ impl Init {
     /// ```
     /// use hybridnorm::placement::{Init, StdRule};
     /// let init = Init { std: StdRule::Const(0.02), ..Init::default() };
-    /// assert_eq!(init.words(), "normal, std 0.02");
+    /// assert_eq!(init.description(), "normal, std 0.02");
     /// ```
-    pub fn words(&self) -> String {
+    pub fn description(&self) -> String {
         let scheme = match self.scheme {
             InitScheme::Normal => "normal",
             InitScheme::DepthScaled => "depth_scaled",
@@ -124,6 +125,7 @@ impl Init {
 
 /// The base standard deviation. Written as a number or `small_init`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[non_exhaustive]
 pub enum StdRule {
     /// `1/√(2.5 · d)` ("small init", arXiv 1910.05895).
     #[default]

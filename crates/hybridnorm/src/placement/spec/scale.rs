@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 /// assert_eq!(scale, Scale::Formula(Formula::InvSqrtLayer));
 /// ```
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum Scale {
     /// A number.
     Const(f64),
@@ -42,6 +43,7 @@ impl Default for Scale {
 ///
 /// Deliberately not an expression language: every formula has a published source.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub enum Formula {
     /// `1/√l` (LayerNorm Scaling, arXiv 2502.05795; HybridNorm-DS).
     InvSqrtLayer,
@@ -71,6 +73,7 @@ pub enum Formula {
 /// Shape of a learned scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum LearnedShape {
     /// One number.
     Scalar,
@@ -80,6 +83,7 @@ pub enum LearnedShape {
 
 /// A [`Scale`] resolved for one layer. Serialized like a scale, without formulas.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub enum Factor {
     /// A number.
     Const(f64),

@@ -46,7 +46,7 @@ blocks 1–12
   X′ = Z + F(Z)
 where
   A_QKV(u) = W_O · softmax(RoPE(N(q)) RoPE(N(k))ᵀ / √hd) N(v),  q, k, v = W_q u, W_k u, W_v u
-  N        : on q, k, v: over each head's channels, one gain for all heads
+  N        : on q, k, v: over each head's channels, one gain shared by all heads
   F(u)     = W_down (φ(W_gate u) ⊙ W_up u)
   per block: d + 3·hd norm parameters, d + h·hd + 2·kv·hd normalized elements per token
 
@@ -55,12 +55,12 @@ head
 
 norm
   N(x) = g ⊙ x / √(mean(x²) + 1e-5)
-  g    : starts at 1; every norm has its own
+  g    : initialized to 1, separate for every norm
 
 initial weights
-  W      : normal cut off at 3σ, σ = 1/√(2.5·d) = 0.02282; W_O and W_down at σ/√(2L) = 0.004658
+  W      : normal truncated at 3σ, σ = 1/√(2.5·d) = 0.02282; W_O and W_down at σ/√(2L) = 0.004658
   E      : normal, standard deviation 0.02282
-  W_head : normal, standard deviation 0.03608 where it is not tied to E
+  W_head : normal, standard deviation 0.03608 if not tied to E
 ";
     assert_eq!(text("hybridnorm"), expected);
 }
@@ -69,7 +69,7 @@ initial weights
 fn hybridnorm_star_blocks() {
     let inner = "where
   A_QKV(u) = W_O · softmax(RoPE(N(q)) RoPE(N(k))ᵀ / √hd) N(v),  q, k, v = W_q u, W_k u, W_v u
-  N        : on q, k, v: over each head's channels, one gain for all heads
+  N        : on q, k, v: over each head's channels, one gain shared by all heads
   F(u)     = W_down (φ(W_gate u) ⊙ W_up u)
 ";
     let expected = format!(
@@ -124,7 +124,7 @@ where
         "deepnorm",
         &[
             "logits = W_head X_L",
-            "W_v, W_O, W_gate, W_up, W_down : start times (8L)^(-1/4)",
+            "W_v, W_O, W_gate, W_up, W_down : initial weights times (8L)^(-1/4)",
             "(8L)^(-1/4)                    = 0.3195",
         ],
     );
@@ -175,7 +175,10 @@ where
 const DEFINING_LINES: &[(&str, &[&str])] = &[
     (
         "hybridnorm-7b",
-        &["Y  = X + N₁(A_QKV(X))", "N₁       : gain starts at 1/√(2L)"],
+        &[
+            "Y  = X + N₁(A_QKV(X))",
+            "N₁       : gain initialized to 1/√(2L)",
+        ],
     ),
     (
         "hybridnorm-ds",
@@ -220,7 +223,7 @@ const DEFINING_LINES: &[(&str, &[&str])] = &[
     ("olmo2", &["Y  = X + N(A_QK(X))", "X′ = Y + N(F(Y))"]),
     (
         "swin-v2-res-post",
-        &["Y  = X + N₁(A(X))", "N₁   : gain starts at 0"],
+        &["Y  = X + N₁(A(X))", "N₁   : gain initialized to 0"],
     ),
     ("sub-ln", &["F(u) = W_down N(φ(W_gate u) ⊙ W_up u)"]),
     ("normformer", &["X′ = λ₁·Y + F(N₃(Y))"]),
@@ -257,7 +260,7 @@ const DEFINING_LINES: &[(&str, &[&str])] = &[
         "rezero",
         &[
             "Y  = X + λ₁·A(X)",
-            "λ₁   : learned, one number, starts at 0",
+            "λ₁   : learned scalar, initialized to 0",
         ],
     ),
     ("minimax-text-01", &["Y  = (2L)^(1/4)·Z₁ + A(Z₁)"]),

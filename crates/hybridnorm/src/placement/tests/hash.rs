@@ -26,7 +26,7 @@ fn different_values_hash_differently() {
 }
 
 #[test]
-fn the_way_of_writing_does_not_matter() {
+fn hash_is_independent_of_spelling() {
     let plain = hash(json!({ "block": { "attn": { "in_scale": 2 } } }));
     assert_eq!(
         plain,

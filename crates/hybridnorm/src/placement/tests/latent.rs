@@ -107,7 +107,7 @@ fn latents_are_counted_by_their_widths() {
     }));
     let elements = "2d + d_q + d_kv + d_r + h·hd_v".to_string();
     assert_eq!(count(&plain), ("2d + d_r + hd_v".to_string(), elements));
-    let shape = ModelSizes {
+    let sizes = ModelSizes {
         d: 7168,
         q_latent: 1536,
         kv_latent: 512,
@@ -115,7 +115,7 @@ fn latents_are_counted_by_their_widths() {
         ..ModelSizes::default()
     };
     let r = resolve(&get("deepseek-v3"), 61, 7168).unwrap();
-    assert_eq!(r.norm_parameters(0, true).at(shape), 16_384);
+    assert_eq!(r.norm_parameters(0, true).evaluate(sizes), 16_384);
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn gains_on_values_are_on_the_rows_that_give_them() {
 }
 
 #[test]
-fn latent_attention_whole() {
+fn latent_attention_explanation() {
     let expected = "\
 blocks 1–12
   Y  = X + A_QV(N(X))
@@ -143,11 +143,11 @@ where
   k_c, v         = split(W_UKV N(c_kv))
   q              = [q_c; RoPE(q_r)]
   k              = [k_c; RoPE(k_r)]
-  c_q            : query latent; normed over its whole width
-  c_kv           : key/value latent, in which values and the content of keys are linear; \
-normed over its whole width
+  c_q            : query latent; normalized over its full width
+  c_kv           : key/value latent, up-projected to values and the content part of keys; \
+normalized over its full width
   k_r            : rotary key, shared by all heads; no norm
-  hd             : width of a query, content and rotary part together
+  hd             : width of a query head, content and rotary part
   F(u)           = W_down (φ(W_gate u) ⊙ W_up u)
   per block: 2d + d_q + d_kv norm parameters, 2d + d_q + d_kv normalized elements per token
 ";
@@ -167,8 +167,8 @@ fn scales_caps_and_clips_of_latents_are_visible() {
         "k              = 1.2·[k_c; RoPE(N(k_r))]",
         "S              = 0.125 · q kᵀ",
         "W_O · γ ⊙ N_own(softmax(50·tanh(S / 50)) v)",
-        "query latent; normed over its whole width, without parameters",
-        "N_own          : on context: over each head's channels, a gain for every head",
+        "query latent; normalized over its full width, without parameters",
+        "N_own          : on context: over each head's channels, a separate gain per head",
     ] {
         assert!(text.contains(piece), "no {piece} in\n{text}");
     }

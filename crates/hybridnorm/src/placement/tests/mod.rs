@@ -1,15 +1,15 @@
 mod explain;
-mod forms;
 mod hash;
 mod latent;
 mod named;
 mod resolve;
+mod serde_forms;
+mod serialization;
 mod streams;
-mod tally;
+mod symbolic_count;
 mod unit;
 mod validate;
 mod validate_model;
-mod written;
 
 use serde_json::Value;
 

@@ -116,7 +116,7 @@ fn formulas_have_their_values() {
 }
 
 #[test]
-fn scales_without_a_value_are_refused_with_their_field() {
+fn invalid_scales_are_rejected_with_their_field() {
     let learned = json!({ "learned": { "shape": "scalar", "init": 1 } });
     let cases = [
         (

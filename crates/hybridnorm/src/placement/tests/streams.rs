@@ -131,7 +131,7 @@ fn eps_is_small_against_a_norm_that_is_read() {
 }
 
 #[test]
-fn the_second_stream_costs_norms() {
+fn a_second_stream_adds_norms() {
     let count = |name: &str| {
         let r = resolve(&get(name), 12, 64).unwrap();
         let parameters = r.norm_parameters(5, false).to_string();
@@ -162,7 +162,7 @@ blocks 1–12
 where
   {ATTENTION}
   {FFN}
-  D    : second stream, the embedding plus all outputs
+  D    : second stream, the embedding plus all sub-layer outputs
   per block: 2d norm parameters, 2d normalized elements per token
 "
     );
@@ -192,14 +192,14 @@ fn siamese_blocks() {
             "R₁ = λ₁·X + N(D)",
             "G₁ = A_QKV(R₁)",
             "X′ = Y + (1/√(2l))·G₂",
-            "λ₁ : learned, one number per channel, starts at 1",
+            "λ₁ : learned, one number per channel, initialized to 1",
             "logits = W_head N₃(N₁(X_L) + N₂(D_L))",
         ],
     );
 }
 
 #[test]
-fn a_normed_skip_has_its_line_with_two_streams() {
+fn normalized_skips_are_named_with_two_streams() {
     let skip = json!({ "ffn": { "skip": "normed", "out_norm": true, "post_norm": true } });
     let p = of(dual("siamese", skip));
     let text = Explanation::of(&p).unwrap().to_text();

@@ -51,7 +51,7 @@ fn vectors_of_length_one_have_their_deviation() {
 }
 
 #[test]
-fn a_state_of_unit_length_is_made_by_one_sub_layer_alone() {
+fn lerp_unit_rejects_settings_without_effect() {
     assert_eq!(warnings(lerp(json!({}))).len(), 1);
     rejects(
         lerp(json!({ "skip": "block_input" })),
@@ -82,7 +82,7 @@ fn a_state_of_unit_length_is_made_by_one_sub_layer_alone() {
 }
 
 #[test]
-fn a_state_of_unit_length_counts_as_normed() {
+fn a_unit_length_state_counts_as_normalized() {
     let rule = WarningRule::DoubleNorm;
     warns(lerp(json!({})), rule, "final_norm", "twice");
     let mut end = lerp(json!({}));
@@ -125,7 +125,7 @@ fn init_settings_are_rejected_with_unit_weights() {
 }
 
 #[test]
-fn a_parameter_starts_where_it_can_be_divided_by() {
+fn zero_start_of_a_learned_scale_is_rejected() {
     let scale = |init: Value, start: Value| {
         let learned = json!({ "shape": "vector", "init": init, "start": start });
         block(
@@ -205,7 +205,7 @@ fn learned_scales_of_ngpt() {
     let r = resolve(&get("ngpt"), 12, 64).unwrap();
     let learned = SymbolicCount::learned_parameters(&r.blocks[0]);
     assert_eq!(learned.to_string(), "2d + kv·hd + 2f");
-    let shape = ModelSizes {
+    let sizes = ModelSizes {
         d: 1024,
         hd: 64,
         h: 16,
@@ -214,8 +214,11 @@ fn learned_scales_of_ngpt() {
         vocab: 50_304,
         ..ModelSizes::default()
     };
-    assert_eq!(learned.at(shape), 11_264);
-    assert_eq!(SymbolicCount::logit_scale(r.logits.scale).at(shape), 50_304);
+    assert_eq!(learned.evaluate(sizes), 11_264);
+    assert_eq!(
+        SymbolicCount::logit_scale(r.logits.scale).evaluate(sizes),
+        50_304
+    );
 }
 
 #[test]
@@ -230,13 +233,13 @@ where
   F(u)    = W_down (φ(λ₄·W_gate u) ⊙ λ₅·W_up u)
   unit(x) = x / |x|
   1/√d    = 0.03608
-  λ₁      : learned, one number per channel, starts at 0.05; its parameter starts at 1/√d
-  λ₂      : learned, one number per channel, starts at 0.05; its parameter starts at 1/√d
-  λ₃      : learned, one number per channel of every key/value head, starts at 1; \
-its parameter starts at 1/√d
+  λ₁      : learned, one number per channel, initialized to 0.05; its parameter is initialized to 1/√d
+  λ₂      : learned, one number per channel, initialized to 0.05; its parameter is initialized to 1/√d
+  λ₃      : learned, one number per channel of every key/value head, initialized to 1; \
+its parameter is initialized to 1/√d
   √d      = 27.71
-  λ₄      : learned, one number per channel, starts at √d; its parameter starts at 1
-  λ₅      : learned, one number per channel, starts at √d; its parameter starts at 1
+  λ₄      : learned, one number per channel, initialized to √d; its parameter is initialized to 1
+  λ₅      : learned, one number per channel, initialized to √d; its parameter is initialized to 1
   per block: 0 norm parameters, 4d + h·hd + kv·hd normalized elements per token, \
 2d + kv·hd + 2f learned scales
 ";
@@ -245,9 +248,9 @@ its parameter starts at 1/√d
         "ngpt",
         &[
             "logits = λ₁·W_head X_L",
-            "E, W_q, W_k, W_v, W_gate, W_up, W_head : rows of length 1, at the start and after \
-             every step of the optimizer",
-            "W_O, W_down : columns of length 1, at the start and after every step of the optimizer",
+            "E, W_q, W_k, W_v, W_gate, W_up, W_head : rows of unit length, at \
+             initialization and after every optimizer step",
+            "W_O, W_down : columns of unit length, at initialization and after every optimizer step",
         ],
     );
 }

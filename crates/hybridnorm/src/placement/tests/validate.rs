@@ -393,7 +393,7 @@ fn the_scale_after_qk_norm_needs_the_norm() {
 }
 
 #[test]
-fn cosine_attention_is_its_own_norm() {
+fn qk_norms_are_rejected_with_cosine_attention() {
     for base in ["pre-norm-qk", "pre-norm-qk-full"] {
         rejects(
             block(base, json!({ "attn_inner": { "attn_scale": "cosine" } })),

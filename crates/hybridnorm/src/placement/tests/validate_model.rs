@@ -6,7 +6,7 @@ use super::validate::{block, rejects, warnings, warns};
 use super::*;
 
 #[test]
-fn norms_with_a_learned_alpha_are_never_plain() {
+fn norms_with_a_learned_alpha_require_parameters() {
     rejects(
         block(
             "dyt",
@@ -26,7 +26,7 @@ fn alpha_belongs_to_dyt_and_derf() {
 }
 
 #[test]
-fn a_left_out_norm_has_no_gain_and_no_bias() {
+fn disabled_norms_reject_gain_and_bias() {
     let none = |key: &str, value: Value| json!({ "norm": { "kind": "none", key: value } });
     rejects(none("gain", json!("one_plus")), "norm.gain", "no effect");
     rejects(none("bias", json!(true)), "norm.bias", "no effect");
@@ -92,7 +92,7 @@ fn a_standard_deviation_belongs_to_schemes_that_have_one() {
 }
 
 #[test]
-fn a_scale_before_the_embedding_norm_is_idle() {
+fn a_scale_before_the_embedding_norm_has_no_effect() {
     rejects(
         json!({ "base": "nanochat", "embed": { "scale": "sqrt_width" } }),
         "embed.scale",

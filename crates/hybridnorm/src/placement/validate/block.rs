@@ -21,8 +21,8 @@ fn sub_layer(
         return site.fail(
             &format!("{name}.skip"),
             format!(
-                "a normed skip carries the result of {name}.in_norm, which is off; set \
-                 {name}.in_norm = true or {name}.skip = \"raw\""
+                "a normed skip is the output of {name}.in_norm, which is off; set {name}.in_norm = \
+                 true or {name}.skip = \"raw\""
             ),
         );
     }
@@ -30,8 +30,8 @@ fn sub_layer(
         if factor == Factor::Const(0.0) {
             return site.fail(
                 &format!("{name}.{field}"),
-                "a constant factor of 0 cuts the sub-layer off for good, and its weights never get \
-                 a gradient; use a learned scale that starts at 0",
+                "a constant factor of 0 removes the sub-layer: its weights never receive a \
+                 gradient; use a learned scale initialized to 0",
             );
         }
     }
@@ -46,30 +46,28 @@ fn out_norm(site: &BlockContext, name: &str, sub: &SubLayer<Factor>) -> Result<(
     let Factor::Const(start) = norm.gain_init else {
         return site.fail(
             &path,
-            "the gain is a parameter already, so its initial value must be a number or a formula, \
-             not learned",
+            "the gain is a parameter, so gain_init must be a number or a formula, not learned",
         );
     };
     let norms = &site.case.resolved.norm;
     if start != 1.0 && norms.kind.is_none() {
         return site.fail(
             &path,
-            "norm.kind = \"none\" leaves this norm out, so an initial gain has no effect; use \
-             out_scale",
+            "norm.kind = \"none\" disables this norm, so gain_init has no effect; use out_scale",
         );
     }
     if start != 1.0 && norms.gain == Gain::None {
         return site.fail(
             &path,
-            "norm.gain = \"none\" gives this norm no gain, so its initial value has no effect; use \
+            "with norm.gain = \"none\" this norm has no gain, so gain_init has no effect; use \
              out_scale",
         );
     }
     if start == 0.0 && matches!(sub.out_scale, Factor::Learned { init: 0.0, .. }) {
         return site.fail(
             &format!("{name}.out_scale"),
-            "the output norm's gain and this scale both start at 0, so neither ever gets a \
-             gradient; let one of them start elsewhere",
+            "the output norm's gain and this scale are both initialized to 0, so neither receives \
+             a gradient; initialize one of them to a nonzero value",
         );
     }
     Ok(())
@@ -89,22 +87,21 @@ fn topology(site: &BlockContext) -> Result<(), PlacementError> {
     if ffn.skip != Skip::Raw {
         return site.fail(
             "ffn.skip",
-            "a parallel block has one skip, that of attention, so this has no effect; set \
-             ffn.skip = \"raw\"",
+            "a parallel block has one skip, attn.skip, so this has no effect; set ffn.skip = \
+             \"raw\"",
         );
     }
     if ffn.skip_scale != ONE {
         return site.fail(
             "ffn.skip_scale",
-            "a parallel block has one skip, that of attention, so this has no effect; set \
-             attn.skip_scale",
+            "a parallel block has one skip, attn.skip, so this has no effect; set attn.skip_scale",
         );
     }
     if ffn.post_norm {
         return site.fail(
             "ffn.post_norm",
-            "a parallel block has one sum, that of attention, so this has no effect; set \
-             attn.post_norm",
+            "a parallel block has one sum, normalized by attn.post_norm, so this has no effect; \
+             set attn.post_norm",
         );
     }
     if site.spec.topology == Topology::ParallelShared && attn.in_norm != ffn.in_norm {
@@ -127,8 +124,8 @@ fn skips(site: &BlockContext) -> Result<(), PlacementError> {
     ) {
         return site.fail(
             "attn.skip",
-            "attention comes first, so its state is the block's input itself; skips from the \
-             block's input belong to ffn.skip of a sequential block",
+            "the input of attention is the block input; use `block_input` and \
+             `raw_plus_block_input` only for ffn.skip of a sequential block",
         );
     }
     Ok(())

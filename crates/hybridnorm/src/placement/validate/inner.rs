@@ -27,8 +27,8 @@ fn attn_in_scale(site: &BlockContext) -> Result<(), PlacementError> {
     }
     site.fail(
         "attn.in_scale",
-        "q, k and v are normed, which takes back a scale on what attention reads, so it has no \
-         effect; use attn.out_scale",
+        "the norms on q, k and v cancel a scale on the attention input, so it has no effect; use \
+         attn.out_scale",
     )
 }
 
@@ -41,8 +41,8 @@ fn head_norms(site: &BlockContext) -> Result<(), PlacementError> {
         if !normed {
             return site.fail(
                 "attn_inner.qk_order",
-                "neither q nor k is normed, so an order has no effect; set attn_inner.q_norm and \
-                 k_norm or remove it",
+                "q and k have no norm, so qk_order has no effect; set attn_inner.q_norm and k_norm \
+                 or remove it",
             );
         }
         for (path, norm) in [
@@ -52,7 +52,7 @@ fn head_norms(site: &BlockContext) -> Result<(), PlacementError> {
             if full(norm) {
                 return site.fail(
                     path,
-                    "a norm over all heads after the rotary embedding is defined by no model; use \
+                    "a norm over all heads after the rotary embedding is not supported; use \
                      `per_head` or qk_order = \"before_rope\"",
                 );
             }
@@ -67,8 +67,8 @@ fn head_norms(site: &BlockContext) -> Result<(), PlacementError> {
         ] {
             if plain(norm) {
                 let problem = format!(
-                    "{} have a learned α, so there is no form of them without parameters; use \
-                     `per_head` or `full`",
+                    "{} have a learned α and cannot be used without parameters; use `per_head` or \
+                     `full`",
                     names_with_alpha()
                 );
                 return site.fail(path, problem);
@@ -87,13 +87,16 @@ fn norm_eps(site: &BlockContext) -> Result<(), PlacementError> {
     };
     positive(eps, &site.origin(path), "eps")?;
     if !(eps as f32).is_normal() {
-        return site.fail(path, "is outside the range of single precision");
+        return site.fail(
+            path,
+            format!("{eps} is out of range, expected a normal single-precision number"),
+        );
     }
     let norms = [inner.q_norm, inner.k_norm, inner.v_norm, inner.ctx_norm];
     if norms.iter().all(|norm| *norm == HeadNorm::None) {
         return site.fail(
             path,
-            "nothing inside attention is normed, so it has no effect; set a norm such as \
+            "attention has no inner norm, so norm_eps has no effect; set a norm such as \
              attn_inner.q_norm or remove it",
         );
     }
@@ -119,16 +122,17 @@ fn qk_post_scale(site: &BlockContext) -> Result<(), PlacementError> {
         Factor::Const(0.0) => site.fail(path, "a factor of 0 removes queries and keys"),
         _ if inner.attn_scale == AttnScale::Cosine => site.fail(
             path,
-            "cosine attention brings q and k to unit length, so a scale before it has no effect",
+            "cosine attention normalizes q and k to unit length, so a scale before it has no \
+             effect",
         ),
         _ if !both_normed || site.case.without_norms() => site.fail(
             path,
-            "multiplies normed queries and keys, but not both are normed; set attn_inner.q_norm \
-             and k_norm, or use attn_inner.attn_scale",
+            "requires norms on q and k, but not both have one; set attn_inner.q_norm and k_norm, \
+             or use attn_inner.attn_scale",
         ),
         Factor::Learned { .. } if has_gain(inner.q_norm) || has_gain(inner.k_norm) => site.fail(
             path,
-            "is learned, and so is the gain of the q and k norms, which does the same; use norms \
+            "a learned scale is redundant with the learned gain of the norms on q and k; use norms \
              without gain",
         ),
         _ => Ok(()),
@@ -158,7 +162,7 @@ fn scores(site: &BlockContext) -> Result<(), PlacementError> {
         if norm != HeadNorm::None {
             return site.fail(
                 path,
-                "cosine attention itself brings q and k to unit length; remove the norm",
+                "cosine attention already normalizes q and k to unit length; remove the norm",
             );
         }
     }
@@ -186,7 +190,8 @@ fn ffn_inner(site: &BlockContext) -> Result<(), PlacementError> {
         if scale == Factor::Const(0.0) {
             return site.fail(
                 path,
-                "a constant factor of 0 cuts the feed-forward off for good",
+                "a constant factor of 0 removes the feed-forward: its weights never receive a \
+                 gradient",
             );
         }
     }
@@ -209,7 +214,7 @@ fn up_scale(site: &BlockContext, inner: &FfnInner<Factor>) -> Result<(), Placeme
     }
     site.fail(
         "ffn_inner.up_scale",
-        "a norm on the hidden activation or on the output takes back one number on the up \
-         projection, so it has no effect; remove it or use a learned vector",
+        "the norm on the hidden activation or on the output cancels a scalar on the up projection, \
+         so it has no effect; remove it or use a learned vector",
     )
 }

@@ -11,18 +11,18 @@ pub(super) fn check_block(site: &BlockContext) -> Result<(), PlacementError> {
     let (field, problem) = match &site.spec.attn_inner {
         inner if inner.attn_scale == AttnScale::Cosine => (
             "attn_scale",
-            "cosine attention is not defined for latent attention, whose keys are never made while \
-             decoding; use `inv_sqrt_head_dim`, `sqrt_head_dim` or a number",
+            "cosine attention is not defined for latent attention, which does not materialize keys \
+             while decoding; use `inv_sqrt_head_dim`, `sqrt_head_dim` or a number",
         ),
         inner if inner.qk_order == QkOrder::AfterRope => (
             "qk_order",
             "a norm after the rotary embedding is not defined for latent attention, whose norms \
-             stand on what is read before it; use `before_rope`",
+             apply to the latents and the rotary key before it; use `before_rope`",
         ),
         inner if matches!(inner.qk_post_scale, Factor::Learned { .. }) => (
             "qk_post_scale",
-            "a learned scale is not defined for latent attention, whose keys are never made while \
-             decoding; use a number",
+            "a learned scale is not defined for latent attention, which does not materialize keys \
+             while decoding; use a number",
         ),
         _ => return Ok(()),
     };

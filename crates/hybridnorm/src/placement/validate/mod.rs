@@ -1,22 +1,22 @@
 //! Validation of a placement at a depth and size: errors for settings that cannot work or have no
 //! effect, warnings for settings that are known to work badly.
 
-mod advice;
 mod block;
 mod inner;
 mod latent;
 mod model;
 mod streams;
 mod unit;
+mod warnings;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use super::error::PlacementError;
-use super::forms;
 use super::layers::{LayerRule, rules};
 use super::resolve::{Resolved, resolve_keeping_norms};
+use super::serde_forms;
 use super::spec::{BlockSpec, Combine, Factor, HeadNorm, Placement, SubLayer, Topology};
 
 /// Facts about the model that validation depends on.
@@ -30,7 +30,7 @@ pub struct ModelFacts {
     pub gated: bool,
     /// True for multi-head latent attention (MLA), which determines the sites of the inner norms (see
     /// [`spec`](super::spec)).
-    #[serde(default, skip_serializing_if = "forms::is_default")]
+    #[serde(default, skip_serializing_if = "serde_forms::is_default")]
     pub latent: bool,
 }
 
@@ -49,6 +49,7 @@ impl Default for ModelFacts {
 
 /// A setting that is valid but known to work badly.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Warning {
     /// Rule that raised the warning.
     pub rule: WarningRule,
@@ -67,6 +68,7 @@ impl fmt::Display for Warning {
 /// Rules that raise warnings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum WarningRule {
     /// A norm of an already normalized state on the same path.
     DoubleNorm,
@@ -130,7 +132,7 @@ pub fn validate(
         latent::check_block(&site)?;
     }
     model::check_final_norm(&case)?;
-    Ok(advice::warnings(&case))
+    Ok(warnings::collect(&case))
 }
 
 /// A placement under validation.

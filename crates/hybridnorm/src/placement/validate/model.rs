@@ -44,14 +44,13 @@ fn norm(norm: &NormSpec) -> Result<(), PlacementError> {
         if norm.gain != Gain::Plain {
             return fail(
                 "norm.gain",
-                "norm.kind = \"none\" leaves every norm out, so a kind of gain has no effect; \
-                 remove it",
+                "norm.kind = \"none\" disables every norm, so norm.gain has no effect; remove it",
             );
         }
         if norm.bias {
             return fail(
                 "norm.bias",
-                "norm.kind = \"none\" leaves every norm out, so a bias has no effect; remove it",
+                "norm.kind = \"none\" disables every norm, so norm.bias has no effect; remove it",
             );
         }
     }
@@ -85,8 +84,7 @@ fn embed(case: &Validation, embed: &Embed) -> Result<(), PlacementError> {
     if embed.norm && rescales && case.resolved.embed_scale != ONE {
         return fail(
             "embed.scale",
-            "embed.norm divides by the embedding's size, so a scale before it has no effect; drop \
-             one of the two",
+            "embed.norm cancels embed.scale, so it has no effect; remove one of them",
         );
     }
     Ok(())
@@ -115,8 +113,8 @@ fn init(init: &Init) -> Result<(), PlacementError> {
         if matches!(init.scheme, InitScheme::DepthScaled | InitScheme::Xavier) {
             return fail(
                 "init.std",
-                "`depth_scaled` and `xavier` compute standard deviations from shapes, so this has \
-                 no effect; remove it or use `normal` or `megatron`",
+                "`depth_scaled` and `xavier` compute standard deviations from the shape of each \
+                 matrix, so this has no effect; remove it or use `normal` or `megatron`",
             );
         }
     }
@@ -124,8 +122,7 @@ fn init(init: &Init) -> Result<(), PlacementError> {
         if *gain == Scale::Const(0.0) && !matches!(role, "o" | "down") {
             return fail(
                 &format!("init.gains.{role}"),
-                "weights of 0 never leave 0 here, because what they feed starts at 0 too; only `o` \
-                 and `down` may start at 0",
+                "a gain of 0 is supported for `o` and `down` only; use another number",
             );
         }
     }
@@ -155,7 +152,7 @@ pub(super) fn check_final_norm(case: &Validation) -> Result<(), PlacementError> 
     }
     fail(
         "final_norm",
-        "without a final norm the output head reads a raw sum whose size grows with depth; set \
-         final_norm = true, or end the last block in a norm with ffn.post_norm = true",
+        "without a final norm the output head reads a raw sum whose magnitude grows with depth; \
+         set final_norm = true, or end the last block in a norm with ffn.post_norm = true",
     )
 }

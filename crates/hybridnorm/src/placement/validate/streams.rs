@@ -9,8 +9,8 @@ pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
     if are_two && case.without_norms() {
         return Err(PlacementError::new(
             "streams",
-            "norm.kind = \"none\" leaves out the norm on the second stream, whose size grows with \
-             depth; use another kind of norm or streams = \"single\"",
+            "norm.kind = \"none\" disables the norm on the second stream, whose magnitude grows \
+             with depth; use another kind of norm or streams = \"single\"",
         ));
     }
     if case.resolved.merge_norm && !are_two {
@@ -31,16 +31,16 @@ pub(super) fn check_block(site: &BlockContext) -> Result<(), PlacementError> {
     if site.spec.topology != Topology::Sequential {
         return site.fail(
             "topology",
-            "two streams are defined for sub-layers one after the other; set topology = \
-             \"sequential\" or streams = \"single\"",
+            "two streams require sequential sub-layers; set topology = \"sequential\" or streams = \
+             \"single\"",
         );
     }
     for (name, sub) in site.sub_layers() {
         if !matches!(sub.skip, Skip::Raw | Skip::Normed) {
             return site.fail(
                 &format!("{name}.skip"),
-                "with two streams the skip is the main stream or what the sub-layer reads; use \
-                 `raw` or `normed`, or streams = \"single\"",
+                "with two streams the skip is the main stream or the sub-layer input; use `raw` or \
+                 `normed`, or streams = \"single\"",
             );
         }
     }
@@ -55,8 +55,8 @@ fn read_scale(site: &BlockContext) -> Result<(), PlacementError> {
         if sub.read_scale != ONE {
             return site.fail(
                 &format!("{name}.read_scale"),
-                "weighs the main stream against the norm of the second where a sub-layer reads \
-                 both, so it has no effect here; set streams = \"siamese\" or use in_scale",
+                "scales the main stream in the sum that siamese sub-layers read, so it has no \
+                 effect here; set streams = \"siamese\" or use in_scale",
             );
         }
     }

@@ -15,7 +15,7 @@ pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
     let no_effect = |field: &str| {
         Err(PlacementError::new(
             field,
-            "unit_weights brings every vector of the weights to length 1, so this has no effect; \
+            "unit_weights normalizes every weight vector to length 1, so this has no effect; \
              remove it or set unit_weights = false",
         ))
     };
@@ -38,8 +38,8 @@ pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
     if case.facts.latent {
         return Err(PlacementError::new(
             "unit_weights",
-            "is not defined for latent attention, whose projections up have no side of the width; \
-             set unit_weights = false",
+            "is not defined for latent attention, whose up projections have no dimension of size \
+             d_model; set unit_weights = false",
         ));
     }
     Ok(())
@@ -63,31 +63,28 @@ fn lerp_unit(
     let (field, problem) = match sub {
         _ if site.case.resolved.streams.is_dual() => (
             "combine",
-            "`lerp_unit` moves one state, but there are two streams; use `add` or streams = \
-             \"single\"",
+            "`lerp_unit` does not support two streams; use `add` or streams = \"single\"",
         ),
         _ if site.spec.topology != Topology::Sequential => (
             "combine",
-            "`lerp_unit` moves the state towards one output, but a parallel block adds two; use \
-             `add` or topology = \"sequential\"",
+            "`lerp_unit` does not support parallel blocks; use `add` or topology = \"sequential\"",
         ),
         sub if !matches!(sub.skip, Skip::Raw | Skip::Normed) => (
             "skip",
-            "`lerp_unit` moves from the state that the sub-layer reads; use `raw` or `normed`",
+            "`lerp_unit` interpolates from the sub-layer input; use `raw` or `normed`",
         ),
         sub if sub.skip_scale != ONE => (
             "skip_scale",
-            "`lerp_unit` weighs skip and output against each other by out_scale alone, so the \
-             skip must not be scaled; set skip_scale = 1",
+            "`lerp_unit` interpolates with out_scale alone; set skip_scale = 1",
         ),
         sub if sub.post_norm => (
             "post_norm",
-            "`lerp_unit` brings the state to unit length itself; set post_norm = false",
+            "`lerp_unit` itself normalizes the state to unit length; set post_norm = false",
         ),
         sub if sub.out_scale == ONE => (
             "out_scale",
-            "moves the state all the way to the output, so that nothing is left of the skip; use a \
-             smaller number or a learned scale, such as nGPT's 0.05",
+            "replaces the state by the output, so that nothing is left of the skip; use a smaller \
+             number or a learned scale, such as nGPT's 0.05",
         ),
         _ => return Ok(()),
     };

@@ -27,10 +27,10 @@ pub(super) fn embedding(placement: &Placement, r: &Resolved) -> Vec<Equation> {
 
 pub(super) fn head(placement: &Placement, r: &Resolved) -> Vec<Equation> {
     let mut scales = Scales::new(r.n_layers(), r.d_model, None);
-    let read = read_by_head(r);
+    let input = head_input(r);
     let product = sym(
-        format!("W_head {}", read.text),
-        format!("W_{{\\mathrm{{head}}}} \\, {}", read.latex),
+        format!("W_head {}", input.text),
+        format!("W_{{\\mathrm{{head}}}} \\, {}", input.latex),
     );
     let factor = scales.factor_per("entry of the vocabulary", &placement.logits.scale);
     let mut z = times(factor, product);
@@ -60,7 +60,7 @@ pub(super) fn head(placement: &Placement, r: &Resolved) -> Vec<Equation> {
 }
 
 /// `N(X_L)`; with two streams `N₃(N₁(X_L) + N₂(D_L))`.
-fn read_by_head(r: &Resolved) -> Math {
+fn head_input(r: &Resolved) -> Math {
     let last = sym("X_L", "X_L");
     if !r.streams.is_dual() {
         return match r.final_norm {
@@ -91,10 +91,7 @@ fn read_by_head(r: &Resolved) -> Math {
 /// Definition of `N`.
 pub(super) fn norm_function(norm: &NormSpec) -> Vec<Equation> {
     let Some(function) = norm.kind else {
-        return vec![Equation::note(
-            plain("N"),
-            "left out wherever the placement has one",
-        )];
+        return vec![Equation::note(plain("N"), "no norm (norm.kind = \"none\")")];
     };
     let (eps, function) = (number(norm.eps), properties(function));
     let row = sym(
@@ -126,15 +123,15 @@ pub(super) fn norm_function(norm: &NormSpec) -> Vec<Equation> {
 
 fn norm_parameters(norm: &NormSpec) -> Vec<Equation> {
     let mut lines = Vec::new();
-    let mut say = |name: Math, prose: String| lines.push(Equation::note(name, prose));
-    let own = "every norm has its own";
+    let mut add_note = |name: Math, prose: String| lines.push(Equation::note(name, prose));
+    let own = "separate for every norm";
     match norm.gain {
-        Gain::Plain => say(plain("g"), format!("starts at 1; {own}")),
-        Gain::OnePlus => say(plain("w"), format!("starts at 0; {own}")),
+        Gain::Plain => add_note(plain("g"), format!("initialized to 1, {own}")),
+        Gain::OnePlus => add_note(plain("w"), format!("initialized to 0, {own}")),
         Gain::None => {}
     }
     if norm.bias {
-        say(plain("b"), format!("starts at 0; {own}"));
+        add_note(plain("b"), format!("initialized to 0, {own}"));
     }
     for &scalar in norm.scalars() {
         let symbol = match scalar {
@@ -142,9 +139,9 @@ fn norm_parameters(norm: &NormSpec) -> Vec<Equation> {
             NormScalar::Shift => plain("s"),
         };
         let start = number(norm.initial(scalar)).text;
-        say(
+        add_note(
             symbol,
-            format!("learned, one number, starts at {start}; {own}"),
+            format!("learned scalar, initialized to {start}, {own}"),
         );
     }
     lines
@@ -162,11 +159,11 @@ pub(super) fn init(placement: &Placement, r: &Resolved, facts: &ModelFacts) -> V
     let prose = match r.init.scheme {
         InitScheme::Normal => format!("normal, standard deviation {sigma}"),
         InitScheme::Megatron => format!(
-            "normal cut off at 3σ, {sigma}; W_O and W_down at σ/√(2L) = {}",
+            "normal truncated at 3σ, {sigma}; W_O and W_down at σ/√(2L) = {}",
             number(r.init.std / (2.0 * r.n_layers() as f64).sqrt()).text
         ),
         InitScheme::DepthScaled => {
-            "normal, σ = 1/√fan_in, o and down 1/√(2 · fan_in · l), cut off at 3σ".into()
+            "normal, σ = 1/√fan_in, o and down 1/√(2 · fan_in · l), truncated at 3σ".into()
         }
         InitScheme::Xavier => "normal, variance 2 / (fan_in + fan_out)".into(),
     };
@@ -175,7 +172,7 @@ pub(super) fn init(placement: &Placement, r: &Resolved, facts: &ModelFacts) -> V
     let mut lines = vec![
         Equation::note(plain("W"), prose),
         Equation::note(plain("E"), deviation(r.embed_std())),
-        Equation::note(head, deviation(r.head_std()) + " where it is not tied to E"),
+        Equation::note(head, deviation(r.head_std()) + " if not tied to E"),
     ];
     lines.extend(gains(&placement.init.gains, r, facts));
     lines
@@ -183,7 +180,7 @@ pub(super) fn init(placement: &Placement, r: &Resolved, facts: &ModelFacts) -> V
 
 /// Weight vectors of unit length.
 fn unit_weights() -> Vec<Equation> {
-    let always = "of length 1, at the start and after every step of the optimizer";
+    let always = "of unit length, at initialization and after every optimizer step";
     let read = ["q", "k", "v", "gate", "up", "head"];
     let rows = comma(&plain("E"), &weights(&read));
     vec![
@@ -230,7 +227,7 @@ fn gains(gains: &RoleGains, r: &Resolved, facts: &ModelFacts) -> Vec<Equation> {
             .map(|(name, _)| *name)
             .collect();
         let start = scales.start(gain);
-        lines.push(Equation::note(weights(&names), "start times ").math(&start));
+        lines.push(Equation::note(weights(&names), "initial weights times ").math(&start));
     }
     lines.append(&mut scales.lines);
     lines

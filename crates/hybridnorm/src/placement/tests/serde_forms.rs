@@ -108,7 +108,7 @@ fn whatever_can_be_off_is_false() {
 }
 
 #[test]
-fn a_norm_function_is_a_word_and_none_is_one_too() {
+fn norm_functions_and_none_round_trip() {
     for (word, kind) in [
         ("rmsnorm", Some(NormFn::Rmsnorm)),
         ("layernorm", Some(NormFn::Layernorm)),
@@ -250,7 +250,7 @@ fn wrong_kinds_are_named_with_their_path() {
         ),
         (
             json!({ "overrides": [{ "layers": [-1], "set": {} }] }),
-            "placement.overrides[0].layers[0]: expected a whole number, 0 or above, found -1",
+            "placement.overrides[0].layers[0]: expected an integer of at least 0, found -1",
         ),
         (
             json!({ "overrides": [{ "layers": [0] }] }),

@@ -29,7 +29,7 @@ fn sorted<T: DeserializeOwned>() -> Vec<String> {
 }
 
 #[test]
-fn the_template_leaves_nothing_out() {
+fn template_has_every_field() {
     let all = template().unwrap();
     assert_eq!(all["block"], block_template().unwrap());
     assert_eq!(keys(&all), sorted::<Placement>());
@@ -43,7 +43,7 @@ fn the_template_leaves_nothing_out() {
 }
 
 #[test]
-fn what_is_default_is_not_written() {
+fn default_fields_are_omitted() {
     let all = serde_json::to_value(get("pre-norm")).unwrap();
     for field in ["streams", "merge_norm", "unit_weights"] {
         assert!(all.get(field).is_none(), "{field}");

@@ -9,7 +9,7 @@ use super::{
     sub_layer_output_is_normalized,
 };
 
-pub(super) fn warnings(case: &Validation) -> Vec<Warning> {
+pub(super) fn collect(case: &Validation) -> Vec<Warning> {
     let mut all = Vec::new();
     no_layers(case, &mut all);
     double_norm(case, &mut all);
@@ -45,8 +45,8 @@ fn no_layers(case: &Validation, all: &mut Vec<Warning>) {
                 WarningRule::NoLayers,
                 format!("overrides[{number}].layers"),
                 format!(
-                    "names no block of {depth}, so the patch has no effect at this depth; use more \
-                     blocks or another selector"
+                    "matches none of the {depth} blocks, so the patch has no effect at this depth; \
+                     use more blocks or another selector"
                 ),
             );
         }
@@ -61,8 +61,8 @@ fn input_is_normalized(site: &BlockContext) -> bool {
     }
 }
 
-fn twice(what: &str, todo: &str) -> String {
-    format!("{what}, so the residual path is normed twice in a row; {todo}")
+fn double_norm_message(what: &str, todo: &str) -> String {
+    format!("{what}, so the residual stream is normalized twice in a row; {todo}")
 }
 
 fn double_norm(case: &Validation, all: &mut Vec<Warning>) {
@@ -84,16 +84,16 @@ fn double_skip(case: &Validation, all: &mut Vec<Warning>) {
                 all,
                 WarningRule::DoubleNorm,
                 site.origin("attn.skip"),
-                twice(
-                    "this skip carries a norm of a state that a norm has just made",
-                    "use a raw skip or drop the norm before it",
+                double_norm_message(
+                    "this skip normalizes a state that is already normalized",
+                    "use a raw skip or remove the norm before it",
                 ),
             );
         }
         let sequential = spec.topology == Topology::Sequential;
         if sequential && spec.ffn.skip == Skip::Normed && sub_layer_output_is_normalized(&spec.attn)
         {
-            let maker = match spec.attn.post_norm {
+            let previous = match spec.attn.post_norm {
                 true => "attn.post_norm",
                 false => "attn.combine",
             };
@@ -101,9 +101,9 @@ fn double_skip(case: &Validation, all: &mut Vec<Warning>) {
                 all,
                 WarningRule::DoubleNorm,
                 site.origin("ffn.skip"),
-                twice(
-                    &format!("this skip carries a norm of the state that {maker} has just made"),
-                    "drop one of the two",
+                double_norm_message(
+                    &format!("this skip normalizes a state that {previous} already normalizes"),
+                    "remove one of them",
                 ),
             );
         }
@@ -123,7 +123,7 @@ fn double_end(case: &Validation, all: &mut Vec<Warning>) {
             all,
             WarningRule::DoubleNorm,
             field.into(),
-            twice(
+            double_norm_message(
                 "the last block already ends in a norm",
                 &format!("set {field} = false"),
             ),
@@ -152,10 +152,10 @@ fn unbounded(case: &Validation, all: &mut Vec<Warning>) {
                 all,
                 WarningRule::UnboundedAttention,
                 site.origin("attn.in_norm"),
-                "no norm stands between the residual stream and attention's output (in_norm, \
-                 v_norm, ctx_norm, out_norm and post_norm are all off), so the stream feeds itself \
-                 without bound; such a placement (qk-post) diverged in the HybridNorm paper; norm \
-                 v or the context as well",
+                "attention has no norm between the residual stream and its output (in_norm, \
+                 v_norm, ctx_norm, out_norm and post_norm are all off), so the residual stream can \
+                 grow without bound; such a placement (qk-post) diverged in the HybridNorm paper; \
+                 add a norm on v or the context",
             );
         }
         let parallel = spec.topology != Topology::Sequential;
@@ -171,8 +171,9 @@ fn unbounded(case: &Validation, all: &mut Vec<Warning>) {
                 all,
                 WarningRule::UnboundedFfn,
                 site.origin("ffn.in_norm"),
-                "no norm stands between the residual stream and the feed-forward's output, so the \
-                 stream feeds itself without bound; set ffn.in_norm = true or ffn.out_norm = true",
+                "the feed-forward has no norm between the residual stream and its output, so the \
+                 residual stream can grow without bound; set ffn.in_norm = true or ffn.out_norm = \
+                 true",
             );
         }
     }
@@ -180,7 +181,7 @@ fn unbounded(case: &Validation, all: &mut Vec<Warning>) {
 
 /// Warns if a model without norms adds outputs at full size; those of ReZero start small.
 fn model_without_norms(case: &Validation, all: &mut Vec<Warning>) {
-    let damped = |factor: Factor| match factor {
+    let starts_small = |factor: Factor| match factor {
         Factor::Const(value) => value.abs() < 1.0,
         Factor::Learned { init, .. } => init.abs() < 1.0,
     };
@@ -189,14 +190,14 @@ fn model_without_norms(case: &Validation, all: &mut Vec<Warning>) {
             ("attn", WarningRule::UnboundedAttention, &site.spec.attn),
             ("ffn", WarningRule::UnboundedFfn, &site.spec.ffn),
         ] {
-            if !damped(sub.out_scale) {
+            if !starts_small(sub.out_scale) {
                 warn(
                     all,
                     rule,
                     site.origin(&format!("{name}.out_scale")),
-                    "the model has no norm at all and adds this output at full size, so the stream \
-                     grows without bound; let the scale start small, as ReZero does with a learned \
-                     scalar from 0",
+                    "the model has no norms and adds this output unscaled, so the residual stream \
+                     can grow without bound; initialize out_scale to a small value, as ReZero does \
+                     with a learned scalar initialized to 0",
                 );
             }
         }
@@ -219,8 +220,8 @@ fn depth_scaled_twice(case: &Validation, all: &mut Vec<Warning>) {
                     all,
                     WarningRule::DepthScaledTwice,
                     site.origin(&format!("{name}.in_scale")),
-                    "inputs shrink with depth and so do the initial weights; the authors of \
-                     LayerNorm Scaling advise against both; set init.scheme = \"normal\"",
+                    "in_scale and the initial weights both shrink with depth, which the authors of \
+                     LayerNorm Scaling advise against; set init.scheme = \"normal\"",
                 );
             }
         }
@@ -246,9 +247,9 @@ fn hybrid_init(case: &Validation, all: &mut Vec<Warning>) {
             all,
             WarningRule::HybridInit,
             "init.scheme".into(),
-            "HybridNorm wants smaller output projections at the start: its paper measures \
-             perplexity 20.00 with `megatron` but 20.44 with `normal` and 20.40 with \
-             `depth_scaled`, and ports without it diverged; set init.scheme = \"megatron\"",
+            "HybridNorm needs smaller initial output projections: its paper reports perplexity \
+             20.00 with `megatron`, 20.44 with `normal` and 20.40 with `depth_scaled`, and \
+             re-implementations without it diverged; set init.scheme = \"megatron\"",
         );
     }
 }
@@ -296,10 +297,10 @@ fn eps(case: &Validation, all: &mut Vec<Warning>) {
             WarningRule::EpsTooLarge,
             field.into(),
             format!(
-                "the first block norms queries of raw embeddings, whose variance at the start is \
-                 about {variance:.1e}; eps is {:.0} % of that{per}, so these norms fall short of \
-                 unit size; use a smaller eps (1e-6), norm or scale the embedding, or give the \
-                 first block attn.in_norm (hybridnorm-star)",
+                "the first block normalizes queries of raw embeddings, whose initial variance is \
+                 about {variance:.1e}; eps is {:.0} % of it{per}, so the normalized queries have \
+                 an RMS below 1; use a smaller eps (1e-6), normalize or scale the embedding, or \
+                 set attn.in_norm in the first block (hybridnorm-star)",
                 100.0 * eps / variance
             ),
         );

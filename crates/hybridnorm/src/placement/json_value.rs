@@ -2,8 +2,8 @@
 
 use serde::de::value::StrDeserializer;
 use serde::de::{
-    DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error, IntoDeserializer,
-    MapAccess, SeqAccess, Unexpected, VariantAccess, Visitor,
+    DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess,
+    Visitor,
 };
 use serde_json::{Map, Value, map};
 
@@ -30,14 +30,14 @@ pub(super) fn merge(base: &mut Value, patch: &Value, template: &Value) {
 
 /// Returns the part of `value` with the keys of `shape`, i.e. a patch in normalized form. Fields that
 /// `value` omits are taken from `template`, which omits none.
-pub(super) fn project(value: &Value, shape: &Value, template: &Value) -> Value {
+pub(super) fn restrict_to_keys(value: &Value, shape: &Value, template: &Value) -> Value {
     match (value, shape, template) {
         (Value::Object(value), Value::Object(shape), Value::Object(template)) => shape
             .iter()
             .filter_map(|(key, inner)| {
                 let below = template.get(key).unwrap_or(&Value::Null);
                 let value = value.get(key).or(template.get(key))?;
-                Some((key.clone(), project(value, inner, below)))
+                Some((key.clone(), restrict_to_keys(value, inner, below)))
             })
             .collect::<Map<_, _>>()
             .into(),
@@ -103,12 +103,14 @@ impl<'de> Deserializer<'de> for Node<'de> {
         visitor: V,
     ) -> Result<V::Value, PlacementError> {
         match self.0 {
-            Value::String(word) => {
-                let known = variants.iter().find(|known| is_word(word, known));
-                visitor.visit_enum(Word(known.copied().unwrap_or(word)))
+            Value::String(text) => {
+                let known = variants.iter().find(|known| matches_name(text, known));
+                let name: StrDeserializer<'_, PlacementError> =
+                    known.copied().unwrap_or(text).into_deserializer();
+                visitor.visit_enum(name)
             }
-            // Not a word, such as a switch or a number: the error shows one of the words.
-            other => Err(not_a_word(other, variants)),
+            // Not a string, such as a boolean or a number: the error shows one of the names.
+            other => Err(expected_name_error(other, variants)),
         }
     }
 
@@ -126,19 +128,19 @@ impl<'de> Deserializer<'de> for Node<'de> {
     }
 }
 
-/// True if `written` is `word`; dashes, as in the names of placements, are read as underscores.
-pub(super) fn is_word(written: &str, word: &str) -> bool {
+/// True if `found` is `name`; dashes, as in the names of placements, are read as underscores.
+pub(super) fn matches_name(found: &str, name: &str) -> bool {
     let underscored = |c: char| if c == '-' { '_' } else { c };
-    written.chars().map(underscored).eq(word.chars())
+    found.chars().map(underscored).eq(name.chars())
 }
 
-/// Returns the error for a value where one of some words was expected.
-fn not_a_word(found: &Value, words: &[&str]) -> PlacementError {
-    let list: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
-    let is_off = |word: &&&str| **word == "none";
+/// Returns the error for a value where one of these names was expected.
+fn expected_name_error(found: &Value, names: &[&str]) -> PlacementError {
+    let list: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    let is_none = |name: &&&str| **name == "none";
     let example = match found {
-        Value::Bool(true) => words.iter().find(|word| !is_off(word)),
-        _ => words.first(),
+        Value::Bool(true) => names.iter().find(|name| !is_none(name)),
+        _ => names.first(),
     };
     let example = example.copied().unwrap_or_default();
     PlacementError::new(
@@ -209,52 +211,5 @@ impl<'de> SeqAccess<'de> for Items<'de> {
                     .map_err(|error| error.under(&format!("[{index}]")))
             })
             .transpose()
-    }
-}
-
-/// A word that names a unit variant.
-struct Word<'a>(&'a str);
-
-impl<'de> EnumAccess<'de> for Word<'de> {
-    type Error = PlacementError;
-    type Variant = Self;
-
-    fn variant_seed<V: DeserializeSeed<'de>>(
-        self,
-        seed: V,
-    ) -> Result<(V::Value, Self), PlacementError> {
-        let word: StrDeserializer<'_, PlacementError> = self.0.into_deserializer();
-        Ok((seed.deserialize(word)?, self))
-    }
-}
-
-impl<'de> VariantAccess<'de> for Word<'de> {
-    type Error = PlacementError;
-
-    fn unit_variant(self) -> Result<(), PlacementError> {
-        Ok(())
-    }
-
-    fn newtype_variant_seed<T: DeserializeSeed<'de>>(
-        self,
-        _seed: T,
-    ) -> Result<T::Value, PlacementError> {
-        Err(Error::invalid_type(Unexpected::UnitVariant, &"a table"))
-    }
-
-    fn tuple_variant<V: Visitor<'de>>(
-        self,
-        _len: usize,
-        visitor: V,
-    ) -> Result<V::Value, PlacementError> {
-        Err(Error::invalid_type(Unexpected::UnitVariant, &visitor))
-    }
-
-    fn struct_variant<V: Visitor<'de>>(
-        self,
-        _fields: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, PlacementError> {
-        Err(Error::invalid_type(Unexpected::UnitVariant, &visitor))
     }
 }

@@ -5,12 +5,9 @@ use std::ops::{Add, AddAssign, Mul};
 
 use serde::{Deserialize, Serialize};
 
-use super::forms;
-use super::resolve::Resolved;
-use super::spec::{
-    AttnInner, AttnScale, BlockSpec, Combine, Factor, Gain, HeadNorm, LearnedShape, NormSpec,
-    Streams, SubLayer, Topology,
-};
+use super::norm_sites::{Site, elements, parameters, sites};
+use super::serde_forms;
+use super::spec::{AttnScale, BlockSpec, Factor, LearnedShape, NormSpec, SubLayer};
 
 /// A count as a sum of multiples of the model's sizes.
 ///
@@ -31,22 +28,22 @@ pub struct SymbolicCount {
     /// Multiples of the number of query heads `h`.
     pub h: usize,
     /// Multiples of the query latent's width `d_q` (latent attention).
-    #[serde(skip_serializing_if = "forms::is_default")]
+    #[serde(skip_serializing_if = "serde_forms::is_default")]
     pub q_latent: usize,
     /// Multiples of the key/value latent's width `d_kv` (latent attention).
-    #[serde(skip_serializing_if = "forms::is_default")]
+    #[serde(skip_serializing_if = "serde_forms::is_default")]
     pub kv_latent: usize,
     /// Multiples of the rotary key's width `d_r` (latent attention).
-    #[serde(skip_serializing_if = "forms::is_default")]
+    #[serde(skip_serializing_if = "serde_forms::is_default")]
     pub rotary: usize,
     /// Multiples of a value head's width `hd_v` (latent attention).
-    #[serde(skip_serializing_if = "forms::is_default")]
+    #[serde(skip_serializing_if = "serde_forms::is_default")]
     pub value: usize,
     /// Multiples of all value heads together, `h·hd_v` (latent attention).
-    #[serde(skip_serializing_if = "forms::is_default")]
+    #[serde(skip_serializing_if = "serde_forms::is_default")]
     pub h_value: usize,
     /// Multiples of the size of the vocabulary `v`.
-    #[serde(skip_serializing_if = "forms::is_default")]
+    #[serde(skip_serializing_if = "serde_forms::is_default")]
     pub vocab: usize,
     /// The constant term.
     pub one: usize,
@@ -78,7 +75,7 @@ pub struct ModelSizes {
 }
 
 impl SymbolicCount {
-    const ZERO: Self = Self {
+    pub(super) const ZERO: Self = Self {
         d: 0,
         hd: 0,
         h_hd: 0,
@@ -93,45 +90,45 @@ impl SymbolicCount {
         vocab: 0,
         one: 0,
     };
-    const D: Self = Self { d: 1, ..Self::ZERO };
-    const HD: Self = Self {
+    pub(super) const D: Self = Self { d: 1, ..Self::ZERO };
+    pub(super) const HD: Self = Self {
         hd: 1,
         ..Self::ZERO
     };
-    const H_HD: Self = Self {
+    pub(super) const H_HD: Self = Self {
         h_hd: 1,
         ..Self::ZERO
     };
-    const KV_HD: Self = Self {
+    pub(super) const KV_HD: Self = Self {
         kv_hd: 1,
         ..Self::ZERO
     };
-    const F: Self = Self { f: 1, ..Self::ZERO };
-    const Q_LATENT: Self = Self {
+    pub(super) const F: Self = Self { f: 1, ..Self::ZERO };
+    pub(super) const Q_LATENT: Self = Self {
         q_latent: 1,
         ..Self::ZERO
     };
-    const KV_LATENT: Self = Self {
+    pub(super) const KV_LATENT: Self = Self {
         kv_latent: 1,
         ..Self::ZERO
     };
-    const ROTARY: Self = Self {
+    pub(super) const ROTARY: Self = Self {
         rotary: 1,
         ..Self::ZERO
     };
-    const VALUE: Self = Self {
+    pub(super) const VALUE: Self = Self {
         value: 1,
         ..Self::ZERO
     };
-    const H_VALUE: Self = Self {
+    pub(super) const H_VALUE: Self = Self {
         h_value: 1,
         ..Self::ZERO
     };
-    const VOCAB: Self = Self {
+    pub(super) const VOCAB: Self = Self {
         vocab: 1,
         ..Self::ZERO
     };
-    const ONE: Self = Self {
+    pub(super) const ONE: Self = Self {
         one: 1,
         ..Self::ZERO
     };
@@ -139,23 +136,23 @@ impl SymbolicCount {
     /// Returns the count at these sizes.
     ///
     /// ```
-    /// use hybridnorm::placement::{Shape, SymbolicCount};
+    /// use hybridnorm::placement::{ModelSizes, SymbolicCount};
     /// let count = SymbolicCount { d: 2, one: 1, ..SymbolicCount::default() };
-    /// assert_eq!(count.at(Shape { d: 768, ..Shape::default() }), 1537);
+    /// assert_eq!(count.evaluate(ModelSizes { d: 768, ..ModelSizes::default() }), 1537);
     /// ```
-    pub fn at(&self, shape: ModelSizes) -> usize {
-        self.d * shape.d
-            + self.hd * shape.hd
-            + self.h_hd * shape.h * shape.hd
-            + self.kv_hd * shape.kv * shape.hd
-            + self.f * shape.f
-            + self.h * shape.h
-            + self.q_latent * shape.q_latent
-            + self.kv_latent * shape.kv_latent
-            + self.rotary * shape.rotary
-            + self.value * shape.value
-            + self.h_value * shape.h * shape.value
-            + self.vocab * shape.vocab
+    pub fn evaluate(&self, sizes: ModelSizes) -> usize {
+        self.d * sizes.d
+            + self.hd * sizes.hd
+            + self.h_hd * sizes.h * sizes.hd
+            + self.kv_hd * sizes.kv * sizes.hd
+            + self.f * sizes.f
+            + self.h * sizes.h
+            + self.q_latent * sizes.q_latent
+            + self.kv_latent * sizes.kv_latent
+            + self.rotary * sizes.rotary
+            + self.value * sizes.value
+            + self.h_value * sizes.h * sizes.value
+            + self.vocab * sizes.vocab
             + self.one
     }
 
@@ -177,9 +174,9 @@ impl SymbolicCount {
     ///
     /// ```
     /// use hybridnorm::placement::{NormSpec, SymbolicCount};
-    /// assert_eq!(SymbolicCount::of_one_norm(&NormSpec::default()).to_string(), "d");
+    /// assert_eq!(SymbolicCount::norm(&NormSpec::default()).to_string(), "d");
     /// let with_bias = NormSpec { bias: true, ..NormSpec::default() };
-    /// assert_eq!(SymbolicCount::of_one_norm(&with_bias).to_string(), "2d");
+    /// assert_eq!(SymbolicCount::norm(&with_bias).to_string(), "2d");
     /// ```
     pub fn norm(norm: &NormSpec) -> Self {
         Site::wide(Self::D).parameters(norm)
@@ -229,8 +226,8 @@ impl SymbolicCount {
     /// ```
     /// use hybridnorm::placement::{Factor, LearnedShape, SymbolicCount};
     /// let learned = Factor::Learned { shape: LearnedShape::Vector, init: 1.0, start: None };
-    /// assert_eq!(SymbolicCount::of_factor(learned).to_string(), "d");
-    /// assert_eq!(SymbolicCount::of_factor(Factor::Const(2.0)).to_string(), "0");
+    /// assert_eq!(SymbolicCount::scale(learned).to_string(), "d");
+    /// assert_eq!(SymbolicCount::scale(Factor::Const(2.0)).to_string(), "0");
     /// ```
     pub fn scale(factor: Factor) -> Self {
         Self::per(factor, Self::D)
@@ -241,7 +238,7 @@ impl SymbolicCount {
     /// ```
     /// use hybridnorm::placement::{Factor, LearnedShape, SymbolicCount};
     /// let learned = Factor::Learned { shape: LearnedShape::Vector, init: 1.0, start: None };
-    /// assert_eq!(SymbolicCount::of_logit_scale(learned).to_string(), "v");
+    /// assert_eq!(SymbolicCount::logit_scale(learned).to_string(), "v");
     /// ```
     pub fn logit_scale(factor: Factor) -> Self {
         Self::per(factor, Self::VOCAB)
@@ -259,194 +256,8 @@ impl SymbolicCount {
     }
 }
 
-impl Resolved {
-    /// Returns the parameters of all norms of a block, including those of a second stream; `latent` selects
-    /// multi-head latent attention.
-    ///
-    /// # Panics
-    /// `layer` is not below [`n_layers`](Self::n_layers).
-    ///
-    /// ```
-    /// use hybridnorm::placement::{Shape, named, resolve};
-    /// let hybridnorm = resolve(&named("hybridnorm")?, 12, 768)?;
-    /// let count = hybridnorm.norm_parameters(0, false);
-    /// assert_eq!(count.to_string(), "d + 3·hd");
-    /// assert_eq!(count.at(Shape { d: 768, hd: 64, ..Shape::default() }), 960);
-    /// # Ok::<(), hybridnorm::Error>(())
-    /// ```
-    pub fn norm_parameters(&self, layer: usize, latent: bool) -> SymbolicCount {
-        parameters(self.sites(layer, latent), &self.norm)
-    }
-
-    /// Returns the elements per token that pass through a norm of a block. Panics like
-    /// [`norm_parameters`](Self::norm_parameters).
-    ///
-    /// ```
-    /// use hybridnorm::placement::{named, resolve};
-    /// // In latent attention, DeepSeek-V3 normalizes the latents.
-    /// let deepseek = resolve(&named("deepseek-v3")?, 12, 768)?;
-    /// let count = deepseek.normalized_elements(0, true);
-    /// assert_eq!(count.to_string(), "2d + d_q + d_kv");
-    /// # Ok::<(), hybridnorm::Error>(())
-    /// ```
-    pub fn normalized_elements(&self, layer: usize, latent: bool) -> SymbolicCount {
-        elements(self.sites(layer, latent))
-    }
-
-    fn sites(&self, layer: usize, latent: bool) -> Vec<Site> {
-        let reads = match self.streams {
-            Streams::Single | Streams::ResidualDual => 0,
-            Streams::Siamese => 2,
-        };
-        let mut sites = sites(&self.blocks[layer], latent);
-        sites.extend((0..reads).map(|_| Site::wide(SymbolicCount::D)));
-        sites
-    }
-
-    /// Returns the number of norms over the model width outside the blocks.
-    ///
-    /// ```
-    /// use hybridnorm::placement::{named, resolve};
-    /// assert_eq!(resolve(&named("pre-norm")?, 12, 768)?.outer_norms(), 1);
-    /// assert_eq!(resolve(&named("post-norm")?, 12, 768)?.outer_norms(), 0);
-    /// # Ok::<(), hybridnorm::Error>(())
-    /// ```
-    pub fn n_norms_outside_blocks(&self) -> usize {
-        [
-            self.embed_norm,
-            self.streams.is_dual(),
-            self.merge_norm,
-            self.final_norm,
-        ]
-        .into_iter()
-        .filter(|on| *on)
-        .count()
-    }
-}
-
-fn parameters(sites: Vec<Site>, norm: &NormSpec) -> SymbolicCount {
-    let each = sites.into_iter().map(|site| site.parameters(norm));
-    each.fold(SymbolicCount::ZERO, Add::add)
-}
-
-fn elements(sites: Vec<Site>) -> SymbolicCount {
-    let each = sites.into_iter().map(|site| site.elements);
-    each.fold(SymbolicCount::ZERO, Add::add)
-}
-
 fn scales(sub: &SubLayer<Factor>) -> [Factor; 4] {
     [sub.read_scale, sub.in_scale, sub.skip_scale, sub.out_scale]
-}
-
-/// One norm site of a block.
-struct Site {
-    elements: SymbolicCount,
-    /// Width of the gain; `None` if the norm has no parameters.
-    gain: Option<SymbolicCount>,
-}
-
-impl Site {
-    fn wide(width: SymbolicCount) -> Self {
-        Self {
-            elements: width,
-            gain: Some(width),
-        }
-    }
-
-    /// Returns the normalization to unit length of [`Combine::LerpUnit`].
-    fn unit(sub: &SubLayer<Factor>) -> Option<Self> {
-        (sub.combine == Combine::LerpUnit).then_some(Self {
-            elements: SymbolicCount::D,
-            gain: None,
-        })
-    }
-
-    /// Returns a norm over one vector inside latent attention.
-    fn latent(norm: HeadNorm, width: SymbolicCount) -> Option<Self> {
-        let gain = match norm {
-            HeadNorm::None => return None,
-            HeadNorm::PerHead | HeadNorm::PerHeadOwn | HeadNorm::Full => Some(width),
-            HeadNorm::PerHeadPlain | HeadNorm::FullPlain => None,
-        };
-        Some(Self {
-            elements: width,
-            gain,
-        })
-    }
-
-    fn head(norm: HeadNorm, one: SymbolicCount, width: SymbolicCount) -> Option<Self> {
-        let gain = match norm {
-            HeadNorm::None => return None,
-            HeadNorm::PerHead => Some(one),
-            HeadNorm::PerHeadOwn | HeadNorm::Full => Some(width),
-            HeadNorm::PerHeadPlain | HeadNorm::FullPlain => None,
-        };
-        Some(Self {
-            elements: width,
-            gain,
-        })
-    }
-
-    fn parameters(&self, norm: &NormSpec) -> SymbolicCount {
-        let (Some(width), Some(_)) = (self.gain, norm.kind) else {
-            return SymbolicCount::ZERO;
-        };
-        let vectors = usize::from(norm.gain != Gain::None) + usize::from(norm.bias);
-        width * vectors + SymbolicCount::ONE * norm.scalars().len()
-    }
-}
-
-fn sites(block: &BlockSpec, latent: bool) -> Vec<Site> {
-    let (attn, ffn) = (&block.attn, &block.ffn);
-    let shared = block.topology == Topology::ParallelShared;
-    let wide = [
-        attn.in_norm,
-        attn.out_norm.is_some(),
-        attn.post_norm,
-        ffn.in_norm && !shared,
-        ffn.out_norm.is_some(),
-        ffn.post_norm,
-    ];
-    let hidden = [
-        block.ffn_inner.gate_norm,
-        block.ffn_inner.up_norm,
-        block.ffn_inner.mid_norm,
-    ];
-    let of = |on: bool, width| on.then(|| Site::wide(width));
-    wide.into_iter()
-        .filter_map(|on| of(on, SymbolicCount::D))
-        .chain([attn, ffn].into_iter().filter_map(Site::unit))
-        .chain(inside_attention(&block.attn_inner, latent))
-        .chain(hidden.into_iter().filter_map(|on| of(on, SymbolicCount::F)))
-        .collect()
-}
-
-fn inside_attention(inner: &AttnInner<Factor>, latent: bool) -> Vec<Site> {
-    let AttnInner {
-        norm_eps: _,
-        q_norm,
-        k_norm,
-        v_norm,
-        ctx_norm,
-        ..
-    } = *inner;
-    let context = match latent {
-        true => Site::head(ctx_norm, SymbolicCount::VALUE, SymbolicCount::H_VALUE),
-        false => Site::head(ctx_norm, SymbolicCount::HD, SymbolicCount::H_HD),
-    };
-    let read = match latent {
-        true => [
-            Site::latent(q_norm, SymbolicCount::Q_LATENT),
-            Site::latent(k_norm, SymbolicCount::ROTARY),
-            Site::latent(v_norm, SymbolicCount::KV_LATENT),
-        ],
-        false => [
-            Site::head(q_norm, SymbolicCount::HD, SymbolicCount::H_HD),
-            Site::head(k_norm, SymbolicCount::HD, SymbolicCount::KV_HD),
-            Site::head(v_norm, SymbolicCount::HD, SymbolicCount::KV_HD),
-        ],
-    };
-    read.into_iter().chain([context]).flatten().collect()
 }
 
 impl Add for SymbolicCount {

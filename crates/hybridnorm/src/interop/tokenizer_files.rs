@@ -25,6 +25,7 @@ const FORMS: [&str; 5] = [
 
 /// A tokenizer found beside weights.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct ImportedTokenizer {
     /// The tokenizer.
     pub tokenizer: Tokenizer,
@@ -128,7 +129,7 @@ pub fn unread_files(folder: &Path, read: &[String], no_tokenizer: &str) -> Resul
         let reason = match name.as_str() {
             TOKENIZER | TOKENIZER_CONFIG => no_tokenizer,
             form if FORMS.contains(&form) || is_of_weights(form) => {
-                "another form of the weights or the configuration than the one that was read"
+                "another format of the weights or the configuration than the one that was read"
             }
             _ => "not needed for the weights or the tokenizer",
         };

@@ -54,7 +54,7 @@ fn learned_scales_per_block() {
 
 #[test]
 fn counts_at_the_paper_shape() {
-    let shape = ModelSizes {
+    let sizes = ModelSizes {
         d: 2048,
         hd: 64,
         h: 32,
@@ -64,16 +64,16 @@ fn counts_at_the_paper_shape() {
     };
     let r = resolve(&get("hybridnorm"), 16, 2048).unwrap();
     assert_eq!(
-        SymbolicCount::norm_parameters(&r.blocks[0], &r.norm).at(shape),
+        SymbolicCount::norm_parameters(&r.blocks[0], &r.norm).evaluate(sizes),
         2240
     );
     assert_eq!(
-        SymbolicCount::normalized_elements(&r.blocks[0]).at(shape),
+        SymbolicCount::normalized_elements(&r.blocks[0]).evaluate(sizes),
         5120
     );
     let r = resolve(&get("pre-norm"), 16, 2048).unwrap();
     assert_eq!(
-        SymbolicCount::norm_parameters(&r.blocks[0], &r.norm).at(shape),
+        SymbolicCount::norm_parameters(&r.blocks[0], &r.norm).evaluate(sizes),
         4096
     );
 }

@@ -11,11 +11,11 @@ use serde::de::{EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor}
 use serde::ser::{Error as _, SerializeMap};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::norm_functions::{NO_FUNCTION, WORDS, by_name, properties};
+use super::json_value::matches_name;
+use super::norm_functions::{NAMES, NONE, by_name, properties};
 use super::spec::{AttnScale, Factor, Formula, LearnedShape, NormFn, Scale, Selector, StdRule};
-use super::tree::is_word;
 
-/// Formulas that are written as one word: the word, alternative spellings, and the formula.
+/// Formulas that are written as one name: the name, alternative spellings, and the formula.
 const FORMULAS: [(&str, &[&str], Formula); 8] = [
     ("inv_sqrt_layer", &["inv_sqrt_l"], Formula::InvSqrtLayer),
     ("inv_sqrt_2_layer", &["inv_sqrt_2l"], Formula::InvSqrt2Layer),
@@ -28,7 +28,7 @@ const FORMULAS: [(&str, &[&str], Formula); 8] = [
 ];
 
 impl Formula {
-    /// Names of the formulas that are written as one word.
+    /// Names of the formulas that are written as one name.
     pub const NAMES: &'static [&'static str] = &{
         let mut names = [""; FORMULAS.len()];
         let mut i = 0;
@@ -49,7 +49,7 @@ impl Formula {
     /// ```
     pub fn by_name(name: &str) -> Option<Self> {
         let mut all = FORMULAS.iter();
-        all.find(|(word, symbols, _)| *word == name || symbols.contains(&name))
+        all.find(|(name_in_file, symbols, _)| *name_in_file == name || symbols.contains(&name))
             .map(|(.., formula)| *formula)
     }
 }
@@ -61,7 +61,7 @@ impl Serialize for Formula {
         }
         match FORMULAS.iter().find(|(.., formula)| formula == self) {
             Some((word, ..)) => serializer.serialize_str(word),
-            None => Err(S::Error::custom("this formula has no written form")),
+            None => Err(S::Error::custom("this formula cannot be serialized")),
         }
     }
 }
@@ -86,8 +86,8 @@ impl Serialize for Scale {
 
 impl<'de> Deserialize<'de> for Scale {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Form;
-        impl<'de> Visitor<'de> for Form {
+        struct ScaleVisitor;
+        impl<'de> Visitor<'de> for ScaleVisitor {
             type Value = Scale;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -109,7 +109,7 @@ impl<'de> Deserialize<'de> for Scale {
                 match Formula::by_name(&name.replace('-', "_")) {
                     Some(formula) => Ok(Scale::Formula(formula)),
                     None if name == "depth_power" => Err(E::custom(
-                        "`depth_power` needs its numbers: { depth_power = { k = 2, p = 0.25 } }",
+                        "`depth_power` requires k and p: { depth_power = { k = 2, p = 0.25 } }",
                     )),
                     None => Err(E::unknown_variant(name, Formula::NAMES)),
                 }
@@ -128,7 +128,7 @@ impl<'de> Deserialize<'de> for Scale {
                 })
             }
         }
-        deserializer.deserialize_any(Form)
+        deserializer.deserialize_any(ScaleVisitor)
     }
 }
 
@@ -200,7 +200,7 @@ impl Serialize for AttnScale {
 
 impl<'de> Deserialize<'de> for AttnScale {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        number_or_word(
+        number_or_name(
             deserializer,
             Self::Const,
             &["inv_sqrt_head_dim", "sqrt_head_dim", "cosine"],
@@ -220,7 +220,7 @@ impl Serialize for StdRule {
 
 impl<'de> Deserialize<'de> for StdRule {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        number_or_word(
+        number_or_name(
             deserializer,
             Self::Const,
             &["small_init"],
@@ -229,23 +229,23 @@ impl<'de> Deserialize<'de> for StdRule {
     }
 }
 
-/// Reads a number through `number`, or one of `words` as the value at the same index.
-fn number_or_word<'de, D: Deserializer<'de>, T: Copy>(
+/// Reads a number through `number`, or one of `names` as the value at the same index.
+fn number_or_name<'de, D: Deserializer<'de>, T: Copy>(
     deserializer: D,
     number: fn(f64) -> T,
-    words: &'static [&'static str],
+    names: &'static [&'static str],
     values: &[T],
 ) -> Result<T, D::Error> {
-    struct Form<'v, T> {
+    struct NumberOrNameVisitor<'v, T> {
         number: fn(f64) -> T,
-        words: &'static [&'static str],
+        names: &'static [&'static str],
         values: &'v [T],
     }
-    impl<T: Copy> Visitor<'_> for Form<'_, T> {
+    impl<T: Copy> Visitor<'_> for NumberOrNameVisitor<'_, T> {
         type Value = T;
 
         fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-            write!(f, "a number or one of `{}`", self.words.join("`, `"))
+            write!(f, "a number or one of `{}`", self.names.join("`, `"))
         }
         fn visit_f64<E: Error>(self, value: f64) -> Result<T, E> {
             Ok((self.number)(value))
@@ -256,16 +256,20 @@ fn number_or_word<'de, D: Deserializer<'de>, T: Copy>(
         fn visit_u64<E: Error>(self, value: u64) -> Result<T, E> {
             Ok((self.number)(value as f64))
         }
-        fn visit_str<E: Error>(self, word: &str) -> Result<T, E> {
-            match self.words.iter().position(|known| is_word(word, known)) {
+        fn visit_str<E: Error>(self, name: &str) -> Result<T, E> {
+            match self
+                .names
+                .iter()
+                .position(|known| matches_name(name, known))
+            {
                 Some(place) => Ok(self.values[place]),
-                None => Err(E::unknown_variant(word, self.words)),
+                None => Err(E::unknown_variant(name, self.names)),
             }
         }
     }
-    deserializer.deserialize_any(Form {
+    deserializer.deserialize_any(NumberOrNameVisitor {
         number,
-        words,
+        names,
         values,
     })
 }
@@ -291,8 +295,8 @@ impl Serialize for Selector {
 
 impl<'de> Deserialize<'de> for Selector {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Form;
-        impl<'de> Visitor<'de> for Form {
+        struct SelectorVisitor;
+        impl<'de> Visitor<'de> for SelectorVisitor {
             type Value = Selector;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -319,7 +323,7 @@ impl<'de> Deserialize<'de> for Selector {
                 })
             }
         }
-        deserializer.deserialize_any(Form)
+        deserializer.deserialize_any(SelectorVisitor)
     }
 }
 
@@ -357,34 +361,34 @@ pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// Serialized form of an optional norm function: its word, or the word for no norm.
+/// Serialized form of an optional norm function: its name, or the name for no norm.
 pub(super) mod norm_function_or_none {
     use super::*;
 
     pub fn serialize<S: Serializer>(value: &Option<NormFn>, s: S) -> Result<S::Ok, S::Error> {
-        s.serialize_str(value.map_or(NO_FUNCTION, |function| properties(function).word))
+        s.serialize_str(value.map_or(NONE, |function| properties(function).name))
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<NormFn>, D::Error> {
-        struct Form;
-        impl<'de> Visitor<'de> for Form {
+        struct NormFunctionVisitor;
+        impl<'de> Visitor<'de> for NormFunctionVisitor {
             type Value = Option<NormFn>;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a word in quotation marks")
+                f.write_str("a name in quotation marks")
             }
             fn visit_enum<A: EnumAccess<'de>>(self, data: A) -> Result<Self::Value, A::Error> {
-                let (word, content): (String, _) = data.variant()?;
-                let function = by_name(&word);
-                if function.is_none() && word != NO_FUNCTION {
-                    return Err(Error::unknown_variant(&word, &WORDS));
+                let (name, content): (String, _) = data.variant()?;
+                let function = by_name(&name);
+                if function.is_none() && name != NONE {
+                    return Err(Error::unknown_variant(&name, &NAMES));
                 }
                 content.unit_variant()?;
                 Ok(function)
             }
         }
         // Read as an enum in every format, so that deserializers report the problem with other values.
-        d.deserialize_enum("NormFn", &WORDS, Form)
+        d.deserialize_enum("NormFn", &NAMES, NormFunctionVisitor)
     }
 }
 
@@ -400,8 +404,8 @@ pub(super) mod number_or_false {
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<f64>, D::Error> {
-        struct Form;
-        impl Visitor<'_> for Form {
+        struct NumberVisitor;
+        impl Visitor<'_> for NumberVisitor {
             type Value = Option<f64>;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -426,7 +430,7 @@ pub(super) mod number_or_false {
                 Ok(Some(value as f64))
             }
         }
-        d.deserialize_any(Form)
+        d.deserialize_any(NumberVisitor)
     }
 }
 
@@ -450,8 +454,8 @@ pub(super) mod table_or_false {
         D: Deserializer<'de>,
         T: Deserialize<'de> + Default,
     {
-        struct Form<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de> + Default> Visitor<'de> for Form<T> {
+        struct TableVisitor<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de> + Default> Visitor<'de> for TableVisitor<T> {
             type Value = Option<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -467,6 +471,6 @@ pub(super) mod table_or_false {
                 T::deserialize(MapAccessDeserializer::new(map)).map(Some)
             }
         }
-        d.deserialize_any(Form(PhantomData))
+        d.deserialize_any(TableVisitor(PhantomData))
     }
 }
