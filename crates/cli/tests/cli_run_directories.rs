@@ -202,7 +202,11 @@ fn a_rejected_resume_changes_nothing() {
     layers[2] = b'X';
     for (name, damaged, words) in [
         ("metrics.jsonl", Some(few), "ends with step 12"),
-        ("metrics.jsonl", Some(Vec::new()), "no records of steps 1 to 20"),
+        (
+            "metrics.jsonl",
+            Some(Vec::new()),
+            "no records of steps 1 to 20",
+        ),
         ("metrics.jsonl", None, "no records of steps 1 to 20"),
         ("layers.jsonl", Some(layers), "line 1 is not a valid record"),
     ] {
