@@ -29,8 +29,8 @@ fn invalid_training_settings_are_rejected() {
             "train.steps=99999999999999999999",
             &["train.steps", "expected"],
         ),
-        ("train.steps=0", &["train.steps is 0"]),
-        ("train.batch_size=0", &["train.batch_size is 0"]),
+        ("train.steps=0", &["train.steps = 0"]),
+        ("train.batch_size=0", &["train.batch_size = 0"]),
         (
             "train.batch_size=1000000000000",
             &["train.batch_size", "tokens per step"],

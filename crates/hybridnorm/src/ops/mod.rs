@@ -2,7 +2,7 @@
 //!
 //! A file contains the op's fields, the function that records it, its shape rule, its vector-Jacobian
 //! product (which records ops), a plain reference in double precision, and the call of the CPU kernel.
-//! A new op needs its file, its variant below and its kernel.
+//! A new op needs its file, its variant and the name of its builder below, and its kernel (docs/contributing.md).
 //!
 //! Shape suffixes: b batch, t position, n rows (all sizes but the last), d width, h query heads, g
 //! key/value heads, k head width, f feed-forward width, v vocabulary, p parameters of a norm, e experts,
