@@ -113,7 +113,7 @@ fn resuming_a_finished_run_writes_nothing() {
                 "ignored: optimizer.lr went from 0.003 to 0.5",
             ][..],
         ),
-        (&fewer[..], &["20 steps are done, and train.steps = 7"][..]),
+        (&fewer[..], &["20 steps completed, train.steps = 7"][..]),
     ] {
         let said = said(&lab, "run", more);
         for word in words {

@@ -143,7 +143,7 @@ fn invalid_report_sources_are_rejected() {
         &["garbage.json: not an output of `probe --out`"],
     );
     lab.train("run", &[]);
-    lab.expect_error(2, &["report", "run"], &["--out is required"]);
+    lab.expect_error(2, &["report", "run"], &["--out is missing"]);
 }
 
 /// Loads a page in Chromium without network and returns the facts it reports.

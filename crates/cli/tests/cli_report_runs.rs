@@ -417,7 +417,7 @@ fn a_configuration_modified_outside_the_run_is_rejected() {
         lab.write("run/config.toml", changed);
     };
     with("placement", "\"post-norm\"");
-    let words = "run/config.toml: its placement is not that of the run's checkpoint";
+    let words = "run/config.toml: placement differs from that of the run's checkpoint";
     lab.expect_error(1, &report, &[words]);
     // Steps are not assigned a learning rate that they did not have.
     with("lr", "0.02");

@@ -59,7 +59,7 @@ fn a_run_killed_before_its_first_step_is_restarted_by_the_same_command() {
         )
         .unwrap();
     }
-    lab.train_fails(2, "rows", &[], &["begin it again by --resume"]);
+    lab.train_fails(2, "rows", &[], &["restart it with --resume"]);
     lab.train("rows", &["--resume"]);
     assert_eq!(
         lab.reproducible_metrics("rows"),
@@ -116,7 +116,7 @@ fn a_killed_replay_is_restarted_by_the_same_command() {
     let output = lab.run(&other);
     assert_eq!(code(&output), 2, "{}", stderr(&output));
     let said = stderr(&output);
-    assert!(said.contains("not finished"), "{said}");
+    assert!(said.contains("an unfinished run of another kind"), "{said}");
     let replay = lab.json(&args);
     assert_eq!(replay["steps"].as_array().unwrap().len(), 20);
     assert!(!lab.path("run-replay-9/unfinished.txt").exists());
@@ -202,8 +202,12 @@ fn a_rejected_resume_changes_nothing() {
     layers[2] = b'X';
     for (name, damaged, words) in [
         ("metrics.jsonl", Some(few), "ends with step 12"),
-        ("metrics.jsonl", Some(Vec::new()), "no row of steps 1 to 20"),
-        ("metrics.jsonl", None, "no row of steps 1 to 20"),
+        (
+            "metrics.jsonl",
+            Some(Vec::new()),
+            "no records of steps 1 to 20",
+        ),
+        ("metrics.jsonl", None, "no records of steps 1 to 20"),
         ("layers.jsonl", Some(layers), "line 1 is not a valid record"),
     ] {
         match &damaged {

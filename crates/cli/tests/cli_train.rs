@@ -79,7 +79,7 @@ fn initialization_from_a_checkpoint_rejects_options_without_effect() {
         2,
         "other",
         &[&from[..], &["--set", "model.d_ff=48"]].concat(),
-        &["[model]", "leave it out"],
+        &["[model]", "omit it"],
     );
     lab.expect_error(
         1,

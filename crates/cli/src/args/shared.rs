@@ -13,10 +13,10 @@ use crate::console;
 #[derive(Debug, Args)]
 pub struct GlobalArgs {
     /// Print only results, no progress and no notes.
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, help_heading = "Global options")]
     pub quiet: bool,
     /// Number of CPU threads (default: all cores); results do not depend on it.
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", help_heading = "Global options")]
     pub threads: Option<usize>,
 }
 

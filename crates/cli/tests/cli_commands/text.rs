@@ -140,7 +140,7 @@ fn invalid_sampling_options_are_rejected() {
     lab.expect_error(
         2,
         &["generate", "run", "--prompt", "a", "--temperature", "-1"],
-        &["temperature -1"],
+        &["temperature = -1"],
     );
     for (options, words) in [
         (
@@ -162,7 +162,7 @@ fn invalid_sampling_options_are_rejected() {
     lab.expect_error(
         2,
         &["generate", "run", "--prompt", "a", "--top-p", "0"],
-        &["top-p 0"],
+        &["top-p = 0"],
     );
 }
 
