@@ -28,7 +28,7 @@ const F32: u64 = size_of::<f32>() as u64;
 #[setters(prefix = "with_", strip_option, into)]
 #[non_exhaustive]
 pub struct DecodeOptions {
-    /// PositionContext of the KV cache, at least 2. The prompt fills half of it.
+    /// Positions of the KV cache, at least 2. The prompt fills half of it.
     pub seq_len: usize,
     /// Approximate duration of the measurement in seconds; at least 8 tokens are measured.
     pub seconds: f64,

@@ -106,7 +106,7 @@ impl OpenOptions {
     }
 }
 
-/// OpenedData data and its tokenizer.
+/// Opened data and its tokenizer.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct OpenedData {

@@ -74,7 +74,7 @@ impl StagedFolder {
         Ok(())
     }
 
-    /// Renames the folder to its target and removes the old one. ScaleContext every moment the target is the old folder or
+    /// Renames the folder to its target and removes the old one. At every moment the target is the old folder or
     /// the new one, or, on file systems that cannot exchange two names, absent, with the old folder beside it until
     /// the next writer restores it.
     ///

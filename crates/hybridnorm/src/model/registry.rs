@@ -200,7 +200,7 @@ fn normal_values(
     })
 }
 
-/// TensorHandle of adjacent parameters that a layer reads as one value. Cheap to copy.
+/// Handle of adjacent parameters that a layer reads as one value. Cheap to copy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Param {
     offset: usize,

@@ -3,7 +3,7 @@
 /// Run-time arguments of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Arguments {
-    /// PositionContext before the first of this run, stored in the caches.
+    /// Positions before the first of this run, stored in the caches.
     pub past: usize,
     /// Learning rate.
     pub lr: f64,

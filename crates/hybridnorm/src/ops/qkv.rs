@@ -12,7 +12,7 @@ use crate::graph::{Type, Value};
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QkvTransform {
     pub(crate) spec: Spec,
-    /// PositionContext per sequence.
+    /// Positions per sequence.
     pub(crate) seq: usize,
 }
 

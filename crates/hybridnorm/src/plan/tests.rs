@@ -12,7 +12,7 @@ use crate::graph::{Buffer, Builder, DType, Type, Value};
 use crate::ops::{self, Arguments, linear};
 use crate::passes::gradients;
 
-/// PositionContext and width of the test values: (1, t, d).
+/// Positions and width of the test values: (1, t, d).
 const SEQ: usize = 3;
 const WIDTH: usize = 4;
 

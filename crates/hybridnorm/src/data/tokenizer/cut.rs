@@ -1,4 +1,4 @@
-//! PositionContext where text can be cut without changing its tokens under a `tokenizer.json`.
+//! Positions where text can be cut without changing its tokens under a `tokenizer.json`.
 
 use std::collections::HashMap;
 

@@ -10,7 +10,7 @@ pub(super) const HARD_LIMIT: usize = 1 << 20;
 /// Maximum run of white space in characters; longer runs overflow the stack of tokenizer patterns.
 const MAX_SPACE_RUN: usize = 1 << 16;
 
-/// PositionContext where text may be cut.
+/// Positions where text may be cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::data) enum Cut {
     /// Before a space that follows another character, which no token spans; and anywhere after 1 MiB
