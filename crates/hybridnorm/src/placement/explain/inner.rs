@@ -225,10 +225,10 @@ pub(super) fn head_norm_notes(sites: &[(char, HeadNorm)]) -> Vec<Equation> {
             HeadNorm::PerHeadPlain,
             "over each head's channels, without parameters",
         ),
-        (HeadNorm::Full, "over the channels of all heads"),
+        (HeadNorm::Full, "over the channels of all heads together"),
         (
             HeadNorm::FullPlain,
-            "over the channels of all heads, without parameters",
+            "over the channels of all heads together, without parameters",
         ),
     ];
     kinds

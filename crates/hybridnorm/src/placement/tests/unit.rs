@@ -159,7 +159,11 @@ fn hidden_scales_have_something_to_scale() {
     assert_eq!(validate(&gate, 12, &SMALL).unwrap(), []);
     for field in ["gate_scale", "up_scale"] {
         let path = format!("block.ffn_inner.{field}");
-        rejects(inner(json!({ field: 0 })), &path, "cuts");
+        rejects(
+            inner(json!({ field: 0 })),
+            &path,
+            "removes the feed-forward",
+        );
     }
 }
 
