@@ -1,4 +1,4 @@
-//! `eval`: every token is measured or counted as left out, per data set; the type of pre-tokenized files is detected.
+//! `eval`: every token is measured or counted as omitted, per data set; the type of pre-tokenized files is detected.
 
 mod common;
 
@@ -93,7 +93,7 @@ fn short_last_windows_are_evaluated() {
     assert_eq!(count(&short, "tokens"), 3);
     let text = lab.ok(&["eval", "run", "--data", "b.txt"]);
     assert!(
-        text.contains("tokens         3\nleft out 1 token: first token of its stream"),
+        text.contains("tokens         3\nomitted 1 token: first token of its stream"),
         "{text}"
     );
 
@@ -146,7 +146,7 @@ fn data_sets_are_evaluated_separately() {
     let held_out = count(&manifest["manifest"]["validation"], "tokens");
     assert_eq!(count(&sets[0], "all_tokens"), held_out);
     let table = lab.ok(&["eval", "run", "--data", "p", "--data", "a.txt"]);
-    for word in ["all sets, pooled", "validation", "a.txt: left out 1 token"] {
+    for word in ["all sets, pooled", "validation", "a.txt: omitted 1 token"] {
         assert!(table.contains(word), "{table}");
     }
 
@@ -163,7 +163,7 @@ fn data_sets_are_evaluated_separately() {
     validation(&["p", "t.u16"], &["t.u16", "no validation split"]);
     for twice in [["p", "p"], ["p", "./p"], ["a.txt", "a.txt"]] {
         let args = ["eval", "run", "--data", twice[0], twice[1]];
-        lab.expect_error(2, &args, &["named twice"]);
+        lab.expect_error(2, &args, &["given twice"]);
     }
     // Equal tokens under two names.
     lab.write("u.u16", le16(&ids(70)));

@@ -85,7 +85,7 @@ fn all_and_full_windows_count_the_bytes_of_the_text() {
         for key in ["tokens", "text_bytes", "bits_per_byte"] {
             assert_eq!(all[key], same[key], "{name}: {all}\n{same}");
         }
-        // Five tokens are left out, whose bytes only an exact tokenizer determines.
+        // Five tokens are omitted, whose bytes only an exact tokenizer determines.
         let all = eval(&lab, name, "325.txt", "all");
         assert_eq!(all["text_bytes"], longer.len() as u64 - first, "{name}");
         let part = eval(&lab, name, "325.txt", "whole");

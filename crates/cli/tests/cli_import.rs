@@ -53,10 +53,10 @@ fn every_tensor_is_imported_or_omitted_for_a_reason() {
     }
     let text = stderr(&lab.run(&["import", "their", "--out", "second"]));
     assert!(
-        text.contains("left out 2 tensors: multi-token prediction layers"),
+        text.contains("omitted 2 tensors: multi-token prediction layers"),
         "{text}"
     );
-    assert!(text.contains("left out 2 files: not needed"), "{text}");
+    assert!(text.contains("omitted 2 files: not needed"), "{text}");
 }
 
 #[test]

@@ -25,7 +25,7 @@ fn left_out(found: &Value, unit: &str) -> Vec<(String, u64)> {
         .collect()
 }
 
-/// Asserts that every file of the folder is either read or left out.
+/// Asserts that every file of the folder is either read or omitted.
 fn assert_files_add_up(lab: &TestDir, found: &Value, read: u64) {
     let there = fs::read_dir(lab.path("their")).unwrap().count() as u64;
     let counts: u64 = left_out(found, "files")
@@ -70,7 +70,7 @@ fn files_that_were_not_opened_are_counted() {
     // More tokens than the model's vocabulary.
     lab.expect_any_error(&named, &["257 tokens"]);
     let text = stderr(&lab.run(&["import", "their", "--out", "c", "--no-tokenizer"]));
-    assert!(text.contains("left out 4 files: another form"), "{text}");
+    assert!(text.contains("omitted 4 files: another form"), "{text}");
 }
 
 #[test]

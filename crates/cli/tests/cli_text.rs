@@ -1,4 +1,4 @@
-//! Reading text: every kind of file, and counts of everything left out.
+//! Reading text: every kind of file, and counts of everything omitted.
 #![cfg(unix)]
 
 mod common;
@@ -110,7 +110,7 @@ fn counts_of_read_and_omitted_text_add_up() {
     assert_eq!(source["replaced_surrogates"], 1);
     let table = lab.ok(&prepare("c", "out2", &["--exclude", "drafts"]));
     for words in [
-        "left out 1 file: hidden",
+        "omitted 1 file: hidden",
         "unknown kind (c/table.csv)",
         "a broken link",
         "not a regular file",
@@ -118,8 +118,8 @@ fn counts_of_read_and_omitted_text_add_up() {
         "duplicate folder",
         "not selected",
         "no text in it",
-        "left out 1 record: field `text` is null",
-        "left out 1 document: blank",
+        "omitted 1 record: field `text` is null",
+        "omitted 1 document: blank",
         "unpaired surrogates",
     ] {
         assert!(table.contains(words), "{words}\n{table}");

@@ -68,7 +68,7 @@ fn generated_text_continues_its_prompt_and_reports_omissions() {
     let output = lab.run(&args);
     assert_eq!(
         stderr(&output),
-        "left out 5 tokens: the beginning of the prompt, which has no room in the context of 16 tokens\n"
+        "omitted 5 tokens: the beginning of the prompt, which has no room in the context of 16 tokens\n"
     );
     let quiet = [&args[..], &["--quiet", "--json"]].concat();
     let found = lab.json(&quiet);

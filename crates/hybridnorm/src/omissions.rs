@@ -58,7 +58,7 @@ pub struct Omission {
 ///
 /// let mut omissions = Omissions::default();
 /// omissions.add(Unit::Files, "hidden", 2, Some(".git".into()));
-/// assert_eq!(omissions.lines(), ["left out 2 files: hidden (.git, ...)"]);
+/// assert_eq!(omissions.lines(), ["omitted 2 files: hidden (.git, ...)"]);
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -112,7 +112,7 @@ impl Omissions {
         }
     }
 
-    /// True if nothing was left out.
+    /// True if nothing was omitted.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -135,7 +135,7 @@ impl Omissions {
         self.0.iter()
     }
 
-    /// Returns a line for each reason: `left out 3 files: unknown kind (a.csv, b.doc, ...)`.
+    /// Returns a line for each reason: `omitted 3 files: unknown kind (a.csv, b.doc, ...)`.
     pub fn lines(&self) -> Vec<String> {
         let line = |omission: &Omission| {
             let Omission {
@@ -156,7 +156,7 @@ impl Omissions {
                 [] => String::new(),
                 examples => format!(" ({}{more})", examples.join(", ")),
             };
-            format!("left out {count} {unit}: {reason}{examples}")
+            format!("omitted {count} {unit}: {reason}{examples}")
         };
         self.0.iter().map(line).collect()
     }
@@ -182,8 +182,8 @@ mod tests {
         assert_eq!(
             all.lines(),
             [
-                "left out 1 document: blank",
-                "left out 8 files: unknown kind (a, b, c, ...)"
+                "omitted 1 document: blank",
+                "omitted 8 files: unknown kind (a, b, c, ...)"
             ]
         );
         let json = serde_json::to_string(&all).unwrap();

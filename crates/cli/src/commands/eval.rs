@@ -71,7 +71,7 @@ fn bits_per_byte(measured: &LossWithCoverage) -> String {
     bits.map_or("-".into(), |bits| format!("{bits:.4}"))
 }
 
-/// Returns the notes on a data set: text read, left out, cut and replaced, and unknown tokens among the targets.
+/// Returns the notes on a data set: text read, omitted, cut and replaced, and unknown tokens among the targets.
 fn data_notes(set: &SetLoss) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(text) = &set.text {

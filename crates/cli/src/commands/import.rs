@@ -75,7 +75,7 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Outcome, Error> {
 fn skip_reason(args: &ImportArgs) -> &'static str {
     match (&args.tokenizer, args.no_tokenizer) {
         (Some(_), _) => "replaced by --tokenizer",
-        (None, true) => "left out by --no-tokenizer",
+        (None, true) => "omitted by --no-tokenizer",
         (None, false) => "unused without a tokenizer.json in the folder",
     }
 }

@@ -77,7 +77,7 @@ fn unusable_text_is_rejected() {
     lab.expect_error(
         2,
         &["eval", "run", "--data", "short.txt", "--seq-len", "17"],
-        &["17 tokens", "16"],
+        &["sequence length = 17", "16"],
     );
 }
 
@@ -199,7 +199,7 @@ fn tokens_outside_the_vocabulary_are_rejected() {
         2,
         "run",
         &["--set", "data.train=['a.npy']"],
-        &["a.npy", "vocabulary"],
+        &["a.npy", "vocab_size"],
     );
     let _ = fs::remove_dir_all(lab.path("run"));
     lab.train(

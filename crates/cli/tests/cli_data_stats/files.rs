@@ -25,10 +25,7 @@ fn a_file_is_read_through_one_input_only() {
     assert_eq!(files, [1, 1, 0]);
     assert_eq!(count(&found["left_out"], "files"), 2, "{found}");
     let table = lab.ok(&prepare(&["v", "v"], "p2", &[]));
-    assert!(
-        table.contains("left out 2 files: duplicate file"),
-        "{table}"
-    );
+    assert!(table.contains("omitted 2 files: duplicate file"), "{table}");
     let found = lab.json(&prepare(&["stories:5", "stories:8"], "p3", &["--json"]));
     assert_eq!(count(&found["left_out"], "documents"), 5, "{found}");
     assert_eq!(found["sources"][1]["documents"], 3);

@@ -1,4 +1,4 @@
-//! Every command reports how much of the text of its data was read, left out and cut.
+//! Every command reports how much of the text of its data was read, omitted and cut.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -230,5 +230,5 @@ fn prompts_have_data_statistics() {
         "--max-tokens",
         "1",
     ]));
-    assert!(said.contains("prompt: 2 characters left out"), "{said}");
+    assert!(said.contains("prompt: 2 characters omitted"), "{said}");
 }

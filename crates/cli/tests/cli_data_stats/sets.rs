@@ -35,7 +35,7 @@ fn eval_reports_omitted_and_truncated_text() {
     }
     lab.write("e.txt", "Something else.");
     let both = lab.ok(&["eval", "run", "--data", "d", "e.txt"]);
-    assert!(both.contains("d: left out 1 file: unknown kind"), "{both}");
+    assert!(both.contains("d: omitted 1 file: unknown kind"), "{both}");
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn text_options_of_eval_override_those_of_the_run() {
         table.contains("text_field = \"story\" (as given)"),
         "{table}"
     );
-    assert!(table.contains("left out 1 record"), "{table}");
+    assert!(table.contains("omitted 1 record"), "{table}");
 
     lab.write("s.txt", "One.<|sep|>Two.<|sep|>Three.");
     let args = [

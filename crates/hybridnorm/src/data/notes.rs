@@ -3,7 +3,7 @@
 use super::manifest::{Manifest, SourceRecord};
 
 impl Manifest {
-    /// Returns a line for everything that was left out, cut or replaced, and for special tokens that appear
+    /// Returns a line for everything that was omitted, cut or replaced, and for special tokens that appear
     /// literally in the text. Empty if all text was used unchanged.
     pub fn notes(&self) -> Vec<String> {
         let sum = |of: fn(&SourceRecord) -> u64| self.sources.iter().map(of).sum::<u64>();

@@ -31,7 +31,7 @@
 //!   rest of a damaged file, counted as one record (in Parquet files, by rows);
 //! - documents: documents without any visible character.
 //!
-//! Files read plus files left out are all files; the same holds for records and for documents.
+//! Files read plus files omitted are all files; the same holds for records and for documents.
 //!
 //! **Memory.** A reader holds at most 4 times the largest record (or line, or plain text document), which
 //! is at most 256 MiB for lines and records and 1 GiB for plain text documents, plus 16 MiB; for zstd the
@@ -147,7 +147,7 @@ pub struct Document {
     pub input: usize,
 }
 
-/// Statistics of text that was read and left out.
+/// Statistics of text that was read and omitted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SourceStats {

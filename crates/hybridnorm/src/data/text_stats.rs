@@ -1,4 +1,4 @@
-//! Statistics of the source text of a dataset: what was read, changed and left out.
+//! Statistics of the source text of a dataset: what was read, changed and omitted.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +10,7 @@ use super::shard::PreparedFolder;
 
 /// Statistics of the source text of a dataset: sums over the inputs of prepared folders, regardless of the split used.
 ///
-/// Files read plus files left out are all files; the same holds for records and for documents.
+/// Files read plus files omitted are all files; the same holds for records and for documents.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -45,7 +45,7 @@ pub struct TextStats {
     /// Omissions, by reason.
     #[serde(rename = "left_out")]
     pub omissions: Omissions,
-    /// Notes on everything that was left out, cut, replaced or spelled out.
+    /// Notes on everything that was omitted, cut, replaced or spelled out.
     pub notes: Vec<String>,
 }
 

@@ -49,7 +49,7 @@ impl PromptCoverage {
             ),
             (
                 self.dropped_chars,
-                "characters left out, since no token of the vocabulary stands for them",
+                "characters omitted, since no token of the vocabulary stands for them",
             ),
         ];
         let counts = counts.into_iter().filter(|(count, _)| *count > 0);
@@ -141,7 +141,7 @@ impl<'a> TextGenerator<'a> {
         self.prompt_tokens
     }
 
-    /// Returns the tokens left out; see [`Generator::left_out`].
+    /// Returns the tokens omitted; see [`Generator::left_out`].
     pub fn left_out(&self) -> Omissions {
         self.generator.left_out()
     }

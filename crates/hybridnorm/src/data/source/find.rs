@@ -1,4 +1,4 @@
-//! Resolution of inputs to files, with the reasons for files that are left out.
+//! Resolution of inputs to files, with the reasons for files that are omitted.
 //!
 //! Symbolic links are followed. A file or folder that is reached twice counts once, preferably under a name
 //! that is not a link, and for the first input that reaches it; a file that is both training and validation
@@ -29,7 +29,7 @@ const NOT_SELECTED: &str = "not selected by include/exclude";
 pub(super) struct Files {
     /// Files to read, sorted.
     pub(super) paths: Vec<PathBuf>,
-    /// Files and folders that are left out.
+    /// Files and folders that are omitted.
     pub(super) left_out: Omissions,
     /// Files that an earlier input reached; if there are any, an input without other files is not an error.
     pub(super) repeated: u64,
@@ -432,7 +432,7 @@ impl<'f> Search<'f> {
         Ok(())
     }
 
-    /// Adds a file, or counts it as left out with the reason.
+    /// Adds a file, or counts it as omitted with the reason.
     fn entry(&mut self, entry: Entry) -> Result<()> {
         let path = &entry.path;
         let metadata = match fs::metadata(path) {

@@ -1,4 +1,4 @@
-//! Iterator over documents, with statistics of text that was read and left out.
+//! Iterator over documents, with statistics of text that was read and omitted.
 
 use std::path::{Path, PathBuf};
 
@@ -198,7 +198,7 @@ fn unreadable(error: Error, options: &SourceOptions) -> Result<(&'static str, Op
     Ok((reason, Some(error.to_string())))
 }
 
-/// Returns the message for a damaged file that is left out.
+/// Returns the message for a damaged file that is omitted.
 ///
 /// # Errors
 /// Returns the error itself if it is not damage, or without `skip_bad`.

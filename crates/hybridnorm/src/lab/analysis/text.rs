@@ -79,7 +79,7 @@ fn comparison_sentence(
             range(low, high),
         ),
         Verdict::NotSignificant => format!(
-            "{name} is not significantly different from {baseline} at {seeds} (difference {} nats, \
+            "{name} is not significantly different from {baseline} beyond the margin at {seeds} (difference {} nats, \
              {interval} {}, margin {margin} nats); {}{}",
             digits.show(mean),
             range(low, high),
@@ -193,7 +193,9 @@ fn lowest_against_baseline(placement: &PlacementSummary, analysis: &Analysis) ->
             analysis.rules.margin
         ),
         Some(Verdict::NotSignificant) => {
-            format!(", but is not significantly different from the baseline, {baseline}")
+            format!(
+                ", but is not significantly different from the baseline, {baseline}, beyond the margin"
+            )
         }
         None if entry(analysis, baseline).is_none() => {
             format!("; the study has no runs of the baseline, {baseline}")

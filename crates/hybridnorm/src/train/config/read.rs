@@ -31,7 +31,7 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
     let bytes = files::read_small(path, CONFIG_LIMIT)?;
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
-        Error::format(path, format!("invalid UTF-8 at byte {at}"))
+        Error::invalid_value("configuration", format!("invalid UTF-8 at byte {at}"))
     })
 }
 

@@ -84,7 +84,7 @@ fn not_significant(analysis: &Analysis) -> String {
         &format!("{what} ({nats} nats)"),
     );
     format!(
-        "not significantly different from {baseline}: {}, where {required}",
+        "not significantly different from {baseline} beyond the margin: {}, where {required}",
         list(&names)
     )
 }

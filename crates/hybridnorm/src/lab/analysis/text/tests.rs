@@ -28,7 +28,7 @@ fn sentences_state_the_verdict() {
     );
     assert_eq!(
         sentence_of(&points, "same"),
-        "same is not significantly different from pre-norm at 4 seeds (difference 0.002 nats, \
+        "same is not significantly different from pre-norm beyond the margin at 4 seeds (difference 0.002 nats, \
          simultaneous 95 % interval -0.034 to 0.039, margin 0.01 nats); the observed difference is \
          within the margin"
     );
@@ -44,14 +44,14 @@ fn sentences_say_when_more_seeds_do_not_help() {
     let nearly = runs("x", 1e-3, &[3.2, 2.8999, 3.0]);
     assert_eq!(
         sentence_of(&[base.clone(), nearly].concat(), "x"),
-        "x is not significantly different from pre-norm at 3 seeds (difference 0.00 nats, 95 % interval \
+        "x is not significantly different from pre-norm beyond the margin at 3 seeds (difference 0.00 nats, 95 % interval \
          -0.50 to 0.50, margin 0.01 nats); the observed difference is within the margin; this holds at \
          learning rate 0.001 only, since no other was tried"
     );
     let equal = runs("x", 1e-3, &[3.0, 3.1, 3.0]);
     assert_eq!(
         sentence_of(&[base.clone(), equal].concat(), "x"),
-        "x is not significantly different from pre-norm at 3 seeds (difference 0.000 nats, 95 % interval \
+        "x is not significantly different from pre-norm beyond the margin at 3 seeds (difference 0.000 nats, 95 % interval \
          0.000 to 0.000, margin 0.01 nats); the observed difference is 0; this holds at learning rate \
          0.001 only, since no other was tried"
     );
@@ -94,7 +94,7 @@ fn verdict_of_a_usual_study() {
              corrected for selecting the learning rate and for 3 comparisons; differences within 0.01 nats \
              are ignored; not compared: bad (undecided: its best learning rate is at the edge of the grid \
              (the lowest tried), and a better one may lie outside; 0.200 nats above the baseline at the \
-             learning rates tried); not significantly different from pre-norm: same, where the observed \
+             learning rates tried); not significantly different from pre-norm beyond the margin: same, where the observed \
              difference is within the margin; warning: the best learning rate is the lowest tried for bad: \
              a better one may lie outside the grid."
         ]
@@ -115,7 +115,7 @@ fn verdict_of_a_tie_within_noise() {
     assert_eq!(
         text[0],
         "x has the lowest mean validation loss (2.995 nats at learning rate 0.001, 2 seeds), but is \
-         not significantly different from the baseline, pre-norm."
+         not significantly different from the baseline, pre-norm, beyond the margin."
     );
     assert_eq!(
         text[1],
