@@ -85,7 +85,10 @@ fn a_common_prefix_of_tensor_names_is_removed() {
         });
         let found = lab.json(&IMPORT);
         let note = found["notes"][0].as_str().unwrap();
-        assert!(note.contains(&format!("have the prefix `{prefix}`")), "{note}");
+        assert!(
+            note.contains(&format!("have the prefix `{prefix}`")),
+            "{note}"
+        );
         assert!(
             lab.read("ours/model.safetensors") == plain.read("ours/model.safetensors"),
             "{prefix}"

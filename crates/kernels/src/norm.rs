@@ -8,12 +8,17 @@
 //! arXiv 1910.07467), DyT (Zhu et al. 2025, arXiv 2503.10622), Derf (arXiv 2512.10938), unit-length
 //! rows (nGPT, arXiv 2410.01131).
 
+mod params;
+
 use crate::math::{erf, erf_slope, tanh};
 use crate::parallel::{rows_per_chunk, sum_partials};
 use crate::simd::{dispatch, dot, sum, sum3};
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
+
+pub use params::Gain;
+pub(crate) use params::Params;
 
 /// A norm function of a row x, before gain and bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,23 +64,6 @@ impl NormFn {
     }
 }
 
-/// Meaning of the gain parameter `w`.
-#[derive(Default, Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(rename_all = "snake_case")
-)]
-pub enum Gain {
-    /// No gain.
-    None,
-    /// `w h`; starts at 1 (LLaMA).
-    #[default]
-    Plain,
-    /// `(1 + w) h`; starts at 0 (Gemma). For an initial gain g, w starts at g - 1.
-    OnePlus,
-}
-
 /// A normalization of rows of `width` values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Norm {
@@ -91,23 +79,6 @@ pub struct Norm {
     pub width: usize,
     /// Parameter groups: row r uses gain and bias number `r % groups`.
     pub groups: usize,
-}
-
-/// Parameters of one call: effective gain and bias of each group, and the two scalars.
-pub(crate) struct Params<'a> {
-    gain: Cow<'a, [f32]>,
-    bias: Cow<'a, [f32]>,
-    alpha: f32,
-    shift: f32,
-}
-
-impl Params<'_> {
-    /// Returns the effective gain and bias of a group.
-    #[inline(always)]
-    pub(crate) fn of_group(&self, n: &Norm, group: usize) -> [&[f32]; 2] {
-        let channels = group * n.width..(group + 1) * n.width;
-        [&self.gain[channels.clone()], &self.bias[channels]]
-    }
 }
 
 impl Norm {

@@ -238,7 +238,11 @@ fn invalid_configuration_files_are_rejected_with_their_line() {
 #[test]
 fn invalid_thread_counts_are_rejected() {
     let lab = TestDir::new();
-    lab.expect_error(2, &["train", "tiny.toml", "--threads", "0"], &["threads = 0"]);
+    lab.expect_error(
+        2,
+        &["train", "tiny.toml", "--threads", "0"],
+        &["threads = 0"],
+    );
     for (threads, words) in [
         ("1000000", "threads = 1000000, expected 1 to 1024"),
         ("many", "RAYON_NUM_THREADS is \"many\""),

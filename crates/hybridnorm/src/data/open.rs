@@ -1,5 +1,7 @@
 //! Opens the data paths of a configuration as one dataset.
 
+mod too_short;
+
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -194,7 +196,7 @@ pub fn open(
     let mut notes = Vec::new();
     let dataset = collect(&entries, split, tokenizer.as_ref(), options, &mut notes)?;
     if dataset.coverage(options.windows).tokens == 0 {
-        return Err(too_short(paths, split, options.windows, &dataset));
+        return Err(too_short::error(paths, split, options.windows, &dataset));
     }
     let folders = entries
         .into_iter()
@@ -480,37 +482,6 @@ fn collect(
         }
     }
     Ok(dataset)
-}
-
-fn too_short(paths: &[String], split: Split, windows: Windows, dataset: &TokenDataset) -> Error {
-    let (what, advice) = match split {
-        Split::Validation => (
-            "validation tokens",
-            "hold out a larger fraction, specify validation data separately",
-        ),
-        Split::Train => ("training tokens", "use more text"),
-        Split::All => ("tokens", "use more text"),
-    };
-    let (paths, found) = (paths.join(", "), dataset.tokens());
-    let problem = match windows {
-        Windows::All if found == 0 && split == Split::Validation => {
-            format!("{paths}: the validation split is empty; evaluate another split")
-        }
-        Windows::All => format!(
-            "{paths}: {found} {what}: no targets, since every target needs a preceding token in its stream"
-        ),
-        Windows::Complete { .. } if dataset.has_rows() => format!(
-            "{paths}: {found} {what} in rows, none of which contains a complete sequence of {} and its targets; \
-             use a shorter sequence length, or evaluate all windows (--windows all)",
-            dataset.seq_len()
-        ),
-        Windows::Complete { .. } => format!(
-            "{paths}: {found} {what}, fewer than one sequence of {} and its targets; {advice}, or use a shorter \
-             sequence length",
-            dataset.seq_len()
-        ),
-    };
-    Error::invalid_value("data path", problem)
 }
 
 fn no_tokenizer() -> Error {

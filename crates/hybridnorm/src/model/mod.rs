@@ -15,6 +15,7 @@ mod config;
 mod decoder;
 mod feed_forward;
 pub mod inventory;
+mod load;
 mod losses;
 mod lru_cache;
 #[expect(clippy::module_inception, reason = "the model with its parameters")]

@@ -93,13 +93,7 @@ impl HfTokenizer {
         let unk_id = unk_id.and_then(|name| vocab.get(&name).copied());
         let byte_tokens = catch_panic(|| ByteTokens::find(inner.get_model(), &vocab));
         let byte_tokens = byte_tokens.ok_or_else(|| malformed(TOKENIZER_PANIC_MESSAGE.into()))?;
-        let mut special = vec![false; vocab_size];
-        for (id, added) in inner.get_added_tokens_decoder() {
-            // Text of one character has no other encoding, and the model needs it.
-            let is_letter = added.content.chars().nth(1).is_none();
-            special[id as usize] =
-                added.special && !is_letter && Some(id) != unk_id && !byte_tokens.contains(id);
-        }
+        let mut special = special_tokens(&inner, vocab_size, unk_id, &byte_tokens);
         special[end as usize] = true;
         let is_byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
         let bytes = is_byte_level.then(|| token_bytes(&contents, &inner, &vocab, vocab_size));
@@ -332,6 +326,23 @@ impl HfTokenizer {
 }
 
 /// Returns the tokenizer in `made`, created with `make` on first use.
+/// Returns for each id whether it is a special token that text must not be encoded as.
+fn special_tokens(
+    tokenizer: &tokenizers::Tokenizer,
+    vocab_size: usize,
+    unk_id: Option<u32>,
+    byte_tokens: &ByteTokens,
+) -> Vec<bool> {
+    let mut special = vec![false; vocab_size];
+    for (id, added) in tokenizer.get_added_tokens_decoder() {
+        // Text of one character has no other encoding, and the model needs it.
+        let is_letter = added.content.chars().nth(1).is_none();
+        special[id as usize] =
+            added.special && !is_letter && Some(id) != unk_id && !byte_tokens.contains(id);
+    }
+    special
+}
+
 fn get_or_init(
     made: &OnceLock<Variant>,
     make: impl FnOnce() -> Variant,

@@ -113,11 +113,41 @@ impl TokenizerFile {
     }
 
     fn check_tokens(&self) -> Result<(), String> {
-        let model = &self.model;
-        let vocab = &model.vocab;
+        let vocab = &self.model.vocab;
         if let Some(problem) = &vocab.problem {
             return Err(problem.clone());
         }
+        self.check_added_tokens()?;
+        let nodes = MAX_TRIE_NODES_BASE + MAX_TRIE_NODES_PER_TOKEN * vocab.tokens;
+        if vocab.nodes > nodes {
+            return Err(format!(
+                "the trie of its {} Unigram tokens would have {} nodes; the limit is {nodes}",
+                vocab.tokens, vocab.nodes
+            ));
+        }
+        let mut highest = vocab.highest;
+        for added in &self.added_tokens {
+            let id = id(&added.content, &added.id)?;
+            highest = highest.max(Some(id));
+        }
+        let tokens = vocab.tokens + self.added_tokens.len() as u64;
+        let most = MAX_UNUSED_IDS_PER_TOKEN * tokens + MAX_UNUSED_IDS_BASE;
+        match highest {
+            Some(highest) if highest >= most => Err(format!(
+                "ids up to {highest} for {tokens} tokens; most of its vocabulary would be unused"
+            )),
+            _ if tokens > MAX_IDS => Err(format!("{tokens} tokens; the limit is {MAX_IDS}")),
+            _ if vocab.is_list && vocab.longest > MAX_UNIGRAM_TOKEN_LEN => Err(format!(
+                "a token of its Unigram model has {} bytes; the limit is {MAX_UNIGRAM_TOKEN_LEN}",
+                vocab.longest
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks number and lengths of added tokens, and the lengths of prefixes and suffixes.
+    fn check_added_tokens(&self) -> Result<(), String> {
+        let model = &self.model;
         if self.added_tokens.len() > MAX_ADDED_TOKENS {
             let found = self.added_tokens.len();
             return Err(format!(
@@ -148,31 +178,7 @@ impl TokenizerFile {
                 "added tokens of {bytes} bytes in total; the limit is {most}"
             ));
         }
-        let nodes = MAX_TRIE_NODES_BASE + MAX_TRIE_NODES_PER_TOKEN * vocab.tokens;
-        if vocab.nodes > nodes {
-            return Err(format!(
-                "the trie of its {} Unigram tokens would have {} nodes; the limit is {nodes}",
-                vocab.tokens, vocab.nodes
-            ));
-        }
-        let mut highest = vocab.highest;
-        for added in &self.added_tokens {
-            let id = id(&added.content, &added.id)?;
-            highest = highest.max(Some(id));
-        }
-        let tokens = vocab.tokens + self.added_tokens.len() as u64;
-        let most = MAX_UNUSED_IDS_PER_TOKEN * tokens + MAX_UNUSED_IDS_BASE;
-        match highest {
-            Some(highest) if highest >= most => Err(format!(
-                "ids up to {highest} for {tokens} tokens; most of its vocabulary would be unused"
-            )),
-            _ if tokens > MAX_IDS => Err(format!("{tokens} tokens; the limit is {MAX_IDS}")),
-            _ if vocab.is_list && vocab.longest > MAX_UNIGRAM_TOKEN_LEN => Err(format!(
-                "a token of its Unigram model has {} bytes; the limit is {MAX_UNIGRAM_TOKEN_LEN}",
-                vocab.longest
-            )),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     fn check_parts(&self) -> Result<Growth, String> {

@@ -106,20 +106,14 @@ impl Trainer {
         if let Some(previous) = previous {
             resume::check_same_run(previous, &config, run)?;
         }
-        let sources = match sources {
-            Some(sources) => sources,
-            None => open_sources(&config, &origin, on_event)?,
-        };
+        let sources = sources.map_or_else(|| open_sources(&config, &origin, on_event), Ok)?;
         report_sources(&config, &sources, on_event);
         let mut initial = InitialModel::new(&config, &origin, &sources, device, on_event)?;
         check_optimizer(&config, &initial.model, on_event)?;
         let (optimizer, state) = initial.optimizer(&config, &origin, &sources)?;
         let schedule = config.resolved_schedule()?;
         let recorder = Recorder::open(run, &config.log, state.step)?;
-        let (mut segments, before) = match previous {
-            Some(previous) => past_segments(run, previous, state.step)?,
-            None => (Vec::new(), config.clone()),
-        };
+        let (mut segments, before) = past_segments(run, previous, &config, state.step)?;
         check_first_record(run, &segments, &recorder, state.step)?;
         let segment = Segment {
             changed: history::diff(&before, &config),
@@ -212,8 +206,16 @@ fn check_optimizer(
 }
 
 /// Returns the segments of the run up to `step`, and the configuration of the last one. `written` is the
-/// configuration in the run directory.
-fn past_segments(run: &Path, written: &Config, step: u64) -> Result<(Vec<Segment>, Config)> {
+/// configuration of a run that is resumed; a new run has no segments, and begins with `config`.
+fn past_segments(
+    run: &Path,
+    written: Option<&Config>,
+    config: &Config,
+    step: u64,
+) -> Result<(Vec<Segment>, Config)> {
+    let Some(written) = written else {
+        return Ok((Vec::new(), config.clone()));
+    };
     history::truncate_segments(segments::read(run)?, written, step)
         .map_err(|error| Error::format(run.join(segments::FILE), error.to_string()))
 }
