@@ -289,7 +289,7 @@ fn element_types_of_raw_tokens_are_detected() {
         1,
         "e",
         &vocab,
-        &["no u32 tokens below 80000", "`narrow.bin:u16`"],
+        &["not u32 tokens below 80000", "`narrow.bin:u16`"],
     );
     lab.write("x.bin", b"PK\x03\x04 and more of a zip file");
     let data = [

@@ -47,7 +47,7 @@ fn every_tensor_is_imported_or_omitted_for_a_reason() {
     assert_eq!(reasons.len(), 3, "{reasons:?}");
     for (reason, words) in reasons
         .iter()
-        .zip(["further tokens", "rotary", "not needed"])
+        .zip(["multi-token prediction", "rotary", "not needed"])
     {
         assert!(reason.contains(words), "{reasons:?}");
     }

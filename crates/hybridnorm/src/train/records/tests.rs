@@ -147,14 +147,17 @@ fn a_pipe_is_refused_without_a_wait() {
 }
 
 #[test]
-fn a_step_without_a_row_was_lost() {
+fn missing_records_are_an_error() {
     for steps in [&[1, 2, 4, 5][..], &[1, 3, 4, 2], &[3, 5]] {
         let lines: Vec<String> = steps.iter().map(|&step| line(step)).collect();
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         let run = run(&lines);
         let found = RecordFile::<Metrics>::open(run.path(), 5).unwrap_err();
         let found = found.to_string();
-        assert!(found.contains("rows between them are missing"), "{found}");
+        assert!(
+            found.contains("records between them are missing"),
+            "{found}"
+        );
         assert!(found.contains("metrics.jsonl: line "), "{found}");
     }
     let short = run(&[&line(1), &line(2)]);
