@@ -13,7 +13,7 @@ pub fn config_number(value: f64) -> String {
 /// Formats `1234567` as `1,234,567`.
 ///
 /// ```
-/// assert_eq!(hybridnorm::digits::grouped(1_234_567), "1,234,567");
+/// assert_eq!(hybridnorm::format_number::with_thousands_separators(1_234_567), "1,234,567");
 /// ```
 pub fn with_thousands_separators(number: u64) -> String {
     let digits = number.to_string();

@@ -137,7 +137,7 @@ impl<'a> BoundQkvTransform<'a> {
     }
 
     /// Prepares rows `x` of head `packed_head` at consecutive positions from `position` on; see
-    /// [`QkvPrep::is_by_head`].
+    /// [`QkvTransform::is_by_head`].
     #[inline(always)]
     pub(crate) fn head<S: Simd, const V: usize>(
         &self,

@@ -33,7 +33,7 @@ use hybridnorm_kernels::attention::Attention as Spec;
 /// # use hybridnorm::graph::DType;
 /// # use hybridnorm::kernels::attention::Attention;
 /// # use hybridnorm::kernels::norm::{Gain, Norm, NormFn};
-/// # use hybridnorm::kernels::qkv::{QkOrder, QkvPrep};
+/// # use hybridnorm::kernels::qkv::{QkOrder, QkvTransform};
 /// # use hybridnorm::model::ModelConfig;
 /// # use hybridnorm::placement;
 /// # use hybridnorm::plan::{Options, Program};
@@ -48,7 +48,7 @@ use hybridnorm_kernels::attention::Attention as Spec;
 /// #     .with_vocab_size(1) // a block has no vocabulary
 /// #     .with_max_seq_len(t)
 /// #     .with_placement(placement::named("hybridnorm")?);
-/// # let rotary = QkvPrep {
+/// # let rotary = QkvTransform {
 /// #     heads,
 /// #     kv_heads: heads,
 /// #     head_dim: width,
@@ -89,7 +89,7 @@ use hybridnorm_kernels::attention::Attention as Spec;
 /// let weight = |name: &str| registry.get(&format!("blocks.0.{name}")).unwrap().param().value(&g);
 /// let linear = |x, name| ops::linear(x, weight(name));
 /// let norm = |x, width, name| ops::norm(x, weight(name), rms(width));
-/// let rotate = |qkv| ops::qkv_prep(qkv, positions.rotations, [None; 3], rotary);
+/// let rotate = |qkv| ops::qkv_transform(qkv, positions.rotations, [None; 3], rotary);
 /// let attend = |q, k, v| ops::attention(rotate(ops::concat(&[q, k, v])), causal);
 /// let swiglu = |x| ops::activation(x, Activation::Swiglu);
 ///
@@ -101,7 +101,7 @@ use hybridnorm_kernels::attention::Attention as Spec;
 /// let by_hand = n + linear(swiglu(linear(n, "feed_forward.up")), "feed_forward.down");
 ///
 /// let of_block = block.forward(Residual { x, y: None }, &positions).residual.x;
-/// let difference = ops::magnitude(of_block - by_hand).id();
+/// let difference = ops::tensor_stats(of_block - by_hand).id();
 /// # let program = Program::new(g.finish(), &[difference], Options::default());
 /// # let mut executor = Reference::new();
 /// # let parameters = executor.allocate(DType::F32, registry.elements())?;

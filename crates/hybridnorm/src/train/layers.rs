@@ -14,14 +14,14 @@ use hybridnorm_kernels::tensor_stats::TensorStats;
 /// A measured number; `None` if it was not finite.
 pub type FiniteOrNone = Option<f32>;
 
-/// Converts a measured number to its written form.
+/// Converts a number to the form that is written to files: `None` if it is not finite in single precision.
 ///
 /// # Example
 /// ```
-/// use hybridnorm::train::layers::measured;
+/// use hybridnorm::train::layers::finite_or_none;
 ///
-/// assert_eq!(measured(0.5), Some(0.5));
-/// assert_eq!(measured(f64::INFINITY), None);
+/// assert_eq!(finite_or_none(0.5), Some(0.5));
+/// assert_eq!(finite_or_none(f64::INFINITY), None);
 /// ```
 pub fn finite_or_none(value: f64) -> FiniteOrNone {
     let value = value as f32;
