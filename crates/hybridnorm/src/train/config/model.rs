@@ -85,7 +85,7 @@ pub struct ModelSection {
 
 impl ModelSection {
     /// Returns the section of a model with this placement and the default settings. Sizes are 0, which
-    /// [`Config::check`] rejects.
+    /// [`Config::check`](super::Config::check) rejects.
     pub fn new(placement: impl Into<Value>) -> Self {
         Self {
             d_model: 0,
