@@ -1,6 +1,6 @@
 //! Train transformer language models, and measure where to normalize.
 //!
-//! Where a block normalizes, and what its skip connections carry, is a value: a [`placement::Placement`]. 49 published
+//! The positions of norms in a block, and the input of its skip connections, are a value: a [`placement::Placement`]. 49 published
 //! ones have names, HybridNorm ([arXiv 2503.04598](https://arxiv.org/abs/2503.04598)) among them; any other is built
 //! from the same fields, checked, printed as equations and trained.
 //!

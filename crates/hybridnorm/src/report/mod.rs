@@ -3,7 +3,7 @@
 //!
 //! A [`Document`] contains all numbers. [`html()`] and [`markdown()`] only select, round and render them.
 //!
-//! What is shown is in tables: the metrics ([`METRICS`](crate::train::metrics::METRICS)), the signals per block
+//! The contents are listed in tables: the metrics ([`METRICS`](crate::train::metrics::METRICS)), the signals per block
 //! ([`BLOCK_SIGNALS`](crate::train::layers::BLOCK_SIGNALS)) and the sections of the page with their charts
 //! (`sections.rs`).
 //!
