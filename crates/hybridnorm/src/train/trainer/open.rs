@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::super::checkpoint;
-use super::super::config::Config;
+use super::super::config::{Config, DataSection};
 use super::super::history;
 use super::super::metrics::Metrics;
 use super::super::recorder::Recorder;
@@ -44,11 +44,11 @@ impl Trainer {
         Self::open_with(config, run, start, &options, device, on_event)
     }
 
-    /// Prepares a run as [`Trainer::open`] does, on tokens of the caller instead of `[data]`, whose paths must be
-    /// empty. A run is resumed with the tokens that it was started with.
+    /// Prepares a run as [`Trainer::open`] does, on tokens of the caller instead of those of `[data]`, of which only
+    /// `order` has an effect. A run is resumed with the tokens that it was started with.
     ///
     /// # Errors
-    /// As [`Trainer::open`]; [`Error::NoEffect`] if the configuration names data.
+    /// As [`Trainer::open`]; [`Error::NoEffect`] if `[data]` sets anything but the order.
     pub fn open_on(
         config: Config,
         sources: Sources,
@@ -57,9 +57,12 @@ impl Trainer {
         device: Device,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
-        let data = &config.data;
-        if !data.train.is_empty() || !data.validation.is_empty() {
-            return Err(Error::no_effect("[data]", ": the run is opened on tokens"));
+        let effective = DataSection::default().with_order(config.data.order);
+        if config.data != effective {
+            return Err(Error::no_effect(
+                "[data]",
+                " but for its order: the run is opened on tokens",
+            ));
         }
         let options = OpenOptions::default();
         Self::open_run(
@@ -98,6 +101,7 @@ impl Trainer {
         device: Device,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
+        check_config(&config)?;
         let claim = claim(run, &start, options)?;
         let origin = Origin::find(run, start, on_event)?;
         remove_stale(run);
@@ -148,6 +152,12 @@ impl Trainer {
             warnings: initial.warnings,
         })
     }
+}
+
+/// Checks a configuration, which was not checked before if it was built in Rust.
+fn check_config(config: &Config) -> Result<()> {
+    let checked = config.check();
+    checked.map_err(|error| config.origin.prefix_error(error))
 }
 
 /// Opens the data that the configuration names.
@@ -277,4 +287,95 @@ fn complete_interrupted_save(
         segments::write(run, segments)?;
     }
     checkpoint::prune(run, step, config.train.keep_checkpoints)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::TokenDataset;
+    use crate::train::{InitSection, ModelSection, OptimizerConfig, ScheduleConfig, TrainSection};
+
+    /// Opens a run of `config` on tokens and returns the error; nothing may be left of the run.
+    fn open_error(config: Config) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("run");
+        let tokens: Vec<u32> = (0..64).map(|i| i % 8).collect();
+        let data = TokenDataset::from_tokens(&tokens, 8, 8).unwrap();
+        let sources = Sources::new(&config, data, None);
+        let error = Trainer::open_on(
+            config,
+            sources,
+            &run,
+            Start::Fresh,
+            Device::Cpu,
+            &mut |_| {},
+        )
+        .map(|_| ())
+        .expect_err("the configuration is invalid");
+        assert!(!run.exists(), "{error}");
+        error.to_string()
+    }
+
+    fn valid() -> Config {
+        let model = ModelSection::new("hybridnorm")
+            .with_d_model(16)
+            .with_n_layers(1)
+            .with_n_heads(2)
+            .with_d_ff(32)
+            .with_vocab_size(8);
+        let train = TrainSection::default()
+            .with_steps(2)
+            .with_batch_size(2)
+            .with_seq_len(8);
+        Config::default().with_model(model).with_train(train)
+    }
+
+    #[test]
+    fn every_section_of_a_configuration_built_in_rust_is_checked() {
+        let model = valid().model.unwrap();
+        let train = valid().train;
+        let cases = [
+            (valid().with_model(model.clone().with_d_model(0)), "d_model"),
+            (
+                valid().with_model(model.with_placement("pre-nrom")),
+                "pre-norm",
+            ),
+            (valid().with_init(InitSection::new("")), "init.from"),
+            (
+                valid().with_optimizer(OptimizerConfig::default().with_lr(-1.0)),
+                "optimizer.lr",
+            ),
+            (
+                valid().with_schedule(ScheduleConfig::default().with_warmup_steps(3)),
+                "warm-up",
+            ),
+            (
+                valid().with_train(train.clone().with_grad_accum_steps(0)),
+                "train.grad_accum_steps",
+            ),
+            (
+                valid().with_train(train.with_grad_accum_steps(3)),
+                "train.batch_size",
+            ),
+        ];
+        for (config, key) in cases {
+            let error = open_error(config);
+            assert!(error.contains(key), "{error:?} does not name {key}");
+        }
+    }
+
+    #[test]
+    fn settings_of_data_without_effect_on_given_tokens_are_errors() {
+        let sections = [
+            DataSection::default().with_train(vec!["a.txt".into()]),
+            DataSection::default().with_validation(vec!["a.txt".into()]),
+            DataSection::default().with_tokenizer("bytes"),
+            #[cfg(feature = "data")]
+            DataSection::default().with_text(crate::data::SourceOptions::default()),
+        ];
+        for section in sections {
+            let error = open_error(valid().with_data(section));
+            assert!(error.starts_with("[data] has no effect"), "{error}");
+        }
+    }
 }
