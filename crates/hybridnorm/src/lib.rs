@@ -1,8 +1,9 @@
 //! Train transformer language models, and measure where to normalize.
 //!
-//! The positions of norms in a block, and the input of its skip connections, are a value: a [`placement::Placement`]. 49 published
-//! ones have names, HybridNorm ([arXiv 2503.04598](https://arxiv.org/abs/2503.04598)) among them; any other is built
-//! from the same fields, checked, printed as equations and trained.
+//! The positions of norms in a block, and the input of its skip connections, are a value: a
+//! [`placement::Placement`]. 49 published ones have names, HybridNorm
+//! ([arXiv 2503.04598](https://arxiv.org/abs/2503.04598)) among them; any other is built from the same fields, checked,
+//! printed as equations and trained.
 //!
 //! # A placement
 //!
@@ -65,8 +66,6 @@
 //! of range, a setting without effect, a corrupt file, a loss that is not finite.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
-// Items shared within the crate have no user where a feature is off; the build with all features checks for dead code.
-#![cfg_attr(not(feature = "report"), allow(dead_code, unused_imports))]
 
 #[cfg(feature = "bench")]
 pub mod bench;
@@ -114,7 +113,7 @@ pub mod text;
 pub mod threads;
 #[cfg(feature = "model")]
 pub mod train;
-#[cfg(feature = "model")]
+#[cfg(feature = "data")]
 pub mod untrusted;
 
 pub use error::{Error, Result};

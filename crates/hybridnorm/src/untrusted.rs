@@ -26,7 +26,7 @@ pub(crate) fn catch_panic<T>(work: impl FnOnce() -> T) -> Option<T> {
     done.ok()
 }
 
-/// Runs `work` as [`caught`] does, on a thread with a large stack.
+/// Runs `work` as [`catch_panic`] does, on a thread with a large stack.
 pub(crate) fn catch_panic_on_large_stack<T: Send>(
     work: impl FnOnce() -> T + Send,
 ) -> Result<Option<T>, String> {

@@ -5,6 +5,7 @@ use crate::error::Result;
 use super::shard::TokenStream;
 
 /// Counts the tokens of a stream by id, one entry for each id of its vocabulary.
+#[cfg(feature = "data")]
 pub(super) fn counts(tokens: &TokenStream) -> Result<Vec<u64>> {
     let mut counts = Vec::new();
     count(tokens, &mut counts)?;

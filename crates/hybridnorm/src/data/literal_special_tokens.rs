@@ -3,18 +3,7 @@
 //! A tokenizer encodes such a string as plain characters. Usually it is a document separator that was
 //! written as text, so it is reported.
 
-use serde::{Deserialize, Serialize};
-
-/// Special token and the number of its literal occurrences in text.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LiteralSpecialToken {
-    /// The token.
-    pub token: String,
-    /// Occurrences.
-    pub count: u64,
-    /// Documents in which it occurs.
-    pub documents: u64,
-}
+use super::text_stats::LiteralSpecialToken;
 
 /// Counts special tokens in texts.
 pub(crate) struct LiteralSpecialTokenCounter {

@@ -8,9 +8,9 @@ use crate::error::{Error, Result};
 use crate::files::{self, checksummed};
 use crate::omissions::Omissions;
 
-use super::literal_special_tokens::LiteralSpecialToken;
 #[cfg(feature = "data")]
 use super::source::SourceStats;
+use super::text_stats::LiteralSpecialToken;
 
 /// Name of the manifest in a prepared folder; written last.
 pub const MANIFEST_NAME: &str = "manifest.json";
@@ -302,6 +302,7 @@ impl SourceRecord {
 }
 
 impl Manifest {
+    #[cfg(feature = "data")]
     pub(super) fn new(tokenizer: TokenizerRecord, seed: u64) -> Self {
         Self {
             format: FORMAT.into(),
@@ -414,6 +415,7 @@ impl Manifest {
 
 /// Returns the shard names that the manifest of a folder lists, without validating it; `None` without a
 /// readable manifest.
+#[cfg(feature = "data")]
 pub(super) fn listed_files(folder: &Path) -> Result<Option<Vec<String>>> {
     let path = folder.join(MANIFEST_NAME);
     if !files::exists(&path)? {

@@ -48,6 +48,7 @@ mod frequencies;
 mod jsonl;
 #[cfg(feature = "data")]
 mod lines;
+#[cfg(feature = "data")]
 mod literal_special_tokens;
 #[cfg(feature = "data")]
 mod numpy;
@@ -58,7 +59,6 @@ mod text_stats;
 pub use dataset::{Batch, SequentialBatches, TokenDataset};
 #[cfg(feature = "data")]
 pub use inspect::{Inspection, SplitReport, inspect};
-pub use literal_special_tokens::LiteralSpecialToken;
 #[cfg(feature = "data")]
 pub(crate) use literal_special_tokens::LiteralSpecialTokenCounter;
 pub use manifest::{
@@ -75,7 +75,7 @@ pub use source::{Document, Documents, InvalidUtf8, SourceOptions, SourceStats, S
 #[cfg(feature = "data")]
 pub use stories::{Stories, story};
 pub use stream::{BatchStream, Cursor, Order};
-pub use text_stats::TextStats;
+pub use text_stats::{LiteralSpecialToken, TextStats};
 pub use tokenizer::Tokenizer;
 #[cfg(feature = "data")]
 pub use tokenizer::{StreamDecoder, TokenizerSpec};

@@ -4,9 +4,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::omissions::Omissions;
 
-use super::literal_special_tokens::LiteralSpecialToken;
 use super::manifest::{Manifest, SourceRecord};
 use super::shard::PreparedFolder;
+
+/// Special token and the number of its literal occurrences in text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiteralSpecialToken {
+    /// The token.
+    pub token: String,
+    /// Occurrences.
+    pub count: u64,
+    /// Documents in which it occurs.
+    pub documents: u64,
+}
 
 /// Statistics of the source text of a dataset: sums over the inputs of prepared folders, regardless of the split used.
 ///

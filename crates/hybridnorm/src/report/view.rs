@@ -92,7 +92,7 @@ fn sorted(document: &Document) -> Vec<View<'_>> {
             .collect();
         views.push(View::new(
             views.len(),
-            study::group_name(init, depth),
+            study::group_name(init.as_deref(), depth),
             None,
             runs,
         ));

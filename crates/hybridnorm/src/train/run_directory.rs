@@ -50,7 +50,7 @@ pub fn remove(run: &Path, locking: Locking) -> Result<()> {
 }
 
 /// True if a run writes a file or folder of this name into its directory.
-pub(crate) fn is_run_file(name: &OsStr) -> bool {
+pub fn is_run_file(name: &OsStr) -> bool {
     let names = [
         CONFIG,
         LOCK,

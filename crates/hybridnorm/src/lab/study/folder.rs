@@ -59,7 +59,7 @@ pub(super) struct StartedStudy {
 pub struct StudyFolder(PathBuf);
 
 /// True if a study writes a file or folder of this name into its folder.
-pub(crate) fn is_study_file(name: &OsStr) -> bool {
+pub fn is_study_file(name: &OsStr) -> bool {
     let names = [STUDY, RUNS, WORK, KEPT, HISTORY, HALVING, LOCK, START_LOCK];
     names.iter().any(|known| name == *known)
 }

@@ -67,7 +67,7 @@ pub fn analyze_groups<'a>(
         let sentence = |placement| analysis::comparison_text(placement, &analysis);
         let (init, depth) = selected;
         Group {
-            name: group_name(&init, depth),
+            name: group_name(init.as_deref(), depth),
             init,
             depth,
             verdict: analysis::summary_text(&analysis),
@@ -116,9 +116,9 @@ pub fn with_relative_status(records: Vec<RunRecord>, rules: &AnalysisRules) -> V
     records
 }
 
-/// Returns initialization and depth as text.
-pub(crate) fn group_name(init: &Option<String>, depth: Option<usize>) -> String {
-    let init = init.as_ref().map(|init| format!("initialization {init}"));
+/// Returns the name of a group of runs: initialization and depth, without those that are `None`.
+pub fn group_name(init: Option<&str>, depth: Option<usize>) -> String {
+    let init = init.map(|init| format!("initialization {init}"));
     let depth = depth.map(|depth| format!("{depth} blocks"));
     let parts: Vec<String> = [init, depth].into_iter().flatten().collect();
     parts.join(", ")

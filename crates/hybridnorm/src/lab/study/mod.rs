@@ -25,15 +25,12 @@ mod summary;
 
 pub use assess::{StudyAnalysis, analyze_folder};
 pub use depth::at_depth;
-pub use folder::StudyFolder;
-pub(crate) use folder::is_study_file;
-pub(crate) use groups::group_name;
-pub use groups::{Group, analyze_groups, with_relative_status};
+pub use folder::{StudyFolder, is_study_file};
+pub use groups::{Group, analyze_groups, group_name, with_relative_status};
 pub use merge::{MergeSummary, merge};
 pub use plan::{PlannedRun, Study};
 pub use record::{GridPoint, RunRecord, RunStatus};
 pub use records::Records;
 pub use runner::{Options, Shard, StudyEvent, run};
 pub use settings::{Halving, StudyConfig, StudySettings};
-pub use summary::of_directory as run_record;
-pub(crate) use summary::with_checkpoint as run_record_with_checkpoint;
+pub use summary::{of_directory as run_record, with_checkpoint as run_record_with_checkpoint};

@@ -125,7 +125,7 @@ impl Curve {
     }
 
     /// Returns the series of a metric, one value per interval; empty if the run does not have it.
-    pub(crate) fn series(&self, key: &str) -> Vec<f32> {
+    pub fn series(&self, key: &str) -> Vec<f32> {
         match key {
             "loss" => self.loss.clone(),
             "grad_norm" => self.grad_norm.clone(),

@@ -32,8 +32,11 @@ pub fn of_directory(run: &Path) -> Result<RunRecord> {
     with_checkpoint(run).map(|(record, _)| record)
 }
 
-/// As [`of_directory`], with the newest checkpoint.
-pub(crate) fn with_checkpoint(run: &Path) -> Result<(RunRecord, Option<Checkpoint>)> {
+/// Returns the record of a run directory, and the newest checkpoint if there is one.
+///
+/// # Errors
+/// As [`of_directory`].
+pub fn with_checkpoint(run: &Path) -> Result<(RunRecord, Option<Checkpoint>)> {
     let config = Config::load(run.join(run_directory::CONFIG), &[])?;
     let rows: Vec<Metrics> = records::read(run)?;
     let step = rows.last().map_or(0, |row| row.step);
