@@ -9,10 +9,10 @@ const SHAPE: &str = "[model]\nd_model = 32\nn_layers = 2\nn_heads = 2\nd_ff = 64
      [train]\nbatch_size = 4\nseq_len = 32\ngrad_accum_steps = 2\n";
 
 /// Creates a folder with the configuration of a tiny model.
-fn lab() -> TestDir {
-    let lab = TestDir::new();
-    lab.write("bench.toml", SHAPE);
-    lab
+fn test_dir() -> TestDir {
+    let dir = TestDir::new();
+    dir.write("bench.toml", SHAPE);
+    dir
 }
 
 /// Returns the arguments of a minimal `bench WHAT` of that model.
@@ -35,8 +35,8 @@ fn same(a: f64, b: f64) {
 
 #[test]
 fn bench_step_measures_one_model_on_one_batch() {
-    let lab = lab();
-    let found = lab.json(&args("step", &["--json"]));
+    let dir = test_dir();
+    let found = dir.json(&args("step", &["--json"]));
     let number = |key: &str| number(&found, key);
     for key in [
         "tokens_per_second",
@@ -70,8 +70,8 @@ fn bench_step_measures_one_model_on_one_batch() {
     ] {
         assert!(ops.contains_key(op), "{op}: {found}");
     }
-    assert!(lab.ok(&args("step", &[])).contains("tokens/s"));
-    lab.expect_error(
+    assert!(dir.ok(&args("step", &[])).contains("tokens/s"));
+    dir.expect_error(
         2,
         &args("step", &["--set", "train.grad_accum_steps=3"]),
         &["train.grad_accum_steps = 3"],
@@ -80,8 +80,8 @@ fn bench_step_measures_one_model_on_one_batch() {
 
 #[test]
 fn bench_decode_is_relative_to_the_memory_bandwidth() {
-    let lab = lab();
-    let found = lab.json(&args("decode", &["--json", "--threads", "1"]));
+    let dir = test_dir();
+    let found = dir.json(&args("decode", &["--json", "--threads", "1"]));
     let number_of = |key: &str| number(&found, key);
     assert_eq!(number_of("threads"), 1.0);
     assert_eq!(number_of("tokens"), 8.0);
@@ -111,24 +111,24 @@ fn bench_decode_is_relative_to_the_memory_bandwidth() {
     }
 
     let tied = ["--json", "--set", "model.tie_embeddings=true"];
-    let tied = lab.json(&args("decode", &tied));
+    let tied = dir.json(&args("decode", &tied));
     assert_eq!(
         number(&tied, "bytes_per_token"),
         4.0 * number(&tied, "parameters")
     );
 
     // The cache is full after a single token and is then refilled.
-    let short = lab.json(&args("decode", &["--json", "--set", "train.seq_len=2"]));
+    let short = dir.json(&args("decode", &["--json", "--set", "train.seq_len=2"]));
     assert_eq!(number(&short, "prompt_tokens"), 1.0);
     assert_eq!(number(&short, "tokens"), 8.0);
-    assert!(lab.ok(&args("decode", &[])).contains("memory bandwidth"));
+    assert!(dir.ok(&args("decode", &[])).contains("memory bandwidth"));
 }
 
 #[test]
 fn placements_are_compared_with_pre_norm() {
-    let lab = lab();
+    let dir = test_dir();
     let only = ["--only", "hybridnorm", "--only", "llama", "--rounds", "1"];
-    let found = lab.json(
+    let found = dir.json(
         &[
             &args("placements", &["--json", "--threads", "1"])[..],
             &only,
@@ -162,7 +162,7 @@ fn placements_are_compared_with_pre_norm() {
     // The same model, measured by `bench step`.
     assert_eq!(
         rows[1]["parameters"],
-        lab.json(&args(
+        dir.json(&args(
             "step",
             &["--json", "--set", "model.placement=pre-norm"]
         ))["parameters"]
@@ -172,9 +172,9 @@ fn placements_are_compared_with_pre_norm() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_signal_stops_bench_placements_and_its_child_processes() {
-    let lab = lab();
+    let dir = test_dir();
     let what = "bench placements --config bench.toml --only hybridnorm --seconds 1000";
-    let child = lab.start(&what.split(' ').collect::<Vec<_>>());
+    let child = dir.start(&what.split(' ').collect::<Vec<_>>());
     // Child process: `/proc/PID/stat` is "PID (NAME) STATE PARENT ...".
     let parent = child.id().to_string();
     let measuring = || {
@@ -195,7 +195,7 @@ fn a_signal_stops_bench_placements_and_its_child_processes() {
 
 #[test]
 fn a_placement_that_cannot_be_built_is_listed_with_the_reason() {
-    let lab = lab();
+    let dir = test_dir();
     // A norm on a gate that an ungated feed-forward does not have.
     let ungated = [
         "--only",
@@ -207,7 +207,7 @@ fn a_placement_that_cannot_be_built_is_listed_with_the_reason() {
         "--set",
         "model.activation=gelu",
     ];
-    let output = lab.run(&args("placements", &ungated));
+    let output = dir.run(&args("placements", &ungated));
     let said = common::stderr(&output);
     assert_eq!(common::code(&output), 0, "{said}");
     assert!(said.contains("olmo2") && said.contains("simple-norm"));
@@ -215,14 +215,14 @@ fn a_placement_that_cannot_be_built_is_listed_with_the_reason() {
     assert!(text.contains("not measured: simple-norm: "), "{text}");
     assert!(text.contains("gate"), "{text}");
     let quiet = ["--only", "gemma2", "--rounds", "1", "--quiet"];
-    let output = lab.run(&args("placements", &quiet));
+    let output = dir.run(&args("placements", &quiet));
     assert_eq!(common::stderr(&output), "");
 }
 
 #[test]
 fn bench_ops_compares_every_kernel_with_plain_loops_and_its_limit() {
-    let lab = lab();
-    let found = lab.json(&args("ops", &["--json", "--threads", "1"]));
+    let dir = test_dir();
+    let found = dir.json(&args("ops", &["--json", "--threads", "1"]));
     assert_eq!(number(&found, "threads"), 1.0);
     assert_eq!(number(&found, "micro_batch"), 2.0);
     assert_eq!(number(&found, "seq_len"), 32.0);
@@ -266,21 +266,21 @@ fn bench_ops_compares_every_kernel_with_plain_loops_and_its_limit() {
         work(row("attention", "forward")),
         4.0 * 2.0 * 32.0 * 33.0 / 2.0 * 32.0,
     );
-    assert!(lab.ok(&args("ops", &[])).contains("adamw"));
+    assert!(dir.ok(&args("ops", &[])).contains("adamw"));
 }
 
 #[test]
 fn kernels_below_their_floor_fail() {
-    let lab = lab();
+    let dir = test_dir();
     let floor = |op: &str, speedup: &str| {
         format!("[[kernel]]\nop = \"{op}\"\ndirection = \"forward\"\nspeedup = {speedup}\n")
     };
     let with_floors = args("ops", &["--quiet", "--floors", "floors.toml"]);
-    lab.write("floors.toml", floor("attention", "1e-9"));
-    lab.ok(&with_floors);
+    dir.write("floors.toml", floor("attention", "1e-9"));
+    dir.ok(&with_floors);
     let high = [floor("attention", "1e9"), floor("nothing", "1.0")].concat();
-    lab.write("floors.toml", &high);
-    lab.expect_error(
+    dir.write("floors.toml", &high);
+    dir.expect_error(
         1,
         &with_floors,
         &[
@@ -288,23 +288,23 @@ fn kernels_below_their_floor_fail() {
             "expected at least 1000000000; there is no kernel `nothing`, `forward`",
         ],
     );
-    lab.write("floors.toml", floor("attention", "nan"));
-    lab.expect_error(
+    dir.write("floors.toml", floor("attention", "nan"));
+    dir.expect_error(
         1,
         &with_floors,
         &["floors.toml: speedup = NaN is not above 0"],
     );
-    lab.write("floors.toml", "[[kernel]]\nop = \"attention\"\n");
-    lab.expect_error(1, &with_floors, &["floors.toml: missing field `direction`"]);
+    dir.write("floors.toml", "[[kernel]]\nop = \"attention\"\n");
+    dir.expect_error(1, &with_floors, &["floors.toml: missing field `direction`"]);
 }
 
 #[test]
 fn recomputation_reduces_activation_memory() {
-    let lab = lab();
+    let dir = test_dir();
     let recompute = |value: &str| format!("train.recompute={value}");
     let (none, block) = (recompute("none"), recompute("block"));
     let planned = |settings: &[&str]| {
-        let found = lab.json(&[&["inspect", "bench.toml", "--json"], settings].concat());
+        let found = dir.json(&[&["inspect", "bench.toml", "--json"], settings].concat());
         number(&found["inventory"]["memory"], "activations")
     };
     let activations = |setting: &str| planned(&["--set", setting]);
@@ -322,7 +322,7 @@ fn recomputation_reduces_activation_memory() {
     };
     let [with, without] = [&block, &none].map(|recompute| {
         let settings = settings(recompute);
-        let found = lab.json(&[&args("step", &["--json"])[..], &settings].concat());
+        let found = dir.json(&[&args("step", &["--json"])[..], &settings].concat());
         assert!(number(&found["seconds_by_op"], "attention") > 0.0);
         let peak = cfg!(target_os = "linux").then(|| number(&found, "peak_rss_bytes"));
         (planned(&settings), peak)
@@ -332,12 +332,12 @@ fn recomputation_reduces_activation_memory() {
     if let (Some(with), Some(without)) = (with.1, without.1) {
         assert!(without - with > less / 2.0, "{with} {without} {less}");
     }
-    lab.expect_error(
+    dir.expect_error(
         2,
         &["inspect", "bench.toml", "--set", &recompute("budget:1")],
         &["train.recompute = \"budget:1\"", "even with recomputation"],
     );
-    lab.expect_error(
+    dir.expect_error(
         2,
         &args("step", &["--set", &recompute("layer")]),
         &[
@@ -345,7 +345,7 @@ fn recomputation_reduces_activation_memory() {
             "\"none\", \"block\", or \"budget:BYTES\"",
         ],
     );
-    lab.expect_error(
+    dir.expect_error(
         2,
         &args("step", &["--set", "model.max_seq_len=16"]),
         &["max_seq_len"],
@@ -354,13 +354,13 @@ fn recomputation_reduces_activation_memory() {
 
 #[test]
 fn invalid_benchmarks_fail_with_one_line() {
-    let lab = lab();
-    lab.expect_error(
+    let dir = test_dir();
+    dir.expect_error(
         2,
         &args("decode", &["--set", "train.seq_len=1"]),
         &["train.seq_len = 1, expected 2 to"],
     );
-    lab.expect_error(
+    dir.expect_error(
         2,
         &args("placements", &["--only", "hybridnrom"]),
         &[
@@ -368,19 +368,19 @@ fn invalid_benchmarks_fail_with_one_line() {
             "nearest known: `hybridnorm`",
         ],
     );
-    lab.expect_error(
+    dir.expect_error(
         2,
         &args("placements", &["--rounds", "0"]),
         &["rounds = 0, expected at least 1"],
     );
-    lab.expect_error(
+    dir.expect_error(
         2,
         &args("placements", &["--set", "model.placement=olmo2"]),
         &["--set model.placement=olmo2", "--only"],
     );
     for what in ["step", "decode", "placements", "ops"] {
         for seconds in ["-1", "nan", "inf"] {
-            lab.expect_error(
+            dir.expect_error(
                 2,
                 &[
                     "bench",

@@ -14,8 +14,8 @@ use common::{TestDir, code, stderr, train_args};
 struct Disk(PathBuf);
 
 impl Disk {
-    fn mount(lab: &TestDir, name: &str, options: &str) -> Self {
-        let path = lab.path(name);
+    fn mount(dir: &TestDir, name: &str, options: &str) -> Self {
+        let path = dir.path(name);
         fs::create_dir_all(&path).unwrap();
         let mounted = Command::new("mount")
             .args(["-t", "tmpfs", "-o", options, "tmpfs"])
@@ -35,25 +35,25 @@ impl Drop for Disk {
 #[test]
 #[ignore = "needs permission to mount"]
 fn a_disk_that_fills_up_leaves_earlier_checkpoints_whole() {
-    let lab = TestDir::new();
-    lab.train("whole", &["--set", "train.checkpoint_every=1"]);
+    let dir = TestDir::new();
+    dir.train("whole", &["--set", "train.checkpoint_every=1"]);
     for kib in [8, 200, 300, 420, 600, 777] {
-        let disk = Disk::mount(&lab, "disk", &format!("size={kib}k"));
+        let disk = Disk::mount(&dir, "disk", &format!("size={kib}k"));
         let more = [
             "--set",
             "train.checkpoint_every=1",
             "--set",
             "train.keep_checkpoints=9",
         ];
-        lab.train_fails(1, "disk/run", &more, &["disk/run", "the disk is full"]);
+        dir.train_fails(1, "disk/run", &more, &["disk/run", "the disk is full"]);
         let kept = match disk.0.join("run/checkpoints").is_dir() {
-            true => lab.checkpoints("disk/run"),
+            true => dir.checkpoints("disk/run"),
             false => Vec::new(),
         };
         assert!(kib < 420 || !kept.is_empty(), "{kib}");
         for name in &kept {
             assert!(!name.ends_with(".partial"), "{name}");
-            lab.ok(&["inspect", &format!("disk/run/checkpoints/{name}")]);
+            dir.ok(&["inspect", &format!("disk/run/checkpoints/{name}")]);
         }
         // With free space again, the run resumes and ends in the same state.
         let grown = Command::new("mount")
@@ -61,14 +61,14 @@ fn a_disk_that_fills_up_leaves_earlier_checkpoints_whole() {
             .arg(&disk.0)
             .status();
         assert!(grown.unwrap().success());
-        let resume = match lab.path("disk/run").exists() {
+        let resume = match dir.path("disk/run").exists() {
             true => &["--resume"][..],
             false => &[],
         };
-        lab.train("disk/run", &[&more[..], resume].concat());
+        dir.train("disk/run", &[&more[..], resume].concat());
         assert_eq!(
-            lab.reproducible_metrics("whole"),
-            lab.reproducible_metrics("disk/run")
+            dir.reproducible_metrics("whole"),
+            dir.reproducible_metrics("disk/run")
         );
     }
 }
@@ -76,8 +76,8 @@ fn a_disk_that_fills_up_leaves_earlier_checkpoints_whole() {
 #[test]
 #[ignore = "needs permission to mount"]
 fn a_disk_that_fills_up_while_text_is_prepared() {
-    let lab = TestDir::new();
-    let disk = Disk::mount(&lab, "disk", "size=256k");
+    let dir = TestDir::new();
+    let disk = Disk::mount(&dir, "disk", "size=256k");
     let args = [
         "data",
         "prepare",
@@ -87,8 +87,8 @@ fn a_disk_that_fills_up_while_text_is_prepared() {
         "--out",
         "disk/p",
     ];
-    lab.expect_error(1, &args, &["disk/p", "the disk is full"]);
-    lab.expect_error(
+    dir.expect_error(1, &args, &["disk/p", "the disk is full"]);
+    dir.expect_error(
         1,
         &["data", "inspect", "disk/p"],
         &["disk/p", "no such file"],
@@ -102,13 +102,13 @@ fn a_disk_that_fills_up_while_text_is_prepared() {
         "--out",
         "disk/p",
     ];
-    lab.ok(&small);
-    lab.ok(&["data", "inspect", "disk/p"]);
+    dir.ok(&small);
+    dir.ok(&["data", "inspect", "disk/p"]);
     drop(disk);
 
-    let disk = Disk::mount(&lab, "cache", "size=256k");
+    let disk = Disk::mount(&dir, "cache", "size=256k");
     let more = ["--set", "data.train=['stories:2000']"];
-    lab.train_fails(1, "run", &more, &["cache", "the disk is full"]);
+    dir.train_fails(1, "run", &more, &["cache", "the disk is full"]);
     let left = common::files_below(&disk.0);
     assert!(
         left.iter()
@@ -120,10 +120,10 @@ fn a_disk_that_fills_up_while_text_is_prepared() {
 #[test]
 #[ignore = "needs permission to mount"]
 fn a_read_only_disk() {
-    let lab = TestDir::new();
-    let _disk = Disk::mount(&lab, "disk", "ro");
+    let dir = TestDir::new();
+    let _disk = Disk::mount(&dir, "disk", "ro");
     let word = "the file system is read-only";
-    lab.train_fails(1, "disk/run", &[], &["disk/run", word]);
+    dir.train_fails(1, "disk/run", &[], &["disk/run", word]);
     let args = [
         "data",
         "prepare",
@@ -133,7 +133,7 @@ fn a_read_only_disk() {
         "--out",
         "disk/p",
     ];
-    lab.expect_error(1, &args, &["disk/p", word]);
+    dir.expect_error(1, &args, &["disk/p", word]);
     let args = [
         "quickstart",
         "--quiet",
@@ -144,18 +144,18 @@ fn a_read_only_disk() {
         "--out",
         "disk/q",
     ];
-    lab.expect_error(1, &args, &["disk/q", word]);
+    dir.expect_error(1, &args, &["disk/q", word]);
 }
 
 #[test]
 #[cfg_attr(not(target_os = "linux"), ignore = "needs /dev/full")]
 fn a_full_standard_output_is_an_error() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let full = fs::OpenOptions::new()
         .write(true)
         .open("/dev/full")
         .unwrap();
-    let output = lab
+    let output = dir
         .command(&["placement", "list"])
         .stdout(full)
         .output()
@@ -166,14 +166,14 @@ fn a_full_standard_output_is_an_error() {
 
 #[test]
 fn closed_stdout_and_stderr_are_not_errors() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let args = train_args("run", &[]);
     let mut loud = args.clone();
     loud.retain(|arg| *arg != "--quiet");
-    let mut child = lab.start(&loud);
+    let mut child = dir.start(&loud);
     drop((child.stdout.take(), child.stderr.take()));
     assert_eq!(child.wait().unwrap().code(), Some(0));
-    assert_eq!(lab.reproducible_metrics("run").len(), 20);
+    assert_eq!(dir.reproducible_metrics("run").len(), 20);
     let endless = [
         "generate",
         "run",
@@ -182,7 +182,7 @@ fn closed_stdout_and_stderr_are_not_errors() {
         "--max-tokens",
         "1000000000",
     ];
-    let mut child = lab.start(&endless);
+    let mut child = dir.start(&endless);
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }

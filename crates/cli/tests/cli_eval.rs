@@ -61,18 +61,18 @@ fn close(a: f64, b: f64) {
     assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{a} {b}");
 }
 
-fn eval(lab: &TestDir, data: &[&str], more: &[&str]) -> Value {
-    lab.json(&[&["eval", "run", "--json", "--data"][..], data, more].concat())
+fn eval(dir: &TestDir, data: &[&str], more: &[&str]) -> Value {
+    dir.json(&[&["eval", "run", "--json", "--data"][..], data, more].concat())
 }
 
 #[test]
 fn short_last_windows_are_evaluated() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
+    let dir = TestDir::new();
+    dir.train("run", &[]);
     // 101 bytes of text and an end-of-text token, windows of 16: six full ones and one of five targets.
-    lab.write("a.txt", "It rained, é, all week. ".repeat(4) + "Then");
-    let all = eval(&lab, &["a.txt"], &[]);
-    let bytes = lab.read("a.txt").len() as u64;
+    dir.write("a.txt", "It rained, é, all week. ".repeat(4) + "Then");
+    let all = eval(&dir, &["a.txt"], &[]);
+    let bytes = dir.read("a.txt").len() as u64;
     assert_eq!(count(&all, "tokens"), bytes);
     assert_eq!(count(&all, "all_tokens"), bytes + 1);
     adds_up(&all);
@@ -80,18 +80,18 @@ fn short_last_windows_are_evaluated() {
         number(&all, "bits_per_byte"),
         nats(&all) / 2_f64.ln() / (bytes - 1) as f64,
     );
-    let whole = eval(&lab, &["a.txt"], &["--windows", "whole"]);
+    let whole = eval(&dir, &["a.txt"], &["--windows", "whole"]);
     assert_eq!(count(&whole, "tokens"), bytes / 16 * 16);
     adds_up(&whole);
     for size in ["1", "3", "100"] {
-        let other = eval(&lab, &["a.txt"], &["--batch-size", size]);
+        let other = eval(&dir, &["a.txt"], &["--batch-size", size]);
         close(number(&other, "loss"), number(&all, "loss"));
     }
     // Shorter than a window.
-    lab.write("b.txt", "Hi!");
-    let short = eval(&lab, &["b.txt"], &[]);
+    dir.write("b.txt", "Hi!");
+    let short = eval(&dir, &["b.txt"], &[]);
     assert_eq!(count(&short, "tokens"), 3);
-    let text = lab.ok(&["eval", "run", "--data", "b.txt"]);
+    let text = dir.ok(&["eval", "run", "--data", "b.txt"]);
     assert!(
         text.contains("tokens         3\nomitted 1 token: first token of its stream"),
         "{text}"
@@ -99,17 +99,17 @@ fn short_last_windows_are_evaluated() {
 
     // The loss is a mean over targets, so the last window counts like a separate file.
     let tokens = ids(100);
-    lab.write("all.u16", le16(&tokens));
-    lab.write("begin.u16", le16(&tokens[..97]));
-    lab.write("end.u16", le16(&tokens[96..]));
-    let all = eval(&lab, &["all.u16"], &[]);
-    let parts = eval(&lab, &["begin.u16", "end.u16"], &[]);
+    dir.write("all.u16", le16(&tokens));
+    dir.write("begin.u16", le16(&tokens[..97]));
+    dir.write("end.u16", le16(&tokens[96..]));
+    let all = eval(&dir, &["all.u16"], &[]);
+    let parts = eval(&dir, &["begin.u16", "end.u16"], &[]);
     assert_eq!(count(&all, "tokens"), 99);
     assert_eq!(count(&parts, "tokens"), 99);
     close(nats(&all), nats(&parts));
     // A single token is not a target.
-    lab.write("one.u16", le16(&[7]));
-    lab.expect_error(
+    dir.write("one.u16", le16(&[7]));
+    dir.expect_error(
         2,
         &["eval", "run", "--data", "one.u16"],
         &["one.u16", "no targets"],
@@ -118,13 +118,13 @@ fn short_last_windows_are_evaluated() {
 
 #[test]
 fn data_sets_are_evaluated_separately() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
-    lab.prepare("stories:40", "bytes", "p");
-    lab.write("a.txt", "Nobody came to the door. ".repeat(5));
-    lab.write("t.u16", le16(&ids(70)));
+    let dir = TestDir::new();
+    dir.train("run", &[]);
+    dir.prepare("stories:40", "bytes", "p");
+    dir.write("a.txt", "Nobody came to the door. ".repeat(5));
+    dir.write("t.u16", le16(&ids(70)));
     let names = ["p", "a.txt", "t.u16"];
-    let found = eval(&lab, &names, &[]);
+    let found = eval(&dir, &names, &[]);
     let sets = found["sets"].as_array().unwrap();
     let split = |set: &Value| set["split"].as_str().unwrap().to_owned();
     assert_eq!(
@@ -134,7 +134,7 @@ fn data_sets_are_evaluated_separately() {
     for (set, name) in sets.iter().zip(names) {
         assert_eq!(set["name"], name);
         adds_up(set);
-        let alone = eval(&lab, &[name], &[]);
+        let alone = eval(&dir, &[name], &[]);
         for key in ["loss", "tokens", "perplexity", "bits_per_byte"] {
             close(number(&alone, key), number(set, key));
         }
@@ -142,10 +142,10 @@ fn data_sets_are_evaluated_separately() {
     adds_up(&found);
     close(nats(&found), sets.iter().map(nats).sum());
     close(number(&found, "perplexity"), number(&found, "loss").exp());
-    let manifest = lab.json(&["data", "inspect", "p", "--json"]);
+    let manifest = dir.json(&["data", "inspect", "p", "--json"]);
     let held_out = count(&manifest["manifest"]["validation"], "tokens");
     assert_eq!(count(&sets[0], "all_tokens"), held_out);
-    let table = lab.ok(&["eval", "run", "--data", "p", "--data", "a.txt"]);
+    let table = dir.ok(&["eval", "run", "--data", "p", "--data", "a.txt"]);
     for word in ["all sets, pooled", "validation", "a.txt: omitted 1 token"] {
         assert!(table.contains(word), "{table}");
     }
@@ -153,9 +153,9 @@ fn data_sets_are_evaluated_separately() {
     // Nothing is dropped silently.
     let validation = |names: &[&'static str], words: &[&str]| {
         let args = ["eval", "run", "--split", "validation", "--data"];
-        lab.expect_error(2, &[&args[..], names].concat(), words);
+        dir.expect_error(2, &[&args[..], names].concat(), words);
     };
-    lab.write("tiny.txt", "One line.");
+    dir.write("tiny.txt", "One line.");
     validation(
         &["p", "tiny.txt"],
         &["tiny.txt", "the validation split is empty"],
@@ -163,18 +163,18 @@ fn data_sets_are_evaluated_separately() {
     validation(&["p", "t.u16"], &["t.u16", "no validation split"]);
     for twice in [["p", "p"], ["p", "./p"], ["a.txt", "a.txt"]] {
         let args = ["eval", "run", "--data", twice[0], twice[1]];
-        lab.expect_error(2, &args, &["given twice"]);
+        dir.expect_error(2, &args, &["given twice"]);
     }
     // Equal tokens under two names.
-    lab.write("u.u16", le16(&ids(70)));
-    let found = eval(&lab, &["t.u16", "u.u16"], &[]);
+    dir.write("u.u16", le16(&ids(70)));
+    let found = eval(&dir, &["t.u16", "u.u16"], &[]);
     assert!(found["notes"][0].as_str().unwrap().contains("counts twice"));
 }
 
 #[test]
 fn rows_are_evaluated_as_separate_windows() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
+    let dir = TestDir::new();
+    dir.train("run", &[]);
     let tokens = ids(240);
     for (file, shape, width) in [
         ("narrow.npy", "(24, 10)", 10),
@@ -183,8 +183,8 @@ fn rows_are_evaluated_as_separate_windows() {
     ] {
         let rows = tokens.len() / width;
         let tokens = &tokens[..rows * width];
-        lab.write(file, numpy(shape, tokens));
-        let found = eval(&lab, &[file], &["--batch-size", "3"]);
+        dir.write(file, numpy(shape, tokens));
+        let found = eval(&dir, &[file], &["--batch-size", "3"]);
         assert_eq!(
             count(&found, "tokens"),
             (rows * (width - 1)) as u64,
@@ -194,21 +194,21 @@ fn rows_are_evaluated_as_separate_windows() {
         adds_up(&found);
         let names: Vec<String> = (0..rows).map(|row| format!("{file}.{row}.u16")).collect();
         for (name, row) in names.iter().zip(tokens.chunks(width)) {
-            lab.write(name, le16(row));
+            dir.write(name, le16(row));
         }
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        close(nats(&found), nats(&eval(&lab, &names, &[])));
+        close(nats(&found), nats(&eval(&dir, &names, &[])));
         if width != 17 {
             let data = format!("data.train=['{file}']");
             let words = [&format!("rows of {width} tokens")[..], "one instance", "17"];
-            lab.train_fails(1, "other", &["--set", &data], &words);
+            dir.train_fails(1, "other", &["--set", &data], &words);
         }
     }
 }
 
 #[test]
 fn training_counts_omitted_tokens() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let args = [
         "train",
         "tiny.toml",
@@ -218,7 +218,7 @@ fn training_counts_omitted_tokens() {
         "--set",
         "train.eval_sequences=2",
     ];
-    let output = lab.run(&args);
+    let output = dir.run(&args);
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
     let data = &found["data"];
@@ -245,16 +245,16 @@ fn training_counts_omitted_tokens() {
 
 #[test]
 fn element_types_of_raw_tokens_are_detected() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let tokens = ids(2_000);
-    lab.write("wide.bin", le32(&tokens));
-    lab.write("narrow.bin", le16(&tokens));
-    lab.write("few.bin", le32(&tokens[..20]));
+    dir.write("wide.bin", le32(&tokens));
+    dir.write("narrow.bin", le16(&tokens));
+    dir.write("few.bin", le32(&tokens[..20]));
     let train = |run: &str, file: &str| {
         let data = format!("data.train=['{file}']");
-        let output = lab.run(&["train", "tiny.toml", "--run", run, "--set", &data, "--json"]);
+        let output = dir.run(&["train", "tiny.toml", "--run", run, "--set", &data, "--json"]);
         assert_eq!(code(&output), 0, "{}", stderr(&output));
-        (lab.column(run, "loss"), stderr(&output))
+        (dir.column(run, "loss"), stderr(&output))
     };
     let (expected, note) = train("a", "narrow.bin");
     assert!(!note.contains("read as"), "{note}");
@@ -268,7 +268,7 @@ fn element_types_of_raw_tokens_are_detected() {
     let (found, note) = train("d", "wide.bin:u16");
     assert!(note.contains("as if it were u32"), "{note}");
     assert_ne!(found, expected);
-    lab.train_fails(
+    dir.train_fails(
         1,
         "e",
         &["--set", "data.train=['few.bin']"],
@@ -280,46 +280,46 @@ fn element_types_of_raw_tokens_are_detected() {
         "--set",
         "model.vocab_size=80000",
     ];
-    let no_tokenizer = String::from_utf8(lab.read("tiny.toml")).unwrap();
-    lab.write(
+    let no_tokenizer = String::from_utf8(dir.read("tiny.toml")).unwrap();
+    dir.write(
         "tiny.toml",
         no_tokenizer.replace("tokenizer = \"bytes\"\n", ""),
     );
-    lab.train_fails(
+    dir.train_fails(
         1,
         "e",
         &vocab,
         &["not u32 tokens below 80000", "`narrow.bin:u16`"],
     );
-    lab.write("x.bin", b"PK\x03\x04 and more of a zip file");
+    dir.write("x.bin", b"PK\x03\x04 and more of a zip file");
     let data = [
         "--set",
         "data.train=['x.bin']",
         "--set",
         "model.vocab_size=257",
     ];
-    lab.train_fails(1, "e", &data, &["x.bin", "a zip file"]);
+    dir.train_fails(1, "e", &data, &["x.bin", "a zip file"]);
 }
 
 #[cfg(unix)]
 #[test]
 fn pipes_are_not_token_files() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     for name in ["pipe.bin", "pipe.npy"] {
         let made = std::process::Command::new("mkfifo")
-            .arg(lab.path(name))
+            .arg(dir.path(name))
             .status();
         assert!(made.unwrap().success());
         let data = format!("data.train=['{name}']");
-        lab.train_fails(1, "run", &["--set", &data], &[name, "is a pipe"]);
+        dir.train_fails(1, "run", &["--set", &data], &[name, "is a pipe"]);
     }
 }
 
 #[test]
 fn huge_losses_have_short_perplexities() {
-    let lab = TestDir::new();
-    lab.write("a.txt", "Nobody came to the door. ".repeat(5));
-    let output = lab.run(&[
+    let dir = TestDir::new();
+    dir.write("a.txt", "Nobody came to the door. ".repeat(5));
+    let output = dir.run(&[
         "train",
         "tiny.toml",
         "--run",
@@ -331,7 +331,7 @@ fn huge_losses_have_short_perplexities() {
     ]);
     let mut text = stderr(&output);
     if code(&output) == 0 {
-        text += &lab.ok(&["eval", "run", "--data", "a.txt"]);
+        text += &dir.ok(&["eval", "run", "--data", "a.txt"]);
     }
     let longest = text
         .split(|char: char| !char.is_ascii_digit())

@@ -6,29 +6,29 @@ use common::TestDir;
 use serde_json::{Value, json};
 
 /// Writes a modified byte-level tokenizer to a separate file.
-fn write_tokenizer(lab: &TestDir, name: &str, change: impl FnOnce(&mut Value)) {
-    let mut file: Value = serde_json::from_slice(&lab.read("bytes/tokenizer.json")).unwrap();
+fn write_tokenizer(dir: &TestDir, name: &str, change: impl FnOnce(&mut Value)) {
+    let mut file: Value = serde_json::from_slice(&dir.read("bytes/tokenizer.json")).unwrap();
     file["pre_tokenizer"] = json!({"type": "ByteLevel", "add_prefix_space": false,
         "trim_offsets": true, "use_regex": true});
     change(&mut file);
-    lab.write(&format!("{name}.json"), file.to_string());
+    dir.write(&format!("{name}.json"), file.to_string());
 }
 
 /// Writes tokenizers that keep, extend, strip, expand and lower-case text.
-fn write_tokenizers(lab: &TestDir) {
-    write_tokenizer(lab, "exact", |_| {});
-    write_tokenizer(lab, "prefix", |file| {
+fn write_tokenizers(dir: &TestDir) {
+    write_tokenizer(dir, "exact", |_| {});
+    write_tokenizer(dir, "prefix", |file| {
         file["pre_tokenizer"]["add_prefix_space"] = true.into();
     });
-    write_tokenizer(lab, "strip", |file| {
+    write_tokenizer(dir, "strip", |file| {
         file["normalizer"] = json!({"type": "Sequence",
             "normalizers": [{"type": "NFKD"}, {"type": "StripAccents"}]});
     });
-    write_tokenizer(lab, "grow", |file| {
+    write_tokenizer(dir, "grow", |file| {
         file["normalizer"] =
             json!({"type": "Replace", "pattern": {"String": " "}, "content": "    "});
     });
-    write_tokenizer(lab, "lower", |file| {
+    write_tokenizer(dir, "lower", |file| {
         file["normalizer"] = json!({"type": "Lowercase"});
     });
 }
@@ -36,12 +36,12 @@ fn write_tokenizers(lab: &TestDir) {
 /// Number of tokens of a text.
 type Length<'l> = &'l dyn Fn(&str) -> usize;
 
-fn eval(lab: &TestDir, run: &str, data: &str, windows: &str) -> Value {
-    lab.json(&["eval", run, "--json", "--data", data, "--windows", windows])
+fn eval(dir: &TestDir, run: &str, data: &str, windows: &str) -> Value {
+    dir.json(&["eval", run, "--json", "--data", data, "--windows", windows])
 }
 
 /// Writes a text of 320 tokens, whose targets fill whole windows, and one of 325.
-fn texts(lab: &TestDir, tokens_of: impl Fn(&str) -> usize) -> [String; 2] {
+fn texts(dir: &TestDir, tokens_of: impl Fn(&str) -> usize) -> [String; 2] {
     [320, 325].map(|wanted| {
         let mut text = String::from("It rained, \u{e9}\u{e8}, all day");
         while tokens_of(&text) < wanted {
@@ -51,16 +51,16 @@ fn texts(lab: &TestDir, tokens_of: impl Fn(&str) -> usize) -> [String; 2] {
             });
         }
         assert_eq!(tokens_of(&text), wanted);
-        lab.write(&format!("{wanted}.txt"), &text);
+        dir.write(&format!("{wanted}.txt"), &text);
         text
     })
 }
 
 #[test]
 fn all_and_full_windows_count_the_bytes_of_the_text() {
-    let lab = TestDir::new();
-    lab.prepare("stories:5", "bytes", "bytes");
-    write_tokenizers(&lab);
+    let dir = TestDir::new();
+    dir.prepare("stories:5", "bytes", "bytes");
+    write_tokenizers(&dir);
     let spaces = |text: &str| text.matches(' ').count();
     let lengths: [(&str, Length, u64); 5] = [
         ("exact", &|text| text.len(), 1),
@@ -71,11 +71,11 @@ fn all_and_full_windows_count_the_bytes_of_the_text() {
         ("lower", &|text| text.len(), 1),
     ];
     for (name, tokens_of, first) in lengths {
-        let [whole, longer] = texts(&lab, tokens_of);
+        let [whole, longer] = texts(&dir, tokens_of);
         let tokenizer = format!("data.tokenizer=\"{name}.json\"");
-        lab.train(name, &["--set", &tokenizer, "--set", "train.steps=5"]);
-        let all = eval(&lab, name, "320.txt", "all");
-        let same = eval(&lab, name, "320.txt", "whole");
+        dir.train(name, &["--set", &tokenizer, "--set", "train.steps=5"]);
+        let all = eval(&dir, name, "320.txt", "all");
+        let same = eval(&dir, name, "320.txt", "whole");
         assert_eq!(all["tokens"], 320, "{name}");
         assert_eq!(
             all["text_bytes"],
@@ -86,9 +86,9 @@ fn all_and_full_windows_count_the_bytes_of_the_text() {
             assert_eq!(all[key], same[key], "{name}: {all}\n{same}");
         }
         // Five tokens are omitted, whose bytes only an exact tokenizer determines.
-        let all = eval(&lab, name, "325.txt", "all");
+        let all = eval(&dir, name, "325.txt", "all");
         assert_eq!(all["text_bytes"], longer.len() as u64 - first, "{name}");
-        let part = eval(&lab, name, "325.txt", "whole");
+        let part = eval(&dir, name, "325.txt", "whole");
         assert_eq!(part["tokens"], 320, "{name}");
         let reason = part["sets"][0]["no_bits_per_byte"].as_str();
         match name {
@@ -105,9 +105,9 @@ fn all_and_full_windows_count_the_bytes_of_the_text() {
         let ids: Vec<u8> = (0..40_u16)
             .flat_map(|id| (id % 7 + 40).to_le_bytes())
             .collect();
-        lab.write("ready.u16", ids);
+        dir.write("ready.u16", ids);
         for windows in ["all", "whole"] {
-            let found = eval(&lab, name, "ready.u16", windows);
+            let found = eval(&dir, name, "ready.u16", windows);
             assert_eq!(
                 found["bits_per_byte"].is_f64(),
                 name == "exact",
@@ -119,12 +119,12 @@ fn all_and_full_windows_count_the_bytes_of_the_text() {
 
 #[test]
 fn a_first_token_may_be_part_of_a_character() {
-    let lab = TestDir::new();
-    lab.prepare("stories:5", "bytes", "bytes");
-    write_tokenizer(&lab, "lower", |file| {
+    let dir = TestDir::new();
+    dir.prepare("stories:5", "bytes", "bytes");
+    write_tokenizer(&dir, "lower", |file| {
         file["normalizer"] = json!({"type": "Lowercase"});
     });
-    lab.train(
+    dir.train(
         "run",
         &[
             "--set",
@@ -133,14 +133,14 @@ fn a_first_token_may_be_part_of_a_character() {
             "train.steps=5",
         ],
     );
-    lab.write("a.txt", "\u{c9}t\u{e9}, l'\u{e9}t\u{e9} ".repeat(20));
-    let found = eval(&lab, "run", "a.txt", "all");
+    dir.write("a.txt", "\u{c9}t\u{e9}, l'\u{e9}t\u{e9} ".repeat(20));
+    let found = eval(&dir, "run", "a.txt", "all");
     assert!(found["bits_per_byte"].is_null());
     let reason = found["sets"][0]["no_bits_per_byte"].as_str().unwrap();
     assert!(reason.contains("whole number of characters"), "{reason}");
     // A prepared folder gives the same values as its text.
-    lab.write("b.txt", "The red kite, l'\u{e9}t\u{e9} ".repeat(20));
-    lab.ok(&[
+    dir.write("b.txt", "The red kite, l'\u{e9}t\u{e9} ".repeat(20));
+    dir.ok(&[
         "data",
         "prepare",
         "b.txt",
@@ -152,8 +152,8 @@ fn a_first_token_may_be_part_of_a_character() {
         "0",
     ]);
     let (text, folder) = (
-        eval(&lab, "run", "b.txt", "all"),
-        eval(&lab, "run", "b", "all"),
+        eval(&dir, "run", "b.txt", "all"),
+        eval(&dir, "run", "b", "all"),
     );
     for key in ["text_bytes", "bits_per_byte"] {
         assert!(!text[key].is_null());

@@ -116,10 +116,10 @@ impl Scenario {
     ) -> Result<(), String> {
         let Fault { call, what, nth } = fault;
         let command = quiet(self.command);
-        let lab = copy(template);
+        let dir = copy(template);
         let inject = format!("inject={call}:{what}:when={nth}");
         let disturbed = traced(
-            &lab,
+            &dir,
             &["-e", &format!("trace={call}"), "-e", &inject],
             &command,
         );
@@ -127,12 +127,12 @@ impl Scenario {
         if said.contains("internal error") || said.contains("panicked") {
             return Err(format!("reported as an internal error: {said}"));
         }
-        let kept = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (self.keeps)(&lab)));
+        let kept = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (self.keeps)(&dir)));
         if kept.is_err() {
             return Err(format!("lost what was there before; it had said {said:?}"));
         }
         // Old files that could not be removed are removed by the next writer.
-        let mut found = self.written(&lab);
+        let mut found = self.written(&dir);
         found.retain(|name| expected.contains(name) || !is_temporary(name));
         if code(&disturbed) == 0 && found != *expected {
             return Err(format!(
@@ -140,9 +140,9 @@ impl Scenario {
                 difference(&found, expected)
             ));
         }
-        let mut retried = lab.run(&command);
+        let mut retried = dir.run(&command);
         if code(&retried) != 0 && !self.again.is_empty() {
-            retried = lab.run(&[&command[..], self.again].concat());
+            retried = dir.run(&[&command[..], self.again].concat());
         }
         // A retry may be refused if the work was already complete.
         let is_done = code(&disturbed) == 0 || found == *expected;
@@ -152,7 +152,7 @@ impl Scenario {
                 stderr(&retried)
             ));
         }
-        let found = self.written(&lab);
+        let found = self.written(&dir);
         match found == *expected {
             true => Ok(()),
             false => Err(format!(
@@ -163,10 +163,10 @@ impl Scenario {
     }
 
     /// Returns the names of everything below the folders that the command writes to.
-    fn written(&self, lab: &TestDir) -> BTreeSet<PathBuf> {
+    fn written(&self, dir: &TestDir) -> BTreeSet<PathBuf> {
         let mut names = BTreeSet::new();
         for folder in self.writes {
-            walk(&lab.path(folder), &lab.path("."), &mut names);
+            walk(&dir.path(folder), &dir.path("."), &mut names);
         }
         names
     }
@@ -201,29 +201,29 @@ fn difference(found: &BTreeSet<PathBuf>, expected: &BTreeSet<PathBuf>) -> String
 }
 
 fn copy(template: &TestDir) -> TestDir {
-    let lab = TestDir::new();
-    copy_folder(&template.path("."), &lab.path("."));
-    lab
+    let dir = TestDir::new();
+    copy_folder(&template.path("."), &dir.path("."));
+    dir
 }
 
-fn traced(lab: &TestDir, options: &[&str], args: &[&str]) -> Output {
-    let log = lab.path(TRACE);
+fn traced(dir: &TestDir, options: &[&str], args: &[&str]) -> Output {
+    let log = dir.path(TRACE);
     let mut command = Command::new("strace");
     command.args(["-f", "--seccomp-bpf", "-qq", "-o"]).arg(&log);
     command
         .args(options)
         .arg(env!("CARGO_BIN_EXE_hybridnorm"))
         .args(args);
-    lab.in_test_env(command)
+    dir.in_test_env(command)
         .output()
         .expect("strace is installed")
 }
 
 /// Counts each system call, as the maximum over threads.
-fn calls(lab: &TestDir, args: &[&str]) -> BTreeMap<String, usize> {
-    let output = traced(lab, &["-e", &format!("trace={CALLS}")], args);
+fn calls(dir: &TestDir, args: &[&str]) -> BTreeMap<String, usize> {
+    let output = traced(dir, &["-e", &format!("trace={CALLS}")], args);
     assert_eq!(code(&output), 0, "{}", stderr(&output));
-    let log = String::from_utf8_lossy(&lab.read(TRACE)).into_owned();
+    let log = String::from_utf8_lossy(&dir.read(TRACE)).into_owned();
     let mut by_thread: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     for line in log.lines() {
         let Some((thread, rest)) = line.split_once(' ') else {
@@ -244,14 +244,14 @@ fn calls(lab: &TestDir, args: &[&str]) -> BTreeMap<String, usize> {
     most
 }
 
-fn is_whole(lab: &TestDir, prepared: &str) {
-    lab.ok(&["data", "inspect", prepared, "--quiet"]);
+fn is_whole(dir: &TestDir, prepared: &str) {
+    dir.ok(&["data", "inspect", prepared, "--quiet"]);
 }
 
 /// Trains six steps, with checkpoints at steps 3 and 6.
-fn six_steps(lab: &TestDir) {
-    lab.prepare("stories:20", "bytes", "data");
-    lab.ok(&quiet(
+fn six_steps(dir: &TestDir) {
+    dir.prepare("stories:20", "bytes", "data");
+    dir.ok(&quiet(
         r#"train tiny.toml --run run --set train.steps=6 --set train.checkpoint_every=3 --set data.train=["data"]"#,
     ));
 }
@@ -260,11 +260,11 @@ fn six_steps(lab: &TestDir) {
 #[ignore = "needs strace"]
 fn training() {
     Scenario {
-        set_up: |lab| lab.prepare("stories:20", "bytes", "data"),
+        set_up: |dir| dir.prepare("stories:20", "bytes", "data"),
         command: r#"train tiny.toml --run run --set train.steps=6 --set train.checkpoint_every=3 --set train.eval_every=3 --set log.layers_every=2 --set data.train=["data"]"#,
         again: &["--resume"],
         writes: &["run", "data"],
-        keeps: |lab| is_whole(lab, "data"),
+        keeps: |dir| is_whole(dir, "data"),
     }
     .check();
 }
@@ -277,13 +277,13 @@ fn resuming_training() {
         command: r#"train tiny.toml --run run --resume --set train.steps=9 --set train.checkpoint_every=3 --set data.train=["data"]"#,
         again: &[],
         writes: &["run", "data"],
-        keeps: |lab| {
-            let checkpoints = lab.checkpoints("run");
+        keeps: |dir| {
+            let checkpoints = dir.checkpoints("run");
             let whole = checkpoints.iter().filter(|name| !name.contains(".partial"));
             let last = whole.max().expect("a checkpoint");
             assert!(last.as_str() >= "step-00000006", "{last}");
-            lab.ok(&["inspect", &format!("run/checkpoints/{last}"), "--quiet"]);
-            let rows = lab.metrics("run");
+            dir.ok(&["inspect", &format!("run/checkpoints/{last}"), "--quiet"]);
+            let rows = dir.metrics("run");
             let steps: Vec<u64> = rows
                 .iter()
                 .map(|row| row["step"].as_u64().unwrap())
@@ -298,16 +298,16 @@ fn resuming_training() {
 #[ignore = "needs strace"]
 fn preparing_data_over_older_ones() {
     Scenario {
-        set_up: |lab| {
-            lab.write("text.txt", "Some text of mine. ".repeat(50));
-            lab.prepare("stories:20", "bytes", "data");
+        set_up: |dir| {
+            dir.write("text.txt", "Some text of mine. ".repeat(50));
+            dir.prepare("stories:20", "bytes", "data");
         },
         command: "data prepare text.txt stories:9 --tokenizer bpe:280 --out data --overwrite",
         again: &[],
         writes: &["."],
-        keeps: |lab| {
-            is_whole(lab, "data");
-            assert_eq!(lab.read("text.txt").len(), 19 * 50);
+        keeps: |dir| {
+            is_whole(dir, "data");
+            assert_eq!(dir.read("text.txt").len(), 19 * 50);
         },
     }
     .check();
@@ -317,11 +317,11 @@ fn preparing_data_over_older_ones() {
 #[ignore = "needs strace"]
 fn importing() {
     Scenario {
-        set_up: |lab| official_folder(lab, "theirs"),
+        set_up: |dir| official_folder(dir, "theirs"),
         command: "import theirs --out imported/model",
         again: &[],
         writes: &["theirs", "imported"],
-        keeps: |lab| assert!(lab.read("theirs/model.pt").len() > 100),
+        keeps: |dir| assert!(dir.read("theirs/model.pt").len() > 100),
     }
     .check();
 }
@@ -334,10 +334,10 @@ fn replaying() {
         command: "replay run --step 5 --after 1 --set optimizer.lr=1e-3",
         again: &[],
         writes: &["run", "run-replay-5"],
-        keeps: |lab| {
-            assert_eq!(lab.checkpoints("run"), ["step-00000003", "step-00000006"]);
-            lab.ok(&["inspect", "run", "--quiet"]);
-            assert_eq!(lab.metrics("run").len(), 6);
+        keeps: |dir| {
+            assert_eq!(dir.checkpoints("run"), ["step-00000003", "step-00000006"]);
+            dir.ok(&["inspect", "run", "--quiet"]);
+            assert_eq!(dir.metrics("run").len(), 6);
         },
     }
     .check();
@@ -351,11 +351,11 @@ fn studying() {
         command: "study study.toml --out study",
         again: &["--resume"],
         writes: &["study", "data"],
-        keeps: |lab| {
-            is_whole(lab, "data");
+        keeps: |dir| {
+            is_whole(dir, "data");
             // A record without its run is a lost run.
             let names = |folder: &str| -> Vec<String> {
-                let entries = fs::read_dir(lab.path(folder)).into_iter().flatten();
+                let entries = fs::read_dir(dir.path(folder)).into_iter().flatten();
                 let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
                 names.collect()
             };
@@ -376,18 +376,18 @@ const REPORT: &str = "report run --format markdown --out report.md";
 #[ignore = "needs strace"]
 fn reporting_over_an_older_report() {
     Scenario {
-        set_up: |lab| {
-            six_steps(lab);
-            lab.ok(&quiet(REPORT));
-            lab.write("before.md", lab.read("report.md"));
+        set_up: |dir| {
+            six_steps(dir);
+            dir.ok(&quiet(REPORT));
+            dir.write("before.md", dir.read("report.md"));
         },
         command: REPORT,
         again: &[],
         writes: &["."],
-        keeps: |lab| {
-            let report = String::from_utf8(lab.read("report.md")).unwrap();
+        keeps: |dir| {
+            let report = String::from_utf8(dir.read("report.md")).unwrap();
             assert!(
-                report.len() * 10 > lab.read("before.md").len() * 9,
+                report.len() * 10 > dir.read("before.md").len() * 9,
                 "{report}"
             );
         },

@@ -15,8 +15,8 @@ fn loud<'a>(run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// Trains and returns standard error.
-fn said(lab: &TestDir, run: &str, more: &[&str]) -> String {
-    let output = lab.run(&loud(run, more));
+fn said(dir: &TestDir, run: &str, more: &[&str]) -> String {
+    let output = dir.run(&loud(run, more));
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     stderr(&output)
 }
@@ -28,26 +28,26 @@ fn bytes_below(folder: &Path) -> Vec<(String, Vec<u8>)> {
         .collect()
 }
 
-fn segments(lab: &TestDir, run: &str) -> Vec<Value> {
-    let text = lab.read(format!("{run}/segments.json"));
+fn segments(dir: &TestDir, run: &str) -> Vec<Value> {
+    let text = dir.read(format!("{run}/segments.json"));
     serde_json::from_slice(&text).unwrap()
 }
 
 #[test]
 fn a_finished_run_keeps_its_own_validation_loss() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let text =
         |word: &str| format!("{word} walked to the river and counted the boats. ").repeat(60);
-    lab.write("held.txt", text("Ana"));
+    dir.write("held.txt", text("Ana"));
     let held = ["--set", r#"data.validation=["held.txt"]"#];
-    lab.train("run", &held);
-    let own = lab.metrics("run").pop().unwrap()["validation_loss"].clone();
+    dir.train("run", &held);
+    let own = dir.metrics("run").pop().unwrap()["validation_loss"].clone();
     let resume = ["train", "tiny.toml", "--run", "run", "--resume", "--json"];
     let args = [&resume[..], &held].concat();
-    let again = lab.run(&args);
+    let again = dir.run(&args);
     assert!(!stderr(&again).contains("own validation loss"));
-    lab.write("held.txt", text("Bela and Cai"));
-    let other = lab.run(&args);
+    dir.write("held.txt", text("Bela and Cai"));
+    let other = dir.run(&args);
     let said = stderr(&other);
     assert!(said.contains("the run's own validation loss is "), "{said}");
     for output in [again, other] {
@@ -59,20 +59,20 @@ fn a_finished_run_keeps_its_own_validation_loss() {
 
 #[test]
 fn modified_segments_are_rejected() {
-    let lab = TestDir::new();
-    lab.train("run", &["--set", "train.steps=10"]);
-    lab.train("run", &["--resume"]);
+    let dir = TestDir::new();
+    dir.train("run", &["--set", "train.steps=10"]);
+    dir.train("run", &["--resume"]);
     let path = "run/segments.json";
-    let whole = lab.read(path);
-    let of = segments(&lab, "run");
+    let whole = dir.read(path);
+    let of = segments(&dir, "run");
     assert!(of.iter().all(|segment| segment["sha256"].is_string()));
     let report = ["report", "run", "--format", "json"];
-    let before = lab.ok(&report);
+    let before = dir.ok(&report);
     for bit in (3..8 * whole.len()).step_by(211) {
         let mut bytes = whole.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
-        lab.write(path, bytes);
-        let output = lab.run(&report);
+        dir.write(path, bytes);
+        let output = dir.run(&report);
         match code(&output) {
             0 => assert_eq!(
                 String::from_utf8(output.stdout).unwrap(),
@@ -85,16 +85,16 @@ fn modified_segments_are_rejected() {
     for index in 0..of.len() {
         let mut segments = of.clone();
         segments[index].as_object_mut().unwrap().remove("sha256");
-        lab.write(path, Value::from(segments).to_string());
-        lab.expect_error(1, &report, &["segments.json: an object without checksum"]);
+        dir.write(path, Value::from(segments).to_string());
+        dir.expect_error(1, &report, &["segments.json: an object without checksum"]);
     }
 }
 
 #[test]
 fn resuming_a_finished_run_writes_nothing() {
-    let lab = TestDir::new();
-    lab.train("run", &["--set", "log.tensorboard=true"]);
-    let before = bytes_below(&lab.path("run"));
+    let dir = TestDir::new();
+    dir.train("run", &["--set", "log.tensorboard=true"]);
+    let before = bytes_below(&dir.path("run"));
     let same = ["--resume", "--set", "log.tensorboard=true"];
     let other = [
         &same[..],
@@ -115,20 +115,20 @@ fn resuming_a_finished_run_writes_nothing() {
         ),
         (&fewer[..], &["20 steps completed, train.steps = 7"][..]),
     ] {
-        let said = said(&lab, "run", more);
+        let said = said(&dir, "run", more);
         for word in words {
             assert!(said.contains(word), "no {word:?} in\n{said}");
         }
         assert!(!said.contains("from step"), "{said}");
-        assert!(bytes_below(&lab.path("run")) == before, "{more:?}");
+        assert!(bytes_below(&dir.path("run")) == before, "{more:?}");
     }
 }
 
 #[test]
 fn every_segment_is_recorded_and_old_steps_keep_their_configuration() {
-    let lab = TestDir::new();
-    lab.train("run", &["--set", "train.steps=10", "--threads", "2"]);
-    let [one] = segments(&lab, "run").try_into().unwrap();
+    let dir = TestDir::new();
+    dir.train("run", &["--set", "train.steps=10", "--threads", "2"]);
+    let [one] = segments(&dir, "run").try_into().unwrap();
     assert_eq!(
         (&one["after_step"], &one["last_step"]),
         (&0.into(), &10.into())
@@ -149,7 +149,7 @@ fn every_segment_is_recorded_and_old_steps_keep_their_configuration() {
         "--set",
         "schedule.kind=constant",
     ];
-    let said = said(&lab, "run", &more);
+    let said = said(&dir, "run", &more);
     for word in [
         "resuming after step 10",
         "from step 11 on: optimizer.lr went from 0.003 to 0.001",
@@ -159,7 +159,7 @@ fn every_segment_is_recorded_and_old_steps_keep_their_configuration() {
     ] {
         assert!(said.contains(word), "no {word:?} in\n{said}");
     }
-    let [_, two] = segments(&lab, "run").try_into().unwrap();
+    let [_, two] = segments(&dir, "run").try_into().unwrap();
     assert_eq!(
         (&two["after_step"], &two["last_step"]),
         (&10.into(), &20.into())
@@ -174,7 +174,7 @@ fn every_segment_is_recorded_and_old_steps_keep_their_configuration() {
     assert_eq!(keys, ["optimizer.lr", "schedule.kind", "train.steps"]);
     for step in ["9", "17"] {
         let args = ["replay", "run", "--step", step, "--after", "0", "--json"];
-        let replay = lab.json(&args);
+        let replay = dir.json(&args);
         for pair in replay["steps"].as_array().unwrap() {
             for key in ["loss", "lr", "grad_norm", "update_norm"] {
                 assert_eq!(pair["run"][key], pair["replay"][key], "{step} {key}");
@@ -182,98 +182,98 @@ fn every_segment_is_recorded_and_old_steps_keep_their_configuration() {
         }
     }
     // A replay across a segment boundary.
-    let output = lab.run(&["replay", "run", "--step", "9", "--after", "5", "--out", "x"]);
+    let output = dir.run(&["replay", "run", "--step", "9", "--after", "5", "--out", "x"]);
     assert_eq!(code(&output), 0, "{}", stderr(&output));
 }
 
 #[test]
 fn resuming_from_an_earlier_checkpoint_truncates_the_history() {
-    let lab = TestDir::new();
-    lab.train("run", &["--set", "train.steps=10"]);
-    lab.train("run", &["--resume", "--set", "optimizer.lr=1e-3"]);
+    let dir = TestDir::new();
+    dir.train("run", &["--set", "train.steps=10"]);
+    dir.train("run", &["--resume", "--set", "optimizer.lr=1e-3"]);
     for step in ["15", "20"] {
-        fs::remove_dir_all(lab.path(format!("run/checkpoints/step-000000{step}"))).unwrap();
+        fs::remove_dir_all(dir.path(format!("run/checkpoints/step-000000{step}"))).unwrap();
     }
-    let said = said(&lab, "run", &["--resume", "--set", "train.steps=12"]);
+    let said = said(&dir, "run", &["--resume", "--set", "train.steps=12"]);
     assert!(
         said.contains("from step 11 on: train.steps went from 10 to 12"),
         "{said}"
     );
     assert!(!said.contains("optimizer.lr"), "{said}");
-    let [one, two] = segments(&lab, "run").try_into().unwrap();
+    let [one, two] = segments(&dir, "run").try_into().unwrap();
     assert_eq!(one["last_step"], 10);
     assert_eq!(
         (&two["after_step"], &two["last_step"]),
         (&10.into(), &12.into())
     );
-    assert_eq!(lab.reproducible_metrics("run").len(), 12);
+    assert_eq!(dir.reproducible_metrics("run").len(), 12);
 }
 
 #[test]
 fn data_may_move_but_not_change() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let text = |word: &str| format!("{word} one two three four five.\n").repeat(500);
-    lab.write("a/text.txt", text("zero"));
+    dir.write("a/text.txt", text("zero"));
     let at = |path: &str| format!("data.train=['{path}']");
-    lab.train(
+    dir.train(
         "run",
         &["--set", &at("a/text.txt"), "--set", "train.steps=5"],
     );
-    fs::create_dir(lab.path("b")).unwrap();
-    fs::rename(lab.path("a/text.txt"), lab.path("b/moved.txt")).unwrap();
+    fs::create_dir(dir.path("b")).unwrap();
+    fs::rename(dir.path("a/text.txt"), dir.path("b/moved.txt")).unwrap();
     let moved = at("b/moved.txt");
-    let said = said(&lab, "run", &["--resume", "--set", &moved]);
+    let said = said(&dir, "run", &["--resume", "--set", &moved]);
     assert!(
         said.contains("from step 6 on: data.train went from"),
         "{said}"
     );
-    assert_eq!(lab.reproducible_metrics("run").len(), 20);
+    assert_eq!(dir.reproducible_metrics("run").len(), 20);
     // Old steps are replayed from the new path of the data.
-    lab.ok(&["replay", "run", "--step", "3", "--after", "0"]);
-    lab.write("b/moved.txt", text("null"));
+    dir.ok(&["replay", "run", "--step", "3", "--after", "0"]);
+    dir.write("b/moved.txt", text("null"));
     let more = ["--resume", "--set", &moved, "--set", "train.steps=30"];
-    lab.train_fails(2, "run", &more, &["the training data differ from those of"]);
+    dir.train_fails(2, "run", &more, &["the training data differ from those of"]);
 }
 
 #[test]
 fn resume_requires_a_run() {
-    let lab = TestDir::new();
-    lab.train_fails(
+    let dir = TestDir::new();
+    dir.train_fails(
         2,
         "nun",
         &["--resume"],
         &["a run to resume in nun is missing"],
     );
-    assert!(!lab.path("nun").exists());
-    lab.write("notes/a.txt", "x");
-    lab.train_fails(2, "notes", &["--resume"], &["a run to resume in notes"]);
-    assert_eq!(files_below(&lab.path("notes")).len(), 1);
+    assert!(!dir.path("nun").exists());
+    dir.write("notes/a.txt", "x");
+    dir.train_fails(2, "notes", &["--resume"], &["a run to resume in notes"]);
+    assert_eq!(files_below(&dir.path("notes")).len(), 1);
 }
 
 #[test]
 fn a_second_stage_may_have_longer_sequences() {
-    let lab = TestDir::new();
-    lab.train("first", &[]);
+    let dir = TestDir::new();
+    dir.train("first", &[]);
     let from = ["--set", "init.from=\"first\"", "--set", "train.seq_len=48"];
-    let long = said(&lab, "second", &from);
+    let long = said(&dir, "second", &from);
     assert!(long.contains("exceeds max_seq_len = 16"), "{long}");
-    let shown = lab.ok(&["inspect", "second"]);
+    let shown = dir.ok(&["inspect", "second"]);
     assert!(shown.contains("max sequence length 48"), "{shown}");
     let more = [&from[..], &["--resume", "--set", "train.steps=25"]].concat();
-    lab.train("second", &more);
-    assert_eq!(lab.reproducible_metrics("second").len(), 25);
+    dir.train("second", &more);
+    assert_eq!(dir.reproducible_metrics("second").len(), 25);
     let given = [&from[..], &["--set", "model.max_seq_len=64"]].concat();
-    lab.train("third", &given);
+    dir.train("third", &given);
     assert!(
-        lab.ok(&["inspect", "third"])
+        dir.ok(&["inspect", "third"])
             .contains("max sequence length 64")
     );
     let other = [&from[..], &["--set", "model.d_ff=64"]].concat();
-    lab.train_fails(
+    dir.train_fails(
         2,
         "fourth",
         &other,
         &["[model] differs from the model in first"],
     );
-    assert!(!lab.path("fourth").exists());
+    assert!(!dir.path("fourth").exists());
 }

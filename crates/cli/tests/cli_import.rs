@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::import::{configure, lab, rewrite};
+use common::import::{configure, dir, rewrite};
 use common::*;
 use serde_json::{Value, json};
 
@@ -22,8 +22,8 @@ const IMPORT: [&str; 5] = ["import", "their", "--out", "ours", "--json"];
 
 #[test]
 fn every_tensor_is_imported_or_omitted_for_a_reason() {
-    let lab = lab("deepseek-v3");
-    rewrite(&lab, |all| {
+    let dir = dir("deepseek-v3");
+    rewrite(&dir, |all| {
         let (_, shape, data) = all[0].clone();
         for name in [
             "model.layers.3.eh_proj.weight",
@@ -34,9 +34,9 @@ fn every_tensor_is_imported_or_omitted_for_a_reason() {
         let name = "model.layers.0.self_attn.rotary_emb.inv_freq";
         all.push((name.into(), shape, data));
     });
-    lab.write("their/generation_config.json", "{}");
-    lab.write("their/README.md", "a model");
-    let found = lab.json(&IMPORT);
+    dir.write("their/generation_config.json", "{}");
+    dir.write("their/README.md", "a model");
+    let found = dir.json(&IMPORT);
     assert_adds_up(&found);
     let reasons: Vec<&str> = found["left_out"]
         .as_array()
@@ -51,7 +51,7 @@ fn every_tensor_is_imported_or_omitted_for_a_reason() {
     {
         assert!(reason.contains(words), "{reasons:?}");
     }
-    let text = stderr(&lab.run(&["import", "their", "--out", "second"]));
+    let text = stderr(&dir.run(&["import", "their", "--out", "second"]));
     assert!(
         text.contains("omitted 2 tensors: multi-token prediction layers"),
         "{text}"
@@ -61,25 +61,25 @@ fn every_tensor_is_imported_or_omitted_for_a_reason() {
 
 #[test]
 fn a_tied_head_may_be_stored_if_it_equals_the_embedding() {
-    let lab = lab("olmoe");
-    configure(&lab, "tie_word_embeddings", json!(true));
+    let dir = dir("olmoe");
+    configure(&dir, "tie_word_embeddings", json!(true));
     let head = "lm_head.weight";
-    lab.expect_error(
+    dir.expect_error(
         1,
         &IMPORT,
         &["tie_word_embeddings is set, but lm_head.weight differs from the embedding"],
     );
-    rewrite(&lab, |all| {
+    rewrite(&dir, |all| {
         let of = |name: &str| all.iter().position(|t| t.0 == name).unwrap();
         let (from, to) = (of("model.embed_tokens.weight"), of(head));
         all[to].2 = all[from].2.clone();
     });
-    let stored = lab.json(&IMPORT);
+    let stored = dir.json(&IMPORT);
     assert_adds_up(&stored);
     assert_eq!(stored["left_out"][0]["examples"], json!([head]));
     // Stored once, listed twice in the index.
     let mut map = serde_json::Map::new();
-    rewrite(&lab, |all| {
+    rewrite(&dir, |all| {
         map = all
             .iter()
             .map(|t| (t.0.clone(), json!("a.safetensors")))
@@ -87,17 +87,17 @@ fn a_tied_head_may_be_stored_if_it_equals_the_embedding() {
         all.retain(|t| t.0 != head);
     });
     fs::rename(
-        lab.path("their/model.safetensors"),
-        lab.path("their/a.safetensors"),
+        dir.path("their/model.safetensors"),
+        dir.path("their/a.safetensors"),
     )
     .unwrap();
     let index = json!({ "weight_map": map }).to_string();
-    lab.write("their/model.safetensors.index.json", index);
-    let listed = lab.json(&["import", "their", "--out", "listed", "--json"]);
+    dir.write("their/model.safetensors.index.json", index);
+    let listed = dir.json(&["import", "their", "--out", "listed", "--json"]);
     assert_eq!(listed["left_out"], json!([]));
     assert_eq!(
-        lab.read("ours/model.safetensors"),
-        lab.read("listed/model.safetensors")
+        dir.read("ours/model.safetensors"),
+        dir.read("listed/model.safetensors")
     );
 }
 
@@ -108,57 +108,57 @@ fn wrapped_models_and_lfs_pointers_are_rejected_with_a_hint() {
         ("module.", "DistributedDataParallel"),
         ("model._fsdp_wrapped_module.", "FSDP"),
     ] {
-        let lab = lab("olmoe");
+        let dir = dir("olmoe");
         // Only some names are prefixed.
-        rewrite(&lab, |all| {
+        rewrite(&dir, |all| {
             all.iter_mut()
                 .skip(1)
                 .for_each(|t| t.0 = format!("{prefix}{}", t.0))
         });
-        lab.expect_error(1, &IMPORT, &[prefix.trim_start_matches("model."), who]);
-        assert!(!lab.path("ours").exists());
+        dir.expect_error(1, &IMPORT, &[prefix.trim_start_matches("model."), who]);
+        assert!(!dir.path("ours").exists());
     }
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n";
     for name in ["model.safetensors", "config.json", "tokenizer.json"] {
-        let lab = lab("olmoe");
-        lab.write(&format!("their/{name}"), pointer);
-        lab.expect_any_error(&IMPORT, &[name, "Git LFS", "git lfs pull"]);
+        let dir = dir("olmoe");
+        dir.write(&format!("their/{name}"), pointer);
+        dir.expect_any_error(&IMPORT, &[name, "Git LFS", "git lfs pull"]);
     }
 }
 
 #[test]
 fn the_tokenizer_next_to_the_weights_is_imported() {
-    let lab = lab("olmoe");
-    lab.train("run", &["--set", "train.steps=5"]);
-    let saved = lab.path("run/checkpoints/step-00000005/tokenizer/tokenizer.json");
+    let dir = dir("olmoe");
+    dir.train("run", &["--set", "train.steps=5"]);
+    let saved = dir.path("run/checkpoints/step-00000005/tokenizer/tokenizer.json");
     let mut json: Value = serde_json::from_slice(&fs::read(saved).unwrap()).unwrap();
     // Vocabulary size of the small model.
     let size = {
-        let config: Value = serde_json::from_slice(&lab.read("their/config.json")).unwrap();
+        let config: Value = serde_json::from_slice(&dir.read("their/config.json")).unwrap();
         config["vocab_size"].as_u64().unwrap()
     };
     let vocab = json["model"]["vocab"].as_object_mut().unwrap();
     vocab.retain(|_, id| id.as_u64().unwrap() < size);
     json["added_tokens"] = json!([]);
-    lab.write("their/tokenizer.json", json.to_string());
-    lab.write(
+    dir.write("their/tokenizer.json", json.to_string());
+    dir.write(
         "their/generation_config.json",
         r#"{"eos_token_id": [3, 5]}"#,
     );
-    let found = lab.json(&IMPORT);
+    let found = dir.json(&IMPORT);
     assert_eq!(
         found["tokenizer"],
         json!({ "vocab_size": size, "eos_id": 3 })
     );
-    assert!(lab.path("ours/tokenizer/tokenizer.json").exists());
+    assert!(dir.path("ours/tokenizer/tokenizer.json").exists());
     let without = ["import", "their", "--out", "b", "--json", "--no-tokenizer"];
-    assert_eq!(lab.json(&without)["tokenizer"], Value::Null);
-    lab.write("their/tokenizer.json", "{ \"model\": 3 }");
-    lab.expect_any_error(
+    assert_eq!(dir.json(&without)["tokenizer"], Value::Null);
+    dir.write("their/tokenizer.json", "{ \"model\": 3 }");
+    dir.expect_any_error(
         &["import", "their", "--out", "c"],
         &["tokenizer.json", "--no-tokenizer"],
     );
-    assert!(!lab.path("c").exists());
+    assert!(!dir.path("c").exists());
 }
 
 #[test]
@@ -195,9 +195,9 @@ fn wrong_types_in_a_configuration_are_reported_by_key() {
             "expected text in quotation marks, found a table",
         ),
     ] {
-        let lab = lab(family);
-        configure(&lab, key, value);
-        let text = lab.expect_error(1, &IMPORT, &["config.json", key, words]);
+        let dir = dir(family);
+        configure(&dir, key, value);
+        let text = dir.expect_error(1, &IMPORT, &["config.json", key, words]);
         for rust in ["usize", "f64", "struct", "boolean", "invalid type"] {
             assert!(!text.contains(rust), "{text}");
         }
@@ -209,14 +209,14 @@ fn wrong_types_in_a_configuration_are_reported_by_key() {
 fn written_files_have_the_modes_of_the_umask() {
     use std::os::unix::fs::PermissionsExt;
     use std::process::Command;
-    let lab = lab("olmoe");
+    let dir = dir("olmoe");
     let program = env!("CARGO_BIN_EXE_hybridnorm");
     for (umask, file_mode, folder_mode) in [("022", 0o644, 0o755), ("077", 0o600, 0o700)] {
         let target = |name: &str| format!("all{umask}/{name}");
-        fs::create_dir(lab.path(target(""))).unwrap();
+        fs::create_dir(dir.path(target(""))).unwrap();
         let data = target("data");
         let study = common::STUDY_KEEPING_RUNS.replace("[\"data\"]", &format!("[\"{data}\"]"));
-        lab.write("study.toml", study);
+        dir.write("study.toml", study);
         for args in [
             format!(
                 "train tiny.toml --quiet --run {} --set train.steps=5",
@@ -229,18 +229,18 @@ fn written_files_have_the_modes_of_the_umask() {
         ] {
             let line = format!("umask {umask}; exec {program} {args}");
             let mut command = Command::new("sh");
-            command.args(["-c", &line]).current_dir(lab.path("."));
+            command.args(["-c", &line]).current_dir(dir.path("."));
             let output = command
-                .env("XDG_CACHE_HOME", lab.path("cache"))
+                .env("XDG_CACHE_HOME", dir.path("cache"))
                 .output()
                 .unwrap();
             assert!(output.status.success(), "{args}: {}", stderr(&output));
         }
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         for folder in ["run", "ours", "data", "study", "study/runs", "study/kept"] {
-            assert_eq!(mode(&lab.path(target(folder))), folder_mode, "{folder}");
+            assert_eq!(mode(&dir.path(target(folder))), folder_mode, "{folder}");
         }
-        let files = files_below(&lab.path(target("")));
+        let files = files_below(&dir.path(target("")));
         assert!(files.len() > 30, "{files:?}");
         for file in files {
             assert_eq!(mode(&file), file_mode, "{}", file.display());

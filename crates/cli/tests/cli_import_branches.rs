@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Output;
 
-use common::import::{configure, fixture, lab, rewrite, tensors, write_tensors};
+use common::import::{configure, dir, fixture, rewrite, tensors, write_tensors};
 use common::*;
 use serde_json::{Value, json};
 
@@ -26,8 +26,8 @@ fn left_out(found: &Value, unit: &str) -> Vec<(String, u64)> {
 }
 
 /// Asserts that every file of the folder is either read or omitted.
-fn assert_files_add_up(lab: &TestDir, found: &Value, read: u64) {
-    let there = fs::read_dir(lab.path("their")).unwrap().count() as u64;
+fn assert_files_add_up(dir: &TestDir, found: &Value, read: u64) {
+    let there = fs::read_dir(dir.path("their")).unwrap().count() as u64;
     let counts: u64 = left_out(found, "files")
         .iter()
         .map(|(_, count)| count)
@@ -37,7 +37,7 @@ fn assert_files_add_up(lab: &TestDir, found: &Value, read: u64) {
 
 #[test]
 fn files_that_were_not_opened_are_counted() {
-    let lab = lab("olmoe");
+    let dir = dir("olmoe");
     for name in [
         "model.pt",
         "config.yaml",
@@ -46,10 +46,10 @@ fn files_that_were_not_opened_are_counted() {
         "pytorch_model-00001.bin",
         "LICENSE",
     ] {
-        lab.write(&format!("their/{name}"), "not looked at");
+        dir.write(&format!("their/{name}"), "not looked at");
     }
-    let found = lab.json(&[&IMPORT[..], &["--no-tokenizer"]].concat());
-    assert_files_add_up(&lab, &found, 2);
+    let found = dir.json(&[&IMPORT[..], &["--no-tokenizer"]].concat());
+    assert_files_add_up(&dir, &found, 2);
     let reasons = left_out(&found, "files");
     let count = |words: &str| {
         let mut of = reasons.iter().filter(|(reason, _)| reason.contains(words));
@@ -68,36 +68,36 @@ fn files_that_were_not_opened_are_counted() {
         "bytes",
     ];
     // More tokens than the model's vocabulary.
-    lab.expect_any_error(&named, &["257 tokens"]);
-    let text = stderr(&lab.run(&["import", "their", "--out", "c", "--no-tokenizer"]));
+    dir.expect_any_error(&named, &["257 tokens"]);
+    let text = stderr(&dir.run(&["import", "their", "--out", "c", "--no-tokenizer"]));
     assert!(text.contains("omitted 4 files: another form"), "{text}");
 }
 
 #[test]
 fn a_common_prefix_of_tensor_names_is_removed() {
-    let plain = lab("olmoe");
+    let plain = dir("olmoe");
     plain.json(&IMPORT);
     for prefix in ["_orig_mod.", "module.", "_orig_mod.module."] {
-        let lab = lab("olmoe");
-        rewrite(&lab, |all| {
+        let dir = dir("olmoe");
+        rewrite(&dir, |all| {
             all.iter_mut()
                 .for_each(|t| t.0 = format!("{prefix}{}", t.0));
         });
-        let found = lab.json(&IMPORT);
+        let found = dir.json(&IMPORT);
         let note = found["notes"][0].as_str().unwrap();
         assert!(
             note.contains(&format!("have the prefix `{prefix}`")),
             "{note}"
         );
         assert!(
-            lab.read("ours/model.safetensors") == plain.read("ours/model.safetensors"),
+            dir.read("ours/model.safetensors") == plain.read("ours/model.safetensors"),
             "{prefix}"
         );
-        let text = lab.ok(&["import", "their", "--out", "second", "--quiet"]);
+        let text = dir.ok(&["import", "their", "--out", "second", "--quiet"]);
         assert!(text.contains(&format!("`{prefix}`")), "{text}");
     }
     // In several shards, with an index.
-    let split = lab("olmoe");
+    let split = dir("olmoe");
     let mut map = serde_json::Map::new();
     rewrite(&split, |all| {
         for t in all.iter_mut() {
@@ -115,51 +115,51 @@ fn a_common_prefix_of_tensor_names_is_removed() {
     assert_files_add_up(&split, &split.json(&IMPORT), 3);
     assert!(split.read("ours/model.safetensors") == plain.read("ours/model.safetensors"));
     // A missing tensor is still reported by name.
-    let lab = lab("olmoe");
-    rewrite(&lab, |all| {
+    let dir = dir("olmoe");
+    rewrite(&dir, |all| {
         all.iter_mut()
             .for_each(|t| t.0 = format!("_orig_mod.{}", t.0));
         all.remove(0);
     });
-    lab.expect_error(1, &IMPORT, &["is missing", "without the `_orig_mod.`"]);
+    dir.expect_error(1, &IMPORT, &["is missing", "without the `_orig_mod.`"]);
 }
 
 #[test]
 fn compiled_official_models_are_imported() {
-    let lab = TestDir::new();
-    official_folder(&lab, "plain");
-    lab.ok(&["import", "plain", "--out", "expected", "--quiet"]);
-    official_folder(&lab, "their");
-    fs::remove_file(lab.path("their/model.pt")).unwrap();
+    let dir = TestDir::new();
+    official_folder(&dir, "plain");
+    dir.ok(&["import", "plain", "--out", "expected", "--quiet"]);
+    official_folder(&dir, "their");
+    fs::remove_file(dir.path("their/model.pt")).unwrap();
     let official = fixture("").join("../official/hybridnorm-star.safetensors");
     let mut all = tensors(&fs::read(official).unwrap());
     all.retain(|t| t.0.starts_with("weight."));
     for t in &mut all {
         t.0 = format!("_orig_mod.{}", &t.0["weight.".len()..]);
     }
-    lab.write("their/model.safetensors", write_tensors(all));
-    let found = lab.json(&IMPORT);
+    dir.write("their/model.safetensors", write_tensors(all));
+    let found = dir.json(&IMPORT);
     assert!(
         found["notes"][0]
             .as_str()
             .unwrap()
             .contains("torch.compile")
     );
-    assert_files_add_up(&lab, &found, 2);
-    assert!(lab.read("ours/model.safetensors") == lab.read("expected/model.safetensors"));
+    assert_files_add_up(&dir, &found, 2);
+    assert!(dir.read("ours/model.safetensors") == dir.read("expected/model.safetensors"));
 }
 
 #[test]
 fn a_mixture_with_only_dense_layers_is_a_dense_model() {
-    let lab = lab("deepseek-v3");
-    configure(&lab, "first_k_dense_replace", json!(3));
+    let dir = dir("deepseek-v3");
+    configure(&dir, "first_k_dense_replace", json!(3));
     // The configuration has no experts, but the weights do.
-    lab.expect_error(
+    dir.expect_error(
         1,
         &IMPORT,
         &["model.layers.1.mlp.gate_proj.weight is missing"],
     );
-    rewrite(&lab, |all| {
+    rewrite(&dir, |all| {
         all.retain(|t| t.0.starts_with("model.layers.0.") || !t.0.contains(".mlp."));
         let of_first: Vec<_> = all
             .iter()
@@ -174,16 +174,16 @@ fn a_mixture_with_only_dense_layers_is_a_dense_model() {
         }
     });
     for first in [3, 7] {
-        configure(&lab, "first_k_dense_replace", json!(first));
+        configure(&dir, "first_k_dense_replace", json!(first));
         let out = format!("dense{first}");
-        let found = lab.json(&["import", "their", "--out", &out, "--json"]);
+        let found = dir.json(&["import", "their", "--out", &out, "--json"]);
         assert_eq!(found["tensors"]["all"], found["tensors"]["read"]);
-        let shape: Value = serde_json::from_slice(&lab.read(format!("{out}/config.json"))).unwrap();
+        let shape: Value = serde_json::from_slice(&dir.read(format!("{out}/config.json"))).unwrap();
         assert_eq!(
             (&shape["model"]["moe"], &shape["model"]["d_ff"]),
             (&Value::Null, &json!(48))
         );
-        let ours = tensors(&lab.read(format!("{out}/model.safetensors")));
+        let ours = tensors(&dir.read(format!("{out}/model.safetensors")));
         let up = |layer: u32| {
             let name = format!("blocks.{layer}.feed_forward.up");
             ours.iter().find(|t| t.0 == name).unwrap().2.clone()
@@ -194,11 +194,11 @@ fn a_mixture_with_only_dense_layers_is_a_dense_model() {
 
 #[test]
 fn alternating_mixture_layers_are_rejected_with_their_key() {
-    let lab = lab("deepseek-v3");
-    configure(&lab, "moe_layer_freq", json!(2));
-    lab.expect_error(1, &IMPORT, &["config.json: moe_layer_freq 2, expected 1"]);
-    configure(&lab, "moe_layer_freq", json!(1));
-    lab.json(&IMPORT);
+    let dir = dir("deepseek-v3");
+    configure(&dir, "moe_layer_freq", json!(2));
+    dir.expect_error(1, &IMPORT, &["config.json: moe_layer_freq 2, expected 1"]);
+    configure(&dir, "moe_layer_freq", json!(1));
+    dir.json(&IMPORT);
 }
 
 /// Modification of a configuration.
@@ -206,24 +206,24 @@ type Change<'a> = &'a dyn Fn(&mut Value);
 
 /// Returns a directory with an official checkpoint folder `their`, and its configuration.
 fn official_lab() -> (TestDir, Value) {
-    let lab = TestDir::new();
-    official_folder(&lab, "their");
-    let config = serde_json::from_slice(&lab.read("their/config.yaml")).unwrap();
-    (lab, config)
+    let dir = TestDir::new();
+    official_folder(&dir, "their");
+    let config = serde_json::from_slice(&dir.read("their/config.yaml")).unwrap();
+    (dir, config)
 }
 
 /// Imports `their` with a changed `model` section.
-fn import_changed(lab: &TestDir, config: &Value, out: &str, change: Change<'_>) -> Output {
+fn import_changed(dir: &TestDir, config: &Value, out: &str, change: Change<'_>) -> Output {
     let mut config = config.clone();
     change(&mut config["model"]);
-    lab.write("their/config.yaml", config.to_string());
-    lab.run(&["import", "their", "--out", out])
+    dir.write("their/config.yaml", config.to_string());
+    dir.run(&["import", "their", "--out", out])
 }
 
 #[test]
 fn official_configurations_have_several_spellings() {
-    let (lab, config) = official_lab();
-    lab.json(&IMPORT);
+    let (dir, config) = official_lab();
+    dir.json(&IMPORT);
     let remove = |model: &mut Value, key: &str| drop(model.as_object_mut().unwrap().remove(key));
     let same: [(&str, Change<'_>); 4] = [
         ("ratio", &|model| {
@@ -240,9 +240,9 @@ fn official_configurations_have_several_spellings() {
         ("dropout", &|model| remove(model, "attention_dropout")),
     ];
     for (name, change) in same {
-        let output = import_changed(&lab, &config, name, change);
+        let output = import_changed(&dir, &config, name, change);
         assert_eq!(code(&output), 0, "{name}: {}", stderr(&output));
-        let weights = |of: &str| lab.read(format!("{of}/model.safetensors"));
+        let weights = |of: &str| dir.read(format!("{of}/model.safetensors"));
         assert!(weights(name) == weights("ours"), "{name}");
     }
     // YAML as users write it, with other sections and comments.
@@ -252,14 +252,14 @@ fn official_configurations_have_several_spellings() {
         yaml += &format!("  {key}: {value}  # set\n");
     }
     yaml += "optimizer:\n  name: adamw\n  betas: [0.9, 0.95]\n";
-    lab.write("their/config.yaml", yaml);
-    lab.ok(&["import", "their", "--out", "yaml", "--quiet"]);
-    assert!(lab.read("yaml/model.safetensors") == lab.read("ours/model.safetensors"));
+    dir.write("their/config.yaml", yaml);
+    dir.ok(&["import", "their", "--out", "yaml", "--quiet"]);
+    assert!(dir.read("yaml/model.safetensors") == dir.read("ours/model.safetensors"));
 }
 
 #[test]
 fn unsupported_official_configurations_are_rejected_by_key() {
-    let (lab, config) = official_lab();
+    let (dir, config) = official_lab();
     let refused: [(Change<'_>, &str); 8] = [
         (
             &|model| model["activation_type"] = json!("gelu"),
@@ -292,20 +292,20 @@ fn unsupported_official_configurations_are_rejected_by_key() {
         ),
     ];
     for (change, words) in refused {
-        let output = import_changed(&lab, &config, "refused", change);
+        let output = import_changed(&dir, &config, "refused", change);
         let text = stderr(&output);
         assert_ne!(code(&output), 0);
         assert!(
             text.contains(words) && text.lines().count() == 1,
             "{words}: {text}"
         );
-        assert!(!lab.path("refused").exists());
+        assert!(!dir.path("refused").exists());
     }
 }
 
 #[cfg(unix)]
-fn pipe(lab: &TestDir, path: &str) {
-    let path = lab.path(path);
+fn pipe(dir: &TestDir, path: &str) {
+    let path = dir.path(path);
     let _ = fs::remove_file(&path);
     let made = std::process::Command::new("mkfifo").arg(path).status();
     assert!(made.unwrap().success());
@@ -315,45 +315,45 @@ fn pipe(lab: &TestDir, path: &str) {
 #[test]
 fn pipes_are_rejected_immediately() {
     for name in ["config.json", "model.safetensors", "tokenizer.json"] {
-        let lab = lab("olmoe");
-        pipe(&lab, &format!("their/{name}"));
-        lab.expect_any_error(
+        let dir = dir("olmoe");
+        pipe(&dir, &format!("their/{name}"));
+        dir.expect_any_error(
             &IMPORT,
             &[&format!("{name}: is a pipe, expected a regular file")],
         );
-        assert!(!lab.path("ours").exists());
+        assert!(!dir.path("ours").exists());
     }
     for name in ["config.yaml", "model.pt"] {
-        let lab = TestDir::new();
-        official_folder(&lab, "their");
-        pipe(&lab, &format!("their/{name}"));
-        lab.expect_any_error(&IMPORT, &[&format!("{name}: is a pipe")]);
+        let dir = TestDir::new();
+        official_folder(&dir, "their");
+        pipe(&dir, &format!("their/{name}"));
+        dir.expect_any_error(&IMPORT, &[&format!("{name}: is a pipe")]);
     }
     // Files that are not read may be anything.
-    let lab = lab("olmoe");
+    let dir = dir("olmoe");
     for name in ["tokenizer.json", "README.md", "model.pt"] {
-        pipe(&lab, &format!("their/{name}"));
+        pipe(&dir, &format!("their/{name}"));
     }
-    let found = lab.json(&[&IMPORT[..], &["--no-tokenizer"]].concat());
-    assert_files_add_up(&lab, &found, 2);
-    pipe(&lab, "pipe");
-    let said = lab.expect_any_error(
+    let found = dir.json(&[&IMPORT[..], &["--no-tokenizer"]].concat());
+    assert_files_add_up(&dir, &found, 2);
+    pipe(&dir, "pipe");
+    let said = dir.expect_any_error(
         &["import", "pipe", "--out", "x"],
         &["pipe: is a pipe, expected a folder with config.json or config.yaml"],
     );
     assert!(!said.contains("--no-tokenizer"), "{said}");
-    lab.expect_any_error(
+    dir.expect_any_error(
         &["import", "tiny.toml", "--out", "x"],
         &["tiny.toml: is a file, expected a folder"],
     );
-    lab.expect_any_error(
+    dir.expect_any_error(
         &["import", "nowhere", "--out", "x"],
         &["nowhere: no such file or folder"],
     );
     // A pipe instead of the lock file of a run.
-    fs::create_dir(lab.path("run")).unwrap();
-    pipe(&lab, "run/lock");
-    let said = lab.expect_any_error(
+    fs::create_dir(dir.path("run")).unwrap();
+    pipe(&dir, "run/lock");
+    let said = dir.expect_any_error(
         &train_args("run", &[]),
         &["run/lock: is a pipe, expected the regular file that is locked"],
     );
@@ -363,11 +363,11 @@ fn pipes_are_rejected_immediately() {
 #[cfg(unix)]
 #[test]
 fn a_killed_import_is_repeated_by_the_same_command() {
-    let lab = lab("olmoe");
+    let dir = dir("olmoe");
     // Large enough to be observed while being written.
     let rows = 60_000;
-    configure(&lab, "vocab_size", json!(rows));
-    rewrite(&lab, |all| {
+    configure(&dir, "vocab_size", json!(rows));
+    rewrite(&dir, |all| {
         for name in ["model.embed_tokens.weight", "lm_head.weight"] {
             let at = all.iter().position(|t| t.0 == name).unwrap();
             all[at].1 = json!([rows, 32]);
@@ -377,11 +377,11 @@ fn a_killed_import_is_repeated_by_the_same_command() {
     let args = ["import", "their", "--out", "made/ours", "--quiet"];
     let mut killed = false;
     for _ in 0..20 {
-        let mut child = lab.start(&args);
+        let mut child = dir.start(&args);
         wait_until("something is written or it ended", || {
             let there =
                 |folder: &Path| fs::read_dir(folder).is_ok_and(|mut all| all.next().is_some());
-            there(&lab.path("made")) || child.try_wait().unwrap().is_some()
+            there(&dir.path("made")) || child.try_wait().unwrap().is_some()
         });
         child.kill().unwrap();
         let status = child.wait().unwrap();
@@ -389,11 +389,11 @@ fn a_killed_import_is_repeated_by_the_same_command() {
             killed = true;
             break;
         }
-        fs::remove_dir_all(lab.path("made/ours")).unwrap();
+        fs::remove_dir_all(dir.path("made/ours")).unwrap();
     }
-    assert!(killed && !lab.path("made/ours").exists());
-    lab.ok(&args);
-    lab.ok(&["inspect", "made/ours"]);
-    let left: Vec<_> = fs::read_dir(lab.path("made")).unwrap().collect();
+    assert!(killed && !dir.path("made/ours").exists());
+    dir.ok(&args);
+    dir.ok(&["inspect", "made/ours"]);
+    let left: Vec<_> = fs::read_dir(dir.path("made")).unwrap().collect();
     assert_eq!(left.len(), 1, "{left:?}");
 }

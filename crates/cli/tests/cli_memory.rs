@@ -18,8 +18,8 @@ const LARGE_PIECE: u64 = 256 * MIB;
 const CONSTANT: u64 = 160 * MIB;
 
 /// Peak resident memory of the program, in bytes.
-fn peak(lab: &TestDir, args: &[&str]) -> u64 {
-    let mut command = lab.command(args);
+fn peak(dir: &TestDir, args: &[&str]) -> u64 {
+    let mut command = dir.command(args);
     let mut child = command
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -60,20 +60,20 @@ fn prepare<'a>(input: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 /// Many small records: memory does not grow with the file.
 #[test]
 fn memory_for_many_records_is_constant() {
-    let lab = TestDir::new();
-    let mut file = File::create(lab.path("many.jsonl")).unwrap();
+    let dir = TestDir::new();
+    let mut file = File::create(dir.path("many.jsonl")).unwrap();
     let record = format!("{{\"text\": \"{}\"}}\n", "some words ".repeat(6000));
     for _ in 0..1500 {
         file.write_all(record.as_bytes()).unwrap();
     }
-    let found = peak(&lab, &prepare("many.jsonl", &[]));
+    let found = peak(&dir, &prepare("many.jsonl", &[]));
     assert!(found < CONSTANT, "{} MiB for a file of 94 MiB", found / MIB);
 }
 
 /// Compressed files of many small records: the decompressed size takes no memory.
 #[test]
 fn memory_for_compressed_text_is_constant() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let record = format!("{{\"text\": \"{}\"}}\n", "some words ".repeat(6000));
     let text = record.repeat(1500);
     let gzip = {
@@ -82,13 +82,13 @@ fn memory_for_compressed_text_is_constant() {
         packed.write_all(text.as_bytes()).unwrap();
         packed.finish().unwrap()
     };
-    lab.write("many.jsonl.gz", gzip);
-    lab.write(
+    dir.write("many.jsonl.gz", gzip);
+    dir.write(
         "many.jsonl.zst",
         zstd::encode_all(text.as_bytes(), 3).unwrap(),
     );
     for input in ["many.jsonl.gz", "many.jsonl.zst"] {
-        let found = peak(&lab, &prepare(input, &["--overwrite"]));
+        let found = peak(&dir, &prepare(input, &["--overwrite"]));
         let (found, of) = (found / MIB, text.len() as u64 / MIB);
         assert!(
             found < CONSTANT / MIB,
@@ -100,10 +100,10 @@ fn memory_for_compressed_text_is_constant() {
 /// Short texts take more memory than their bytes.
 #[test]
 fn memory_for_many_short_documents_is_constant() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let record = b"{\"text\": \"a\"}\n".repeat(2_000_000);
-    lab.write("short.jsonl.zst", zstd::encode_all(&record[..], 3).unwrap());
-    let found = peak(&lab, &prepare("short.jsonl.zst", &[])) / MIB;
+    dir.write("short.jsonl.zst", zstd::encode_all(&record[..], 3).unwrap());
+    let found = peak(&dir, &prepare("short.jsonl.zst", &[])) / MIB;
     assert!(found < CONSTANT / MIB, "{found} MiB");
 }
 
@@ -111,8 +111,8 @@ fn memory_for_many_short_documents_is_constant() {
 /// node.
 #[test]
 fn memory_for_tokenizers_at_their_limits_is_as_documented() {
-    let lab = TestDir::new();
-    lab.write("t.txt", "some words ".repeat(300));
+    let dir = TestDir::new();
+    dir.write("t.txt", "some words ".repeat(300));
     let mut state = 1_u64;
     let mut word = |letters: usize| -> String {
         let mut letter = || {
@@ -134,7 +134,7 @@ fn memory_for_tokenizers_at_their_limits_is_as_documented() {
         "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
         "model": {"type": "Unigram", "unk_id": 0, "vocab": vocab}});
     let file = file.to_string();
-    lab.write("limits.json", &file);
+    dir.write("limits.json", &file);
     let args = [
         "--quiet",
         "data",
@@ -145,7 +145,7 @@ fn memory_for_tokenizers_at_their_limits_is_as_documented() {
         "--out",
         "out",
     ];
-    let found = peak(&lab, &args);
+    let found = peak(&dir, &args);
     let nodes = (tokens * letters) as u64;
     let most = 50 * file.len() as u64 + LARGE_PIECE + 750 * nodes;
     assert!(
@@ -160,16 +160,16 @@ fn memory_for_tokenizers_at_their_limits_is_as_documented() {
 /// they are produced.
 #[test]
 fn memory_for_one_record_is_a_multiple_of_its_size() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let text = "some words ".repeat(3 << 20);
     let bytes = text.len() as u64;
-    lab.write("one.jsonl", format!("{{\"text\": \"{text}\"}}\n"));
-    lab.write("one.txt", &text);
+    dir.write("one.jsonl", format!("{{\"text\": \"{text}\"}}\n"));
+    dir.write("one.txt", &text);
     for (input, more) in [
         ("one.jsonl", vec![]),
         ("one.txt", vec!["--document-chars", "0", "--overwrite"]),
     ] {
-        let found = peak(&lab, &prepare(input, &more));
+        let found = peak(&dir, &prepare(input, &more));
         let most = 4 * bytes + CONSTANT;
         assert!(
             found < most,
@@ -183,7 +183,7 @@ fn memory_for_one_record_is_a_multiple_of_its_size() {
 /// Tokenizers from files take much more memory than the text they encode, so it is cut into pieces.
 #[test]
 fn memory_for_tokenizer_files_is_constant() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let mark = "\u{2581}";
     let mut vocab = json!({"<unk>": 0, "</s>": 1});
     for (id, token) in (2..).zip(["o", "w", "l", "s", mark, "ow", "owl"]) {
@@ -212,16 +212,16 @@ fn memory_for_tokenizer_files_is_constant() {
     ] {
         let file = json!({"version": "1.0", "added_tokens": [], "normalizer": normalizer,
             "pre_tokenizer": pre_tokenizer, "post_processor": null, "decoder": null, "model": model});
-        lab.write(name, file.to_string());
+        dir.write(name, file.to_string());
     }
     for text in ["owls owl ".repeat(700_000), "owls".repeat(1_500_000)] {
         let bytes = text.len() as u64;
         let has_spaces = text.contains(' ');
-        lab.write("one.jsonl", format!("{{\"text\": \"{text}\"}}\n"));
+        dir.write("one.jsonl", format!("{{\"text\": \"{text}\"}}\n"));
         for tokenizer in ["llama.json", "unigram.json"] {
             let mut args = prepare("one.jsonl", &["--overwrite", "--validation-fraction", "0"]);
             args[7] = tokenizer;
-            let found = peak(&lab, &args);
+            let found = peak(&dir, &args);
             let room = if has_spaces { 0 } else { LARGE_PIECE };
             assert!(
                 found < 4 * bytes + CONSTANT + room,
@@ -234,20 +234,20 @@ fn memory_for_tokenizer_files_is_constant() {
 }
 
 /// Runs the program with `kib` KiB of address space.
-fn limited(lab: &TestDir, kib: u64, args: &[&str]) -> Output {
+fn limited(dir: &TestDir, kib: u64, args: &[&str]) -> Output {
     let mut command = Command::new("sh");
     let script = format!("ulimit -v {kib}; exec \"$0\" \"$@\"");
     command.args(["-c", &script, env!("CARGO_BIN_EXE_hybridnorm")]);
     command.args(args);
-    lab.in_test_env(command).output().unwrap()
+    dir.in_test_env(command).output().unwrap()
 }
 
 /// A line that does not fit in memory is refused with one message, without aborting.
 #[test]
 fn lines_that_exceed_memory_are_rejected() {
-    let lab = TestDir::new();
-    lab.write("one.txt", "word ".repeat(8 << 20));
-    let output = limited(&lab, 150_000, &prepare("one.txt", &[]));
+    let dir = TestDir::new();
+    dir.write("one.txt", "word ".repeat(8 << 20));
+    let output = limited(&dir, 150_000, &prepare("one.txt", &[]));
     let said = common::stderr(&output);
     assert_eq!(common::code(&output), 1, "{said}");
     assert!(said.contains("one.txt: line 1, longer than"), "{said}");
@@ -257,12 +257,12 @@ fn lines_that_exceed_memory_are_rejected() {
 /// Token files are memory-mapped: their pages count at most once.
 #[test]
 fn memory_for_pretokenized_files_is_at_most_their_size() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let tokens: Vec<u16> = (0..24 << 20)
         .map(|index| (index * 7 % 200) as u16)
         .collect();
     let bytes = 2 * tokens.len() as u64;
-    lab.write(
+    dir.write(
         "tokens.npy",
         numpy(&format!("({},)", tokens.len()), &tokens),
     );
@@ -283,7 +283,7 @@ fn memory_for_pretokenized_files_is_at_most_their_size() {
         "--set",
         "train.eval_every=0",
     ];
-    let found = peak(&lab, &train);
+    let found = peak(&dir, &train);
     assert!(
         found < bytes + CONSTANT,
         "{} MiB for {} MiB",
@@ -295,15 +295,15 @@ fn memory_for_pretokenized_files_is_at_most_their_size() {
 /// Records of a run are read one by one; the part that is kept is smaller than the record.
 #[test]
 fn memory_for_reports_is_a_multiple_of_the_rows() {
-    let lab = TestDir::new();
-    lab.train("run", &["--set", "train.steps=6"]);
-    let rows = String::from_utf8(lab.read("run/metrics.jsonl")).unwrap();
+    let dir = TestDir::new();
+    dir.train("run", &["--set", "train.steps=6"]);
+    let rows = String::from_utf8(dir.read("run/metrics.jsonl")).unwrap();
     let last = rows.lines().last().unwrap().to_owned();
     let many: String = (1..=60_000)
         .map(|step| last.replacen("\"step\":6", &format!("\"step\":{step}"), 1) + "\n")
         .collect();
     let bytes = many.len() as u64;
-    lab.write("run/metrics.jsonl", &many);
+    dir.write("run/metrics.jsonl", &many);
     let report = [
         "--quiet",
         "report",
@@ -313,7 +313,7 @@ fn memory_for_reports_is_a_multiple_of_the_rows() {
         "--out",
         "report.md",
     ];
-    let found = peak(&lab, &report);
+    let found = peak(&dir, &report);
     assert!(
         found < 4 * bytes + CONSTANT,
         "{} MiB for {} MiB",
@@ -360,26 +360,26 @@ fn assert_refused(output: &Output) {
 /// Training and its benchmark are refused at the start if they do not fit.
 #[test]
 fn trainings_that_exceed_memory_are_rejected() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let bench = ["bench", "step", "--config", "tiny.toml"];
     for command in [TRAIN, bench] {
-        assert_refused(&limited(&lab, 400_000, &on_one_thread(&command, &MIDDLE)));
-        assert!(!lab.path("run").exists());
+        assert_refused(&limited(&dir, 400_000, &on_one_thread(&command, &MIDDLE)));
+        assert!(!dir.path("run").exists());
     }
 }
 
 /// A run fits into little more than its memory: allocators reserve no address space where that is limited.
 #[test]
 fn trainings_that_fit_in_memory_are_accepted() {
-    let lab = TestDir::new();
-    let output = limited(&lab, 600_000, &on_one_thread(&TRAIN, &MIDDLE));
+    let dir = TestDir::new();
+    let output = limited(&dir, 600_000, &on_one_thread(&TRAIN, &MIDDLE));
     assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
 }
 
 /// Saving a checkpoint and checking it for NaN does not copy a whole parameter, here 256 MB.
 #[test]
 fn checkpoints_are_written_without_copies_of_parameters() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let settings = [
         "model.tie_embeddings=true",
         "model.vocab_size=1000000",
@@ -391,26 +391,26 @@ fn checkpoints_are_written_without_copies_of_parameters() {
         "train.eval_every=0",
         "train.eval_sequences=2",
     ];
-    let output = limited(&lab, 1_200_000, &on_one_thread(&TRAIN, &settings));
+    let output = limited(&dir, 1_200_000, &on_one_thread(&TRAIN, &settings));
     assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
-    assert!(lab.path("run/checkpoints/step-00000001").is_dir());
+    assert!(dir.path("run/checkpoints/step-00000001").is_dir());
     // Nor is one loaded so: a copy of the moments would be another 512 MB.
     let resume = [&TRAIN[..], &["--resume"]].concat();
     let longer = [&settings[..], &["train.steps=2"]].concat();
-    let output = limited(&lab, 1_200_000, &on_one_thread(&resume, &longer));
+    let output = limited(&dir, 1_200_000, &on_one_thread(&resume, &longer));
     assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
-    assert!(lab.path("run/checkpoints/step-00000002").is_dir());
+    assert!(dir.path("run/checkpoints/step-00000002").is_dir());
 }
 
 /// Reservations of allocators are not a reason to refuse a training that fits.
 #[test]
 fn any_sufficient_address_space_is_accepted() {
-    let lab = TestDir::new();
-    lab.write("text.txt", "some words of a text ".repeat(5000));
+    let dir = TestDir::new();
+    dir.write("text.txt", "some words of a text ".repeat(5000));
     for mib in [120, 180, 260, 400] {
         let run = format!("run-{mib}");
         let command = ["train", "tiny.toml", "--run", &run, "--threads", "2"];
-        let output = limited(&lab, mib << 10, &command);
+        let output = limited(&dir, mib << 10, &command);
         assert_eq!(
             common::code(&output),
             0,
@@ -423,13 +423,13 @@ fn any_sufficient_address_space_is_accepted() {
 /// Evaluation with a batch that does not fit, of a run that fits.
 #[test]
 fn evaluations_that_exceed_memory_are_rejected() {
-    let lab = TestDir::new();
-    lab.write("long.txt", "some words of a text ".repeat(5000));
+    let dir = TestDir::new();
+    dir.write("long.txt", "some words of a text ".repeat(5000));
     let settings = [&MIDDLE[..], &["model.n_layers=1", "train.steps=1"]].concat();
-    lab.ok(&on_one_thread(&TRAIN, &settings));
+    dir.ok(&on_one_thread(&TRAIN, &settings));
     let eval = |batch| {
         let command = ["eval", "run", "--data", "long.txt", "--batch-size", batch];
-        limited(&lab, 700_000, &on_one_thread(&command, &[]))
+        limited(&dir, 700_000, &on_one_thread(&command, &[]))
     };
     assert_refused(&eval("1000"));
     let output = eval("8");
@@ -449,7 +449,7 @@ const DEEP: &str = "[model]\nd_model = 32\nn_layers = 300\nn_heads = 2\nd_ff = 8
 #[test]
 #[ignore = "takes minutes; run by .ci/run"]
 fn inspect_predicts_peak_memory() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     for (name, model, allowed) in [
         ("dense", DENSE, 0.03),
         ("mixture", MIXTURE, 0.03),
@@ -459,7 +459,7 @@ fn inspect_predicts_peak_memory() {
         for recompute in ["none", "block"] {
             let train =
                 format!("[train]\nbatch_size = 2\nseq_len = 256\nrecompute = \"{recompute}\"\n");
-            lab.write(
+            dir.write(
                 "model.toml",
                 model.replacen(
                     "\n",
@@ -469,9 +469,9 @@ fn inspect_predicts_peak_memory() {
             );
             let threads = ["--threads", "2", "--json"];
             let inspect = [&["inspect", "model.toml"], &threads[..]].concat();
-            let planned = lab.json(&inspect)["memory_total_bytes"].as_f64().unwrap();
+            let planned = dir.json(&inspect)["memory_total_bytes"].as_f64().unwrap();
             let bench = ["bench", "step", "--config", "model.toml", "--seconds", "0"];
-            let measured = &lab.json(&[&bench, &threads[..]].concat())["peak_rss_bytes"];
+            let measured = &dir.json(&[&bench, &threads[..]].concat())["peak_rss_bytes"];
             let error = measured.as_f64().unwrap() / planned - 1.0;
             assert!(
                 error.abs() < allowed,

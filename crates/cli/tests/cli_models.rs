@@ -22,9 +22,9 @@ const SPARSE: &str = "seed = 1\n\
 
 #[test]
 fn paper_moe_parameter_counts() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let config = here("configs/hybridnorm-moe-1b-7b.toml");
-    let said = lab.ok(&["inspect", &config]);
+    let said = dir.ok(&["inspect", &config]);
     let row = |name: &str| {
         let line = said
             .lines()
@@ -37,17 +37,17 @@ fn paper_moe_parameter_counts() {
 
 #[test]
 fn moe_trains_logs_expert_load_and_generates() {
-    let lab = TestDir::new();
-    lab.write("sparse.toml", SPARSE);
-    lab.ok(&["train", "sparse.toml", "--run", "run", "--quiet"]);
-    for row in lab.read_jsonl("run/metrics.jsonl") {
+    let dir = TestDir::new();
+    dir.write("sparse.toml", SPARSE);
+    dir.ok(&["train", "sparse.toml", "--run", "run", "--quiet"]);
+    for row in dir.read_jsonl("run/metrics.jsonl") {
         let router = &row["router"];
         assert_eq!(router["dropped"], 0, "{row}");
         assert!(router["load_balance"].as_f64().unwrap() >= 0.9, "{row}");
         assert!(router["imbalance"].as_f64().unwrap() >= 1.0, "{row}");
         assert!(router["z"].as_f64().unwrap() > 0.0, "{row}");
     }
-    let layers = lab.read_jsonl("run/layers.jsonl");
+    let layers = dir.read_jsonl("run/layers.jsonl");
     assert_eq!(layers.len(), 3);
     for block in layers
         .iter()
@@ -61,13 +61,13 @@ fn moe_trains_logs_expert_load_and_generates() {
         assert!((0.0..=4f64.ln() + 1e-6).contains(&entropy), "{block}");
         assert_eq!(experts["dropped"], 0);
     }
-    let said = lab.ok(&["generate", "run", "--prompt", "a", "--max-tokens", "5"]);
+    let said = dir.ok(&["generate", "run", "--prompt", "a", "--max-tokens", "5"]);
     assert!(!said.is_empty());
 }
 
 #[test]
 fn latent_attention_trains_with_muon_and_a_clip() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let text = SPARSE
         .replace(
             "[model.moe]\nn_experts = 4\ntop_k = 2\nd_expert = 8\n",
@@ -78,20 +78,20 @@ fn latent_attention_trains_with_muon_and_a_clip() {
             "lr = 1e-2\n",
             "lr = 1e-2\nkind = \"muon\"\nqk_clip = 1e-3\n",
         );
-    lab.write("latent.toml", text);
-    lab.ok(&["train", "latent.toml", "--run", "run", "--quiet"]);
-    for row in lab.read_jsonl("run/metrics.jsonl") {
+    dir.write("latent.toml", text);
+    dir.ok(&["train", "latent.toml", "--run", "run", "--quiet"]);
+    for row in dir.read_jsonl("run/metrics.jsonl") {
         let clip = &row["qk_clip"];
         assert!(clip["largest_score"].as_f64().unwrap() > 1e-3, "{row}");
         assert!(clip["clipped_heads"].as_u64().unwrap() > 0, "{row}");
     }
-    lab.ok(&["generate", "run", "--prompt", "a", "--max-tokens", "5"]);
+    dir.ok(&["generate", "run", "--prompt", "a", "--max-tokens", "5"]);
 }
 
 #[test]
 fn options_without_effect_are_errors() {
-    let lab = TestDir::new();
-    lab.write("sparse.toml", SPARSE);
+    let dir = TestDir::new();
+    dir.write("sparse.toml", SPARSE);
     let moe = "model.moe={ n_experts = 4, top_k = 5, d_expert = 8 }";
     for (set, words) in [
         ("model.d_ff=32", "model.d_ff = 32 has no effect"),
@@ -111,28 +111,28 @@ fn options_without_effect_are_errors() {
         ("model.moe.top=3", "top_k"),
     ] {
         let args = ["train", "sparse.toml", "--run", "run", "--set", set];
-        lab.expect_error(2, &args, &[words]);
+        dir.expect_error(2, &args, &[words]);
     }
 }
 
 #[test]
 fn norms_of_latent_attention_are_explained() {
-    let lab = TestDir::new();
-    let said = lab.ok(&["placement", "explain", "hybridnorm", "--attention", "mla"]);
+    let dir = TestDir::new();
+    let said = dir.ok(&["placement", "explain", "hybridnorm", "--attention", "mla"]);
     for line in ["c_q, c_kv, k_r = split(W_D u)", "k_r", "RoPE(N(k_r))"] {
         assert!(said.contains(line), "{said}");
     }
     let args = ["placement", "explain", "nanochat", "--attention", "mla"];
-    lab.expect_error(2, &args, &["not defined for latent attention"]);
+    dir.expect_error(2, &args, &["not defined for latent attention"]);
 }
 
 #[test]
 fn a_folder_of_hugging_face_is_imported() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     for family in ["olmoe", "deepseek-v3"] {
         let from = here(&format!("crates/hybridnorm/tests/fixtures/hf/{family}"));
-        lab.ok(&["import", &from, "--out", family, "--quiet"]);
-        let said = lab.json(&["inspect", family, "--json"]);
+        dir.ok(&["import", &from, "--out", family, "--quiet"]);
+        let said = dir.json(&["inspect", family, "--json"]);
         assert!(said["model"]["moe"]["n_experts"] == 8, "{said}");
         let (total, active) = (&said["inventory"]["total"], &said["inventory"]["active"]);
         assert!(active.as_u64() < total.as_u64(), "{said}");

@@ -8,28 +8,28 @@ use common::{Damage, TestDir, damage, files_below, official_folder, train_args};
 
 #[test]
 fn imports_do_not_overwrite_existing_folders() {
-    let lab = TestDir::new();
-    official_folder(&lab, "theirs");
-    lab.write("thesis/chapter.txt", "mine");
-    lab.train("run", &[]);
+    let dir = TestDir::new();
+    official_folder(&dir, "theirs");
+    dir.write("thesis/chapter.txt", "mine");
+    dir.train("run", &[]);
     for (out, named) in [("thesis", "thesis"), ("run", "run"), ("theirs", "theirs")] {
-        let before = files_below(&lab.path("."));
-        lab.expect_error(
+        let before = files_below(&dir.path("."));
+        dir.expect_error(
             1,
             &["import", "theirs", "--out", out],
             &[named, "already here"],
         );
-        assert_eq!(before, files_below(&lab.path(".")));
+        assert_eq!(before, files_below(&dir.path(".")));
     }
-    lab.ok(&["import", "theirs", "--out", "theirs/imported"]);
+    dir.ok(&["import", "theirs", "--out", "theirs/imported"]);
 }
 
 #[test]
 fn prepared_data_are_replaced_only_when_complete() {
-    let lab = TestDir::new();
-    lab.prepare("stories:60", "bytes", "p");
-    let before = lab.read("p/train-00000.bin");
-    lab.write("bad.txt", b"fine\n\xff\n");
+    let dir = TestDir::new();
+    dir.prepare("stories:60", "bytes", "p");
+    let before = dir.read("p/train-00000.bin");
+    dir.write("bad.txt", b"fine\n\xff\n");
     let again = [
         "data",
         "prepare",
@@ -40,32 +40,32 @@ fn prepared_data_are_replaced_only_when_complete() {
         "p",
         "--overwrite",
     ];
-    lab.expect_error(1, &again, &["bad.txt", "UTF-8"]);
-    lab.ok(&["data", "inspect", "p"]);
-    assert!(before == lab.read("p/train-00000.bin"));
-    assert!(!lab.path("p.partial").exists());
+    dir.expect_error(1, &again, &["bad.txt", "UTF-8"]);
+    dir.ok(&["data", "inspect", "p"]);
+    assert!(before == dir.read("p/train-00000.bin"));
+    assert!(!dir.path("p.partial").exists());
     let mut good = again;
     good[2] = "stories:70";
-    lab.ok(&good);
-    assert!(before != lab.read("p/train-00000.bin"));
+    dir.ok(&good);
+    assert!(before != dir.read("p/train-00000.bin"));
     // A `tokenizer.json` of another program is not mistaken for prepared data.
-    lab.write("theirs/tokenizer.json", "{}");
+    dir.write("theirs/tokenizer.json", "{}");
     good[6] = "theirs";
-    lab.expect_error(2, &good, &["theirs: contains other files"]);
-    assert_eq!(lab.read("theirs/tokenizer.json"), b"{}");
+    dir.expect_error(2, &good, &["theirs: contains other files"]);
+    assert_eq!(dir.read("theirs/tokenizer.json"), b"{}");
 }
 
 #[test]
 fn unrelated_files_in_a_run_directory_are_preserved() {
-    let lab = TestDir::new();
-    let config = String::from_utf8(lab.read("tiny.toml")).unwrap();
-    lab.write("a/config.toml", format!("# mine\n{config}"));
-    lab.expect_error(
+    let dir = TestDir::new();
+    let config = String::from_utf8(dir.read("tiny.toml")).unwrap();
+    dir.write("a/config.toml", format!("# mine\n{config}"));
+    dir.expect_error(
         2,
         &["train", "a/config.toml", "--run", "a"],
         &["config.toml", "another --run"],
     );
-    lab.ok(&[
+    dir.ok(&[
         "train",
         "a/config.toml",
         "--run",
@@ -73,31 +73,31 @@ fn unrelated_files_in_a_run_directory_are_preserved() {
         "--resume",
         "--quiet",
     ]);
-    assert!(lab.read("a/config.toml").starts_with(b"# mine"));
-    lab.write("b/metrics.jsonl", "{\"mine\":1}\n{\"mine\":2}\n");
-    lab.train_fails(2, "b", &[], &["metrics.jsonl"]);
-    lab.train_fails(2, "b", &["--resume"], &["a run to resume in b"]);
-    assert_eq!(lab.read("b/metrics.jsonl"), b"{\"mine\":1}\n{\"mine\":2}\n");
-    assert!(!lab.path("b/config.toml").exists());
-    lab.write("c/lock", "mine");
-    lab.train("c", &[]);
-    assert_eq!(lab.read("c/lock"), b"mine");
+    assert!(dir.read("a/config.toml").starts_with(b"# mine"));
+    dir.write("b/metrics.jsonl", "{\"mine\":1}\n{\"mine\":2}\n");
+    dir.train_fails(2, "b", &[], &["metrics.jsonl"]);
+    dir.train_fails(2, "b", &["--resume"], &["a run to resume in b"]);
+    assert_eq!(dir.read("b/metrics.jsonl"), b"{\"mine\":1}\n{\"mine\":2}\n");
+    assert!(!dir.path("b/config.toml").exists());
+    dir.write("c/lock", "mine");
+    dir.train("c", &[]);
+    assert_eq!(dir.read("c/lock"), b"mine");
 }
 
 #[test]
 fn a_run_without_its_directory_stops_at_its_next_checkpoint() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let more = [
         "--set",
         "train.steps=1000000",
         "--set",
         "train.checkpoint_every=50",
     ];
-    let child = lab.start(&train_args("run", &more));
+    let child = dir.start(&train_args("run", &more));
     common::wait_until("a checkpoint", || {
-        !lab.checkpoints_or_none("run").is_empty()
+        !dir.checkpoints_or_none("run").is_empty()
     });
-    fs::rename(lab.path("run"), lab.path("moved")).unwrap();
+    fs::rename(dir.path("run"), dir.path("moved")).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(common::code(&output), 1);
     let said = common::stderr(&output);
@@ -105,24 +105,24 @@ fn a_run_without_its_directory_stops_at_its_next_checkpoint() {
         said.starts_with("error: run") && said.lines().count() == 1,
         "{said}"
     );
-    assert!(!lab.path("run").exists());
-    lab.train("moved", &["--resume", "--set", "train.steps=50"]);
+    assert!(!dir.path("run").exists());
+    dir.train("moved", &["--resume", "--set", "train.steps=50"]);
 }
 
 #[test]
 fn a_damaged_cache_is_rebuilt() {
-    let lab = TestDir::new();
-    lab.train("one", &[]);
+    let dir = TestDir::new();
+    dir.train("one", &[]);
     for how in [Damage::FlippedBit, Damage::CutShort, Damage::Deleted] {
         for name in ["manifest.json", "train-00000.bin"] {
-            let cached = files_below(&lab.path("cache"));
+            let cached = files_below(&dir.path("cache"));
             let file = cached.iter().find(|file| file.ends_with(name)).unwrap();
             damage(file, how);
             let run = format!("{how:?} {name}");
-            lab.train(&run, &[]);
+            dir.train(&run, &[]);
             assert_eq!(
-                lab.reproducible_metrics("one"),
-                lab.reproducible_metrics(&run)
+                dir.reproducible_metrics("one"),
+                dir.reproducible_metrics(&run)
             );
         }
     }
@@ -130,10 +130,10 @@ fn a_damaged_cache_is_rebuilt() {
 
 #[test]
 fn commands_without_a_cache_work_without_a_home_directory() {
-    let lab = TestDir::new();
-    lab.prepare("stories:60", "bytes", "p");
+    let dir = TestDir::new();
+    dir.prepare("stories:60", "bytes", "p");
     let run = |args: &[&str]| {
-        let mut command = lab.command(args);
+        let mut command = dir.command(args);
         command.env_remove("HOME").env_remove("XDG_CACHE_HOME");
         command.output().unwrap()
     };

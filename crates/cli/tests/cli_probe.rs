@@ -6,7 +6,7 @@ use common::TestDir;
 
 #[test]
 fn probe_measures_the_first_and_the_last_step() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let args = [
         "probe",
         "tiny.toml",
@@ -18,7 +18,7 @@ fn probe_measures_the_first_and_the_last_step() {
     ];
     let with = |more: &[&'static str]| [&args[..], more].concat();
     let placements = "--placements=pre-norm,post-norm,hybridnorm";
-    let report = lab.json(&with(&[placements, "--out", "probe.json", "--json"]));
+    let report = dir.json(&with(&[placements, "--out", "probe.json", "--json"]));
     let seen = report["placements"].as_array().unwrap();
     assert_eq!(seen.len(), 3);
     for placement in seen {
@@ -44,10 +44,10 @@ fn probe_measures_the_first_and_the_last_step() {
     };
     assert!(growth(0) > 1.3, "{}", growth(0));
     assert!((growth(1) - 1.0).abs() < 0.1, "{}", growth(1));
-    let file = lab.read("probe.json");
+    let file = dir.read("probe.json");
     let written: serde_json::Value = serde_json::from_slice(&file).unwrap();
     assert_eq!(written, report);
-    let text = lab.ok(&with(&[placements]));
+    let text = dir.ok(&with(&[placements]));
     for word in [
         "gradient norm, last block ÷ first",
         "hybridnorm, step 5",
@@ -56,14 +56,14 @@ fn probe_measures_the_first_and_the_last_step() {
         assert!(text.contains(word), "{word}\n{text}");
     }
     // By default the configuration's own placement is probed.
-    let own = lab.json(&with(&["--json"]));
+    let own = dir.json(&with(&["--json"]));
     assert_eq!(own["placements"][0]["placement"], "hybridnorm-star");
 }
 
 #[test]
 fn invalid_probes_are_rejected() {
-    let lab = TestDir::new();
-    lab.expect_error(
+    let dir = TestDir::new();
+    dir.expect_error(
         2,
         &[
             "probe",
@@ -75,12 +75,12 @@ fn invalid_probes_are_rejected() {
         ],
         &["unknown placement"],
     );
-    lab.expect_error(
+    dir.expect_error(
         2,
         &["probe", "tiny.toml", "--steps", "0"],
         &["steps = 0, expected 1 to train.steps = 20 (--steps)"],
     );
-    lab.expect_error(
+    dir.expect_error(
         2,
         &["probe", "tiny.toml", "--steps", "21"],
         &["expected 1 to train.steps = 20"],

@@ -30,19 +30,19 @@ struct Race {
 
 impl Race {
     fn run(&self) {
-        let lab = TestDir::new();
-        (self.set_up)(&lab);
+        let dir = TestDir::new();
+        (self.set_up)(&dir);
         let rounds = std::env::var("RACES").map_or(ROUNDS, |rounds| rounds.parse().unwrap());
         let mut expected = None;
         for round in 0..rounds {
-            let target = lab.path(self.target);
+            let target = dir.path(self.target);
             if target.is_dir() {
                 std::fs::remove_dir_all(&target).unwrap();
             }
             let processes = 2 + round % 2;
             let started: Vec<Child> = (0..processes)
                 .map(|_| {
-                    let mut command = lab.command(&quiet(self.command));
+                    let mut command = dir.command(&quiet(self.command));
                     command.stdout(Stdio::piped()).stderr(Stdio::piped());
                     command.spawn().unwrap()
                 })
@@ -62,8 +62,8 @@ impl Race {
                 let known = self.losers_say.iter().any(|words| text.contains(words));
                 assert!(known, "round {round}: {text}");
             }
-            (self.whole)(&lab);
-            let left: Vec<_> = files_below(&lab.path("."));
+            (self.whole)(&dir);
+            let left: Vec<_> = files_below(&dir.path("."));
             let expected = expected.get_or_insert_with(|| left.clone());
             assert_eq!(*expected, left, "round {round}: files");
         }
@@ -81,7 +81,7 @@ fn concurrent_preparations_have_one_winner() {
             "was created by another process in the meantime",
             "already holds prepared data",
         ],
-        whole: |lab| drop(lab.ok(&["--quiet", "data", "inspect", "data"])),
+        whole: |dir| drop(dir.ok(&["--quiet", "data", "inspect", "data"])),
     }
     .run();
 }
@@ -89,12 +89,12 @@ fn concurrent_preparations_have_one_winner() {
 #[test]
 fn concurrent_replacements_of_prepared_data_leave_one_valid() {
     Race {
-        set_up: |lab| lab.prepare("stories:90", "bytes", "data"),
+        set_up: |dir| dir.prepare("stories:90", "bytes", "data"),
         command: "data prepare stories:60 --tokenizer bytes --out data --overwrite",
         target: "nothing",
         one_wins: false,
         losers_say: &["another process is replacing this folder"],
-        whole: |lab| drop(lab.ok(&["--quiet", "data", "inspect", "data"])),
+        whole: |dir| drop(dir.ok(&["--quiet", "data", "inspect", "data"])),
     }
     .run();
 }
@@ -102,14 +102,14 @@ fn concurrent_replacements_of_prepared_data_leave_one_valid() {
 #[test]
 fn training() {
     Race {
-        set_up: |lab| lab.prepare("stories:60", "bytes", "data"),
+        set_up: |dir| dir.prepare("stories:60", "bytes", "data"),
         command: r#"train tiny.toml --run run --set data.train=["data"]"#,
         target: "run",
         one_wins: true,
         losers_say: &["another process is training here", "already contains a run"],
-        whole: |lab| {
-            assert_eq!(lab.metrics("run").len(), 20);
-            lab.ok(&["--quiet", "inspect", "run"]);
+        whole: |dir| {
+            assert_eq!(dir.metrics("run").len(), 20);
+            dir.ok(&["--quiet", "inspect", "run"]);
         },
     }
     .run();
@@ -119,12 +119,12 @@ fn training() {
 #[test]
 fn training_on_text() {
     Race {
-        set_up: |lab| lab.write("second.toml", lab.read("tiny.toml")),
+        set_up: |dir| dir.write("second.toml", dir.read("tiny.toml")),
         command: "train tiny.toml --run cache/run",
         target: "cache",
         one_wins: true,
         losers_say: &["another process is training here", "already contains a run"],
-        whole: |lab| assert_eq!(lab.metrics("cache/run").len(), 20),
+        whole: |dir| assert_eq!(dir.metrics("cache/run").len(), 20),
     }
     .run();
 }
@@ -132,7 +132,7 @@ fn training_on_text() {
 #[test]
 fn importing() {
     Race {
-        set_up: |lab| official_folder(lab, "theirs"),
+        set_up: |dir| official_folder(dir, "theirs"),
         command: "import theirs --out imported",
         target: "imported",
         one_wins: true,
@@ -140,7 +140,7 @@ fn importing() {
             "was created by another process in the meantime",
             "already here",
         ],
-        whole: |lab| drop(lab.ok(&["--quiet", "inspect", "imported"])),
+        whole: |dir| drop(dir.ok(&["--quiet", "inspect", "imported"])),
     }
     .run();
 }
@@ -153,20 +153,20 @@ fn replaying() {
         target: "replay",
         one_wins: true,
         losers_say: &["another process is training here", "already contains a run"],
-        whole: |lab| assert_eq!(lab.metrics("replay").last().unwrap()["step"], 9),
+        whole: |dir| assert_eq!(dir.metrics("replay").last().unwrap()["step"], 9),
     }
     .run();
 }
 
-fn study_is_whole(lab: &TestDir) {
+fn study_is_whole(dir: &TestDir) {
     for folder in ["study/runs", "study/kept"] {
         assert_eq!(
-            std::fs::read_dir(lab.path(folder)).unwrap().count(),
+            std::fs::read_dir(dir.path(folder)).unwrap().count(),
             2,
             "{folder}"
         );
     }
-    lab.ok(&["--quiet", "report", "study", "--format", "json"]);
+    dir.ok(&["--quiet", "report", "study", "--format", "json"]);
 }
 
 #[test]
@@ -190,8 +190,8 @@ fn reporting() {
         target: "nothing",
         one_wins: false,
         losers_say: &[],
-        whole: |lab| {
-            serde_json::from_slice::<serde_json::Value>(&lab.read("report.json")).unwrap();
+        whole: |dir| {
+            serde_json::from_slice::<serde_json::Value>(&dir.read("report.json")).unwrap();
         },
     }
     .run();
@@ -200,21 +200,21 @@ fn reporting() {
 /// Shards of one study may start in one folder at the same time.
 #[test]
 fn two_shards_of_a_study() {
-    let lab = TestDir::new();
-    write_study_keeping_runs(&lab);
+    let dir = TestDir::new();
+    write_study_keeping_runs(&dir);
     let rounds = std::env::var("RACES").map_or(ROUNDS, |rounds| rounds.parse().unwrap());
     for round in 0..rounds {
-        if lab.path("study").is_dir() {
-            std::fs::remove_dir_all(lab.path("study")).unwrap();
+        if dir.path("study").is_dir() {
+            std::fs::remove_dir_all(dir.path("study")).unwrap();
         }
         let shards = ["1/2", "2/2"].map(|shard| {
             let command = format!("study study.toml --out study --shard {shard}");
-            lab.start(&quiet(&command))
+            dir.start(&quiet(&command))
         });
         for shard in shards {
             let output = shard.wait_with_output().unwrap();
             assert_eq!(code(&output), 0, "round {round}: {}", stderr(&output));
         }
-        study_is_whole(&lab);
+        study_is_whole(&dir);
     }
 }

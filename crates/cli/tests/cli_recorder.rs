@@ -11,14 +11,14 @@ use serde_json::Value;
 
 #[test]
 fn layer_logging_does_not_change_results() {
-    let lab = TestDir::new();
-    lab.train("with", &["--set", "log.layers_every=4"]);
-    lab.train("without", &["--set", "log.layers_every=0"]);
+    let dir = TestDir::new();
+    dir.train("with", &["--set", "log.layers_every=4"]);
+    dir.train("without", &["--set", "log.layers_every=0"]);
     assert_eq!(
-        lab.reproducible_metrics("with"),
-        lab.reproducible_metrics("without")
+        dir.reproducible_metrics("with"),
+        dir.reproducible_metrics("without")
     );
-    let layers = lab.read_jsonl("with/layers.jsonl");
+    let layers = dir.read_jsonl("with/layers.jsonl");
     let steps: Vec<u64> = layers
         .iter()
         .map(|row| row["step"].as_u64().unwrap())
@@ -26,7 +26,7 @@ fn layer_logging_does_not_change_results() {
     assert_eq!(steps, [4, 8, 12, 16, 20]);
     for (row, metrics) in layers
         .iter()
-        .zip(lab.metrics("with").iter().skip(3).step_by(4))
+        .zip(dir.metrics("with").iter().skip(3).step_by(4))
     {
         let blocks = row["blocks"].as_array().unwrap();
         assert_eq!(blocks.len(), 2);
@@ -54,14 +54,14 @@ fn layer_logging_does_not_change_results() {
     // Gains start at 1 and drift.
     let drift = |row: &Value| row["blocks"][1]["gain_drift"].as_f64().unwrap();
     assert!(drift(&layers[4]) > drift(&layers[0]));
-    assert!(lab.read("without/layers.jsonl").is_empty());
+    assert!(dir.read("without/layers.jsonl").is_empty());
 }
 
 #[test]
 fn a_resumed_run_records_every_step_once() {
-    let lab = TestDir::new();
-    lab.train("whole", &["--set", "log.layers_every=2"]);
-    lab.train(
+    let dir = TestDir::new();
+    dir.train("whole", &["--set", "log.layers_every=2"]);
+    dir.train(
         "parts",
         &[
             "--set",
@@ -72,7 +72,7 @@ fn a_resumed_run_records_every_step_once() {
             "schedule.kind=constant",
         ],
     );
-    lab.train(
+    dir.train(
         "constant",
         &[
             "--set",
@@ -81,7 +81,7 @@ fn a_resumed_run_records_every_step_once() {
             "schedule.kind=constant",
         ],
     );
-    lab.train(
+    dir.train(
         "parts",
         &[
             "--set",
@@ -92,28 +92,28 @@ fn a_resumed_run_records_every_step_once() {
         ],
     );
     assert_eq!(
-        lab.read_jsonl("constant/layers.jsonl"),
-        lab.read_jsonl("parts/layers.jsonl")
+        dir.read_jsonl("constant/layers.jsonl"),
+        dir.read_jsonl("parts/layers.jsonl")
     );
     assert_ne!(
-        lab.read_jsonl("constant/layers.jsonl"),
-        lab.read_jsonl("whole/layers.jsonl")
+        dir.read_jsonl("constant/layers.jsonl"),
+        dir.read_jsonl("whole/layers.jsonl")
     );
 }
 
 #[test]
 fn non_finite_values_write_a_dump() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let clip = "optimizer.clip_grad_norm=0";
     // Finite weights with a non-finite loss.
     let more = ["--set", "optimizer.lr=1e30", "--set", clip];
-    lab.train_fails(
+    dir.train_fails(
         1,
         "run",
         &more,
         &["step 2: loss NaN", "see run/flight/step-00000002.json"],
     );
-    let dump: Value = serde_json::from_slice(&lab.read("run/flight/step-00000002.json")).unwrap();
+    let dump: Value = serde_json::from_slice(&dir.read("run/flight/step-00000002.json")).unwrap();
     assert_eq!(dump["step"], 2);
     assert_eq!(dump["weights"], "before");
     assert_eq!(dump["loss"], Value::Null);
@@ -122,7 +122,7 @@ fn non_finite_values_write_a_dump() {
     assert!(dump["parameters"]["blocks.1.attention.qkv"].is_object());
     // Non-finite gradients of some parameters at the first step.
     let sharp = "model.placement={base=\"pre-norm\",block={attn_inner={attn_scale=1e30}}}";
-    lab.train_fails(
+    dir.train_fails(
         1,
         "sharp",
         &["--set", sharp],
@@ -134,7 +134,7 @@ fn non_finite_values_write_a_dump() {
     );
     // A non-finite update.
     let more = ["--set", "optimizer.lr=1e300", "--set", clip];
-    lab.train_fails(
+    dir.train_fails(
         1,
         "worse",
         &more,
@@ -144,17 +144,17 @@ fn non_finite_values_write_a_dump() {
             "worse/flight/step-00000001.json",
         ],
     );
-    let dump: Value = serde_json::from_slice(&lab.read("worse/flight/step-00000001.json")).unwrap();
+    let dump: Value = serde_json::from_slice(&dir.read("worse/flight/step-00000001.json")).unwrap();
     assert_eq!(dump["weights"], "after");
     assert!(
         dump["loss"].is_f64() && dump["update_norm"].is_null(),
         "{dump}"
     );
-    assert!(lab.read("worse/metrics.jsonl").is_empty());
+    assert!(dir.read("worse/metrics.jsonl").is_empty());
 }
 
 /// Trains a run whose weights jump right after a checkpoint, which causes spikes.
-fn spiked(lab: &TestDir, run: &str) {
+fn spiked(dir: &TestDir, run: &str) {
     let calm = [
         "--set",
         "schedule.kind=constant",
@@ -163,7 +163,7 @@ fn spiked(lab: &TestDir, run: &str) {
     ];
     let mut first = calm.to_vec();
     first.extend(["--set", "train.steps=60"]);
-    lab.train(run, &first);
+    dir.train(run, &first);
     let mut second = calm.to_vec();
     second.extend([
         "--set",
@@ -172,14 +172,14 @@ fn spiked(lab: &TestDir, run: &str) {
         "optimizer.lr=0.3",
         "--resume",
     ]);
-    lab.train(run, &second);
+    dir.train(run, &second);
 }
 
 #[test]
 fn spikes_are_counted_and_write_a_dump() {
-    let lab = TestDir::new();
-    spiked(&lab, "run");
-    let dumps = files_below(&lab.path("run/flight"));
+    let dir = TestDir::new();
+    spiked(&dir, "run");
+    let dumps = files_below(&dir.path("run/flight"));
     assert!(!dumps.is_empty());
     let dump: Value = serde_json::from_slice(&fs::read(&dumps[0]).unwrap()).unwrap();
     assert_eq!(dump["step"], 61);
@@ -189,7 +189,7 @@ fn spikes_are_counted_and_write_a_dump() {
     assert!(reasons.contains("update norm"), "{reasons}");
     assert!(reasons.contains("standard deviations above"), "{reasons}");
     // Earlier spikes are restored from the checkpoint.
-    let again = lab.json(&train_args(
+    let again = dir.json(&train_args(
         "run",
         &[
             "--set",
@@ -216,14 +216,14 @@ fn spikes_are_counted_and_write_a_dump() {
 
 #[test]
 fn replays_are_bit_identical_unless_changed() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
+    let dir = TestDir::new();
+    dir.train("run", &[]);
     let replay = |more: &[&str]| {
         let mut args = vec![
             "replay", "run", "--step", "13", "--after", "4", "--json", "--quiet",
         ];
         args.extend(more);
-        lab.json(&args)
+        dir.json(&args)
     };
     let same = replay(&[]);
     assert_eq!(same["from"], 10);
@@ -251,7 +251,7 @@ fn replays_are_bit_identical_unless_changed() {
             );
         }
     }
-    assert_eq!(lab.read_jsonl("run-replay-13/layers.jsonl").len(), 7);
+    assert_eq!(dir.read_jsonl("run-replay-13/layers.jsonl").len(), 7);
     let slower = replay(&["--set", "optimizer.lr=1e-5", "--out", "slower"]);
     let first = &slower["steps"][0];
     assert_eq!(first["run"]["loss"], first["replay"]["loss"]);
@@ -265,25 +265,25 @@ fn replays_are_bit_identical_unless_changed() {
     let new = other["new_parameters"].to_string();
     assert!(new.contains("blocks.1.attn.in_norm.gain"), "{new}");
     // A replay is an ordinary run.
-    lab.ok(&["eval", "other", "--data", "stories:5", "--quiet"]);
+    dir.ok(&["eval", "other", "--data", "stories:5", "--quiet"]);
 }
 
 #[test]
 fn invalid_replays_are_rejected() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
-    lab.expect_error(
+    let dir = TestDir::new();
+    dir.train("run", &[]);
+    dir.expect_error(
         2,
         &["replay", "run", "--step", "40"],
         &["run: step = 40, expected 1 to 21"],
     );
-    lab.ok(&["replay", "run", "--step", "13", "--quiet"]);
-    lab.expect_error(
+    dir.ok(&["replay", "run", "--step", "13", "--quiet"]);
+    dir.expect_error(
         2,
         &["replay", "run", "--step", "13"],
         &["run-replay-13 already contains a run; choose another --out"],
     );
-    lab.expect_error(
+    dir.expect_error(
         2,
         &[
             "replay",
@@ -299,7 +299,7 @@ fn invalid_replays_are_rejected() {
     );
     for key in ["seed=9", "train.seq_len=8", "data.order=\"sequential\""] {
         let args = ["replay", "run", "--step", "13", "--out", "x", "--set", key];
-        lab.expect_error(2, &args, &["determines the batches"]);
+        dir.expect_error(2, &args, &["determines the batches"]);
     }
     let short = [
         "replay",
@@ -311,14 +311,14 @@ fn invalid_replays_are_rejected() {
         "--set",
         "train.steps=12",
     ];
-    lab.expect_error(2, &short, &["train.steps = 12 ends before step 13"]);
-    assert!(!lab.path("x").exists());
+    dir.expect_error(2, &short, &["train.steps = 12 ends before step 13"]);
+    assert!(!dir.path("x").exists());
 }
 
 #[test]
 fn a_failed_run_is_replayed_from_its_last_checkpoint() {
-    let lab = TestDir::new();
-    lab.train("run", &["--set", "train.steps=10"]);
+    let dir = TestDir::new();
+    dir.train("run", &["--set", "train.steps=10"]);
     let more = [
         "--set",
         "optimizer.lr=1e300",
@@ -328,8 +328,8 @@ fn a_failed_run_is_replayed_from_its_last_checkpoint() {
         "train.steps=20",
         "--resume",
     ];
-    lab.train_fails(1, "run", &more, &["update norm"]);
-    let replay = lab.json(&[
+    dir.train_fails(1, "run", &more, &["update norm"]);
+    let replay = dir.json(&[
         "replay",
         "run",
         "--step",
@@ -347,11 +347,11 @@ fn a_failed_run_is_replayed_from_its_last_checkpoint() {
 
 #[test]
 fn event_files_are_written_only_on_request() {
-    let lab = TestDir::new();
-    lab.train("without", &[]);
-    lab.train("with", &["--set", "log.tensorboard=true"]);
+    let dir = TestDir::new();
+    dir.train("without", &[]);
+    dir.train("with", &["--set", "log.tensorboard=true"]);
     let events = |run: &str| {
-        let files = files_below(&lab.path(run));
+        let files = files_below(&dir.path(run));
         files
             .iter()
             .filter(|file| file.to_string_lossy().contains("tfevents"))
@@ -365,7 +365,7 @@ fn event_files_are_written_only_on_request() {
 #[test]
 #[ignore = "needs Python with the tensorboard package"]
 fn tensorboard_reads_every_step_once() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let python = std::env::var("TENSORBOARD_PYTHON").unwrap_or_else(|_| "python3".into());
     let events = [
         "--set",
@@ -375,15 +375,15 @@ fn tensorboard_reads_every_step_once() {
     ];
     let mut first = events.to_vec();
     first.extend(["--set", "train.steps=13"]);
-    lab.train("run", &first);
-    fs::remove_dir_all(lab.path("run/checkpoints/step-00000013")).unwrap();
+    dir.train("run", &first);
+    fs::remove_dir_all(dir.path("run/checkpoints/step-00000013")).unwrap();
     let mut second = events.to_vec();
     second.push("--resume");
-    lab.train("run", &second);
+    dir.train("run", &second);
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tensorboard_scalars.py");
     let output = Command::new(python)
         .arg(script)
-        .arg(lab.path("run"))
+        .arg(dir.path("run"))
         .output()
         .unwrap();
     assert!(
@@ -392,7 +392,7 @@ fn tensorboard_reads_every_step_once() {
         String::from_utf8_lossy(&output.stderr)
     );
     let read: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let metrics = lab.metrics("run");
+    let metrics = dir.metrics("run");
     for (tag, key) in [
         ("train/loss", "loss"),
         ("train/update_norm", "update_norm"),

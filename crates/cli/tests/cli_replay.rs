@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 /// Three segments: extended, then with other learning rate, batch size and decay; of the first two only metrics
 /// remain.
-fn changed_run(lab: &TestDir) {
+fn changed_run(dir: &TestDir) {
     let kept = ["--set", "train.keep_checkpoints=1"];
-    lab.train("run", &kept);
+    dir.train("run", &kept);
     // Logging options do not matter.
     let longer = [
         "--resume",
@@ -20,7 +20,7 @@ fn changed_run(lab: &TestDir) {
         "--set",
         "log.layers_every=7",
     ];
-    lab.train("run", &[&kept[..], &longer].concat());
+    dir.train("run", &[&kept[..], &longer].concat());
     let other = [
         "--resume",
         "--set",
@@ -32,8 +32,8 @@ fn changed_run(lab: &TestDir) {
         "--set",
         "optimizer.weight_decay=0.3",
     ];
-    lab.train("run", &[&kept[..], &other].concat());
-    assert_eq!(lab.checkpoints("run"), ["step-00000040"]);
+    dir.train("run", &[&kept[..], &other].concat());
+    assert_eq!(dir.checkpoints("run"), ["step-00000040"]);
 }
 
 fn boundaries(replay: &Value) -> Vec<(u64, Vec<&str>)> {
@@ -50,10 +50,10 @@ fn boundaries(replay: &Value) -> Vec<(u64, Vec<&str>)> {
 
 #[test]
 fn replays_across_segments_are_bit_identical() {
-    let lab = TestDir::new();
-    changed_run(&lab);
+    let dir = TestDir::new();
+    changed_run(&dir);
     let args = ["replay", "run", "--step", "34", "--after", "3"];
-    let replay = lab.json(&[&args[..], &["--json"]].concat());
+    let replay = dir.json(&[&args[..], &["--json"]].concat());
     assert_eq!(replay["from"], 0);
     assert_eq!(replay["changed"], json!([]));
     assert_eq!(
@@ -93,13 +93,13 @@ fn replays_across_segments_are_bit_identical() {
     }
     // The replay's own history agrees.
     assert_eq!(
-        lab.reproducible_metrics("run-replay-34"),
-        lab.reproducible_metrics("run")[..37]
+        dir.reproducible_metrics("run-replay-34"),
+        dir.reproducible_metrics("run")[..37]
     );
-    let segments: Value = serde_json::from_slice(&lab.read("run-replay-34/segments.json")).unwrap();
+    let segments: Value = serde_json::from_slice(&dir.read("run-replay-34/segments.json")).unwrap();
     let after = |at: usize| segments[at]["after_step"].as_u64().unwrap();
     assert_eq!([after(0), after(1), after(2)], [0, 20, 30]);
-    let text = lab.ok(&[&args[..], &["--out", "again"]].concat());
+    let text = dir.ok(&[&args[..], &["--out", "again"]].concat());
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(
         lines[0],
@@ -112,8 +112,8 @@ fn replays_across_segments_are_bit_identical() {
 
 #[test]
 fn replay_changes_override_the_configuration_of_every_segment() {
-    let lab = TestDir::new();
-    changed_run(&lab);
+    let dir = TestDir::new();
+    changed_run(&dir);
     let args = [
         "replay",
         "run",
@@ -127,7 +127,7 @@ fn replay_changes_override_the_configuration_of_every_segment() {
         "--set",
         "log.dumps=3",
     ];
-    let replay = lab.json(&args);
+    let replay = dir.json(&args);
     assert_eq!(boundaries(&replay)[1].0, 30);
     assert!(!boundaries(&replay)[1].1.contains(&"optimizer.weight_decay"));
     assert_eq!(
@@ -136,22 +136,22 @@ fn replay_changes_override_the_configuration_of_every_segment() {
     );
     // Fewer steps than the step to replay.
     let short = ["--set", "train.steps=25", "--out", "short"];
-    lab.expect_error(
+    dir.expect_error(
         2,
         &[&args[..7], &short].concat(),
         &["train.steps = 25 ends before step 33"],
     );
-    assert!(!lab.path("short").exists());
+    assert!(!dir.path("short").exists());
 }
 
 #[test]
 fn different_results_are_never_reported_as_identical() {
-    let lab = TestDir::new();
-    changed_run(&lab);
+    let dir = TestDir::new();
+    changed_run(&dir);
     // As written by a version that recorded no history.
-    fs::remove_file(lab.path("run/segments.json")).unwrap();
+    fs::remove_file(dir.path("run/segments.json")).unwrap();
     let args = ["replay", "run", "--step", "12", "--after", "0"];
-    let text = lab.ok(&args);
+    let text = dir.ok(&args);
     assert!(
         text.contains("differs from the run from step 1 on (first: learning rate)"),
         "{text}"
@@ -160,46 +160,46 @@ fn different_results_are_never_reported_as_identical() {
         text.contains("the configuration of steps 1 to 12 was not recorded"),
         "{text}"
     );
-    let replay = lab.json(&[&args[..], &["--json", "--out", "again"]].concat());
+    let replay = dir.json(&[&args[..], &["--json", "--out", "again"]].concat());
     assert_eq!(replay["comparison"]["first_difference"]["step"], 1);
 }
 
 #[test]
 fn replays_start_from_the_initial_weights_of_the_run() {
-    let lab = TestDir::new();
-    lab.train("first", &[]);
+    let dir = TestDir::new();
+    dir.train("first", &[]);
     let from = ["--set", "init.from=\"first\""];
     let rare = ["--set", "train.checkpoint_every=0"];
-    lab.train("second", &[&from[..], &rare].concat());
+    dir.train("second", &[&from[..], &rare].concat());
     let args = [
         "replay", "second", "--step", "4", "--after", "0", "--json", "--quiet",
     ];
-    let replay = lab.json(&args);
+    let replay = dir.json(&args);
     assert_eq!(replay["comparison"]["first_difference"], Value::Null);
-    lab.train("first", &["--resume", "--set", "train.steps=25"]);
+    dir.train("first", &["--resume", "--set", "train.steps=25"]);
     let again = [&args[..], &["--out", "again"]].concat();
-    lab.expect_error(
+    dir.expect_error(
         2,
         &again,
         &["have changed since the run started", "SHA-256"],
     );
-    assert!(!lab.path("again").exists());
+    assert!(!dir.path("again").exists());
     // Explicitly given initial weights count as a change.
-    lab.train("third", &["--set", "seed=8"]);
+    dir.train("third", &["--set", "seed=8"]);
     let other = [&again[..], &["--set", "init.from=\"third\""]].concat();
-    let replay = lab.json(&other);
+    let replay = dir.json(&other);
     assert_eq!(
         replay["comparison"]["first_difference"],
         json!({"step": 1, "quantity": "loss"})
     );
-    lab.train(
+    dir.train(
         "second",
         &[&from[..], &["--resume", "--set", "train.steps=25"]].concat(),
     );
     let late = [
         "replay", "second", "--step", "22", "--out", "late", "--quiet",
     ];
-    lab.expect_error(
+    dir.expect_error(
         2,
         &[&late[..], &["--set", "init.from=\"third\""]].concat(),
         &["init.from has no effect", "step 20"],
@@ -208,9 +208,9 @@ fn replays_start_from_the_initial_weights_of_the_run() {
 
 #[test]
 fn a_constant_learning_rate_is_not_attributed_to_the_number_of_steps() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let flat = ["--set", "schedule.kind=constant"];
-    lab.train("run", &flat);
+    dir.train("run", &flat);
     let mut args = common::train_args("run", &flat);
     args.retain(|arg| *arg != "--quiet");
     args.extend([
@@ -220,7 +220,7 @@ fn a_constant_learning_rate_is_not_attributed_to_the_number_of_steps() {
         "--set",
         "train.steps=24",
     ]);
-    let said = common::stderr(&lab.run(&args));
+    let said = common::stderr(&dir.run(&args));
     let line = said
         .lines()
         .find(|line| line.contains("the learning rate at step 21"));

@@ -37,11 +37,21 @@ checkpoint_every = 0
 layers_every = 5
 "#;
 
-/// Creates a lab with a study in `out` and a probe result in `probe.json`.
-fn lab() -> TestDir {
-    let lab = TestDir::new();
-    lab.write("study.toml", STUDY);
-    lab.ok(&["study", "study.toml", "--quiet", "--out", "out"]);
+/// Report of the study and of the probe.
+const REPORT: [&str; 6] = [
+    "report",
+    "out",
+    "probe.json",
+    "--out",
+    "report.html",
+    "--quiet",
+];
+
+/// Creates a folder with a study in `out` and a probe result in `probe.json`.
+fn test_dir() -> TestDir {
+    let dir = TestDir::new();
+    dir.write("study.toml", STUDY);
+    dir.ok(&["study", "study.toml", "--quiet", "--out", "out"]);
     let placements = "--placements=pre-norm,hybridnorm";
     let probe = [
         "probe",
@@ -53,28 +63,21 @@ fn lab() -> TestDir {
         "--out",
         "probe.json",
     ];
-    lab.ok(&probe);
-    lab
+    dir.ok(&probe);
+    dir
 }
 
 #[test]
 fn reports_agree_in_every_format() {
-    let lab = lab();
-    let document = lab.json(&["report", "out", "probe.json", "--format", "json"]);
+    let dir = test_dir();
+    let document = dir.json(&["report", "out", "probe.json", "--format", "json"]);
     assert_eq!(document["runs"].as_array().unwrap().len(), 27);
     assert_eq!(document["title"], "out, probe");
     let verdict = document["groups"][0]["verdict"].as_array().unwrap();
     assert_eq!(verdict.len(), 3);
-    let markdown = lab.ok(&["report", "out", "--format", "markdown"]);
-    lab.ok(&[
-        "report",
-        "out",
-        "probe.json",
-        "--out",
-        "report.html",
-        "--quiet",
-    ]);
-    let html = String::from_utf8(lab.read("report.html")).unwrap();
+    let markdown = dir.ok(&["report", "out", "--format", "markdown"]);
+    dir.ok(&REPORT);
+    let html = String::from_utf8(dir.read("report.html")).unwrap();
     for placement in document["groups"][0]["analysis"]["placements"]
         .as_array()
         .unwrap()
@@ -87,7 +90,7 @@ fn reports_agree_in_every_format() {
     }
     assert!(!html.contains("<b>odd"), "names are data");
     assert_eq!(
-        files_below(&lab.path("out")).len(),
+        files_below(&dir.path("out")).len(),
         27 + 3,
         "a report changes nothing"
     );
@@ -95,17 +98,17 @@ fn reports_agree_in_every_format() {
 
 #[test]
 fn unfinished_runs_are_reported() {
-    let lab = TestDir::new();
-    lab.train("done", &[]);
-    lab.train("other", &["--set", "model.placement=pre-norm"]);
+    let dir = TestDir::new();
+    dir.train("done", &[]);
+    dir.train("other", &["--set", "model.placement=pre-norm"]);
     let jump = [
         "--set",
         "optimizer.lr=1e30",
         "--set",
         "optimizer.clip_grad_norm=0",
     ];
-    lab.train_fails(1, "died", &jump, &["step 2"]);
-    let document = lab.json(&["report", "done", "other", "died", "--format", "json"]);
+    dir.train_fails(1, "died", &jump, &["step 2"]);
+    let document = dir.json(&["report", "done", "other", "died", "--format", "json"]);
     let runs = document["runs"].as_array().unwrap();
     let kinds: Vec<&str> = runs
         .iter()
@@ -115,45 +118,45 @@ fn unfinished_runs_are_reported() {
     assert_eq!(runs[0]["cell"]["placement"], "hybridnorm-star");
     assert_eq!(
         runs[0]["validation_loss"],
-        lab.metrics("done")[19]["validation_loss"]
+        dir.metrics("done")[19]["validation_loss"]
     );
     assert_eq!(runs[2]["ending"]["step"], 2);
-    lab.ok(&["report", "done", "other", "died", "--out", "runs.html"]);
+    dir.ok(&["report", "done", "other", "died", "--out", "runs.html"]);
 }
 
 #[test]
 fn invalid_report_sources_are_rejected() {
-    let lab = TestDir::new();
-    lab.expect_error(
+    let dir = TestDir::new();
+    dir.expect_error(
         1,
         &["report", "none", "--format", "json"],
         &["none: no such file"],
     );
-    lab.write("folder/note.txt", "nothing");
-    lab.expect_error(
+    dir.write("folder/note.txt", "nothing");
+    dir.expect_error(
         1,
         &["report", "folder", "--format", "json"],
         &["folder: neither a study"],
     );
-    lab.write("garbage.json", "[1]");
+    dir.write("garbage.json", "[1]");
     let garbage = ["report", "garbage.json", "--format", "json"];
-    lab.expect_error(
+    dir.expect_error(
         1,
         &garbage,
         &["garbage.json: not an output of `probe --out`"],
     );
-    lab.train("run", &[]);
-    lab.expect_error(2, &["report", "run"], &["--out is missing"]);
+    dir.train("run", &[]);
+    dir.expect_error(2, &["report", "run"], &["--out is missing"]);
 }
 
 /// Loads a page in Chromium without network and returns the facts it reports.
-fn in_chromium(lab: &TestDir, page: &str, more: &[&str]) -> Value {
+fn in_chromium(dir: &TestDir, page: &str, more: &[&str]) -> Value {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let script = |name: &str| {
         let text = fs::read_to_string(tests.join(name)).unwrap();
         format!("<script>{text}</script>")
     };
-    let html = String::from_utf8(lab.read(page)).unwrap();
+    let html = String::from_utf8(dir.read(page)).unwrap();
     let at = html.find("<head>").unwrap() + "<head>".len();
     let (head, rest) = html.split_at(at);
     let under_test = [
@@ -162,7 +165,7 @@ fn in_chromium(lab: &TestDir, page: &str, more: &[&str]) -> Value {
         rest,
         &script("report_facts_end.js"),
     ];
-    lab.write("under-test.html", under_test.concat());
+    dir.write("under-test.html", under_test.concat());
     let chromium = std::env::var("CHROMIUM").unwrap_or_else(|_| "chromium".into());
     let output = Command::new(chromium)
         .args([
@@ -182,7 +185,7 @@ fn in_chromium(lab: &TestDir, page: &str, more: &[&str]) -> Value {
         ])
         .args(["--window-size=1300,2000"])
         .args(more)
-        .arg(format!("file://{}", lab.path("under-test.html").display()))
+        .arg(format!("file://{}", dir.path("under-test.html").display()))
         .output()
         .expect("chromium, or the program named in CHROMIUM");
     let said = String::from_utf8_lossy(&output.stderr);
@@ -241,17 +244,10 @@ fn assert_downloads_equal(facts: &Value, document: &Value) {
 #[test]
 #[ignore = "needs Chromium"]
 fn a_report_works_in_a_browser_without_a_network() {
-    let lab = lab();
-    lab.ok(&[
-        "report",
-        "out",
-        "probe.json",
-        "--out",
-        "report.html",
-        "--quiet",
-    ]);
-    let document = lab.json(&["report", "out", "probe.json", "--format", "json"]);
-    let facts = in_chromium(&lab, "report.html", &[]);
+    let dir = test_dir();
+    dir.ok(&REPORT);
+    let document = dir.json(&["report", "out", "probe.json", "--format", "json"]);
+    let facts = in_chromium(&dir, "report.html", &[]);
     assert_eq!(facts["errors"], Value::Array(vec![]));
     assert_eq!(facts["requests"], Value::Array(vec![]));
     let charts = facts["charts"].as_array().unwrap();
@@ -268,7 +264,7 @@ fn a_report_works_in_a_browser_without_a_network() {
     assert_downloads_equal(&facts, &document);
     // The dark colour scheme has another background.
     let dark = in_chromium(
-        &lab,
+        &dir,
         "report.html",
         &["--blink-settings=preferredColorScheme=0"],
     );
@@ -279,12 +275,12 @@ fn a_report_works_in_a_browser_without_a_network() {
 #[test]
 #[ignore = "needs Chromium"]
 fn reports_of_runs_and_of_a_probe_alone_work_in_a_browser() {
-    let lab = lab();
-    lab.train("done", &[]);
+    let dir = test_dir();
+    dir.train("done", &[]);
     for (name, paths) in [("runs", &["done"][..]), ("probe", &["probe.json"])] {
         let page = format!("{name}.html");
-        lab.ok(&[&["report", "--quiet", "--out", &page][..], paths].concat());
-        let facts = in_chromium(&lab, &page, &[]);
+        dir.ok(&[&["report", "--quiet", "--out", &page][..], paths].concat());
+        let facts = in_chromium(&dir, &page, &[]);
         assert_eq!(facts["errors"], Value::Array(vec![]), "{name}");
         let charts = facts["charts"].as_array().unwrap();
         let drawn = charts

@@ -7,12 +7,12 @@ use std::fs;
 use common::{TestDir, copy_folder};
 use serde_json::{Value, json};
 
-fn report(lab: &TestDir, runs: &[&str]) -> Value {
-    lab.json(&[&["report", "--format", "json"], runs].concat())
+fn report(dir: &TestDir, runs: &[&str]) -> Value {
+    dir.json(&[&["report", "--format", "json"], runs].concat())
 }
 
-fn markdown(lab: &TestDir, runs: &[&str]) -> String {
-    lab.ok(&[&["report", "--format", "markdown"], runs].concat())
+fn markdown(dir: &TestDir, runs: &[&str]) -> String {
+    dir.ok(&[&["report", "--format", "markdown"], runs].concat())
 }
 
 fn labels(document: &Value) -> Vec<&str> {
@@ -29,8 +29,8 @@ fn is_averaged(text: &str) -> bool {
 }
 
 /// Removes the history, which older versions did not write.
-fn forget_history(lab: &TestDir, run: &str) {
-    let _ = fs::remove_file(lab.path(run).join("segments.json"));
+fn forget_history(dir: &TestDir, run: &str) {
+    let _ = fs::remove_file(dir.path(run).join("segments.json"));
 }
 
 fn segment(after: u64, lr: Option<(&str, &str)>, threads: u64, machine: &str) -> Value {
@@ -45,20 +45,20 @@ fn segment(after: u64, lr: Option<(&str, &str)>, threads: u64, machine: &str) ->
     segment
 }
 
-fn write_history(lab: &TestDir, run: &str, segments: &[Value]) {
+fn write_history(dir: &TestDir, run: &str, segments: &[Value]) {
     let text = serde_json::to_vec(segments).unwrap();
-    lab.write(&format!("{run}/segments.json"), text);
+    dir.write(&format!("{run}/segments.json"), text);
 }
 
 #[test]
 fn only_runs_that_differ_in_the_seed_alone_are_averaged() {
-    let lab = TestDir::new();
-    lab.train("a", &["--set", "optimizer.weight_decay=0.1"]);
-    lab.train(
+    let dir = TestDir::new();
+    dir.train("a", &["--set", "optimizer.weight_decay=0.1"]);
+    dir.train(
         "b",
         &["--set", "optimizer.weight_decay=0.4", "--set", "seed=4"],
     );
-    let document = report(&lab, &["a", "b"]);
+    let document = report(&dir, &["a", "b"]);
     assert_eq!(
         labels(&document),
         [
@@ -66,24 +66,24 @@ fn only_runs_that_differ_in_the_seed_alone_are_averaged() {
             "hybridnorm-star, weight_decay 0.4"
         ]
     );
-    let text = markdown(&lab, &["a", "b"]);
+    let text = markdown(&dir, &["a", "b"]);
     assert!(!is_averaged(&text), "{text}");
     // The seed and options without effect on results do not matter.
     let same = ["--set", "optimizer.weight_decay=0.1", "--set", "seed=5"];
     let about = ["--set", "train.checkpoint_every=4", "--set", "log.dumps=2"];
-    lab.train("c", &[&same[..], &about].concat());
-    let document = report(&lab, &["a", "c"]);
+    dir.train("c", &[&same[..], &about].concat());
+    let document = report(&dir, &["a", "c"]);
     assert_eq!(labels(&document), ["hybridnorm-star", "hybridnorm-star"]);
-    assert!(is_averaged(&markdown(&lab, &["a", "c"])));
+    assert!(is_averaged(&markdown(&dir, &["a", "c"])));
     // A copy is not a second seed.
-    copy_folder(&lab.path("a"), &lab.path("copy"));
-    let document = report(&lab, &["a", "copy"]);
+    copy_folder(&dir.path("a"), &dir.path("copy"));
+    let document = report(&dir, &["a", "copy"]);
     assert_eq!(
         labels(&document),
         ["hybridnorm-star, a", "hybridnorm-star, copy"]
     );
-    assert!(!is_averaged(&markdown(&lab, &["a", "copy"])));
-    lab.expect_error(
+    assert!(!is_averaged(&markdown(&dir, &["a", "copy"])));
+    dir.expect_error(
         2,
         &["report", "a", "./a", "--format", "json"],
         &["the same run"],
@@ -92,13 +92,13 @@ fn only_runs_that_differ_in_the_seed_alone_are_averaged() {
 
 #[test]
 fn data_are_compared_by_content_not_by_path() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let text = "Once there was a fox who counted to seven and slept. ".repeat(60);
     for path in ["here.txt", "there/moved.txt"] {
-        lab.write(path, &text);
+        dir.write(path, &text);
     }
-    lab.train("a", &["--set", "data.train=[\"here.txt\"]"]);
-    lab.train(
+    dir.train("a", &["--set", "data.train=[\"here.txt\"]"]);
+    dir.train(
         "b",
         &[
             "--set",
@@ -107,20 +107,20 @@ fn data_are_compared_by_content_not_by_path() {
             "seed=9",
         ],
     );
-    let document = report(&lab, &["a", "b"]);
+    let document = report(&dir, &["a", "b"]);
     assert_eq!(document["sets"].as_array().unwrap().len(), 1);
     assert_eq!(labels(&document), ["hybridnorm-star", "hybridnorm-star"]);
 }
 
 #[test]
 fn different_data_and_tokenizers_are_reported_separately() {
-    let lab = TestDir::new();
-    lab.train("a", &[]);
-    lab.train("b", &["--set", "data.train=[\"stories:70\"]"]);
-    lab.train("c", &["--set", "data.tokenizer=bpe:280"]);
-    lab.train("d", &["--set", "train.eval_sequences=3"]);
+    let dir = TestDir::new();
+    dir.train("a", &[]);
+    dir.train("b", &["--set", "data.train=[\"stories:70\"]"]);
+    dir.train("c", &["--set", "data.tokenizer=bpe:280"]);
+    dir.train("d", &["--set", "train.eval_sequences=3"]);
     let runs = ["a", "b", "c", "d"];
-    let document = report(&lab, &runs);
+    let document = report(&dir, &runs);
     assert_eq!(document["sets"].as_array().unwrap().len(), 4);
     let loss = |at: usize| {
         format!(
@@ -128,7 +128,7 @@ fn different_data_and_tokenizers_are_reported_separately() {
             document["runs"][at]["validation_loss"].as_f64().unwrap()
         )
     };
-    let text = markdown(&lab, &runs);
+    let text = markdown(&dir, &runs);
     assert!(
         text.contains("Losses of different groups are not comparable"),
         "{text}"
@@ -145,7 +145,7 @@ fn different_data_and_tokenizers_are_reported_separately() {
             );
         }
     }
-    lab.ok(&[
+    dir.ok(&[
         "report",
         "a",
         "b",
@@ -155,40 +155,40 @@ fn different_data_and_tokenizers_are_reported_separately() {
         "--out",
         "apart.html",
     ]);
-    let page = String::from_utf8(lab.read("apart.html")).unwrap();
+    let page = String::from_utf8(dir.read("apart.html")).unwrap();
     assert!(page.contains("id=\"g3-losses-table\"") && page.contains("id=\"g3-runs-table\""));
 }
 
 #[test]
 fn reported_facts_are_those_of_the_run() {
-    let lab = TestDir::new();
-    lab.train("old", &[]);
-    forget_history(&lab, "old");
-    let cost = &report(&lab, &["old"])["runs"][0]["cost"];
+    let dir = TestDir::new();
+    dir.train("old", &[]);
+    forget_history(&dir, "old");
+    let cost = &report(&dir, &["old"])["runs"][0]["cost"];
     for fact in ["machine", "threads", "version", "peak_memory_bytes"] {
         assert_eq!(cost[fact], Value::Null, "{fact}");
     }
-    let text = markdown(&lab, &["old"]);
+    let text = markdown(&dir, &["old"]);
     assert!(
         text.contains("The hardware of these runs was not recorded"),
         "{text}"
     );
     write_history(
-        &lab,
+        &dir,
         "old",
         &[
             segment(0, None, 7, "Elsewhere"),
             segment(10, None, 3, "Here"),
         ],
     );
-    let cost = &report(&lab, &["old"])["runs"][0]["cost"];
+    let cost = &report(&dir, &["old"])["runs"][0]["cost"];
     assert_eq!(cost["machine"], "Here");
     assert_eq!(
         (&cost["threads"], &cost["version"]),
         (&json!(3), &json!("0.0.7"))
     );
     assert_eq!(cost["peak_memory_bytes"], 20 << 20);
-    let text = markdown(&lab, &["old"]);
+    let text = markdown(&dir, &["old"]);
     assert!(
         text.contains("Elsewhere, 7 threads, hybridnorm 0.0.7; Here, 3 threads"),
         "{text}"
@@ -197,11 +197,11 @@ fn reported_facts_are_those_of_the_run() {
 
 #[test]
 fn changed_learning_rates_are_reported_by_segment() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
+    let dir = TestDir::new();
+    dir.train("run", &[]);
     let changed = segment(10, Some(("0.02", "0.003")), 1, "m");
-    write_history(&lab, "run", &[segment(0, None, 1, "m"), changed]);
-    let run = &report(&lab, &["run"])["runs"][0];
+    write_history(&dir, "run", &[segment(0, None, 1, "m"), changed]);
+    let run = &report(&dir, &["run"])["runs"][0];
     assert_eq!(
         run["directory"]["rates"],
         json!([{"after_step": 0, "lr": 0.02}, {"after_step": 10, "lr": 0.003}])
@@ -211,38 +211,38 @@ fn changed_learning_rates_are_reported_by_segment() {
         run["directory"]["segments"][1]["changed"][0]["from"],
         "0.02"
     );
-    let text = markdown(&lab, &["run"]);
+    let text = markdown(&dir, &["run"]);
     assert!(text.contains("| 1–10 | 2e-2 | – |"), "{text}");
     assert!(
         text.contains("| 11–20 | 3e-3 | optimizer.lr went from 0.02 to 0.003 |"),
         "{text}"
     );
     assert!(text.contains("2e-2, 3e-3 after step 10"), "{text}");
-    lab.ok(&["report", "run", "--quiet", "--out", "run.html"]);
+    dir.ok(&["report", "run", "--quiet", "--out", "run.html"]);
 }
 
 #[test]
 fn modified_configurations_are_not_trusted() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
-    forget_history(&lab, "run");
-    let config = String::from_utf8(lab.read("run/config.toml")).unwrap();
+    let dir = TestDir::new();
+    dir.train("run", &[]);
+    forget_history(&dir, "run");
+    let config = String::from_utf8(dir.read("run/config.toml")).unwrap();
     assert!(config.contains("lr = 0.003"), "{config}");
-    lab.write("run/config.toml", config.replace("lr = 0.003", "lr = 0.1"));
-    let document = report(&lab, &["run"]);
+    dir.write("run/config.toml", config.replace("lr = 0.003", "lr = 0.1"));
+    let document = report(&dir, &["run"]);
     assert_eq!(document["runs"][0]["directory"]["rates"], json!([]));
     assert!(labels(&document)[0].contains("learning rate changed during training"));
 }
 
 #[test]
 fn missing_and_repeated_steps_are_reported() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
-    let text = String::from_utf8(lab.read("run/metrics.jsonl")).unwrap();
+    let dir = TestDir::new();
+    dir.train("run", &[]);
+    let text = String::from_utf8(dir.read("run/metrics.jsonl")).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     let kept: Vec<&str> = [&lines[..4], &lines[7..12], &lines[11..12]].concat();
-    lab.write("run/metrics.jsonl", kept.join("\n") + "\n");
-    let run = &report(&lab, &["run"])["runs"][0];
+    dir.write("run/metrics.jsonl", kept.join("\n") + "\n");
+    let run = &report(&dir, &["run"])["runs"][0];
     assert_eq!(
         run["directory"]["rows"],
         json!({"found": 9, "missing": 3, "first_missing": 5, "repeated": 1})
@@ -254,15 +254,15 @@ fn missing_and_repeated_steps_are_reported() {
     assert_eq!(run["validation_loss"], Value::Null);
     // A record of an earlier step discards the later steps before it.
     let swapped = [&lines[..1], &lines[2..4], &lines[1..2]].concat();
-    lab.write("swapped/metrics.jsonl", swapped.join("\n") + "\n");
-    lab.write("swapped/config.toml", lab.read("run/config.toml"));
-    lab.write("swapped/segments.json", lab.read("run/segments.json"));
-    let swapped = &report(&lab, &["swapped"])["runs"][0]["directory"]["rows"];
+    dir.write("swapped/metrics.jsonl", swapped.join("\n") + "\n");
+    dir.write("swapped/config.toml", dir.read("run/config.toml"));
+    dir.write("swapped/segments.json", dir.read("run/segments.json"));
+    let swapped = &report(&dir, &["swapped"])["runs"][0]["directory"]["rows"];
     assert_eq!(
         *swapped,
         json!({"found": 4, "missing": 2, "first_missing": 3, "repeated": 0})
     );
-    let text = markdown(&lab, &["run"]);
+    let text = markdown(&dir, &["run"]);
     for word in [
         "3 steps have no record in metrics.jsonl, the first is step 5",
         "1 record repeats a step",
@@ -276,32 +276,32 @@ fn missing_and_repeated_steps_are_reported() {
 #[test]
 #[cfg(unix)]
 fn pipes_and_huge_files_are_rejected_immediately() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
+    let dir = TestDir::new();
+    dir.train("run", &[]);
     let pipe = |path: &str| {
-        let _ = fs::remove_file(lab.path(path));
+        let _ = fs::remove_file(dir.path(path));
         let made = std::process::Command::new("mkfifo")
-            .arg(lab.path(path))
+            .arg(dir.path(path))
             .status();
         assert!(made.unwrap().success());
     };
     let refused = |of: &str, words: &[&str]| {
-        lab.expect_error(1, &["report", of, "--format", "json"], words);
+        dir.expect_error(1, &["report", of, "--format", "json"], words);
     };
     pipe("probe.json");
     refused("probe.json", &["probe.json: is a pipe"]);
     let huge = |path: &str| {
-        let file = fs::File::create(lab.path(path)).unwrap();
+        let file = fs::File::create(dir.path(path)).unwrap();
         file.set_len(3 << 30).unwrap();
     };
     huge("probe2.json");
     refused("probe2.json", &["probe2.json", "expected at most"]);
-    copy_folder(&lab.path("run"), &lab.path("large"));
+    copy_folder(&dir.path("run"), &dir.path("large"));
     huge("large/metrics.jsonl");
     refused("large", &["metrics.jsonl", "expected at most"]);
     for name in ["metrics.jsonl", "layers.jsonl", "segments.json"] {
         let copy = format!("run-{name}");
-        copy_folder(&lab.path("run"), &lab.path(&copy));
+        copy_folder(&dir.path("run"), &dir.path(&copy));
         pipe(&format!("{copy}/{name}"));
         refused(&copy, &[name, "is a pipe"]);
     }
@@ -331,20 +331,20 @@ checkpoint_every = 0
 
 #[test]
 fn names_are_escaped_in_tables_and_markdown() {
-    let lab = TestDir::new();
-    lab.write("study.toml", NAMES);
-    let output = lab.run(&["study", "study.toml", "--out", "out"]);
+    let dir = TestDir::new();
+    dir.write("study.toml", NAMES);
+    let output = dir.run(&["study", "study.toml", "--out", "out"]);
     for bytes in [&output.stdout, &output.stderr] {
         let text = String::from_utf8_lossy(bytes);
         assert!(!text.contains('\u{202e}'), "{text}");
         assert!(text.contains("@someone"), "{text}");
     }
-    let text = lab.ok(&["report", "out", "--format", "json"]);
+    let text = dir.ok(&["report", "out", "--format", "json"]);
     assert!(!text.contains('\u{202e}'));
     let document: Value = serde_json::from_str(&text).unwrap();
     let name = document["runs"][7]["cell"]["placement"].as_str().unwrap();
     assert!(name.contains('\u{202e}'), "{name:?}");
-    let text = markdown(&lab, &["out"]);
+    let text = markdown(&dir, &["out"]);
     let outside: String = text.split("```").step_by(2).collect();
     let outside = outside.replace("\\]", "");
     for wrong in ["](http", "@someone", "#7", "://", "\u{202e}"] {
@@ -354,13 +354,13 @@ fn names_are_escaped_in_tables_and_markdown() {
 
 #[test]
 fn a_study_with_a_missing_run_is_incomplete() {
-    let lab = TestDir::new();
-    lab.write("study.toml", NAMES);
-    lab.ok(&["study", "study.toml", "--quiet", "--out", "out"]);
-    assert!(!markdown(&lab, &["out"]).contains("Incomplete"));
-    let gone = fs::read_dir(lab.path("out/runs")).unwrap().next().unwrap();
+    let dir = TestDir::new();
+    dir.write("study.toml", NAMES);
+    dir.ok(&["study", "study.toml", "--quiet", "--out", "out"]);
+    assert!(!markdown(&dir, &["out"]).contains("Incomplete"));
+    let gone = fs::read_dir(dir.path("out/runs")).unwrap().next().unwrap();
     fs::remove_file(gone.unwrap().path()).unwrap();
-    let text = markdown(&lab, &["out"]);
+    let text = markdown(&dir, &["out"]);
     assert!(
         text.contains("**Incomplete: 1 of 8 runs of this study are missing."),
         "{text}"
@@ -368,8 +368,8 @@ fn a_study_with_a_missing_run_is_incomplete() {
     let is_bold =
         |cell: &str| cell.starts_with("**") && cell[2..].starts_with(|c: char| c.is_ascii_digit());
     assert!(!text.split("| ").any(is_bold), "{text}");
-    lab.ok(&["report", "out", "--quiet", "--out", "report.html"]);
-    let page = String::from_utf8(lab.read("report.html")).unwrap();
+    dir.ok(&["report", "out", "--quiet", "--out", "report.html"]);
+    let page = String::from_utf8(dir.read("report.html")).unwrap();
     assert!(page.contains("Incomplete: 1 of 8 runs"));
     assert!(page.contains("incomplete: 1 of 8 runs are missing"));
     assert!(!page.contains("id=\"g0-forest\""));
@@ -377,10 +377,10 @@ fn a_study_with_a_missing_run_is_incomplete() {
 
 #[test]
 fn a_report_replaces_its_file_atomically() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
-    lab.write("pages/report.md", "old");
-    lab.write("pages/.report.md.partial", "left by something else");
+    let dir = TestDir::new();
+    dir.train("run", &[]);
+    dir.write("pages/report.md", "old");
+    dir.write("pages/.report.md.partial", "left by something else");
     let to = [
         "report",
         "run",
@@ -390,21 +390,21 @@ fn a_report_replaces_its_file_atomically() {
         "--out",
         "pages/report.md",
     ];
-    lab.ok(&to);
-    lab.ok(&to);
-    assert!(lab.read("pages/report.md").starts_with(b"# run"));
+    dir.ok(&to);
+    dir.ok(&to);
+    assert!(dir.read("pages/report.md").starts_with(b"# run"));
     assert_eq!(
-        lab.read("pages/.report.md.partial"),
+        dir.read("pages/.report.md.partial"),
         b"left by something else"
     );
-    assert_eq!(fs::read_dir(lab.path("pages")).unwrap().count(), 2);
+    assert_eq!(fs::read_dir(dir.path("pages")).unwrap().count(), 2);
 }
 
 #[test]
 fn a_configuration_modified_outside_the_run_is_rejected() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
-    let whole = String::from_utf8(lab.read("run/config.toml")).unwrap();
+    let dir = TestDir::new();
+    dir.train("run", &[]);
+    let whole = String::from_utf8(dir.read("run/config.toml")).unwrap();
     let report = ["report", "run", "--format", "json"];
     let with = |key: &str, value: &str| {
         let changed: String = (whole.lines())
@@ -414,27 +414,27 @@ fn a_configuration_modified_outside_the_run_is_rejected() {
             })
             .collect();
         assert_ne!(changed, whole);
-        lab.write("run/config.toml", changed);
+        dir.write("run/config.toml", changed);
     };
     with("placement", "\"post-norm\"");
     let words = "run/config.toml: placement differs from that of the run's checkpoint";
-    lab.expect_error(1, &report, &[words]);
+    dir.expect_error(1, &report, &[words]);
     // Steps are not assigned a learning rate that they did not have.
     with("lr", "0.02");
-    let text = lab.ok(&["report", "run", "--format", "markdown"]);
+    let text = dir.ok(&["report", "run", "--format", "markdown"]);
     assert!(!text.contains("2e-2") && !text.contains("0.02"), "{text}");
     assert!(
         text.contains("learning rate changed during training"),
         "{text}"
     );
-    lab.write("run/config.toml", whole);
-    lab.ok(&report);
+    dir.write("run/config.toml", whole);
+    dir.ok(&report);
 }
 
 #[test]
 fn a_report_does_not_overwrite_its_sources() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
+    let dir = TestDir::new();
+    dir.train("run", &[]);
     for part in [
         "config.toml",
         "metrics.jsonl",
@@ -442,19 +442,19 @@ fn a_report_does_not_overwrite_its_sources() {
         "checkpoints/step-00000020/state.json",
     ] {
         let out = format!("run/{part}");
-        let before = lab.read(&out);
+        let before = dir.read(&out);
         let report = ["report", "run", "--format", "json", "--out", &out];
-        lab.expect_error(2, &report, &["is a part of the input run"]);
-        assert_eq!(lab.read(&out), before, "{part}");
+        dir.expect_error(2, &report, &["is a part of the input run"]);
+        assert_eq!(dir.read(&out), before, "{part}");
     }
     // Nor of parts that do not exist yet.
     for part in ["unfinished.txt", "flight", "kept"] {
         let out = format!("run/{part}");
         let report = ["report", "run", "--format", "json", "--out", &out];
-        lab.expect_error(2, &report, &["is a part of the input run"]);
-        assert!(!lab.path(&out).exists(), "{part}");
+        dir.expect_error(2, &report, &["is a part of the input run"]);
+        assert!(!dir.path(&out).exists(), "{part}");
     }
-    lab.ok(&[
+    dir.ok(&[
         "report",
         "run",
         "--format",
@@ -462,7 +462,7 @@ fn a_report_does_not_overwrite_its_sources() {
         "--out",
         "run/report.json",
     ]);
-    lab.ok(&[
+    dir.ok(&[
         "report",
         "run",
         "--format",

@@ -21,12 +21,12 @@ seq_len = 16
 eval_sequences = 0
 "#;
 
-fn report(lab: &TestDir, runs: &[&str]) -> Value {
-    lab.json(&[&["report", "--format", "json"], runs].concat())
+fn report(dir: &TestDir, runs: &[&str]) -> Value {
+    dir.json(&[&["report", "--format", "json"], runs].concat())
 }
 
-fn markdown(lab: &TestDir, runs: &[&str]) -> String {
-    lab.ok(&[&["report", "--format", "markdown"], runs].concat())
+fn markdown(dir: &TestDir, runs: &[&str]) -> String {
+    dir.ok(&[&["report", "--format", "markdown"], runs].concat())
 }
 
 fn labels(document: &Value) -> Vec<String> {
@@ -49,21 +49,21 @@ fn is_averaged(text: &str) -> bool {
 }
 
 /// Removes a key from the segments, as if written by a version that did not record it.
-fn forget(lab: &TestDir, run: &str, key: &str) {
+fn forget(dir: &TestDir, run: &str, key: &str) {
     let path = format!("{run}/segments.json");
-    let mut segments: Value = serde_json::from_slice(&lab.read(&path)).unwrap();
+    let mut segments: Value = serde_json::from_slice(&dir.read(&path)).unwrap();
     for segment in segments.as_array_mut().unwrap() {
         let segment = segment.as_object_mut().unwrap();
         segment.remove(key);
         segment.remove("sha256");
     }
-    lab.write(&path, segments.to_string());
+    dir.write(&path, segments.to_string());
 }
 
 #[test]
 fn runs_with_different_initial_weights_are_not_seeds_of_one_another() {
-    let lab = TestDir::new();
-    lab.write("from.toml", FROM);
+    let dir = TestDir::new();
+    dir.write("from.toml", FROM);
     let train = |run: &str, seed: &str, more: &[&str]| {
         let seed = format!("seed={seed}");
         let args = [
@@ -75,63 +75,63 @@ fn runs_with_different_initial_weights_are_not_seeds_of_one_another() {
             "--set",
             &seed,
         ];
-        lab.ok(&[&args[..], more].concat());
+        dir.ok(&[&args[..], more].concat());
     };
-    lab.train("first", &[]);
+    dir.train("first", &[]);
     train("a", "3", &[]);
-    lab.train("first", &["--resume", "--set", "train.steps=30"]);
+    dir.train("first", &["--resume", "--set", "train.steps=30"]);
     train("b", "9", &[]);
-    let document = report(&lab, &["a", "b"]);
+    let document = report(&dir, &["a", "b"]);
     let found = labels(&document);
     assert_ne!(found[0], found[1]);
     for label in &found {
         assert!(label.starts_with("hybridnorm-star, weights "), "{label}");
     }
-    assert!(!is_averaged(&markdown(&lab, &["a", "b"])));
+    assert!(!is_averaged(&markdown(&dir, &["a", "b"])));
     // Equal weights under another path are the same.
-    copy_folder(&lab.path("first"), &lab.path("copy"));
+    copy_folder(&dir.path("first"), &dir.path("copy"));
     train("c", "10", &["--set", "init.from=\"copy\""]);
-    let document = report(&lab, &["b", "c"]);
+    let document = report(&dir, &["b", "c"]);
     assert_eq!(labels(&document), ["hybridnorm-star", "hybridnorm-star"]);
-    assert!(is_averaged(&markdown(&lab, &["b", "c"])));
+    assert!(is_averaged(&markdown(&dir, &["b", "c"])));
     // A replay's checkpoint counts as initial weights, too.
-    lab.ok(&[
+    dir.ok(&[
         "replay", "first", "--step", "28", "--quiet", "--out", "late",
     ]);
-    lab.ok(&[
+    dir.ok(&[
         "replay", "first", "--step", "23", "--quiet", "--out", "early",
     ]);
-    let found = labels(&report(&lab, &["late", "early"]));
+    let found = labels(&report(&dir, &["late", "early"]));
     assert!(
         found[0].contains("after step 25") && found[1].contains("after step 20"),
         "{found:?}"
     );
     // Of older runs only the path is known.
     for run in ["a", "b"] {
-        forget(&lab, run, "weights");
+        forget(&dir, run, "weights");
     }
-    let text = markdown(&lab, &["a", "b"]);
+    let text = markdown(&dir, &["a", "b"]);
     for run in ["(seed 3, a)", "(seed 9, b)"] {
         let line = format!("{run}: the content of the starting weights first was not recorded");
         assert!(text.contains(&line), "{text}");
     }
-    forget(&lab, "c", "weights");
-    assert!(labels(&report(&lab, &["a", "c"]))[1].contains("from copy"));
+    forget(&dir, "c", "weights");
+    assert!(labels(&report(&dir, &["a", "c"]))[1].contains("from copy"));
 }
 
 #[test]
 fn a_run_resumes_without_its_initial_checkpoint() {
-    let lab = TestDir::new();
-    lab.write("from.toml", FROM);
-    lab.train("first", &[]);
+    let dir = TestDir::new();
+    dir.write("from.toml", FROM);
+    dir.train("first", &[]);
     let run = |more: &[&str]| {
         let args = ["train", "from.toml", "--quiet", "--run", "a"];
-        lab.run(&[&args[..], more].concat())
+        dir.run(&[&args[..], more].concat())
     };
     assert!(run(&[]).status.success());
-    copy_folder(&lab.path("first"), &lab.path("moved"));
-    lab.train("other", &["--set", "seed=9"]);
-    fs::remove_dir_all(lab.path("first")).unwrap();
+    copy_folder(&dir.path("first"), &dir.path("moved"));
+    dir.train("other", &["--set", "seed=9"]);
+    fs::remove_dir_all(dir.path("first")).unwrap();
     let longer = ["--resume", "--set", "train.steps=8"];
     let output = run(&longer);
     assert!(output.status.success(), "{}", stderr(&output));
@@ -142,19 +142,19 @@ fn a_run_resumes_without_its_initial_checkpoint() {
     };
     let output = from("moved", "9");
     assert!(output.status.success(), "{}", stderr(&output));
-    assert_eq!(lab.column("a", "step").len(), 9);
+    assert_eq!(dir.column("a", "step").len(), 9);
     let said = stderr(&from("other", "10"));
     assert!(
         said.contains(r#"init.from went from "moved" to "other""#),
         "{said}"
     );
     let replay = ["replay", "a", "--step", "9", "--quiet"];
-    lab.ok(&replay);
+    dir.ok(&replay);
 }
 
 #[test]
 fn runs_with_different_validation_data_are_reported_separately() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let text =
         |word: &str| format!("{word} walked to the river and counted the boats. ").repeat(60);
     let train = |run: &str, seed: &str, folder: &str| {
@@ -162,30 +162,30 @@ fn runs_with_different_validation_data_are_reported_separately() {
             format!("seed={seed}"),
             format!("data.validation=[\"{folder}\"]"),
         );
-        lab.train(run, &["--set", &seed, "--set", &data]);
+        dir.train(run, &["--set", &seed, "--set", &data]);
     };
-    lab.write("held/a.txt", text("Ana"));
+    dir.write("held/a.txt", text("Ana"));
     train("a", "1", "held");
-    lab.write("held/a.txt", text("Bela"));
+    dir.write("held/a.txt", text("Bela"));
     train("b", "2", "held");
-    lab.write("there/a.txt", text("Bela"));
+    dir.write("there/a.txt", text("Bela"));
     train("c", "3", "there");
     let runs = ["a", "b", "c"];
     // The current content of the folder does not matter.
-    fs::remove_dir_all(lab.path("held")).unwrap();
-    let document = report(&lab, &runs);
+    fs::remove_dir_all(dir.path("held")).unwrap();
+    let document = report(&dir, &runs);
     assert_eq!(sets(&document), [0, 1, 1]);
-    let text = markdown(&lab, &runs);
+    let text = markdown(&dir, &runs);
     assert!(text.contains("validation data held ("), "{text}");
-    assert!(is_averaged(&markdown(&lab, &["b", "c"])));
-    assert!(!is_averaged(&markdown(&lab, &["a", "b"])));
+    assert!(is_averaged(&markdown(&dir, &["b", "c"])));
+    assert!(!is_averaged(&markdown(&dir, &["a", "b"])));
     // Of older runs the validation data are unknown.
     for run in ["a", "b"] {
-        forget(&lab, run, "validation");
+        forget(&dir, run, "validation");
     }
-    let document = report(&lab, &runs);
+    let document = report(&dir, &runs);
     assert_eq!(sets(&document), [0, 0, 1]);
-    let text = markdown(&lab, &runs);
+    let text = markdown(&dir, &runs);
     assert!(
         text.contains("validation data held (not recorded)"),
         "{text}"
@@ -198,26 +198,26 @@ fn runs_with_different_validation_data_are_reported_separately() {
 
 #[test]
 fn validation_data_are_identified_by_content() {
-    let lab = TestDir::new();
-    lab.prepare("stories:80", "bytes", "here");
-    copy_folder(&lab.path("here"), &lab.path("moved/there"));
+    let dir = TestDir::new();
+    dir.prepare("stories:80", "bytes", "here");
+    copy_folder(&dir.path("here"), &dir.path("moved/there"));
     for (run, folder, seed) in [("a", "here", "1"), ("b", "moved/there", "2")] {
         let data = format!("data.train=[\"{folder}\"]");
         let seed = format!("seed={seed}");
-        lab.train(run, &["--set", &data, "--set", &seed]);
+        dir.train(run, &["--set", &data, "--set", &seed]);
     }
-    assert_eq!(sets(&report(&lab, &["a", "b"])), [0, 0]);
-    assert!(is_averaged(&markdown(&lab, &["a", "b"])));
+    assert_eq!(sets(&report(&dir, &["a", "b"])), [0, 0]);
+    assert!(is_averaged(&markdown(&dir, &["a", "b"])));
     // Without validation data there is nothing to compare.
-    lab.write("words.u16", [7_u8, 0].repeat(4000));
+    dir.write("words.u16", [7_u8, 0].repeat(4000));
     let ready = [
         "--set",
         "data.train=[\"words.u16\"]",
         "--set",
         "train.eval_every=0",
     ];
-    lab.train("c", &ready);
-    let document = report(&lab, &["a", "c"]);
+    dir.train("c", &ready);
+    let document = report(&dir, &["a", "c"]);
     assert_eq!(document["sets"][1]["validation"], "none");
     assert!(
         document["sets"][1]["name"]
@@ -229,28 +229,28 @@ fn validation_data_are_identified_by_content() {
 
 #[test]
 fn changed_validation_data_are_reported() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     for (path, word) in [("v.txt", "north"), ("w.txt", "south")] {
-        lab.write(
+        dir.write(
             path,
             format!("the wind came from the {word} that day. ").repeat(60),
         );
     }
-    lab.train("run", &["--set", "data.validation=[\"v.txt\"]"]);
+    dir.train("run", &["--set", "data.validation=[\"v.txt\"]"]);
     // Other data under the same path.
-    lab.write("v.txt", lab.read("w.txt"));
+    dir.write("v.txt", dir.read("w.txt"));
     let more = ["--resume", "--set", "train.steps=30", "--set"];
     let more = [&more[..], &["data.validation=[\"v.txt\"]"]].concat();
     let mut args = train_args("run", &more);
     args.retain(|arg| *arg != "--quiet");
-    let said = stderr(&lab.run(&args));
+    let said = stderr(&dir.run(&args));
     for words in [
         "the validation data changed",
         "validation losses from step 21 on",
     ] {
         assert!(said.contains(words), "{said}");
     }
-    let text = markdown(&lab, &["run"]);
+    let text = markdown(&dir, &["run"]);
     assert!(
         text.contains(
             "the validation data changed after step 20; its validation losses before and after"
@@ -259,7 +259,7 @@ fn changed_validation_data_are_reported() {
     );
     // A replay across the change reports that it used other validation data.
     let args = ["replay", "run", "--step", "14", "--after", "0"];
-    let said = lab.ok(&[&args[..], &["--quiet"]].concat());
+    let said = dir.ok(&[&args[..], &["--quiet"]].concat());
     assert!(said.contains("(first: validation loss)"), "{said}");
     assert!(said.contains("different validation data"), "{said}");
 }

@@ -18,24 +18,24 @@ fn slow<'a>(more: &[&'a str]) -> Vec<&'a str> {
     [&SLOW, more].concat()
 }
 
-fn assert_same(lab: &TestDir, expected: &str, found: &str) {
+fn assert_same(dir: &TestDir, expected: &str, found: &str) {
     for file in ["model.safetensors", "optimizer.safetensors", "state.json"] {
-        let bytes = |run: &str| lab.read(format!("{run}/{LAST}/{file}"));
+        let bytes = |run: &str| dir.read(format!("{run}/{LAST}/{file}"));
         assert!(bytes(expected) == bytes(found), "{file} of {found} differs");
     }
     assert_eq!(
-        lab.reproducible_metrics(expected),
-        lab.reproducible_metrics(found),
+        dir.reproducible_metrics(expected),
+        dir.reproducible_metrics(found),
         "{found}"
     );
 }
 
 /// Trains and interrupts after some steps; returns the output.
-fn interrupted(lab: &TestDir, run: &str, more: &[&str]) -> Output {
+fn interrupted(dir: &TestDir, run: &str, more: &[&str]) -> Output {
     let mut args = train_args(run, &slow(more));
     args.retain(|arg| *arg != "--quiet");
-    let child = lab.start(&args);
-    let metrics = lab.path(run).join("metrics.jsonl");
+    let child = dir.start(&args);
+    let metrics = dir.path(run).join("metrics.jsonl");
     common::wait_until("three steps", || {
         fs::read_to_string(&metrics).is_ok_and(|text| text.lines().count() >= 3)
     });
@@ -45,14 +45,14 @@ fn interrupted(lab: &TestDir, run: &str, more: &[&str]) -> Output {
 
 #[test]
 fn resumed_runs_are_bit_identical_for_any_thread_count() {
-    let lab = TestDir::new();
-    lab.train("whole", &slow(&["--threads", "1"]));
-    assert_eq!(lab.reproducible_metrics("whole").len(), 20);
-    lab.train("whole-2", &slow(&["--threads", "2"]));
-    assert_same(&lab, "whole", "whole-2");
+    let dir = TestDir::new();
+    dir.train("whole", &slow(&["--threads", "1"]));
+    assert_eq!(dir.reproducible_metrics("whole").len(), 20);
+    dir.train("whole-2", &slow(&["--threads", "2"]));
+    assert_same(&dir, "whole", "whole-2");
     for threads in ["1", "2"] {
         let run = format!("stopped {threads}");
-        let output = interrupted(&lab, &run, &["--threads", threads]);
+        let output = interrupted(&dir, &run, &["--threads", threads]);
         let said = stderr(&output);
         assert_eq!(code(&output), 130, "{said}");
         let advice = said
@@ -66,22 +66,22 @@ fn resumed_runs_are_bit_identical_for_any_thread_count() {
             )),
             "{advice}"
         );
-        assert!(lab.reproducible_metrics(&run).len() < 20);
-        lab.train(&run, &slow(&["--threads", threads, "--resume"]));
-        assert_same(&lab, "whole", &run);
+        assert!(dir.reproducible_metrics(&run).len() < 20);
+        dir.train(&run, &slow(&["--threads", threads, "--resume"]));
+        assert_same(&dir, "whole", &run);
     }
 }
 
 /// Waits for the first record of metrics in `run`.
-fn wait_for_a_step(lab: &TestDir) {
-    let metrics = lab.path("run/metrics.jsonl");
+fn wait_for_a_step(dir: &TestDir) {
+    let metrics = dir.path("run/metrics.jsonl");
     common::wait_until("a step", || metrics.metadata().is_ok_and(|m| m.len() > 0));
 }
 
 /// Kills at times spread over the whole run, many of them during a checkpoint write.
 fn killed_often(threads: &str) {
-    let lab = TestDir::new();
-    lab.train("whole", &SLOW);
+    let dir = TestDir::new();
+    dir.train("whole", &SLOW);
     let all = [
         "--set",
         "train.checkpoint_every=1",
@@ -91,7 +91,7 @@ fn killed_often(threads: &str) {
     let more = slow(&[&all[..], &["--threads", threads]].concat());
     // Before anything is written there is nothing to resume.
     let again = |run: &str| {
-        let resume = match lab.path(run).join("config.toml").exists() {
+        let resume = match dir.path(run).join("config.toml").exists() {
             true => &["--resume"][..],
             false => &[],
         };
@@ -99,14 +99,14 @@ fn killed_often(threads: &str) {
     };
     let timed = || {
         let started = Instant::now();
-        lab.train("timing", &again("timing"));
+        dir.train("timing", &again("timing"));
         started.elapsed()
     };
     let (all_steps, no_step) = (timed(), timed());
     let steps = all_steps.saturating_sub(no_step);
     let mut kills = 0;
     for attempt in 0..60_u32 {
-        let mut child = lab.start(&train_args("killed", &again("killed")));
+        let mut child = dir.start(&train_args("killed", &again("killed")));
         // Spread by the golden ratio, so that no time is tried twice.
         let part = f64::from(attempt + 1) * 0.618_034 % 1.0;
         std::thread::sleep(no_step.mul_f64(0.5) + steps.mul_f64(0.3 * part));
@@ -120,10 +120,10 @@ fn killed_often(threads: &str) {
     }
     println!("killed {kills} times");
     assert!(kills > 0, "the run was over before the first kill");
-    lab.train("killed", &again("killed"));
-    assert_same(&lab, "whole", "killed");
+    dir.train("killed", &again("killed"));
+    assert_same(&dir, "whole", "killed");
     assert_eq!(
-        lab.checkpoints("killed"),
+        dir.checkpoints("killed"),
         ["step-00000019", "step-00000020"]
     );
 }
@@ -140,10 +140,10 @@ fn repeatedly_killed_runs_are_bit_identical_on_two_threads() {
 
 #[test]
 fn sigterm_stops_a_run_like_sigint() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let more = slow(&["--set", "train.steps=100000"]);
-    let child = lab.start(&train_args("run", &more));
-    wait_for_a_step(&lab);
+    let child = dir.start(&train_args("run", &more));
+    wait_for_a_step(&dir);
     signal(&child, "TERM");
     let output = child.wait_with_output().unwrap();
     assert_eq!(code(&output), 130);
@@ -153,28 +153,28 @@ fn sigterm_stops_a_run_like_sigint() {
 #[cfg(target_os = "linux")]
 #[test]
 fn runs_under_nohup_survive_sighup() {
-    let lab = TestDir::new();
-    let mut command = lab.command_through("nohup", &train_args("run", &SLOW));
+    let dir = TestDir::new();
+    let mut command = dir.command_through("nohup", &train_args("run", &SLOW));
     let child = command.stdout(Stdio::null()).spawn().unwrap();
-    wait_for_a_step(&lab);
+    wait_for_a_step(&dir);
     signal(&child, "HUP");
     let output = child.wait_with_output().unwrap();
     assert_eq!(code(&output), 0);
-    assert_eq!(lab.reproducible_metrics("run").len(), 20);
+    assert_eq!(dir.reproducible_metrics("run").len(), 20);
 }
 
 #[test]
 fn a_damaged_newest_checkpoint_is_skipped_and_reported() {
-    let lab = TestDir::new();
-    lab.train("whole", &[]);
-    let newest = lab.path("whole").join(LAST);
+    let dir = TestDir::new();
+    dir.train("whole", &[]);
+    let newest = dir.path("whole").join(LAST);
     for file in files_below(&newest) {
         let name = file.strip_prefix(&newest).unwrap();
         for how in DAMAGES {
-            let _ = fs::remove_dir_all(lab.path("run"));
-            copy_folder(&lab.path("whole"), &lab.path("run"));
-            damage(&lab.path("run").join(LAST).join(name), how);
-            let output = lab.run(&["train", "tiny.toml", "--run", "run", "--resume"]);
+            let _ = fs::remove_dir_all(dir.path("run"));
+            copy_folder(&dir.path("whole"), &dir.path("run"));
+            damage(&dir.path("run").join(LAST).join(name), how);
+            let output = dir.run(&["train", "tiny.toml", "--run", "run", "--resume"]);
             let said = stderr(&output);
             assert_eq!(code(&output), 0, "{said}");
             let passed = said
@@ -184,18 +184,18 @@ fn a_damaged_newest_checkpoint_is_skipped_and_reported() {
             assert!(passed.contains("step-00000020"), "{passed}");
             assert!(passed.contains(name.to_str().unwrap()), "{passed}");
             assert!(said.contains("resuming after step 15"), "{said}");
-            assert_same(&lab, "whole", "run");
+            assert_same(&dir, "whole", "run");
         }
     }
 }
 
 #[test]
 fn damaged_newer_checkpoints_do_not_displace_a_valid_one() {
-    let lab = TestDir::new();
-    lab.train("run", &["--set", "train.keep_checkpoints=4"]);
+    let dir = TestDir::new();
+    dir.train("run", &["--set", "train.keep_checkpoints=4"]);
     for step in ["10", "15", "20"] {
         fs::write(
-            lab.path(format!("run/checkpoints/step-000000{step}/config.json")),
+            dir.path(format!("run/checkpoints/step-000000{step}/config.json")),
             "{}",
         )
         .unwrap();
@@ -207,54 +207,54 @@ fn damaged_newer_checkpoints_do_not_displace_a_valid_one() {
         "--set",
         "train.steps=12",
     ];
-    lab.train("run", &one);
-    assert_eq!(lab.column("run", "step").len(), 12);
+    dir.train("run", &one);
+    assert_eq!(dir.column("run", "step").len(), 12);
     assert_eq!(
-        lab.checkpoints("run"),
+        dir.checkpoints("run"),
         ["step-00000012", "step-00000015", "step-00000020"]
     );
-    lab.ok(&["inspect", "run/checkpoints/step-00000012"]);
+    dir.ok(&["inspect", "run/checkpoints/step-00000012"]);
     let all = ["--resume", "--set", "train.keep_checkpoints=1"];
-    lab.train("run", &all);
-    assert_eq!(lab.checkpoints("run"), ["step-00000020"]);
+    dir.train("run", &all);
+    assert_eq!(dir.checkpoints("run"), ["step-00000020"]);
 }
 
 #[test]
 fn a_run_with_only_damaged_checkpoints_is_not_restarted() {
-    let lab = TestDir::new();
-    lab.train("run", &["--set", "train.steps=10"]);
-    for name in lab.checkpoints("run") {
-        lab.write(&format!("run/checkpoints/{name}/config.json"), "{}");
+    let dir = TestDir::new();
+    dir.train("run", &["--set", "train.steps=10"]);
+    for name in dir.checkpoints("run") {
+        dir.write(&format!("run/checkpoints/{name}/config.json"), "{}");
     }
-    let before = lab.read("run/metrics.jsonl");
-    lab.train_fails(
+    let before = dir.read("run/metrics.jsonl");
+    dir.train_fails(
         1,
         "run",
         &["--resume"],
         &["run/checkpoints", "no valid checkpoint", "config.json"],
     );
-    assert!(lab.read("run/metrics.jsonl") == before);
+    assert!(dir.read("run/metrics.jsonl") == before);
 }
 
 #[test]
 fn partially_written_files_of_a_killed_run_are_removed() {
-    let lab = TestDir::new();
-    lab.train("run", &["--set", "train.steps=10"]);
-    lab.write(
+    let dir = TestDir::new();
+    dir.train("run", &["--set", "train.steps=10"]);
+    dir.write(
         "run/checkpoints/step-00000007.0123456789abcdef.partial/model.safetensors",
         "half",
     );
-    lab.train("run", &["--resume", "--set", "train.steps=12"]);
+    dir.train("run", &["--resume", "--set", "train.steps=12"]);
     assert_eq!(
-        lab.checkpoints("run"),
+        dir.checkpoints("run"),
         ["step-00000005", "step-00000010", "step-00000012"]
     );
 }
 
 #[test]
 fn keep_checkpoints_limits_the_number_of_checkpoints() {
-    let lab = TestDir::new();
-    lab.train(
+    let dir = TestDir::new();
+    dir.train(
         "run",
         &[
             "--set",
@@ -263,24 +263,24 @@ fn keep_checkpoints_limits_the_number_of_checkpoints() {
             "train.keep_checkpoints=2",
         ],
     );
-    assert_eq!(lab.checkpoints("run"), ["step-00000018", "step-00000020"]);
-    lab.train("end", &["--set", "train.checkpoint_every=0"]);
-    assert_eq!(lab.checkpoints("end"), ["step-00000020"]);
+    assert_eq!(dir.checkpoints("run"), ["step-00000018", "step-00000020"]);
+    dir.train("end", &["--set", "train.checkpoint_every=0"]);
+    assert_eq!(dir.checkpoints("end"), ["step-00000020"]);
 }
 
 #[test]
 fn runs_are_not_overwritten_or_resumed_with_another_configuration() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
-    let before = lab.read(format!("run/{LAST}/model.safetensors"));
-    lab.train_fails(2, "run", &[], &["run already contains a run", "--resume"]);
+    let dir = TestDir::new();
+    dir.train("run", &[]);
+    let before = dir.read(format!("run/{LAST}/model.safetensors"));
+    dir.train_fails(2, "run", &[], &["run already contains a run", "--resume"]);
     for (setting, key) in [
         ("seed=4", "seed went from 3 to 4"),
         ("model.d_ff=64", "model.d_ff went from 32 to 64"),
         ("data.order=sequential", "data.order"),
         ("train.seq_len=8", "train.seq_len went from 16 to 8"),
     ] {
-        lab.train_fails(
+        dir.train_fails(
             2,
             "run",
             &["--resume", "--set", setting],
@@ -288,27 +288,27 @@ fn runs_are_not_overwritten_or_resumed_with_another_configuration() {
         );
     }
     let other = ["--resume", "--set", "data.train=['stories:50']"];
-    lab.train_fails(
+    dir.train_fails(
         2,
         "run",
         &other,
         &["the training data differ from those of"],
     );
-    fs::remove_file(lab.path("run/config.toml")).unwrap();
-    lab.train_fails(2, "run", &[], &["run already contains a run"]);
-    assert!(before == lab.read(format!("run/{LAST}/model.safetensors")));
+    fs::remove_file(dir.path("run/config.toml")).unwrap();
+    dir.train_fails(2, "run", &[], &["run already contains a run"]);
+    assert!(before == dir.read(format!("run/{LAST}/model.safetensors")));
 }
 
 #[test]
 fn changed_data_are_rejected() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let text = |word: &str| format!("{word} one two three four five.\n").repeat(500);
-    lab.write("a.txt", text("zero"));
+    dir.write("a.txt", text("zero"));
     let more = ["--set", "data.train=['a.txt']", "--set", "train.steps=5"];
-    lab.train("run", &more);
-    lab.write("a.txt", text("null"));
+    dir.train("run", &more);
+    dir.write("a.txt", text("null"));
     let again = [&more[..], &["--resume"]].concat();
-    lab.train_fails(
+    dir.train_fails(
         2,
         "run",
         &again,
@@ -318,13 +318,13 @@ fn changed_data_are_rejected() {
 
 #[test]
 fn concurrent_trainings_in_one_folder_are_rejected() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let more = slow(&["--set", "train.steps=100000"]);
-    let mut child = lab.start(&train_args("run", &more));
-    wait_for_a_step(&lab);
+    let mut child = dir.start(&train_args("run", &more));
+    wait_for_a_step(&dir);
     for resume in [&[][..], &["--resume"]] {
         let again = [&more[..], resume].concat();
-        lab.train_fails(
+        dir.train_fails(
             2,
             "run",
             &again,
@@ -337,22 +337,22 @@ fn concurrent_trainings_in_one_folder_are_rejected() {
 
 #[test]
 fn gradient_accumulation_changes_losses_only_by_rounding() {
-    let lab = TestDir::new();
-    lab.train("one", &[]);
-    lab.train("four", &["--set", "train.grad_accum_steps=4"]);
-    let (one, four) = (lab.column("one", "loss"), lab.column("four", "loss"));
+    let dir = TestDir::new();
+    dir.train("one", &[]);
+    dir.train("four", &["--set", "train.grad_accum_steps=4"]);
+    let (one, four) = (dir.column("one", "loss"), dir.column("four", "loss"));
     for (a, b) in one.iter().zip(&four) {
         assert!((a - b).abs() < 1e-4, "{a} {b}");
     }
-    assert_eq!(lab.column("one", "tokens"), lab.column("four", "tokens"));
+    assert_eq!(dir.column("one", "tokens"), dir.column("four", "tokens"));
 }
 
 #[test]
 fn ctrl_c_during_tokenization_stops_at_once_and_allows_a_restart() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let many = ["--set", "data.train=['stories:3000000']"];
     let started = Instant::now();
-    let child = lab.start(&train_args("run", &many));
+    let child = dir.start(&train_args("run", &many));
     std::thread::sleep(Duration::from_millis(500));
     signal(&child, "INT");
     let output = child.wait_with_output().unwrap();
@@ -370,23 +370,23 @@ fn ctrl_c_during_tokenization_stops_at_once_and_allows_a_restart() {
         "--out",
         "p",
     ];
-    let child = lab.start(&prepare);
+    let child = dir.start(&prepare);
     std::thread::sleep(Duration::from_millis(500));
     signal(&child, "INT");
     assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
-    lab.expect_error(1, &["data", "inspect", "p"], &["p: no such file"]);
-    lab.prepare("stories:30", "bytes", "p");
-    lab.ok(&["data", "inspect", "p"]);
-    lab.train("run", &[]);
+    dir.expect_error(1, &["data", "inspect", "p"], &["p: no such file"]);
+    dir.prepare("stories:30", "bytes", "p");
+    dir.ok(&["data", "inspect", "p"]);
+    dir.train("run", &[]);
 }
 
 #[test]
 fn commands_that_use_an_older_checkpoint_report_the_damaged_one() {
-    let lab = TestDir::new();
-    lab.write("text.txt", "A sentence to measure a model on. ".repeat(9));
-    lab.train("run", &[]);
+    let dir = TestDir::new();
+    dir.write("text.txt", "A sentence to measure a model on. ".repeat(9));
+    dir.train("run", &[]);
     damage(
-        &lab.path("run").join(LAST).join("model.safetensors"),
+        &dir.path("run").join(LAST).join("model.safetensors"),
         Damage::FlippedBit,
     );
     for args in [
@@ -403,7 +403,7 @@ fn commands_that_use_an_older_checkpoint_report_the_damaged_one() {
             "init.from=run",
         ],
     ] {
-        let output = lab.run(args);
+        let output = dir.run(args);
         let said = stderr(&output);
         assert_eq!(code(&output), 0, "{args:?}: {said}");
         assert!(
@@ -411,16 +411,16 @@ fn commands_that_use_an_older_checkpoint_report_the_damaged_one() {
             "{args:?}: {said}"
         );
     }
-    let measured = lab.json(&["eval", "run", "--data", "text.txt", "--json"]);
+    let measured = dir.json(&["eval", "run", "--data", "text.txt", "--json"]);
     let note = measured["notes"][0].as_str().unwrap();
     assert!(note.contains("step-00000020"), "{note}");
 }
 
 #[test]
 fn resume_is_rejected_if_metrics_are_missing() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
-    let rows = String::from_utf8(lab.read("run/metrics.jsonl")).unwrap();
+    let dir = TestDir::new();
+    dir.train("run", &[]);
+    let rows = String::from_utf8(dir.read("run/metrics.jsonl")).unwrap();
     let lines: Vec<&str> = rows.lines().collect();
     let swapped = [&lines[..1], &lines[2..4], &lines[1..2], &lines[4..]].concat();
     let more = ["--resume", "--set", "train.steps=25"];
@@ -431,11 +431,11 @@ fn resume_is_rejected_if_metrics_are_missing() {
         (lines[2..].to_vec(), "starts at step 3"),
     ] {
         let damaged = kept.join("\n") + "\n";
-        lab.write("run/metrics.jsonl", &damaged);
-        lab.train_fails(1, "run", &more, &["metrics.jsonl", words]);
-        assert_eq!(lab.read("run/metrics.jsonl"), damaged.as_bytes());
+        dir.write("run/metrics.jsonl", &damaged);
+        dir.train_fails(1, "run", &more, &["metrics.jsonl", words]);
+        assert_eq!(dir.read("run/metrics.jsonl"), damaged.as_bytes());
     }
-    lab.write("run/metrics.jsonl", &rows);
-    lab.train("run", &more);
-    assert_eq!(lab.column("run", "step").len(), 25);
+    dir.write("run/metrics.jsonl", &rows);
+    dir.train("run", &more);
+    assert_eq!(dir.column("run", "step").len(), 25);
 }

@@ -8,73 +8,73 @@ use common::{TestDir, code, files_below, signal, stderr, train_args, wait_until}
 
 #[test]
 fn a_run_that_cannot_start_writes_nothing() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let bad = ["--set", "data.train=['no such file.txt']"];
     let args = train_args("deep/er/run", &bad);
-    assert_ne!(code(&lab.run(&args)), 0);
-    assert!(!lab.path("deep").exists());
-    lab.write("mine/notes.txt", "x");
-    assert_ne!(code(&lab.run(&train_args("mine", &bad))), 0);
-    assert_eq!(files_below(&lab.path("mine")).len(), 1);
-    assert!(!lab.path("mine/checkpoints").exists());
+    assert_ne!(code(&dir.run(&args)), 0);
+    assert!(!dir.path("deep").exists());
+    dir.write("mine/notes.txt", "x");
+    assert_ne!(code(&dir.run(&train_args("mine", &bad))), 0);
+    assert_eq!(files_below(&dir.path("mine")).len(), 1);
+    assert!(!dir.path("mine/checkpoints").exists());
 }
 
 #[test]
 fn a_run_killed_before_its_first_step_is_restarted_by_the_same_command() {
-    let lab = TestDir::new();
-    lab.train("whole", &[]);
+    let dir = TestDir::new();
+    dir.train("whole", &[]);
     // The state after a kill, for each of the files written before the first step.
     let files = ["lock", "segments.json", "config.toml", "metrics.jsonl"];
     for count in 0..=files.len() {
         let run = format!("killed-{count}");
-        fs::create_dir_all(lab.path(format!("{run}/checkpoints"))).unwrap();
+        fs::create_dir_all(dir.path(format!("{run}/checkpoints"))).unwrap();
         for name in &files[..count] {
             let content = match *name {
                 "lock" | "metrics.jsonl" => Vec::new(),
-                name => lab.read(format!("whole/{name}")),
+                name => dir.read(format!("whole/{name}")),
             };
-            lab.write(&format!("{run}/{name}"), content);
+            dir.write(&format!("{run}/{name}"), content);
         }
-        lab.train(&run, &[]);
+        dir.train(&run, &[]);
         assert_eq!(
-            lab.reproducible_metrics(&run),
-            lab.reproducible_metrics("whole")
+            dir.reproducible_metrics(&run),
+            dir.reproducible_metrics("whole")
         );
     }
     // A user's own configuration is not mistaken for it.
-    lab.write("own/config.toml", "seed = 1\n");
-    lab.train_fails(
+    dir.write("own/config.toml", "seed = 1\n");
+    dir.train_fails(
         2,
         "own",
         &[],
         &["own already contains a run", "config.toml"],
     );
-    assert_eq!(lab.read("own/config.toml"), b"seed = 1\n");
+    assert_eq!(dir.read("own/config.toml"), b"seed = 1\n");
     // Nor are metrics, which were expensive to compute.
-    fs::create_dir(lab.path("rows")).unwrap();
+    fs::create_dir(dir.path("rows")).unwrap();
     for name in ["metrics.jsonl", "config.toml", "segments.json"] {
         fs::copy(
-            lab.path(format!("whole/{name}")),
-            lab.path(format!("rows/{name}")),
+            dir.path(format!("whole/{name}")),
+            dir.path(format!("rows/{name}")),
         )
         .unwrap();
     }
-    lab.train_fails(2, "rows", &[], &["restart it with --resume"]);
-    lab.train("rows", &["--resume"]);
+    dir.train_fails(2, "rows", &[], &["restart it with --resume"]);
+    dir.train("rows", &["--resume"]);
     assert_eq!(
-        lab.reproducible_metrics("rows"),
-        lab.reproducible_metrics("whole")
+        dir.reproducible_metrics("rows"),
+        dir.reproducible_metrics("whole")
     );
 }
 
 #[test]
 fn of_two_concurrent_runs_one_succeeds() {
-    let lab = TestDir::new();
-    lab.train("whole", &[]);
+    let dir = TestDir::new();
+    dir.train("whole", &[]);
     for round in 0..8 {
         let run = format!("run-{round}");
         let args = train_args(&run, &[]);
-        let children = [(); 3].map(|()| lab.start(&args));
+        let children = [(); 3].map(|()| dir.start(&args));
         let outputs = children.map(|child| child.wait_with_output().unwrap());
         let won = outputs.iter().filter(|output| code(output) == 0).count();
         assert_eq!(won, 1);
@@ -84,15 +84,15 @@ fn of_two_concurrent_runs_one_succeeds() {
             assert!(is_told.iter().any(|word| said.contains(word)), "{said}");
         }
         assert_eq!(
-            lab.reproducible_metrics(&run),
-            lab.reproducible_metrics("whole")
+            dir.reproducible_metrics(&run),
+            dir.reproducible_metrics("whole")
         );
     }
 }
 
 #[test]
 fn a_killed_replay_is_restarted_by_the_same_command() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     // Long enough for a signal to arrive before the end, even on a busy machine.
     let slow = [
         "--set",
@@ -100,32 +100,32 @@ fn a_killed_replay_is_restarted_by_the_same_command() {
         "--set",
         "train.seq_len=64",
     ];
-    lab.train("run", &slow);
+    dir.train("run", &slow);
     let args = [
         "replay", "run", "--step", "9", "--after", "11", "--quiet", "--json",
     ];
     for name in ["KILL", "INT"] {
-        let mut child = lab.start(&args);
-        let metrics = lab.path("run-replay-9/metrics.jsonl");
+        let mut child = dir.start(&args);
+        let metrics = dir.path("run-replay-9/metrics.jsonl");
         wait_until("a step", || metrics.metadata().is_ok_and(|m| m.len() > 0));
         signal(&child, name);
         child.wait().unwrap();
     }
     // A different replay is not replaced.
     let other = ["replay", "run", "--step", "7", "--out", "run-replay-9"];
-    let output = lab.run(&other);
+    let output = dir.run(&other);
     assert_eq!(code(&output), 2, "{}", stderr(&output));
     let said = stderr(&output);
     assert!(said.contains("an unfinished run of another kind"), "{said}");
-    let replay = lab.json(&args);
+    let replay = dir.json(&args);
     assert_eq!(replay["steps"].as_array().unwrap().len(), 20);
-    assert!(!lab.path("run-replay-9/unfinished.txt").exists());
-    lab.expect_error(2, &args, &["run-replay-9 already contains a run"]);
+    assert!(!dir.path("run-replay-9/unfinished.txt").exists());
+    dir.expect_error(2, &args, &["run-replay-9 already contains a run"]);
 }
 
 #[test]
 fn quickstart_preserves_other_files() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let args = [
         "quickstart",
         "--quiet",
@@ -136,59 +136,59 @@ fn quickstart_preserves_other_files() {
         "--out",
         "q",
     ];
-    lab.ok(&args);
+    dir.ok(&args);
     let note = "q/pre-norm/checkpoints/notes/why.txt";
-    lab.write(note, "mine");
-    lab.write("q/pre-norm/flight/notes.txt", "mine");
-    lab.ok(&args);
-    assert_eq!(lab.read(note), b"mine");
-    assert_eq!(lab.read("q/pre-norm/flight/notes.txt"), b"mine");
-    let children = [(); 2].map(|()| lab.start(&args));
+    dir.write(note, "mine");
+    dir.write("q/pre-norm/flight/notes.txt", "mine");
+    dir.ok(&args);
+    assert_eq!(dir.read(note), b"mine");
+    assert_eq!(dir.read("q/pre-norm/flight/notes.txt"), b"mine");
+    let children = [(); 2].map(|()| dir.start(&args));
     let mut codes = children.map(|child| code(&child.wait_with_output().unwrap()));
     codes.sort();
     assert!(codes == [0, 2] || codes == [0, 0], "{codes:?}");
-    lab.ok(&["inspect", "q/pre-norm"]);
+    dir.ok(&["inspect", "q/pre-norm"]);
 }
 
 #[test]
 fn runs_resume_after_damaged_metrics() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let ten = ["--set", "train.steps=10"];
-    lab.train("whole", &[]);
+    dir.train("whole", &[]);
     for tail in ["\0\0\0\0\0", "{\"step\":11,\"lo", "\0\0\0\n{\"step\":12"] {
-        let _ = fs::remove_dir_all(lab.path("run"));
-        lab.train("run", &ten);
+        let _ = fs::remove_dir_all(dir.path("run"));
+        dir.train("run", &ten);
         for name in ["metrics.jsonl", "layers.jsonl"] {
-            let mut rows = lab.read(format!("run/{name}"));
+            let mut rows = dir.read(format!("run/{name}"));
             rows.extend(tail.as_bytes());
-            lab.write(&format!("run/{name}"), rows);
+            dir.write(&format!("run/{name}"), rows);
         }
-        lab.train("run", &["--resume"]);
-        let steps = lab.column("run", "step");
+        dir.train("run", &["--resume"]);
+        let steps = dir.column("run", "step");
         assert_eq!(steps, (1..=20).map(f64::from).collect::<Vec<_>>());
     }
     // A step without a measured time.
-    let text = String::from_utf8(lab.read("run/metrics.jsonl")).unwrap();
+    let text = String::from_utf8(dir.read("run/metrics.jsonl")).unwrap();
     let (head, tail) = text.split_once("\"tokens_per_second\":").unwrap();
     let (_, tail) = tail.split_once('}').unwrap();
     let rows = format!("{head}\"tokens_per_second\":null}}{tail}");
-    lab.write("run/metrics.jsonl", rows);
-    lab.train("run", &["--resume", "--set", "train.steps=24"]);
-    assert_eq!(lab.reproducible_metrics("run").len(), 24);
+    dir.write("run/metrics.jsonl", rows);
+    dir.train("run", &["--resume", "--set", "train.steps=24"]);
+    assert_eq!(dir.reproducible_metrics("run").len(), 24);
 }
 
 /// A run resumed without its earlier records could not be resumed again.
 #[test]
 fn a_rejected_resume_changes_nothing() {
-    let lab = TestDir::new();
-    lab.train("run", &["--set", "log.layers_every=5"]);
+    let dir = TestDir::new();
+    dir.train("run", &["--set", "log.layers_every=5"]);
     let names = [
         "config.toml",
         "segments.json",
         "metrics.jsonl",
         "layers.jsonl",
     ];
-    let whole = names.map(|name| lab.read(format!("run/{name}")));
+    let whole = names.map(|name| dir.read(format!("run/{name}")));
     let longer = [
         "--resume",
         "--set",
@@ -211,48 +211,48 @@ fn a_rejected_resume_changes_nothing() {
         ("layers.jsonl", Some(layers), "line 1 is not a valid record"),
     ] {
         match &damaged {
-            Some(bytes) => lab.write(&format!("run/{name}"), bytes),
-            None => fs::remove_file(lab.path("run").join(name)).unwrap(),
+            Some(bytes) => dir.write(&format!("run/{name}"), bytes),
+            None => fs::remove_file(dir.path("run").join(name)).unwrap(),
         }
-        lab.train_fails(1, "run", &longer, &[name, words]);
+        dir.train_fails(1, "run", &longer, &[name, words]);
         for (other, whole) in names.iter().zip(&whole) {
             if *other != name {
-                assert!(lab.read(format!("run/{other}")) == *whole, "{other}");
+                assert!(dir.read(format!("run/{other}")) == *whole, "{other}");
             }
         }
-        let left = fs::read(lab.path("run").join(name)).ok();
+        let left = fs::read(dir.path("run").join(name)).ok();
         assert!(left == damaged, "{name}");
         for (name, whole) in names.iter().zip(&whole) {
-            lab.write(&format!("run/{name}"), whole);
+            dir.write(&format!("run/{name}"), whole);
         }
     }
-    lab.train("run", &longer);
-    assert_eq!(lab.column("run", "step").len(), 25);
+    dir.train("run", &longer);
+    assert_eq!(dir.column("run", "step").len(), 25);
 }
 
 #[cfg(unix)]
 #[test]
 fn run_directory_symlinks_are_followed_and_failed_runs_removed() {
-    let lab = TestDir::new();
-    std::os::unix::fs::symlink("there", lab.path("link")).unwrap();
+    let dir = TestDir::new();
+    std::os::unix::fs::symlink("there", dir.path("link")).unwrap();
     let missing = ["--set", r#"data.train=["missing.txt"]"#];
-    lab.train_fails(1, "link", &missing, &["missing.txt"]);
-    assert!(!lab.path("there").exists() && lab.path("link").is_symlink());
-    lab.train("link", &[]);
-    assert!(lab.path("there/config.toml").exists() && lab.path("link").is_symlink());
+    dir.train_fails(1, "link", &missing, &["missing.txt"]);
+    assert!(!dir.path("there").exists() && dir.path("link").is_symlink());
+    dir.train("link", &[]);
+    assert!(dir.path("there/config.toml").exists() && dir.path("link").is_symlink());
 }
 
 #[cfg(unix)]
 #[test]
 fn pipes_do_not_block_a_run() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let pipe = |name: &str| {
         let made = std::process::Command::new("mkfifo")
-            .arg(lab.path(name))
+            .arg(dir.path(name))
             .status();
         assert!(made.unwrap().success());
     };
-    lab.train("run", &["--set", "train.steps=10"]);
+    dir.train("run", &["--set", "train.steps=10"]);
     let model = "checkpoints/step-00000010/model.safetensors";
     for name in [
         "config.toml",
@@ -262,32 +262,32 @@ fn pipes_do_not_block_a_run() {
         "lock",
         model,
     ] {
-        let _ = fs::remove_dir_all(lab.path("piped"));
-        common::copy_folder(&lab.path("run"), &lab.path("piped"));
-        fs::remove_file(lab.path(format!("piped/{name}"))).unwrap();
+        let _ = fs::remove_dir_all(dir.path("piped"));
+        common::copy_folder(&dir.path("run"), &dir.path("piped"));
+        fs::remove_file(dir.path(format!("piped/{name}"))).unwrap();
         pipe(&format!("piped/{name}"));
-        let output = lab.run(&train_args("piped", &["--resume"]));
+        let output = dir.run(&train_args("piped", &["--resume"]));
         // A broken checkpoint is skipped.
         let expected = i32::from(name != model);
         assert_eq!(code(&output), expected, "{name}: {}", stderr(&output));
     }
     pipe("pipe.toml");
-    lab.expect_error(1, &["train", "pipe.toml"], &["pipe.toml", "is a pipe"]);
+    dir.expect_error(1, &["train", "pipe.toml"], &["pipe.toml", "is a pipe"]);
 }
 
 #[cfg(unix)]
 #[test]
 fn exceeding_the_file_size_limit_has_a_message() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let limited = format!(
         "ulimit -f 64; exec \"$0\" {}",
         train_args("run", &["--set", "model.d_ff=2048"]).join(" ")
     );
-    let program = lab.command(&[]).get_program().to_owned();
+    let program = dir.command(&[]).get_program().to_owned();
     let mut command = std::process::Command::new("sh");
     command.arg("-c").arg(limited).arg(program);
-    command.current_dir(lab.path(""));
-    command.env("XDG_CACHE_HOME", lab.path("cache"));
+    command.current_dir(dir.path(""));
+    command.env("XDG_CACHE_HOME", dir.path("cache"));
     let output = command.output().unwrap();
     let said = stderr(&output);
     assert_eq!(code(&output), 1, "{said}");
@@ -297,11 +297,11 @@ fn exceeding_the_file_size_limit_has_a_message() {
 
 #[test]
 fn training_works_without_file_locks() {
-    let lab = TestDir::new();
-    lab.train("locked", &[]);
-    lab.train("run", &["--no-lock"]);
+    let dir = TestDir::new();
+    dir.train("locked", &[]);
+    dir.train("run", &["--no-lock"]);
     assert_eq!(
-        lab.reproducible_metrics("run"),
-        lab.reproducible_metrics("locked")
+        dir.reproducible_metrics("run"),
+        dir.reproducible_metrics("locked")
     );
 }

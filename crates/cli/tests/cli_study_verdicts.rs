@@ -34,9 +34,9 @@ fn made_up(loss: fn(&str, f64, u64) -> Option<f64>) -> TestDir {
 }
 
 fn made_up_of(study: &str, loss: fn(&str, f64, u64) -> Option<f64>) -> TestDir {
-    let lab = TestDir::new();
-    lab.write("study.toml", study);
-    lab.ok(&[
+    let dir = TestDir::new();
+    dir.write("study.toml", study);
+    dir.ok(&[
         "--quiet",
         "--threads",
         "1",
@@ -45,7 +45,7 @@ fn made_up_of(study: &str, loss: fn(&str, f64, u64) -> Option<f64>) -> TestDir {
         "--out",
         "out",
     ]);
-    for entry in fs::read_dir(lab.path("out/runs")).unwrap() {
+    for entry in fs::read_dir(dir.path("out/runs")).unwrap() {
         let path = entry.unwrap().path();
         let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         let cell = &record["cell"];
@@ -64,11 +64,11 @@ fn made_up_of(study: &str, loss: fn(&str, f64, u64) -> Option<f64>) -> TestDir {
         update_checksum(&mut record);
         fs::write(&path, record.to_string()).unwrap();
     }
-    lab
+    dir
 }
 
 /// Returns the entry of `hybridnorm` in the analysis, and the report text.
-fn said(lab: &TestDir) -> (Value, String) {
+fn said(dir: &TestDir) -> (Value, String) {
     let command = [
         "--quiet",
         "study",
@@ -78,12 +78,12 @@ fn said(lab: &TestDir) -> (Value, String) {
         "--resume",
         "--json",
     ];
-    let groups = lab.json(&command);
+    let groups = dir.json(&command);
     let entries = groups[0]["analysis"]["placements"].as_array().unwrap();
     let entry = entries
         .iter()
         .find(|entry| entry["placement"] == "hybridnorm");
-    let report = lab.ok(&["report", "out", "--format", "markdown"]);
+    let report = dir.ok(&["report", "out", "--format", "markdown"]);
     (entry.unwrap().clone(), format!("{groups}\n{report}"))
 }
 
@@ -105,11 +105,11 @@ fn valley(lr: f64, seed: u64) -> f64 {
 
 #[test]
 fn a_clear_difference_is_found() {
-    let lab = made_up(|placement, lr, seed| {
+    let dir = made_up(|placement, lr, seed| {
         let less = if placement == "hybridnorm" { 0.2 } else { 0.0 };
         Some(valley(lr, seed) - less + 0.0001 * (seed % 2) as f64)
     });
-    let (entry, text) = said(&lab);
+    let (entry, text) = said(&dir);
     assert_eq!(entry["against"]["verdict"], "better", "{entry}");
     assert!(
         text.contains("hybridnorm is better than pre-norm"),
@@ -119,31 +119,31 @@ fn a_clear_difference_is_found() {
 
 #[test]
 fn a_missing_run_makes_the_verdict_undecided() {
-    let lab = made_up(|placement, lr, seed| {
+    let dir = made_up(|placement, lr, seed| {
         let less = if placement == "hybridnorm" { 0.2 } else { 0.0 };
         Some(valley(lr, seed) - less + 0.0001 * (seed % 2) as f64)
     });
-    let first = fs::read_dir(lab.path("out/runs")).unwrap().next().unwrap();
+    let first = fs::read_dir(dir.path("out/runs")).unwrap().next().unwrap();
     fs::remove_file(first.unwrap().path()).unwrap();
-    let json = lab.json(&["report", "out", "--format", "json"]);
+    let json = dir.json(&["report", "out", "--format", "json"]);
     let analysis = &json["groups"][0]["analysis"];
     assert_eq!(
         (&analysis["complete"], &analysis["missing"]),
         (&false.into(), &1.into())
     );
-    let text = lab.ok(&["report", "out", "--format", "markdown"]);
+    let text = dir.ok(&["report", "out", "--format", "markdown"]);
     assert!(text.contains("Incomplete: 1 of 18 runs"), "{text}");
     assert!(!claims(&text), "{text}");
-    lab.ok(&["study", "merge", "out", "--out", "joined", "--quiet"]);
-    let joined = lab.ok(&["report", "joined", "--format", "markdown"]);
+    dir.ok(&["study", "merge", "out", "--out", "joined", "--quiet"]);
+    let joined = dir.ok(&["report", "joined", "--format", "markdown"]);
     assert!(joined.contains("Incomplete: 1 of 18 runs"), "{joined}");
 }
 
 #[test]
 fn a_single_shard_has_no_verdict() {
-    let lab = TestDir::new();
-    lab.write("study.toml", STUDY);
-    let text = lab.ok(&[
+    let dir = TestDir::new();
+    dir.write("study.toml", STUDY);
+    let text = dir.ok(&[
         "--quiet",
         "study",
         "study.toml",
@@ -158,12 +158,12 @@ fn a_single_shard_has_no_verdict() {
 
 #[test]
 fn an_optimum_at_the_edge_of_the_grid_is_undecided() {
-    let lab = made_up(|placement, lr, seed| match placement {
+    let dir = made_up(|placement, lr, seed| match placement {
         // Decreases up to the largest learning rate.
         "hybridnorm" => Some(2.5 - 10.0 * lr + 0.001 * seed as f64),
         _ => Some(valley(lr, seed) + 0.0001 * (seed % 2) as f64),
     });
-    let (entry, text) = said(&lab);
+    let (entry, text) = said(&dir);
     assert_eq!(entry["against"], Value::Null, "{entry}");
     assert!(
         text.contains("undecided: its best learning rate is at the edge"),
@@ -174,11 +174,11 @@ fn an_optimum_at_the_edge_of_the_grid_is_undecided() {
 
 #[test]
 fn differences_within_the_margin_are_not_claimed() {
-    let lab = made_up(|placement, lr, seed| {
+    let dir = made_up(|placement, lr, seed| {
         let less = if placement == "hybridnorm" { 1e-5 } else { 0.0 };
         Some(valley(lr, seed) - less)
     });
-    let (entry, text) = said(&lab);
+    let (entry, text) = said(&dir);
     assert_eq!(entry["against"]["verdict"], "equivalent", "{entry}");
     assert!(
         text.contains("hybridnorm is equivalent to pre-norm within the margin of 0.01 nats"),
@@ -189,8 +189,8 @@ fn differences_within_the_margin_are_not_claimed() {
 
 #[test]
 fn runs_that_have_not_learned_are_not_failed() {
-    let lab = made_up(|_, _, _| None);
-    let (entry, text) = said(&lab);
+    let dir = made_up(|_, _, _| None);
+    let (entry, text) = said(&dir);
     for rate in entry["rates"].as_array().unwrap() {
         assert_eq!(
             (&rate["not_learned"], &rate["diverged"]),
@@ -206,13 +206,13 @@ fn runs_that_have_not_learned_are_not_failed() {
 #[test]
 fn one_failed_seed_makes_no_placement_worse() {
     // Far better at the middle learning rate, except for one failed seed.
-    let lab = made_up(|placement, lr, seed| match (placement, lr == 3e-3, seed) {
+    let dir = made_up(|placement, lr, seed| match (placement, lr == 3e-3, seed) {
         ("hybridnorm", true, 3) => Some(5.9),
         ("hybridnorm", true, _) => Some(1.5 + 0.001 * seed as f64),
         ("hybridnorm", false, _) => Some(2.15 + 0.0013 * (seed % 2) as f64),
         _ => Some(valley(lr, seed)),
     });
-    let (entry, text) = said(&lab);
+    let (entry, text) = said(&dir);
     assert_eq!(entry["against"], Value::Null, "{entry}");
     assert!(!text.contains("hybridnorm is worse"), "{text}");
 }
@@ -231,8 +231,8 @@ fn a_single_learning_rate_is_undecided() {
                 Some(2.0 + more + 0.001 * seed as f64)
             },
         };
-        let lab = made_up_of(&study, loss);
-        let (entry, text) = said(&lab);
+        let dir = made_up_of(&study, loss);
+        let (entry, text) = said(&dir);
         assert_eq!(entry["against"], Value::Null, "{entry}");
         assert_eq!(entry["best"]["at_edge"], "only", "{entry}");
         assert!(
@@ -242,8 +242,8 @@ fn a_single_learning_rate_is_undecided() {
         assert!(!claims(&text), "{text}");
     }
     // Nor does it show equivalence.
-    let lab = made_up_of(&study, |_, _, seed| Some(2.0 + 0.001 * seed as f64));
-    let (entry, text) = said(&lab);
+    let dir = made_up_of(&study, |_, _, seed| Some(2.0 + 0.001 * seed as f64));
+    let (entry, text) = said(&dir);
     assert_eq!(entry["against"]["verdict"], "indistinguishable", "{entry}");
     assert!(
         text.contains("this holds at learning rate 0.003 only, since no other was tried"),
@@ -254,25 +254,25 @@ fn a_single_learning_rate_is_undecided() {
 /// Three run outcomes, named by the same three terms in every output.
 #[test]
 fn run_statuses_are_consistent_across_outputs() {
-    let lab = made_up(|placement, lr, seed| match (placement, lr) {
+    let dir = made_up(|placement, lr, seed| match (placement, lr) {
         ("hybridnorm", 1e-2) => Some(5.9),
         // These had not learned yet.
         ("hybridnorm", 1e-3) => None,
         _ => Some(valley(lr, seed)),
     });
-    let table = lab.ok(&["--quiet", "study", "study.toml", "--out", "out", "--resume"]);
+    let table = dir.ok(&["--quiet", "study", "study.toml", "--out", "out", "--resume"]);
     assert!(
         table.contains("3 diverged") && table.contains("3 did not learn"),
         "{table}"
     );
-    let markdown = lab.ok(&["report", "out", "--format", "markdown"]);
+    let markdown = dir.ok(&["report", "out", "--format", "markdown"]);
     assert!(
         markdown.contains("placement | runs | finished | diverged | did not learn | stopped"),
         "{markdown}"
     );
     assert!(markdown.contains("| 9 | 3 | 3 | 3 | 0 |"), "{markdown}");
     assert!(markdown.contains("3 of 3 diverged") && markdown.contains("3 of 3 did not learn"));
-    let html = lab.page("out");
+    let html = dir.page("out");
     let body = &html[html.find("<body").unwrap()..html.find("<script").unwrap_or(html.len())];
     for text in [table.as_str(), &markdown, body] {
         assert!(!text.contains("lost"), "{text}");
@@ -287,24 +287,24 @@ fn run_statuses_are_consistent_across_outputs() {
         markdown.contains("runs: 12 finished, 3 diverged, 3 did not learn"),
         "{markdown}"
     );
-    let json = lab.json(&["report", "out", "--format", "json"]);
+    let json = dir.json(&["report", "out", "--format", "json"]);
     let rate = &json["groups"][0]["analysis"]["placements"][1]["rates"][2];
     assert_eq!((&rate["diverged"], &rate["lost"]), (&3.into(), &3.into()));
 }
 
 #[test]
 fn table_and_report_show_the_same_digits_and_correct_plurals() {
-    let lab = made_up(|placement, lr, seed| {
+    let dir = made_up(|placement, lr, seed| {
         let more = if placement == "hybridnorm" { 4.0 } else { 0.0 };
         Some(valley(lr, seed) + more + 0.0001 * (seed % 2) as f64)
     });
-    let table = lab.ok(&["--quiet", "study", "study.toml", "--out", "out", "--resume"]);
-    let markdown = lab.ok(&["report", "out", "--format", "markdown"]);
+    let table = dir.ok(&["--quiet", "study", "study.toml", "--out", "out", "--resume"]);
+    let markdown = dir.ok(&["report", "out", "--format", "markdown"]);
     assert!(
         !markdown.contains("all 1 ") && !markdown.contains("1 comparisons"),
         "{markdown}"
     );
-    let json = lab.json(&["report", "out", "--format", "json"]);
+    let json = dir.json(&["report", "out", "--format", "json"]);
     let against = &json["groups"][0]["analysis"]["placements"][1]["against"];
     let gain = hybridnorm::format_number::ratio(against["compute_gain"].as_f64().unwrap());
     assert!(gain.contains("e-"), "{gain}");
@@ -322,30 +322,30 @@ fn table_and_report_show_the_same_digits_and_correct_plurals() {
 
 #[test]
 fn records_without_their_checksum_are_rejected() {
-    let lab = made_up(|_, lr, seed| Some(valley(lr, seed)));
-    for path in files_below(&lab.path("out/runs")) {
+    let dir = made_up(|_, lr, seed| Some(valley(lr, seed)));
+    for path in files_below(&dir.path("out/runs")) {
         let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         record["validation_loss"] = 1.0.into();
         record.as_object_mut().unwrap().remove("sha256");
         fs::write(&path, record.to_string()).unwrap();
     }
     let words = ["has no checksum"];
-    lab.expect_error(1, &["report", "out", "--format", "markdown"], &words);
+    dir.expect_error(1, &["report", "out", "--format", "markdown"], &words);
     let study = ["--quiet", "study", "study.toml", "--out", "out", "--resume"];
-    lab.expect_error(1, &study, &words);
-    lab.expect_error(1, &["study", "merge", "out", "--out", "joined"], &words);
+    dir.expect_error(1, &study, &words);
+    dir.expect_error(1, &["study", "merge", "out", "--out", "joined"], &words);
     // Without the mark of this version as well, the records still contradict themselves.
-    fs::remove_file(lab.path("out/history.json")).unwrap();
-    lab.expect_error(1, &study, &["validation loss of 1 nats, but the last"]);
+    fs::remove_file(dir.path("out/history.json")).unwrap();
+    dir.expect_error(1, &study, &["validation loss of 1 nats, but the last"]);
 }
 
 /// A changed study file is not written if nothing trains; otherwise the change is reported.
 const MARGIN: &str = "study.rules.margin from 0.01 to 0.5";
 
 /// Runs or resumes the study in `out`, and returns the table and the notes.
-fn run_study(lab: &TestDir, more: &[&str]) -> (String, String) {
+fn run_study(dir: &TestDir, more: &[&str]) -> (String, String) {
     let base = ["--threads", "1", "study", "study.toml", "--out", "out"];
-    let output = lab.run(&[&base[..], more].concat());
+    let output = dir.run(&[&base[..], more].concat());
     assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
     let table = String::from_utf8(output.stdout.clone()).unwrap();
     (table, common::stderr(&output))
@@ -353,21 +353,21 @@ fn run_study(lab: &TestDir, more: &[&str]) -> (String, String) {
 
 /// Runs a study of eight runs in `out`.
 fn finished_small_study() -> TestDir {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let small = STUDY.replace("seeds = [1, 2, 3]", "seeds = [1, 2]");
-    lab.write(
+    dir.write(
         "study.toml",
         small.replace("lr = [1e-3, 3e-3, 1e-2]", "lr = [1e-3, 3e-3]"),
     );
-    run_study(&lab, &[]);
-    lab
+    run_study(&dir, &[]);
+    dir
 }
 
 #[test]
 fn a_changed_study_is_written_only_when_its_runs_start() {
-    let lab = finished_small_study();
-    let study = |more: &[&str]| run_study(&lab, more);
-    let stated = lab.read("out/study.toml");
+    let dir = finished_small_study();
+    let study = |more: &[&str]| run_study(&dir, more);
+    let stated = dir.read("out/study.toml");
     let margin = MARGIN;
     // All runs are finished: the stored margin is kept, and the output reports the one it uses instead.
     let (table, notes) = study(&["--resume", "--set", "study.rules.margin=0.5"]);
@@ -379,16 +379,16 @@ fn a_changed_study_is_written_only_when_its_runs_start() {
     assert!(table.contains(&told), "{table}");
     let json = study(&["--resume", "--json", "--set", "study.rules.margin=0.5"]).0;
     assert!(json.contains(&told), "{json}");
-    assert_eq!(lab.read("out/study.toml"), stated);
-    let report = |folder: &str| lab.ok(&["report", folder, "--format", "markdown"]);
+    assert_eq!(dir.read("out/study.toml"), stated);
+    let report = |folder: &str| dir.ok(&["report", folder, "--format", "markdown"]);
     assert!(!report("out").contains("Changed after results"));
     // A longer study trains; its file stays, even if the shorter study is requested again.
     study(&["--resume", "--set", "train.steps=5"]);
-    let longer = lab.read("out/study.toml");
+    let longer = dir.read("out/study.toml");
     assert_ne!(longer, stated);
     let (_, notes) = study(&["--resume"]);
     assert!(notes.contains("is unchanged"), "{notes}");
-    assert_eq!(lab.read("out/study.toml"), longer);
+    assert_eq!(dir.read("out/study.toml"), longer);
     let text = report("out");
     assert!(
         text.contains("train.steps from 4 to 5 after 8 of 8 runs had ended"),
@@ -400,13 +400,13 @@ fn a_changed_study_is_written_only_when_its_runs_start() {
 
 #[test]
 fn changed_rules_are_reported_once_missing_runs_are_trained() {
-    let lab = finished_small_study();
-    let (stated, history) = (lab.read("out/study.toml"), lab.read("out/history.json"));
-    let report = |folder: &str| lab.ok(&["report", folder, "--format", "markdown"]);
-    run_study(&lab, &["--resume", "--set", "train.steps=5"]);
-    lab.write("out/study.toml", &stated);
-    lab.write("out/history.json", &history);
-    let shorter = files_below(&lab.path("out/runs"))
+    let dir = finished_small_study();
+    let (stated, history) = (dir.read("out/study.toml"), dir.read("out/history.json"));
+    let report = |folder: &str| dir.ok(&["report", folder, "--format", "markdown"]);
+    run_study(&dir, &["--resume", "--set", "train.steps=5"]);
+    dir.write("out/study.toml", &stated);
+    dir.write("out/history.json", &history);
+    let shorter = files_below(&dir.path("out/runs"))
         .into_iter()
         .filter(|path| {
             let record: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
@@ -415,14 +415,14 @@ fn changed_rules_are_reported_once_missing_runs_are_trained() {
     for path in shorter.take(3) {
         fs::remove_file(path).unwrap();
     }
-    run_study(&lab, &["--resume", "--set", "study.rules.margin=0.5"]);
-    lab.ok(&["study", "merge", "out", "--out", "joined"]);
+    run_study(&dir, &["--resume", "--set", "study.rules.margin=0.5"]);
+    dir.ok(&["study", "merge", "out", "--out", "joined"]);
     let told = format!("{MARGIN} after 5 of 8 runs had ended");
     for folder in ["out", "joined"] {
         assert!(report(folder).contains(&told), "{}", report(folder));
     }
     // Also for changes by hand.
-    lab.write("out/study.toml", &stated);
+    dir.write("out/study.toml", &stated);
     let text = report("out");
     assert!(
         text.contains("study.rules.margin from 0.5 to 0.01 after 8 of 8 runs had ended"),
@@ -433,14 +433,14 @@ fn changed_rules_are_reported_once_missing_runs_are_trained() {
 /// A plan without results does not block the one that has results.
 #[test]
 fn a_change_without_started_runs_can_be_reverted() {
-    let lab = made_up(|_, lr, seed| Some(valley(lr, seed)));
-    let stated = lab.read("out/study.toml");
+    let dir = made_up(|_, lr, seed| Some(valley(lr, seed)));
+    let stated = dir.read("out/study.toml");
     let resume = ["--quiet", "study", "study.toml", "--out", "out", "--resume"];
     let missing = [&resume[..], &["--set", "data.train=[\"nowhere\"]"]].concat();
-    lab.expect_error(1, &missing, &["nowhere"]);
-    lab.ok(&resume);
-    assert_eq!(lab.read("out/study.toml"), stated);
-    let text = lab.ok(&["report", "out", "--format", "markdown"]);
+    dir.expect_error(1, &missing, &["nowhere"]);
+    dir.ok(&resume);
+    assert_eq!(dir.read("out/study.toml"), stated);
+    let text = dir.ok(&["report", "out", "--format", "markdown"]);
     assert!(
         !text.contains("Incomplete") && !text.contains("Changed after results"),
         "{text}"

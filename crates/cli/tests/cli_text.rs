@@ -53,43 +53,43 @@ fn left_out(json: &Value, unit: &str) -> u64 {
 
 /// A folder `c` with texts of every format, links, and files that are omitted.
 fn mixed_folder() -> TestDir {
-    let lab = TestDir::new();
-    lab.write("c/one.text", "plain one");
-    lab.write("c/two.md", "# two");
-    lab.write("c/three.txt.gz", gzip("three\n"));
-    lab.write(
+    let dir = TestDir::new();
+    dir.write("c/one.text", "plain one");
+    dir.write("c/two.md", "# two");
+    dir.write("c/three.txt.gz", gzip("three\n"));
+    dir.write(
         "c/four.json",
         "[{\"text\": \"array\"},\n \"string\", {\"text\": \" \"},\n{\"text\": null}]\n",
     );
-    lab.write(
+    dir.write(
         "c/five.json",
         "{\n  \"text\": \"pretty\",\n  \"x\": [1]\n}\n",
     );
-    lab.write(
+    dir.write(
         "c/six.ndjson",
         "{\"text\": \"l1\", \"score\": NaN}\n\n{\"text\": \"\\ud83d!\"}\n",
     );
-    lab.write("c/table.csv", "x");
-    lab.write("c/.hidden/a.txt", "x");
-    lab.write("c/blank.txt", "\n \n");
-    lab.write("c/drafts/x.txt", "draft");
-    lab.write("elsewhere/seven.txt", "seven");
-    symlink("../elsewhere", lab.path("c/link")).unwrap();
-    symlink(".", lab.path("c/circle")).unwrap();
-    symlink("one.text", lab.path("c/again.txt")).unwrap();
-    symlink("nowhere", lab.path("c/broken.txt")).unwrap();
+    dir.write("c/table.csv", "x");
+    dir.write("c/.hidden/a.txt", "x");
+    dir.write("c/blank.txt", "\n \n");
+    dir.write("c/drafts/x.txt", "draft");
+    dir.write("elsewhere/seven.txt", "seven");
+    symlink("../elsewhere", dir.path("c/link")).unwrap();
+    symlink(".", dir.path("c/circle")).unwrap();
+    symlink("one.text", dir.path("c/again.txt")).unwrap();
+    symlink("nowhere", dir.path("c/broken.txt")).unwrap();
     let made = Command::new("mkfifo")
-        .arg(lab.path("c/pipe.txt"))
+        .arg(dir.path("c/pipe.txt"))
         .status()
         .unwrap();
     assert!(made.success());
-    lab
+    dir
 }
 
 #[test]
 fn counts_of_read_and_omitted_text_add_up() {
-    let lab = mixed_folder();
-    let json = lab.json(&prepare("c", "out", &["--exclude", "drafts", "--json"]));
+    let dir = mixed_folder();
+    let json = dir.json(&prepare("c", "out", &["--exclude", "drafts", "--json"]));
     let source = &json["sources"][0];
     // one two three four five six seven | csv hidden blank draft circle again broken pipe
     assert_eq!(source["files"], 7);
@@ -108,7 +108,7 @@ fn counts_of_read_and_omitted_text_add_up() {
     );
     assert_eq!(json["train"]["documents"], source["documents"]);
     assert_eq!(source["replaced_surrogates"], 1);
-    let table = lab.ok(&prepare("c", "out2", &["--exclude", "drafts"]));
+    let table = dir.ok(&prepare("c", "out2", &["--exclude", "drafts"]));
     for words in [
         "omitted 1 file: hidden",
         "unknown kind (c/table.csv)",
@@ -128,18 +128,18 @@ fn counts_of_read_and_omitted_text_add_up() {
 
 #[test]
 fn files_are_selected_by_include_and_exclude() {
-    let lab = mixed_folder();
-    lab.expect_error(
+    let dir = mixed_folder();
+    dir.expect_error(
         2,
         &prepare("c", "o3", &["--exclude", "*.none"]),
         &["exclude `*.none`: matches no"],
     );
-    lab.expect_error(
+    dir.expect_error(
         1,
         &prepare("c", "o3", &["--include", "zzz/**"]),
         &["c: no `.txt`", "not selected by include/exclude"],
     );
-    let some = lab.json(&prepare(
+    let some = dir.json(&prepare(
         "c",
         "o4",
         &["--include", "*.md", "--include", "link/*", "--json"],
@@ -149,17 +149,17 @@ fn files_are_selected_by_include_and_exclude() {
 
 #[test]
 fn documents_end_at_separators() {
-    let lab = TestDir::new();
-    lab.write(
+    let dir = TestDir::new();
+    dir.write(
         "t.txt",
         "One.\n\nMore.\n<|endoftext|>\nTwo.\n<|endoftext|>\n \n<|endoftext|>Three.<|endoftext|>\n",
     );
-    let table = lab.ok(&prepare("t.txt", "a", &[]));
+    let table = dir.ok(&prepare("t.txt", "a", &[]));
     assert!(
         table.contains("special token `<|endoftext|>` appears literally 4 times"),
         "{table}"
     );
-    let json = lab.json(&prepare(
+    let json = dir.json(&prepare(
         "t.txt",
         "b",
         &["--separator", "<|endoftext|>", "--json"],
@@ -167,36 +167,36 @@ fn documents_end_at_separators() {
     assert_eq!(json["train"]["documents"], 3);
     assert_eq!(json["spelled_special_tokens"].as_array().unwrap().len(), 0);
     assert_eq!(left_out(&json, "documents"), 1);
-    let lines = lab.json(&prepare(
+    let lines = dir.json(&prepare(
         "t.txt",
         "c",
         &["--separator", "\nMore.\n", "--json"],
     ));
     assert_eq!(lines["train"]["documents"], 2);
-    lab.expect_error(
+    dir.expect_error(
         2,
         &prepare("t.txt", "d", &["--separator", "###"]),
         &["`###` does not occur in any"],
     );
-    lab.write("j.jsonl", "{\"text\":\"a\"}\n");
-    lab.expect_error(
+    dir.write("j.jsonl", "{\"text\":\"a\"}\n");
+    dir.expect_error(
         2,
         &prepare("j.jsonl", "d", &["--separator", "#"]),
         &["separator has no effect"],
     );
-    assert!(!lab.path("d").exists());
+    assert!(!dir.path("d").exists());
 }
 
 #[test]
 fn training_reports_omitted_text_with_and_without_the_cache() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let stories: Vec<String> = (0..400)
         .map(|i| format!("Story {i} of many.\n\n"))
         .collect();
-    lab.write("long.txt", stories.concat().repeat(6));
-    lab.write("sep.txt", stories.join("<|endoftext|>\n"));
+    dir.write("long.txt", stories.concat().repeat(6));
+    dir.write("sep.txt", stories.join("<|endoftext|>\n"));
     for run in ["r1", "r2"] {
-        let output = lab.run(&[
+        let output = dir.run(&[
             "train",
             "tiny.toml",
             "--run",
@@ -226,8 +226,8 @@ fn training_reports_omitted_text_with_and_without_the_cache() {
             "train.steps=5",
         ]
     };
-    lab.ok(&with("data.train=[\"sep.txt\"]", "r3"));
-    lab.expect_error(
+    dir.ok(&with("data.train=[\"sep.txt\"]", "r3"));
+    dir.expect_error(
         2,
         &with("data.train=[\"long.txt\"]", "r4"),
         &["does not occur in any plain text input"],
@@ -236,48 +236,48 @@ fn training_reports_omitted_text_with_and_without_the_cache() {
 
 #[test]
 fn invalid_records_are_errors_or_skipped_and_counted() {
-    let lab = TestDir::new();
-    lab.write(
+    let dir = TestDir::new();
+    dir.write(
         "b.jsonl",
         b"{\"text\": \"ok\"}\n{\"text\": 5}\n{\"body\": 1}\n{\"text\": \"a\" \"b\": 1}\n{\"text\": \"\xff\"}\n{\"text\": \"end\"}\n",
     );
-    lab.expect_error(
+    dir.expect_error(
         1,
         &prepare("b.jsonl", "o", &[]),
         &["b.jsonl: line 2: field `text` is not a string but a number"],
     );
-    let json = lab.json(&prepare("b.jsonl", "o", &["--skip-bad", "--json"]));
+    let json = dir.json(&prepare("b.jsonl", "o", &["--skip-bad", "--json"]));
     assert_eq!(json["train"]["documents"], 2);
     assert_eq!(left_out(&json, "records"), 4);
     assert_eq!(json["left_out"][0]["examples"][0], "b.jsonl:2");
-    lab.write("e.json", "[{\"text\": \"a\"},\n {\"text\": \"b\" \"c\"}]");
-    lab.expect_error(
+    dir.write("e.json", "[{\"text\": \"a\"},\n {\"text\": \"b\" \"c\"}]");
+    dir.expect_error(
         1,
         &prepare("e.json", "p", &[]),
         &["line 2, character 14 of the record: not valid JSON"],
     );
-    lab.write("f.json", "[{\"text\": \"a\"}");
-    lab.expect_error(
+    dir.write("f.json", "[{\"text\": \"a\"}");
+    dir.expect_error(
         1,
         &prepare("f.json", "p", &[]),
         &["the file ends after 1 record of an array"],
     );
-    lab.write("u.txt", b"\xff\xfeh\0i\0");
-    lab.expect_error(1, &prepare("u.txt", "p", &[]), &["UTF-16 text", "iconv"]);
-    lab.write("g.txt", gzip("x"));
-    lab.expect_error(1, &prepare("g.txt", "p", &[]), &["gzip data", "`.gz`"]);
-    lab.write(
+    dir.write("u.txt", b"\xff\xfeh\0i\0");
+    dir.expect_error(1, &prepare("u.txt", "p", &[]), &["UTF-16 text", "iconv"]);
+    dir.write("g.txt", gzip("x"));
+    dir.expect_error(1, &prepare("g.txt", "p", &[]), &["gzip data", "`.gz`"]);
+    dir.write(
         "h.jsonl",
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
     );
-    lab.expect_error(1, &prepare("h.jsonl", "p", &[]), &["Git LFS pointer"]);
-    lab.write("bad.parquet", b"PAR1 not PAR1");
-    lab.expect_error(
+    dir.expect_error(1, &prepare("h.jsonl", "p", &[]), &["Git LFS pointer"]);
+    dir.write("bad.parquet", b"PAR1 not PAR1");
+    dir.expect_error(
         1,
         &prepare("bad.parquet", "p", &[]),
         &["bad.parquet: damaged Parquet file"],
     );
-    lab.expect_error(
+    dir.expect_error(
         2,
         &prepare("stories:3", "p", &["--skip-bad"]),
         &["skip_bad has no effect"],
@@ -286,7 +286,7 @@ fn invalid_records_are_errors_or_skipped_and_counted() {
 
 #[test]
 fn damaged_compressed_files_are_skipped_only_on_request() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let lines: String = (0..4000)
         .map(|line| {
             format!(
@@ -296,17 +296,17 @@ fn damaged_compressed_files_are_skipped_only_on_request() {
         })
         .collect();
     let whole = gzip(&lines);
-    lab.write("d/cut.jsonl.gz", &whole[..whole.len() / 2]);
-    lab.write("d/head.jsonl.gz", &whole[..5]);
-    lab.write("d/tail.jsonl.gz", [&gzip(&lines)[..], b"more"].concat());
-    lab.write("d/empty.txt.zst", "");
-    lab.write("d/whole.jsonl.gz", &whole);
-    lab.expect_error(
+    dir.write("d/cut.jsonl.gz", &whole[..whole.len() / 2]);
+    dir.write("d/head.jsonl.gz", &whole[..5]);
+    dir.write("d/tail.jsonl.gz", [&gzip(&lines)[..], b"more"].concat());
+    dir.write("d/empty.txt.zst", "");
+    dir.write("d/whole.jsonl.gz", &whole);
+    dir.expect_error(
         1,
         &prepare("d", "o", &[]),
         &["d/cut.jsonl.gz: damaged gzip"],
     );
-    let json = lab.json(&prepare("d", "o", &["--skip-bad", "--json"]));
+    let json = dir.json(&prepare("d", "o", &["--skip-bad", "--json"]));
     let source = &json["sources"][0];
     let read = source["records"].as_u64().unwrap();
     assert!((8000 + 1..12_000).contains(&read), "{json}");
@@ -325,23 +325,23 @@ fn damaged_compressed_files_are_skipped_only_on_request() {
 
 #[test]
 fn separators_before_damage_are_counted() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let text = "One two three.\n".repeat(20) + "<END>\n";
     let packed = gzip(&(text.repeat(3000) + "end"));
-    lab.write("cut.txt.gz", &packed[..packed.len() / 2]);
+    dir.write("cut.txt.gz", &packed[..packed.len() / 2]);
     let args = ["--skip-bad", "--json", "--separator", "<END>"];
-    let json = lab.json(&prepare("cut.txt.gz", "s", &args));
+    let json = dir.json(&prepare("cut.txt.gz", "s", &args));
     let separators = &json["sources"][0]["separators"];
     assert!(separators.as_u64().unwrap() > 100, "{json}");
 }
 
 #[test]
 fn skip_bad_omits_binary_files() {
-    let lab = TestDir::new();
-    lab.write("odd/a.txt", "Some text.");
-    lab.write("odd/b.txt", b"\x89PNG\r\n\x1a\n\x00\xff\xfe");
-    lab.write("odd/c.txt", b"\xff\xfeh\0i\0");
-    let json = lab.json(&prepare("odd", "n", &["--skip-bad", "--json"]));
+    let dir = TestDir::new();
+    dir.write("odd/a.txt", "Some text.");
+    dir.write("odd/b.txt", b"\x89PNG\r\n\x1a\n\x00\xff\xfe");
+    dir.write("odd/c.txt", b"\xff\xfeh\0i\0");
+    let json = dir.json(&prepare("odd", "n", &["--skip-bad", "--json"]));
     assert_eq!(
         (
             json["sources"][0]["files"].as_u64(),
@@ -350,15 +350,15 @@ fn skip_bad_omits_binary_files() {
         (Some(1), 2)
     );
     // The option is accepted for undamaged files, too.
-    lab.write("e.txt.gz", gzip("Some text."));
-    lab.ok(&prepare("e.txt.gz", "p", &["--skip-bad"]));
+    dir.write("e.txt.gz", gzip("Some text."));
+    dir.ok(&prepare("e.txt.gz", "p", &["--skip-bad"]));
 }
 
 #[test]
 fn validation_fraction_conflicts_with_validation_inputs() {
-    let lab = TestDir::new();
-    lab.write("e.txt.gz", gzip("Some text."));
-    lab.expect_error(
+    let dir = TestDir::new();
+    dir.write("e.txt.gz", gzip("Some text."));
+    dir.expect_error(
         2,
         &[
             "data",
@@ -379,7 +379,7 @@ fn validation_fraction_conflicts_with_validation_inputs() {
 
 #[test]
 fn concurrent_preparations_of_one_folder_are_exclusive() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     for more in [&[][..], &["--overwrite"]] {
         for round in 0..5 {
             let out = format!("both{}{round}", more.len());
@@ -397,16 +397,16 @@ fn concurrent_preparations_of_one_folder_are_exclusive() {
                 more,
             ]
             .concat();
-            let children = [lab.start(&args), lab.start(&args)];
+            let children = [dir.start(&args), dir.start(&args)];
             let ended = children.map(|child| child.wait_with_output().unwrap());
             assert!(ended.iter().any(|output| output.status.success()));
             for output in &ended {
                 assert!(common::stderr(output).lines().count() <= 1);
             }
-            lab.ok(&["data", "inspect", &out]);
+            dir.ok(&["data", "inspect", &out]);
         }
     }
-    let left = std::fs::read_dir(lab.path("")).unwrap();
+    let left = std::fs::read_dir(dir.path("")).unwrap();
     let names = left.map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let partial: Vec<String> = names
         .filter(|name| name.contains(".partial") || name.contains(".replaced"))
@@ -416,10 +416,10 @@ fn concurrent_preparations_of_one_folder_are_exclusive() {
 
 #[test]
 fn prepared_folders_are_not_read_as_text() {
-    let lab = TestDir::new();
-    lab.write("texts/a.txt", "Some text of mine.");
+    let dir = TestDir::new();
+    dir.write("texts/a.txt", "Some text of mine.");
     for _ in 0..2 {
-        let manifest = lab.json(&[
+        let manifest = dir.json(&[
             "--quiet",
             "data",
             "prepare",
@@ -435,7 +435,7 @@ fn prepared_folders_are_not_read_as_text() {
         ]);
         assert_eq!(manifest["train"]["documents"], 1, "{manifest}");
     }
-    let left_out = lab
+    let left_out = dir
         .json(&["data", "inspect", "texts/prepared", "--json"])
         .to_string();
     assert!(

@@ -449,14 +449,14 @@ fn tokenizer_files_at_odd_indices_load_or_fail_with_one_line() {
 }
 
 fn try_files(first: usize) {
-    let lab = TestDir::new();
-    lab.write("text.jsonl", json!({"text": TEXT.repeat(20)}).to_string());
+    let dir = TestDir::new();
+    dir.write("text.jsonl", json!({"text": TEXT.repeat(20)}).to_string());
     let files = crafted();
     assert!(files.len() > 100, "{}", files.len());
     let mut works = 0;
     for (index, (name, file)) in files.iter().enumerate().skip(first).step_by(2) {
         let tokenizer = format!("{index}.json");
-        lab.write(&tokenizer, file);
+        dir.write(&tokenizer, file);
         let script = format!("ulimit -v {MEMORY_KIB}; exec \"$@\"");
         let out = format!("out{index}");
         let mut command = Command::new("sh");
@@ -465,8 +465,8 @@ fn try_files(first: usize) {
             .args(["--threads", "1", "data", "prepare", "text.jsonl"])
             .args(["--tokenizer", &tokenizer, "--out", &out])
             .args(["--validation-fraction", "0", "--quiet"])
-            .current_dir(lab.path(""))
-            .env("XDG_CACHE_HOME", lab.path("cache"));
+            .current_dir(dir.path(""))
+            .env("XDG_CACHE_HOME", dir.path("cache"));
         let output = command.output().unwrap();
         let text = stderr(&output);
         if code(&output) == 0 {

@@ -17,10 +17,10 @@ fn words() -> Value {
 
 /// Trains a model that memorizes one sentence.
 fn trained() -> TestDir {
-    let lab = TestDir::new();
-    lab.write("owl/tokenizer.json", words().to_string());
+    let dir = TestDir::new();
+    dir.write("owl/tokenizer.json", words().to_string());
     let line = json!({"text": "owls hoot softly tonight"}).to_string() + "\n";
-    lab.write("owl.jsonl", line.repeat(60));
+    dir.write("owl.jsonl", line.repeat(60));
     let settings = [
         "--set",
         "data.train=[\"owl.jsonl\"]",
@@ -31,15 +31,15 @@ fn trained() -> TestDir {
         "--set",
         "optimizer.lr=2e-2",
     ];
-    lab.train("run", &settings);
-    lab
+    dir.train("run", &settings);
+    dir
 }
 
 #[test]
 fn generated_text_continues_its_prompt_and_reports_omissions() {
-    let lab = trained();
+    let dir = trained();
     let generate = |prompt: &str| {
-        lab.ok(&[
+        dir.ok(&[
             "generate",
             "run",
             "--prompt",
@@ -65,13 +65,13 @@ fn generated_text_continues_its_prompt_and_reports_omissions() {
         "--temperature",
         "0",
     ];
-    let output = lab.run(&args);
+    let output = dir.run(&args);
     assert_eq!(
         stderr(&output),
         "omitted 5 tokens: the beginning of the prompt, which has no room in the context of 16 tokens\n"
     );
     let quiet = [&args[..], &["--quiet", "--json"]].concat();
-    let found = lab.json(&quiet);
+    let found = dir.json(&quiet);
     assert_eq!(found["prompt_tokens"], 20);
     assert_eq!(found["context_tokens"], 16);
     assert_eq!(found["left_out"][0]["count"], 5);
@@ -85,18 +85,18 @@ fn generated_text_continues_its_prompt_and_reports_omissions() {
         "1",
         "--json",
     ];
-    assert_eq!(lab.json(&short)["left_out"], json!([]));
+    assert_eq!(dir.json(&short)["left_out"], json!([]));
 }
 
 #[test]
 fn ignored_sampling_options_are_reported_and_recorded() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let mut file = words();
     file["truncation"] =
         json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
-    lab.write("owl/tokenizer.json", file.to_string());
+    dir.write("owl/tokenizer.json", file.to_string());
     let text = json!({"text": "owls hoot softly tonight </s> owls"}).to_string();
-    lab.write("owl.jsonl", text);
+    dir.write("owl.jsonl", text);
     let args = [
         "data",
         "prepare",
@@ -108,26 +108,26 @@ fn ignored_sampling_options_are_reported_and_recorded() {
         "--validation-fraction",
         "0",
     ];
-    let output = lab.run(&args);
+    let output = dir.run(&args);
     let said = stderr(&output);
     assert!(
         said.contains("truncation to 2 tokens") && said.contains("is disabled"),
         "{said}"
     );
-    let manifest: Value = serde_json::from_slice(&lab.read("out/manifest.json")).unwrap();
+    let manifest: Value = serde_json::from_slice(&dir.read("out/manifest.json")).unwrap();
     assert_eq!(manifest["train"]["tokens"], 7);
     let notes = manifest["tokenizer"]["notes"].to_string();
     assert!(notes.contains("truncation to 2 tokens"), "{notes}");
-    let tokens = lab.read("out/train-00000.bin");
+    let tokens = dir.read("out/train-00000.bin");
     let ends = tokens.chunks(2).filter(|token| *token == [1, 0]).count();
     assert_eq!(ends, 1);
 }
 
 #[test]
 fn memory_for_text_without_white_space_is_a_small_multiple_of_its_size() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let size = 24 << 20;
-    lab.write(
+    dir.write(
         "w.jsonl",
         json!({"text": "ab".repeat(size / 2)}).to_string(),
     );
@@ -146,7 +146,7 @@ fn memory_for_text_without_white_space_is_a_small_multiple_of_its_size() {
             "bpe:264",
         ])
         .args(["--out", "out", "--validation-fraction", "0"])
-        .current_dir(lab.path(""))
+        .current_dir(dir.path(""))
         .output()
         .unwrap();
     assert_eq!(code(&output), 0, "{}", stderr(&output));

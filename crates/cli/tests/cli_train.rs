@@ -10,9 +10,9 @@ fn close(a: f64, b: f64) {
 
 /// Returns a directory with a run `run` and `fine.toml`, which starts from it, and the text of that file.
 fn fine_tuning_lab() -> (TestDir, String) {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
-    let config = String::from_utf8(lab.read("tiny.toml")).unwrap();
+    let dir = TestDir::new();
+    dir.train("run", &[]);
+    let config = String::from_utf8(dir.read("tiny.toml")).unwrap();
     let (before, after) = (
         config.find("[model]").unwrap(),
         config.find("[data]").unwrap(),
@@ -22,33 +22,33 @@ fn fine_tuning_lab() -> (TestDir, String) {
         &config[..before],
         &config[after..]
     );
-    lab.write("fine.toml", &fine);
-    (lab, fine)
+    dir.write("fine.toml", &fine);
+    (dir, fine)
 }
 
 #[test]
 fn training_starts_from_a_checkpoint() {
-    let (lab, fine) = fine_tuning_lab();
+    let (dir, fine) = fine_tuning_lab();
     let args = ["train", "fine.toml", "--quiet", "--run", "fine"];
-    lab.ok(&args);
-    assert!(lab.column("fine", "loss")[0] < lab.column("run", "loss")[0] - 0.5);
-    assert_eq!(lab.column("fine", "tokens")[0], 64.0);
+    dir.ok(&args);
+    assert!(dir.column("fine", "loss")[0] < dir.column("run", "loss")[0] - 0.5);
+    assert_eq!(dir.column("fine", "tokens")[0], 64.0);
     assert_eq!(
-        lab.column("fine", "lr")[0],
+        dir.column("fine", "lr")[0],
         3e-3 / 4.0,
         "the schedule begins anew"
     );
-    lab.ok(&["inspect", "fine.toml"]);
+    dir.ok(&["inspect", "fine.toml"]);
     // The tokenizer may come from the checkpoint, and pre-tokenized data need its vocabulary only.
-    lab.write("fine.toml", fine.replace("tokenizer = \"bytes\"\n", ""));
-    lab.ok(&["train", "fine.toml", "--quiet", "--run", "again"]);
+    dir.write("fine.toml", fine.replace("tokenizer = \"bytes\"\n", ""));
+    dir.ok(&["train", "fine.toml", "--quiet", "--run", "again"]);
     assert_eq!(
-        lab.reproducible_metrics("fine"),
-        lab.reproducible_metrics("again")
+        dir.reproducible_metrics("fine"),
+        dir.reproducible_metrics("again")
     );
     let tokens: Vec<u16> = (0..400).map(|i| 97 + i % 26).collect();
-    lab.write("t.npy", numpy("(400,)", &tokens));
-    lab.ok(&[
+    dir.write("t.npy", numpy("(400,)", &tokens));
+    dir.ok(&[
         "train",
         "fine.toml",
         "--quiet",
@@ -67,21 +67,21 @@ fn training_starts_from_a_checkpoint() {
         "--set",
         "train.seq_len=17",
     ];
-    lab.ok(&long);
+    dir.ok(&long);
 }
 
 #[test]
 fn initialization_from_a_checkpoint_rejects_options_without_effect() {
-    let (lab, _) = fine_tuning_lab();
+    let (dir, _) = fine_tuning_lab();
     let from = ["--set", "init.from=run"];
-    lab.train("same", &from);
-    lab.train_fails(
+    dir.train("same", &from);
+    dir.train_fails(
         2,
         "other",
         &[&from[..], &["--set", "model.d_ff=48"]].concat(),
         &["[model]", "omit it"],
     );
-    lab.expect_error(
+    dir.expect_error(
         1,
         &[
             "train",
@@ -97,17 +97,17 @@ fn initialization_from_a_checkpoint_rejects_options_without_effect() {
 
 #[test]
 fn rows_are_read_in_their_order() {
-    let lab = TestDir::new();
-    let config = String::from_utf8(lab.read("tiny.toml")).unwrap();
-    lab.write("tiny.toml", config.replace("tokenizer = \"bytes\"\n", ""));
+    let dir = TestDir::new();
+    let config = String::from_utf8(dir.read("tiny.toml")).unwrap();
+    dir.write("tiny.toml", config.replace("tokenizer = \"bytes\"\n", ""));
     // Row i repeats the token i.
     let rows = |order: &[u16]| order.iter().flat_map(|&i| vec![i; 17]).collect::<Vec<_>>();
     let order: Vec<u16> = (0..80).collect();
     let backward: Vec<u16> = (0..80).rev().collect();
-    lab.write("forward.npy", numpy("(80, 17)", &rows(&order)));
-    lab.write("backward.npy", numpy("(80, 17)", &rows(&backward)));
+    dir.write("forward.npy", numpy("(80, 17)", &rows(&order)));
+    dir.write("backward.npy", numpy("(80, 17)", &rows(&backward)));
     for i in 0..20_u16 {
-        lab.write(
+        dir.write(
             &format!("{i}.npy"),
             numpy("(4, 17)", &rows(&order[4 * usize::from(i)..][..4])),
         );
@@ -116,7 +116,7 @@ fn rows_are_read_in_their_order() {
     let train = |run: &str, data: &str, order: &str| {
         let data = format!("data.train=[{data}]");
         let order = format!("data.order={order}");
-        lab.train(
+        dir.train(
             run,
             &[
                 "--set",
@@ -127,14 +127,14 @@ fn rows_are_read_in_their_order() {
                 "model.vocab_size=80",
             ],
         );
-        lab.column(run, "loss")
+        dir.column(run, "loss")
     };
     let forward = train("forward", "'forward.npy'", "sequential");
     assert_eq!(forward, train("pieces", &all.join(","), "sequential"));
     assert_ne!(forward, train("backward", "'backward.npy'", "sequential"));
     assert_ne!(forward, train("shuffled", "'forward.npy'", "shuffled"));
     // The first losses are those of the first four rows.
-    lab.train(
+    dir.train(
         "first",
         &[
             "--set",
@@ -145,13 +145,13 @@ fn rows_are_read_in_their_order() {
             "model.vocab_size=80",
         ],
     );
-    assert_eq!(lab.column("first", "loss")[0], forward[0]);
-    assert_ne!(lab.column("first", "loss")[1], forward[1]);
+    assert_eq!(dir.column("first", "loss")[0], forward[0]);
+    assert_ne!(dir.column("first", "loss")[1], forward[1]);
 }
 
 #[test]
 fn learning_rates_follow_their_schedules() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let lr = |run: &str, settings: &[&str]| {
         let mut more = vec![
             "--set",
@@ -164,8 +164,8 @@ fn learning_rates_follow_their_schedules() {
         settings
             .iter()
             .for_each(|setting| more.extend(["--set", setting]));
-        lab.train(run, &more);
-        lab.column(run, "lr")
+        dir.train(run, &more);
+        dir.column(run, "lr")
     };
     assert_eq!(lr("constant", &["schedule.kind=constant"]), [1e-3; 20]);
     let linear = lr(
@@ -188,12 +188,12 @@ fn learning_rates_follow_their_schedules() {
     let cosine = lr("cosine", &["schedule.min_lr_ratio=0"]);
     close(cosine[9], 0.5e-3);
     // 300 tokens are five steps of 64, rounded up.
-    let config = String::from_utf8(lab.read("tiny.toml")).unwrap();
-    lab.write(
+    let config = String::from_utf8(dir.read("tiny.toml")).unwrap();
+    dir.write(
         "tiny.toml",
         config.replace("warmup_steps = 4", "warmup_tokens = 300"),
     );
-    lab.train(
+    dir.train(
         "tokens",
         &[
             "--set",
@@ -202,7 +202,7 @@ fn learning_rates_follow_their_schedules() {
             "optimizer.lr=1e-3",
         ],
     );
-    let tokens = lab.column("tokens", "lr");
+    let tokens = dir.column("tokens", "lr");
     close(tokens[0], 0.2e-3);
     close(tokens[4], 1e-3);
     assert_eq!(tokens[5..], [1e-3; 15]);
@@ -210,8 +210,8 @@ fn learning_rates_follow_their_schedules() {
 
 #[test]
 fn training_without_validation_data_is_reported() {
-    let lab = TestDir::new();
-    lab.write("one.txt", "one two three four five six seven. ".repeat(100));
+    let dir = TestDir::new();
+    dir.write("one.txt", "one two three four five six seven. ".repeat(100));
     let args = [
         "train",
         "tiny.toml",
@@ -220,7 +220,7 @@ fn training_without_validation_data_is_reported() {
         "--set",
         "data.train=['one.txt']",
     ];
-    let output = lab.run(&args);
+    let output = dir.run(&args);
     let said = common::stderr(&output);
     assert_eq!(common::code(&output), 0, "{said}");
     assert!(said.contains("no validation: "), "{said}");
@@ -230,36 +230,36 @@ fn training_without_validation_data_is_reported() {
 
 #[test]
 fn a_training_that_cannot_start_writes_nothing() {
-    let lab = TestDir::new();
-    lab.train_fails(
+    let dir = TestDir::new();
+    dir.train_fails(
         1,
         "run",
         &["--set", "data.train=['absent.txt']"],
         &["absent.txt"],
     );
-    assert!(!lab.path("run").exists());
-    lab.train_fails(
+    assert!(!dir.path("run").exists());
+    dir.train_fails(
         2,
         "run",
         &["--set", "model.vocab_size=9"],
         &["tiny.toml", "model.vocab_size = 9"],
     );
-    assert!(!lab.path("run").exists());
+    assert!(!dir.path("run").exists());
 }
 
 #[test]
 fn a_different_tokenizer_than_that_of_prepared_data_is_rejected() {
-    let lab = TestDir::new();
-    lab.prepare("stories:60", "bpe:300", "p");
+    let dir = TestDir::new();
+    dir.prepare("stories:60", "bpe:300", "p");
     let folder = "data.train=['p']";
-    lab.train_fails(
+    dir.train_fails(
         1,
         "run",
         &["--set", folder, "--set", "data.tokenizer=bpe:400"],
         &["p: tokenized with bpe:300", "bpe:400 was requested"],
     );
-    lab.train("run", &["--set", folder, "--set", "data.tokenizer=bpe:300"]);
-    let of_config = lab.json(&[
+    dir.train("run", &["--set", folder, "--set", "data.tokenizer=bpe:300"]);
+    let of_config = dir.json(&[
         "inspect",
         "tiny.toml",
         "--json",
@@ -268,7 +268,7 @@ fn a_different_tokenizer_than_that_of_prepared_data_is_rejected() {
         "--set",
         "data.tokenizer=bpe:300",
     ]);
-    let of_run = lab.json(&["inspect", "run", "--json"]);
+    let of_run = dir.json(&["inspect", "run", "--json"]);
     assert_eq!(
         of_config["model"]["vocab_size"],
         of_run["model"]["vocab_size"]

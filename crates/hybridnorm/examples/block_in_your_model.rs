@@ -6,7 +6,7 @@
 //! ```
 
 use hybridnorm::exec::{Cpu, Data, Executor};
-use hybridnorm::graph::{Builder, DType, Type};
+use hybridnorm::graph::{Buffer, Builder, DType, Type, Value};
 use hybridnorm::model::{Block, ModelConfig, PositionContext, Registry, Residual};
 use hybridnorm::ops::{self, AdamW, Arguments};
 use hybridnorm::plan::{Options, Program};
@@ -62,34 +62,14 @@ fn train() -> Result<()> {
     let logits = ops::linear(last, projection.value(&g));
     let [loss, _] = ops::cross_entropy(logits, y, 0.0, B as f64);
 
-    // The backward pass and the update, in the same graph.
-    let params: Vec<_> = registry.groups().map(|(param, _)| param).collect();
-    let values: Vec<_> = params.iter().map(|param| param.value(&g)).collect();
-    let gradients: Option<Vec<_>> = passes::gradients(loss, &values).into_iter().collect();
-    let gradients = gradients.expect("the loss depends on every parameter");
-    let squares = ops::squared_norms(&g, &gradients);
-    let slots = params.iter().zip(gradients).map(|(param, gradient)| {
-        let [p, m, v] = [parameters, m, v].map(|buffer| param.value_in(buffer, &g));
-        [gradient, p, m, v]
-    });
-    let rule = AdamW {
-        beta1: 0.9,
-        beta2: 0.95,
-        eps: 1e-8,
-        clip: 1.0,
-        weight_decay: vec![0.0; params.len()],
-    };
-    ops::adamw(rule, loss, squares, &slots.collect::<Vec<_>>());
+    add_update(&registry, [parameters, m, v], loss);
 
     // One program for the whole step.
     let loss = loss.id();
     let step = Program::new(g.finish(), &[loss], Options::default());
     let mut random = ChaCha8Rng::seed_from_u64(7);
     for index in 0..=200 {
-        let numbers = StandardNormal.sample_iter(&mut random).take(B * T * D);
-        let x: Vec<f32> = numbers.collect();
-        let is_positive = |x: &[f32]| i32::from(x.iter().step_by(D).sum::<f32>() > 0.0);
-        let y: Vec<i32> = x.chunks(T * D).map(is_positive).collect();
+        let (x, y) = batch(&mut random);
         let arguments = Arguments {
             lr: 3e-3,
             step: index + 1,
@@ -103,4 +83,36 @@ fn train() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Adds the backward pass of the loss and an update by AdamW to the graph of the loss. `buffers` hold the parameters
+/// and their first and second moments.
+fn add_update(registry: &Registry, buffers: [Buffer; 3], loss: Value) {
+    let g = loss.builder();
+    let params: Vec<_> = registry.groups().map(|(param, _)| param).collect();
+    let values: Vec<_> = params.iter().map(|param| param.value(g)).collect();
+    let gradients: Option<Vec<_>> = passes::gradients(loss, &values).into_iter().collect();
+    let gradients = gradients.expect("the loss depends on every parameter");
+    let squares = ops::squared_norms(g, &gradients);
+    let slots = params.iter().zip(gradients).map(|(param, gradient)| {
+        let [p, m, v] = buffers.map(|buffer| param.value_in(buffer, g));
+        [gradient, p, m, v]
+    });
+    let rule = AdamW {
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        clip: 1.0,
+        weight_decay: vec![0.0; params.len()],
+    };
+    ops::adamw(rule, loss, squares, &slots.collect::<Vec<_>>());
+}
+
+/// Draws sequences, and their classes.
+fn batch(random: &mut ChaCha8Rng) -> (Vec<f32>, Vec<i32>) {
+    let numbers = StandardNormal.sample_iter(random).take(B * T * D);
+    let x: Vec<f32> = numbers.collect();
+    let is_positive = |x: &[f32]| i32::from(x.iter().step_by(D).sum::<f32>() > 0.0);
+    let y = x.chunks(T * D).map(is_positive).collect();
+    (x, y)
 }

@@ -102,65 +102,68 @@ fn type_errors_do_not_mention_rust_types() {
     assert!(refused > 400, "{refused}");
 }
 
+/// Misspelled settings, and what the error says about each.
+const MISSPELLED: &[(&str, &str)] = &[
+    ("model.n_layer=4", "did you mean `n_layers`"),
+    ("model.hidden_size=4", "did you mean `d_model`"),
+    ("model.num_key_value_heads=1", "did you mean `n_kv_heads`"),
+    ("optimizer.learning_rate=1e-3", "did you mean `lr`"),
+    ("train.max_steps=3", "did you mean `steps`"),
+    ("optimizer.lr='1e-3'", "write 1e-3 without quotation marks"),
+    (
+        "train.steps=1e3",
+        "write 1000 without a point or an exponent",
+    ),
+    ("model.q_norm=true", "q_norm = \"per_head\""),
+    ("model.qk_norm=true", "q_norm = \"per_head\""),
+    (
+        "model.placement.block.attn_inner.q_norm=true",
+        "as in \"per_head\"",
+    ),
+    ("model.norm='pre'", "placement = \"pre-norm\""),
+    ("model.placement='prenorm'", "nearest known: `pre-norm`"),
+    ("model.placement=true", "placement = \"pre-norm\""),
+    ("model.norm.kind='layer_norm'", "did you mean `layernorm`"),
+    ("model.dtype='bf16'", "single precision"),
+    ("model.dropout=0.1", "there is no dropout"),
+    ("model.activation='swish'", "swiglu"),
+    ("model.activation='silu'", "did you mean `swiglu`"),
+    ("model.activation=true", "as in activation = \"swiglu\""),
+    ("model.moe=true", "as in moe = { n_experts"),
+    ("model.mla=true", "as in mla = { kv_rank"),
+    ("train.recompute=true", "as in recompute = "),
+    ("schedule='cosine'", "as in schedule = { kind = \"cosine\""),
+    ("data.train='text.txt'", "as in train = [\"text.txt\"]"),
+    ("optimizer.betas=0.9", "as in betas = [0.9, 0.95]"),
+    (
+        "optimizer.clip_grad_norm=false",
+        "as in clip_grad_norm = 1.0",
+    ),
+    (
+        "optimizer=[]",
+        "optimizer: expected a section, found a list",
+    ),
+    ("train=[2]", "train: expected a section, found a list"),
+    ("log=true", "as in log = { layers_every = 10 }"),
+    ("train.steps='many'", "as in steps = 1000"),
+    (
+        "model.placement={base='pre-norm',q_norm=true}",
+        "q_norm = \"per_head\"",
+    ),
+    (
+        "model.placement={block={attn={q_norm=true}}}",
+        "attn_inner = { q_norm = \"per_head\"",
+    ),
+    (
+        "model.norm={kind='rmsnorm',eps='1e-6'}",
+        "the text \"1e-6\"",
+    ),
+    ("model.norm={kind='layer-normal'}", "\"layer-normal\""),
+];
+
 #[test]
 fn common_misspellings_are_corrected_in_the_error() {
-    for (setting, words) in [
-        ("model.n_layer=4", "did you mean `n_layers`"),
-        ("model.hidden_size=4", "did you mean `d_model`"),
-        ("model.num_key_value_heads=1", "did you mean `n_kv_heads`"),
-        ("optimizer.learning_rate=1e-3", "did you mean `lr`"),
-        ("train.max_steps=3", "did you mean `steps`"),
-        ("optimizer.lr='1e-3'", "write 1e-3 without quotation marks"),
-        (
-            "train.steps=1e3",
-            "write 1000 without a point or an exponent",
-        ),
-        ("model.q_norm=true", "q_norm = \"per_head\""),
-        ("model.qk_norm=true", "q_norm = \"per_head\""),
-        (
-            "model.placement.block.attn_inner.q_norm=true",
-            "as in \"per_head\"",
-        ),
-        ("model.norm='pre'", "placement = \"pre-norm\""),
-        ("model.placement='prenorm'", "nearest known: `pre-norm`"),
-        ("model.placement=true", "placement = \"pre-norm\""),
-        ("model.norm.kind='layer_norm'", "did you mean `layernorm`"),
-        ("model.dtype='bf16'", "single precision"),
-        ("model.dropout=0.1", "there is no dropout"),
-        ("model.activation='swish'", "swiglu"),
-        ("model.activation='silu'", "did you mean `swiglu`"),
-        ("model.activation=true", "as in activation = \"swiglu\""),
-        ("model.moe=true", "as in moe = { n_experts"),
-        ("model.mla=true", "as in mla = { kv_rank"),
-        ("train.recompute=true", "as in recompute = "),
-        ("schedule='cosine'", "as in schedule = { kind = \"cosine\""),
-        ("data.train='text.txt'", "as in train = [\"text.txt\"]"),
-        ("optimizer.betas=0.9", "as in betas = [0.9, 0.95]"),
-        (
-            "optimizer.clip_grad_norm=false",
-            "as in clip_grad_norm = 1.0",
-        ),
-        (
-            "optimizer=[]",
-            "optimizer: expected a section, found a list",
-        ),
-        ("train=[2]", "train: expected a section, found a list"),
-        ("log=true", "as in log = { layers_every = 10 }"),
-        ("train.steps='many'", "as in steps = 1000"),
-        (
-            "model.placement={base='pre-norm',q_norm=true}",
-            "q_norm = \"per_head\"",
-        ),
-        (
-            "model.placement={block={attn={q_norm=true}}}",
-            "attn_inner = { q_norm = \"per_head\"",
-        ),
-        (
-            "model.norm={kind='rmsnorm',eps='1e-6'}",
-            "the text \"1e-6\"",
-        ),
-        ("model.norm={kind='layer-normal'}", "\"layer-normal\""),
-    ] {
+    for (setting, words) in MISSPELLED {
         let text = problem(setting).unwrap_or_else(|| panic!("{setting} is taken"));
         assert!(text.contains(words), "{setting}: {text}");
     }

@@ -29,8 +29,8 @@ fn streamed(tokenizer: &Tokenizer, context: &[u32], ids: &[u32]) -> String {
     text
 }
 
-#[test]
-fn streaming_decoder_continues_a_prompt() {
+/// Returns a tokenizer for every kind of decoder.
+fn decoders() -> Vec<(&'static str, Tokenizer)> {
     let space = json!({"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "});
     let strip = json!({"type": "Strip", "content": " ", "start": 1, "stop": 0});
     let llama = json!({"type": "Sequence", "decoders":
@@ -58,7 +58,7 @@ fn streaming_decoder_continues_a_prompt() {
         "\u{a6}\u{2030}",
         "\u{a6}\u{12b}",
     ];
-    let all = [
+    vec![
         ("Llama 2", words(llama, &pieces)),
         ("Metaspace", words(metaspace, &pieces[..4])),
         (
@@ -79,7 +79,12 @@ fn streaming_decoder_continues_a_prompt() {
         ("CTC", words(ctc, &["o", "-", "l", "|", "w"])),
         ("ByteLevel", words(byte_level, &byte_level_pieces)),
         ("none", words(Value::Null, &["owls", "hoot", "by"])),
-    ];
+    ]
+}
+
+#[test]
+fn streaming_decoder_continues_a_prompt() {
+    let all = decoders();
     for (name, tokenizer) in &all {
         let ids = tokenizer.vocab_size() as u32;
         // Id sequences that include special, unknown and repeated ones.
@@ -130,8 +135,8 @@ const FORGED: [&str; 6] = [
     "<pad></s> kite\n</s>",
 ];
 
-#[test]
-fn text_is_never_encoded_as_special_tokens() {
+/// Returns models whose vocabulary contains special tokens, with their pre-tokenizers.
+fn models() -> Vec<(&'static str, Value, Value)> {
     let split = json!({"type": "Whitespace"});
     let metaspace =
         json!({"type": "Metaspace", "replacement": "\u{2581}", "prepend_scheme": "always"});
@@ -163,7 +168,7 @@ fn text_is_never_encoded_as_special_tokens() {
     wordpiece["continuing_subword_prefix"] = "##".into();
     wordpiece["max_input_chars_per_word"] = 100.into();
     let whitespace = json!({"type": "WhitespaceSplit"});
-    let cases = [
+    vec![
         ("Unigram", unigram(letters), metaspace.clone()),
         ("Unigram without the letters", unigram("redkit"), metaspace),
         ("Unigram without words", unigram(letters), Value::Null),
@@ -172,8 +177,12 @@ fn text_is_never_encoded_as_special_tokens() {
         ("BPE that looks words up", ignoring, whitespace.clone()),
         ("WordLevel", level, whitespace.clone()),
         ("WordPiece", wordpiece, whitespace),
-    ];
-    for (name, model, pre_tokenizer) in cases {
+    ]
+}
+
+#[test]
+fn text_is_never_encoded_as_special_tokens() {
+    for (name, model, pre_tokenizer) in models() {
         for declared in [true, false] {
             let mut json = file(Value::Null, model.clone());
             json["pre_tokenizer"] = pre_tokenizer.clone();

@@ -6,10 +6,10 @@ use crate::common::{self, TestDir};
 
 /// Asserts that training with each setting fails with a message that contains all of its fragments.
 fn assert_rejected(cases: &[(&str, &[&str])]) {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     for (setting, words) in cases {
-        lab.train_fails(2, "run", &["--set", setting], words);
-        let _ = fs::remove_dir_all(lab.path("run"));
+        dir.train_fails(2, "run", &["--set", setting], words);
+        let _ = fs::remove_dir_all(dir.path("run"));
     }
 }
 
@@ -195,8 +195,8 @@ fn invalid_other_settings_are_rejected() {
 
 #[test]
 fn the_invalid_one_of_several_settings_is_named() {
-    let lab = TestDir::new();
-    lab.train_fails(
+    let dir = TestDir::new();
+    dir.train_fails(
         2,
         "run",
         &[
@@ -213,22 +213,22 @@ fn the_invalid_one_of_several_settings_is_named() {
 
 #[test]
 fn invalid_configuration_files_are_rejected_with_their_line() {
-    let lab = TestDir::new();
-    lab.write("broken.toml", "seed = 1\n[train]\nstepz = 3\n");
-    lab.expect_error(
+    let dir = TestDir::new();
+    dir.write("broken.toml", "seed = 1\n[train]\nstepz = 3\n");
+    dir.expect_error(
         2,
         &["train", "broken.toml"],
         &["broken.toml: line 3:", "`steps`"],
     );
-    lab.write("broken.toml", "seed = 1\n[train\n");
-    lab.expect_error(2, &["train", "broken.toml"], &["broken.toml: line 2:"]);
-    lab.write("broken.toml", b"seed = 1 # \xff\n");
-    lab.expect_error(
+    dir.write("broken.toml", "seed = 1\n[train\n");
+    dir.expect_error(2, &["train", "broken.toml"], &["broken.toml: line 2:"]);
+    dir.write("broken.toml", b"seed = 1 # \xff\n");
+    dir.expect_error(
         2,
         &["train", "broken.toml"],
         &["broken.toml", "UTF-8 at byte 11"],
     );
-    lab.expect_error(
+    dir.expect_error(
         1,
         &["train", "absent.toml"],
         &["absent.toml", "no such file"],
@@ -237,8 +237,8 @@ fn invalid_configuration_files_are_rejected_with_their_line() {
 
 #[test]
 fn invalid_thread_counts_are_rejected() {
-    let lab = TestDir::new();
-    lab.expect_error(
+    let dir = TestDir::new();
+    dir.expect_error(
         2,
         &["train", "tiny.toml", "--threads", "0"],
         &["threads = 0"],
@@ -247,15 +247,15 @@ fn invalid_thread_counts_are_rejected() {
         ("1000000", "threads = 1000000, expected 1 to 1024"),
         ("many", "RAYON_NUM_THREADS is \"many\""),
     ] {
-        let mut command = lab.command(&["train", "tiny.toml"]);
+        let mut command = dir.command(&["train", "tiny.toml"]);
         let output = command.env("RAYON_NUM_THREADS", threads).output().unwrap();
         assert_eq!(common::code(&output), 2);
         assert!(common::stderr(&output).contains(words), "{output:?}");
     }
-    let mut unset = lab.command(&["placement", "list"]);
+    let mut unset = dir.command(&["placement", "list"]);
     let output = unset.env("RAYON_NUM_THREADS", "").output().unwrap();
     assert_eq!(common::code(&output), 0);
-    lab.expect_error(
+    dir.expect_error(
         2,
         &["train", "tiny.toml", "--threads", "1000000"],
         &["threads = 1000000"],

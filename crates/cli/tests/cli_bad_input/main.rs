@@ -11,7 +11,7 @@ use common::{DAMAGES, Damage, TestDir, copy_folder, damage, files_below, numpy, 
 
 #[test]
 fn wrong_usage_exits_with_code_2() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     for args in [
         &["tarin"][..],
         &["train"],
@@ -19,20 +19,20 @@ fn wrong_usage_exits_with_code_2() {
         &["train", "tiny.toml", "--steps"],
         &[],
     ] {
-        assert_eq!(lab.run(args).status.code(), Some(2), "{args:?}");
+        assert_eq!(dir.run(args).status.code(), Some(2), "{args:?}");
     }
 }
 
 #[test]
 fn unusable_text_is_rejected() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
-    lab.write("empty.txt", "");
-    lab.write("blank.txt", " \n\n");
-    lab.write("short.txt", "hi");
-    lab.write("bytes.txt", b"abc\xff\xfe");
-    lab.write("odd.pdf", "text");
-    lab.write("lines.jsonl", "{\"text\": \"a\"}\n{\"txt\": \"b\"}\n");
+    let dir = TestDir::new();
+    dir.train("run", &[]);
+    dir.write("empty.txt", "");
+    dir.write("blank.txt", " \n\n");
+    dir.write("short.txt", "hi");
+    dir.write("bytes.txt", b"abc\xff\xfe");
+    dir.write("odd.pdf", "text");
+    dir.write("lines.jsonl", "{\"text\": \"a\"}\n{\"txt\": \"b\"}\n");
     for (file, code, words) in [
         ("empty.txt", 2, &["empty.txt", "no text"][..]),
         ("blank.txt", 2, &["blank.txt", "no text"]),
@@ -50,10 +50,10 @@ fn unusable_text_is_rejected() {
         ("stories:0", 2, &["stories:0"]),
     ] {
         let data = format!("data.train=['{file}']");
-        lab.train_fails(code, "other", &["--set", &data], words);
-        let _ = fs::remove_dir_all(lab.path("other"));
+        dir.train_fails(code, "other", &["--set", &data], words);
+        let _ = fs::remove_dir_all(dir.path("other"));
         if file != "short.txt" {
-            lab.expect_error(code, &["eval", "run", "--json", "--data", file], words);
+            dir.expect_error(code, &["eval", "run", "--json", "--data", file], words);
         }
         if !["short.txt", "absent.npy", "*.u16"].contains(&file) {
             let args = [
@@ -65,16 +65,16 @@ fn unusable_text_is_rejected() {
                 "--out",
                 "p",
             ];
-            lab.expect_error(code, &args, &words[..1]);
-            lab.expect_error(1, &["data", "inspect", "p"], &["p"]);
+            dir.expect_error(code, &args, &words[..1]);
+            dir.expect_error(1, &["data", "inspect", "p"], &["p"]);
         }
     }
-    lab.expect_error(
+    dir.expect_error(
         2,
         &["eval", "run", "--data", "short.txt", "--batch-size", "0"],
         &["--batch-size"],
     );
-    lab.expect_error(
+    dir.expect_error(
         2,
         &["eval", "run", "--data", "short.txt", "--seq-len", "17"],
         &["sequence length = 17", "16"],
@@ -83,7 +83,7 @@ fn unusable_text_is_rejected() {
 
 #[test]
 fn damaged_prepared_folders_are_rejected() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let out = [
         "data",
         "prepare",
@@ -93,17 +93,17 @@ fn damaged_prepared_folders_are_rejected() {
         "--out",
         "good",
     ];
-    lab.ok(&out);
+    dir.ok(&out);
     let data = ["--set", "data.train=['p']", "--set", "data.tokenizer=p"];
-    for file in files_below(&lab.path("good")) {
+    for file in files_below(&dir.path("good")) {
         let name = file.file_name().unwrap().to_str().unwrap().to_owned();
         for how in DAMAGES {
-            let _ = fs::remove_dir_all(lab.path("p"));
-            copy_folder(&lab.path("good"), &lab.path("p"));
-            damage(&lab.path("p").join(&name), how);
+            let _ = fs::remove_dir_all(dir.path("p"));
+            copy_folder(&dir.path("good"), &dir.path("p"));
+            damage(&dir.path("p").join(&name), how);
             // These two files do not affect the meaning of tokens, so damage to them may go unnoticed.
             let beside = ["tokenizer_config.json", "hybridnorm-tokenizer.json"].contains(&&*name);
-            let inspected = lab.run(&["data", "inspect", "p"]);
+            let inspected = dir.run(&["data", "inspect", "p"]);
             if beside && inspected.status.success() {
                 continue;
             }
@@ -113,8 +113,8 @@ fn damaged_prepared_folders_are_rejected() {
             {
                 continue;
             }
-            lab.expect_error(1, &["data", "inspect", "p"], &["p"]);
-            let output = lab.run(&train_args("run", &data));
+            dir.expect_error(1, &["data", "inspect", "p"], &["p"]);
+            let output = dir.run(&train_args("run", &data));
             let said = common::stderr(&output);
             assert!(
                 [1, 2].contains(&common::code(&output)),
@@ -122,35 +122,35 @@ fn damaged_prepared_folders_are_rejected() {
             );
             assert_eq!(said.lines().count(), 1, "{said}");
             assert!(!said.contains("internal error"), "{said}");
-            let _ = fs::remove_dir_all(lab.path("run"));
+            let _ = fs::remove_dir_all(dir.path("run"));
         }
     }
 }
 
 #[test]
 fn damaged_checkpoints_are_rejected() {
-    let lab = TestDir::new();
-    lab.train("run", &["--set", "train.steps=5"]);
-    let good = lab.path("run/checkpoints/step-00000005");
+    let dir = TestDir::new();
+    dir.train("run", &["--set", "train.steps=5"]);
+    let good = dir.path("run/checkpoints/step-00000005");
     for file in files_below(&good) {
         let name = file.strip_prefix(&good).unwrap();
         for how in DAMAGES {
-            let _ = fs::remove_dir_all(lab.path("c"));
-            copy_folder(&good, &lab.path("c"));
-            damage(&lab.path("c").join(name), how);
+            let _ = fs::remove_dir_all(dir.path("c"));
+            copy_folder(&good, &dir.path("c"));
+            damage(&dir.path("c").join(name), how);
             let word = match name == Path::new("manifest.json") {
                 true => "c",
                 false => name.to_str().unwrap(),
             };
-            lab.expect_error(1, &["eval", "c", "--json", "--data", "stories:9"], &[word]);
-            lab.expect_error(1, &["generate", "c", "--prompt", "a"], &[word]);
-            lab.expect_error(1, &["inspect", "c"], &[word]);
+            dir.expect_error(1, &["eval", "c", "--json", "--data", "stories:9"], &[word]);
+            dir.expect_error(1, &["generate", "c", "--prompt", "a"], &[word]);
+            dir.expect_error(1, &["inspect", "c"], &[word]);
             let init = ["--set", "init.from=c"];
-            lab.train_fails(1, "other", &init, &[word]);
-            let _ = fs::remove_dir_all(lab.path("other"));
+            dir.train_fails(1, "other", &init, &[word]);
+            let _ = fs::remove_dir_all(dir.path("other"));
         }
     }
-    lab.expect_error(
+    dir.expect_error(
         1,
         &["eval", "run/checkpoints", "--data", "stories:9"],
         &["neither a checkpoint"],
@@ -159,22 +159,22 @@ fn damaged_checkpoints_are_rejected() {
 
 #[test]
 fn tokens_outside_the_vocabulary_are_rejected() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let mut tokens: Vec<u16> = (0..500).map(|i| i % 50).collect();
     tokens[321] = 50;
-    lab.write("a.npy", numpy("(500,)", &tokens));
-    lab.write(
+    dir.write("a.npy", numpy("(500,)", &tokens));
+    dir.write(
         "a.bin",
         tokens
             .iter()
             .flat_map(|t| t.to_le_bytes())
             .collect::<Vec<u8>>(),
     );
-    lab.write("cut.bin", [1, 2, 3]);
-    lab.write("cut.npy", &numpy("(500,)", &tokens)[..900]);
-    lab.write("rows.npy", numpy("(50, 10)", &tokens));
-    let config = String::from_utf8(lab.read("tiny.toml")).unwrap();
-    lab.write("tiny.toml", config.replace("tokenizer = \"bytes\"\n", ""));
+    dir.write("cut.bin", [1, 2, 3]);
+    dir.write("cut.npy", &numpy("(500,)", &tokens)[..900]);
+    dir.write("rows.npy", numpy("(50, 10)", &tokens));
+    let config = String::from_utf8(dir.read("tiny.toml")).unwrap();
+    dir.write("tiny.toml", config.replace("tokenizer = \"bytes\"\n", ""));
     for (file, size, words) in [
         (
             "a.npy",
@@ -192,17 +192,17 @@ fn tokens_outside_the_vocabulary_are_rejected() {
     ] {
         let data = format!("data.train=['{file}']");
         let size = format!("model.vocab_size={size}");
-        lab.train_fails(1, "run", &["--set", &data, "--set", &size], words);
-        let _ = fs::remove_dir_all(lab.path("run"));
+        dir.train_fails(1, "run", &["--set", &data, "--set", &size], words);
+        let _ = fs::remove_dir_all(dir.path("run"));
     }
-    lab.train_fails(
+    dir.train_fails(
         2,
         "run",
         &["--set", "data.train=['a.npy']"],
         &["a.npy", "vocab_size"],
     );
-    let _ = fs::remove_dir_all(lab.path("run"));
-    lab.train(
+    let _ = fs::remove_dir_all(dir.path("run"));
+    dir.train(
         "run",
         &[
             "--set",
@@ -211,7 +211,7 @@ fn tokens_outside_the_vocabulary_are_rejected() {
             "model.vocab_size=51",
         ],
     );
-    lab.expect_error(
+    dir.expect_error(
         1,
         &["generate", "run", "--prompt", "a"],
         &["has no tokenizer"],
@@ -220,11 +220,11 @@ fn tokens_outside_the_vocabulary_are_rejected() {
 
 #[test]
 fn directories_with_other_files_are_rejected() {
-    let lab = TestDir::new();
-    lab.write("file", "mine");
-    lab.train_fails(1, "file", &[], &["file: is a file, expected a folder"]);
-    assert_eq!(lab.read("file"), b"mine");
-    lab.write("mine/a.txt", "mine");
+    let dir = TestDir::new();
+    dir.write("file", "mine");
+    dir.train_fails(1, "file", &[], &["file: is a file, expected a folder"]);
+    assert_eq!(dir.read("file"), b"mine");
+    dir.write("mine/a.txt", "mine");
     let args = [
         "data",
         "prepare",
@@ -234,13 +234,13 @@ fn directories_with_other_files_are_rejected() {
         "--out",
         "mine",
     ];
-    lab.expect_error(2, &args, &["mine: contains other files"]);
-    assert_eq!(lab.read("mine/a.txt"), b"mine");
+    dir.expect_error(2, &args, &["mine: contains other files"]);
+    assert_eq!(dir.read("mine/a.txt"), b"mine");
 }
 
 #[test]
 fn non_finite_losses_are_errors_and_keep_the_last_good_checkpoint() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let clip = "optimizer.clip_grad_norm=0";
     let huge = ["--set", "optimizer.lr=1e300", "--set", clip];
     let words = [
@@ -248,12 +248,12 @@ fn non_finite_losses_are_errors_and_keep_the_last_good_checkpoint() {
         "batch instances [",
         "there is no earlier checkpoint",
     ];
-    lab.train_fails(1, "run", &huge, &words);
+    dir.train_fails(1, "run", &huge, &words);
     // After ten normal steps a huge learning rate makes the weights non-finite, or leaves them finite with a
     // non-finite loss.
     for (lr, problem) in [("1e300", "step 11: loss"), ("1e30", "step 12: loss NaN")] {
         let run = format!("jump {lr}");
-        lab.train(&run, &["--set", "train.steps=10"]);
+        dir.train(&run, &["--set", "train.steps=10"]);
         let lr = format!("optimizer.lr={lr}");
         let good = format!("last good checkpoint: {run}/checkpoints/step-00000010");
         let mut resumed = vec!["--resume"];
@@ -266,22 +266,22 @@ fn non_finite_losses_are_errors_and_keep_the_last_good_checkpoint() {
         ] {
             resumed.extend(["--set", setting]);
         }
-        lab.train_fails(1, &run, &resumed, &[problem, &good]);
+        dir.train_fails(1, &run, &resumed, &[problem, &good]);
         // The good checkpoint was not replaced by a useless one, and the run resumes from it.
-        assert_eq!(lab.checkpoints(&run), ["step-00000010"]);
-        lab.train(&run, &["--resume"]);
-        assert_eq!(lab.column(&run, "step").len(), 20);
+        assert_eq!(dir.checkpoints(&run), ["step-00000010"]);
+        dir.train(&run, &["--resume"]);
+        assert_eq!(dir.column(&run, "step").len(), 20);
     }
 }
 
 #[test]
 fn damaged_tokenizer_files_are_rejected() {
-    let lab = TestDir::new();
-    lab.prepare("stories:60", "bpe:300", "p");
+    let dir = TestDir::new();
+    dir.prepare("stories:60", "bpe:300", "p");
     for how in [Damage::CutShort, Damage::FlippedBit] {
-        fs::copy(lab.path("p/tokenizer.json"), lab.path("t.json")).unwrap();
-        damage(&lab.path("t.json"), how);
-        let output = lab.run(&train_args("run", &["--set", "data.tokenizer=t.json"]));
+        fs::copy(dir.path("p/tokenizer.json"), dir.path("t.json")).unwrap();
+        damage(&dir.path("t.json"), how);
+        let output = dir.run(&train_args("run", &["--set", "data.tokenizer=t.json"]));
         let said = common::stderr(&output);
         // A flipped bit may leave a valid, though different, tokenizer.
         if matches!(how, Damage::CutShort) || !output.status.success() {
@@ -291,6 +291,6 @@ fn damaged_tokenizer_files_are_rejected() {
             );
             assert!(!said.contains("internal error"), "{said}");
         }
-        let _ = fs::remove_dir_all(lab.path("run"));
+        let _ = fs::remove_dir_all(dir.path("run"));
     }
 }

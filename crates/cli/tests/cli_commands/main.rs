@@ -28,9 +28,9 @@ fn close(a: f64, b: f64) {
 
 #[test]
 fn data_is_prepared_and_inspected() {
-    let lab = TestDir::new();
-    lab.write("a folder/ä.txt", "One line.\n\nAnother line.\n".repeat(50));
-    lab.write("b.jsonl", "{\"text\": \"json\"}\n".repeat(50));
+    let dir = TestDir::new();
+    dir.write("a folder/ä.txt", "One line.\n\nAnother line.\n".repeat(50));
+    dir.write("b.jsonl", "{\"text\": \"json\"}\n".repeat(50));
     let args = [
         "data",
         "prepare",
@@ -42,17 +42,17 @@ fn data_is_prepared_and_inspected() {
         "p q",
         "--json",
     ];
-    let manifest = lab.json(&args);
+    let manifest = dir.json(&args);
     assert_eq!(manifest["sources"][1]["documents"], 50);
-    let inspected = lab.json(&["data", "inspect", "p q", "--json"]);
+    let inspected = dir.json(&["data", "inspect", "p q", "--json"]);
     assert_eq!(inspected["manifest"], manifest);
     assert!(
-        lab.ok(&["data", "inspect", "p q"])
+        dir.ok(&["data", "inspect", "p q"])
             .contains("every shard matches")
     );
-    lab.expect_error(2, &args[..8], &["p q", "already holds prepared data"]);
-    lab.ok(&[&args[..8], &["--overwrite", "--quiet"]].concat());
-    lab.expect_error(
+    dir.expect_error(2, &args[..8], &["p q", "already holds prepared data"]);
+    dir.ok(&[&args[..8], &["--overwrite", "--quiet"]].concat());
+    dir.expect_error(
         2,
         &[
             "data",
@@ -71,7 +71,7 @@ fn data_is_prepared_and_inspected() {
 
 #[test]
 fn quickstart_is_reproducible() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let args = [
         "quickstart",
         "--quiet",
@@ -83,7 +83,7 @@ fn quickstart_is_reproducible() {
         "q",
         "--json",
     ];
-    let found = lab.json(&args);
+    let found = dir.json(&args);
     let names: Vec<&Value> = found["rows"]
         .as_array()
         .unwrap()
@@ -91,17 +91,17 @@ fn quickstart_is_reproducible() {
         .map(|row| &row["placement"])
         .collect();
     assert_eq!(names, ["hybridnorm-star", "pre-norm"]);
-    let again = lab.json(&args);
+    let again = dir.json(&args);
     for row in [0, 1] {
         assert_eq!(
             found["rows"][row]["validation_loss"],
             again["rows"][row]["validation_loss"]
         );
     }
-    let written: Value = serde_json::from_slice(&lab.read("q/results.json")).unwrap();
+    let written: Value = serde_json::from_slice(&dir.read("q/results.json")).unwrap();
     assert_eq!(written, again);
-    assert!(lab.ok(&args[..8]).contains("pre-norm generates:"));
-    lab.expect_error(
+    assert!(dir.ok(&args[..8]).contains("pre-norm generates:"));
+    dir.expect_error(
         2,
         &[
             "quickstart",
@@ -116,20 +116,20 @@ fn quickstart_is_reproducible() {
         &["steps = 0, expected at least 1"],
     );
     // Runs of others are not deleted.
-    lab.train("own/pre-norm", &[]);
+    dir.train("own/pre-norm", &[]);
     let mut other = args;
     other[7] = "own";
-    lab.expect_error(2, &other, &["own/pre-norm", "not created by quickstart"]);
-    assert_eq!(lab.reproducible_metrics("own/pre-norm").len(), 20);
-    lab.write("q/pre-norm/notes.txt", "mine");
-    lab.json(&args);
-    assert_eq!(lab.read("q/pre-norm/notes.txt"), b"mine");
+    dir.expect_error(2, &other, &["own/pre-norm", "not created by quickstart"]);
+    assert_eq!(dir.reproducible_metrics("own/pre-norm").len(), 20);
+    dir.write("q/pre-norm/notes.txt", "mine");
+    dir.json(&args);
+    assert_eq!(dir.read("q/pre-norm/notes.txt"), b"mine");
 }
 
 #[test]
 fn quiet_prints_results_only() {
-    let lab = TestDir::new();
-    let output = lab.run(&["train", "tiny.toml", "--quiet", "--run", "run"]);
+    let dir = TestDir::new();
+    let output = dir.run(&["train", "tiny.toml", "--quiet", "--run", "run"]);
     let result = String::from_utf8(output.stdout).unwrap();
     assert!(
         result.starts_with("done: 20 steps, 1,280 tokens, validation loss"),
@@ -137,33 +137,33 @@ fn quiet_prints_results_only() {
     );
     assert_eq!(result.lines().count(), 1, "{result}");
     assert!(output.stderr.is_empty());
-    let outcome = lab.json(&["train", "tiny.toml", "--quiet", "--run", "other", "--json"]);
+    let outcome = dir.json(&["train", "tiny.toml", "--quiet", "--run", "other", "--json"]);
     assert_eq!(
         (&outcome["finished"], &outcome["step"]),
         (&json!(true), &json!(20))
     );
-    let output = lab.run(&["eval", "run", "--data", "stories:9", "--json", "--quiet"]);
+    let output = dir.run(&["eval", "run", "--data", "stories:9", "--json", "--quiet"]);
     assert!(output.stderr.is_empty());
     // Only results go to standard output, even without `--quiet`.
-    let output = lab.run(&["train", "tiny.toml", "--run", "loud"]);
+    let output = dir.run(&["train", "tiny.toml", "--run", "loud"]);
     assert_eq!(String::from_utf8(output.stdout).unwrap(), result);
     assert!(!output.stderr.is_empty());
 }
 
 #[test]
 fn unusual_names_work() {
-    let lab = TestDir::new();
-    let config = lab.read("tiny.toml");
-    lab.write("a b/ü 'x'.toml", config);
-    lab.ok(&["train", "a b/ü 'x'.toml", "--quiet"]);
-    assert!(lab.path("runs/ü 'x'/config.toml").exists());
-    lab.ok(&["eval", "runs/ü 'x'", "--data", "stories:9", "--json"]);
+    let dir = TestDir::new();
+    let config = dir.read("tiny.toml");
+    dir.write("a b/ü 'x'.toml", config);
+    dir.ok(&["train", "a b/ü 'x'.toml", "--quiet"]);
+    assert!(dir.path("runs/ü 'x'/config.toml").exists());
+    dir.ok(&["eval", "runs/ü 'x'", "--data", "stories:9", "--json"]);
     let table = [
         "--set",
         "model.placement={base='pre-norm', norm={eps=1e-4}}",
     ];
-    lab.train("table", &table);
-    lab.train(
+    dir.train("table", &table);
+    dir.train(
         "table",
         &[&table[..], &["--resume", "--set", "train.steps=21"]].concat(),
     );

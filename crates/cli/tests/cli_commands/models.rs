@@ -4,21 +4,21 @@ use super::*;
 
 #[test]
 fn placements_are_listed_and_explained() {
-    let lab = TestDir::new();
-    let table = lab.ok(&["placement", "list"]);
+    let dir = TestDir::new();
+    let table = dir.ok(&["placement", "list"]);
     assert!(
         table.contains("qkv-post") && !table.contains("\\n"),
         "{table}"
     );
-    let rows = lab.json(&["placement", "list", "--json"]);
+    let rows = dir.json(&["placement", "list", "--json"]);
     let rows = rows.as_array().unwrap();
     assert!(rows.len() > 20);
-    let table = lab.ok(&["placement", "list"]);
+    let table = dir.ok(&["placement", "list"]);
     for row in rows {
         let name = row["name"].as_str().unwrap();
         assert!(table.contains(name));
-        assert!(!lab.ok(&["placement", "explain", name]).is_empty());
-        let found = lab.json(&[
+        assert!(!dir.ok(&["placement", "explain", name]).is_empty());
+        let found = dir.json(&[
             "placement",
             "explain",
             name,
@@ -30,7 +30,7 @@ fn placements_are_listed_and_explained() {
         assert!(found.is_object());
     }
     assert!(
-        lab.ok(&[
+        dir.ok(&[
             "placement",
             "explain",
             "hybridnorm-star",
@@ -39,21 +39,21 @@ fn placements_are_listed_and_explained() {
         ])
         .contains('\\')
     );
-    lab.write("mine.toml", "base = \"pre-norm\"\nnorm = { eps = 1e-4 }\n");
-    lab.ok(&["placement", "explain", "mine.toml"]);
-    lab.write("mine.toml", "base = \"pre-norm\"\nnrom = { eps = 1e-4 }\n");
-    lab.expect_error(
+    dir.write("mine.toml", "base = \"pre-norm\"\nnorm = { eps = 1e-4 }\n");
+    dir.ok(&["placement", "explain", "mine.toml"]);
+    dir.write("mine.toml", "base = \"pre-norm\"\nnrom = { eps = 1e-4 }\n");
+    dir.expect_error(
         2,
         &["placement", "explain", "mine.toml"],
         &["mine.toml", "`norm`"],
     );
-    lab.expect_error(2, &["placement", "explain", "pre-nrom"], &["`pre-norm`"]);
-    lab.expect_error(
+    dir.expect_error(2, &["placement", "explain", "pre-nrom"], &["`pre-norm`"]);
+    dir.expect_error(
         2,
         &["placement", "explain", "pre-norm", "--layers", "0"],
         &["n_layers and d_model must be at least 1"],
     );
-    lab.expect_error(
+    dir.expect_error(
         2,
         &["placement", "explain", "pre-norm", "--layers", "100000000"],
         &["too many"],
@@ -62,13 +62,13 @@ fn placements_are_listed_and_explained() {
 
 #[test]
 fn inspect_handles_every_recipe() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
     let mut seen = 0;
     for entry in fs::read_dir(configs).unwrap() {
         let path = entry.unwrap().path();
         let started = Instant::now();
-        let found = lab.json(&["inspect", path.to_str().unwrap(), "--json"]);
+        let found = dir.json(&["inspect", path.to_str().unwrap(), "--json"]);
         assert!(
             started.elapsed() < Duration::from_secs(1),
             "{}",
@@ -78,14 +78,14 @@ fn inspect_handles_every_recipe() {
         if path.ends_with("hybridnorm-1.2b.toml") {
             assert!((1_100_000_000..1_400_000_000).contains(&total), "{total}");
         }
-        lab.ok(&["inspect", path.to_str().unwrap()]);
+        dir.ok(&["inspect", path.to_str().unwrap()]);
         seen += 1;
     }
     assert!(seen >= 7);
-    lab.train("run", &[]);
-    let of_config = lab.json(&["inspect", "tiny.toml", "--json"]);
+    dir.train("run", &[]);
+    let of_config = dir.json(&["inspect", "tiny.toml", "--json"]);
     for path in ["run", "run/checkpoints/step-00000020"] {
-        let of_checkpoint = lab.json(&["inspect", path, "--json"]);
+        let of_checkpoint = dir.json(&["inspect", path, "--json"]);
         assert_eq!(of_config["placement_hash"], of_checkpoint["placement_hash"]);
         assert_eq!(
             of_config["inventory"]["total"],
@@ -93,18 +93,18 @@ fn inspect_handles_every_recipe() {
         );
     }
     // For a run the configured training is inspected, for a checkpoint alone a single sequence.
-    let inventory = |path| lab.json(&["inspect", path, "--json"])["inventory"].clone();
+    let inventory = |path| dir.json(&["inspect", path, "--json"])["inventory"].clone();
     assert_eq!(inventory("run"), inventory("tiny.toml"));
     assert_eq!(inventory("run")["micro_batch"], 4);
     assert_eq!(inventory("run/checkpoints/step-00000020")["micro_batch"], 1);
-    let wider = lab.json(&["inspect", "tiny.toml", "--set", "model.d_ff=64", "--json"]);
+    let wider = dir.json(&["inspect", "tiny.toml", "--set", "model.d_ff=64", "--json"]);
     assert_eq!(wider["model"]["d_ff"], 64);
-    lab.expect_error(
+    dir.expect_error(
         2,
         &["inspect", "run", "--set", "seed=2"],
         &["--set has no effect"],
     );
-    lab.expect_error(1, &["inspect", "absent"], &["absent", "no such file"]);
+    dir.expect_error(1, &["inspect", "absent"], &["absent", "no such file"]);
 }
 
 /// Returns `model.safetensors` as the official code writes it, from a fixture.
@@ -130,48 +130,48 @@ fn official_weights(fixture: &[u8]) -> Vec<u8> {
 
 #[test]
 fn official_checkpoints_are_imported() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let fixtures =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../hybridnorm/tests/fixtures/official");
     for name in ["hybridnorm-star", "hybridnorm", "pre-norm"] {
         let facts: Value =
             serde_json::from_slice(&fs::read(fixtures.join(format!("{name}.json"))).unwrap())
                 .unwrap();
-        lab.write(
+        dir.write(
             "theirs/config.yaml",
             json!({"model": facts["model"]}).to_string(),
         );
         let weights =
             official_weights(&fs::read(fixtures.join(format!("{name}.safetensors"))).unwrap());
-        lab.write("theirs/model.safetensors", &weights);
-        let found = lab.json(&["import", "theirs", "--out", name, "--json"]);
+        dir.write("theirs/model.safetensors", &weights);
+        let found = dir.json(&["import", "theirs", "--out", name, "--json"]);
         assert!(found["parameters"].as_u64().unwrap() > 0);
-        let report = lab.json(&["inspect", name, "--json"]);
+        let report = dir.json(&["inspect", name, "--json"]);
         assert_eq!(report["model"]["d_model"], facts["model"]["d_model"]);
-        lab.expect_error(
+        dir.expect_error(
             1,
             &["import", "theirs", "--out", name],
             &[name, "already here"],
         );
-        lab.expect_error(
+        dir.expect_error(
             1,
             &["generate", name, "--prompt", "a"],
             &["has no tokenizer"],
         );
         let deep = format!("deep/er/{name}");
-        lab.ok(&["import", "theirs", "--out", &deep, "--quiet"]);
-        lab.write("theirs/model.safetensors", &weights[..weights.len() - 9]);
-        lab.expect_error(
+        dir.ok(&["import", "theirs", "--out", &deep, "--quiet"]);
+        dir.write("theirs/model.safetensors", &weights[..weights.len() - 9]);
+        dir.expect_error(
             1,
             &["import", "theirs", "--out", "other"],
             &["theirs/model.safetensors"],
         );
     }
-    lab.write("theirs/config.yaml", "model: [");
-    lab.expect_error(
+    dir.write("theirs/config.yaml", "model: [");
+    dir.expect_error(
         1,
         &["import", "theirs", "--out", "other"],
         &["theirs/config.yaml"],
     );
-    lab.expect_error(1, &["import", "absent", "--out", "other"], &["absent"]);
+    dir.expect_error(1, &["import", "absent", "--out", "other"], &["absent"]);
 }

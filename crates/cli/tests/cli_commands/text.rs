@@ -4,8 +4,8 @@ use super::*;
 
 #[test]
 fn eval_json_agrees_with_the_metrics() {
-    let lab = TestDir::new();
-    lab.ok(&[
+    let dir = TestDir::new();
+    dir.ok(&[
         "data",
         "prepare",
         "stories:60",
@@ -16,10 +16,10 @@ fn eval_json_agrees_with_the_metrics() {
         "--validation-fraction",
         "0.2",
     ]);
-    lab.train("run", &["--set", "data.train=['p']"]);
-    let last = lab.metrics("run")[19]["validation_loss"].as_f64().unwrap();
+    dir.train("run", &["--set", "data.train=['p']"]);
+    let last = dir.metrics("run")[19]["validation_loss"].as_f64().unwrap();
     let whole = ["eval", "run", "--data", "p", "--json", "--windows", "whole"];
-    let found = lab.json(&[&whole[..], &["--batch-size", "4"]].concat());
+    let found = dir.json(&[&whole[..], &["--batch-size", "4"]].concat());
     for key in [
         "loss",
         "perplexity",
@@ -33,20 +33,20 @@ fn eval_json_agrees_with_the_metrics() {
     close(found["loss"].as_f64().unwrap(), last);
     close(found["perplexity"].as_f64().unwrap(), last.exp());
     let held_out =
-        lab.json(&["data", "inspect", "p", "--json"])["manifest"]["validation"]["tokens"]
+        dir.json(&["data", "inspect", "p", "--json"])["manifest"]["validation"]["tokens"]
             .as_u64()
             .unwrap();
     assert_eq!(found["tokens"].as_u64().unwrap(), (held_out - 1) / 16 * 16);
     // Other batch sizes change only the last bits.
-    let other = lab.json(&[&whole[..], &["--batch-size", "7"]].concat());
+    let other = dir.json(&[&whole[..], &["--batch-size", "7"]].concat());
     assert!((other["loss"].as_f64().unwrap() - last).abs() < 1e-6);
 
     // Explicit validation text is used entirely.
-    lab.train("named", &["--set", "data.validation=['stories:9:7']"]);
-    let last = lab.metrics("named")[19]["validation_loss"]
+    dir.train("named", &["--set", "data.validation=['stories:9:7']"]);
+    let last = dir.metrics("named")[19]["validation_loss"]
         .as_f64()
         .unwrap();
-    let found = lab.json(&[
+    let found = dir.json(&[
         "eval",
         "named",
         "--data",
@@ -58,20 +58,20 @@ fn eval_json_agrees_with_the_metrics() {
         "whole",
     ]);
     close(found["loss"].as_f64().unwrap(), last);
-    let text = lab.ok(&["eval", "named", "--data", "stories:9:7", "p"]);
+    let text = dir.ok(&["eval", "named", "--data", "stories:9:7", "p"]);
     assert!(text.contains("perplexity"), "{text}");
 }
 
-fn generate_once(lab: &TestDir, more: &[&str]) -> String {
+fn generate_once(dir: &TestDir, more: &[&str]) -> String {
     let args = ["generate", "run", "--prompt", "Once", "--max-tokens", "30"];
-    lab.ok(&[&args[..], more].concat())
+    dir.ok(&[&args[..], more].concat())
 }
 
 #[test]
 fn generation_is_determined_by_the_seed() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
-    let write = |more: &[&str]| generate_once(&lab, more);
+    let dir = TestDir::new();
+    dir.train("run", &[]);
+    let write = |more: &[&str]| generate_once(&dir, more);
     assert!(write(&[]).starts_with("Once"));
     assert!(write(&[]).ends_with('\n'));
     assert_eq!(
@@ -89,9 +89,9 @@ fn generation_is_determined_by_the_seed() {
 
 #[test]
 fn prompts_and_generated_text_are_printed() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
-    let found = lab.json(&[
+    let dir = TestDir::new();
+    dir.train("run", &[]);
+    let found = dir.json(&[
         "generate",
         "run",
         "--prompt",
@@ -114,16 +114,16 @@ fn prompts_and_generated_text_are_printed() {
         ]
     );
     assert_eq!(
-        generate_once(&lab, &["--temperature", "0"]),
+        generate_once(&dir, &["--temperature", "0"]),
         format!("Once{}\n", found["text"].as_str().unwrap())
     );
     assert_eq!(
-        lab.ok(&["generate", "run", "--prompt", "ä b", "--max-tokens", "0"]),
+        dir.ok(&["generate", "run", "--prompt", "ä b", "--max-tokens", "0"]),
         "ä b\n"
     );
-    lab.ok(&["generate", "run", "--prompt", "", "--max-tokens", "5"]);
+    dir.ok(&["generate", "run", "--prompt", "", "--max-tokens", "5"]);
     // Longer than the context.
-    lab.ok(&[
+    dir.ok(&[
         "generate",
         "run",
         "--prompt",
@@ -135,9 +135,9 @@ fn prompts_and_generated_text_are_printed() {
 
 #[test]
 fn invalid_sampling_options_are_rejected() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
-    lab.expect_error(
+    let dir = TestDir::new();
+    dir.train("run", &[]);
+    dir.expect_error(
         2,
         &["generate", "run", "--prompt", "a", "--temperature", "-1"],
         &["temperature = -1"],
@@ -157,9 +157,9 @@ fn invalid_sampling_options_are_rejected() {
         ),
     ] {
         let args = [&["generate", "run", "--prompt", "a"], options].concat();
-        lab.expect_error(2, &args, &[words]);
+        dir.expect_error(2, &args, &[words]);
     }
-    lab.expect_error(
+    dir.expect_error(
         2,
         &["generate", "run", "--prompt", "a", "--top-p", "0"],
         &["top-p = 0"],
@@ -168,18 +168,18 @@ fn invalid_sampling_options_are_rejected() {
 
 #[test]
 fn prompts_may_start_with_a_hyphen() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
-    lab.ok(&["generate", "run", "--prompt", "-x", "--max-tokens", "3"]);
+    let dir = TestDir::new();
+    dir.train("run", &[]);
+    dir.ok(&["generate", "run", "--prompt", "-x", "--max-tokens", "3"]);
 }
 
 #[test]
 fn eval_uses_the_given_split() {
-    let lab = TestDir::new();
-    lab.train("run", &[]);
+    let dir = TestDir::new();
+    dir.train("run", &[]);
     let evaluate = |split: &str| {
         let args = ["eval", "run", "--data", "stories:60", "--split", split];
-        lab.json(&[&args[..], &["--json"]].concat())
+        dir.json(&[&args[..], &["--json"]].concat())
     };
     let tokens = |split: &str| evaluate(split)["tokens"].as_u64().unwrap();
     let (train, held_out, all) = (tokens("train"), tokens("validation"), tokens("all"));
@@ -196,9 +196,9 @@ fn eval_uses_the_given_split() {
         "--split",
         "validation",
     ];
-    let found = lab.json(&[&args[..], &["--json", "--windows", "whole"]].concat());
+    let found = dir.json(&[&args[..], &["--json", "--windows", "whole"]].concat());
     let found = found["loss"].as_f64().unwrap();
-    let last = lab.metrics("run").last().unwrap()["validation_loss"]
+    let last = dir.metrics("run").last().unwrap()["validation_loss"]
         .as_f64()
         .unwrap();
     assert!((found - last).abs() < 1e-6, "{found} {last}");

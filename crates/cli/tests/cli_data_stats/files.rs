@@ -12,10 +12,10 @@ fn prepare<'a>(inputs: &[&'a str], out: &'a str, more: &[&'a str]) -> Vec<&'a st
 
 #[test]
 fn a_file_is_read_through_one_input_only() {
-    let lab = TestDir::new();
-    lab.write("v/a.txt", "First text.");
-    lab.write("v/b.txt", "Second text.");
-    let found = lab.json(&prepare(&["v/a.txt", "v", "./v/b.txt"], "p", &["--json"]));
+    let dir = TestDir::new();
+    dir.write("v/a.txt", "First text.");
+    dir.write("v/b.txt", "Second text.");
+    let found = dir.json(&prepare(&["v/a.txt", "v", "./v/b.txt"], "p", &["--json"]));
     let files: Vec<&Value> = found["sources"]
         .as_array()
         .unwrap()
@@ -24,9 +24,9 @@ fn a_file_is_read_through_one_input_only() {
         .collect();
     assert_eq!(files, [1, 1, 0]);
     assert_eq!(count(&found["left_out"], "files"), 2, "{found}");
-    let table = lab.ok(&prepare(&["v", "v"], "p2", &[]));
+    let table = dir.ok(&prepare(&["v", "v"], "p2", &[]));
     assert!(table.contains("omitted 2 files: duplicate file"), "{table}");
-    let found = lab.json(&prepare(&["stories:5", "stories:8"], "p3", &["--json"]));
+    let found = dir.json(&prepare(&["stories:5", "stories:8"], "p3", &["--json"]));
     assert_eq!(count(&found["left_out"], "documents"), 5, "{found}");
     assert_eq!(found["sources"][1]["documents"], 3);
     for (train, validation) in [
@@ -35,34 +35,34 @@ fn a_file_is_read_through_one_input_only() {
         ("stories:5", "stories:2"),
     ] {
         let args = prepare(&[train], "p4", &["--validation", validation]);
-        lab.expect_error(2, &args, &["training text", "validation text"]);
+        dir.expect_error(2, &args, &["training text", "validation text"]);
     }
-    lab.write("t.bin", [5_u8, 0].repeat(400));
+    dir.write("t.bin", [5_u8, 0].repeat(400));
     for twice in [
         "\"t.bin:u16\", \"t.bin:u16\"",
         "\"t.bin:u16\", \"./t.bin:u16\"",
         "\"p\", \"./p\"",
     ] {
         let data = format!("data.train=[{twice}]");
-        lab.expect_error(2, &["train", "tiny.toml", "--set", &data], &["given twice"]);
+        dir.expect_error(2, &["train", "tiny.toml", "--set", &data], &["given twice"]);
     }
 }
 
 #[test]
 fn files_of_skipped_folders_are_counted() {
-    let lab = TestDir::new();
-    lab.write("d/a.txt", "A text.");
+    let dir = TestDir::new();
+    dir.write("d/a.txt", "A text.");
     for name in ["d/.git/x", "d/.git/y/z", "d/.hidden.txt"] {
-        lab.write(name, "x");
+        dir.write(name, "x");
     }
-    let found = lab.json(&prepare(&["d"], "p", &["--json"]));
+    let found = dir.json(&prepare(&["d"], "p", &["--json"]));
     assert_eq!(count(&found["left_out"], "files"), 3, "{found}");
-    lab.write("d/sub/b.txt", "B.");
-    lab.write("d/sub/c.txt", "C.");
-    let found = lab.json(&prepare(&["d/*"], "p2", &["--json"]));
+    dir.write("d/sub/b.txt", "B.");
+    dir.write("d/sub/c.txt", "C.");
+    let found = dir.json(&prepare(&["d/*"], "p2", &["--json"]));
     assert_eq!(count(&found["left_out"], "files"), 5, "{found}");
-    lab.write("zero.parquet", "");
-    lab.expect_error(
+    dir.write("zero.parquet", "");
+    dir.expect_error(
         2,
         &prepare(&["zero.parquet"], "p3", &[]),
         &["no text in it", "too short for a Parquet file"],
@@ -71,7 +71,7 @@ fn files_of_skipped_folders_are_counted() {
 
 #[test]
 fn rest_of_a_broken_array_is_one_invalid_record() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let broken = [
         (
             "comma",
@@ -91,12 +91,12 @@ fn rest_of_a_broken_array_is_one_invalid_record() {
     ];
     for (name, text, records, message) in broken {
         let file = format!("{name}.json");
-        lab.write(&file, text);
-        lab.write("z.jsonl", "{\"text\":\"z\"}\n");
+        dir.write(&file, text);
+        dir.write("z.jsonl", "{\"text\":\"z\"}\n");
         let inputs = [file.as_str(), "z.jsonl"];
-        lab.expect_error(1, &prepare(&inputs, "p", &[]), &[message]);
+        dir.expect_error(1, &prepare(&inputs, "p", &[]), &[message]);
         let out = format!("p-{name}");
-        let found = lab.json(&prepare(&inputs, &out, &["--skip-bad", "--json"]));
+        let found = dir.json(&prepare(&inputs, &out, &["--skip-bad", "--json"]));
         assert_eq!(found["sources"][0]["records"], records, "{found}");
         assert_eq!(found["sources"][1]["records"], 1);
         assert_eq!(count(&found["left_out"], "records"), 1, "{name}: {found}");

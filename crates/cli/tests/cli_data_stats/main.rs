@@ -8,10 +8,10 @@ mod sets;
 use common::{TestDir, stderr};
 use serde_json::Value;
 
-/// A lab with a trained run in `run`.
+/// A dir with a trained run in `run`.
 fn trained(settings: &[&str]) -> (TestDir, Value) {
-    let lab = TestDir::new();
-    lab.write("own.jsonl", RECORDS);
+    let dir = TestDir::new();
+    dir.write("own.jsonl", RECORDS);
     let mut args = vec!["train", "tiny.toml", "--run", "run", "--json", "--quiet"];
     args.extend([
         "--set",
@@ -24,8 +24,8 @@ fn trained(settings: &[&str]) -> (TestDir, Value) {
     for setting in settings {
         args.extend(["--set", setting]);
     }
-    let outcome = lab.json(&args);
-    (lab, outcome)
+    let outcome = dir.json(&args);
+    (dir, outcome)
 }
 
 const RECORDS: &str = "{\"body\": \"A first text, about the size of a sequence or two.\"}\n\
@@ -43,7 +43,7 @@ fn count(left_out: &Value, unit: &str) -> u64 {
 
 #[test]
 fn study_probe_and_replay_report_data_stats() {
-    let (lab, _) = trained(&[
+    let (dir, _) = trained(&[
         "data.train=[\"own.jsonl\"]",
         "data.text={text_field=\"body\"}",
     ]);
@@ -57,19 +57,19 @@ fn study_probe_and_replay_report_data_stats() {
     ];
     let probe = [&["probe", "tiny.toml", "--steps", "1", "--json"], &own[..]].concat();
     let replay = ["replay", "run", "--step", "2", "--json"];
-    for found in [lab.json(&probe), lab.json(&replay)] {
+    for found in [dir.json(&probe), dir.json(&replay)] {
         assert_eq!(count(&found["left_out"], "records"), 1, "{found}");
         assert_eq!(found["data"]["text"]["documents"], 2);
         assert!(found["data"]["notes"].to_string().contains("is null"));
     }
-    lab.write(
+    dir.write(
         "s.toml",
-        String::from_utf8(lab.read("tiny.toml")).unwrap().replace("seed = 3", "")
+        String::from_utf8(dir.read("tiny.toml")).unwrap().replace("seed = 3", "")
             .replace("placement = \"hybridnorm-star\"", "").replace("lr = 3e-3", "")
             .replace("stories:60", "own.jsonl").replace("steps = 20", "steps = 2").replace("warmup_steps = 4", "warmup_steps = 0")
             + "[data.text]\ntext_field = \"body\"\n[study]\nplacements = [\"pre-norm\"]\nlr = [1e-3]\nseeds = [1, 2]\n",
     );
-    let output = lab.run(&["study", "s.toml", "--out", "s", "--json"]);
+    let output = dir.run(&["study", "s.toml", "--out", "s", "--json"]);
     let said = common::stderr(&output);
     assert_eq!(
         said.matches("training data: made of 1 file, 3 records")
@@ -84,12 +84,12 @@ fn study_probe_and_replay_report_data_stats() {
 
 #[test]
 fn notes_on_token_files_are_in_json() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let tokens: Vec<u8> = (0..400_u32)
         .flat_map(|i| (i * 7 % 250).to_le_bytes())
         .collect();
-    lab.write("t.bin", &tokens);
-    let outcome = lab.json(&[
+    dir.write("t.bin", &tokens);
+    let outcome = dir.json(&[
         "train",
         "tiny.toml",
         "--json",
@@ -110,13 +110,13 @@ fn notes_on_token_files_are_in_json() {
 
 #[test]
 fn known_end_of_text_tokens_are_noted_for_any_tokenizer() {
-    let lab = TestDir::new();
-    lab.write(
+    let dir = TestDir::new();
+    dir.write(
         "words.json",
         WORDS.replace("UNK", "\"unk_token\": \"<unk>\","),
     );
-    lab.write("t.txt", "a b<|endoftext|>a</s>");
-    let found = lab.json(&[
+    dir.write("t.txt", "a b<|endoftext|>a</s>");
+    let found = dir.json(&[
         "data",
         "prepare",
         "t.txt",
@@ -142,10 +142,10 @@ const WORDS: &str = r#"{"version": "1.0", "added_tokens": [
 
 #[test]
 fn unknown_tokens_and_dropped_characters_are_counted() {
-    let lab = TestDir::new();
-    lab.write("u.json", WORDS.replace("UNK", "\"unk_token\": \"<unk>\","));
-    lab.write("d.json", WORDS.replace("UNK", ""));
-    lab.write("t.txt", "ab axb \u{e9}\u{5de8}ab a\u{e9}b ab ab ba ab");
+    let dir = TestDir::new();
+    dir.write("u.json", WORDS.replace("UNK", "\"unk_token\": \"<unk>\","));
+    dir.write("d.json", WORDS.replace("UNK", ""));
+    dir.write("t.txt", "ab axb \u{e9}\u{5de8}ab a\u{e9}b ab ab ba ab");
     for (tokenizer, unknown, dropped, note) in [
         ("u.json", 4, 0, "4 of the targets are the unknown token"),
         ("d.json", 0, 4, "no token stands for 4 characters"),
@@ -161,12 +161,12 @@ fn unknown_tokens_and_dropped_characters_are_counted() {
             &out,
             "--json",
         ];
-        let source = lab.json(&args)["sources"][0].clone();
+        let source = dir.json(&args)["sources"][0].clone();
         assert_eq!(source["unknown_tokens"], unknown, "{source}");
         assert_eq!(source["dropped_chars"], dropped, "{source}");
         let run = format!("run-{tokenizer}");
         let tokenizer = format!("data.tokenizer=\"{tokenizer}\"");
-        lab.ok(&[
+        dir.ok(&[
             "train",
             "tiny.toml",
             "--run",
@@ -184,29 +184,29 @@ fn unknown_tokens_and_dropped_characters_are_counted() {
             "--set",
             &tokenizer,
         ]);
-        let found = lab.json(&["eval", &run, "--data", "t.txt", "--json"]);
+        let found = dir.json(&["eval", &run, "--data", "t.txt", "--json"]);
         let set = &found["sets"][0];
         assert_eq!(set["unknown_tokens"], unknown, "{set}");
         assert!(set["notes"].to_string().contains(note), "{set}");
-        assert!(lab.ok(&["eval", &run, "--data", "t.txt"]).contains(note));
+        assert!(dir.ok(&["eval", &run, "--data", "t.txt"]).contains(note));
     }
 }
 
 #[test]
 fn prompts_have_data_statistics() {
-    let lab = TestDir::new();
-    lab.write("d.json", WORDS.replace("UNK", ""));
-    lab.write("u.json", WORDS.replace("UNK", "\"unk_token\": \"<unk>\","));
-    lab.write("t.txt", "ab ba ab ab ba. ".repeat(300));
+    let dir = TestDir::new();
+    dir.write("d.json", WORDS.replace("UNK", ""));
+    dir.write("u.json", WORDS.replace("UNK", "\"unk_token\": \"<unk>\","));
+    dir.write("t.txt", "ab ba ab ab ba. ".repeat(300));
     let train = |run: &str, tokenizer: &str| {
         let tokenizer = format!("data.tokenizer={tokenizer}");
         let data = ["--set", r#"data.train=["t.txt"]"#, "--set", &tokenizer];
-        lab.train(run, &[&data[..], &["--set", "train.steps=4"]].concat());
+        dir.train(run, &[&data[..], &["--set", "train.steps=4"]].concat());
     };
     train("dropping", "d.json");
     train("unknown", "u.json");
     let written = |run: &str, prompt: &str| {
-        lab.json(&[
+        dir.json(&[
             "generate",
             run,
             "--prompt",
@@ -222,7 +222,7 @@ fn prompts_have_data_statistics() {
     assert_eq!(spelled[0]["token"], "</s>", "{spelled}");
     let whole = written("unknown", "ab");
     assert!(whole.get("unknown_tokens").is_none(), "{whole}");
-    let said = stderr(&lab.run(&[
+    let said = stderr(&dir.run(&[
         "generate",
         "dropping",
         "--prompt",

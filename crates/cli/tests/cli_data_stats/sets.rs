@@ -4,14 +4,14 @@ use super::*;
 
 #[test]
 fn eval_reports_omitted_and_truncated_text() {
-    let (lab, _) = trained(&[]);
-    lab.write("d/a.txt", "word after word\n\n".repeat(1500));
-    lab.write(
+    let (dir, _) = trained(&[]);
+    dir.write("d/a.txt", "word after word\n\n".repeat(1500));
+    dir.write(
         "d/b.jsonl",
         "{\"text\": null}\n{\"text\": \" \"}\n{\"text\": \"hello there\"}\n",
     );
-    lab.write("d/c.csv", "x,y\n");
-    let found = lab.json(&["eval", "run", "--data", "d", "--json"]);
+    dir.write("d/c.csv", "x,y\n");
+    let found = dir.json(&["eval", "run", "--data", "d", "--json"]);
     let text = &found["sets"][0]["text"];
     assert_eq!(text["files"], 2, "{text}");
     assert_eq!(text["records"], 2, "{text}");
@@ -23,7 +23,7 @@ fn eval_reports_omitted_and_truncated_text() {
     for unit in ["files", "records", "documents"] {
         assert_eq!(count(&text["left_out"], unit), 1, "{unit}: {text}");
     }
-    let table = lab.ok(&["eval", "run", "--data", "d"]);
+    let table = dir.ok(&["eval", "run", "--data", "d"]);
     for words in [
         "2 files, 2 records",
         "unknown kind",
@@ -33,28 +33,28 @@ fn eval_reports_omitted_and_truncated_text() {
     ] {
         assert!(table.contains(words), "{words}\n{table}");
     }
-    lab.write("e.txt", "Something else.");
-    let both = lab.ok(&["eval", "run", "--data", "d", "e.txt"]);
+    dir.write("e.txt", "Something else.");
+    let both = dir.ok(&["eval", "run", "--data", "d", "e.txt"]);
     assert!(both.contains("d: omitted 1 file: unknown kind"), "{both}");
 }
 
 #[test]
 fn eval_uses_the_text_options_of_the_run() {
-    let (lab, outcome) = trained(&[
+    let (dir, outcome) = trained(&[
         "data.train=[\"own.jsonl\"]",
         "data.text={text_field=\"body\"}",
     ]);
     assert_eq!(count(&outcome["left_out"], "records"), 1, "{outcome}");
     assert_eq!(count(&outcome["left_out"], "documents"), 1, "{outcome}");
     assert_eq!(outcome["data"]["text"]["records"], 3, "{outcome}");
-    let found = lab.json(&["eval", "run", "--data", "own.jsonl", "--json"]);
+    let found = dir.json(&["eval", "run", "--data", "own.jsonl", "--json"]);
     let reading = &found["text_options"];
     assert_eq!(reading["options"]["text_field"], "body", "{reading}");
     assert!(
         reading["from"].as_str().unwrap().ends_with("config.toml"),
         "{reading}"
     );
-    let table = lab.ok(&["eval", "run", "--data", "own.jsonl"]);
+    let table = dir.ok(&["eval", "run", "--data", "own.jsonl"]);
     assert!(
         table.contains("text_field = \"body\" (run/config.toml)"),
         "{table}"
@@ -63,15 +63,15 @@ fn eval_uses_the_text_options_of_the_run() {
 
 #[test]
 fn text_options_of_eval_override_those_of_the_run() {
-    let (lab, _) = trained(&[
+    let (dir, _) = trained(&[
         "data.train=[\"own.jsonl\"]",
         "data.text={text_field=\"body\"}",
     ]);
-    lab.write(
+    dir.write(
         "other.jsonl",
         "{\"story\": \"Yet another field holds this text.\"}\n{\"story\": 3}\n",
     );
-    lab.expect_error(
+    dir.expect_error(
         1,
         &["eval", "run", "--data", "other.jsonl"],
         &["no field `body`"],
@@ -85,14 +85,14 @@ fn text_options_of_eval_override_those_of_the_run() {
         "story",
         "--skip-bad",
     ];
-    let table = lab.ok(&args);
+    let table = dir.ok(&args);
     assert!(
         table.contains("text_field = \"story\" (as given)"),
         "{table}"
     );
     assert!(table.contains("omitted 1 record"), "{table}");
 
-    lab.write("s.txt", "One.<|sep|>Two.<|sep|>Three.");
+    dir.write("s.txt", "One.<|sep|>Two.<|sep|>Three.");
     let args = [
         "eval",
         "run",
@@ -102,10 +102,10 @@ fn text_options_of_eval_override_those_of_the_run() {
         "<|sep|>",
         "--json",
     ];
-    assert_eq!(lab.json(&args)["sets"][0]["text"]["documents"], 3);
+    assert_eq!(dir.json(&args)["sets"][0]["text"]["documents"], 3);
     let args = ["eval", "run", "--data", "s.txt", "--separator", "###"];
-    lab.expect_error(2, &args, &["occurs nowhere"]);
-    lab.ok(&[
+    dir.expect_error(2, &args, &["occurs nowhere"]);
+    dir.ok(&[
         "data",
         "prepare",
         "s.txt",
@@ -115,14 +115,14 @@ fn text_options_of_eval_override_those_of_the_run() {
         "p",
     ]);
     let args = ["eval", "run", "--data", "p", "--separator", "<|sep|>"];
-    lab.expect_error(2, &args, &["separator has no effect"]);
+    dir.expect_error(2, &args, &["separator has no effect"]);
 }
 
 #[test]
 fn missing_pooled_bits_per_byte_have_a_reason() {
-    let (lab, _) = trained(&[]);
-    lab.write("a.npy.bin", [5_u8, 0].repeat(40));
-    let found = lab.json(&[
+    let (dir, _) = trained(&[]);
+    dir.write("a.npy.bin", [5_u8, 0].repeat(40));
+    let found = dir.json(&[
         "eval",
         "run",
         "--data",
@@ -138,14 +138,14 @@ fn missing_pooled_bits_per_byte_have_a_reason() {
 
 #[test]
 fn data_sets_of_the_same_documents_share_tokens() {
-    let (lab, _) = trained(&[]);
-    lab.write(
+    let (dir, _) = trained(&[]);
+    dir.write(
         "t.jsonl",
         (0..40)
             .map(|i| format!("{{\"text\": \"text number {i}\"}}\n"))
             .collect::<String>(),
     );
-    lab.ok(&[
+    dir.ok(&[
         "data",
         "prepare",
         "t.jsonl",
@@ -156,7 +156,7 @@ fn data_sets_of_the_same_documents_share_tokens() {
         "--validation-fraction",
         "0.3",
     ]);
-    let found = lab.json(&["eval", "run", "--data", "p", "t.jsonl", "--json"]);
+    let found = dir.json(&["eval", "run", "--data", "p", "t.jsonl", "--json"]);
     let notes = found["notes"].to_string();
     assert!(
         notes.contains("p and t.jsonl share tokens") && notes.contains("documents"),
@@ -166,14 +166,14 @@ fn data_sets_of_the_same_documents_share_tokens() {
 
 #[test]
 fn full_windows_come_from_rows_of_any_length() {
-    let (lab, _) = trained(&[]);
+    let (dir, _) = trained(&[]);
     for (width, rows) in [(40_u16, 6_u64), (9, 6)] {
         let mut npy = b"\x93NUMPY\x01\x00v\x00".to_vec();
         let header =
             format!("{{'descr': '<u2', 'fortran_order': False, 'shape': ({rows}, {width}), }}");
         npy.extend(format!("{header:<117}\n").bytes());
         npy.extend((0..width * rows as u16).flat_map(|i| (i % 200).to_le_bytes()));
-        lab.write("r.npy", npy);
+        dir.write("r.npy", npy);
         let args = [
             "eval",
             "run",
@@ -184,14 +184,14 @@ fn full_windows_come_from_rows_of_any_length() {
             "--json",
         ];
         if width == 9 {
-            lab.expect_error(
+            dir.expect_error(
                 2,
                 &args,
                 &["none of which contains a complete sequence of 16"],
             );
             continue;
         }
-        let found = lab.json(&args);
+        let found = dir.json(&args);
         assert_eq!(found["tokens"], 6 * 32, "{found}");
         assert_eq!(found["all_tokens"], 240);
         assert_eq!(count(&found["left_out"], "tokens"), 48);

@@ -4,16 +4,16 @@ use super::*;
 
 #[test]
 fn placements_share_initial_weights_and_batches() {
-    let lab = lab();
+    let dir = test_dir();
     let more = ["--set", "study.lr=[1e-30]", "--set", "study.keep_runs=true"];
-    lab.ok(&args("out", &more));
+    dir.ok(&args("out", &more));
     // With a negligible learning rate, a loss is that of the initial weights on the step's batch.
     let losses = |placement: &str, seed: u64| {
-        let mut found = records(&lab, "out").into_iter().filter(|record| {
+        let mut found = records(&dir, "out").into_iter().filter(|record| {
             record["cell"]["placement"] == placement && record["cell"]["seed"] == seed
         });
         let id = found.next().unwrap()["id"].as_str().unwrap().to_owned();
-        lab.column(&format!("out/kept/{id}"), "loss")
+        dir.column(&format!("out/kept/{id}"), "loss")
     };
     // `mine` differs from hybridnorm only in a skip connection, which has no parameters.
     let (one, other) = (losses("hybridnorm", 1), losses("mine", 1));
@@ -35,7 +35,7 @@ fn placements_share_initial_weights_and_batches() {
 
 #[test]
 fn divergence_is_recorded_with_its_step() {
-    let lab = lab();
+    let dir = test_dir();
     let more = [
         "--set",
         "study.lr=[1e-3,1e38]",
@@ -43,7 +43,7 @@ fn divergence_is_recorded_with_its_step() {
         "optimizer.clip_grad_norm=0",
         "--json",
     ];
-    let groups = lab.json(&args("out", &more));
+    let groups = dir.json(&args("out", &more));
     let placements = groups[0]["analysis"]["placements"].as_array().unwrap();
     for placement in placements {
         assert_eq!(placement["rates"][1]["diverged"], 2, "{placement}");
@@ -51,7 +51,7 @@ fn divergence_is_recorded_with_its_step() {
         assert_eq!(placement["rates"][0]["not_learned"], 2, "{placement}");
         assert_eq!(placement["largest_stable_lr"], 1e-3);
     }
-    let records = records(&lab, "out");
+    let records = records(&dir, "out");
     let diverged = records
         .iter()
         .filter(|record| record["ending"]["kind"] == "diverged");
@@ -71,10 +71,10 @@ const HALVING: [&str; 4] = [
 
 #[test]
 fn successive_halving_is_reproducible_after_interruption() {
-    let lab = lab();
+    let dir = test_dir();
     let more = HALVING;
-    lab.ok(&args("whole", &more));
-    let whole = content_with_halving(&lab, "whole");
+    dir.ok(&args("whole", &more));
+    let whole = content_with_halving(&dir, "whole");
     let endings = |step: u64| {
         let halved = whole.values().filter(|record| {
             record["ending"]["kind"] == "halved" && record["ending"]["step"] == step
@@ -92,7 +92,7 @@ fn successive_halving_is_reproducible_after_interruption() {
     );
     let mut resumed = more.to_vec();
     for round in 0..4u64 {
-        let mut child = lab.start(&args("killed", &resumed));
+        let mut child = dir.start(&args("killed", &resumed));
         std::thread::sleep(Duration::from_millis(60 + 50 * round));
         let _ = child.kill();
         child.wait().unwrap();
@@ -100,34 +100,34 @@ fn successive_halving_is_reproducible_after_interruption() {
             resumed.push("--resume");
         }
     }
-    lab.ok(&args("killed", &resumed));
-    assert_eq!(whole, content_with_halving(&lab, "killed"));
+    dir.ok(&args("killed", &resumed));
+    assert_eq!(whole, content_with_halving(&dir, "killed"));
 }
 
 #[test]
 fn halving_decisions_are_final_and_verified() {
-    let lab = lab();
+    let dir = test_dir();
     let more = HALVING;
-    lab.ok(&args("whole", &more));
-    let decided = lab.read("whole/halving.json");
+    dir.ok(&args("whole", &more));
+    let decided = dir.read("whole/halving.json");
     let mut grown = more.to_vec();
     grown.extend(["--resume", "--set", "study.seeds=[1,2,3]"]);
-    let stated = lab.read("whole/study.toml");
-    lab.expect_error(
+    let stated = dir.read("whole/study.toml");
+    dir.expect_error(
         2,
         &args("whole", &grown),
         &["halving has already ranked other runs"],
     );
-    assert_eq!(lab.read("whole/study.toml"), stated);
+    assert_eq!(dir.read("whole/study.toml"), stated);
     // Halving decisions must have checksums.
     let mut rungs: Value = serde_json::from_slice(&decided).unwrap();
     for rung in rungs.as_array_mut().unwrap() {
         rung.as_object_mut().unwrap().remove("sha256").unwrap();
     }
-    lab.write("whole/halving.json", rungs.to_string());
+    dir.write("whole/halving.json", rungs.to_string());
     let mut again = more.to_vec();
     again.push("--resume");
-    lab.expect_error(
+    dir.expect_error(
         1,
         &args("whole", &again),
         &["halving.json", "has no checksum"],
@@ -136,14 +136,14 @@ fn halving_decisions_are_final_and_verified() {
 
 #[test]
 fn studies_with_halving_cannot_be_sharded() {
-    let lab = lab();
+    let dir = test_dir();
     let mut sharded = HALVING.to_vec();
     sharded.extend(["--shard", "1/2"]);
-    lab.expect_error(2, &args("no", &sharded), &["shard 1/2", "cannot be split"]);
+    dir.expect_error(2, &args("no", &sharded), &["shard 1/2", "cannot be split"]);
 }
 
-fn content_with_halving(lab: &TestDir, out: &str) -> BTreeMap<String, Value> {
-    let decided = lab.path(out).join("halving.json");
+fn content_with_halving(dir: &TestDir, out: &str) -> BTreeMap<String, Value> {
+    let decided = dir.path(out).join("halving.json");
     let rungs: Vec<Value> = serde_json::from_slice(&fs::read(&decided).unwrap()).unwrap();
     let sizes = |key: &str| -> Vec<usize> {
         rungs
@@ -153,17 +153,17 @@ fn content_with_halving(lab: &TestDir, out: &str) -> BTreeMap<String, Value> {
     };
     assert_eq!((sizes("of"), sizes("on")), (vec![24, 12], vec![12, 6]));
     fs::remove_file(decided).unwrap();
-    content(lab, out)
+    content(dir, out)
 }
 
 #[test]
 fn initializations_and_depths_are_compared_separately() {
-    let lab = TestDir::new();
+    let dir = TestDir::new();
     let text = STUDY.replace("init = { scheme = \"megatron\" }\n", "").replace(
         "seeds = [1, 2]",
         "seeds = [1, 2]\ndepths = [1, 4]\ninits = [{ name = \"a\", scheme = \"megatron\" }, { name = \"b\", std = 0.05 }]",
     );
-    lab.write(
+    dir.write(
         "study.toml",
         text.replace("d_model = 16", "d_model = 32")
             .replace("n_heads = 2", "n_heads = 4"),
@@ -175,7 +175,7 @@ fn initializations_and_depths_are_compared_separately() {
         "train.steps=6",
         "--json",
     ];
-    let groups = lab.json(&args("out", &more));
+    let groups = dir.json(&args("out", &more));
     let names: Vec<_> = groups
         .as_array()
         .unwrap()
@@ -188,7 +188,7 @@ fn initializations_and_depths_are_compared_separately() {
         let (init, depth) = expected.split_once(", ").unwrap();
         assert_eq!(*name, format!("initialization {init}, {depth} blocks"));
     }
-    let records = records(&lab, "out");
+    let records = records(&dir, "out");
     let of_depth = |depth: u64| {
         let found = records
             .iter()

@@ -4,10 +4,10 @@ use super::*;
 
 #[test]
 fn changed_data_are_reported_before_training() {
-    let lab = lab();
+    let dir = test_dir();
     let text = |word: &str| format!("{word} walked to the river. ").repeat(40);
-    lab.write("train/a.txt", text("Ana"));
-    lab.write("held/a.txt", text("Bela"));
+    dir.write("train/a.txt", text("Ana"));
+    dir.write("held/a.txt", text("Bela"));
     let begun = |out, more: &[&'static str]| {
         let data = [
             "--set",
@@ -17,38 +17,38 @@ fn changed_data_are_reported_before_training() {
         ];
         args(out, &[&data[..], more].concat())
     };
-    lab.ok(&begun("out", &["--shard", "1/12"]));
+    dir.ok(&begun("out", &["--shard", "1/12"]));
     for (file, kind) in [("train/a.txt", "training"), ("held/a.txt", "validation")] {
-        let before = lab.read(file);
-        lab.write(file, text("Cai"));
+        let before = dir.read(file);
+        dir.write(file, text("Cai"));
         let words = format!("has {kind} data with fingerprint ");
         let remedy = "restore the original data";
         // Other shards in this folder belong to the study, too.
         for more in [&["--resume"][..], &["--shard", "2/12"]] {
-            lab.expect_error(2, &begun("out", more), &[&words, remedy]);
-            assert_eq!(records(&lab, "out").len(), 1);
-            assert!(files_below(&lab.path("out/work")).is_empty());
+            dir.expect_error(2, &begun("out", more), &[&words, remedy]);
+            assert_eq!(records(&dir, "out").len(), 1);
+            assert!(files_below(&dir.path("out/work")).is_empty());
         }
         // Parts of a study with different data cannot be merged.
         let other = format!("other {kind}");
-        lab.ok(&begun("other", &["--shard", "2/12"]));
-        lab.expect_error(
+        dir.ok(&begun("other", &["--shard", "2/12"]));
+        dir.expect_error(
             2,
             &["study", "merge", "out", "other", "--out", &other],
             &[&words, "runs on different data cannot be compared"],
         );
-        fs::remove_dir_all(lab.path("other")).unwrap();
-        lab.write(file, before);
+        fs::remove_dir_all(dir.path("other")).unwrap();
+        dir.write(file, before);
     }
-    lab.ok(&begun("out", &["--resume", "--shard", "2/12"]));
-    assert_eq!(records(&lab, "out").len(), 2);
+    dir.ok(&begun("out", &["--resume", "--shard", "2/12"]));
+    assert_eq!(records(&dir, "out").len(), 2);
 }
 
 #[test]
 fn unfinished_runs_are_not_resumed_with_other_validation_data() {
-    let lab = lab();
+    let dir = test_dir();
     let text = |word: &str| format!("{word} walked to the river. ").repeat(40);
-    lab.write("held/a.txt", text("Bela"));
+    dir.write("held/a.txt", text("Bela"));
     let more = [
         "--set",
         r#"data.validation=["held"]"#,
@@ -56,52 +56,52 @@ fn unfinished_runs_are_not_resumed_with_other_validation_data() {
         "train.steps=2000",
     ];
     let mut args = args("out", &more);
-    let mut child = lab.start(&args);
+    let mut child = dir.start(&args);
     args.push("--resume");
     common::wait_until("a checkpoint", || {
-        let runs = fs::read_dir(lab.path("out/work")).into_iter().flatten();
+        let runs = fs::read_dir(dir.path("out/work")).into_iter().flatten();
         let mut runs = runs.map(|run| run.unwrap().file_name().into_string().unwrap());
         runs.any(|run| {
-            let checkpoints = lab.checkpoints_or_none(&format!("out/work/{run}"));
+            let checkpoints = dir.checkpoints_or_none(&format!("out/work/{run}"));
             (checkpoints.iter()).any(|name| !name.contains(".partial"))
         })
     });
     child.kill().unwrap();
     child.wait().unwrap();
-    lab.write("held/a.txt", text("Cai"));
+    dir.write("held/a.txt", text("Cai"));
     let words = [
         "validation data changed since its earlier steps",
         "fingerprint",
         "restore the original data",
     ];
-    lab.expect_error(2, &args, &words);
+    dir.expect_error(2, &args, &words);
 }
 
 #[test]
 fn changes_without_history_are_reported_as_unknown() {
-    let lab = lab();
+    let dir = test_dir();
     let short = ["--set", "train.steps=2", "--resume"];
-    lab.ok(&args("out", &short[..2]));
-    fs::remove_file(lab.path("out/history.json")).unwrap();
+    dir.ok(&args("out", &short[..2]));
+    fs::remove_file(dir.path("out/history.json")).unwrap();
     let unknown = |out: &str, records: usize| {
-        let text = lab.ok(&["report", out, "--format", "markdown"]);
+        let text = dir.ok(&["report", out, "--format", "markdown"]);
         let words = format!("changed before {records} of the records were written");
         assert!(text.contains(&words), "{text}");
     };
     unknown("out", 12);
-    lab.ok(&["study", "merge", "out", "--out", "joined"]);
+    dir.ok(&["study", "merge", "out", "--out", "joined"]);
     unknown("joined", 12);
     for (shard, out) in [("1/2", "sa"), ("2/2", "sb")] {
-        lab.ok(&args(out, &["--set", "train.steps=2", "--shard", shard]));
-        fs::remove_file(lab.path(out).join("history.json")).unwrap();
+        dir.ok(&args(out, &["--set", "train.steps=2", "--shard", shard]));
+        fs::remove_file(dir.path(out).join("history.json")).unwrap();
     }
     for _ in 0..2 {
-        lab.ok(&["study", "merge", "sa", "sb", "--out", "sj"]);
+        dir.ok(&["study", "merge", "sa", "sb", "--out", "sj"]);
         unknown("sj", 12);
     }
     // One run is trained again, which starts a history.
-    fs::remove_file(files_below(&lab.path("out/runs")).remove(0)).unwrap();
-    lab.ok(&args("out", &short));
-    assert!(lab.path("out/history.json").exists());
+    fs::remove_file(files_below(&dir.path("out/runs")).remove(0)).unwrap();
+    dir.ok(&args("out", &short));
+    assert!(dir.path("out/history.json").exists());
     unknown("out", 11);
 }

@@ -42,10 +42,10 @@ keep_checkpoints = 1
 layers_every = 8
 "#;
 
-fn lab() -> TestDir {
-    let lab = TestDir::new();
-    lab.write("study.toml", STUDY);
-    lab
+fn test_dir() -> TestDir {
+    let dir = TestDir::new();
+    dir.write("study.toml", STUDY);
+    dir
 }
 
 fn args<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
@@ -55,8 +55,8 @@ fn args<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// Returns every file of a study folder; records without their cost.
-fn content(lab: &TestDir, out: &str) -> BTreeMap<String, Value> {
-    let folder = lab.path(out);
+fn content(dir: &TestDir, out: &str) -> BTreeMap<String, Value> {
+    let folder = dir.path(out);
     let files = files_below(&folder).into_iter().map(|file| {
         let name = file.strip_prefix(&folder).unwrap();
         let value = match name.starts_with("runs") {
@@ -68,8 +68,8 @@ fn content(lab: &TestDir, out: &str) -> BTreeMap<String, Value> {
     files.collect()
 }
 
-fn records(lab: &TestDir, out: &str) -> Vec<Value> {
-    let files = files_below(&lab.path(out).join("runs"));
+fn records(dir: &TestDir, out: &str) -> Vec<Value> {
+    let files = files_below(&dir.path(out).join("runs"));
     files.iter().map(|file| record(file)).collect()
 }
 
@@ -86,7 +86,7 @@ fn record(file: &Path) -> Value {
 
 #[test]
 fn invalid_studies_are_rejected_before_training() {
-    let lab = lab();
+    let dir = test_dir();
     let cases: [(&[&str], &[&str]); 11] = [
         (&["--set", "study.lr=[]"], &["study.lr is empty"]),
         (
@@ -128,25 +128,25 @@ fn invalid_studies_are_rejected_before_training() {
         ),
     ];
     for (more, words) in cases {
-        lab.expect_error(2, &args("no", more), words);
-        assert!(!lab.path("no").exists(), "{more:?}");
+        dir.expect_error(2, &args("no", more), words);
+        assert!(!dir.path("no").exists(), "{more:?}");
     }
 }
 
 #[test]
 fn invalid_shards_files_and_folders_of_studies_are_rejected() {
-    let lab = lab();
-    let output = lab.run(&["study", "study.toml", "--shard", "4/3"]);
+    let dir = test_dir();
+    let output = dir.run(&["study", "study.toml", "--shard", "4/3"]);
     assert_eq!(code(&output), 2);
     assert!(stderr(&output).contains("expected I/N"));
-    lab.write("bad.toml", STUDY.replace("lr = [", "lrs = ["));
-    lab.expect_error(
+    dir.write("bad.toml", STUDY.replace("lr = [", "lrs = ["));
+    dir.expect_error(
         2,
         &["study", "bad.toml"],
         &["bad.toml: line 4", "did you mean `lr`"],
     );
-    lab.expect_error(1, &["study", "none.toml"], &["none.toml: no such file"]);
-    lab.expect_error(
+    dir.expect_error(1, &["study", "none.toml"], &["none.toml: no such file"]);
+    dir.expect_error(
         1,
         &["study", "merge", "nowhere", "--out", "x"],
         &["nowhere", "no such file"],

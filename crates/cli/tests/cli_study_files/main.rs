@@ -34,29 +34,25 @@ eval_sequences = 4
 checkpoint_every = 3
 "#;
 
-fn lab() -> TestDir {
-    let lab = TestDir::new();
-    lab.write("study.toml", STUDY);
-    lab.prepare("stories:60", "bytes", "data");
-    lab
+fn test_dir() -> TestDir {
+    let dir = TestDir::new();
+    dir.write("study.toml", STUDY);
+    dir.prepare("stories:60", "bytes", "data");
+    dir
 }
 
-const BASE: [&str; 7] = [
-    "--threads",
-    "1",
-    "--quiet",
-    "study",
-    "study.toml",
-    "--out",
-    "out",
-];
-
+/// Arguments of the study in the folder `out`.
 fn args<'a>(more: &[&'a str]) -> Vec<&'a str> {
-    [&BASE, more].concat()
+    args_into("out", more)
 }
 
-fn names(lab: &TestDir, folder: &str) -> Vec<String> {
-    let entries = fs::read_dir(lab.path(folder)).unwrap();
+fn args_into<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let base = ["--threads", "1", "--quiet", "study", "study.toml", "--out"];
+    [&base[..], &[out], more].concat()
+}
+
+fn names(dir: &TestDir, folder: &str) -> Vec<String> {
+    let entries = fs::read_dir(dir.path(folder)).unwrap();
     let mut names: Vec<String> = entries
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
@@ -64,22 +60,22 @@ fn names(lab: &TestDir, folder: &str) -> Vec<String> {
     names
 }
 
-fn record(lab: &TestDir, out: &str, id: &str) -> Value {
+fn record(dir: &TestDir, out: &str, id: &str) -> Value {
     let mut value: Value =
-        serde_json::from_slice(&lab.read(format!("{out}/runs/{id}.json"))).unwrap();
+        serde_json::from_slice(&dir.read(format!("{out}/runs/{id}.json"))).unwrap();
     let object = value.as_object_mut().unwrap();
     object.remove("cost");
     object.remove("sha256").expect("a checksum");
     value
 }
 
-fn move_to(lab: &TestDir, from: &str, to: &str) {
-    fs::rename(lab.path(from), lab.path(to)).unwrap();
+fn move_to(dir: &TestDir, from: &str, to: &str) {
+    fs::rename(dir.path(from), dir.path(to)).unwrap();
 }
 
 /// Reads every file of a run.
-fn trained(lab: &TestDir, run: &str) -> Vec<(PathBuf, Vec<u8>)> {
-    let root = lab.path(run);
+fn trained(dir: &TestDir, run: &str) -> Vec<(PathBuf, Vec<u8>)> {
+    let root = dir.path(run);
     files_below(&root)
         .into_iter()
         .map(|file| {
@@ -93,19 +89,19 @@ fn trained(lab: &TestDir, run: &str) -> Vec<(PathBuf, Vec<u8>)> {
 
 #[test]
 fn keep_runs_can_be_changed() {
-    let lab = lab();
-    lab.ok(&args(&["--set", "study.keep_runs=false"]));
+    let dir = test_dir();
+    dir.ok(&args(&["--set", "study.keep_runs=false"]));
     assert_eq!(
-        names(&lab, "out"),
+        names(&dir, "out"),
         ["history.json", "lock", "runs", "study.toml", "work"]
     );
-    assert!(names(&lab, "out/work").is_empty());
-    let id = names(&lab, "out/runs")[0]
+    assert!(names(&dir, "out/work").is_empty());
+    let id = names(&dir, "out/runs")[0]
         .trim_end_matches(".json")
         .to_owned();
     // An incomplete run with a record is not a kept run.
-    lab.write(&format!("out/work/{id}/checkpoints/x"), "y");
-    let output = lab.run(&[
+    dir.write(&format!("out/work/{id}/checkpoints/x"), "y");
+    let output = dir.run(&[
         "study",
         "study.toml",
         "--out",
@@ -120,7 +116,7 @@ fn keep_runs_can_be_changed() {
         "{}",
         stderr(&output)
     );
-    assert!(lab.path(format!("out/work/{id}/checkpoints/x")).exists());
-    lab.ok(&args(&["--resume", "--set", "study.keep_runs=false"]));
-    assert!(names(&lab, "out/work").is_empty());
+    assert!(dir.path(format!("out/work/{id}/checkpoints/x")).exists());
+    dir.ok(&args(&["--resume", "--set", "study.keep_runs=false"]));
+    assert!(names(&dir, "out/work").is_empty());
 }

@@ -84,41 +84,41 @@ fn invalid_records(whole: &str, other: &Value) -> Vec<(Vec<u8>, &'static str)> {
 
 #[test]
 fn invalid_records_are_rejected_and_preserved() {
-    let lab = lab();
-    lab.ok(&args(&[]));
-    let ids = names(&lab, "out/runs");
+    let dir = test_dir();
+    dir.ok(&args(&[]));
+    let ids = names(&dir, "out/runs");
     let (own, other) = (
         format!("out/runs/{}", ids[0]),
         format!("out/runs/{}", ids[1]),
     );
-    let whole = String::from_utf8(lab.read(&own)).unwrap();
-    let other = parsed(&lab.read(&other));
+    let whole = String::from_utf8(dir.read(&own)).unwrap();
+    let other = parsed(&dir.read(&other));
     for (bytes, words) in invalid_records(&whole, &other) {
-        lab.write(&own, &bytes);
+        dir.write(&own, &bytes);
         let name = ids[0].as_str();
-        lab.expect_error(1, &args(&["--resume"]), &[words, name]);
-        lab.expect_error(1, &["report", "out", "--format", "json"], &[words, name]);
-        lab.expect_error(
+        dir.expect_error(1, &args(&["--resume"]), &[words, name]);
+        dir.expect_error(1, &["report", "out", "--format", "json"], &[words, name]);
+        dir.expect_error(
             1,
             &["study", "merge", "out", "--out", "merged"],
             &[words, name],
         );
-        assert!(!lab.path("merged").exists());
-        assert_eq!(lab.read(&own), bytes);
-        assert_eq!(names(&lab, "out/kept").len(), 4);
+        assert!(!dir.path("merged").exists());
+        assert_eq!(dir.read(&own), bytes);
+        assert_eq!(names(&dir, "out/kept").len(), 4);
     }
 }
 
 #[test]
 fn records_of_earlier_versions_are_accepted_and_reported() {
-    let lab = lab();
-    lab.ok(&args(&[]));
-    let own = format!("out/runs/{}", names(&lab, "out/runs")[0]);
-    let whole = lab.read(&own);
-    let history = lab.read("out/history.json");
-    fs::remove_file(lab.path("out/history.json")).unwrap();
-    lab.write(&own, without_checksum(&whole));
-    let output = lab.run(&["study", "study.toml", "--out", "out", "--resume"]);
+    let dir = test_dir();
+    dir.ok(&args(&[]));
+    let own = format!("out/runs/{}", names(&dir, "out/runs")[0]);
+    let whole = dir.read(&own);
+    let history = dir.read("out/history.json");
+    fs::remove_file(dir.path("out/history.json")).unwrap();
+    dir.write(&own, without_checksum(&whole));
+    let output = dir.run(&["study", "study.toml", "--out", "out", "--resume"]);
     assert_eq!(code(&output), 0);
     assert!(
         stderr(&output).contains("1 of 4 records have no checksum"),
@@ -126,24 +126,24 @@ fn records_of_earlier_versions_are_accepted_and_reported() {
         stderr(&output)
     );
     let words = "Not verified: 1 of 4 records have no checksum";
-    lab.ok(&["study", "merge", "out", "--out", "joined"]);
-    lab.ok(&["study", "merge", "out", "joined", "--out", "twice"]);
+    dir.ok(&["study", "merge", "out", "--out", "joined"]);
+    dir.ok(&["study", "merge", "out", "joined", "--out", "twice"]);
     for folder in ["out", "joined", "twice"] {
         for format in ["json", "markdown"] {
-            let text = lab.ok(&["report", folder, "--format", format]);
+            let text = dir.ok(&["report", folder, "--format", format]);
             assert!(text.contains(words), "{folder} {format}: {text}");
         }
-        assert!(lab.page(folder).contains(words), "{folder}");
+        assert!(dir.page(folder).contains(words), "{folder}");
     }
-    let table = lab.ok(&args(&["--resume"]));
+    let table = dir.ok(&args(&["--resume"]));
     assert!(table.contains(words), "{table}");
     assert!(table.contains("Unknown: whether rules or plan changed"));
-    let groups = lab.json(&args(&["--resume", "--json"]));
+    let groups = dir.json(&args(&["--resume", "--json"]));
     assert_eq!(groups[0]["without_checksum"], 1, "{groups}");
-    lab.write("out/history.json", history);
+    dir.write("out/history.json", history);
     // JSON formatting does not matter.
-    lab.write(&own, serde_json::to_string_pretty(&parsed(&whole)).unwrap());
-    let output = lab.run(&["study", "study.toml", "--out", "out", "--resume"]);
+    dir.write(&own, serde_json::to_string_pretty(&parsed(&whole)).unwrap());
+    let output = dir.run(&["study", "study.toml", "--out", "out", "--resume"]);
     assert!(
         !stderr(&output).contains("no checksum"),
         "{}",
@@ -154,12 +154,12 @@ fn records_of_earlier_versions_are_accepted_and_reported() {
 #[cfg(unix)]
 #[test]
 fn pipes_and_huge_files_are_rejected_immediately() {
-    let lab = lab();
-    lab.ok(&args(&[]));
-    let id = names(&lab, "out/runs").remove(0);
+    let dir = test_dir();
+    dir.ok(&args(&[]));
+    let id = names(&dir, "out/runs").remove(0);
     for name in ["out/study.toml".to_owned(), format!("out/runs/{id}")] {
-        let path = lab.path(&name);
-        let whole = lab.read(&name);
+        let path = dir.path(&name);
+        let whole = dir.read(&name);
         fs::remove_file(&path).unwrap();
         let made = std::process::Command::new("mkfifo").arg(&path).status();
         assert!(made.unwrap().success());
@@ -168,7 +168,7 @@ fn pipes_and_huge_files_are_rejected_immediately() {
             vec!["report", "out", "--format", "json"],
             vec!["study", "merge", "out", "--out", "m"],
         ] {
-            lab.expect_error(
+            dir.expect_error(
                 1,
                 &command,
                 &[name.rsplit('/').next().unwrap(), "is a pipe"],
@@ -176,13 +176,13 @@ fn pipes_and_huge_files_are_rejected_immediately() {
         }
         fs::remove_file(&path).unwrap();
         fs::File::create(&path).unwrap().set_len(1 << 33).unwrap();
-        lab.expect_error(
+        dir.expect_error(
             1,
             &args(&["--resume"]),
             &["8589934592 bytes, expected at most"],
         );
         fs::remove_file(&path).unwrap();
-        lab.write(&name, whole);
+        dir.write(&name, whole);
     }
-    lab.ok(&args(&["--resume"]));
+    dir.ok(&args(&["--resume"]));
 }

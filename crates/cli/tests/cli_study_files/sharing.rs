@@ -13,22 +13,22 @@ fn ended(children: Vec<Child>) -> Vec<(i32, String)> {
 
 #[test]
 fn shards_may_share_a_folder_but_not_full_studies() {
-    let lab = lab();
-    lab.write(
+    let dir = test_dir();
+    dir.write(
         "changed.toml",
         STUDY.replace("seeds = [5]", "seeds = [5, 6]"),
     );
     for round in 0..3 {
         if round > 0 {
-            fs::remove_dir_all(lab.path("out")).unwrap();
+            fs::remove_dir_all(dir.path("out")).unwrap();
         }
-        let shards = ["1/3", "2/3", "3/3"].map(|shard| lab.start(&args(&["--shard", shard])));
+        let shards = ["1/3", "2/3", "3/3"].map(|shard| dir.start(&args(&["--shard", shard])));
         let ended = ended(shards.into());
         assert!(ended.iter().all(|(code, _)| *code == 0), "{ended:?}");
-        assert_eq!(names(&lab, "out/kept").len(), 4);
-        assert_eq!(names(&lab, "out/runs").len(), 4);
-        assert!(names(&lab, "out/work").is_empty());
-        let left = names(&lab, "out");
+        assert_eq!(names(&dir, "out/kept").len(), 4);
+        assert_eq!(names(&dir, "out/runs").len(), 4);
+        assert!(names(&dir, "out/work").is_empty());
+        let left = names(&dir, "out");
         assert!(
             left.iter()
                 .all(|name| !name.contains("begin") && !name.contains("partial")),
@@ -36,8 +36,8 @@ fn shards_may_share_a_folder_but_not_full_studies() {
         );
     }
     // Again, although all runs are finished.
-    lab.ok(&args(&["--shard", "1/3"]));
-    let before = lab.read("out/study.toml");
+    dir.ok(&args(&["--shard", "1/3"]));
+    let before = dir.read("out/study.toml");
     let other = [
         "study",
         "changed.toml",
@@ -47,71 +47,53 @@ fn shards_may_share_a_folder_but_not_full_studies() {
         "--shard",
         "1/3",
     ];
-    lab.expect_error(2, &other, &["already holds another study"]);
-    assert_eq!(lab.read("out/study.toml"), before);
+    dir.expect_error(2, &other, &["already holds another study"]);
+    assert_eq!(dir.read("out/study.toml"), before);
 }
 
 #[test]
 fn rejected_studies_write_nothing() {
-    let lab = lab();
+    let dir = test_dir();
     let long = args(&["--set", "train.steps=4000"]);
-    let mut first = lab.start(&long);
-    common::wait_until("the study is begun", || lab.path("out/study.toml").exists());
-    let before = lab.read("out/study.toml");
+    let mut first = dir.start(&long);
+    common::wait_until("the study is begun", || dir.path("out/study.toml").exists());
+    let before = dir.read("out/study.toml");
     let words = ["another process works on this study"];
-    lab.expect_error(2, &args(&["--resume"]), &words);
-    lab.expect_error(2, &args(&[]), &words);
-    lab.expect_error(2, &args(&["--shard", "1/2", "--resume"]), &words);
-    lab.expect_error(2, &args(&["--no-lock", "--resume"]), &words);
-    lab.ok(&[
-        "--threads",
-        "1",
-        "--quiet",
-        "study",
-        "study.toml",
-        "--out",
-        "done",
-    ]);
-    lab.expect_error(2, &["study", "merge", "done", "--out", "out"], &words);
-    assert_eq!(lab.read("out/study.toml"), before);
+    dir.expect_error(2, &args(&["--resume"]), &words);
+    dir.expect_error(2, &args(&[]), &words);
+    dir.expect_error(2, &args(&["--shard", "1/2", "--resume"]), &words);
+    dir.expect_error(2, &args(&["--no-lock", "--resume"]), &words);
+    dir.ok(&args_into("done", &[]));
+    dir.expect_error(2, &["study", "merge", "done", "--out", "out"], &words);
+    assert_eq!(dir.read("out/study.toml"), before);
     first.kill().unwrap();
     first.wait().unwrap();
     assert_eq!(
-        names(&lab, "out")
+        names(&dir, "out")
             .iter()
             .filter(|name| name.contains("begin"))
             .count(),
         0
     );
-    lab.ok(&args(&["--resume", "--no-lock"]));
+    dir.ok(&args(&["--resume", "--no-lock"]));
 }
 
 #[test]
 fn merges_are_exclusive_and_do_not_modify_sources() {
-    let lab = lab();
+    let dir = test_dir();
     for (shard, out) in [("1/2", "one"), ("2/2", "two")] {
-        lab.ok(&[
-            "--threads",
-            "1",
-            "--quiet",
-            "study",
-            "study.toml",
-            "--out",
-            out,
-            "--shard",
-            shard,
-        ]);
+        dir.ok(&args_into(out, &["--shard", shard]));
     }
     let sources = || -> Vec<_> {
         ["one", "two"]
             .iter()
-            .flat_map(|folder| files_below(&lab.path(folder)))
+            .flat_map(|folder| files_below(&dir.path(folder)))
             .collect()
     };
     let before = sources();
     let merge = ["study", "merge", "one", "two", "--out", "joined", "--json"];
     for round in 0..3 {
-        let merges = [0; 2].map(|_| lab.start(&merge)).into();
+        let merges = [0; 2].map(|_| dir.start(&merge)).into();
         let ended = ended(merges);
         assert!(ended.iter().any(|(code, _)| *code == 0), "{ended:?}");
         for (code, said) in &ended {
@@ -120,18 +102,18 @@ fn merges_are_exclusive_and_do_not_modify_sources() {
                 "{said}"
             );
         }
-        assert_eq!(names(&lab, "joined/runs").len(), 4);
+        assert_eq!(names(&dir, "joined/runs").len(), 4);
         assert_eq!(
-            names(&lab, "joined"),
+            names(&dir, "joined"),
             ["history.json", "runs", "study.toml", "work"]
         );
         assert_eq!(sources(), before);
         // Killed before the last record, and before the study file.
-        let last = names(&lab, "joined/runs").remove(round);
-        fs::remove_file(lab.path(format!("joined/runs/{last}"))).unwrap();
-        lab.write(&format!("joined/runs/{last}.00112233445566aa.partial"), "{");
+        let last = names(&dir, "joined/runs").remove(round);
+        fs::remove_file(dir.path(format!("joined/runs/{last}"))).unwrap();
+        dir.write(&format!("joined/runs/{last}.00112233445566aa.partial"), "{");
         if round == 1 {
-            fs::remove_file(lab.path("joined/study.toml")).unwrap();
+            fs::remove_file(dir.path("joined/study.toml")).unwrap();
         }
     }
 }

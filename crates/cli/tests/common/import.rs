@@ -12,30 +12,30 @@ pub fn fixture(family: &str) -> PathBuf {
     crates.join("hybridnorm/tests/fixtures/hf").join(family)
 }
 
-/// Creates a lab with a model of a family in the folder `their`.
-pub fn lab(family: &str) -> TestDir {
-    let lab = TestDir::new();
+/// Creates a folder with a model of a family in the folder `their`.
+pub fn dir(family: &str) -> TestDir {
+    let dir = TestDir::new();
     for name in ["config.json", "model.safetensors"] {
         let bytes = fs::read(fixture(family).join(name)).unwrap();
-        lab.write(&format!("their/{name}"), bytes);
+        dir.write(&format!("their/{name}"), bytes);
     }
-    lab
+    dir
 }
 
-pub fn configure(lab: &TestDir, key: &str, value: Value) {
-    let mut config: Value = serde_json::from_slice(&lab.read("their/config.json")).unwrap();
+pub fn configure(dir: &TestDir, key: &str, value: Value) {
+    let mut config: Value = serde_json::from_slice(&dir.read("their/config.json")).unwrap();
     config[key] = value;
-    lab.write("their/config.json", config.to_string());
+    dir.write("their/config.json", config.to_string());
 }
 
 /// Tensor: name, shape, bytes of f32.
 pub type Entry = (String, Value, Vec<u8>);
 
 /// Changes the tensors of `their/model.safetensors`.
-pub fn rewrite(lab: &TestDir, change: impl FnOnce(&mut Vec<Entry>)) {
-    let mut all = tensors(&lab.read("their/model.safetensors"));
+pub fn rewrite(dir: &TestDir, change: impl FnOnce(&mut Vec<Entry>)) {
+    let mut all = tensors(&dir.read("their/model.safetensors"));
     change(&mut all);
-    lab.write("their/model.safetensors", write_tensors(all));
+    dir.write("their/model.safetensors", write_tensors(all));
 }
 
 /// Reads the tensors of an f32 safetensors file.

@@ -71,11 +71,11 @@ pub struct TestDir {
 impl TestDir {
     /// Creates a folder that contains `tiny.toml`.
     pub fn new() -> Self {
-        let lab = Self {
+        let dir = Self {
             folder: tempfile::tempdir().unwrap(),
         };
-        lab.write("tiny.toml", CONFIG);
-        lab
+        dir.write("tiny.toml", CONFIG);
+        dir
     }
 
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
@@ -346,25 +346,25 @@ pub fn quiet(command: &str) -> Vec<&str> {
 }
 
 /// Creates a study whose runs are kept, and the prepared folder that it trains on.
-pub fn write_study_keeping_runs(lab: &TestDir) {
-    lab.write("study.toml", STUDY_KEEPING_RUNS);
-    lab.prepare("stories:60", "bytes", "data");
+pub fn write_study_keeping_runs(dir: &TestDir) {
+    dir.write("study.toml", STUDY_KEEPING_RUNS);
+    dir.prepare("stories:60", "bytes", "data");
 }
 
 /// Trains `run` on the prepared folder `data`.
-pub fn prepared_run(lab: &TestDir) {
-    lab.prepare("stories:60", "bytes", "data");
-    lab.train("run", &["--set", "data.train=[\"data\"]"]);
+pub fn prepared_run(dir: &TestDir) {
+    dir.prepare("stories:60", "bytes", "data");
+    dir.train("run", &["--set", "data.train=[\"data\"]"]);
 }
 
 /// Creates a model folder as the official code writes it.
-pub fn official_folder(lab: &TestDir, name: &str) {
+pub fn official_folder(dir: &TestDir, name: &str) {
     let fixtures =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../hybridnorm/tests/fixtures/official");
     let json = fs::read(fixtures.join("hybridnorm-star.json")).unwrap();
     let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
     let config = serde_json::json!({ "model": json["model"] });
-    lab.write(&format!("{name}/config.yaml"), config.to_string());
+    dir.write(&format!("{name}/config.yaml"), config.to_string());
     let torch = fs::read(fixtures.join("hybridnorm-star.pt")).unwrap();
-    lab.write(&format!("{name}/model.pt"), torch);
+    dir.write(&format!("{name}/model.pt"), torch);
 }
