@@ -74,15 +74,14 @@ pub struct GenerateArgs {
     #[arg(
         long,
         value_name = "T",
-        default_value_t = 0.8,
+        default_value_t = Sampling::default().temperature,
         allow_negative_numbers = true
     )]
     pub temperature: f64,
     /// Sample only from the K most likely tokens; 0: from all. [default: 0]
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
-    /// Sample only from the most likely tokens that together reach probability P; 1: from all. [default: 0.95]
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, help = top_p_help())]
     pub top_p: Option<f64>,
     /// Random seed for sampling. [default: 0]
     #[arg(long, value_name = "S")]
@@ -93,45 +92,25 @@ pub struct GenerateArgs {
 }
 
 impl GenerateArgs {
-    /// Returns the sampling options.
+    /// Returns the sampling parameters.
     ///
     /// # Errors
-    /// If an option is out of range or has no effect.
+    /// If one is out of range or has no effect.
     pub fn sampling(&self) -> Result<Sampling, Error> {
-        self.check_greedy()?;
-        let defaults = Sampling::default();
-        let sampling = Sampling::default()
-            .with_temperature(self.temperature)
-            .with_top_k(self.top_k.unwrap_or(defaults.top_k))
-            .with_top_p(self.top_p.unwrap_or(defaults.top_p))
-            .with_seed(self.seed.unwrap_or(defaults.seed));
+        let mut sampling = Sampling::default().with_temperature(self.temperature);
+        sampling.top_k = self.top_k;
+        sampling.top_p = self.top_p;
+        sampling.seed = self.seed;
         sampling.check()?;
         Ok(sampling)
     }
+}
 
-    /// Rejects sampling options that greedy decoding ignores.
-    fn check_greedy(&self) -> Result<(), Error> {
-        let greedy = match (self.temperature == 0.0, self.top_k) {
-            (true, _) => "--temperature 0",
-            (false, Some(1)) => "--top-k 1",
-            _ => return Ok(()),
-        };
-        let ignored: Vec<&str> = [
-            ("--top-k", self.top_k.is_some() && greedy != "--top-k 1"),
-            ("--top-p", self.top_p.is_some()),
-            ("--seed", self.seed.is_some()),
-        ]
-        .into_iter()
-        .filter_map(|(option, is_ignored)| is_ignored.then_some(option))
-        .collect();
-        match ignored.is_empty() {
-            true => Ok(()),
-            false => Err(Error::no_effect(
-                ignored.join(" and "),
-                format!(" with greedy decoding ({greedy}); remove one of them"),
-            )),
-        }
-    }
+fn top_p_help() -> String {
+    format!(
+        "Sample only from the most likely tokens that together reach probability P; 1: from all. [default: {}]",
+        Sampling::DEFAULT_TOP_P
+    )
 }
 
 fn import_folder_help() -> String {

@@ -41,7 +41,7 @@ fn prepare(args: PrepareArgs, console: &Console) -> Result<(), Error> {
         }
         options.validation_fraction = fraction;
     }
-    options.source = args.text.overrides().apply_to(options.source);
+    options.source = args.text.overrides().apply_to(options.source)?;
     let mut display = Display::new(console);
     let manifest = data::prepare(
         &args.inputs,

@@ -145,15 +145,15 @@ fn invalid_sampling_options_are_rejected() {
     for (options, words) in [
         (
             &["--temperature", "0", "--seed", "5"][..],
-            "--seed has no effect with greedy decoding (--temperature 0",
+            "seed has no effect with greedy decoding (temperature = 0",
         ),
         (
             &["--temperature", "0", "--top-k", "5", "--top-p", "1"],
-            "--top-k and --top-p has no effect",
+            "top-k and top-p has no effect",
         ),
         (
             &["--top-k", "1", "--seed", "0"],
-            "--seed has no effect with greedy decoding (--top-k 1",
+            "seed has no effect with greedy decoding (top-k = 1",
         ),
     ] {
         let args = [&["generate", "run", "--prompt", "a"], options].concat();

@@ -15,41 +15,47 @@ use crate::omissions::{Omissions, Unit};
 /// ```
 /// use hybridnorm::eval::Sampling;
 ///
+/// Sampling::default().with_top_k(40).with_seed(1).check()?;
 /// let greedy = Sampling::default().with_temperature(0.0);
 /// greedy.check()?;
-/// assert!(Sampling::default().with_top_p(1.5).check().is_err());
+/// // Greedy decoding draws nothing.
+/// assert!(greedy.with_seed(1).check().is_err());
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Setters)]
-#[setters(prefix = "with_")]
+#[setters(prefix = "with_", strip_option)]
 #[non_exhaustive]
 pub struct Sampling {
-    /// Sampling temperature, which divides the logits; 0 is greedy.
+    /// Sampling temperature, which divides the logits; 0 is greedy. 0.8 by default.
     pub temperature: f64,
-    /// Top-k: keep only this many of the most likely tokens; 0 keeps all.
-    pub top_k: usize,
-    /// Top-p: keep the most likely tokens that together reach this probability; 1 keeps all.
-    pub top_p: f64,
-    /// Random seed.
-    pub seed: u64,
+    /// Top-k: keep only this many of the most likely tokens; 0 or `None` keeps all.
+    pub top_k: Option<usize>,
+    /// Top-p: keep the most likely tokens that together reach this probability; 1 keeps all. `None`:
+    /// [`Sampling::DEFAULT_TOP_P`].
+    pub top_p: Option<f64>,
+    /// Random seed; `None`: 0.
+    pub seed: Option<u64>,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
         Self {
             temperature: 0.8,
-            top_k: 0,
-            top_p: 0.95,
-            seed: 0,
+            top_k: None,
+            top_p: None,
+            seed: None,
         }
     }
 }
 
 impl Sampling {
-    /// Checks the ranges of the fields.
+    /// Top-p if none is given.
+    pub const DEFAULT_TOP_P: f64 = 0.95;
+
+    /// Checks the ranges of the fields, and that each has an effect.
     ///
     /// # Errors
-    /// [`Error::Config`] naming the field.
+    /// [`Error::OutOfRange`] naming the field; [`Error::NoEffect`] for fields that greedy decoding ignores.
     pub fn check(&self) -> Result<()> {
         if !(self.temperature.is_finite() && self.temperature >= 0.0) {
             return Err(Error::out_of_range(
@@ -58,14 +64,37 @@ impl Sampling {
                 "a finite number of at least 0",
             ));
         }
-        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return Err(Error::out_of_range(
-                "top-p",
-                self.top_p,
-                "above 0 and at most 1",
-            ));
+        match self.top_p {
+            Some(top_p) if !(top_p > 0.0 && top_p <= 1.0) => {
+                Err(Error::out_of_range("top-p", top_p, "above 0 and at most 1"))
+            }
+            _ => self.check_greedy(),
         }
-        Ok(())
+    }
+
+    /// Rejects fields that greedy decoding ignores.
+    fn check_greedy(&self) -> Result<()> {
+        let is_top_1 = self.top_k == Some(1);
+        let greedy = match self.temperature == 0.0 {
+            true => "temperature = 0",
+            false if is_top_1 => "top-k = 1",
+            false => return Ok(()),
+        };
+        let ignored: Vec<&str> = [
+            ("top-k", self.top_k.is_some() && !is_top_1),
+            ("top-p", self.top_p.is_some()),
+            ("seed", self.seed.is_some()),
+        ]
+        .into_iter()
+        .filter_map(|(field, is_ignored)| is_ignored.then_some(field))
+        .collect();
+        match ignored.is_empty() {
+            true => Ok(()),
+            false => Err(Error::no_effect(
+                ignored.join(" and "),
+                format!(" with greedy decoding ({greedy}); remove one of them"),
+            )),
+        }
     }
 }
 
@@ -129,7 +158,7 @@ impl<'a> Generator<'a> {
         let context = prompt[prompt.len() - kept..].to_vec();
         Ok(Self {
             cache: model.new_cache(1, longest)?,
-            random: ChaCha8Rng::seed_from_u64(sampling.seed),
+            random: ChaCha8Rng::seed_from_u64(sampling.seed.unwrap_or(0)),
             unread: context.len(),
             truncated_prompt: prompt.len() - kept,
             dropped: 0,
@@ -198,9 +227,10 @@ fn sample_token(logits: &[f32], sampling: &Sampling, random: &mut ChaCha8Rng) ->
     if sampling.temperature == 0.0 {
         return Ok(order[0] as i32);
     }
-    if sampling.top_k > 0 {
-        order.truncate(sampling.top_k);
+    if let Some(k @ 1..) = sampling.top_k {
+        order.truncate(k);
     }
+    let top_p = sampling.top_p.unwrap_or(Sampling::DEFAULT_TOP_P);
     let largest = f64::from(logits[order[0]]);
     let mut weights: Vec<f64> = order
         .iter()
@@ -212,7 +242,7 @@ fn sample_token(logits: &[f32], sampling: &Sampling, random: &mut ChaCha8Rng) ->
         .iter()
         .position(|weight| {
             reached += weight / total;
-            reached >= sampling.top_p
+            reached >= top_p
         })
         .map_or(weights.len(), |last| last + 1);
     weights.truncate(kept);
@@ -238,7 +268,7 @@ mod tests {
     const LOGITS: [f32; 4] = [0.0, 3.0, 1.0, 2.0];
 
     fn drawn(sampling: Sampling, n: usize) -> Vec<i32> {
-        let mut random = ChaCha8Rng::seed_from_u64(sampling.seed);
+        let mut random = ChaCha8Rng::seed_from_u64(sampling.seed.unwrap_or(0));
         (0..n)
             .map(|_| sample_token(&LOGITS, &sampling, &mut random).unwrap())
             .collect()
@@ -247,9 +277,9 @@ mod tests {
     fn plain() -> Sampling {
         Sampling {
             temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            seed: 1,
+            top_k: None,
+            top_p: Some(1.0),
+            seed: Some(1),
         }
     }
 
@@ -283,19 +313,19 @@ mod tests {
     #[test]
     fn top_k_and_top_p_cut_the_tail() {
         let top_k = Sampling {
-            top_k: 2,
+            top_k: Some(2),
             ..plain()
         };
         assert!(drawn(top_k, 500).iter().all(|id| [1, 3].contains(id)));
         // p(1) = 0.644, p(1) + p(3) = 0.881
         let top_p = Sampling {
-            top_p: 0.8,
+            top_p: Some(0.8),
             ..plain()
         };
         let ids = drawn(top_p, 500);
         assert!(ids.contains(&3) && ids.iter().all(|id| [1, 3].contains(id)));
         let narrow = Sampling {
-            top_p: 0.5,
+            top_p: Some(0.5),
             ..plain()
         };
         assert!(drawn(narrow, 100).iter().all(|&id| id == 1));
@@ -316,10 +346,7 @@ mod tests {
     #[test]
     fn the_seed_decides() {
         assert_eq!(drawn(plain(), 50), drawn(plain(), 50));
-        assert_ne!(
-            drawn(plain(), 50),
-            drawn(Sampling { seed: 2, ..plain() }, 50)
-        );
+        assert_ne!(drawn(plain(), 50), drawn(plain().with_seed(2), 50));
     }
 
     #[test]
@@ -334,15 +361,31 @@ mod tests {
                 ..plain()
             },
             Sampling {
-                top_p: 0.0,
+                top_p: Some(0.0),
                 ..plain()
             },
             Sampling {
-                top_p: 1.5,
+                top_p: Some(1.5),
                 ..plain()
             },
         ] {
             assert!(broken.check().is_err(), "{broken:?}");
         }
+    }
+
+    #[test]
+    fn settings_that_greedy_decoding_ignores_are_errors() {
+        let greedy = Sampling::default().with_temperature(0.0);
+        for ignored in [
+            greedy.clone().with_top_k(5),
+            greedy.clone().with_top_p(0.5),
+            greedy.clone().with_seed(0),
+            Sampling::default().with_top_k(1).with_seed(0),
+        ] {
+            let error = ignored.check().unwrap_err();
+            assert!(matches!(error, Error::NoEffect { .. }), "{error}");
+        }
+        greedy.with_top_k(1).check().unwrap();
+        Sampling::default().with_top_k(1).check().unwrap();
     }
 }

@@ -307,8 +307,11 @@ fn parts(
 /// Measures a model on every data set.
 ///
 /// # Errors
-/// See [`loss`]; the message names the set.
+/// [`Error::Missing`] without a set; otherwise see [`loss`], and the message names the set.
 pub fn evaluate(model: &mut Model, sets: &[EvalSet], options: &EvalOptions) -> Result<Evaluation> {
+    if sets.is_empty() {
+        return Err(Error::missing("data", ": no set to evaluate on"));
+    }
     let mut found = Vec::new();
     for set in sets {
         let measured = loss(model, &set.data, options.batch_size, options.windows);
@@ -493,4 +496,18 @@ fn no_bits_per_byte(sets: &[SetLoss]) -> Option<String> {
     };
     let reasons: Vec<String> = sets.iter().filter_map(reason).collect();
     (!reasons.is_empty()).then(|| reasons.join("; "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+    use crate::model::testing::tiny;
+
+    #[test]
+    fn an_evaluation_needs_a_set() {
+        let mut model = Model::new(&tiny(), 0, Device::Cpu).unwrap();
+        let error = evaluate(&mut model, &[], &EvalOptions::default()).unwrap_err();
+        assert!(matches!(error, Error::Missing { .. }), "{error}");
+    }
 }

@@ -35,8 +35,16 @@ pub struct TextOverrides {
 
 impl TextOverrides {
     /// Returns the options with these overrides.
-    #[must_use]
-    pub fn apply_to(&self, mut options: SourceOptions) -> SourceOptions {
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] if both `separator` and `document_chars` are given, of which each excludes the other.
+    pub fn apply_to(&self, mut options: SourceOptions) -> Result<SourceOptions> {
+        if self.separator.is_some() && self.document_chars.is_some() {
+            return Err(Error::conflict(
+                ["separator", "document_chars"],
+                "separator and document_chars are both given, expected one",
+            ));
+        }
         if let Some(field) = &self.text_field {
             options.text_field.clone_from(field);
         }
@@ -58,7 +66,7 @@ impl TextOverrides {
         if self.replace_invalid_utf8 {
             options.invalid_utf8 = InvalidUtf8::Replace;
         }
-        options
+        Ok(options)
     }
 
     /// Returns the names of the given options.
@@ -106,7 +114,7 @@ impl TextOptions {
             options: SourceOptions {
                 // Options that the run needs for its own text may have no effect here.
                 allow_unused_options: true,
-                ..overrides.apply_to(run_options)
+                ..overrides.apply_to(run_options)?
             },
         })
     }
@@ -175,7 +183,7 @@ pub(super) fn check_overrides_used(raw: &[String], overrides: &TextOverrides) ->
         Some(first) if raw.is_empty() => {
             Err(Error::no_effect(*first, ": none of the data is raw text"))
         }
-        Some(_) => Sources::resolve(raw, &overrides.apply_to(SourceOptions::default())).map(drop),
+        Some(_) => Sources::resolve(raw, &overrides.apply_to(SourceOptions::default())?).map(drop),
     }
 }
 
@@ -191,5 +199,20 @@ pub(super) fn check_separator(sets: &[EvalSet], overrides: &TextOverrides) -> Re
             format!("separator `{separator}` occurs nowhere in the plain text files of the data"),
         )),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_separator_and_a_length_of_documents_exclude_each_other() {
+        let overrides = TextOverrides::default().with_separator("---");
+        let options = overrides.apply_to(SourceOptions::default()).unwrap();
+        assert_eq!(options.separator.as_deref(), Some("---"));
+        let both = overrides.with_document_chars(10_usize);
+        let error = both.apply_to(SourceOptions::default()).unwrap_err();
+        assert!(matches!(error, Error::Conflict { .. }), "{error}");
     }
 }

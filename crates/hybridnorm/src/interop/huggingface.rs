@@ -28,18 +28,10 @@ use family::{Family, ReadFamily};
 const FAMILIES: &[(&str, ReadFamily)] =
     &[("olmoe", olmoe::read), ("deepseek_v3", deepseek_v3::read)];
 
-const CONFIG: &str = "config.json";
+pub(super) const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const TEXT_LIMIT: u64 = 64 << 20;
-
-/// True if a folder is in this format.
-///
-/// # Errors
-/// If the folder cannot be accessed.
-pub fn is_folder(folder: &Path) -> Result<bool> {
-    files::exists(folder.join(CONFIG))
-}
 
 /// Returns the `model_type` of every family that can be imported.
 ///

@@ -56,17 +56,43 @@ pub fn require_folder(folder: &Path) -> Result<()> {
     files::require_folder(folder, expected)
 }
 
-/// Reads an external checkpoint folder: in Hugging Face format if it contains a `config.json`, else of the
-/// official HybridNorm code.
+/// A format of checkpoint folders.
+struct Format {
+    /// File whose presence tells the format.
+    marker: &'static str,
+    read: fn(&Path, Device) -> Result<Imported>,
+}
+
+/// Known formats; the first whose marker exists is read.
+const FORMATS: [Format; 2] = [
+    Format {
+        marker: huggingface::CONFIG,
+        read: huggingface::read,
+    },
+    Format {
+        marker: official::CONFIG,
+        read: official::read,
+    },
+];
+
+/// Reads an external checkpoint folder: in Hugging Face format if it contains a `config.json`, of the official
+/// HybridNorm code if it contains a `config.yaml`.
 ///
 /// # Errors
-/// See [`huggingface::import`] and [`official::import`].
+/// If the folder is in neither format; otherwise see [`huggingface::import`] and [`official::import`].
 pub fn import(folder: &Path, device: Device) -> Result<Imported> {
     require_folder(folder)?;
-    let imported = match huggingface::is_folder(folder)? {
-        true => huggingface::read(folder, device)?,
-        false => official::read(folder, device)?,
+    let mut found = None;
+    for format in &FORMATS {
+        if found.is_none() && files::exists(folder.join(format.marker))? {
+            found = Some(format);
+        }
+    }
+    let Some(format) = found else {
+        let markers = FORMATS.each_ref().map(|format| format.marker).join(" nor ");
+        return Err(Error::format(folder, format!("contains neither {markers}")));
     };
+    let imported = (format.read)(folder, device)?;
     match imported.model.first_non_finite() {
         Some(name) => Err(Error::format(
             folder,

@@ -23,7 +23,7 @@ use crate::tensors::HostTensor;
 use config::{ConfigFile, IGNORED_KEYS};
 
 const HEAD: &str = "transformer.ff_out.weight";
-const CONFIG: &str = "config.yaml";
+pub(super) const CONFIG: &str = "config.yaml";
 const CONFIG_LIMIT: u64 = 4 << 20;
 
 /// Reads an official checkpoint.
@@ -104,17 +104,19 @@ pub fn read_config(path: &Path) -> Result<ModelConfig> {
 /// Converts official tensors to this crate's names and layout. Works for gradients as well as for weights.
 ///
 /// # Errors
-/// If a name or a shape is not one of an official checkpoint.
+/// [`Error::InvalidValue`] if a name or a shape is not one of an official checkpoint; [`Error::Conflict`] if the
+/// embeddings are tied, but the head differs from the embedding.
 pub fn translate_all(
     mut tensors: BTreeMap<String, HostTensor>,
     config: &ModelConfig,
 ) -> Result<BTreeMap<String, HostTensor>> {
-    let stacks = take_experts(&mut tensors, config).map_err(Error::Config)?;
+    let invalid = |problem| Error::invalid_value("tensors", problem);
+    let stacks = take_experts(&mut tensors, config).map_err(invalid)?;
     let mut ours = tensors
         .into_iter()
         .map(|(name, tensor)| translate(&name, tensor, config))
         .collect::<Result<BTreeMap<_, _>, _>>()
-        .map_err(Error::Config)?;
+        .map_err(invalid)?;
     ours.extend(stacks);
     // Official checkpoints with tied embeddings may contain the head as a second copy.
     if config.tie_embeddings

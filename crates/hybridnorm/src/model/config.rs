@@ -104,11 +104,11 @@ pub(crate) fn is_zero(n: &usize) -> bool {
 }
 
 impl ModelConfig {
-    /// Returns the width of a head's query and key, k.
+    /// Returns the width of a head's query and key, k; 0 while `n_heads` is 0, as by default.
     pub fn head_dim(&self) -> usize {
         match &self.mla {
             Some(mla) => mla.head_dim(),
-            None => self.d_model / self.n_heads,
+            None => self.d_model.checked_div(self.n_heads).unwrap_or(0),
         }
     }
 

@@ -353,8 +353,11 @@ impl Model {
     /// Allocates an empty cache for `batch` sequences of up to `capacity` positions.
     ///
     /// # Errors
-    /// If it does not fit into memory.
+    /// If `batch` is 0, or the cache does not fit into memory.
     pub fn new_cache(&mut self, batch: usize, capacity: usize) -> Result<KvCache> {
+        if batch == 0 {
+            return Err(Error::out_of_range("batch", 0, "at least 1"));
+        }
         let config = self.decoder.config();
         let width = config.cache_width();
         let elements = batch.saturating_mul(capacity).saturating_mul(width);

@@ -1,6 +1,6 @@
 use super::lru_cache::LruCache;
 use super::testing::tiny;
-use super::{Device, Model};
+use super::{Device, Model, ModelConfig};
 
 fn model() -> Model {
     Model::new(&tiny(), 0, Device::Cpu).unwrap()
@@ -39,4 +39,17 @@ fn a_target_of_minus_one_is_not_counted_and_others_outside_the_vocabulary_are_re
     assert!(loss(&[2, 3]).is_err());
     // Only targets may be -1.
     assert!(model.check_ids(&[-1], 1, 1).is_err());
+}
+
+#[test]
+fn a_cache_needs_a_sequence() {
+    let error = model().new_cache(0, 4).unwrap_err().to_string();
+    assert_eq!(error, "batch = 0, expected at least 1");
+}
+
+#[test]
+fn derived_sizes_of_an_empty_configuration_are_zero() {
+    let config = ModelConfig::default();
+    assert_eq!((config.head_dim(), config.cache_width()), (0, 0));
+    assert!(config.resolve().is_err());
 }

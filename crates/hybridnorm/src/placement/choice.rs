@@ -3,6 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value, json};
 
+use super::error::PlacementErrorKind::{InvalidValue, UnknownField};
 use super::error::{PlacementError, key, unknown};
 use super::json_value;
 use super::layers::normalize_overrides;
@@ -74,6 +75,7 @@ impl PlacementChoice {
             Value::String(name) => Self::from_name(name),
             Value::Object(fields) => Self::from_table(fields),
             other => Err(PlacementError::new(
+                InvalidValue,
                 "",
                 format!(
                     "expected a name or a table of placement fields, found {}",
@@ -89,6 +91,7 @@ impl PlacementChoice {
             Some(Value::String(name)) => Some(find_named(name).map_err(|e| e.under("base"))?.name),
             Some(other) => {
                 return Err(PlacementError::new(
+                    InvalidValue,
                     "base",
                     format!("expected a placement's name, found {}", kind(other)),
                 ));
@@ -158,6 +161,7 @@ fn without_base(fields: &Map<String, Value>, template: &Value) -> Result<Value, 
     patch.remove("base");
     match patch.keys().find(|name| !known.contains(&name.as_str())) {
         Some(name) => Err(PlacementError::new(
+            UnknownField,
             key(name),
             unknown("unknown field", name, &known),
         )),
@@ -192,7 +196,7 @@ impl From<Placement> for Value {
 /// Serializes a value of the placement algebra.
 pub(super) fn to_json<T: Serialize>(value: &T) -> Result<Value, PlacementError> {
     serde_json::to_value(value)
-        .map_err(|e| PlacementError::new("", format!("cannot be serialized: {e}")))
+        .map_err(|e| PlacementError::new(InvalidValue, "", format!("cannot be serialized: {e}")))
 }
 
 /// Returns the serialized default with every field, including those omitted when default.

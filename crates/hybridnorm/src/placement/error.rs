@@ -9,10 +9,30 @@ use serde::de;
 #[error("{}: {problem}", full_path(field))]
 #[non_exhaustive]
 pub struct PlacementError {
+    /// The kind of the problem.
+    pub kind: PlacementErrorKind,
     /// Path of the field, e.g. `block.ffn.skip` or `overrides[0].set`; empty for the whole value.
     pub field: String,
     /// The problem and its remedy, on one line.
     pub problem: String,
+}
+
+/// Kinds of problems with a placement, for callers that act on them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PlacementErrorKind {
+    /// No named placement has this name.
+    UnknownPlacement,
+    /// No field has this name.
+    UnknownField,
+    /// A value of the wrong type or form, or not one of the known values.
+    InvalidValue,
+    /// A number or a size outside its range.
+    OutOfRange,
+    /// A setting that another one cancels or disables.
+    NoEffect,
+    /// Values that are each valid, but not together.
+    Conflict,
 }
 
 fn full_path(field: &str) -> String {
@@ -27,12 +47,18 @@ impl PlacementError {
     /// Creates an error at `field`.
     ///
     /// ```
-    /// use hybridnorm::placement::PlacementError;
-    /// let error = PlacementError::new("block.ffn.skip", "unknown value");
+    /// use hybridnorm::placement::{PlacementError, PlacementErrorKind, named};
+    /// let error = PlacementError::new(PlacementErrorKind::InvalidValue, "block.ffn.skip", "unknown value");
     /// assert_eq!(error.to_string(), "placement.block.ffn.skip: unknown value");
+    /// assert_eq!(named("pre-nrom").unwrap_err().kind, PlacementErrorKind::UnknownPlacement);
     /// ```
-    pub fn new(field: impl Into<String>, problem: impl Into<String>) -> Self {
+    pub fn new(
+        kind: PlacementErrorKind,
+        field: impl Into<String>,
+        problem: impl Into<String>,
+    ) -> Self {
         Self {
+            kind,
             field: field.into(),
             problem: problem.into(),
         }
@@ -114,16 +140,18 @@ pub(super) fn unknown(what: &str, word: &str, known: &[&str]) -> String {
 impl de::Error for PlacementError {
     fn custom<T: fmt::Display>(message: T) -> Self {
         let message = message.to_string().replace(['\n', '\r'], " ");
-        Self::new("", message)
+        Self::new(PlacementErrorKind::InvalidValue, "", message)
     }
 
     fn unknown_field(field: &str, expected: &'static [&'static str]) -> Self {
-        Self::new(key(field), unknown("unknown field", field, expected))
+        let problem = unknown("unknown field", field, expected);
+        Self::new(PlacementErrorKind::UnknownField, key(field), problem)
     }
 
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
         let what = format!("unknown value {:?}", shorten(variant));
-        Self::new("", unknown(&what, variant, expected))
+        let problem = unknown(&what, variant, expected);
+        Self::new(PlacementErrorKind::InvalidValue, "", problem)
     }
 
     fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
@@ -134,7 +162,8 @@ impl de::Error for PlacementError {
             other => crate::parse_errors::expected_type(other).into_owned(),
         };
         let found = describe(found);
-        Self::new("", format!("expected {expected}, found {found}"))
+        let problem = format!("expected {expected}, found {found}");
+        Self::new(PlacementErrorKind::InvalidValue, "", problem)
     }
 
     fn invalid_value(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {

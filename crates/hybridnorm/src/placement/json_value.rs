@@ -7,6 +7,7 @@ use serde::de::{
 };
 use serde_json::{Map, Value, map};
 
+use super::error::PlacementErrorKind::InvalidValue;
 use super::error::{PlacementError, key};
 
 /// Deserializes a `T`; the error's field is the path from `value` to the mistake.
@@ -69,6 +70,7 @@ impl<'de> Deserializer<'de> for Node<'de> {
                 match left {
                     0 => Ok(read),
                     _ => Err(PlacementError::new(
+                        InvalidValue,
                         "",
                         format!(
                             "a table with one key is expected here, found {}",
@@ -144,6 +146,7 @@ fn expected_name_error(found: &Value, names: &[&str]) -> PlacementError {
     };
     let example = example.copied().unwrap_or_default();
     PlacementError::new(
+        InvalidValue,
         "",
         format!(
             "expected one of {} in quotation marks, as in \"{example}\", found {}",

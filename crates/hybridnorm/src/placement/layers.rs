@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::choice::{block_template, to_json};
 use super::error::PlacementError;
+use super::error::PlacementErrorKind::{InvalidValue, NoEffect, OutOfRange};
 use super::json_value;
 use super::spec::{BlockRule, Placement, Selector};
 
@@ -22,41 +23,57 @@ use super::spec::{BlockRule, Placement, Selector};
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 pub fn layers(selector: &Selector, n_layers: usize) -> Result<Vec<usize>, PlacementError> {
-    let fail = |problem: String| Err(PlacementError::new("layers", problem));
+    let fail = |kind, problem: String| Err(PlacementError::new(kind, "layers", problem));
     match selector {
         Selector::Indices(indices) => {
             let mut sorted = indices.clone();
             sorted.sort_unstable();
             sorted.dedup();
             match sorted.last() {
-                None => fail("the list of blocks is empty, so the patch has no effect".into()),
-                Some(&last) if last >= n_layers => fail(format!(
-                    "block index {last} does not exist: {n_layers} blocks have indices 0 to {}",
-                    n_layers.saturating_sub(1)
-                )),
+                None => fail(
+                    NoEffect,
+                    "the list of blocks is empty, so the patch has no effect".into(),
+                ),
+                Some(&last) if last >= n_layers => fail(
+                    OutOfRange,
+                    format!(
+                        "block index {last} does not exist: {n_layers} blocks have indices 0 to {}",
+                        n_layers.saturating_sub(1)
+                    ),
+                ),
                 Some(_) => Ok(sorted),
             }
         }
-        Selector::Range { start, end } if start >= end => fail(format!(
-            "the range {start}..{end} is empty; end is one past the last block"
-        )),
-        Selector::Range { end, .. } if *end > n_layers => fail(format!(
-            "the range ends at {end}, but there are only {n_layers} blocks"
-        )),
+        Selector::Range { start, end } if start >= end => fail(
+            OutOfRange,
+            format!("the range {start}..{end} is empty; end is one past the last block"),
+        ),
+        Selector::Range { end, .. } if *end > n_layers => fail(
+            OutOfRange,
+            format!("the range ends at {end}, but there are only {n_layers} blocks"),
+        ),
         Selector::Range { start, end } => Ok((*start..*end).collect()),
         Selector::FirstFraction(fraction) if !(*fraction > 0.0 && *fraction <= 1.0) => fail(
+            OutOfRange,
             format!("first_fraction is {fraction}; it must lie in (0, 1]"),
         ),
         Selector::FirstFraction(fraction) => {
             // The small term keeps 0.29 · 100 from being rounded down to 28.
             Ok((0..(fraction * n_layers as f64 + 1e-9).floor() as usize).collect())
         }
-        Selector::Last(0) => fail("last = 0 selects no block; it must be at least 1".into()),
-        Selector::Last(count) if *count > n_layers => fail(format!(
-            "last = {count}, but there are only {n_layers} blocks"
-        )),
+        Selector::Last(0) => fail(
+            OutOfRange,
+            "last = 0 selects no block; it must be at least 1".into(),
+        ),
+        Selector::Last(count) if *count > n_layers => fail(
+            OutOfRange,
+            format!("last = {count}, but there are only {n_layers} blocks"),
+        ),
         Selector::Last(count) => Ok((n_layers - count..n_layers).collect()),
-        Selector::Every(0) => fail("every = 0 selects no block; it must be at least 1".into()),
+        Selector::Every(0) => fail(
+            OutOfRange,
+            "every = 0 selects no block; it must be at least 1".into(),
+        ),
         Selector::Every(step) => Ok((0..n_layers).skip(step - 1).step_by(*step).collect()),
     }
 }
@@ -128,6 +145,7 @@ fn patched(placement: &Placement, patches: &[usize]) -> Result<BlockRule, Placem
 fn apply(rule: &BlockRule, patch: &Value) -> Result<BlockRule, PlacementError> {
     if !patch.is_object() {
         return Err(PlacementError::new(
+            InvalidValue,
             "",
             "expected a table of block fields, such as { ffn = { skip = \"raw\" } }",
         ));

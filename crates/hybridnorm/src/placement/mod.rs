@@ -27,7 +27,7 @@ mod validate;
 mod tests;
 
 pub use choice::{PlacementChoice, from_value};
-pub use error::PlacementError;
+pub use error::{PlacementError, PlacementErrorKind};
 pub use explain::{Equation, Explanation, Group, Math};
 pub use hash::canonical_hash;
 pub use layers::{layer_rules, layers};

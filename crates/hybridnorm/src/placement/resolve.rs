@@ -4,6 +4,7 @@ mod scale;
 
 use serde::{Deserialize, Serialize};
 
+use super::error::PlacementErrorKind::{InvalidValue, OutOfRange};
 use super::error::{PlacementError, join};
 use super::hash::canonical_hash;
 use super::layers::rules;
@@ -342,7 +343,7 @@ fn check_size(n_layers: usize, d_model: usize) -> Result<(), PlacementError> {
         }
         _ => return Ok(()),
     };
-    Err(PlacementError::new("", problem))
+    Err(PlacementError::new(OutOfRange, "", problem))
 }
 
 /// Returns the spec of every block; `outside` holds the sizes.
@@ -439,6 +440,7 @@ fn role_factors(gains: &RoleGains, at: ScaleContext) -> Result<RoleFactors, Plac
         match scale.factor(at, &field)? {
             Factor::Const(value) => Ok(value),
             Factor::Learned { .. } => Err(PlacementError::new(
+                InvalidValue,
                 field,
                 "a gain on initial weights cannot be learned; give a number or a formula",
             )),

@@ -193,7 +193,7 @@ impl Aggregate {
                     values.fold((0.0, 0usize), |(sum, n), value| (sum + value, n + 1));
                 Some(sum / count as f64)
             }
-            Self::Max => Some(values.fold(0.0, f64::max)),
+            Self::Max => values.reduce(f64::max),
             Self::Single => None,
         }
     }
@@ -334,6 +334,7 @@ mod tests {
     fn intervals_without_a_value_have_none() {
         assert_eq!(Aggregate::Mean.of([1.0, 2.0].into_iter()), Some(1.5));
         assert_eq!(Aggregate::Max.of([1.0, 2.0].into_iter()), Some(2.0));
+        assert_eq!(Aggregate::Max.of([-3.0, -2.0].into_iter()), Some(-2.0));
         assert_eq!(Aggregate::Mean.of(std::iter::empty()), None);
         assert_eq!(Aggregate::Max.of(std::iter::empty()), None);
     }

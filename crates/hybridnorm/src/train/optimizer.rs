@@ -27,7 +27,7 @@ pub struct SlotNorms {
 }
 
 /// Euclidean norms of an optimizer step.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct StepNorms {
     /// Global gradient norm, before clipping.
     pub gradient: f64,
@@ -218,8 +218,9 @@ impl Optimizer {
     /// Allocates zero moments for every trained parameter of `model`, on its executor.
     ///
     /// # Errors
-    /// If there is not enough memory.
+    /// If a setting is out of range or has no effect, or there is not enough memory.
     pub fn new(config: OptimizerConfig, model: &mut Model) -> Result<Self> {
+        config.check()?;
         let layout = Layout::new(config, model.decoder().registry());
         let executor = model.executor_mut();
         let [first, second] = layout.elements();
@@ -444,5 +445,17 @@ mod tests {
         }
         assert_eq!(second.first_non_finite(&model), None);
         assert_eq!(model.values(), weights);
+    }
+
+    #[test]
+    fn invalid_settings_are_errors() {
+        let mut model = Model::new(&tiny(), 0, Device::Cpu).unwrap();
+        for config in [
+            OptimizerConfig::default().with_momentum(0.9),
+            OptimizerConfig::default().with_betas((0.9, 1.0)),
+            OptimizerConfig::default().with_lr(-1.0),
+        ] {
+            assert!(Optimizer::new(config, &mut model).is_err());
+        }
     }
 }

@@ -6,6 +6,7 @@ mod failure;
 mod files;
 mod initial;
 mod learner;
+mod observe;
 mod open;
 mod origin;
 mod parts;

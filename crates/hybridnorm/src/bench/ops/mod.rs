@@ -48,13 +48,19 @@ pub struct OpsOptions {
 }
 
 impl OpsOptions {
-    /// Returns the shapes that a configuration trains with.
-    pub fn of(config: &Config, seconds: f64) -> Self {
+    /// Returns the options for micro-batches of `micro_batch` sequences of `seq_len` tokens.
+    pub fn new(micro_batch: usize, seq_len: usize, seconds: f64) -> Self {
         Self {
-            micro_batch: config.train.batch_size / config.train.grad_accum_steps,
-            seq_len: config.train.seq_len,
+            micro_batch,
+            seq_len,
             seconds,
         }
+    }
+
+    /// Returns the shapes that a configuration trains with.
+    pub fn of(config: &Config, seconds: f64) -> Self {
+        let shape = config.train.step_shape();
+        Self::new(shape.micro_batch, shape.seq_len, seconds)
     }
 }
 

@@ -108,7 +108,7 @@ impl Curve {
         }
         let value = aggregate.of(values).map(|value| match aggregate {
             // A value that overflows would be read as missing.
-            Aggregate::Max => rounded(value.min(f32::MAX.into()) as f32),
+            Aggregate::Max => rounded(value.clamp(f32::MIN.into(), f32::MAX.into()) as f32),
             _ => value as f32,
         });
         let series = match key {

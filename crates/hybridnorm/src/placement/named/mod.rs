@@ -14,6 +14,7 @@ mod models;
 mod scaled;
 mod streams;
 
+use super::error::PlacementErrorKind::UnknownPlacement;
 use super::error::{PlacementError, key, nearest};
 use super::spec::Placement;
 
@@ -87,7 +88,11 @@ pub fn find_named(name: &str) -> Result<&'static NamedPlacement, PlacementError>
             ),
             near => format!("nearest known: {near}"),
         };
-        PlacementError::new("", format!("unknown placement {}; {advice}", key(name)))
+        PlacementError::new(
+            UnknownPlacement,
+            "",
+            format!("unknown placement {}; {advice}", key(name)),
+        )
     })
 }
 

@@ -1,6 +1,7 @@
 //! Values of scales, by block and site.
 
 use super::super::error::PlacementError;
+use super::super::error::PlacementErrorKind::{InvalidValue, NoEffect, OutOfRange};
 use super::super::spec::{Factor, Formula, Scale};
 
 /// Block, depth and width at which a formula is evaluated.
@@ -83,6 +84,7 @@ impl Scale {
             Self::Formula(formula) => {
                 let value = formula.value(at).ok_or_else(|| {
                     PlacementError::new(
+                        InvalidValue,
                         field,
                         "this formula depends on the block index, which is not defined here; \
                          use a number or a formula of the depth or width",
@@ -109,6 +111,7 @@ impl Scale {
         match self.factor(at, field)? {
             Factor::Const(value) => Ok(value),
             Factor::Learned { .. } => Err(PlacementError::new(
+                InvalidValue,
                 field,
                 format!(
                     "the initial value of a learned scale is a number or a formula; `{part}` must \
@@ -122,15 +125,19 @@ impl Scale {
 /// Checks a learned scale with a `start`: the factor is the parameter times `init / start`, so neither
 /// may be 0.
 fn check_start(init: f64, start: Option<f64>, field: &str) -> Result<(), PlacementError> {
-    let problem = match start {
-        Some(0.0) => "the factor is the parameter times init / start, so `start` must not be 0",
-        Some(_) if init == 0.0 => {
+    let (kind, problem) = match start {
+        Some(0.0) => (
+            OutOfRange,
+            "the factor is the parameter times init / start, so `start` must not be 0",
+        ),
+        Some(_) if init == 0.0 => (
+            NoEffect,
             "the factor is the parameter times init / start, which stays 0 where `init` is 0; \
-             remove `start`"
-        }
+             remove `start`",
+        ),
         _ => return Ok(()),
     };
-    Err(PlacementError::new(field, problem))
+    Err(PlacementError::new(kind, field, problem))
 }
 
 fn finite(value: f64, field: &str) -> Result<f64, PlacementError> {
@@ -138,5 +145,5 @@ fn finite(value: f64, field: &str) -> Result<f64, PlacementError> {
         return Ok(value);
     }
     let problem = format!("the scale evaluates to {value}; it must be a finite number");
-    Err(PlacementError::new(field, problem))
+    Err(PlacementError::new(OutOfRange, field, problem))
 }

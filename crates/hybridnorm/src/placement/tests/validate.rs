@@ -13,6 +13,8 @@ pub(super) fn rejects(value: Value, field: &str, phrase: &str) {
     assert_eq!(error.field, field, "{error}");
     let message = error.to_string();
     assert!(message.contains(phrase), "{message}");
+    let says_no_effect = message.contains("no effect");
+    assert!(!says_no_effect || error.kind == PlacementErrorKind::NoEffect);
     assert!(
         message.starts_with(&format!("placement.{field}: ")),
         "{message}"
@@ -400,5 +402,31 @@ fn qk_norms_are_rejected_with_cosine_attention() {
             "block.attn_inner.q_norm",
             "unit length",
         );
+    }
+}
+
+#[test]
+fn errors_tell_what_kind_of_problem_they_are() {
+    use PlacementErrorKind::{
+        Conflict, InvalidValue, NoEffect, OutOfRange, UnknownField, UnknownPlacement,
+    };
+    for (value, kind) in [
+        (json!("pre-nrom"), UnknownPlacement),
+        (json!({ "base": "pre-nrom" }), UnknownPlacement),
+        (json!({ "blok": {} }), UnknownField),
+        (json!({ "block": { "fnn": {} } }), UnknownField),
+        (json!(3), InvalidValue),
+        (json!({ "streams": "tripel" }), InvalidValue),
+        (json!({ "norm": { "eps": "small" } }), InvalidValue),
+        (json!({ "norm": { "eps": 0 } }), OutOfRange),
+        (json!({ "embed": { "scale": 0 } }), OutOfRange),
+        (json!({ "merge_norm": true }), NoEffect),
+        (json!({ "base": "pre-norm", "final_norm": false }), Conflict),
+    ] {
+        let error = match from_value(value.clone()) {
+            Ok(placement) => validate(&placement, 12, &SMALL).unwrap_err(),
+            Err(error) => error,
+        };
+        assert_eq!(error.kind, kind, "{value}: {error}");
     }
 }

@@ -1,6 +1,7 @@
 //! Errors of the wiring of one block: its sub-layers and how they are connected.
 
 use super::super::error::PlacementError;
+use super::super::error::PlacementErrorKind::{Conflict, InvalidValue, NoEffect, OutOfRange};
 use super::super::spec::{Factor, Gain, Skip, SubLayer, Topology};
 use super::{BlockContext, ONE};
 
@@ -19,6 +20,7 @@ fn sub_layer(
 ) -> Result<(), PlacementError> {
     if sub.skip == Skip::Normed && !sub.in_norm {
         return site.fail(
+            Conflict,
             &format!("{name}.skip"),
             format!(
                 "a normed skip is the output of {name}.in_norm, which is off; set {name}.in_norm = \
@@ -29,6 +31,7 @@ fn sub_layer(
     for (field, factor) in [("in_scale", sub.in_scale), ("out_scale", sub.out_scale)] {
         if factor == Factor::Const(0.0) {
             return site.fail(
+                OutOfRange,
                 &format!("{name}.{field}"),
                 "a constant factor of 0 removes the sub-layer: its weights never receive a \
                  gradient; use a learned scale initialized to 0",
@@ -45,6 +48,7 @@ fn out_norm(site: &BlockContext, name: &str, sub: &SubLayer<Factor>) -> Result<(
     let path = format!("{name}.out_norm.gain_init");
     let Factor::Const(start) = norm.gain_init else {
         return site.fail(
+            InvalidValue,
             &path,
             "the gain is a parameter, so gain_init must be a number or a formula, not learned",
         );
@@ -52,12 +56,14 @@ fn out_norm(site: &BlockContext, name: &str, sub: &SubLayer<Factor>) -> Result<(
     let norms = &site.case.resolved.norm;
     if start != 1.0 && norms.kind.is_none() {
         return site.fail(
+            NoEffect,
             &path,
             "norm.kind = \"none\" disables this norm, so gain_init has no effect; use out_scale",
         );
     }
     if start != 1.0 && norms.gain == Gain::None {
         return site.fail(
+            NoEffect,
             &path,
             "with norm.gain = \"none\" this norm has no gain, so gain_init has no effect; use \
              out_scale",
@@ -65,6 +71,7 @@ fn out_norm(site: &BlockContext, name: &str, sub: &SubLayer<Factor>) -> Result<(
     }
     if start == 0.0 && matches!(sub.out_scale, Factor::Learned { init: 0.0, .. }) {
         return site.fail(
+            Conflict,
             &format!("{name}.out_scale"),
             "the output norm's gain and this scale are both initialized to 0, so neither receives \
              a gradient; initialize one of them to a nonzero value",
@@ -80,12 +87,14 @@ fn topology(site: &BlockContext) -> Result<(), PlacementError> {
     }
     if attn.skip != Skip::Raw {
         return site.fail(
+            Conflict,
             "attn.skip",
             "a parallel block adds both outputs to its raw input; set attn.skip = \"raw\"",
         );
     }
     if ffn.skip != Skip::Raw {
         return site.fail(
+            NoEffect,
             "ffn.skip",
             "a parallel block has one skip, attn.skip, so this has no effect; set ffn.skip = \
              \"raw\"",
@@ -93,12 +102,14 @@ fn topology(site: &BlockContext) -> Result<(), PlacementError> {
     }
     if ffn.skip_scale != ONE {
         return site.fail(
+            NoEffect,
             "ffn.skip_scale",
             "a parallel block has one skip, attn.skip, so this has no effect; set attn.skip_scale",
         );
     }
     if ffn.post_norm {
         return site.fail(
+            NoEffect,
             "ffn.post_norm",
             "a parallel block has one sum, normalized by attn.post_norm, so this has no effect; \
              set attn.post_norm",
@@ -106,6 +117,7 @@ fn topology(site: &BlockContext) -> Result<(), PlacementError> {
     }
     if site.spec.topology == Topology::ParallelShared && attn.in_norm != ffn.in_norm {
         return site.fail(
+            Conflict,
             "ffn.in_norm",
             format!(
                 "`parallel_shared` has one input norm for both, but attn.in_norm is {} and \
@@ -123,6 +135,7 @@ fn skips(site: &BlockContext) -> Result<(), PlacementError> {
         Skip::BlockInput | Skip::RawPlusBlockInput
     ) {
         return site.fail(
+            Conflict,
             "attn.skip",
             "the input of attention is the block input; use `block_input` and \
              `raw_plus_block_input` only for ffn.skip of a sequential block",

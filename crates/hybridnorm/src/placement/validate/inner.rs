@@ -1,6 +1,7 @@
 //! Errors of the norms and scales inside attention and the feed-forward.
 
 use super::super::error::PlacementError;
+use super::super::error::PlacementErrorKind::{Conflict, NoEffect, OutOfRange};
 use super::super::norm_functions::names_with_alpha;
 use super::super::spec::{AttnScale, Factor, FfnInner, Gain, HeadNorm, LearnedShape, QkOrder};
 use super::model::positive;
@@ -26,6 +27,7 @@ fn attn_in_scale(site: &BlockContext) -> Result<(), PlacementError> {
         return Ok(());
     }
     site.fail(
+        NoEffect,
         "attn.in_scale",
         "the norms on q, k and v cancel a scale on the attention input, so it has no effect; use \
          attn.out_scale",
@@ -40,6 +42,7 @@ fn head_norms(site: &BlockContext) -> Result<(), PlacementError> {
     if inner.qk_order == QkOrder::AfterRope {
         if !normed {
             return site.fail(
+                NoEffect,
                 "attn_inner.qk_order",
                 "q and k have no norm, so qk_order has no effect; set attn_inner.q_norm and k_norm \
                  or remove it",
@@ -51,6 +54,7 @@ fn head_norms(site: &BlockContext) -> Result<(), PlacementError> {
         ] {
             if full(norm) {
                 return site.fail(
+                    Conflict,
                     path,
                     "a norm over all heads after the rotary embedding is not supported; use \
                      `per_head` or qk_order = \"before_rope\"",
@@ -71,7 +75,7 @@ fn head_norms(site: &BlockContext) -> Result<(), PlacementError> {
                      `full`",
                     names_with_alpha()
                 );
-                return site.fail(path, problem);
+                return site.fail(Conflict, path, problem);
             }
         }
     }
@@ -88,6 +92,7 @@ fn norm_eps(site: &BlockContext) -> Result<(), PlacementError> {
     positive(eps, &site.origin(path), "eps")?;
     if !(eps as f32).is_normal() {
         return site.fail(
+            OutOfRange,
             path,
             format!("{eps} is out of range, expected a normal single-precision number"),
         );
@@ -95,6 +100,7 @@ fn norm_eps(site: &BlockContext) -> Result<(), PlacementError> {
     let norms = [inner.q_norm, inner.k_norm, inner.v_norm, inner.ctx_norm];
     if norms.iter().all(|norm| *norm == HeadNorm::None) {
         return site.fail(
+            NoEffect,
             path,
             "attention has no inner norm, so norm_eps has no effect; set a norm such as \
              attn_inner.q_norm or remove it",
@@ -102,6 +108,7 @@ fn norm_eps(site: &BlockContext) -> Result<(), PlacementError> {
     }
     if site.case.resolved.norm.eps_term().is_none() {
         return site.fail(
+            NoEffect,
             path,
             "the norm function has no eps, so it has no effect; remove it",
         );
@@ -119,18 +126,21 @@ fn qk_post_scale(site: &BlockContext) -> Result<(), PlacementError> {
     };
     match inner.qk_post_scale {
         ONE => Ok(()),
-        Factor::Const(0.0) => site.fail(path, "a factor of 0 removes queries and keys"),
+        Factor::Const(0.0) => site.fail(OutOfRange, path, "a factor of 0 removes queries and keys"),
         _ if inner.attn_scale == AttnScale::Cosine => site.fail(
+            NoEffect,
             path,
             "cosine attention normalizes q and k to unit length, so a scale before it has no \
              effect",
         ),
         _ if !both_normed || site.case.without_norms() => site.fail(
+            Conflict,
             path,
             "requires norms on q and k, but not both have one; set attn_inner.q_norm and k_norm, \
              or use attn_inner.attn_scale",
         ),
         Factor::Learned { .. } if has_gain(inner.q_norm) || has_gain(inner.k_norm) => site.fail(
+            Conflict,
             path,
             "a learned scale is redundant with the learned gain of the norms on q and k; use norms \
              without gain",
@@ -161,6 +171,7 @@ fn scores(site: &BlockContext) -> Result<(), PlacementError> {
     ] {
         if norm != HeadNorm::None {
             return site.fail(
+                Conflict,
                 path,
                 "cosine attention already normalizes q and k to unit length; remove the norm",
             );
@@ -180,7 +191,7 @@ fn ffn_inner(site: &BlockContext) -> Result<(), PlacementError> {
                 "the model's activation has no gate, so a {what} on it has no effect; use a gated \
                  activation or remove it"
             );
-            return site.fail(path, problem);
+            return site.fail(NoEffect, path, problem);
         }
     }
     for (path, scale) in [
@@ -189,6 +200,7 @@ fn ffn_inner(site: &BlockContext) -> Result<(), PlacementError> {
     ] {
         if scale == Factor::Const(0.0) {
             return site.fail(
+                OutOfRange,
                 path,
                 "a constant factor of 0 removes the feed-forward: its weights never receive a \
                  gradient",
@@ -213,6 +225,7 @@ fn up_scale(site: &BlockContext, inner: &FfnInner<Factor>) -> Result<(), Placeme
         return Ok(());
     }
     site.fail(
+        NoEffect,
         "ffn_inner.up_scale",
         "the norm on the hidden activation or on the output cancels a scalar on the up projection, \
          so it has no effect; remove it or use a learned vector",

@@ -1,6 +1,7 @@
 //! Errors of settings that multi-head latent attention does not support.
 
 use super::super::error::PlacementError;
+use super::super::error::PlacementErrorKind::Conflict;
 use super::super::spec::{AttnScale, Factor, QkOrder};
 use super::BlockContext;
 
@@ -26,5 +27,5 @@ pub(super) fn check_block(site: &BlockContext) -> Result<(), PlacementError> {
         ),
         _ => return Ok(()),
     };
-    site.fail(&format!("attn_inner.{field}"), problem)
+    site.fail(Conflict, &format!("attn_inner.{field}"), problem)
 }

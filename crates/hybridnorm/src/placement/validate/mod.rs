@@ -14,6 +14,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::error::PlacementError;
+use super::error::PlacementErrorKind::{self, OutOfRange};
 use super::layers::{LayerRule, rules};
 use super::resolve::{Resolved, resolve_keeping_norms};
 use super::serde_forms;
@@ -110,7 +111,11 @@ pub fn validate(
     facts: &ModelFacts,
 ) -> Result<Vec<Warning>, PlacementError> {
     if facts.head_dim == 0 {
-        return Err(PlacementError::new("", "head_dim must be at least 1"));
+        return Err(PlacementError::new(
+            OutOfRange,
+            "",
+            "head_dim must be at least 1",
+        ));
     }
     let resolved = resolve_keeping_norms(placement, n_layers, facts.d_model)?;
     let rules = rules(placement, n_layers)?;
@@ -179,8 +184,13 @@ impl BlockContext<'_> {
     }
 
     /// Returns an error at a field of this block.
-    fn fail<T>(&self, path: &str, problem: impl Into<String>) -> Result<T, PlacementError> {
-        Err(PlacementError::new(self.origin(path), problem))
+    fn fail<T>(
+        &self,
+        kind: PlacementErrorKind,
+        path: &str,
+        problem: impl Into<String>,
+    ) -> Result<T, PlacementError> {
+        Err(PlacementError::new(kind, self.origin(path), problem))
     }
 
     /// Returns the two sub-layers and their names.

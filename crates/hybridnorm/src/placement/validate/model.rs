@@ -1,6 +1,7 @@
 //! Errors of model-wide fields.
 
 use super::super::error::PlacementError;
+use super::super::error::PlacementErrorKind::{self, Conflict, NoEffect, OutOfRange};
 use super::super::norm_functions::names_with_alpha;
 use super::super::spec::{
     Embed, Factor, Gain, Init, InitScheme, Logits, NormSpec, RoleGains, Scale, StdRule,
@@ -15,8 +16,12 @@ pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
     init(&case.placement.init)
 }
 
-fn fail<T>(field: &str, problem: impl Into<String>) -> Result<T, PlacementError> {
-    Err(PlacementError::new(field, problem))
+fn fail<T>(
+    kind: PlacementErrorKind,
+    field: &str,
+    problem: impl Into<String>,
+) -> Result<T, PlacementError> {
+    Err(PlacementError::new(kind, field, problem))
 }
 
 /// Checks that a number is finite and above 0.
@@ -25,7 +30,7 @@ pub(super) fn positive(value: f64, field: &str, what: &str) -> Result<(), Placem
         return Ok(());
     }
     let problem = format!("{what} is {value}; it must be a finite number above 0");
-    fail(field, problem)
+    fail(OutOfRange, field, problem)
 }
 
 fn norm(norm: &NormSpec) -> Result<(), PlacementError> {
@@ -36,19 +41,21 @@ fn norm(norm: &NormSpec) -> Result<(), PlacementError> {
                 "only {} have an α, so this has no effect; remove it or change norm.kind",
                 names_with_alpha()
             );
-            return fail("norm.alpha_init", problem);
+            return fail(NoEffect, "norm.alpha_init", problem);
         }
         positive(alpha, "norm.alpha_init", "the initial α")?;
     }
     if norm.kind.is_none() {
         if norm.gain != Gain::Plain {
             return fail(
+                NoEffect,
                 "norm.gain",
                 "norm.kind = \"none\" disables every norm, so norm.gain has no effect; remove it",
             );
         }
         if norm.bias {
             return fail(
+                NoEffect,
                 "norm.bias",
                 "norm.kind = \"none\" disables every norm, so norm.bias has no effect; remove it",
             );
@@ -61,6 +68,7 @@ fn overrides(case: &Validation) -> Result<(), PlacementError> {
     for (number, patch) in case.placement.overrides.iter().enumerate() {
         if patch.set.as_object().is_none_or(|set| set.is_empty()) {
             return fail(
+                NoEffect,
                 &format!("overrides[{number}].set"),
                 "the patch is not a table with fields, so it has no effect; name the fields to \
                  change or remove it",
@@ -76,6 +84,7 @@ fn embed(case: &Validation, embed: &Embed) -> Result<(), PlacementError> {
     }
     if case.resolved.embed_scale == Factor::Const(0.0) {
         return fail(
+            OutOfRange,
             "embed.scale",
             "a factor of 0 removes the input; give another number",
         );
@@ -83,6 +92,7 @@ fn embed(case: &Validation, embed: &Embed) -> Result<(), PlacementError> {
     let rescales = case.resolved.norm.rescales();
     if embed.norm && rescales && case.resolved.embed_scale != ONE {
         return fail(
+            NoEffect,
             "embed.scale",
             "embed.norm cancels embed.scale, so it has no effect; remove one of them",
         );
@@ -99,10 +109,14 @@ fn logits(case: &Validation, logits: &Logits) -> Result<(), PlacementError> {
             "the coefficient is {}; it must be a finite number, 0 or above",
             logits.z_loss
         );
-        return fail("logits.z_loss", problem);
+        return fail(OutOfRange, "logits.z_loss", problem);
     }
     match case.resolved.logits.scale {
-        Factor::Const(0.0) => fail("logits.scale", "a factor of 0 removes the logits"),
+        Factor::Const(0.0) => fail(
+            OutOfRange,
+            "logits.scale",
+            "a factor of 0 removes the logits",
+        ),
         _ => Ok(()),
     }
 }
@@ -112,6 +126,7 @@ fn init(init: &Init) -> Result<(), PlacementError> {
         positive(std, "init.std", "the standard deviation")?;
         if matches!(init.scheme, InitScheme::DepthScaled | InitScheme::Xavier) {
             return fail(
+                NoEffect,
                 "init.std",
                 "`depth_scaled` and `xavier` compute standard deviations from the shape of each \
                  matrix, so this has no effect; remove it or use `normal` or `megatron`",
@@ -121,6 +136,7 @@ fn init(init: &Init) -> Result<(), PlacementError> {
     for (role, gain) in roles(&init.gains) {
         if *gain == Scale::Const(0.0) && !matches!(role, "o" | "down") {
             return fail(
+                OutOfRange,
                 &format!("init.gains.{role}"),
                 "a gain of 0 is supported for `o` and `down` only; use another number",
             );
@@ -151,6 +167,7 @@ pub(super) fn check_final_norm(case: &Validation) -> Result<(), PlacementError> 
         return Ok(());
     }
     fail(
+        Conflict,
         "final_norm",
         "without a final norm the output head reads a raw sum whose magnitude grows with depth; \
          set final_norm = true, or end the last block in a norm with ffn.post_norm = true",

@@ -1,6 +1,7 @@
 //! Errors of states and weights normalized to unit length (nGPT).
 
 use super::super::error::PlacementError;
+use super::super::error::PlacementErrorKind::{Conflict, NoEffect};
 use super::super::spec::{
     Combine, Factor, Init, InitScheme, Scale, Skip, StdRule, SubLayer, Topology,
 };
@@ -14,6 +15,7 @@ pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
     }
     let no_effect = |field: &str| {
         Err(PlacementError::new(
+            NoEffect,
             field,
             "unit_weights normalizes every weight vector to length 1, so this has no effect; \
              remove it or set unit_weights = false",
@@ -37,6 +39,7 @@ pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
     }
     if case.facts.latent {
         return Err(PlacementError::new(
+            Conflict,
             "unit_weights",
             "is not defined for latent attention, whose up projections have no dimension of size \
              d_model; set unit_weights = false",
@@ -88,5 +91,5 @@ fn lerp_unit(
         ),
         _ => return Ok(()),
     };
-    site.fail(&format!("{name}.{field}"), problem)
+    site.fail(Conflict, &format!("{name}.{field}"), problem)
 }

@@ -13,10 +13,13 @@ impl Trainer {
     /// segment that records the change.
     ///
     /// # Errors
-    /// If the run cannot continue with the configuration (another model, other data or data order, another
+    /// If the configuration is not valid, the run cannot continue with the configuration (another model, other data or data order, another
     /// optimizer kind), a step would exceed memory or its budget, or the history cannot be written. `[log]` must
     /// not change either.
     pub fn set_config(&mut self, config: Config) -> Result<()> {
+        config
+            .check()
+            .map_err(|error| config.origin.prefix_error(error))?;
         resume::check_same_run(&self.config, &config, &self.files.run)?;
         let kept = [
             ("[data]", self.config.data == config.data),

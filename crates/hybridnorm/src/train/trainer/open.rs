@@ -19,6 +19,7 @@ use super::learner::Learner;
 use super::origin::{Origin, claim, remove_stale};
 use super::{Event, OpenOptions, Start, State, Trainer, resume};
 use crate::Device;
+use crate::data::TokenDataset;
 use crate::error::{Error, Result};
 use crate::machine;
 use crate::model::Model;
@@ -45,15 +46,34 @@ impl Trainer {
     }
 
     /// Prepares a run as [`Trainer::open`] does, on tokens of the caller instead of those of `[data]`, of which only
-    /// `order` has an effect. A run is resumed with the tokens that it was started with.
+    /// `order` has an effect. A run is resumed with the tokens that it was started with; [`lab::replay`](crate::lab)
+    /// cannot replay it, since its configuration names no data.
     ///
     /// # Errors
-    /// As [`Trainer::open`]; [`Error::NoEffect`] if `[data]` sets anything but the order.
+    /// As [`Trainer::open`]; [`Error::NoEffect`] if `[data]` sets anything but the order; [`Error::Conflict`] if the
+    /// tokens are in sequences of another length than `train.seq_len`.
     pub fn open_on(
         config: Config,
         sources: Sources,
         run: &Path,
         start: Start,
+        device: Device,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Self> {
+        let options = OpenOptions::default();
+        Self::open_on_with(config, sources, run, start, &options, device, on_event)
+    }
+
+    /// Opens a run as [`Trainer::open_on`] does, with options.
+    ///
+    /// # Errors
+    /// As [`Trainer::open_on`].
+    pub fn open_on_with(
+        config: Config,
+        sources: Sources,
+        run: &Path,
+        start: Start,
+        options: &OpenOptions,
         device: Device,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
@@ -64,16 +84,9 @@ impl Trainer {
                 " but for its order: the run is opened on tokens",
             ));
         }
-        let options = OpenOptions::default();
-        Self::open_run(
-            config,
-            Some(sources),
-            run,
-            start,
-            &options,
-            device,
-            on_event,
-        )
+        check_sequences(&config, &sources)?;
+        let sources = Some(sources);
+        Self::open_run(config, sources, run, start, options, device, on_event)
     }
 
     /// Opens a run as [`Trainer::open`] does, with options.
@@ -158,6 +171,20 @@ impl Trainer {
 fn check_config(config: &Config) -> Result<()> {
     let checked = config.check();
     checked.map_err(|error| config.origin.prefix_error(error))
+}
+
+/// Checks that tokens of the caller are in sequences of `train.seq_len`.
+fn check_sequences(config: &Config, sources: &Sources) -> Result<()> {
+    let expected = config.train.seq_len;
+    let sets = [Some(&sources.train), sources.validation.as_ref()];
+    let lengths = sets.into_iter().flatten().map(TokenDataset::seq_len);
+    match lengths.into_iter().find(|length| *length != expected) {
+        Some(found) => Err(Error::conflict(
+            ["train.seq_len"],
+            format!("the tokens are in sequences of {found}, but train.seq_len = {expected}"),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Opens the data that the configuration names.
@@ -292,7 +319,6 @@ fn complete_interrupted_save(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::TokenDataset;
     use crate::train::{InitSection, ModelSection, OptimizerConfig, ScheduleConfig, TrainSection};
 
     /// Opens a run of `config` on tokens and returns the error; nothing may be left of the run.
@@ -362,6 +388,13 @@ mod tests {
             let error = open_error(config);
             assert!(error.contains(key), "{error:?} does not name {key}");
         }
+    }
+
+    #[test]
+    fn tokens_in_sequences_of_another_length_are_errors() {
+        let error = open_error(valid().with_train(valid().train.with_seq_len(16)));
+        let expected = "the tokens are in sequences of 8, but train.seq_len = 16";
+        assert_eq!(error, expected);
     }
 
     #[test]

@@ -3,14 +3,12 @@
 use std::time::Instant;
 
 use super::failure::StepContext;
-use super::{Step, Trainer};
+use super::{Step, Trainer, observe};
 use crate::error::Result;
-use crate::model::{Activations, Routing};
 use crate::train::layers::LayerRecord;
-use crate::train::metrics::{Metrics, RouterMetrics};
+use crate::train::metrics::Metrics;
 use crate::train::recorder::{DumpReason, Weights};
 use crate::train::spikes::Spike;
-use crate::train::step::StepOutcome;
 
 impl Trainer {
     /// Does one optimizer step.
@@ -33,7 +31,8 @@ impl Trainer {
             .forward_backward(batches, lr, samples_activations)?;
         let outcome = self.learner.update(lr)?;
 
-        let mut metrics = self.metrics_of(&outcome, lr);
+        let tokens = self.state.tokens + self.config.train.tokens_per_step();
+        let mut metrics = observe::metrics(step, lr, tokens, &outcome);
         let context = StepContext {
             instances: passes.instances,
             batch: passes.worst,
@@ -42,9 +41,10 @@ impl Trainer {
         };
         let context = self.check_finite(&metrics, context)?;
         self.advance(&metrics);
-        let layers = passes
-            .activations
-            .map(|activations| self.layers_of(activations, outcome.routing, &context));
+        let layers = passes.activations.map(|mut activations| {
+            observe::replace_routing(&mut activations, outcome.routing);
+            LayerRecord::new(step, &self.learner.model, &activations, &context.norms)
+        });
         let seconds = started.elapsed().as_secs_f64();
         if seconds > 0.0 {
             metrics.tokens_per_second = self.config.train.tokens_per_step() as f64 / seconds;
@@ -58,43 +58,10 @@ impl Trainer {
         })
     }
 
-    /// Returns the metrics of the step that was just done, without its throughput.
-    fn metrics_of(&self, outcome: &StepOutcome, lr: f64) -> Metrics {
-        let (loss, objective) = (outcome.losses.cross_entropy, outcome.losses.objective);
-        Metrics {
-            step: self.state.step + 1,
-            loss,
-            grad_norm: outcome.norms.gradient,
-            update_norm: outcome.norms.update,
-            lr,
-            tokens: self.state.tokens + self.config.train.tokens_per_step(),
-            tokens_per_second: f64::NAN,
-            objective: (objective != loss).then_some(objective),
-            router: RouterMetrics::new(&outcome.routing),
-            qk_clip: outcome.norms.qk_clip.clone(),
-            ..Metrics::default()
-        }
-    }
-
     /// Fails with a dump if loss or norms are not finite. Without a finite gradient there was no update, so that
     /// the dump is of the weights before the step.
     fn check_finite(&mut self, metrics: &Metrics, context: StepContext) -> Result<StepContext> {
-        let &Metrics {
-            loss,
-            grad_norm,
-            update_norm,
-            ..
-        } = metrics;
-        let (found, weights) = if !loss.is_finite() {
-            (format!("loss {loss}"), Weights::Before)
-        } else if !grad_norm.is_finite() {
-            let found = format!("loss {loss}, gradient norm {grad_norm}");
-            (found, Weights::Before)
-        } else if !update_norm.is_finite() {
-            let found =
-                format!("loss {loss}, gradient norm {grad_norm}, update norm {update_norm}");
-            (found, Weights::After)
-        } else {
+        let Some((found, weights)) = observe::non_finite(metrics) else {
             return Ok(context);
         };
         let context = StepContext { weights, ..context };
@@ -107,27 +74,6 @@ impl Trainer {
         self.state.tokens = metrics.tokens;
         self.state.cursor = self.data.stream.cursor();
         self.state.max_grad_norm = self.state.max_grad_norm.max(metrics.grad_norm);
-    }
-
-    /// Returns the record of every block, with the routing of the whole step instead of that of the sampled part.
-    fn layers_of(
-        &self,
-        mut activations: Vec<Activations>,
-        routing: Vec<Routing>,
-        context: &StepContext,
-    ) -> LayerRecord {
-        let sampled = activations
-            .iter_mut()
-            .filter_map(|found| found.routing.as_mut());
-        for (sampled, of_step) in sampled.zip(routing) {
-            *sampled = of_step;
-        }
-        LayerRecord::new(
-            self.state.step,
-            &self.learner.model,
-            &activations,
-            &context.norms,
-        )
     }
 
     /// Returns the spikes of the step, of which the first ones are dumped.

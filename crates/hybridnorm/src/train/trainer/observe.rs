@@ -1,0 +1,109 @@
+//! Observation of a step: its metrics, and whether they are finite.
+
+use crate::model::{Activations, Routing};
+use crate::train::metrics::{Metrics, RouterMetrics};
+use crate::train::recorder::Weights;
+use crate::train::step::StepOutcome;
+
+/// Returns the metrics of step `step`, without its throughput. `tokens` counts those of all steps so far.
+pub(super) fn metrics(step: u64, lr: f64, tokens: u64, outcome: &StepOutcome) -> Metrics {
+    let (loss, objective) = (outcome.losses.cross_entropy, outcome.losses.objective);
+    Metrics {
+        step,
+        loss,
+        grad_norm: outcome.norms.gradient,
+        update_norm: outcome.norms.update,
+        lr,
+        tokens,
+        tokens_per_second: f64::NAN,
+        objective: (objective != loss).then_some(objective),
+        router: RouterMetrics::new(&outcome.routing),
+        qk_clip: outcome.norms.qk_clip.clone(),
+        ..Metrics::default()
+    }
+}
+
+/// Returns the first of loss, gradient norm and update norm that is not finite, after those before it, and the
+/// weights that the model has then: an update is done only with a finite gradient.
+pub(super) fn non_finite(metrics: &Metrics) -> Option<(String, Weights)> {
+    let &Metrics {
+        loss,
+        grad_norm,
+        update_norm,
+        ..
+    } = metrics;
+    if !loss.is_finite() {
+        return Some((format!("loss {loss}"), Weights::Before));
+    }
+    let found = format!("loss {loss}, gradient norm {grad_norm}");
+    if !grad_norm.is_finite() {
+        return Some((found, Weights::Before));
+    }
+    let found = format!("{found}, update norm {update_norm}");
+    (!update_norm.is_finite()).then_some((found, Weights::After))
+}
+
+/// Replaces the routing of a sampled part of a step by that of the whole step, block by block.
+pub(super) fn replace_routing(activations: &mut [Activations], routing: Vec<Routing>) {
+    let sampled = activations
+        .iter_mut()
+        .filter_map(|block| block.routing.as_mut());
+    for (sampled, of_step) in sampled.zip(routing) {
+        *sampled = of_step;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::BatchLosses;
+    use crate::train::StepNorms;
+
+    fn outcome(loss: f64, objective: f64, gradient: f64, update: f64) -> StepOutcome {
+        StepOutcome {
+            losses: BatchLosses {
+                cross_entropy: loss,
+                objective,
+            },
+            norms: StepNorms {
+                gradient,
+                update,
+                ..StepNorms::default()
+            },
+            routing: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_objective_is_a_metric_where_it_is_not_the_loss() {
+        let plain = metrics(3, 1e-3, 64, &outcome(2.0, 2.0, 0.5, 0.1));
+        assert_eq!((plain.step, plain.tokens, plain.lr), (3, 64, 1e-3));
+        assert_eq!(
+            (plain.loss, plain.grad_norm, plain.update_norm),
+            (2.0, 0.5, 0.1)
+        );
+        assert_eq!(plain.objective, None);
+        let penalized = metrics(3, 1e-3, 64, &outcome(2.0, 2.5, 0.5, 0.1));
+        assert_eq!(penalized.objective, Some(2.5));
+    }
+
+    #[test]
+    fn the_first_value_that_is_not_finite_tells_the_weights() {
+        let of = |loss, gradient, update| {
+            non_finite(&metrics(1, 0.0, 0, &outcome(loss, loss, gradient, update)))
+        };
+        assert_eq!(of(2.0, 1.0, 0.5), None);
+        let nan = f64::NAN;
+        assert_eq!(
+            of(nan, nan, nan),
+            Some(("loss NaN".into(), Weights::Before))
+        );
+        let gradient = "loss 2, gradient norm inf".to_owned();
+        assert_eq!(
+            of(2.0, f64::INFINITY, nan),
+            Some((gradient, Weights::Before))
+        );
+        let update = "loss 2, gradient norm 1, update norm NaN".to_owned();
+        assert_eq!(of(2.0, 1.0, nan), Some((update, Weights::After)));
+    }
+}
