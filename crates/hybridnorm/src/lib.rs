@@ -121,3 +121,5 @@ pub use error::{Error, Result};
 pub use hybridnorm_kernels as kernels;
 #[cfg(feature = "model")]
 pub use model::Device;
+/// The crate of the JSON values in configurations: overrides of blocks, `norm` and `init` of a model.
+pub use serde_json;

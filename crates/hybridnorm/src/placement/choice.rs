@@ -8,7 +8,7 @@ use super::error::{PlacementError, key, unknown};
 use super::json_value;
 use super::layers::normalize_overrides;
 use super::named::{find_named, named, named_placements};
-use super::spec::{BlockRule, Placement};
+use super::spec::{BlockRule, Init, NormSpec, Placement};
 
 /// Value of the key `placement` in a configuration.
 ///
@@ -190,6 +190,20 @@ impl From<Placement> for Value {
     /// Returns the serialized form, which [`from_value`] reads.
     fn from(placement: Placement) -> Self {
         to_json(&placement).expect("a placement is plain data with text keys")
+    }
+}
+
+impl From<NormSpec> for Value {
+    /// Returns the serialized form, with every field.
+    fn from(norm: NormSpec) -> Self {
+        to_json(&norm).expect("a norm is plain data with text keys")
+    }
+}
+
+impl From<Init> for Value {
+    /// Returns the serialized form, with every field.
+    fn from(init: Init) -> Self {
+        to_json(&init).expect("an initialization is plain data with text keys")
     }
 }
 

@@ -46,6 +46,22 @@ pub(super) fn restrict_to_keys(value: &Value, shape: &Value, template: &Value) -
     }
 }
 
+/// Returns the patch that [`merge`] needs to turn `base` into `changed`; `None` if they are equal. Both have every
+/// key of `template`.
+pub(super) fn difference(base: &Value, changed: &Value, template: &Value) -> Option<Value> {
+    match (base, changed, template) {
+        _ if base == changed => None,
+        (Value::Object(base), Value::Object(changed), Value::Object(template)) => {
+            let fields = template.iter().filter_map(|(key, inner)| {
+                let patch = difference(base.get(key)?, changed.get(key)?, inner)?;
+                Some((key.clone(), patch))
+            });
+            Some(fields.collect::<Map<_, _>>().into())
+        }
+        _ => Some(changed.clone()),
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Node<'a>(&'a Value);
 

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::choice::{block_template, to_json};
 use super::error::PlacementError;
 use super::error::PlacementErrorKind::{InvalidValue, NoEffect, OutOfRange};
 use super::json_value;
-use super::spec::{BlockRule, Placement, Selector};
+use super::spec::{BlockRule, Override, Placement, Selector};
 
 /// Returns the 0-based indices of the blocks that a selector matches at this depth, in order. A
 /// fraction or a step may match none.
@@ -153,6 +153,40 @@ fn apply(rule: &BlockRule, patch: &Value) -> Result<BlockRule, PlacementError> {
     let mut value = to_json(rule)?;
     json_value::merge(&mut value, patch, &block_template()?);
     json_value::read(&value)
+}
+
+impl Placement {
+    /// Adds an override for the selected blocks: the fields that `change` changes in the rule of all blocks.
+    ///
+    /// ```
+    /// use hybridnorm::placement::{Selector, Skip, layer_rules, named};
+    /// let placement = named("hybridnorm")?
+    ///     .with_override(Selector::Last(2), |block| block.ffn.skip = Skip::Raw);
+    /// assert_eq!(placement.overrides[0].set.to_string(), r#"{"ffn":{"skip":"raw"}}"#);
+    /// let rules = layer_rules(&placement, 12)?;
+    /// assert_eq!((rules[9].ffn.skip, rules[10].ffn.skip), (Skip::Normed, Skip::Raw));
+    /// # Ok::<(), hybridnorm::Error>(())
+    /// ```
+    #[must_use]
+    pub fn with_override(mut self, layers: Selector, change: impl FnOnce(&mut BlockRule)) -> Self {
+        let mut changed = self.block.clone();
+        change(&mut changed);
+        let set = block_difference(&self.block, &changed).expect("a rule is plain data");
+        self.overrides.push(Override { layers, set });
+        self
+    }
+}
+
+/// Returns the patch that turns a rule into another; it may be empty.
+fn block_difference(base: &BlockRule, changed: &BlockRule) -> Result<Value, PlacementError> {
+    let template = block_template()?;
+    let full = |rule: &BlockRule| {
+        let mut value = template.clone();
+        json_value::merge(&mut value, &to_json(rule)?, &template);
+        Ok::<_, PlacementError>(value)
+    };
+    let patch = json_value::difference(&full(base)?, &full(changed)?, &template);
+    Ok(patch.unwrap_or_else(|| Value::Object(Map::new())))
 }
 
 /// Normalizes patches and selectors, so that equal values have the same form.

@@ -289,7 +289,7 @@ pub enum Combine {
     LerpUnit,
 }
 
-/// A patch of the blocks that a selector matches.
+/// A patch of the blocks that a selector matches; [`Placement::with_override`] makes one from a changed rule.
 ///
 /// ```
 /// use hybridnorm::placement::{Override, Selector, named, resolve};

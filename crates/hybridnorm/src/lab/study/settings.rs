@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, Result};
 use crate::format_number::config_number;
 use crate::lab::analysis::AnalysisRules;
-use crate::placement::Placement;
+use crate::placement::{Init, Placement};
 use crate::train::{
     DataSection, LogSection, ModelSection, OptimizerConfig, ScheduleConfig, TrainSection,
 };
@@ -61,13 +61,15 @@ impl StudyConfig {
 /// ```
 /// use hybridnorm::lab::analysis::AnalysisRules;
 /// use hybridnorm::lab::study::{Halving, StudySettings};
-/// use hybridnorm::placement::named;
+/// use hybridnorm::placement::{Init, InitScheme, named};
 ///
 /// let settings = StudySettings::new(["pre-norm", "hybridnorm"], [1e-3, 3e-3], [1, 2, 3])
 ///     .with_placement("mine", &named("olmo2")?)
 ///     .with_halving(Halving::new([0.25], 0.5))
 ///     .with_rules(AnalysisRules::default().with_margin(0.02));
 /// assert_eq!(settings.placements.len(), 3);
+/// let megatron = Init { scheme: InitScheme::Megatron, ..Init::default() };
+/// assert_eq!(settings.with_init("megatron", megatron).inits[0]["scheme"], "megatron");
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
@@ -137,6 +139,16 @@ impl StudySettings {
         let mut table = serde_json::to_value(placement).expect("a placement is plain data");
         table["name"] = Value::String(name.into());
         self.placements.push(table);
+        self
+    }
+
+    /// Adds an initialization under a new name.
+    #[must_use]
+    pub fn with_init(mut self, name: impl Into<String>, init: Init) -> Self {
+        if let Value::Object(mut table) = init.into() {
+            table.insert("name".into(), Value::String(name.into()));
+            self.inits.push(table);
+        }
         self
     }
 

@@ -23,6 +23,21 @@ fn selectors_name_the_blocks_they_say() {
 }
 
 #[test]
+fn an_override_turns_the_block_of_any_placement_into_that_of_any_other() {
+    for from in named_placements() {
+        for to in named_placements() {
+            let [mut from, to] = [get(from.name), get(to.name)];
+            from.overrides.clear();
+            let changed = from.with_override(Selector::Every(1), |block| *block = to.block.clone());
+            assert_eq!(
+                layer_rules(&changed, 2).unwrap(),
+                [to.block.clone(), to.block]
+            );
+        }
+    }
+}
+
+#[test]
 fn later_patches_win_and_leave_the_rest() {
     let p = of(json!({
         "base": "hybridnorm",

@@ -11,6 +11,7 @@ use crate::placement;
 /// `[model]`.
 ///
 /// ```
+/// use hybridnorm::placement::NormSpec;
 /// use hybridnorm::train::ModelSection;
 ///
 /// let section = ModelSection::new("hybridnorm")
@@ -23,6 +24,9 @@ use crate::placement;
 /// let config = section.resolve(64, None)?;
 /// assert_eq!((config.head_dim(), config.max_seq_len), (8, 64));
 /// assert!(section.resolve(64, Some(9)).is_err(), "the vocabulary of the data is larger");
+///
+/// let norm = NormSpec { eps: 1e-6, ..NormSpec::default() };
+/// assert_eq!(section.with_norm(norm).resolve(64, None)?.placement.norm.eps, 1e-6);
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
@@ -67,14 +71,16 @@ pub struct ModelSection {
     #[setters(into)]
     #[serde(default = "default_placement", deserialize_with = "deserialize_finite")]
     pub placement: Value,
-    /// Fields of the norm function that override the placement.
+    /// Fields of the norm function that override the placement; a [`placement::NormSpec`] overrides all.
+    #[setters(into)]
     #[serde(
         default,
         deserialize_with = "deserialize_some_finite",
         skip_serializing_if = "Option::is_none"
     )]
     pub norm: Option<Value>,
-    /// Fields of the initialization that override the placement.
+    /// Fields of the initialization that override the placement; a [`placement::Init`] overrides all.
+    #[setters(into)]
     #[serde(
         default,
         deserialize_with = "deserialize_some_finite",
