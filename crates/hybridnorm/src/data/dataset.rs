@@ -61,8 +61,11 @@ impl TokenDataset {
     /// Returns a dataset of one stream of tokens in memory, which must be below `vocab_size`.
     ///
     /// # Errors
-    /// If `seq_len` is 0, or a token is not below `vocab_size`.
+    /// If `seq_len` is 0, `vocab_size` is not from 1 to 2³¹, or a token is not below it.
     pub fn from_tokens(tokens: &[u32], seq_len: usize, vocab_size: usize) -> Result<Self> {
+        if !(1..=1 << 31).contains(&vocab_size) {
+            return Err(Error::out_of_range("vocab_size", vocab_size, "1 to 2^31"));
+        }
         let stream = TokenStream::from_tokens(tokens, vocab_size);
         let identity = content_identity(&stream)?;
         let mut dataset = Self::new(seq_len)?;

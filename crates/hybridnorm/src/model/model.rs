@@ -223,10 +223,32 @@ impl Model {
         broken.map(|(name, _)| name)
     }
 
+    /// Checks the inputs (b, t) of a forward pass.
+    ///
+    /// # Errors
+    /// As [`Model::check_ids`]; [`Error::OutOfRange`] if a sequence is longer than `max_seq_len`.
+    pub fn check_batch(&self, ids: &[i32], batch: usize, seq: usize) -> Result<()> {
+        self.check_ids(ids, batch, seq)?;
+        self.check_length(seq)
+    }
+
+    fn check_length(&self, seq: usize) -> Result<()> {
+        let longest = self.config().max_seq_len;
+        match seq <= longest {
+            true => Ok(()),
+            false => Err(Error::out_of_range(
+                "sequence length",
+                seq,
+                format!("at most the model's {longest}"),
+            )),
+        }
+    }
+
     /// Checks token ids (b, t).
     ///
     /// # Errors
-    /// [`Error::InvalidValue`] if an id is outside the vocabulary, or their number is not `batch · seq`.
+    /// [`Error::InvalidValue`] if an id is outside the vocabulary, there is none, or their number is not
+    /// `batch · seq`.
     pub fn check_ids(&self, ids: &[i32], batch: usize, seq: usize) -> Result<()> {
         self.check_range(0, ids, batch, seq)
     }
@@ -241,6 +263,9 @@ impl Model {
 
     fn check_range(&self, least: i32, ids: &[i32], batch: usize, seq: usize) -> Result<()> {
         let v = self.config().vocab_size;
+        if ids.is_empty() {
+            return Err(Error::invalid_value("ids", "there are no token ids"));
+        }
         if ids.len() != batch * seq {
             let found = format!("{} token ids, expected {batch} × {seq}", ids.len());
             return Err(Error::invalid_value("ids", found));
@@ -261,10 +286,7 @@ impl Model {
     /// Computes the residual stream after the final norm, (b, t, d), for ids (b, t): the input of the output head.
     ///
     /// # Errors
-    /// As [`Model::check_ids`], or if there is not enough memory.
-    ///
-    /// # Panics
-    /// If the sequence is longer than `max_seq_len`.
+    /// As [`Model::check_batch`], or if there is not enough memory.
     pub fn hidden(&mut self, ids: &[i32], batch: usize, seq: usize) -> Result<Tensor> {
         self.run_forward(ids, [batch, seq], Output::Hidden)
     }
@@ -272,16 +294,13 @@ impl Model {
     /// Computes the logits (b, t, v) for ids (b, t).
     ///
     /// # Errors
-    /// As [`Model::check_ids`], or if there is not enough memory.
-    ///
-    /// # Panics
-    /// If the sequence is longer than `max_seq_len`.
+    /// As [`Model::check_batch`], or if there is not enough memory.
     pub fn logits(&mut self, ids: &[i32], batch: usize, seq: usize) -> Result<Tensor> {
         self.run_forward(ids, [batch, seq], Output::Logits)
     }
 
     fn run_forward(&mut self, ids: &[i32], [batch, seq]: [usize; 2], of: Output) -> Result<Tensor> {
-        self.check_ids(ids, batch, seq)?;
+        self.check_batch(ids, batch, seq)?;
         let (program, output) = self.forward.get_or_insert_with((batch, seq, of), || {
             let g = Builder::new();
             let ids = Decoder::tokens(&g, "ids", batch, seq);
@@ -304,10 +323,7 @@ impl Model {
     /// Computes the losses of a batch: sums over targets divided by `divisor`. Targets of -1 are ignored.
     ///
     /// # Errors
-    /// As [`Model::check_ids`] and [`Model::check_targets`], or if there is not enough memory.
-    ///
-    /// # Panics
-    /// If the sequence is longer than `max_seq_len`.
+    /// As [`Model::check_batch`] and [`Model::check_targets`], or if there is not enough memory.
     pub fn losses(
         &mut self,
         inputs: &[i32],
@@ -315,7 +331,7 @@ impl Model {
         [batch, seq]: [usize; 2],
         divisor: f64,
     ) -> Result<BatchLosses> {
-        self.check_ids(inputs, batch, seq)?;
+        self.check_batch(inputs, batch, seq)?;
         self.check_targets(targets, batch, seq)?;
         let program = self.losses.of(&self.decoder, [batch, seq], divisor);
         program.run(&mut *self.executor, inputs, targets)
@@ -334,17 +350,14 @@ impl Model {
     /// Captures the activations of every block for these ids.
     ///
     /// # Errors
-    /// As [`Model::check_ids`], or if there is not enough memory.
-    ///
-    /// # Panics
-    /// If the sequence is longer than `max_seq_len`.
+    /// As [`Model::check_batch`], or if there is not enough memory.
     pub fn activations(
         &mut self,
         ids: &[i32],
         batch: usize,
         seq: usize,
     ) -> Result<Vec<Activations>> {
-        self.check_ids(ids, batch, seq)?;
+        self.check_batch(ids, batch, seq)?;
         let make = || TapProgram::new(&self.decoder, batch, seq);
         let taps = self.taps.get_or_insert_with((batch, seq), make);
         taps.run(&mut *self.executor, ids)
@@ -390,10 +403,7 @@ impl Model {
     /// last position of each sequence (b, v), or with `all` of every position (b, t, v).
     ///
     /// # Errors
-    /// As [`Model::check_ids`], or if there is not enough memory.
-    ///
-    /// # Panics
-    /// If the cache is full, or the sequence longer than `max_seq_len`.
+    /// As [`Model::check_batch`], if the positions exceed those of the cache, or there is not enough memory.
     ///
     /// ```
     /// use hybridnorm::Device;
@@ -424,13 +434,12 @@ impl Model {
         let seq = ids.len() / batch;
         self.check_ids(ids, batch, seq)?;
         let past = cache.len();
-        assert!(past + seq <= cache.capacity(), "the cache is full");
-        let longest = self.config().max_seq_len;
-        assert!(
-            past + seq <= longest,
-            "{} positions, but max_seq_len is {longest}",
-            past + seq
-        );
+        let positions = past + seq;
+        self.check_length(positions)?;
+        if positions > cache.capacity() {
+            let expected = format!("at most the {} of the cache", cache.capacity());
+            return Err(Error::out_of_range("positions", positions, expected));
+        }
         let decoder = &self.decoder;
         let (program, output) = cache.program(seq, all, |caches: KvCaches<'_>| {
             let g = Builder::new();

@@ -8,6 +8,7 @@ use super::choice::{block_template, to_json};
 use super::error::PlacementError;
 use super::error::PlacementErrorKind::{InvalidValue, NoEffect, OutOfRange};
 use super::json_value;
+use super::resolve::MAX_LAYERS;
 use super::spec::{BlockRule, Override, Placement, Selector};
 
 /// Returns the 0-based indices of the blocks that a selector matches at this depth, in order. A
@@ -23,6 +24,7 @@ use super::spec::{BlockRule, Override, Placement, Selector};
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 pub fn layers(selector: &Selector, n_layers: usize) -> Result<Vec<usize>, PlacementError> {
+    check_depth(n_layers)?;
     let fail = |kind, problem: String| Err(PlacementError::new(kind, "layers", problem));
     match selector {
         Selector::Indices(indices) => {
@@ -106,10 +108,22 @@ impl LayerRule {
     }
 }
 
+/// Checks that a model of this depth can be resolved.
+pub(super) fn check_depth(n_layers: usize) -> Result<(), PlacementError> {
+    match n_layers <= MAX_LAYERS {
+        true => Ok(()),
+        false => {
+            let problem = format!("{n_layers} blocks are too many; at most {MAX_LAYERS}");
+            Err(PlacementError::new(OutOfRange, "", problem))
+        }
+    }
+}
+
 pub(super) fn rules(
     placement: &Placement,
     n_layers: usize,
 ) -> Result<Vec<LayerRule>, PlacementError> {
+    check_depth(n_layers)?;
     let mut patches = vec![Vec::new(); n_layers];
     for (number, patch) in placement.overrides.iter().enumerate() {
         let chosen = layers(&patch.layers, n_layers)

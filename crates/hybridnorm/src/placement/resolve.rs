@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::error::PlacementErrorKind::{InvalidValue, OutOfRange};
 use super::error::{PlacementError, join};
 use super::hash::canonical_hash;
-use super::layers::rules;
+use super::layers::{check_depth, rules};
 use super::serde_forms;
 use super::spec::{
     AttnInner, Block, BlockRule, BlockSpec, Factor, FfnInner, HeadNorm, InitScheme, NormScalar,
@@ -334,16 +334,12 @@ pub(super) fn resolve_keeping_norms(
 }
 
 fn check_size(n_layers: usize, d_model: usize) -> Result<(), PlacementError> {
-    let problem = match (n_layers, d_model) {
-        (0, _) | (_, 0) => {
-            format!("n_layers and d_model must be at least 1, not {n_layers} and {d_model}")
-        }
-        _ if n_layers > MAX_LAYERS => {
-            format!("{n_layers} blocks are too many; at most {MAX_LAYERS}")
-        }
-        _ => return Ok(()),
-    };
-    Err(PlacementError::new(OutOfRange, "", problem))
+    if n_layers == 0 || d_model == 0 {
+        let problem =
+            format!("n_layers and d_model must be at least 1, not {n_layers} and {d_model}");
+        return Err(PlacementError::new(OutOfRange, "", problem));
+    }
+    check_depth(n_layers)
 }
 
 /// Returns the spec of every block; `outside` holds the sizes.

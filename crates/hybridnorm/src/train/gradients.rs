@@ -199,7 +199,7 @@ pub fn gradients(
     divisor: f64,
     options: Options,
 ) -> Result<Gradients> {
-    model.check_ids(inputs, shape[0], shape[1])?;
+    model.check_batch(inputs, shape[0], shape[1])?;
     model.check_targets(targets, shape[0], shape[1])?;
     let g = Builder::new();
     let pass = record(&g, model.decoder(), shape, divisor)?;
@@ -239,7 +239,7 @@ pub(super) fn residual_gradient_norms(
     [batch, seq]: [usize; 2],
     recompute: Recompute,
 ) -> Result<Vec<f64>> {
-    model.check_ids(inputs, batch, seq)?;
+    model.check_batch(inputs, batch, seq)?;
     model.check_targets(targets, batch, seq)?;
     let g = Builder::new();
     let ids = Decoder::tokens(&g, "ids", batch, seq);

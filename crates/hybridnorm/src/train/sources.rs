@@ -138,6 +138,8 @@ pub struct Sources {
 impl Sources {
     /// Returns tokens of the caller as the data of a run. `config` bounds the sequences of an evaluation.
     pub fn new(config: &Config, train: TokenDataset, validation: Option<TokenDataset>) -> Self {
+        let of_validation = validation.as_ref().map_or(0, TokenDataset::vocab_size);
+        let vocab_size = train.vocab_size().max(of_validation);
         let no_validation = match validation {
             Some(_) => String::new(),
             None => "the run was opened on training tokens only".into(),
@@ -150,7 +152,7 @@ impl Sources {
                     .map(|data| data.coverage(validation_windows(config))),
                 ..DataCoverage::default()
             },
-            vocab_size: Some(train.vocab_size()),
+            vocab_size: Some(vocab_size),
             train,
             validation,
             no_validation,

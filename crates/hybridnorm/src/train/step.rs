@@ -254,7 +254,7 @@ impl TrainingStep {
             seq_len,
             ..
         } = self.shape;
-        model.check_ids(inputs, micro_batch, seq_len)?;
+        model.check_batch(inputs, micro_batch, seq_len)?;
         model.check_targets(targets, micro_batch, seq_len)?;
         assert!(
             self.found.len() < self.shape.grad_accum_steps,

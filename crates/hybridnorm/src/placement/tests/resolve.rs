@@ -23,6 +23,22 @@ fn selectors_name_the_blocks_they_say() {
 }
 
 #[test]
+fn depths_beyond_the_limit_are_errors() {
+    let placement = get("pre-norm");
+    let depth = usize::MAX / 2;
+    let errors = [
+        layers(&Selector::Every(1), depth).err(),
+        layer_rules(&placement, depth).err(),
+        resolve(&placement, depth, 8).err(),
+        validate(&placement, depth, &SMALL).err(),
+    ];
+    for error in errors {
+        let error = error.unwrap();
+        assert_eq!(error.kind, PlacementErrorKind::OutOfRange, "{error}");
+    }
+}
+
+#[test]
 fn an_override_turns_the_block_of_any_placement_into_that_of_any_other() {
     for from in named_placements() {
         for to in named_placements() {

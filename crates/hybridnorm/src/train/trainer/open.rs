@@ -51,7 +51,7 @@ impl Trainer {
     ///
     /// # Errors
     /// As [`Trainer::open`]; [`Error::NoEffect`] if `[data]` sets anything but the order; [`Error::Conflict`] if the
-    /// tokens are in sequences of another length than `train.seq_len`.
+    /// tokens are in sequences of another length than `train.seq_len`, or those of validation fill none.
     pub fn open_on(
         config: Config,
         sources: Sources,
@@ -178,12 +178,21 @@ fn check_sequences(config: &Config, sources: &Sources) -> Result<()> {
     let expected = config.train.seq_len;
     let sets = [Some(&sources.train), sources.validation.as_ref()];
     let lengths = sets.into_iter().flatten().map(TokenDataset::seq_len);
-    match lengths.into_iter().find(|length| *length != expected) {
-        Some(found) => Err(Error::conflict(
+    if let Some(found) = lengths.into_iter().find(|length| *length != expected) {
+        return Err(Error::conflict(
             ["train.seq_len"],
             format!("the tokens are in sequences of {found}, but train.seq_len = {expected}"),
+        ));
+    }
+    match &sources.validation {
+        Some(data) if data.is_empty() => Err(Error::conflict(
+            ["train.seq_len"],
+            format!(
+                "{} validation tokens are fewer than a sequence of {expected} and its targets",
+                data.tokens()
+            ),
         )),
-        None => Ok(()),
+        _ => Ok(()),
     }
 }
 
@@ -394,6 +403,12 @@ mod tests {
     fn tokens_in_sequences_of_another_length_are_errors() {
         let error = open_error(valid().with_train(valid().train.with_seq_len(16)));
         let expected = "the tokens are in sequences of 8, but train.seq_len = 16";
+        assert_eq!(error, expected);
+        let few = TokenDataset::from_tokens(&[1, 2, 3], 8, 8).unwrap();
+        let data = TokenDataset::from_tokens(&[1; 64], 8, 8).unwrap();
+        let sources = Sources::new(&valid(), data, Some(few));
+        let error = check_sequences(&valid(), &sources).unwrap_err().to_string();
+        let expected = "3 validation tokens are fewer than a sequence of 8 and its targets";
         assert_eq!(error, expected);
     }
 
