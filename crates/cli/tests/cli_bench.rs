@@ -208,9 +208,9 @@ fn a_placement_that_cannot_be_built_is_listed_with_the_reason() {
         "model.activation=gelu",
     ];
     let output = dir.run(&args("placements", &ungated));
-    let said = common::stderr(&output);
-    assert_eq!(common::code(&output), 0, "{said}");
-    assert!(said.contains("olmo2") && said.contains("simple-norm"));
+    let stderr = common::stderr(&output);
+    assert_eq!(common::code(&output), 0, "{stderr}");
+    assert!(stderr.contains("olmo2") && stderr.contains("simple-norm"));
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("not measured: simple-norm: "), "{text}");
     assert!(text.contains("gate"), "{text}");
@@ -220,7 +220,7 @@ fn a_placement_that_cannot_be_built_is_listed_with_the_reason() {
 }
 
 #[test]
-fn bench_ops_compares_every_kernel_with_plain_loops_and_its_limit() {
+fn bench_ops_compares_every_kernel_with_the_reference_and_its_limit() {
     let dir = test_dir();
     let found = dir.json(&args("ops", &["--json", "--threads", "1"]));
     assert_eq!(number(&found, "threads"), 1.0);
@@ -270,7 +270,7 @@ fn bench_ops_compares_every_kernel_with_plain_loops_and_its_limit() {
 }
 
 #[test]
-fn kernels_below_their_floor_fail() {
+fn kernels_below_their_minimum_speedup_fail() {
     let dir = test_dir();
     let floor = |op: &str, speedup: &str| {
         format!("[[kernel]]\nop = \"{op}\"\ndirection = \"forward\"\nspeedup = {speedup}\n")

@@ -34,7 +34,7 @@ impl Drop for Disk {
 
 #[test]
 #[ignore = "needs permission to mount"]
-fn a_disk_that_fills_up_leaves_earlier_checkpoints_whole() {
+fn full_disk_keeps_earlier_checkpoints_valid() {
     let dir = TestDir::new();
     dir.train("whole", &["--set", "train.checkpoint_every=1"]);
     for kib in [8, 200, 300, 420, 600, 777] {
@@ -75,7 +75,7 @@ fn a_disk_that_fills_up_leaves_earlier_checkpoints_whole() {
 
 #[test]
 #[ignore = "needs permission to mount"]
-fn a_disk_that_fills_up_while_text_is_prepared() {
+fn full_disk_during_preparation_is_an_error() {
     let dir = TestDir::new();
     let disk = Disk::mount(&dir, "disk", "size=256k");
     let args = [
@@ -119,7 +119,7 @@ fn a_disk_that_fills_up_while_text_is_prepared() {
 
 #[test]
 #[ignore = "needs permission to mount"]
-fn a_read_only_disk() {
+fn read_only_disk_is_an_error() {
     let dir = TestDir::new();
     let _disk = Disk::mount(&dir, "disk", "ro");
     let word = "the file system is read-only";
@@ -168,9 +168,9 @@ fn a_full_standard_output_is_an_error() {
 fn closed_stdout_and_stderr_are_not_errors() {
     let dir = TestDir::new();
     let args = train_args("run", &[]);
-    let mut loud = args.clone();
-    loud.retain(|arg| *arg != "--quiet");
-    let mut child = dir.start(&loud);
+    let mut verbose_args = args.clone();
+    verbose_args.retain(|arg| *arg != "--quiet");
+    let mut child = dir.start(&verbose_args);
     drop((child.stdout.take(), child.stderr.take()));
     assert_eq!(child.wait().unwrap().code(), Some(0));
     assert_eq!(dir.reproducible_metrics("run").len(), 20);

@@ -123,13 +123,15 @@ impl Scenario {
             &["-e", &format!("trace={call}"), "-e", &inject],
             &command,
         );
-        let said = stderr(&disturbed);
-        if said.contains("internal error") || said.contains("panicked") {
-            return Err(format!("reported as an internal error: {said}"));
+        let message = stderr(&disturbed);
+        if message.contains("internal error") || message.contains("panicked") {
+            return Err(format!("reported as an internal error: {message}"));
         }
         let kept = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (self.keeps)(&dir)));
         if kept.is_err() {
-            return Err(format!("lost what was there before; it had said {said:?}"));
+            return Err(format!(
+                "lost what was there before; it had printed {message:?}"
+            ));
         }
         // Old files that could not be removed are removed by the next writer.
         let mut found = self.written(&dir);
@@ -148,7 +150,7 @@ impl Scenario {
         let is_done = code(&disturbed) == 0 || found == *expected;
         if code(&retried) != 0 && !is_done {
             return Err(format!(
-                "cannot be tried again: {:?} after {said:?}",
+                "cannot be tried again: {:?} after {message:?}",
                 stderr(&retried)
             ));
         }
@@ -244,7 +246,7 @@ fn calls(dir: &TestDir, args: &[&str]) -> BTreeMap<String, usize> {
     most
 }
 
-fn is_whole(dir: &TestDir, prepared: &str) {
+fn assert_complete(dir: &TestDir, prepared: &str) {
     dir.ok(&["data", "inspect", prepared, "--quiet"]);
 }
 
@@ -264,7 +266,7 @@ fn training() {
         command: r#"train tiny.toml --run run --set train.steps=6 --set train.checkpoint_every=3 --set train.eval_every=3 --set log.layers_every=2 --set data.train=["data"]"#,
         again: &["--resume"],
         writes: &["run", "data"],
-        keeps: |dir| is_whole(dir, "data"),
+        keeps: |dir| assert_complete(dir, "data"),
     }
     .check();
 }
@@ -306,7 +308,7 @@ fn preparing_data_over_older_ones() {
         again: &[],
         writes: &["."],
         keeps: |dir| {
-            is_whole(dir, "data");
+            assert_complete(dir, "data");
             assert_eq!(dir.read("text.txt").len(), 19 * 50);
         },
     }
@@ -352,7 +354,7 @@ fn studying() {
         again: &["--resume"],
         writes: &["study", "data"],
         keeps: |dir| {
-            is_whole(dir, "data");
+            assert_complete(dir, "data");
             // A record without its run is a lost run.
             let names = |folder: &str| -> Vec<String> {
                 let entries = fs::read_dir(dir.path(folder)).into_iter().flatten();

@@ -8,15 +8,15 @@ use std::path::Path;
 use common::{TestDir, code, files_below, stderr, train_args};
 use serde_json::Value;
 
-fn loud<'a>(run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+fn without_quiet<'a>(run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut args = train_args(run, more);
     args.retain(|arg| *arg != "--quiet");
     args
 }
 
 /// Trains and returns standard error.
-fn said(dir: &TestDir, run: &str, more: &[&str]) -> String {
-    let output = dir.run(&loud(run, more));
+fn train_stderr(dir: &TestDir, run: &str, more: &[&str]) -> String {
+    let output = dir.run(&without_quiet(run, more));
     assert_eq!(code(&output), 0, "{}", stderr(&output));
     stderr(&output)
 }
@@ -48,8 +48,11 @@ fn a_finished_run_keeps_its_own_validation_loss() {
     assert!(!stderr(&again).contains("own validation loss"));
     dir.write("held.txt", text("Bela and Cai"));
     let other = dir.run(&args);
-    let said = stderr(&other);
-    assert!(said.contains("the run's own validation loss is "), "{said}");
+    let stderr = stderr(&other);
+    assert!(
+        stderr.contains("the run's own validation loss is "),
+        "{stderr}"
+    );
     for output in [again, other] {
         let found: Value = serde_json::from_slice(&output.stdout).unwrap();
         let loss = found["validation"]["loss"].as_f64().unwrap();
@@ -115,11 +118,11 @@ fn resuming_a_finished_run_writes_nothing() {
         ),
         (&fewer[..], &["20 steps completed, train.steps = 7"][..]),
     ] {
-        let said = said(&dir, "run", more);
+        let stderr = train_stderr(&dir, "run", more);
         for word in words {
-            assert!(said.contains(word), "no {word:?} in\n{said}");
+            assert!(stderr.contains(word), "no {word:?} in\n{stderr}");
         }
-        assert!(!said.contains("from step"), "{said}");
+        assert!(!stderr.contains("from step"), "{stderr}");
         assert!(bytes_below(&dir.path("run")) == before, "{more:?}");
     }
 }
@@ -149,7 +152,7 @@ fn every_segment_is_recorded_and_old_steps_keep_their_configuration() {
         "--set",
         "schedule.kind=constant",
     ];
-    let said = said(&dir, "run", &more);
+    let notes = train_stderr(&dir, "run", &more);
     for word in [
         "resuming after step 10",
         "from step 11 on: optimizer.lr went from 0.003 to 0.001",
@@ -157,7 +160,7 @@ fn every_segment_is_recorded_and_old_steps_keep_their_configuration() {
         "from step 11 on: train.steps went from 10 to 20",
         "the learning rate at step 11 goes from 0.0003 to 0.001 since optimizer.lr went",
     ] {
-        assert!(said.contains(word), "no {word:?} in\n{said}");
+        assert!(notes.contains(word), "no {word:?} in\n{notes}");
     }
     let [_, two] = segments(&dir, "run").try_into().unwrap();
     assert_eq!(
@@ -194,12 +197,12 @@ fn resuming_from_an_earlier_checkpoint_truncates_the_history() {
     for step in ["15", "20"] {
         fs::remove_dir_all(dir.path(format!("run/checkpoints/step-000000{step}"))).unwrap();
     }
-    let said = said(&dir, "run", &["--resume", "--set", "train.steps=12"]);
+    let stderr = train_stderr(&dir, "run", &["--resume", "--set", "train.steps=12"]);
     assert!(
-        said.contains("from step 11 on: train.steps went from 10 to 12"),
-        "{said}"
+        stderr.contains("from step 11 on: train.steps went from 10 to 12"),
+        "{stderr}"
     );
-    assert!(!said.contains("optimizer.lr"), "{said}");
+    assert!(!stderr.contains("optimizer.lr"), "{stderr}");
     let [one, two] = segments(&dir, "run").try_into().unwrap();
     assert_eq!(one["last_step"], 10);
     assert_eq!(
@@ -222,10 +225,10 @@ fn data_may_move_but_not_change() {
     fs::create_dir(dir.path("b")).unwrap();
     fs::rename(dir.path("a/text.txt"), dir.path("b/moved.txt")).unwrap();
     let moved = at("b/moved.txt");
-    let said = said(&dir, "run", &["--resume", "--set", &moved]);
+    let stderr = train_stderr(&dir, "run", &["--resume", "--set", &moved]);
     assert!(
-        said.contains("from step 6 on: data.train went from"),
-        "{said}"
+        stderr.contains("from step 6 on: data.train went from"),
+        "{stderr}"
     );
     assert_eq!(dir.reproducible_metrics("run").len(), 20);
     // Old steps are replayed from the new path of the data.
@@ -255,7 +258,7 @@ fn a_second_stage_may_have_longer_sequences() {
     let dir = TestDir::new();
     dir.train("first", &[]);
     let from = ["--set", "init.from=\"first\"", "--set", "train.seq_len=48"];
-    let long = said(&dir, "second", &from);
+    let long = train_stderr(&dir, "second", &from);
     assert!(long.contains("exceeds max_seq_len = 16"), "{long}");
     let shown = dir.ok(&["inspect", "second"]);
     assert!(shown.contains("max sequence length 48"), "{shown}");

@@ -150,7 +150,7 @@ fn compiled_official_models_are_imported() {
 }
 
 #[test]
-fn a_mixture_with_only_dense_layers_is_a_dense_model() {
+fn moe_with_only_dense_layers_is_a_dense_model() {
     let dir = dir("deepseek-v3");
     configure(&dir, "first_k_dense_replace", json!(3));
     // The configuration has no experts, but the weights do.
@@ -193,7 +193,7 @@ fn a_mixture_with_only_dense_layers_is_a_dense_model() {
 }
 
 #[test]
-fn alternating_mixture_layers_are_rejected_with_their_key() {
+fn alternating_moe_layers_are_rejected_by_key() {
     let dir = dir("deepseek-v3");
     configure(&dir, "moe_layer_freq", json!(2));
     dir.expect_error(1, &IMPORT, &["config.json: moe_layer_freq 2, expected 1"]);
@@ -205,7 +205,7 @@ fn alternating_mixture_layers_are_rejected_with_their_key() {
 type Change<'a> = &'a dyn Fn(&mut Value);
 
 /// Returns a directory with an official checkpoint folder `their`, and its configuration.
-fn official_lab() -> (TestDir, Value) {
+fn official_dir() -> (TestDir, Value) {
     let dir = TestDir::new();
     official_folder(&dir, "their");
     let config = serde_json::from_slice(&dir.read("their/config.yaml")).unwrap();
@@ -222,7 +222,7 @@ fn import_changed(dir: &TestDir, config: &Value, out: &str, change: Change<'_>) 
 
 #[test]
 fn official_configurations_have_several_spellings() {
-    let (dir, config) = official_lab();
+    let (dir, config) = official_dir();
     dir.json(&IMPORT);
     let remove = |model: &mut Value, key: &str| drop(model.as_object_mut().unwrap().remove(key));
     let same: [(&str, Change<'_>); 4] = [
@@ -259,7 +259,7 @@ fn official_configurations_have_several_spellings() {
 
 #[test]
 fn unsupported_official_configurations_are_rejected_by_key() {
-    let (dir, config) = official_lab();
+    let (dir, config) = official_dir();
     let refused: [(Change<'_>, &str); 8] = [
         (
             &|model| model["activation_type"] = json!("gelu"),
@@ -337,11 +337,11 @@ fn pipes_are_rejected_immediately() {
     let found = dir.json(&[&IMPORT[..], &["--no-tokenizer"]].concat());
     assert_files_add_up(&dir, &found, 2);
     pipe(&dir, "pipe");
-    let said = dir.expect_any_error(
+    let message = dir.expect_any_error(
         &["import", "pipe", "--out", "x"],
         &["pipe: is a pipe, expected a folder with config.json or config.yaml"],
     );
-    assert!(!said.contains("--no-tokenizer"), "{said}");
+    assert!(!message.contains("--no-tokenizer"), "{message}");
     dir.expect_any_error(
         &["import", "tiny.toml", "--out", "x"],
         &["tiny.toml: is a file, expected a folder"],
@@ -353,11 +353,11 @@ fn pipes_are_rejected_immediately() {
     // A pipe instead of the lock file of a run.
     fs::create_dir(dir.path("run")).unwrap();
     pipe(&dir, "run/lock");
-    let said = dir.expect_any_error(
+    let message = dir.expect_any_error(
         &train_args("run", &[]),
         &["run/lock: is a pipe, expected the regular file that is locked"],
     );
-    assert!(!said.contains("os error"), "{said}");
+    assert!(!message.contains("os error"), "{message}");
 }
 
 #[cfg(unix)]

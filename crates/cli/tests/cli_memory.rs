@@ -248,10 +248,10 @@ fn lines_that_exceed_memory_are_rejected() {
     let dir = TestDir::new();
     dir.write("one.txt", "word ".repeat(8 << 20));
     let output = limited(&dir, 150_000, &prepare("one.txt", &[]));
-    let said = common::stderr(&output);
-    assert_eq!(common::code(&output), 1, "{said}");
-    assert!(said.contains("one.txt: line 1, longer than"), "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
+    let stderr = common::stderr(&output);
+    assert_eq!(common::code(&output), 1, "{stderr}");
+    assert!(stderr.contains("one.txt: line 1, longer than"), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }
 
 /// Token files are memory-mapped: their pages count at most once.
@@ -294,7 +294,7 @@ fn memory_for_pretokenized_files_is_at_most_their_size() {
 
 /// Records of a run are read one by one; the part that is kept is smaller than the record.
 #[test]
-fn memory_for_reports_is_a_multiple_of_the_rows() {
+fn memory_for_reports_is_a_multiple_of_the_records() {
     let dir = TestDir::new();
     dir.train("run", &["--set", "train.steps=6"]);
     let rows = String::from_utf8(dir.read("run/metrics.jsonl")).unwrap();
@@ -348,13 +348,13 @@ const TRAIN: [&str; 4] = ["train", "tiny.toml", "--run", "run"];
 
 /// Asserts that a command was refused for its memory, in one line.
 fn assert_refused(output: &Output) {
-    let said = common::stderr(output);
-    assert_eq!(common::code(output), 2, "{said}");
+    let stderr = common::stderr(output);
+    assert_eq!(common::code(output), 2, "{stderr}");
     assert!(
-        said.contains("MiB of memory, this process may have"),
-        "{said}"
+        stderr.contains("MiB of memory, this process may have"),
+        "{stderr}"
     );
-    assert_eq!(said.lines().count(), 1, "{said}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }
 
 /// Training and its benchmark are refused at the start if they do not fit.

@@ -7,7 +7,7 @@ use std::path::Path;
 use common::TestDir;
 
 /// Returns a path in this repository.
-fn here(path: &str) -> String {
+fn repository_path(path: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     root.join(path).to_str().unwrap().to_owned()
 }
@@ -23,16 +23,16 @@ const SPARSE: &str = "seed = 1\n\
 #[test]
 fn paper_moe_parameter_counts() {
     let dir = TestDir::new();
-    let config = here("configs/hybridnorm-moe-1b-7b.toml");
-    let said = dir.ok(&["inspect", &config]);
+    let config = repository_path("configs/hybridnorm-moe-1b-7b.toml");
+    let stdout = dir.ok(&["inspect", &config]);
     let row = |name: &str| {
-        let line = said
+        let line = stdout
             .lines()
             .find(|line| line.trim_start().starts_with(name));
-        line.unwrap_or_else(|| panic!("{said}")).to_owned()
+        line.unwrap_or_else(|| panic!("{stdout}")).to_owned()
     };
-    assert!(row("total").contains("6.9B"), "{said}");
-    assert!(row("active").contains("1.3B"), "{said}");
+    assert!(row("total").contains("6.9B"), "{stdout}");
+    assert!(row("active").contains("1.3B"), "{stdout}");
 }
 
 #[test]
@@ -61,12 +61,12 @@ fn moe_trains_logs_expert_load_and_generates() {
         assert!((0.0..=4f64.ln() + 1e-6).contains(&entropy), "{block}");
         assert_eq!(experts["dropped"], 0);
     }
-    let said = dir.ok(&["generate", "run", "--prompt", "a", "--max-tokens", "5"]);
-    assert!(!said.is_empty());
+    let stdout = dir.ok(&["generate", "run", "--prompt", "a", "--max-tokens", "5"]);
+    assert!(!stdout.is_empty());
 }
 
 #[test]
-fn latent_attention_trains_with_muon_and_a_clip() {
+fn latent_attention_trains_with_muon_and_qk_clip() {
     let dir = TestDir::new();
     let text = SPARSE
         .replace(
@@ -118,23 +118,26 @@ fn options_without_effect_are_errors() {
 #[test]
 fn norms_of_latent_attention_are_explained() {
     let dir = TestDir::new();
-    let said = dir.ok(&["placement", "explain", "hybridnorm", "--attention", "mla"]);
+    let stdout = dir.ok(&["placement", "explain", "hybridnorm", "--attention", "mla"]);
     for line in ["c_q, c_kv, k_r = split(W_D u)", "k_r", "RoPE(N(k_r))"] {
-        assert!(said.contains(line), "{said}");
+        assert!(stdout.contains(line), "{stdout}");
     }
     let args = ["placement", "explain", "nanochat", "--attention", "mla"];
     dir.expect_error(2, &args, &["not defined for latent attention"]);
 }
 
 #[test]
-fn a_folder_of_hugging_face_is_imported() {
+fn hugging_face_checkpoint_is_imported() {
     let dir = TestDir::new();
     for family in ["olmoe", "deepseek-v3"] {
-        let from = here(&format!("crates/hybridnorm/tests/fixtures/hf/{family}"));
+        let from = repository_path(&format!("crates/hybridnorm/tests/fixtures/hf/{family}"));
         dir.ok(&["import", &from, "--out", family, "--quiet"]);
-        let said = dir.json(&["inspect", family, "--json"]);
-        assert!(said["model"]["moe"]["n_experts"] == 8, "{said}");
-        let (total, active) = (&said["inventory"]["total"], &said["inventory"]["active"]);
-        assert!(active.as_u64() < total.as_u64(), "{said}");
+        let inspection = dir.json(&["inspect", family, "--json"]);
+        assert!(inspection["model"]["moe"]["n_experts"] == 8, "{inspection}");
+        let (total, active) = (
+            &inspection["inventory"]["total"],
+            &inspection["inventory"]["active"],
+        );
+        assert!(active.as_u64() < total.as_u64(), "{inspection}");
     }
 }

@@ -100,10 +100,10 @@ fn a_run_without_its_directory_stops_at_its_next_checkpoint() {
     fs::rename(dir.path("run"), dir.path("moved")).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(common::code(&output), 1);
-    let said = common::stderr(&output);
+    let stderr = common::stderr(&output);
     assert!(
-        said.starts_with("error: run") && said.lines().count() == 1,
-        "{said}"
+        stderr.starts_with("error: run") && stderr.lines().count() == 1,
+        "{stderr}"
     );
     assert!(!dir.path("run").exists());
     dir.train("moved", &["--resume", "--set", "train.steps=50"]);

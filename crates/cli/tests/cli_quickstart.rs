@@ -23,7 +23,7 @@ fn losses(text: &str) -> Vec<(&str, f64)> {
 
 #[test]
 #[ignore = "trains for two minutes on books that npm fetches"]
-fn the_readme_says_what_the_quickstart_prints() {
+fn readme_shows_the_output_of_quickstart() {
     let printed = TestDir::new().ok(&["quickstart", "--quiet"]);
     let (found, expected) = (losses(&printed), losses(include_str!("../../../README.md")));
     let names = |rows: &[(&str, f64)]| {

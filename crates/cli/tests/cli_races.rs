@@ -25,7 +25,7 @@ struct Race {
     /// Expected messages of the losing processes, of which each prints one.
     losers_say: &'static [&'static str],
     /// Checks the files of the winner.
-    whole: fn(&TestDir),
+    assert_complete: fn(&TestDir),
 }
 
 impl Race {
@@ -52,17 +52,17 @@ impl Race {
                 .map(|child| child.wait_with_output().unwrap())
                 .collect();
             let (won, lost): (Vec<_>, Vec<_>) = ended.iter().partition(|output| code(output) == 0);
-            let said: Vec<String> = lost.iter().map(|output| stderr(output)).collect();
-            assert!(!won.is_empty(), "round {round}: nobody won; {said:?}");
+            let messages: Vec<String> = lost.iter().map(|output| stderr(output)).collect();
+            assert!(!won.is_empty(), "round {round}: nobody won; {messages:?}");
             if self.one_wins {
-                assert_eq!(won.len(), 1, "round {round}: {said:?}");
+                assert_eq!(won.len(), 1, "round {round}: {messages:?}");
             }
-            for text in &said {
-                assert_eq!(text.lines().count(), 1, "round {round}: {text}");
-                let known = self.losers_say.iter().any(|words| text.contains(words));
-                assert!(known, "round {round}: {text}");
+            for message in &messages {
+                assert_eq!(message.lines().count(), 1, "round {round}: {message}");
+                let known = self.losers_say.iter().any(|words| message.contains(words));
+                assert!(known, "round {round}: {message}");
             }
-            (self.whole)(&dir);
+            (self.assert_complete)(&dir);
             let left: Vec<_> = files_below(&dir.path("."));
             let expected = expected.get_or_insert_with(|| left.clone());
             assert_eq!(*expected, left, "round {round}: files");
@@ -81,7 +81,7 @@ fn concurrent_preparations_have_one_winner() {
             "was created by another process in the meantime",
             "already holds prepared data",
         ],
-        whole: |dir| drop(dir.ok(&["--quiet", "data", "inspect", "data"])),
+        assert_complete: |dir| drop(dir.ok(&["--quiet", "data", "inspect", "data"])),
     }
     .run();
 }
@@ -94,7 +94,7 @@ fn concurrent_replacements_of_prepared_data_leave_one_valid() {
         target: "nothing",
         one_wins: false,
         losers_say: &["another process is replacing this folder"],
-        whole: |dir| drop(dir.ok(&["--quiet", "data", "inspect", "data"])),
+        assert_complete: |dir| drop(dir.ok(&["--quiet", "data", "inspect", "data"])),
     }
     .run();
 }
@@ -107,7 +107,7 @@ fn training() {
         target: "run",
         one_wins: true,
         losers_say: &["another process is training here", "already contains a run"],
-        whole: |dir| {
+        assert_complete: |dir| {
             assert_eq!(dir.metrics("run").len(), 20);
             dir.ok(&["--quiet", "inspect", "run"]);
         },
@@ -124,7 +124,7 @@ fn training_on_text() {
         target: "cache",
         one_wins: true,
         losers_say: &["another process is training here", "already contains a run"],
-        whole: |dir| assert_eq!(dir.metrics("cache/run").len(), 20),
+        assert_complete: |dir| assert_eq!(dir.metrics("cache/run").len(), 20),
     }
     .run();
 }
@@ -140,7 +140,7 @@ fn importing() {
             "was created by another process in the meantime",
             "already here",
         ],
-        whole: |dir| drop(dir.ok(&["--quiet", "inspect", "imported"])),
+        assert_complete: |dir| drop(dir.ok(&["--quiet", "inspect", "imported"])),
     }
     .run();
 }
@@ -153,12 +153,12 @@ fn replaying() {
         target: "replay",
         one_wins: true,
         losers_say: &["another process is training here", "already contains a run"],
-        whole: |dir| assert_eq!(dir.metrics("replay").last().unwrap()["step"], 9),
+        assert_complete: |dir| assert_eq!(dir.metrics("replay").last().unwrap()["step"], 9),
     }
     .run();
 }
 
-fn study_is_whole(dir: &TestDir) {
+fn assert_study_complete(dir: &TestDir) {
     for folder in ["study/runs", "study/kept"] {
         assert_eq!(
             std::fs::read_dir(dir.path(folder)).unwrap().count(),
@@ -177,7 +177,7 @@ fn studying() {
         target: "study",
         one_wins: true,
         losers_say: &["another process", "already holds a study"],
-        whole: study_is_whole,
+        assert_complete: assert_study_complete,
     }
     .run();
 }
@@ -190,7 +190,7 @@ fn reporting() {
         target: "nothing",
         one_wins: false,
         losers_say: &[],
-        whole: |dir| {
+        assert_complete: |dir| {
             serde_json::from_slice::<serde_json::Value>(&dir.read("report.json")).unwrap();
         },
     }
@@ -215,6 +215,6 @@ fn two_shards_of_a_study() {
             let output = shard.wait_with_output().unwrap();
             assert_eq!(code(&output), 0, "round {round}: {}", stderr(&output));
         }
-        study_is_whole(&dir);
+        assert_study_complete(&dir);
     }
 }

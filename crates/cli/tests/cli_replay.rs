@@ -220,11 +220,11 @@ fn a_constant_learning_rate_is_not_attributed_to_the_number_of_steps() {
         "--set",
         "train.steps=24",
     ]);
-    let said = common::stderr(&dir.run(&args));
-    let line = said
+    let stderr = common::stderr(&dir.run(&args));
+    let line = stderr
         .lines()
         .find(|line| line.contains("the learning rate at step 21"));
-    let line = line.unwrap_or_else(|| panic!("{said}"));
+    let line = line.unwrap_or_else(|| panic!("{stderr}"));
     assert!(
         line.ends_with("since optimizer.lr went from 0.003 to 0.001"),
         "{line}"

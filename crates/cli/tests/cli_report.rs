@@ -188,13 +188,13 @@ fn in_chromium(dir: &TestDir, page: &str, more: &[&str]) -> Value {
         .arg(format!("file://{}", dir.path("under-test.html").display()))
         .output()
         .expect("chromium, or the program named in CHROMIUM");
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!said.contains("CONSOLE"), "{said}");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!stderr.contains("CONSOLE"), "{stderr}");
     let dom = String::from_utf8_lossy(&output.stdout);
     let facts = dom
         .split("<pre id=\"facts\">")
         .nth(1)
-        .unwrap_or_else(|| panic!("{said}"));
+        .unwrap_or_else(|| panic!("{stderr}"));
     serde_json::from_str(facts.split("</pre>").next().unwrap()).unwrap()
 }
 

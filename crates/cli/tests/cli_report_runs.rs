@@ -29,7 +29,7 @@ fn is_averaged(text: &str) -> bool {
 }
 
 /// Removes the history, which older versions did not write.
-fn forget_history(dir: &TestDir, run: &str) {
+fn remove_history(dir: &TestDir, run: &str) {
     let _ = fs::remove_file(dir.path(run).join("segments.json"));
 }
 
@@ -163,7 +163,7 @@ fn different_data_and_tokenizers_are_reported_separately() {
 fn reported_facts_are_those_of_the_run() {
     let dir = TestDir::new();
     dir.train("old", &[]);
-    forget_history(&dir, "old");
+    remove_history(&dir, "old");
     let cost = &report(&dir, &["old"])["runs"][0]["cost"];
     for fact in ["machine", "threads", "version", "peak_memory_bytes"] {
         assert_eq!(cost[fact], Value::Null, "{fact}");
@@ -225,7 +225,7 @@ fn changed_learning_rates_are_reported_by_segment() {
 fn modified_configurations_are_not_trusted() {
     let dir = TestDir::new();
     dir.train("run", &[]);
-    forget_history(&dir, "run");
+    remove_history(&dir, "run");
     let config = String::from_utf8(dir.read("run/config.toml")).unwrap();
     assert!(config.contains("lr = 0.003"), "{config}");
     dir.write("run/config.toml", config.replace("lr = 0.003", "lr = 0.1"));

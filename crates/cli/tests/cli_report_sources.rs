@@ -49,7 +49,7 @@ fn is_averaged(text: &str) -> bool {
 }
 
 /// Removes a key from the segments, as if written by a version that did not record it.
-fn forget(dir: &TestDir, run: &str, key: &str) {
+fn remove_segment_key(dir: &TestDir, run: &str, key: &str) {
     let path = format!("{run}/segments.json");
     let mut segments: Value = serde_json::from_slice(&dir.read(&path)).unwrap();
     for segment in segments.as_array_mut().unwrap() {
@@ -108,14 +108,14 @@ fn runs_with_different_initial_weights_are_not_seeds_of_one_another() {
     );
     // Of older runs only the path is known.
     for run in ["a", "b"] {
-        forget(&dir, run, "weights");
+        remove_segment_key(&dir, run, "weights");
     }
     let text = markdown(&dir, &["a", "b"]);
     for run in ["(seed 3, a)", "(seed 9, b)"] {
         let line = format!("{run}: the content of the starting weights first was not recorded");
         assert!(text.contains(&line), "{text}");
     }
-    forget(&dir, "c", "weights");
+    remove_segment_key(&dir, "c", "weights");
     assert!(labels(&report(&dir, &["a", "c"]))[1].contains("from copy"));
 }
 
@@ -143,10 +143,10 @@ fn a_run_resumes_without_its_initial_checkpoint() {
     let output = from("moved", "9");
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(dir.column("a", "step").len(), 9);
-    let said = stderr(&from("other", "10"));
+    let stderr = stderr(&from("other", "10"));
     assert!(
-        said.contains(r#"init.from went from "moved" to "other""#),
-        "{said}"
+        stderr.contains(r#"init.from went from "moved" to "other""#),
+        "{stderr}"
     );
     let replay = ["replay", "a", "--step", "9", "--quiet"];
     dir.ok(&replay);
@@ -181,7 +181,7 @@ fn runs_with_different_validation_data_are_reported_separately() {
     assert!(!is_averaged(&markdown(&dir, &["a", "b"])));
     // Of older runs the validation data are unknown.
     for run in ["a", "b"] {
-        forget(&dir, run, "validation");
+        remove_segment_key(&dir, run, "validation");
     }
     let document = report(&dir, &runs);
     assert_eq!(sets(&document), [0, 0, 1]);
@@ -243,12 +243,12 @@ fn changed_validation_data_are_reported() {
     let more = [&more[..], &["data.validation=[\"v.txt\"]"]].concat();
     let mut args = train_args("run", &more);
     args.retain(|arg| *arg != "--quiet");
-    let said = stderr(&dir.run(&args));
+    let stderr = stderr(&dir.run(&args));
     for words in [
         "the validation data changed",
         "validation losses from step 21 on",
     ] {
-        assert!(said.contains(words), "{said}");
+        assert!(stderr.contains(words), "{stderr}");
     }
     let text = markdown(&dir, &["run"]);
     assert!(
@@ -259,7 +259,7 @@ fn changed_validation_data_are_reported() {
     );
     // A replay across the change reports that it used other validation data.
     let args = ["replay", "run", "--step", "14", "--after", "0"];
-    let said = dir.ok(&[&args[..], &["--quiet"]].concat());
-    assert!(said.contains("(first: validation loss)"), "{said}");
-    assert!(said.contains("different validation data"), "{said}");
+    let stdout = dir.ok(&[&args[..], &["--quiet"]].concat());
+    assert!(stdout.contains("(first: validation loss)"), "{stdout}");
+    assert!(stdout.contains("different validation data"), "{stdout}");
 }

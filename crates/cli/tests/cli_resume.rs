@@ -14,7 +14,7 @@ const LAST: &str = "checkpoints/step-00000020";
 /// Settings of a run long enough to be interrupted in the middle.
 const SLOW: [&str; 4] = ["--set", "train.batch_size=32", "--set", "train.seq_len=32"];
 
-fn slow<'a>(more: &[&'a str]) -> Vec<&'a str> {
+fn slow_config<'a>(more: &[&'a str]) -> Vec<&'a str> {
     [&SLOW, more].concat()
 }
 
@@ -32,7 +32,7 @@ fn assert_same(dir: &TestDir, expected: &str, found: &str) {
 
 /// Trains and interrupts after some steps; returns the output.
 fn interrupted(dir: &TestDir, run: &str, more: &[&str]) -> Output {
-    let mut args = train_args(run, &slow(more));
+    let mut args = train_args(run, &slow_config(more));
     args.retain(|arg| *arg != "--quiet");
     let child = dir.start(&args);
     let metrics = dir.path(run).join("metrics.jsonl");
@@ -46,19 +46,19 @@ fn interrupted(dir: &TestDir, run: &str, more: &[&str]) -> Output {
 #[test]
 fn resumed_runs_are_bit_identical_for_any_thread_count() {
     let dir = TestDir::new();
-    dir.train("whole", &slow(&["--threads", "1"]));
+    dir.train("whole", &slow_config(&["--threads", "1"]));
     assert_eq!(dir.reproducible_metrics("whole").len(), 20);
-    dir.train("whole-2", &slow(&["--threads", "2"]));
+    dir.train("whole-2", &slow_config(&["--threads", "2"]));
     assert_same(&dir, "whole", "whole-2");
     for threads in ["1", "2"] {
         let run = format!("stopped {threads}");
         let output = interrupted(&dir, &run, &["--threads", threads]);
-        let said = stderr(&output);
-        assert_eq!(code(&output), 130, "{said}");
-        let advice = said
+        let stderr = stderr(&output);
+        assert_eq!(code(&output), 130, "{stderr}");
+        let advice = stderr
             .lines()
             .find(|line| line.starts_with("interrupted after step "))
-            .unwrap_or_else(|| panic!("{said}"));
+            .unwrap_or_else(|| panic!("{stderr}"));
         assert!(
             advice.ends_with(&format!(
                 "resume with: hybridnorm train tiny.toml --run '{run}' --set train.batch_size=32 \
@@ -67,7 +67,7 @@ fn resumed_runs_are_bit_identical_for_any_thread_count() {
             "{advice}"
         );
         assert!(dir.reproducible_metrics(&run).len() < 20);
-        dir.train(&run, &slow(&["--threads", threads, "--resume"]));
+        dir.train(&run, &slow_config(&["--threads", threads, "--resume"]));
         assert_same(&dir, "whole", &run);
     }
 }
@@ -79,7 +79,7 @@ fn wait_for_a_step(dir: &TestDir) {
 }
 
 /// Kills at times spread over the whole run, many of them during a checkpoint write.
-fn killed_often(threads: &str) {
+fn train_with_repeated_kills(threads: &str) {
     let dir = TestDir::new();
     dir.train("whole", &SLOW);
     let all = [
@@ -88,7 +88,7 @@ fn killed_often(threads: &str) {
         "--set",
         "train.keep_checkpoints=2",
     ];
-    let more = slow(&[&all[..], &["--threads", threads]].concat());
+    let more = slow_config(&[&all[..], &["--threads", threads]].concat());
     // Before anything is written there is nothing to resume.
     let again = |run: &str| {
         let resume = match dir.path(run).join("config.toml").exists() {
@@ -130,18 +130,18 @@ fn killed_often(threads: &str) {
 
 #[test]
 fn repeatedly_killed_runs_are_bit_identical_on_one_thread() {
-    killed_often("1");
+    train_with_repeated_kills("1");
 }
 
 #[test]
 fn repeatedly_killed_runs_are_bit_identical_on_two_threads() {
-    killed_often("2");
+    train_with_repeated_kills("2");
 }
 
 #[test]
 fn sigterm_stops_a_run_like_sigint() {
     let dir = TestDir::new();
-    let more = slow(&["--set", "train.steps=100000"]);
+    let more = slow_config(&["--set", "train.steps=100000"]);
     let child = dir.start(&train_args("run", &more));
     wait_for_a_step(&dir);
     signal(&child, "TERM");
@@ -175,15 +175,15 @@ fn a_damaged_newest_checkpoint_is_skipped_and_reported() {
             copy_folder(&dir.path("whole"), &dir.path("run"));
             damage(&dir.path("run").join(LAST).join(name), how);
             let output = dir.run(&["train", "tiny.toml", "--run", "run", "--resume"]);
-            let said = stderr(&output);
-            assert_eq!(code(&output), 0, "{said}");
-            let passed = said
+            let stderr = stderr(&output);
+            assert_eq!(code(&output), 0, "{stderr}");
+            let passed = stderr
                 .lines()
                 .find(|line| line.starts_with("passed over a broken checkpoint: "))
-                .unwrap_or_else(|| panic!("{name:?} {how:?}: {said}"));
+                .unwrap_or_else(|| panic!("{name:?} {how:?}: {stderr}"));
             assert!(passed.contains("step-00000020"), "{passed}");
             assert!(passed.contains(name.to_str().unwrap()), "{passed}");
-            assert!(said.contains("resuming after step 15"), "{said}");
+            assert!(stderr.contains("resuming after step 15"), "{stderr}");
             assert_same(&dir, "whole", "run");
         }
     }
@@ -319,7 +319,7 @@ fn changed_data_are_rejected() {
 #[test]
 fn concurrent_trainings_in_one_folder_are_rejected() {
     let dir = TestDir::new();
-    let more = slow(&["--set", "train.steps=100000"]);
+    let more = slow_config(&["--set", "train.steps=100000"]);
     let mut child = dir.start(&train_args("run", &more));
     wait_for_a_step(&dir);
     for resume in [&[][..], &["--resume"]] {
@@ -404,11 +404,12 @@ fn commands_that_use_an_older_checkpoint_report_the_damaged_one() {
         ],
     ] {
         let output = dir.run(args);
-        let said = stderr(&output);
-        assert_eq!(code(&output), 0, "{args:?}: {said}");
+        let stderr = stderr(&output);
+        assert_eq!(code(&output), 0, "{args:?}: {stderr}");
         assert!(
-            said.contains("passed over a broken checkpoint: ") && said.contains("step-00000020"),
-            "{args:?}: {said}"
+            stderr.contains("passed over a broken checkpoint: ")
+                && stderr.contains("step-00000020"),
+            "{args:?}: {stderr}"
         );
     }
     let measured = dir.json(&["eval", "run", "--data", "text.txt", "--json"]);

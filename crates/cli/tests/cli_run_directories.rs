@@ -79,9 +79,9 @@ fn of_two_concurrent_runs_one_succeeds() {
         let won = outputs.iter().filter(|output| code(output) == 0).count();
         assert_eq!(won, 1);
         for output in outputs.iter().filter(|output| code(output) != 0) {
-            let said = stderr(output);
+            let stderr = stderr(output);
             let is_told = ["another process is training here", "already contains a run"];
-            assert!(is_told.iter().any(|word| said.contains(word)), "{said}");
+            assert!(is_told.iter().any(|word| stderr.contains(word)), "{stderr}");
         }
         assert_eq!(
             dir.reproducible_metrics(&run),
@@ -115,8 +115,11 @@ fn a_killed_replay_is_restarted_by_the_same_command() {
     let other = ["replay", "run", "--step", "7", "--out", "run-replay-9"];
     let output = dir.run(&other);
     assert_eq!(code(&output), 2, "{}", stderr(&output));
-    let said = stderr(&output);
-    assert!(said.contains("an unfinished run of another kind"), "{said}");
+    let stderr = stderr(&output);
+    assert!(
+        stderr.contains("an unfinished run of another kind"),
+        "{stderr}"
+    );
     let replay = dir.json(&args);
     assert_eq!(replay["steps"].as_array().unwrap().len(), 20);
     assert!(!dir.path("run-replay-9/unfinished.txt").exists());
@@ -289,10 +292,10 @@ fn exceeding_the_file_size_limit_has_a_message() {
     command.current_dir(dir.path(""));
     command.env("XDG_CACHE_HOME", dir.path("cache"));
     let output = command.output().unwrap();
-    let said = stderr(&output);
-    assert_eq!(code(&output), 1, "{said}");
-    assert!(said.contains("larger than a file may become"), "{said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
+    let stderr = stderr(&output);
+    assert_eq!(code(&output), 1, "{stderr}");
+    assert!(stderr.contains("larger than a file may become"), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }
 
 #[test]

@@ -29,11 +29,11 @@ checkpoint_every = 0
 "#;
 
 /// Runs the study and replaces its losses by placement, learning rate and seed.
-fn made_up(loss: fn(&str, f64, u64) -> Option<f64>) -> TestDir {
-    made_up_of(STUDY, loss)
+fn study_with_losses(loss: fn(&str, f64, u64) -> Option<f64>) -> TestDir {
+    study_file_with_losses(STUDY, loss)
 }
 
-fn made_up_of(study: &str, loss: fn(&str, f64, u64) -> Option<f64>) -> TestDir {
+fn study_file_with_losses(study: &str, loss: fn(&str, f64, u64) -> Option<f64>) -> TestDir {
     let dir = TestDir::new();
     dir.write("study.toml", study);
     dir.ok(&[
@@ -68,7 +68,7 @@ fn made_up_of(study: &str, loss: fn(&str, f64, u64) -> Option<f64>) -> TestDir {
 }
 
 /// Returns the entry of `hybridnorm` in the analysis, and the report text.
-fn said(dir: &TestDir) -> (Value, String) {
+fn analysis_and_report(dir: &TestDir) -> (Value, String) {
     let command = [
         "--quiet",
         "study",
@@ -87,7 +87,7 @@ fn said(dir: &TestDir) -> (Value, String) {
     (entry.unwrap().clone(), format!("{groups}\n{report}"))
 }
 
-fn claims(text: &str) -> bool {
+fn claims_a_difference(text: &str) -> bool {
     [
         "hybridnorm is better",
         "hybridnorm is worse",
@@ -99,17 +99,17 @@ fn claims(text: &str) -> bool {
 }
 
 /// Loss with its minimum in the middle; the other placement differs by `0.2`.
-fn valley(lr: f64, seed: u64) -> f64 {
+fn loss_with_minimum(lr: f64, seed: u64) -> f64 {
     2.0 + 0.001 * seed as f64 + if lr == 3e-3 { 0.0 } else { 0.1 }
 }
 
 #[test]
 fn a_clear_difference_is_found() {
-    let dir = made_up(|placement, lr, seed| {
+    let dir = study_with_losses(|placement, lr, seed| {
         let less = if placement == "hybridnorm" { 0.2 } else { 0.0 };
-        Some(valley(lr, seed) - less + 0.0001 * (seed % 2) as f64)
+        Some(loss_with_minimum(lr, seed) - less + 0.0001 * (seed % 2) as f64)
     });
-    let (entry, text) = said(&dir);
+    let (entry, text) = analysis_and_report(&dir);
     assert_eq!(entry["against"]["verdict"], "better", "{entry}");
     assert!(
         text.contains("hybridnorm is better than pre-norm"),
@@ -119,9 +119,9 @@ fn a_clear_difference_is_found() {
 
 #[test]
 fn a_missing_run_makes_the_verdict_undecided() {
-    let dir = made_up(|placement, lr, seed| {
+    let dir = study_with_losses(|placement, lr, seed| {
         let less = if placement == "hybridnorm" { 0.2 } else { 0.0 };
-        Some(valley(lr, seed) - less + 0.0001 * (seed % 2) as f64)
+        Some(loss_with_minimum(lr, seed) - less + 0.0001 * (seed % 2) as f64)
     });
     let first = fs::read_dir(dir.path("out/runs")).unwrap().next().unwrap();
     fs::remove_file(first.unwrap().path()).unwrap();
@@ -133,7 +133,7 @@ fn a_missing_run_makes_the_verdict_undecided() {
     );
     let text = dir.ok(&["report", "out", "--format", "markdown"]);
     assert!(text.contains("Incomplete: 1 of 18 runs"), "{text}");
-    assert!(!claims(&text), "{text}");
+    assert!(!claims_a_difference(&text), "{text}");
     dir.ok(&["study", "merge", "out", "--out", "joined", "--quiet"]);
     let joined = dir.ok(&["report", "joined", "--format", "markdown"]);
     assert!(joined.contains("Incomplete: 1 of 18 runs"), "{joined}");
@@ -153,17 +153,17 @@ fn a_single_shard_has_no_verdict() {
         "1/2",
     ]);
     assert!(text.contains("Incomplete: 9 of 18 runs"), "{text}");
-    assert!(!claims(&text), "{text}");
+    assert!(!claims_a_difference(&text), "{text}");
 }
 
 #[test]
 fn an_optimum_at_the_edge_of_the_grid_is_undecided() {
-    let dir = made_up(|placement, lr, seed| match placement {
+    let dir = study_with_losses(|placement, lr, seed| match placement {
         // Decreases up to the largest learning rate.
         "hybridnorm" => Some(2.5 - 10.0 * lr + 0.001 * seed as f64),
-        _ => Some(valley(lr, seed) + 0.0001 * (seed % 2) as f64),
+        _ => Some(loss_with_minimum(lr, seed) + 0.0001 * (seed % 2) as f64),
     });
-    let (entry, text) = said(&dir);
+    let (entry, text) = analysis_and_report(&dir);
     assert_eq!(entry["against"], Value::Null, "{entry}");
     assert!(
         text.contains("undecided: its best learning rate is at the edge"),
@@ -174,23 +174,23 @@ fn an_optimum_at_the_edge_of_the_grid_is_undecided() {
 
 #[test]
 fn differences_within_the_margin_are_not_claimed() {
-    let dir = made_up(|placement, lr, seed| {
+    let dir = study_with_losses(|placement, lr, seed| {
         let less = if placement == "hybridnorm" { 1e-5 } else { 0.0 };
-        Some(valley(lr, seed) - less)
+        Some(loss_with_minimum(lr, seed) - less)
     });
-    let (entry, text) = said(&dir);
+    let (entry, text) = analysis_and_report(&dir);
     assert_eq!(entry["against"]["verdict"], "equivalent", "{entry}");
     assert!(
         text.contains("hybridnorm is equivalent to pre-norm within the margin of 0.01 nats"),
         "{text}"
     );
-    assert!(!claims(&text), "{text}");
+    assert!(!claims_a_difference(&text), "{text}");
 }
 
 #[test]
 fn runs_that_have_not_learned_are_not_failed() {
-    let dir = made_up(|_, _, _| None);
-    let (entry, text) = said(&dir);
+    let dir = study_with_losses(|_, _, _| None);
+    let (entry, text) = analysis_and_report(&dir);
     for rate in entry["rates"].as_array().unwrap() {
         assert_eq!(
             (&rate["not_learned"], &rate["diverged"]),
@@ -204,15 +204,15 @@ fn runs_that_have_not_learned_are_not_failed() {
 }
 
 #[test]
-fn one_failed_seed_makes_no_placement_worse() {
+fn failed_seed_does_not_make_a_placement_worse() {
     // Far better at the middle learning rate, except for one failed seed.
-    let dir = made_up(|placement, lr, seed| match (placement, lr == 3e-3, seed) {
+    let dir = study_with_losses(|placement, lr, seed| match (placement, lr == 3e-3, seed) {
         ("hybridnorm", true, 3) => Some(5.9),
         ("hybridnorm", true, _) => Some(1.5 + 0.001 * seed as f64),
         ("hybridnorm", false, _) => Some(2.15 + 0.0013 * (seed % 2) as f64),
-        _ => Some(valley(lr, seed)),
+        _ => Some(loss_with_minimum(lr, seed)),
     });
-    let (entry, text) = said(&dir);
+    let (entry, text) = analysis_and_report(&dir);
     assert_eq!(entry["against"], Value::Null, "{entry}");
     assert!(!text.contains("hybridnorm is worse"), "{text}");
 }
@@ -231,19 +231,19 @@ fn a_single_learning_rate_is_undecided() {
                 Some(2.0 + more + 0.001 * seed as f64)
             },
         };
-        let dir = made_up_of(&study, loss);
-        let (entry, text) = said(&dir);
+        let dir = study_file_with_losses(&study, loss);
+        let (entry, text) = analysis_and_report(&dir);
         assert_eq!(entry["against"], Value::Null, "{entry}");
         assert_eq!(entry["best"]["at_edge"], "only", "{entry}");
         assert!(
             text.contains("undecided: only one learning rate was tried, and the comparison holds at that one only"),
             "{text}"
         );
-        assert!(!claims(&text), "{text}");
+        assert!(!claims_a_difference(&text), "{text}");
     }
     // Nor does it show equivalence.
-    let dir = made_up_of(&study, |_, _, seed| Some(2.0 + 0.001 * seed as f64));
-    let (entry, text) = said(&dir);
+    let dir = study_file_with_losses(&study, |_, _, seed| Some(2.0 + 0.001 * seed as f64));
+    let (entry, text) = analysis_and_report(&dir);
     assert_eq!(entry["against"]["verdict"], "indistinguishable", "{entry}");
     assert!(
         text.contains("this holds at learning rate 0.003 only, since no other was tried"),
@@ -254,11 +254,11 @@ fn a_single_learning_rate_is_undecided() {
 /// Three run outcomes, named by the same three terms in every output.
 #[test]
 fn run_statuses_are_consistent_across_outputs() {
-    let dir = made_up(|placement, lr, seed| match (placement, lr) {
+    let dir = study_with_losses(|placement, lr, seed| match (placement, lr) {
         ("hybridnorm", 1e-2) => Some(5.9),
         // These had not learned yet.
         ("hybridnorm", 1e-3) => None,
-        _ => Some(valley(lr, seed)),
+        _ => Some(loss_with_minimum(lr, seed)),
     });
     let table = dir.ok(&["--quiet", "study", "study.toml", "--out", "out", "--resume"]);
     assert!(
@@ -294,9 +294,9 @@ fn run_statuses_are_consistent_across_outputs() {
 
 #[test]
 fn table_and_report_show_the_same_digits_and_correct_plurals() {
-    let dir = made_up(|placement, lr, seed| {
+    let dir = study_with_losses(|placement, lr, seed| {
         let more = if placement == "hybridnorm" { 4.0 } else { 0.0 };
-        Some(valley(lr, seed) + more + 0.0001 * (seed % 2) as f64)
+        Some(loss_with_minimum(lr, seed) + more + 0.0001 * (seed % 2) as f64)
     });
     let table = dir.ok(&["--quiet", "study", "study.toml", "--out", "out", "--resume"]);
     let markdown = dir.ok(&["report", "out", "--format", "markdown"]);
@@ -322,7 +322,7 @@ fn table_and_report_show_the_same_digits_and_correct_plurals() {
 
 #[test]
 fn records_without_their_checksum_are_rejected() {
-    let dir = made_up(|_, lr, seed| Some(valley(lr, seed)));
+    let dir = study_with_losses(|_, lr, seed| Some(loss_with_minimum(lr, seed)));
     for path in files_below(&dir.path("out/runs")) {
         let mut record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
         record["validation_loss"] = 1.0.into();
@@ -375,10 +375,10 @@ fn a_changed_study_is_written_only_when_its_runs_start() {
         notes.contains("nothing left to train") && notes.contains(margin),
         "{notes}"
     );
-    let told = format!("{margin} after 8 of 8 runs had ended");
-    assert!(table.contains(&told), "{table}");
+    let expected_note = format!("{margin} after 8 of 8 runs had ended");
+    assert!(table.contains(&expected_note), "{table}");
     let json = study(&["--resume", "--json", "--set", "study.rules.margin=0.5"]).0;
-    assert!(json.contains(&told), "{json}");
+    assert!(json.contains(&expected_note), "{json}");
     assert_eq!(dir.read("out/study.toml"), stated);
     let report = |folder: &str| dir.ok(&["report", folder, "--format", "markdown"]);
     assert!(!report("out").contains("Changed after results"));
@@ -417,9 +417,13 @@ fn changed_rules_are_reported_once_missing_runs_are_trained() {
     }
     run_study(&dir, &["--resume", "--set", "study.rules.margin=0.5"]);
     dir.ok(&["study", "merge", "out", "--out", "joined"]);
-    let told = format!("{MARGIN} after 5 of 8 runs had ended");
+    let expected_note = format!("{MARGIN} after 5 of 8 runs had ended");
     for folder in ["out", "joined"] {
-        assert!(report(folder).contains(&told), "{}", report(folder));
+        assert!(
+            report(folder).contains(&expected_note),
+            "{}",
+            report(folder)
+        );
     }
     // Also for changes by hand.
     dir.write("out/study.toml", &stated);
@@ -433,7 +437,7 @@ fn changed_rules_are_reported_once_missing_runs_are_trained() {
 /// A plan without results does not block the one that has results.
 #[test]
 fn a_change_without_started_runs_can_be_reverted() {
-    let dir = made_up(|_, lr, seed| Some(valley(lr, seed)));
+    let dir = study_with_losses(|_, lr, seed| Some(loss_with_minimum(lr, seed)));
     let stated = dir.read("out/study.toml");
     let resume = ["--quiet", "study", "study.toml", "--out", "out", "--resume"];
     let missing = [&resume[..], &["--set", "data.train=[\"nowhere\"]"]].concat();

@@ -206,10 +206,10 @@ fn training_reports_omitted_text_with_and_without_the_cache() {
             "--set",
             "train.steps=5",
         ]);
-        let said = common::stderr(&output);
+        let stderr = common::stderr(&output);
         assert!(
-            said.contains("data: 1 text was cut into 3 documents at blank lines after 20000"),
-            "{said}"
+            stderr.contains("data: 1 text was cut into 3 documents at blank lines after 20000"),
+            "{stderr}"
         );
     }
     let with = |train: &'static str, run: &'static str| {

@@ -109,10 +109,10 @@ fn ignored_sampling_options_are_reported_and_recorded() {
         "0",
     ];
     let output = dir.run(&args);
-    let said = stderr(&output);
+    let stderr = stderr(&output);
     assert!(
-        said.contains("truncation to 2 tokens") && said.contains("is disabled"),
-        "{said}"
+        stderr.contains("truncation to 2 tokens") && stderr.contains("is disabled"),
+        "{stderr}"
     );
     let manifest: Value = serde_json::from_slice(&dir.read("out/manifest.json")).unwrap();
     assert_eq!(manifest["train"]["tokens"], 7);

@@ -9,7 +9,7 @@ fn close(a: f64, b: f64) {
 }
 
 /// Returns a directory with a run `run` and `fine.toml`, which starts from it, and the text of that file.
-fn fine_tuning_lab() -> (TestDir, String) {
+fn fine_tuning_dir() -> (TestDir, String) {
     let dir = TestDir::new();
     dir.train("run", &[]);
     let config = String::from_utf8(dir.read("tiny.toml")).unwrap();
@@ -28,7 +28,7 @@ fn fine_tuning_lab() -> (TestDir, String) {
 
 #[test]
 fn training_starts_from_a_checkpoint() {
-    let (dir, fine) = fine_tuning_lab();
+    let (dir, fine) = fine_tuning_dir();
     let args = ["train", "fine.toml", "--quiet", "--run", "fine"];
     dir.ok(&args);
     assert!(dir.column("fine", "loss")[0] < dir.column("run", "loss")[0] - 0.5);
@@ -72,7 +72,7 @@ fn training_starts_from_a_checkpoint() {
 
 #[test]
 fn initialization_from_a_checkpoint_rejects_options_without_effect() {
-    let (dir, _) = fine_tuning_lab();
+    let (dir, _) = fine_tuning_dir();
     let from = ["--set", "init.from=run"];
     dir.train("same", &from);
     dir.train_fails(
@@ -96,7 +96,7 @@ fn initialization_from_a_checkpoint_rejects_options_without_effect() {
 }
 
 #[test]
-fn rows_are_read_in_their_order() {
+fn array_rows_are_read_in_order() {
     let dir = TestDir::new();
     let config = String::from_utf8(dir.read("tiny.toml")).unwrap();
     dir.write("tiny.toml", config.replace("tokenizer = \"bytes\"\n", ""));
@@ -221,9 +221,9 @@ fn training_without_validation_data_is_reported() {
         "data.train=['one.txt']",
     ];
     let output = dir.run(&args);
-    let said = common::stderr(&output);
-    assert_eq!(common::code(&output), 0, "{said}");
-    assert!(said.contains("no validation: "), "{said}");
+    let stderr = common::stderr(&output);
+    assert_eq!(common::code(&output), 0, "{stderr}");
+    assert!(stderr.contains("no validation: "), "{stderr}");
     let result = String::from_utf8(output.stdout).unwrap();
     assert_eq!(result, "done: 20 steps, 1,280 tokens, no validation data\n");
 }

@@ -53,7 +53,7 @@ fn checkpoint_files() -> &'static [(String, Vec<u8>)] {
 }
 
 /// Writes a checkpoint with one file replaced, and a manifest with matching checksums.
-fn vouched(folder: &Path, name: &str, bytes: &[u8]) {
+fn write_with_valid_manifest(folder: &Path, name: &str, bytes: &[u8]) {
     let mut files = serde_json::Map::new();
     for (file, content) in checkpoint_files() {
         let content = if file == name { bytes } else { content };
@@ -178,7 +178,7 @@ proptest! {
         file in 0..3_usize, bytes in prop::collection::vec(any::<u8>(), 0..300),
     ) {
         let folder = tempfile::tempdir().unwrap();
-        vouched(folder.path(), &checkpoint_files()[file].0, &bytes);
+        write_with_valid_manifest(folder.path(), &checkpoint_files()[file].0, &bytes);
         open(folder.path());
     }
 
@@ -193,14 +193,14 @@ proptest! {
         let at = at.index(flipped.len().min(2000));
         flipped[at] ^= 1 << bit;
         let folder = tempfile::tempdir().unwrap();
-        vouched(folder.path(), name, &flipped);
+        write_with_valid_manifest(folder.path(), name, &flipped);
         open(folder.path());
         // Numbers with many more digits.
         if name.ends_with(".json") {
             let digits: Vec<usize> = (0..bytes.len()).filter(|&i| bytes[i].is_ascii_digit()).collect();
             let at = digits[digit.index(digits.len())];
             let grown = [&bytes[..at], b"99999999", &bytes[at..]].concat();
-            vouched(folder.path(), name, &grown);
+            write_with_valid_manifest(folder.path(), name, &grown);
             open(folder.path());
         }
     }

@@ -47,8 +47,8 @@ impl Trained {
     }
 }
 
-/// Trains alone on one thread.
-fn alone(config: &Config) -> Trained {
+/// Trains on one thread, with nothing else running in the process.
+fn train_sequentially(config: &Config) -> Trained {
     let folder = tempfile::tempdir().unwrap();
     threads::pool(1).unwrap().install(|| {
         let mut trainer = open(config, &folder.path().join("run"));
@@ -61,7 +61,7 @@ fn alone(config: &Config) -> Trained {
 #[test]
 fn concurrent_trainings_with_different_thread_counts() {
     let configs = [config(DENSE, 3), config(MOE, 3)];
-    let expected = configs.each_ref().map(alone);
+    let expected = configs.each_ref().map(train_sequentially);
     for threads in [[1, 2], [2, 1]] {
         let folder = tempfile::tempdir().unwrap();
         let begin = Barrier::new(2);
@@ -98,7 +98,7 @@ fn interleaved_trainings() {
     for feed_forward in [DENSE, MOE] {
         // Equal shapes, so that a buffer or a program of one would fit the other.
         let configs = [config(feed_forward, 3), config(feed_forward, 4)];
-        let expected = configs.each_ref().map(alone);
+        let expected = configs.each_ref().map(train_sequentially);
         assert!(expected[0].weights != expected[1].weights);
         let folder = tempfile::tempdir().unwrap();
         let mut trainers = [0, 1].map(|i| open(&configs[i], &folder.path().join(i.to_string())));

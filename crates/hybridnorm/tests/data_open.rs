@@ -133,14 +133,14 @@ fn raw_text_is_tokenized_once() {
     let paths = [text.clone(), "stories:5".to_owned()];
     let first = open(&paths, Split::Train, &options, &mut |_| steps += 1).unwrap();
     assert!(steps > 0);
-    let made: &PreparedFolder = &first.folders[0];
-    assert!(made.folder().starts_with(folder.path("cache")));
+    let prepared: &PreparedFolder = &first.folders[0];
+    assert!(prepared.folder().starts_with(folder.path("cache")));
     steps = 0;
     let second = open(&paths, Split::Train, &options, &mut |_| steps += 1).unwrap();
     assert_eq!(steps, 0);
     assert_eq!(first.dataset.fingerprint(), second.dataset.fingerprint());
     let held_out = opened(&[&text, "stories:5"], Split::Validation, &options).unwrap();
-    assert_eq!(held_out.folders[0].folder(), made.folder());
+    assert_eq!(held_out.folders[0].folder(), prepared.folder());
     // Separate validation text, with the trained tokenizer.
     options.tokenizer = first.tokenizer.map(TokenizerChoice::Loaded);
     options.prepare.validation_fraction = 0.0;
@@ -150,7 +150,7 @@ fn raw_text_is_tokenized_once() {
     // Different content, different folder.
     fs::write(&text, "Something else entirely. ".repeat(20)).unwrap();
     let third = opened(&[&text], Split::Train, &options).unwrap();
-    assert_ne!(third.folders[0].folder(), made.folder());
+    assert_ne!(third.folders[0].folder(), prepared.folder());
     let left: Vec<_> = fs::read_dir(folder.path("cache"))
         .unwrap()
         .map(|e| e.unwrap().path())

@@ -15,7 +15,12 @@ fn inputs(of: &[&str]) -> Vec<String> {
     of.iter().map(|&input| input.to_owned()).collect()
 }
 
-fn make(input: &str, spec: &str, out: &Path, options: &PrepareOptions) -> Result<Manifest> {
+fn prepare_inputs(
+    input: &str,
+    spec: &str,
+    out: &Path,
+    options: &PrepareOptions,
+) -> Result<Manifest> {
     let spec: TokenizerSpec = spec.parse().unwrap();
     prepare(&inputs(&[input]), &spec, out, options, &mut quiet)
 }
@@ -48,7 +53,7 @@ fn every_document_is_in_one_split() {
     for (i, spec) in ["bytes", "bpe:400", "r50k", "cl100k"].iter().enumerate() {
         let out = folder.path().join(i.to_string());
         let small = options(0.2).with_shard_tokens(5000);
-        let manifest = make("stories:60:3", spec, &out, &small).unwrap();
+        let manifest = prepare_inputs("stories:60:3", spec, &out, &small).unwrap();
         let prepared = PreparedFolder::open(&out).unwrap();
         prepared.verify().unwrap();
         assert_eq!(prepared.manifest(), &manifest);
@@ -77,8 +82,8 @@ fn every_document_is_in_one_split() {
 fn preparation_is_deterministic() {
     let folder = tempfile::tempdir().unwrap();
     let (a, b) = (folder.path().join("a"), folder.path().join("b"));
-    make("stories:40", "bpe:500", &a, &options(0.1).with_threads(1)).unwrap();
-    make("stories:40", "bpe:500", &b, &options(0.1).with_threads(3)).unwrap();
+    prepare_inputs("stories:40", "bpe:500", &a, &options(0.1).with_threads(1)).unwrap();
+    prepare_inputs("stories:40", "bpe:500", &b, &options(0.1).with_threads(3)).unwrap();
     let mut names: Vec<_> = fs::read_dir(&a)
         .unwrap()
         .map(|e| e.unwrap().file_name())
@@ -93,7 +98,7 @@ fn preparation_is_deterministic() {
         );
     }
     let other = folder.path().join("c");
-    make("stories:40", "bpe:500", &other, &options(0.1).with_seed(1)).unwrap();
+    prepare_inputs("stories:40", "bpe:500", &other, &options(0.1).with_seed(1)).unwrap();
     let sides = |path: &Path| documents(&PreparedFolder::open(path).unwrap(), true);
     assert_ne!(sides(&a), sides(&other));
 }
@@ -107,7 +112,7 @@ fn neither_split_is_empty() {
         fs::write(&text, (0..n).map(line).collect::<String>()).unwrap();
         let out = folder.path().join(format!("{n}{same}{fraction}{seed}"));
         let with_seed = options(fraction).with_seed(seed);
-        let manifest = make(text.to_str().unwrap(), "bytes", &out, &with_seed).unwrap();
+        let manifest = prepare_inputs(text.to_str().unwrap(), "bytes", &out, &with_seed).unwrap();
         (manifest.train.documents, manifest.validation.documents)
     };
     for seed in 0..5 {
@@ -124,7 +129,7 @@ fn separate_validation_text() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
     let named = PrepareOptions::default().with_validation_inputs(inputs(&["stories:5:9"]));
-    let manifest = make("stories:20", "bytes", &out, &named).unwrap();
+    let manifest = prepare_inputs("stories:20", "bytes", &out, &named).unwrap();
     assert_eq!(
         (manifest.train.documents, manifest.validation.documents),
         (20, 5)
@@ -141,7 +146,7 @@ fn long_books_are_split_for_validation() {
     fs::write(&book, text.join("\n\n")).unwrap();
     let out = folder.path().join("out");
     let cut = options(0.1).with_source(SourceOptions::default().with_document_chars(2000));
-    let manifest = make(book.to_str().unwrap(), "bytes", &out, &cut).unwrap();
+    let manifest = prepare_inputs(book.to_str().unwrap(), "bytes", &out, &cut).unwrap();
     assert!(manifest.train.documents > 10);
     assert!(manifest.validation.documents >= 1);
 }
@@ -150,7 +155,7 @@ fn long_books_are_split_for_validation() {
 fn inspection() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    make("stories:200", "bpe:1000", &out, &options(0.1)).unwrap();
+    prepare_inputs("stories:200", "bpe:1000", &out, &options(0.1)).unwrap();
     let report = inspect(&out).unwrap();
     let validation = report.validation.unwrap();
     assert_eq!(report.train.documents + validation.documents, 200);
@@ -176,44 +181,68 @@ fn invalid_options_are_rejected() {
         error
     };
     for fraction in [-0.1, 1.0, f64::NAN] {
-        let error = message(make("stories:3", "bytes", &out, &options(fraction)));
+        let error = message(prepare_inputs(
+            "stories:3",
+            "bytes",
+            &out,
+            &options(fraction),
+        ));
         assert!(error.contains("validation_fraction"), "{error}");
     }
     let zero = options(0.1).with_shard_tokens(0);
-    assert!(message(make("stories:3", "bytes", &out, &zero)).contains("shard_tokens"));
+    assert!(message(prepare_inputs("stories:3", "bytes", &out, &zero)).contains("shard_tokens"));
     let none = folder.path().join("none.txt");
-    let error = message(make(none.to_str().unwrap(), "bytes", &out, &options(0.1)));
+    let error = message(prepare_inputs(
+        none.to_str().unwrap(),
+        "bytes",
+        &out,
+        &options(0.1),
+    ));
     assert!(error.contains("no such file"), "{error}");
     assert!(!out.exists());
     let empty = folder.path().join("empty.txt");
     fs::write(&empty, "  \n").unwrap();
     assert!(
-        message(make(empty.to_str().unwrap(), "bytes", &out, &options(0.1))).contains("no text")
+        message(prepare_inputs(
+            empty.to_str().unwrap(),
+            "bytes",
+            &out,
+            &options(0.1)
+        ))
+        .contains("no text")
     );
     assert!(
-        message(make("stories:3", "/no/such/tokenizer", &out, &options(0.1))).contains("no such")
+        message(prepare_inputs(
+            "stories:3",
+            "/no/such/tokenizer",
+            &out,
+            &options(0.1)
+        ))
+        .contains("no such")
     );
     // A folder is overwritten only on request, and only if it holds nothing else.
-    make("stories:3", "bytes", &out, &options(0.1)).unwrap();
-    let error = message(make("stories:3", "bytes", &out, &options(0.1)));
+    prepare_inputs("stories:3", "bytes", &out, &options(0.1)).unwrap();
+    let error = message(prepare_inputs("stories:3", "bytes", &out, &options(0.1)));
     assert!(error.contains("already holds prepared data"), "{error}");
     let again = options(0.0).with_overwrite(true);
-    make("stories:4", "bytes", &out, &again).unwrap();
+    prepare_inputs("stories:4", "bytes", &out, &again).unwrap();
     assert!(!out.join("validation-00000.bin").exists());
     fs::write(out.join("thesis.tex"), "x").unwrap();
-    let error = message(make("stories:4", "bytes", &out, &again));
+    let error = message(prepare_inputs("stories:4", "bytes", &out, &again));
     assert!(
         error.contains("contains other files (thesis.tex)"),
         "{error}"
     );
-    assert!(message(make("stories:3", "bytes", &empty, &options(0.1))).contains("empty.txt"));
+    assert!(
+        message(prepare_inputs("stories:3", "bytes", &empty, &options(0.1))).contains("empty.txt")
+    );
 }
 
 /// Prepares a folder with two shards, to be damaged.
 fn prepared() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let small = options(0.2).with_shard_tokens(1000);
-    make("stories:6", "bytes", &folder.path().join("d"), &small).unwrap();
+    prepare_inputs("stories:6", "bytes", &folder.path().join("d"), &small).unwrap();
     folder
 }
 
@@ -389,7 +418,7 @@ proptest! {
     }
 
     #[test]
-    fn flipped_bits_are_noticed(at in any::<prop::sample::Index>(), bit in 0..8_u8) {
+    fn flipped_bits_are_detected(at in any::<prop::sample::Index>(), bit in 0..8_u8) {
         thread_local!(static FOLDER: tempfile::TempDir = prepared());
         FOLDER.with(|folder| {
             let path = folder.path().join("d/train-00000.bin");

@@ -267,7 +267,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn any_text_survives(text in any::<String>()) {
+    fn encoding_round_trips_any_text(text in any::<String>()) {
         let bpe = BPE.with(Clone::clone);
         for tokenizer in [Tokenizer::bytes(), Tokenizer::r50k(), Tokenizer::cl100k(), bpe] {
             let ids = tokenizer.encode(&text).unwrap();
@@ -277,7 +277,7 @@ proptest! {
     }
 
     #[test]
-    fn any_ids_decode_the_same_in_a_stream(ids in prop::collection::vec(0..700_u32, 0..30)) {
+    fn streaming_decoder_equals_decode(ids in prop::collection::vec(0..700_u32, 0..30)) {
         for tokenizer in [Tokenizer::bytes(), Tokenizer::r50k(), BPE.with(Clone::clone)] {
             prop_assert_eq!(streamed(&tokenizer, &ids), tokenizer.decode(&ids));
         }

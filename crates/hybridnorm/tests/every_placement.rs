@@ -15,7 +15,7 @@ use hybridnorm::train::{self, Gradients, Optimizer, OptimizerConfig, StepShape, 
 #[test]
 fn outputs_are_causal() {
     for (name, config) in all_models() {
-        let mut model = stirred(&config);
+        let mut model = perturbed_model(&config);
         let mut ids = inputs();
         let before = logits(&mut model);
         // Change the last two tokens of the first sequence.
@@ -42,7 +42,7 @@ fn outputs_are_causal() {
 #[test]
 fn cached_decoding_equals_full_forward_pass() {
     for (name, config) in all_models() {
-        let mut model = stirred(&config);
+        let mut model = perturbed_model(&config);
         let full = logits(&mut model);
         let ids = inputs();
         let mut cache = model.new_cache(BATCH, SEQ).unwrap();
@@ -76,7 +76,7 @@ fn cached_decoding_equals_full_forward_pass() {
 #[test]
 fn every_parameter_receives_a_finite_gradient() {
     for (name, config) in all_models() {
-        let mut model = stirred(&config);
+        let mut model = perturbed_model(&config);
         let (loss, gradients) = loss_and_gradients(&mut model);
         assert!(loss.is_finite(), "{name}");
         let with_gradients: Vec<String> = gradients.by_name.keys().cloned().collect();
@@ -104,7 +104,7 @@ fn loss_and_gradients_are_bit_identical_for_any_thread_count() {
                 .build()
                 .unwrap();
             pool.install(|| {
-                let mut model = stirred(&config);
+                let mut model = perturbed_model(&config);
                 let (loss, gradients) = loss_and_gradients(&mut model);
                 let all: Vec<Vec<u32>> = trained(&model)
                     .iter()
@@ -153,7 +153,7 @@ fn all_models_tied_or_not() -> impl Iterator<Item = (String, ModelConfig)> {
 #[test]
 fn recomputation_is_bit_identical() {
     for (name, config) in all_models_tied_or_not() {
-        let mut model = stirred(&config);
+        let mut model = perturbed_model(&config);
         // Two micro-batches, whose gradients are accumulated.
         let mut run = |recompute: Recompute| {
             let options = Options {
@@ -200,7 +200,7 @@ fn training_with_recomputation_is_bit_identical() {
     for (name, config) in all_models_tied_or_not() {
         // Outcome of a step with the updated parameters, and the arena size in bytes.
         let run = |recompute: Recompute| {
-            let mut model = stirred(&config);
+            let mut model = perturbed_model(&config);
             let mut optimizer = Optimizer::new(OptimizerConfig::default(), &mut model).unwrap();
             let shape = StepShape::new(BATCH, SEQ)
                 .with_grad_accum_steps(2)
@@ -268,8 +268,8 @@ fn assert_close(found: &Gradients, expected: &Gradients, [loss, gradient]: [f64;
 #[test]
 fn cpu_executor_agrees_with_reference() {
     for (name, config) in all_models() {
-        let mut model = stirred(&config);
-        let mut exact = exact(&model);
+        let mut model = perturbed_model(&config);
+        let mut exact = on_reference_executor(&model);
         let [found, expected] = [&mut model, &mut exact]
             .map(|model| model.logits(&inputs(), BATCH, SEQ).unwrap().into_f64());
         let difference = relative_difference(&found, &expected);
@@ -300,7 +300,8 @@ fn fused_and_unfused(model: &mut Model) -> [Gradients; 2] {
 #[test]
 fn fused_programs_agree_with_unfused_ones() {
     for (name, config) in all_models_tied_or_not() {
-        let [found, expected] = fused_and_unfused(&mut exact(&stirred(&config)));
+        let [found, expected] =
+            fused_and_unfused(&mut on_reference_executor(&perturbed_model(&config)));
         assert_close(&found, &expected, [1e-11; 2], &name);
     }
 }
@@ -325,7 +326,7 @@ fn is_summed_by_head(parameter: &str) -> bool {
 fn fused_programs_are_bit_identical_to_unfused_ones() {
     let mut compared = 0;
     for (name, config) in all_models_tied_or_not() {
-        let [found, expected] = fused_and_unfused(&mut stirred(&config));
+        let [found, expected] = fused_and_unfused(&mut perturbed_model(&config));
         assert_close(&found, &expected, [1e-5; 2], &name);
         if !fusion_keeps_bits(&config) {
             continue;

@@ -141,12 +141,14 @@ fn objective(model: &mut Model) -> f64 {
 }
 
 /// Returns the number of tokens per expert of every mixture.
-fn routes(model: &mut Model) -> Vec<Vec<u64>> {
+fn tokens_per_expert(model: &mut Model) -> Vec<Vec<u64>> {
     if model.config().moe.is_none() {
         return Vec::new();
     }
-    let seen = model.activations(&inputs(), BATCH, SEQ).unwrap();
-    let routing = seen.into_iter().filter_map(|seen| seen.routing);
+    let activations = model.activations(&inputs(), BATCH, SEQ).unwrap();
+    let routing = activations
+        .into_iter()
+        .filter_map(|activations| activations.routing);
     routing.map(|routing| routing.load).collect()
 }
 
@@ -164,8 +166,12 @@ fn central_difference(
         let moved: Vec<f64> = pairs
             .map(|(x, d)| f64::from(*x) + f64::from(*d) * step)
             .collect();
-        write64(model, name, &moved);
-        assert_eq!(routes(model), routed, "{name}: {step} crosses a tie");
+        write_f64(model, name, &moved);
+        assert_eq!(
+            tokens_per_expert(model),
+            routed,
+            "{name}: {step} crosses a tie"
+        );
         objective(model)
     };
     let difference = moved(STEP) - moved(-STEP);
@@ -175,12 +181,12 @@ fn central_difference(
 
 /// Checks the gradient of every parameter of a model.
 fn check(label: &str, config: &ModelConfig) {
-    let mut model = stirred(config);
-    let mut exact = exact(&model);
+    let mut model = perturbed_model(config);
+    let mut exact = on_reference_executor(&model);
     let (loss32, gradients32) = loss_and_gradients(&mut model);
     let (loss64, gradients64) = loss_and_gradients(&mut exact);
     assert!((loss32 - loss64).abs() < 2e-5, "{label}: {loss32} {loss64}");
-    let routed = routes(&mut exact);
+    let routed = tokens_per_expert(&mut exact);
     let values = model.values();
     for name in trained(&model) {
         let value = &values[&name].data;

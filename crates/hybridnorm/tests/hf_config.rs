@@ -95,22 +95,30 @@ fn unsupported_settings_are_rejected() {
 fn supported_branches_of_the_families_are_read() {
     type Change = fn(&mut Value);
     type Weights = fn(&mut BTreeMap<String, HostTensor>);
-    fn same(_: &mut BTreeMap<String, HostTensor>) {}
+    fn unchanged(_: &mut BTreeMap<String, HostTensor>) {}
     let reads: [(&str, Change, Weights); 8] = [
-        ("olmoe", |c| c["norm_topk_prob"] = json!(true), same),
-        ("olmoe", |c| c["clip_qkv"] = Value::Null, same),
-        ("olmoe", |c| c["rope_scaling"] = Value::Null, same),
-        ("deepseek-v3", |c| c["rope_interleave"] = json!(false), same),
+        ("olmoe", |c| c["norm_topk_prob"] = json!(true), unchanged),
+        ("olmoe", |c| c["clip_qkv"] = Value::Null, unchanged),
+        ("olmoe", |c| c["rope_scaling"] = Value::Null, unchanged),
+        (
+            "deepseek-v3",
+            |c| c["rope_interleave"] = json!(false),
+            unchanged,
+        ),
         (
             "deepseek-v3",
             |c| c["num_nextn_predict_layers"] = json!(0),
-            same,
+            unchanged,
         ),
-        ("deepseek-v3", |c| c["norm_topk_prob"] = json!(false), same),
+        (
+            "deepseek-v3",
+            |c| c["norm_topk_prob"] = json!(false),
+            unchanged,
+        ),
         (
             "deepseek-v3",
             |c| (c["n_group"], c["topk_group"]) = (Value::Null, Value::Null),
-            same,
+            unchanged,
         ),
         (
             "deepseek-v3",

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 const FAMILIES: [&str; 2] = ["olmoe", "deepseek-v3"];
 
 #[test]
-fn a_router_without_a_choice_is_no_obstacle() {
+fn router_that_selects_all_experts_is_imported() {
     let all = |config: &mut Value| {
         config["num_experts_per_tok"] = config["n_routed_experts"].clone();
         config["topk_group"] = config["n_group"].clone();
@@ -32,7 +32,7 @@ fn a_router_without_a_choice_is_no_obstacle() {
 }
 
 #[test]
-fn a_model_in_several_files_is_the_same() {
+fn sharded_checkpoint_equals_the_single_file() {
     for family in FAMILIES {
         let whole = huggingface::import(&fixture(&format!("hf/{family}")), Device::Cpu);
         let folder = changed(family, |_| {}, |_| {});
@@ -63,7 +63,7 @@ fn a_model_in_several_files_is_the_same() {
 }
 
 #[test]
-fn tensors_that_do_not_fit_are_named() {
+fn mismatched_tensors_are_named_in_the_error() {
     let expert = "model.layers.1.mlp.experts.3.up_proj.weight";
     for family in FAMILIES {
         let folder = changed(family, |_| {}, |all| drop(all.remove(expert)));
@@ -140,7 +140,7 @@ fn mismatched_row_counts_are_rejected() {
 }
 
 #[test]
-fn numbers_that_are_not_finite_are_refused() {
+fn non_finite_weights_are_rejected() {
     let bias = "model.layers.1.mlp.gate.e_score_correction_bias";
     let folder = changed(
         "deepseek-v3",
@@ -152,7 +152,7 @@ fn numbers_that_are_not_finite_are_refused() {
 }
 
 #[test]
-fn groups_that_are_all_open_are_none() {
+fn selecting_all_expert_groups_equals_no_groups() {
     let folder = changed(
         "deepseek-v3",
         |config| (config["n_group"], config["topk_group"]) = (json!(4), json!(4)),
@@ -164,7 +164,7 @@ fn groups_that_are_all_open_are_none() {
 }
 
 /// Returns the matrix product `a b`.
-fn product(a: &HostTensor, b: &HostTensor) -> HostTensor {
+fn matmul(a: &HostTensor, b: &HostTensor) -> HostTensor {
     let ([n, k], [_, m]) = (
         <[usize; 2]>::try_from(&a.shape[..]).unwrap(),
         <[usize; 2]>::try_from(&b.shape[..]).unwrap(),
@@ -192,12 +192,12 @@ fn without_query_latent(all: &mut BTreeMap<String, HostTensor>) {
     for layer in layers {
         let mut take = |field: &str| all.remove(&format!("{layer}{field}.weight")).unwrap();
         let (a, b, _) = (take("q_a_proj"), take("q_b_proj"), take("q_a_layernorm"));
-        all.insert(format!("{layer}q_proj.weight"), product(&b, &a));
+        all.insert(format!("{layer}q_proj.weight"), matmul(&b, &a));
     }
 }
 
 #[test]
-fn without_a_query_rank_nothing_norms_the_queries() {
+fn no_query_norm_without_query_compression() {
     let folder = changed(
         "deepseek-v3",
         |config| config["q_lora_rank"] = Value::Null,
@@ -212,15 +212,15 @@ fn without_a_query_rank_nothing_norms_the_queries() {
 /// Losses of the first row of the fixture by a plain implementation in double precision
 /// (`fixtures/hf/deepseek_v3_plain.py`).
 #[test]
-fn branches_of_deepseek_v3_give_the_losses_of_a_plain_implementation() {
+fn deepseek_v3_variants_match_a_plain_implementation() {
     type Weights = fn(&mut BTreeMap<String, HostTensor>);
-    fn same(_: &mut BTreeMap<String, HostTensor>) {}
-    fn no_shared(all: &mut BTreeMap<String, HostTensor>) {
+    fn unchanged(_: &mut BTreeMap<String, HostTensor>) {}
+    fn without_shared_expert(all: &mut BTreeMap<String, HostTensor>) {
         all.retain(|name, _| !name.contains("shared_experts"));
     }
     let cases: [(Value, Weights, f64); 9] = [
-        (json!({}), same, 4.5693155),
-        (json!({ "rms_norm_eps": 1e-2 }), same, 4.5622284),
+        (json!({}), unchanged, 4.5693155),
+        (json!({ "rms_norm_eps": 1e-2 }), unchanged, 4.5622284),
         (
             json!({ "q_lora_rank": null }),
             without_query_latent,
@@ -231,13 +231,21 @@ fn branches_of_deepseek_v3_give_the_losses_of_a_plain_implementation() {
             without_query_latent,
             4.5622225,
         ),
-        (json!({ "n_group": 4, "topk_group": 2 }), same, 4.5598431),
-        (json!({ "norm_topk_prob": false }), same, 4.5668777),
-        (json!({ "rope_interleave": false }), same, 4.5692468),
-        (json!({ "n_shared_experts": 0 }), no_shared, 4.5682335),
+        (
+            json!({ "n_group": 4, "topk_group": 2 }),
+            unchanged,
+            4.5598431,
+        ),
+        (json!({ "norm_topk_prob": false }), unchanged, 4.5668777),
+        (json!({ "rope_interleave": false }), unchanged, 4.5692468),
+        (
+            json!({ "n_shared_experts": 0 }),
+            without_shared_expert,
+            4.5682335,
+        ),
         (
             json!({ "num_experts_per_tok": 3, "routed_scaling_factor": 1.0 }),
-            same,
+            unchanged,
             4.5539591,
         ),
     ];
@@ -269,7 +277,7 @@ fn branches_of_deepseek_v3_give_the_losses_of_a_plain_implementation() {
 }
 
 #[test]
-fn norms_on_latents_keep_their_own_eps() {
+fn latent_norms_use_their_own_eps() {
     let with = |eps: f64| {
         changed(
             "deepseek-v3",

@@ -14,7 +14,7 @@ fn same_weights(
     to: &ModelConfig,
     name: impl Fn(&str) -> String,
 ) -> (Model, Model) {
-    let a = stirred(from);
+    let a = perturbed_model(from);
     let mut b = Model::new(to, 0, Device::Cpu).unwrap();
     b.load(renamed(&a, name)).unwrap();
     (a, b)
@@ -22,7 +22,7 @@ fn same_weights(
 
 /// Returns the logits of the inputs in double precision.
 fn logits64(model: &Model) -> Vec<f64> {
-    let logits = exact(model).logits(&inputs(), BATCH, SEQ);
+    let logits = on_reference_executor(model).logits(&inputs(), BATCH, SEQ);
     logits.unwrap().into_f64()
 }
 
@@ -95,7 +95,7 @@ fn with_qk(norm: HeadNorm, order: QkOrder) -> Placement {
 fn a_plain_per_head_norm_commutes_with_the_rotation_and_one_with_a_gain_does_not() {
     let difference = |norm: HeadNorm| {
         let outputs = [QkOrder::BeforeRope, QkOrder::AfterRope]
-            .map(|order| logits64(&stirred(&tiny(with_qk(norm, order)))));
+            .map(|order| logits64(&perturbed_model(&tiny(with_qk(norm, order)))));
         largest_difference64(&outputs[0], &outputs[1])
     };
     let plain = difference(HeadNorm::PerHeadPlain);
@@ -146,7 +146,7 @@ fn only_normed_projections_are_scale_invariant() {
     let mut normed_parts = 0;
     for name in all_names() {
         let config = without_eps(name);
-        let mut model = stirred(&config);
+        let mut model = perturbed_model(&config);
         let before = logits(&mut model);
         let unscaled = model.values();
         for (part, rows, normed) in parts(&config) {
@@ -170,7 +170,7 @@ fn only_normed_projections_are_scale_invariant() {
 fn the_gradient_of_a_normed_projection_is_orthogonal_to_its_weights() {
     for name in all_names() {
         let config = without_eps(name);
-        let mut model = stirred(&config);
+        let mut model = perturbed_model(&config);
         let (_, gradients) = loss_and_gradients(&mut model);
         let gradient = gradients.get("blocks.1.attention.qkv").unwrap();
         let weights = &model.values()["blocks.1.attention.qkv"].data;
@@ -243,7 +243,7 @@ fn identical_experts_equal_a_dense_feed_forward() {
     (moe.n_experts, moe.top_k, moe.n_groups, moe.n_shared) = (3, 2, 1, 0);
     (moe.first_dense, moe.d_expert, moe.scaling) = (0, dense.d_ff, 1.0);
     (moe.renormalize, moe.bias_rate) = (true, None);
-    let mut model = stirred(&dense);
+    let mut model = perturbed_model(&dense);
     let mut values = renamed(&model, |name| {
         name.replace("feed_forward.", "feed_forward.experts.")
     });

@@ -12,7 +12,7 @@ const CONSTANT: u64 = 64 << 20;
     not(target_os = "linux"),
     ignore = "only Linux tells the peak of memory"
 )]
-fn an_import_takes_three_times_the_model_at_most() {
+fn import_memory_is_at_most_three_times_the_model() {
     let from = fixture("hf/olmoe");
     let folder = tempfile::tempdir().unwrap();
     let rows = 300_000;

@@ -26,7 +26,7 @@ fn qk_clip_limits_logits_and_keeps_smaller_ones() {
         ("no query latent", no_query_latent),
     ] {
         config.check_qk_clip().unwrap();
-        let mut model = stirred(&config);
+        let mut model = perturbed_model(&config);
         let before = pass(&mut model).max_attention_logits;
         assert_eq!([before.len(), before[0].len()], [1, 4], "{name}");
         let mut sorted = before[0].clone();
@@ -95,9 +95,9 @@ fn unit_weights_are_normalized_along_d_model() {
         with_experts(tiny(named("ngpt")), Scoring::Softmax),
     ] {
         let fresh = Model::new(&config, 1, Device::Cpu).unwrap();
-        let mut restored = stirred(&config);
+        let mut restored = perturbed_model(&config);
         restored.normalize_unit_weights().unwrap();
-        let mut on_reference = exact(&stirred(&config));
+        let mut on_reference = on_reference_executor(&perturbed_model(&config));
         on_reference.normalize_unit_weights().unwrap();
         for model in [fresh, restored, on_reference] {
             for (name, values) in model.values() {

@@ -17,7 +17,7 @@ use parquet::schema::parser::parse_message_type;
     not(target_os = "linux"),
     ignore = "only Linux tells the peak of memory"
 )]
-fn memory_is_that_of_a_page_not_of_the_file() {
+fn memory_is_bounded_by_the_page_size() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("large.parquet");
     let rows = 3000;

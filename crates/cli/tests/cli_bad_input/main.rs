@@ -115,13 +115,13 @@ fn damaged_prepared_folders_are_rejected() {
             }
             dir.expect_error(1, &["data", "inspect", "p"], &["p"]);
             let output = dir.run(&train_args("run", &data));
-            let said = common::stderr(&output);
+            let stderr = common::stderr(&output);
             assert!(
                 [1, 2].contains(&common::code(&output)),
-                "{name} {how:?} {said}"
+                "{name} {how:?} {stderr}"
             );
-            assert_eq!(said.lines().count(), 1, "{said}");
-            assert!(!said.contains("internal error"), "{said}");
+            assert_eq!(stderr.lines().count(), 1, "{stderr}");
+            assert!(!stderr.contains("internal error"), "{stderr}");
             let _ = fs::remove_dir_all(dir.path("run"));
         }
     }
@@ -282,14 +282,14 @@ fn damaged_tokenizer_files_are_rejected() {
         fs::copy(dir.path("p/tokenizer.json"), dir.path("t.json")).unwrap();
         damage(&dir.path("t.json"), how);
         let output = dir.run(&train_args("run", &["--set", "data.tokenizer=t.json"]));
-        let said = common::stderr(&output);
+        let stderr = common::stderr(&output);
         // A flipped bit may leave a valid, though different, tokenizer.
         if matches!(how, Damage::CutShort) || !output.status.success() {
             assert!(
-                said.contains("t.json") && said.lines().count() == 1,
-                "{said}"
+                stderr.contains("t.json") && stderr.lines().count() == 1,
+                "{stderr}"
             );
-            assert!(!said.contains("internal error"), "{said}");
+            assert!(!stderr.contains("internal error"), "{stderr}");
         }
         let _ = fs::remove_dir_all(dir.path("run"));
     }

@@ -70,12 +70,13 @@ fn study_probe_and_replay_report_data_stats() {
             + "[data.text]\ntext_field = \"body\"\n[study]\nplacements = [\"pre-norm\"]\nlr = [1e-3]\nseeds = [1, 2]\n",
     );
     let output = dir.run(&["study", "s.toml", "--out", "s", "--json"]);
-    let said = common::stderr(&output);
+    let stderr = common::stderr(&output);
     assert_eq!(
-        said.matches("training data: made of 1 file, 3 records")
+        stderr
+            .matches("training data: made of 1 file, 3 records")
             .count(),
         1,
-        "{said}"
+        "{stderr}"
     );
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(count(&found[0]["left_out"], "records"), 1, "{found}");
@@ -222,7 +223,7 @@ fn prompts_have_data_statistics() {
     assert_eq!(spelled[0]["token"], "</s>", "{spelled}");
     let whole = written("unknown", "ab");
     assert!(whole.get("unknown_tokens").is_none(), "{whole}");
-    let said = stderr(&dir.run(&[
+    let stderr = stderr(&dir.run(&[
         "generate",
         "dropping",
         "--prompt",
@@ -230,5 +231,5 @@ fn prompts_have_data_statistics() {
         "--max-tokens",
         "1",
     ]));
-    assert!(said.contains("prompt: 2 characters omitted"), "{said}");
+    assert!(stderr.contains("prompt: 2 characters omitted"), "{stderr}");
 }

@@ -96,10 +96,10 @@ fn merges_are_exclusive_and_do_not_modify_sources() {
         let merges = [0; 2].map(|_| dir.start(&merge)).into();
         let ended = ended(merges);
         assert!(ended.iter().any(|(code, _)| *code == 0), "{ended:?}");
-        for (code, said) in &ended {
+        for (code, message) in &ended {
             assert!(
-                *code == 0 || said.contains("another process works on this study"),
-                "{said}"
+                *code == 0 || message.contains("another process works on this study"),
+                "{message}"
             );
         }
         assert_eq!(names(&dir, "joined/runs").len(), 4);

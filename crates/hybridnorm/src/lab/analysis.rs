@@ -12,7 +12,7 @@
 //!
 //! Choosing the learning rate of each seed on the other seeds is not an alternative: losses chosen this way are
 //! correlated across seeds, and on flat curves the false positive rate is more than twice the nominal one
-//! (`simpler_tests_claim_too_much` in the tests).
+//! (`uncorrected_tests_exceed_the_nominal_false_positive_rate` in the tests).
 
 mod compare;
 mod format;

@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn markdown_makes_no_link_mention_or_picture_of_a_name() {
+    fn names_do_not_become_markdown_links_mentions_or_images() {
         for (text, expected) in [
             ("![x](y)", "\\!\\[x\\](y)"),
             ("@octo", "&#64;&#8203;octo"),

@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn no_rows_no_table() {
+    fn empty_tables_render_nothing() {
         let table = Table::new("caption").text("name");
         assert_eq!(table.html("t") + &table.markdown(), "");
     }

@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_can_be_undone() {
+    fn changes_can_be_reverted() {
         let old = config(&["optimizer.lr=0.5", "schedule.warmup_steps=7"]);
         let new = config(&["optimizer.lr=0.25", "data.tokenizer=bytes", "seed=4"]);
         let changed = diff(&old, &new);
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn segments_without_a_step_go_and_their_changes_with_them() {
+    fn segments_without_steps_are_dropped_with_their_changes() {
         let rates = [
             "optimizer.lr=0.5",
             "optimizer.lr=0.25",
@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_jump_of_the_learning_rate_is_told_with_its_reason() {
+    fn learning_rate_change_note_names_its_cause() {
         let old = config(&["optimizer.lr=1.0", "train.steps=40"]);
         let new = config(&["optimizer.lr=1.0", "train.steps=80", "log.dumps=3"]);
         let changed = diff(&old, &new);
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn only_keys_that_move_the_learning_rate_are_its_reasons() {
+    fn learning_rate_note_lists_only_keys_that_affect_it() {
         let note = |old: &[&str], new: &[&str], step| {
             let (old, new) = (config(old), config(new));
             let changed = diff(&old, &new);

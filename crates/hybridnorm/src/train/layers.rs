@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn norms_of_roles_add_in_squares() {
+    fn block_grad_norm_is_root_of_summed_squares() {
         assert_eq!(
             finite_or_none(roles(&[Some(3.0), Some(4.0)]).grad_norm()),
             Some(5.0)
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_of_columns_lead_to_the_value() {
+    fn column_paths_resolve_to_the_value() {
         let mut block = roles(&[]);
         block.stream = Activation {
             rms: Some(1.0),

@@ -331,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn intervals_without_a_value_have_none() {
+    fn empty_intervals_aggregate_to_none() {
         assert_eq!(Aggregate::Mean.of([1.0, 2.0].into_iter()), Some(1.5));
         assert_eq!(Aggregate::Max.of([1.0, 2.0].into_iter()), Some(2.0));
         assert_eq!(Aggregate::Max.of([-3.0, -2.0].into_iter()), Some(-2.0));

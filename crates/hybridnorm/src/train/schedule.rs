@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn curves_end_where_they_should() {
+    fn curves_end_at_min_lr_ratio() {
         assert_eq!(schedule(ScheduleKind::Constant).lr(110), 2.0);
         for kind in [
             ScheduleKind::Linear,

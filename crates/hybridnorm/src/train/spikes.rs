@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_lies_far_above_is_a_spike() {
+    fn only_values_far_above_the_mean_are_spikes() {
         let mut detector = Detector::default();
         assert!((0..100).all(|step| detector.push(&calm(step)).is_empty()));
         // The sine has a standard deviation of 0.0707.
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_or_constant_past_says_nothing() {
+    fn no_spikes_without_enough_varying_history() {
         let mut detector = Detector::default();
         for step in 0..MIN_VALUES as u64 - 1 {
             detector.push(&calm(step));

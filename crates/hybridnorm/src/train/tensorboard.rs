@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_tells_its_version_its_start_and_its_scalars() {
+    fn event_file_contains_version_start_and_scalars() {
         let dir = tempfile::tempdir().unwrap();
         let mut file = EventFile::create(&dir.path().join("new"), None).unwrap();
         file.scalars(1, [("loss", 2.5), ("lr", 0.0)]).unwrap();
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_cut_short_costs_no_other() {
+    fn truncated_record_does_not_affect_others() {
         let dir = tempfile::tempdir().unwrap();
         let mut file = EventFile::create(dir.path(), None).unwrap();
         file.scalars(1, [("loss", 2.5)]).unwrap();
@@ -330,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resumed_run_starts_after_the_steps_done_in_a_file_that_is_read_later() {
+    fn event_file_of_a_resumed_run_is_read_last_and_starts_after_its_steps() {
         let dir = tempfile::tempdir().unwrap();
         let ahead = since_epoch().as_secs() + 1000;
         let older = dir.path().join(format!("{PREFIX}{ahead}.host.7.0"));

@@ -59,10 +59,10 @@ pub fn with_latents(config: ModelConfig, q_rank: Option<usize>) -> ModelConfig {
 /// Placements not defined for latent attention: cosine scores, norms after the rotation.
 const WITHOUT_LATENTS: [&str; 3] = ["swin-v2-res-post", "nanochat", "ngpt"];
 
-/// Returns a model of every kind for which a placement is defined.
-pub fn kinds(name: &str) -> Vec<(String, ModelConfig)> {
+/// Returns a model of each variant (dense, experts, latents, both) for which a placement is defined.
+pub fn model_variants(name: &str) -> Vec<(String, ModelConfig)> {
     let dense = tiny(named(name));
-    let kinds = [
+    let variants = [
         ("dense", dense.clone()),
         ("experts", with_experts(dense.clone(), Scoring::Softmax)),
         ("latents", with_latents(dense.clone(), Some(12))),
@@ -71,7 +71,7 @@ pub fn kinds(name: &str) -> Vec<(String, ModelConfig)> {
             with_experts(with_latents(dense, None), Scoring::Sigmoid),
         ),
     ];
-    let defined = kinds.into_iter().filter(|(kind, config)| {
+    let defined = variants.into_iter().filter(|(kind, config)| {
         let is_defined = config.resolve().is_ok();
         let is_refused = config.mla.is_some() && WITHOUT_LATENTS.contains(&name);
         assert_eq!(is_defined, !is_refused, "{name}, {kind}");
@@ -82,9 +82,9 @@ pub fn kinds(name: &str) -> Vec<(String, ModelConfig)> {
         .collect()
 }
 
-/// Returns every kind of model with every named placement.
+/// Returns every model variant with every named placement.
 pub fn all_models() -> Vec<(String, ModelConfig)> {
-    all_names().into_iter().flat_map(kinds).collect()
+    all_names().into_iter().flat_map(model_variants).collect()
 }
 
 /// Returns the names of the parameters that have gradients.
@@ -107,7 +107,7 @@ pub fn all_names() -> Vec<&'static str> {
 
 /// Returns a model with all parameters perturbed from their initial values, so that gains and learned scales matter
 /// and nothing is zero.
-pub fn stirred(config: &ModelConfig) -> Model {
+pub fn perturbed_model(config: &ModelConfig) -> Model {
     let mut model = Model::new(config, 5, Device::Cpu).unwrap();
     let mut values = model.values();
     for (name, values) in &mut values {
@@ -126,14 +126,14 @@ pub fn stirred(config: &ModelConfig) -> Model {
 }
 
 /// Copies a model to the reference executor, in double precision.
-pub fn exact(model: &Model) -> Model {
+pub fn on_reference_executor(model: &Model) -> Model {
     let mut exact = Model::uninitialized(model.config(), Device::Reference).unwrap();
     exact.load(model.values()).unwrap();
     exact
 }
 
 /// Writes a parameter in double precision.
-pub fn write64(model: &mut Model, name: &str, values: &[f64]) {
+pub fn write_f64(model: &mut Model, name: &str, values: &[f64]) {
     let offset = model.decoder().registry().get(name).unwrap().offset;
     model
         .executor_mut()

@@ -169,7 +169,7 @@ fn null(baseline: f64, variant: f64, variants: usize) -> Vec<Truth> {
 const STUDIES: usize = 1000;
 
 #[test]
-fn studies_without_a_difference_claim_one_in_at_most_alpha() {
+fn false_positive_rate_is_at_most_alpha() {
     for seeds in [3, 5] {
         for curvature in [STEEP, 0.3] {
             let found = shares(&null(curvature, curvature, 7), seeds, STUDIES, false);
@@ -202,7 +202,7 @@ fn a_flatter_curve_is_not_better() {
 
 /// Justifies the correction for the choice of learning rates: both obvious alternatives claim too much.
 #[test]
-fn simpler_tests_claim_too_much() {
+fn uncorrected_tests_exceed_the_nominal_false_positive_rate() {
     let studies = 2 * STUDIES;
     let most = 0.05 + margin(0.05, studies);
     let flatter = shares(&null(STEEP, 0.0, 1), 10, studies, true);
@@ -220,7 +220,7 @@ fn better_by(effect: f64) -> [Truth; 2] {
 }
 
 #[test]
-fn power_is_as_computed() {
+fn power_matches_the_computed_power() {
     // statsmodels 0.15.0, TTestPower().power, one sample, two-sided.
     for (seeds, effect, power) in [(5, 1.0, 0.40139), (3, 1.0, 0.17926), (20, 1.0, 0.98859)] {
         let found = shares(&better_by(effect), seeds, STUDIES, false);
@@ -247,13 +247,13 @@ fn required_seeds_suffice() {
 
 #[test]
 #[ignore = "takes up to a minute"]
-fn claims_are_rare_in_studies_of_every_kind() {
+fn false_positive_rates_hold() {
     claims_are_rare(STUDIES);
 }
 
 #[test]
 #[ignore = "takes minutes; prints the shares that docs/findings.md shows"]
-fn claims_are_rare_in_many_studies_of_every_kind() {
+fn false_positive_rates_hold_in_many_studies() {
     claims_are_rare(10 * STUDIES);
 }
 

@@ -112,7 +112,7 @@ fn the_best_rate_has_the_lowest_mean() {
 }
 
 #[test]
-fn a_best_rate_at_an_end_is_marked() {
+fn best_learning_rate_at_a_grid_edge_is_marked() {
     let edge = |parts: &[(&str, f64, &[f64])]| only(&study(parts)).best.unwrap().at_edge;
     let low: (&str, f64, &[f64]) = ("a", 1e-4, &[3.0]);
     assert_eq!(edge(&[low, ("a", 1e-3, &[3.1])]), Some(Edge::Lowest));

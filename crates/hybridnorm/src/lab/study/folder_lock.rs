@@ -167,7 +167,7 @@ mod tests {
     use crate::files::tests::names;
 
     #[test]
-    fn shards_share_and_whole_studies_exclude() {
+    fn shard_locks_are_shared_and_study_locks_are_exclusive() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
         let start_shard = || {

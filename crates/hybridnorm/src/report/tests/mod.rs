@@ -202,7 +202,7 @@ fn the_page_has_no_external_resources() {
 }
 
 #[test]
-fn the_same_document_gives_the_same_bytes() {
+fn html_is_deterministic() {
     let document = fake::two_groups();
     let json = serde_json::to_string(&document).unwrap();
     let again: Document = serde_json::from_str(&json).unwrap();
@@ -211,7 +211,7 @@ fn the_same_document_gives_the_same_bytes() {
 }
 
 #[test]
-fn the_document_is_in_the_page() {
+fn page_embeds_the_document() {
     let mut document = fake::study();
     document.title = "</script><!-- & \u{2028}".to_owned();
     document.probe = Some(fake::probe_report());
@@ -406,7 +406,7 @@ fn heat_maps_of_a_quantity_share_their_scale() {
 }
 
 #[test]
-fn groups_take_their_own_runs() {
+fn each_group_shows_only_its_runs() {
     let document = fake::two_groups();
     let views = views(&document);
     assert_eq!(views.len(), 2);

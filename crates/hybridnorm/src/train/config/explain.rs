@@ -225,7 +225,7 @@ mod tests {
     use super::EXAMPLES;
 
     #[test]
-    fn every_example_is_right() {
+    fn every_example_parses() {
         let model = "[model]\nd_model = 16\nn_layers = 1\nn_heads = 2\n";
         let dense = format!("{model}d_ff = 32\n");
         for (key, example) in EXAMPLES {

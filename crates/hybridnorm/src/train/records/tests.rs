@@ -33,7 +33,7 @@ fn steps(run: &Path) -> Vec<u64> {
 }
 
 #[test]
-fn reopening_drops_rows_that_will_come_again() {
+fn reopening_drops_records_after_the_resume_step() {
     let run = tempfile::tempdir().unwrap();
     let mut file = RecordFile::open(run.path(), 0).unwrap();
     (1..=5).for_each(|step| file.append(&row(step)).unwrap());
@@ -48,7 +48,7 @@ fn reopening_drops_rows_that_will_come_again() {
 }
 
 #[test]
-fn a_row_that_is_none_is_named() {
+fn invalid_record_error_names_the_line() {
     let run = run(&["{}\n{}\n"]);
     let found = read::<Metrics>(run.path()).unwrap_err().to_string();
     assert!(
@@ -58,7 +58,7 @@ fn a_row_that_is_none_is_named() {
 }
 
 #[test]
-fn zeros_after_a_power_cut_are_no_rows() {
+fn trailing_zeros_are_ignored() {
     let zeros = "\0".repeat(5000);
     let (one, two) = (line(1), line(2));
     let run = run(&[&one, &two, &zeros]);
@@ -69,7 +69,7 @@ fn zeros_after_a_power_cut_are_no_rows() {
 }
 
 #[test]
-fn a_hole_among_steps_that_come_again_is_no_loss_but_another_is() {
+fn damage_is_an_error_only_before_the_resume_step() {
     let gap = "\0\0\0\n";
     let [one, two, three] = [1, 2, 3].map(line);
     let damaged = run(&[&one, gap, &three]);
@@ -89,7 +89,7 @@ fn a_hole_among_steps_that_come_again_is_no_loss_but_another_is() {
 }
 
 #[test]
-fn a_step_that_was_done_twice_counts_once() {
+fn last_record_of_a_repeated_step_counts() {
     let mut again = row(2);
     again.loss = 1.5;
     let again = serde_json::to_string(&again).unwrap() + "\n";
@@ -103,7 +103,7 @@ fn a_step_that_was_done_twice_counts_once() {
 }
 
 #[test]
-fn numbers_that_are_none_can_be_read_again() {
+fn non_finite_numbers_round_trip_as_nan() {
     let run = tempfile::tempdir().unwrap();
     let mut file = RecordFile::open(run.path(), 0).unwrap();
     let mut odd = row(1);
@@ -120,7 +120,7 @@ fn numbers_that_are_none_can_be_read_again() {
 }
 
 #[test]
-fn a_line_without_end_is_refused_before_it_fills_the_memory() {
+fn overlong_line_is_an_error_before_it_is_loaded() {
     let run = tempfile::tempdir().unwrap();
     let path = run.path().join(Metrics::FILE);
     fs::write(&path, vec![b'x'; ROW_LIMIT as usize + 1]).unwrap();
@@ -137,7 +137,7 @@ fn a_line_without_end_is_refused_before_it_fills_the_memory() {
 
 #[cfg(unix)]
 #[test]
-fn a_pipe_is_refused_without_a_wait() {
+fn pipe_is_an_error_without_blocking() {
     let run = tempfile::tempdir().unwrap();
     let path = run.path().join(Metrics::FILE);
     rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();

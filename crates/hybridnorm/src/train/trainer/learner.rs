@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn passes_name_their_instances_and_the_batch_with_the_largest_loss() {
+    fn passes_report_instance_ids_and_the_batch_with_the_largest_loss() {
         let (mut learner, mut batches) = (learner(), batches(usize::MAX));
         let [first, second] = [(); 2].map(|()| batches.next_batch(1).unwrap());
         let losses = [&first, &second].map(|batch| learner.loss(batch).unwrap());

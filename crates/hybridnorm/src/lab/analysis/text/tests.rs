@@ -39,7 +39,7 @@ fn sentences_state_the_verdict() {
 }
 
 #[test]
-fn sentences_say_when_more_seeds_do_not_help() {
+fn sentences_explain_when_more_seeds_do_not_help() {
     let base = runs("pre-norm", 1e-3, &[3.0, 3.1, 3.0]);
     let nearly = runs("x", 1e-3, &[3.2, 2.8999, 3.0]);
     assert_eq!(
