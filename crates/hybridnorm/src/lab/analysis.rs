@@ -156,9 +156,9 @@ pub struct LearningRateSummary {
     pub lr: f64,
     /// Number of finished runs.
     pub finished: u64,
-    /// Number of diverged runs; equal to `lost`.
-    pub diverged: u64,
     /// Number of diverged runs.
+    pub diverged: u64,
+    /// Alias of `diverged`, kept for readers of earlier files.
     #[serde(default)]
     pub lost: u64,
     /// Number of runs that had not learned yet at their end.
@@ -306,14 +306,14 @@ impl LearningRateSummary {
 /// let found = outcomes(&[run(1e-3, 3.0), run(1e-2, 5.9)], &AnalysisRules::default());
 /// assert_eq!(found, [Outcome::Loss(3.0), Outcome::Diverged]);
 /// ```
-pub fn outcomes(points: &[RunOutcome], rules: &AnalysisRules) -> Vec<Outcome> {
-    let sweeps = Sweep::all(points, rules.diverged_above_best);
-    let outcome = |point: &RunOutcome| {
-        let sweep = sweeps.iter().find(|sweep| sweep.name == point.placement);
-        let relative = sweep.and_then(|sweep| sweep.outcome(point.lr, point.seed));
-        relative.unwrap_or(point.outcome)
+pub fn outcomes(runs: &[RunOutcome], rules: &AnalysisRules) -> Vec<Outcome> {
+    let sweeps = Sweep::all(runs, rules.diverged_above_best);
+    let outcome = |run: &RunOutcome| {
+        let sweep = sweeps.iter().find(|sweep| sweep.name == run.placement);
+        let relative = sweep.and_then(|sweep| sweep.outcome(run.lr, run.seed));
+        relative.unwrap_or(run.outcome)
     };
-    points.iter().map(outcome).collect()
+    runs.iter().map(outcome).collect()
 }
 
 /// Analyzes runs as a complete study. Never fails: undefined quantities are `None`, with a reason for a missing
@@ -336,8 +336,8 @@ pub fn outcomes(points: &[RunOutcome], rules: &AnalysisRules) -> Vec<Outcome> {
 /// assert_eq!(comparison.verdict, Verdict::Better);
 /// assert!(summary_text(&analysis)[0].starts_with("hybridnorm has the lowest mean validation loss"));
 /// ```
-pub fn analyze(points: &[RunOutcome], rules: &AnalysisRules) -> Analysis {
-    analyze_planned(points, points.len(), 0, rules)
+pub fn analyze(runs: &[RunOutcome], rules: &AnalysisRules) -> Analysis {
+    analyze_planned(runs, runs.len(), 0, rules)
 }
 
 /// As [`analyze`], for one group of a study, of which `planned` runs are planned and whose other groups lack
@@ -346,12 +346,12 @@ pub fn analyze(points: &[RunOutcome], rules: &AnalysisRules) -> Analysis {
 /// While a run is missing in any group, nothing is compared in any group, since runs need not be missing at
 /// random.
 pub fn analyze_planned(
-    points: &[RunOutcome],
+    runs: &[RunOutcome],
     planned: usize,
     missing_elsewhere: usize,
     rules: &AnalysisRules,
 ) -> Analysis {
-    let sweeps = Sweep::all(points, rules.diverged_above_best);
+    let sweeps = Sweep::all(runs, rules.diverged_above_best);
     let loss_cap = (rules.loss_cap).or_else(|| {
         let means = sweeps.iter().flat_map(Sweep::mean_losses);
         means.max_by(f64::total_cmp)
@@ -360,7 +360,7 @@ pub fn analyze_planned(
         .iter()
         .map(|sweep| sweep.summary(rules, loss_cap))
         .collect();
-    let recorded = points.len();
+    let recorded = runs.len();
     let is_complete = recorded >= planned && missing_elsewhere == 0;
     if is_complete {
         compare::all(&sweeps, &mut placements, rules);

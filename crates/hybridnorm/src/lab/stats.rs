@@ -110,7 +110,7 @@ pub fn paired_t_test(differences: &[f64], level: f64) -> Option<PairedTest> {
 }
 
 /// Tests paired differences `first - second`, lower being better, where `first` is the best by mean
-/// of `first_of` alternatives and `second` of `second_of`.
+/// of `first_candidates` alternatives and `second` of `second_candidates`.
 ///
 /// Selection of `first` biases the difference low: it raises the upper end of the interval, and `p` if the mean
 /// is negative. Selection of `second` does the opposite. `p < 1 - level` if and only if the interval excludes 0.
@@ -119,8 +119,8 @@ pub fn paired_t_test(differences: &[f64], level: f64) -> Option<PairedTest> {
 pub fn paired_t_test_with_selection(
     differences: &[f64],
     level: f64,
-    first_of: usize,
-    second_of: usize,
+    first_candidates: usize,
+    second_candidates: usize,
 ) -> Option<PairedTest> {
     let Summary { n, mean, sd, .. } = Summary::of(differences)?;
     let sd = sd?;
@@ -135,16 +135,20 @@ pub fn paired_t_test_with_selection(
         None if mean == 0.0 => 1.0,
         None => 0.0,
         Some(t) => {
-            let selected_of = if t < 0.0 { first_of } else { second_of };
-            (2.0 * student.tail(t.abs(), selected_of)).min(1.0)
+            let candidates = if t < 0.0 {
+                first_candidates
+            } else {
+                second_candidates
+            };
+            (2.0 * student.tail(t.abs(), candidates)).min(1.0)
         }
     };
     Some(PairedTest {
         n,
         mean,
         sd,
-        low: mean - student.critical(tail, second_of) * error,
-        high: mean + student.critical(tail, first_of) * error,
+        low: mean - student.critical(tail, second_candidates) * error,
+        high: mean + student.critical(tail, first_candidates) * error,
         t,
         p,
     })
@@ -193,13 +197,13 @@ pub fn required_seeds(difference: f64, sd: f64, alpha: f64, power: f64) -> Optio
 }
 
 /// As [`required_seeds`], for the test of [`paired_t_test_with_selection`] where the better side is the best of
-/// `selected_of` alternatives.
+/// `candidates` alternatives.
 pub fn required_seeds_with_selection(
     difference: f64,
     sd: f64,
     alpha: f64,
     power: f64,
-    selected_of: usize,
+    candidates: usize,
 ) -> Option<u64> {
     let difference_usable = difference.is_finite() && difference != 0.0;
     let sd_usable = sd.is_finite() && sd >= 0.0;
@@ -209,13 +213,13 @@ pub fn required_seeds_with_selection(
     }
     let effect = difference.abs() / sd;
     // The solution for known sd, with its usual correction, is close: few steps remain.
-    let each = -((-alpha / 2.0).ln_1p() / selected_of.max(1) as f64).exp_m1();
+    let each = -((-alpha / 2.0).ln_1p() / candidates.max(1) as f64).exp_m1();
     let critical = upper_quantile(each);
     let known = ((critical + upper_quantile(1.0 - power)) / effect).powi(2);
     if known > (MAX_SEEDS + 1) as f64 {
         return None;
     }
-    let enough = |n: u64| power_of(effect, n, alpha, selected_of) >= power;
+    let enough = |n: u64| power_of(effect, n, alpha, candidates) >= power;
     let mut n = ((known + critical.powi(2) / 2.0) as u64).clamp(2, MAX_SEEDS);
     while n > 2 && enough(n - 1) {
         n -= 1;
@@ -227,7 +231,7 @@ pub fn required_seeds_with_selection(
 }
 
 /// Returns the power of the test if the true mean is `effect` standard deviations from 0.
-fn power_of(effect: f64, n: u64, alpha: f64, selected_of: usize) -> f64 {
+fn power_of(effect: f64, n: u64, alpha: f64, candidates: usize) -> f64 {
     let Some(student) = Student::new(n as usize - 1) else {
         return 0.0;
     };
@@ -235,7 +239,7 @@ fn power_of(effect: f64, n: u64, alpha: f64, selected_of: usize) -> f64 {
     if shift.is_infinite() {
         return 1.0;
     }
-    let critical = student.critical(alpha / 2.0, selected_of);
+    let critical = student.critical(alpha / 2.0, candidates);
     student.shifted_tail(critical, shift) + student.shifted_tail(critical, -shift)
 }
 
@@ -277,7 +281,7 @@ impl Student {
             let one = upper_tail(t * s);
             one * (0..k).fold(0.0, |sum, _| 1.0 + (1.0 - one) * sum)
         };
-        let high = self.range.1.min(NEVER / t);
+        let high = self.range.1.min(MAX_Z / t);
         integrate(self.range.0, high, |s| largest(s) * self.density(s))
     }
 
@@ -307,17 +311,17 @@ impl Student {
     fn shifted_tail(&self, t: f64, shift: f64) -> f64 {
         let (low, high) = self.range;
         // For smaller `s` the variable certainly exceeds `t`, for larger `s` never.
-        let certain = ((shift - NEVER) / t).clamp(low, high);
-        let never = ((shift + NEVER) / t).clamp(low, high);
-        integrate(low, certain, |s| self.density(s))
-            + integrate(certain, never, |s| {
+        let certain_below = ((shift - MAX_Z) / t).clamp(low, high);
+        let impossible_above = ((shift + MAX_Z) / t).clamp(low, high);
+        integrate(low, certain_below, |s| self.density(s))
+            + integrate(certain_below, impossible_above, |s| {
                 upper_tail(t * s - shift) * self.density(s)
             })
     }
 }
 
 /// Standard deviations beyond which the tail of a normal variable is negligible: its probability is 1e-19.
-const NEVER: f64 = 9.0;
+const MAX_Z: f64 = 9.0;
 
 /// Returns the probability that a standard normal variable exceeds `z`.
 fn upper_tail(z: f64) -> f64 {

@@ -52,17 +52,27 @@ fn compare(
     let pairs: Vec<(f64, f64)> = best.pairs(theirs).collect();
     let differences: Vec<f64> = pairs.iter().map(|(ours, theirs)| ours - theirs).collect();
     let alpha = rules.alpha / comparisons as f64;
-    let (first_of, second_of) = (sweep.statistically_tied(), baseline.statistically_tied());
-    let difference =
-        stats::paired_t_test_with_selection(&differences, 1.0 - alpha, first_of, second_of)
-            .ok_or("fewer than 2 seeds in common with the baseline")?;
+    let (first_candidates, second_candidates) =
+        (sweep.statistically_tied(), baseline.statistically_tied());
+    let difference = stats::paired_t_test_with_selection(
+        &differences,
+        1.0 - alpha,
+        first_candidates,
+        second_candidates,
+    )
+    .ok_or("fewer than 2 seeds in common with the baseline")?;
     let verdict = decided_verdict(&difference, sweep, baseline, rules.margin)?;
     let (ours, theirs): (Vec<f64>, Vec<f64>) = pairs.into_iter().unzip();
     let (loss, baseline_loss) = (mean(&ours), mean(&theirs));
-    let p_alone = p_beyond_margin(&differences, rules.margin, first_of, second_of);
-    let lower_of = match difference.mean < 0.0 {
-        true => first_of,
-        false => second_of,
+    let p_alone = p_beyond_margin(
+        &differences,
+        rules.margin,
+        first_candidates,
+        second_candidates,
+    );
+    let lower_candidates = match difference.mean < 0.0 {
+        true => first_candidates,
+        false => second_candidates,
     };
     let compute_gain = compute_gain(loss, baseline_loss, rules);
     let found = Comparison {
@@ -73,7 +83,7 @@ fn compare(
         p_adjusted: (p_alone * comparisons as f64).min(1.0),
         p_holm: 1.0,
         verdict,
-        seeds_for_significance: required_seeds(&difference, alpha, lower_of, rules),
+        seeds_for_significance: required_seeds(&difference, alpha, lower_candidates, rules),
         compute_gain,
         throughput_ratio,
         effective_speedup: compute_gain.zip(throughput_ratio).map(|(a, b)| a * b),
@@ -89,13 +99,13 @@ fn mean(values: &[f64]) -> f64 {
 fn required_seeds(
     difference: &PairedTest,
     alpha: f64,
-    selected_of: usize,
+    candidates: usize,
     rules: &AnalysisRules,
 ) -> Option<u64> {
     let beyond = difference.mean.abs() - rules.margin;
     let sd = difference.sd;
     match beyond > 0.0 {
-        true => stats::required_seeds_with_selection(beyond, sd, alpha, rules.power, selected_of),
+        true => stats::required_seeds_with_selection(beyond, sd, alpha, rules.power, candidates),
         false => None,
     }
 }
@@ -133,14 +143,19 @@ fn verdict(difference: &PairedTest, margin: f64) -> Verdict {
 }
 
 /// Returns the two-sided p value for the difference not being beyond the margin on its observed side.
-fn p_beyond_margin(differences: &[f64], margin: f64, first_of: usize, second_of: usize) -> f64 {
+fn p_beyond_margin(
+    differences: &[f64],
+    margin: f64,
+    first_candidates: usize,
+    second_candidates: usize,
+) -> f64 {
     let mean = differences.iter().sum::<f64>() / differences.len() as f64;
     let shift = if mean < 0.0 { margin } else { -margin };
     if mean.abs() <= margin && margin > 0.0 {
         return 1.0;
     }
     let shifted: Vec<f64> = differences.iter().map(|value| value + shift).collect();
-    stats::paired_t_test_with_selection(&shifted, 0.5, first_of, second_of)
+    stats::paired_t_test_with_selection(&shifted, 0.5, first_candidates, second_candidates)
         .map_or(1.0, |test| test.p)
 }
 
@@ -153,7 +168,7 @@ fn undecided_reason(
     difference: f64,
     margin: f64,
 ) -> Option<String> {
-    let (loser, whose) = match verdict {
+    let (higher_loss, owner) = match verdict {
         Verdict::Better => (baseline, "the baseline's"),
         Verdict::Worse => (sweep, "its"),
         Verdict::NotSignificant | Verdict::Equivalent => return None,
@@ -161,7 +176,7 @@ fn undecided_reason(
     let side = if difference < 0.0 { "below" } else { "above" };
     let nats = format!("{:.3} nats {side} the baseline", difference.abs());
     let observed = format!("{nats} at the learning rates tried");
-    if let Some((edge, lr)) = loser.edge_within(margin) {
+    if let Some((edge, lr)) = higher_loss.edge_within(margin) {
         let edge = match edge {
             Edge::Lowest => "lowest",
             Edge::Highest => "highest",
@@ -172,21 +187,21 @@ fn undecided_reason(
                 ));
             }
         };
-        return Some(match loser.edge() {
+        return Some(match higher_loss.edge() {
             Some(_) => format!(
-                "undecided: {whose} best learning rate is at the edge of the grid (the {edge} tried), and a \
+                "undecided: {owner} best learning rate is at the edge of the grid (the {edge} tried), and a \
                  better one may lie outside; {observed}"
             ),
             None => format!(
-                "undecided: the edge of the grid, {lr} (the {edge} tried), is within the margin of {whose} best \
+                "undecided: the edge of the grid, {lr} (the {edge} tried), is within the margin of {owner} best \
                  learning rate, and a better one may lie outside; {observed}"
             ),
         });
     }
-    let lr = loser.lower_loss_with_failed_seeds()?;
+    let lr = higher_loss.lower_loss_with_failed_seeds()?;
     Some(format!(
-        "undecided: at learning rate {lr} some of {whose} runs diverged or had not learned yet, and the remaining \
-         ones have a lower loss than at {whose} best learning rate; {observed}"
+        "undecided: at learning rate {lr} some of {owner} runs diverged or had not learned yet, and the remaining \
+         ones have a lower loss than at {owner} best learning rate; {observed}"
     ))
 }
 

@@ -25,7 +25,7 @@ impl Digits {
         }
     }
 
-    pub fn show(&self, nats: f64) -> String {
+    pub fn format(&self, nats: f64) -> String {
         let text = format!("{nats:.*}", self.0);
         // No sign if all digits are 0.
         match text.strip_prefix('-') {
@@ -82,8 +82,8 @@ mod tests {
         assert_eq!(seeds(1), "1 seed");
         assert_eq!(seeds(10_000), "10,000 seeds");
         assert_eq!(counts([5, 3].into_iter(), "rate"), "3 to 5 rates");
-        assert_eq!(Digits(2).show(-0.004), "0.00");
-        assert_eq!(Digits(2).show(-0.006), "-0.01");
+        assert_eq!(Digits(2).format(-0.004), "0.00");
+        assert_eq!(Digits(2).format(-0.006), "-0.01");
         assert_eq!(list(&["a", "b", "c"]), "a, b and c");
     }
 }

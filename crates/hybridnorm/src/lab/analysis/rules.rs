@@ -25,7 +25,7 @@ pub struct AnalysisRules {
     /// at a learning rate at or above the one with that median.
     #[serde(rename = "lost_above")]
     pub diverged_above_best: f64,
-    /// Statistical power at [`Comparison::seeds_to_resolve`](super::Comparison::seeds_for_significance) seeds.
+    /// Statistical power at [`Comparison::seeds_for_significance`](super::Comparison::seeds_for_significance) seeds.
     pub power: f64,
     /// Loss above a placement's best that its learning rate tolerance allows, in nats.
     pub tolerance: f64,

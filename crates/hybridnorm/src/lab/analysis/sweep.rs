@@ -14,9 +14,9 @@ const TIE_ALPHA: f64 = 0.01;
 /// All runs of a placement.
 pub(super) struct Sweep<'a> {
     pub name: &'a str,
-    points: Vec<&'a RunOutcome>,
+    runs: Vec<&'a RunOutcome>,
     /// By ascending learning rate.
-    rates: Vec<LearningRateRuns>,
+    learning_rates: Vec<LearningRateRuns>,
     /// Indices of the learning rates compared on equal seeds.
     candidates: Vec<usize>,
     best: Option<usize>,
@@ -106,48 +106,51 @@ impl LearningRateRuns {
 
 impl<'a> Sweep<'a> {
     /// Returns one sweep per placement, in order of first appearance.
-    pub fn all(points: &'a [RunOutcome], diverged_above_best: f64) -> Vec<Self> {
+    pub fn all(runs: &'a [RunOutcome], diverged_above_best: f64) -> Vec<Self> {
         let mut groups: Vec<(&str, Vec<&RunOutcome>)> = Vec::new();
-        for point in points {
-            match groups.iter_mut().find(|(name, _)| *name == point.placement) {
-                Some((_, group)) => group.push(point),
-                None => groups.push((&point.placement, vec![point])),
+        for run in runs {
+            match groups.iter_mut().find(|(name, _)| *name == run.placement) {
+                Some((_, group)) => group.push(run),
+                None => groups.push((&run.placement, vec![run])),
             }
         }
-        let sweep = |(name, points)| Self::of(name, points, diverged_above_best);
+        let sweep = |(name, runs)| Self::of(name, runs, diverged_above_best);
         groups.into_iter().map(sweep).collect()
     }
 
-    fn of(name: &'a str, points: Vec<&'a RunOutcome>, diverged_above_best: f64) -> Self {
-        let mut rates: Vec<LearningRateRuns> = Vec::new();
-        for point in &points {
-            let outcome = match point.outcome {
+    fn of(name: &'a str, runs: Vec<&'a RunOutcome>, diverged_above_best: f64) -> Self {
+        let mut learning_rates: Vec<LearningRateRuns> = Vec::new();
+        for run in &runs {
+            let outcome = match run.outcome {
                 Outcome::Loss(loss) | Outcome::NotLearned(loss) if !loss.is_finite() => {
                     Outcome::Diverged
                 }
                 other => other,
             };
-            let index = match rates.iter().position(|rate| rate.lr == point.lr) {
+            let index = match learning_rates
+                .iter()
+                .position(|lr_runs| lr_runs.lr == run.lr)
+            {
                 Some(index) => index,
                 None => {
-                    rates.push(LearningRateRuns {
-                        lr: point.lr,
+                    learning_rates.push(LearningRateRuns {
+                        lr: run.lr,
                         runs: BTreeMap::new(),
                     });
-                    rates.len() - 1
+                    learning_rates.len() - 1
                 }
             };
-            rates[index].runs.insert(point.seed, outcome);
+            learning_rates[index].runs.insert(run.seed, outcome);
         }
-        rates.sort_by(|a, b| a.lr.total_cmp(&b.lr));
-        mark_diverged(&mut rates, diverged_above_best);
-        let candidates = candidates(&rates);
-        let mean = |index: &usize| rates[*index].mean().unwrap_or(f64::INFINITY);
+        learning_rates.sort_by(|a, b| a.lr.total_cmp(&b.lr));
+        mark_diverged(&mut learning_rates, diverged_above_best);
+        let candidates = candidates(&learning_rates);
+        let mean = |index: &usize| learning_rates[*index].mean().unwrap_or(f64::INFINITY);
         let best = (candidates.iter().copied()).min_by(|a, b| mean(a).total_cmp(&mean(b)));
         Self {
             name,
-            points,
-            rates,
+            runs,
+            learning_rates,
             candidates,
             best,
         }
@@ -155,19 +158,22 @@ impl<'a> Sweep<'a> {
 
     /// Returns the outcome of a run.
     pub fn outcome(&self, lr: f64, seed: u64) -> Option<Outcome> {
-        let rate = self.rates.iter().find(|rate| rate.lr == lr)?;
-        rate.runs.get(&seed).copied()
+        let lr_runs = self
+            .learning_rates
+            .iter()
+            .find(|lr_runs| lr_runs.lr == lr)?;
+        lr_runs.runs.get(&seed).copied()
     }
 
     /// Returns the runs at the best learning rate.
     pub fn best(&self) -> Option<&LearningRateRuns> {
-        self.best.map(|index| &self.rates[index])
+        self.best.map(|index| &self.learning_rates[index])
     }
 
     /// Returns the reason why there is no best learning rate.
     pub fn no_best_reason(&self) -> &'static str {
-        let learned = |rate: &LearningRateRuns| rate.not_learned() < rate.runs.len();
-        match self.rates.iter().any(learned) {
+        let learned = |lr_runs: &LearningRateRuns| lr_runs.not_learned() < lr_runs.runs.len();
+        match self.learning_rates.iter().any(learned) {
             true => "no learning rate at which every seed finished",
             false => "not learned yet at any learning rate: the study's budget is too short",
         }
@@ -175,15 +181,15 @@ impl<'a> Sweep<'a> {
 
     /// Returns the edge of the grid at which the best learning rate lies, if any.
     pub fn edge(&self) -> Option<Edge> {
-        self.end(self.best?)
+        self.edge_at(self.best?)
     }
 
     /// Returns the edge of the grid at which a learning rate lies, if any.
-    fn end(&self, index: usize) -> Option<Edge> {
+    fn edge_at(&self, index: usize) -> Option<Edge> {
         match index {
-            _ if self.rates.len() == 1 => Some(Edge::Only),
+            _ if self.learning_rates.len() == 1 => Some(Edge::Only),
             0 => Some(Edge::Lowest),
-            index if index + 1 == self.rates.len() => Some(Edge::Highest),
+            index if index + 1 == self.learning_rates.len() => Some(Edge::Highest),
             _ => None,
         }
     }
@@ -192,30 +198,42 @@ impl<'a> Sweep<'a> {
     /// difference is not relevant, so the best learning rate may lie beyond that edge.
     pub fn edge_within(&self, margin: f64) -> Option<(Edge, f64)> {
         let best = self.best?;
-        let limit = self.rates[best].mean()? + margin;
+        let limit = self.learning_rates[best].mean()? + margin;
         let reaches = |index: &usize| {
             self.candidates.contains(index)
-                && self.rates[*index].mean().is_some_and(|mean| mean <= limit)
+                && self.learning_rates[*index]
+                    .mean()
+                    .is_some_and(|mean| mean <= limit)
         };
-        let mut ends = [best, self.rates.len() - 1, 0].into_iter().filter(reaches);
-        ends.find_map(|index| Some((self.end(index)?, self.rates[index].lr)))
+        let mut ends = [best, self.learning_rates.len() - 1, 0]
+            .into_iter()
+            .filter(reaches);
+        ends.find_map(|index| Some((self.edge_at(index)?, self.learning_rates[index].lr)))
     }
 
     /// Returns a learning rate at which some seeds failed and the mean loss of the remaining ones is below that
     /// of the same seeds at the best learning rate.
     pub fn lower_loss_with_failed_seeds(&self) -> Option<f64> {
         let best = self.best()?;
-        let is_better = |rate: &&LearningRateRuns| {
-            let differences: Vec<f64> = rate.pairs(best).map(|(ours, best)| ours - best).collect();
-            let failed = rate.diverged() + rate.not_learned() > 0;
+        let is_better = |lr_runs: &&LearningRateRuns| {
+            let differences: Vec<f64> = lr_runs
+                .pairs(best)
+                .map(|(ours, best)| ours - best)
+                .collect();
+            let failed = lr_runs.diverged() + lr_runs.not_learned() > 0;
             failed && differences.iter().sum::<f64>() < 0.0
         };
-        self.rates.iter().find(is_better).map(|rate| rate.lr)
+        self.learning_rates
+            .iter()
+            .find(is_better)
+            .map(|lr_runs| lr_runs.lr)
     }
 
     /// Returns the mean loss at each learning rate that has one.
     pub fn mean_losses(&self) -> impl Iterator<Item = f64> {
-        self.rates.iter().filter_map(LearningRateRuns::mean)
+        self.learning_rates
+            .iter()
+            .filter_map(LearningRateRuns::mean)
     }
 
     /// Returns the number of statistically tied learning rates; see [`Best::statistically_tied`].
@@ -223,9 +241,18 @@ impl<'a> Sweep<'a> {
     /// The noise is the interaction of learning rates and seeds in the better half of the learning rates: a
     /// common seed effect does not influence the choice, and bad learning rates are often noisier.
     pub fn statistically_tied(&self) -> usize {
-        let halved = self.rates.iter().filter(|rate| rate.halved() > 0).count();
+        let halved = self
+            .learning_rates
+            .iter()
+            .filter(|lr_runs| lr_runs.halved() > 0)
+            .count();
         let mut rows: Vec<(f64, Vec<f64>)> = (self.candidates.iter())
-            .filter_map(|&index| Some((self.rates[index].mean()?, self.rates[index].losses())))
+            .filter_map(|&index| {
+                Some((
+                    self.learning_rates[index].mean()?,
+                    self.learning_rates[index].losses(),
+                ))
+            })
             .collect();
         rows.sort_by(|a, b| a.0.total_cmp(&b.0));
         let better = &rows[..(rows.len() / 2 + 1).min(rows.len())];
@@ -240,21 +267,25 @@ impl<'a> Sweep<'a> {
 
     /// Returns the summary without the comparison.
     pub fn summary(&self, rules: &AnalysisRules, loss_cap: Option<f64>) -> PlacementSummary {
-        let speeds: Vec<f64> = (self.points.iter())
-            .map(|point| point.tokens_per_second)
+        let speeds: Vec<f64> = (self.runs.iter())
+            .map(|run| run.tokens_per_second)
             .filter(|speed| speed.is_finite() && *speed > 0.0)
             .collect();
-        let spikes = self.points.iter().map(|point| point.spikes);
+        let spikes = self.runs.iter().map(|run| run.spikes);
         PlacementSummary {
             placement: self.name.to_owned(),
-            learning_rates: self.rates.iter().map(LearningRateRuns::summary).collect(),
+            learning_rates: self
+                .learning_rates
+                .iter()
+                .map(LearningRateRuns::summary)
+                .collect(),
             best: self.best_summary(),
-            largest_stable_lr: (self.rates.iter())
-                .take_while(|rate| rate.diverged() == 0)
+            largest_stable_lr: (self.learning_rates.iter())
+                .take_while(|lr_runs| lr_runs.diverged() == 0)
                 // If all runs were eliminated, they might have diverged later.
-                .filter(|rate| rate.halved() < rate.runs.len())
+                .filter(|lr_runs| lr_runs.halved() < lr_runs.runs.len())
                 .last()
-                .map(|rate| rate.lr),
+                .map(|lr_runs| lr_runs.lr),
             lr_tolerance: self.tolerance(rules.tolerance),
             lr_sensitivity: loss_cap.and_then(|cap| self.lr_sensitivity(cap)),
             spikes: spikes.clone().sum(),
@@ -268,8 +299,8 @@ impl<'a> Sweep<'a> {
     fn best_summary(&self) -> Option<Best> {
         let index = self.best?;
         Some(Best {
-            lr: self.rates[index].lr,
-            loss: self.rates[index].loss()?,
+            lr: self.learning_rates[index].lr,
+            loss: self.learning_rates[index].loss()?,
             at_edge: self.edge(),
             statistically_tied: self.statistically_tied(),
         })
@@ -277,19 +308,19 @@ impl<'a> Sweep<'a> {
 
     fn tolerance(&self, tolerance: f64) -> Option<LrRange> {
         let best = self.best?;
-        let limit = self.rates[best].mean()? + tolerance;
+        let limit = self.learning_rates[best].mean()? + tolerance;
         let within = |index: &usize| {
-            let mean = self.rates[*index].mean();
+            let mean = self.learning_rates[*index].mean();
             self.candidates.contains(index) && mean.is_some_and(|mean| mean <= limit)
         };
         let low = (0..best).rev().take_while(within).last().unwrap_or(best);
-        let high = (best + 1..self.rates.len())
+        let high = (best + 1..self.learning_rates.len())
             .take_while(within)
             .last()
             .unwrap_or(best);
-        let lr = |index: usize| self.rates.get(index).map(|rate| rate.lr);
+        let lr = |index: usize| self.learning_rates.get(index).map(|lr_runs| lr_runs.lr);
         let (next_below, next_above) = (low.checked_sub(1).and_then(lr), lr(high + 1));
-        let (low, high) = (self.rates[low].lr, self.rates[high].lr);
+        let (low, high) = (self.learning_rates[low].lr, self.learning_rates[high].lr);
         Some(LrRange {
             low,
             high,
@@ -300,31 +331,38 @@ impl<'a> Sweep<'a> {
     }
 
     fn lr_sensitivity(&self, cap: f64) -> Option<f64> {
-        if self.rates.iter().any(|rate| rate.halved() > 0) {
+        if self
+            .learning_rates
+            .iter()
+            .any(|lr_runs| lr_runs.halved() > 0)
+        {
             return None;
         }
         let best = self.best()?.mean()?.min(cap);
-        let regret = |rate: &LearningRateRuns| {
-            let losses = rate.runs.values().map(|outcome| match outcome {
+        let regret = |lr_runs: &LearningRateRuns| {
+            let losses = lr_runs.runs.values().map(|outcome| match outcome {
                 Outcome::Loss(loss) | Outcome::NotLearned(loss) => loss.min(cap),
                 Outcome::Diverged | Outcome::Eliminated => cap,
             });
-            losses.sum::<f64>() / rate.runs.len() as f64 - best
+            losses.sum::<f64>() / lr_runs.runs.len() as f64 - best
         };
-        Some(self.rates.iter().map(regret).sum::<f64>() / self.rates.len() as f64)
+        Some(self.learning_rates.iter().map(regret).sum::<f64>() / self.learning_rates.len() as f64)
     }
 }
 
 /// Marks runs as diverged whose final loss is far above the best median, at its learning rate or a larger one:
 /// see [`AnalysisRules::diverged_above_best`]. At smaller learning rates, a high loss means slow training.
-fn mark_diverged(rates: &mut [LearningRateRuns], diverged_above_best: f64) {
-    let medians = rates.iter().map(LearningRateRuns::median).enumerate();
+fn mark_diverged(learning_rates: &mut [LearningRateRuns], diverged_above_best: f64) {
+    let medians = learning_rates
+        .iter()
+        .map(LearningRateRuns::median)
+        .enumerate();
     let Some((first, best)) = medians.min_by(|a, b| a.1.total_cmp(&b.1)) else {
         return;
     };
-    for outcome in rates[first..]
+    for outcome in learning_rates[first..]
         .iter_mut()
-        .flat_map(|rate| rate.runs.values_mut())
+        .flat_map(|lr_runs| lr_runs.runs.values_mut())
     {
         if let Outcome::Loss(loss) | Outcome::NotLearned(loss) = *outcome
             && loss > best + diverged_above_best
@@ -336,17 +374,25 @@ fn mark_diverged(rates: &mut [LearningRateRuns], diverged_above_best: f64) {
 
 /// Returns the indices of the learning rates compared on equal seeds: every seed finished, and the set of seeds
 /// is the largest; of equally large sets, the most frequent one.
-fn candidates(rates: &[LearningRateRuns]) -> Vec<usize> {
-    let clean: Vec<usize> = (0..rates.len())
-        .filter(|&index| rates[index].finished().count() == rates[index].runs.len())
+fn candidates(learning_rates: &[LearningRateRuns]) -> Vec<usize> {
+    let clean: Vec<usize> = (0..learning_rates.len())
+        .filter(|&index| {
+            learning_rates[index].finished().count() == learning_rates[index].runs.len()
+        })
         .collect();
-    let same = |a: usize, b: usize| rates[a].runs.keys().eq(rates[b].runs.keys());
+    let same = |a: usize, b: usize| {
+        learning_rates[a]
+            .runs
+            .keys()
+            .eq(learning_rates[b].runs.keys())
+    };
     let sharing = |a: usize| -> Vec<usize> {
         let others = clean.iter().copied();
         others.filter(|&b| same(a, b)).collect()
     };
     // `max_by_key` takes the last maximum: reversed, that is the smallest learning rate.
-    let widest = (clean.iter().rev()).max_by_key(|&&a| (rates[a].runs.len(), sharing(a).len()));
+    let widest =
+        (clean.iter().rev()).max_by_key(|&&a| (learning_rates[a].runs.len(), sharing(a).len()));
     widest.map(|&index| sharing(index)).unwrap_or_default()
 }
 

@@ -30,7 +30,7 @@ pub(super) fn study(parts: &[(&str, f64, &[f64])]) -> Vec<RunOutcome> {
 }
 
 /// Returns a study with these losses at 1e-3, and clearly higher ones at the neighbouring learning rates.
-pub(super) fn valleys(parts: &[(&str, &[f64])]) -> Vec<RunOutcome> {
+pub(super) fn curves_with_minimum(parts: &[(&str, &[f64])]) -> Vec<RunOutcome> {
     let mut points = Vec::new();
     for (placement, losses) in parts {
         let adjacent: Vec<f64> = losses.iter().map(|loss| loss + 0.2).collect();
@@ -42,7 +42,7 @@ pub(super) fn valleys(parts: &[(&str, &[f64])]) -> Vec<RunOutcome> {
 }
 
 /// Returns rules by which no run has diverged because of its loss, and every difference counts.
-fn lenient() -> AnalysisRules {
+fn without_margin() -> AnalysisRules {
     AnalysisRules {
         margin: 0.0,
         diverged_above_best: f64::MAX,
@@ -50,15 +50,15 @@ fn lenient() -> AnalysisRules {
     }
 }
 
-fn only(points: &[RunOutcome]) -> PlacementSummary {
-    analyze(points, &lenient()).placements.remove(0)
+fn single_summary(points: &[RunOutcome]) -> PlacementSummary {
+    analyze(points, &without_margin()).placements.remove(0)
 }
 
-fn only_by(points: &[RunOutcome], rules: &AnalysisRules) -> PlacementSummary {
+fn single_summary_by(points: &[RunOutcome], rules: &AnalysisRules) -> PlacementSummary {
     analyze(points, rules).placements.remove(0)
 }
 
-fn close(found: f64, expected: f64) {
+fn assert_close(found: f64, expected: f64) {
     assert!(
         (found - expected).abs() < 1e-9,
         "found {found}, expected {expected}"
@@ -66,7 +66,7 @@ fn close(found: f64, expected: f64) {
 }
 
 /// Returns a loss curve over three learning rates, with the best in the middle.
-fn valley() -> Vec<RunOutcome> {
+fn curve_with_minimum() -> Vec<RunOutcome> {
     study(&[
         ("a", 1e-2, &[3.5, 3.7]),
         ("a", 1e-4, &[3.03, 3.05]),
@@ -76,17 +76,17 @@ fn valley() -> Vec<RunOutcome> {
 
 #[test]
 fn rates_are_counted_in_ascending_order() {
-    let mut points = valley();
+    let mut points = curve_with_minimum();
     points.push(point("a", 1e-2, 2, Outcome::Diverged));
     points.push(point("a", 1e-2, 3, Outcome::Loss(f64::NAN)));
     points.push(point("a", 1e-4, 2, Outcome::Eliminated));
-    let rates = only(&points).learning_rates;
+    let rates = single_summary(&points).learning_rates;
     let counts: Vec<_> = (rates.iter())
         .map(|rate| (rate.lr, rate.finished, rate.diverged, rate.halved))
         .collect();
     assert_eq!(counts, [(1e-4, 2, 0, 1), (1e-3, 2, 0, 0), (1e-2, 2, 2, 0)]);
     let loss = rates[2].loss.unwrap();
-    close(loss.mean, 3.6);
+    assert_close(loss.mean, 3.6);
     assert_eq!((loss.n, loss.min, loss.max), (2, 3.5, 3.7));
 }
 
@@ -106,14 +106,14 @@ fn placements_keep_their_order() {
 
 #[test]
 fn the_best_rate_has_the_lowest_mean() {
-    let best = only(&valley()).best.unwrap();
+    let best = single_summary(&curve_with_minimum()).best.unwrap();
     assert_eq!((best.lr, best.loss.n, best.at_edge), (1e-3, 2, None));
-    close(best.loss.mean, 3.01);
+    assert_close(best.loss.mean, 3.01);
 }
 
 #[test]
 fn best_learning_rate_at_a_grid_edge_is_marked() {
-    let edge = |parts: &[(&str, f64, &[f64])]| only(&study(parts)).best.unwrap().at_edge;
+    let edge = |parts: &[(&str, f64, &[f64])]| single_summary(&study(parts)).best.unwrap().at_edge;
     let low: (&str, f64, &[f64]) = ("a", 1e-4, &[3.0]);
     assert_eq!(edge(&[low, ("a", 1e-3, &[3.1])]), Some(Edge::Lowest));
     assert_eq!(edge(&[low, ("a", 1e-3, &[2.9])]), Some(Edge::Highest));
@@ -124,20 +124,20 @@ fn best_learning_rate_at_a_grid_edge_is_marked() {
 fn rates_are_compared_on_equal_seeds() {
     // A lower loss, first over fewer seeds, then over other seeds.
     for (seeds, losses) in [(vec![0], vec![2.0]), (vec![0, 7], vec![2.0, 2.0])] {
-        let mut points = valley();
+        let mut points = curve_with_minimum();
         for (seed, loss) in seeds.into_iter().zip(losses) {
             points.push(point("a", 1e-5, seed, Outcome::Loss(loss)));
         }
-        assert_eq!(only(&points).best.unwrap().lr, 1e-3);
+        assert_eq!(single_summary(&points).best.unwrap().lr, 1e-3);
     }
     // More seeds take precedence over more learning rates with the same seeds.
     let few = [("a", 1e-5, &[2.0][..]), ("a", 1e-4, &[2.0][..])];
     let points = [study(&few), runs("a", 1e-3, &[3.0, 3.0])].concat();
-    assert_eq!(only(&points).best.unwrap().lr, 1e-3);
+    assert_eq!(single_summary(&points).best.unwrap().lr, 1e-3);
     for outcome in [Outcome::Diverged, Outcome::Eliminated] {
-        let mut points = valley();
+        let mut points = curve_with_minimum();
         points.push(point("a", 1e-3, 2, outcome));
-        assert_eq!(only(&points).best.unwrap().lr, 1e-4);
+        assert_eq!(single_summary(&points).best.unwrap().lr, 1e-4);
     }
 }
 
@@ -145,7 +145,7 @@ fn rates_are_compared_on_equal_seeds() {
 fn no_best_rate_without_complete_seeds() {
     let mut points = runs("a", 1e-3, &[3.0, 3.0]);
     points.push(point("a", 1e-3, 2, Outcome::Diverged));
-    let found = only(&points);
+    let found = single_summary(&points);
     assert_eq!(
         (found.best, found.lr_tolerance, found.lr_sensitivity),
         (None, None, None)
@@ -158,66 +158,69 @@ fn no_best_rate_without_complete_seeds() {
 
 #[test]
 fn the_stable_range_ends_before_the_first_divergence() {
-    let mut points = valley();
+    let mut points = curve_with_minimum();
     points.extend(runs("a", 3e-2, &[3.9, 3.9]));
-    assert_eq!(only(&points).largest_stable_lr, Some(3e-2));
+    assert_eq!(single_summary(&points).largest_stable_lr, Some(3e-2));
     // A larger learning rate without divergence does not count; an eliminated run does not end the range.
     points.push(point("a", 1e-2, 2, Outcome::Diverged));
     points.push(point("a", 1e-3, 2, Outcome::Eliminated));
-    assert_eq!(only(&points).largest_stable_lr, Some(1e-3));
+    assert_eq!(single_summary(&points).largest_stable_lr, Some(1e-3));
     points.push(point("a", 1e-4, 2, Outcome::Diverged));
-    assert_eq!(only(&points).largest_stable_lr, None);
+    assert_eq!(single_summary(&points).largest_stable_lr, None);
 }
 
 #[test]
 fn tolerance_is_the_unbroken_range_around_the_best() {
-    let span = only(&valley()).lr_tolerance.unwrap();
+    let span = single_summary(&curve_with_minimum()).lr_tolerance.unwrap();
     assert_eq!((span.low, span.high), (1e-4, 1e-3));
-    close(span.factor, 10.0);
-    let mut points = valley();
+    assert_close(span.factor, 10.0);
+    let mut points = curve_with_minimum();
     // Within the tolerance, but beyond a learning rate that is not.
     points.extend(runs("a", 1e-1, &[3.02, 3.02]));
-    assert_eq!(only(&points).lr_tolerance, Some(span));
+    assert_eq!(single_summary(&points).lr_tolerance, Some(span));
     points.push(point("a", 1e-4, 2, Outcome::Diverged));
-    assert_eq!(only(&points).lr_tolerance.unwrap().factor, 1.0);
+    assert_eq!(single_summary(&points).lr_tolerance.unwrap().factor, 1.0);
 }
 
 #[test]
 fn sensitivity_counts_diverged_seeds_as_the_cap() {
     // 0.03, 0 and 0.59 above the best; the cap is the largest mean, 3.6.
-    close(
-        only(&valley()).lr_sensitivity.unwrap(),
+    assert_close(
+        single_summary(&curve_with_minimum())
+            .lr_sensitivity
+            .unwrap(),
         (0.03 + 0.0 + 0.54) / 3.0,
     );
     let rules = AnalysisRules {
         loss_cap: Some(4.0),
-        ..lenient()
+        ..without_margin()
     };
-    let mut points = valley();
+    let mut points = curve_with_minimum();
     let sensitivity = |points: &[RunOutcome]| analyze(points, &rules).placements[0].lr_sensitivity;
-    close(sensitivity(&points).unwrap(), (0.03 + 0.0 + 0.59) / 3.0);
+    assert_close(sensitivity(&points).unwrap(), (0.03 + 0.0 + 0.59) / 3.0);
     points.push(point("a", 1e-2, 2, Outcome::Diverged));
     let at_last = (0.49 + 0.69 + 0.99) / 3.0;
-    close(sensitivity(&points).unwrap(), (0.03 + 0.0 + at_last) / 3.0);
+    assert_close(sensitivity(&points).unwrap(), (0.03 + 0.0 + at_last) / 3.0);
     points.push(point("a", 1e-4, 2, Outcome::Eliminated));
     assert_eq!(sensitivity(&points), None);
 }
 
 #[test]
 fn spikes_and_throughput_are_over_all_runs() {
-    let mut points = valley();
+    let mut points = curve_with_minimum();
     for (index, point) in points.iter_mut().enumerate() {
         point.spikes = [0, 2, 0, 0, 5, 0][index];
         point.tokens_per_second = [100.0, 300.0, 200.0, 900.0, 0.0, f64::NAN][index];
     }
-    let found = only(&points);
+    let found = single_summary(&points);
     assert_eq!((found.spikes, found.spiked_runs), (7, 2));
     assert_eq!(found.tokens_per_second, Some(250.0));
 }
 
 #[test]
 fn tied_learning_rates_are_counted() {
-    let statistically_tied = |points: &[RunOutcome]| only(points).best.unwrap().statistically_tied;
+    let statistically_tied =
+        |points: &[RunOutcome]| single_summary(points).best.unwrap().statistically_tied;
     let curve = study(&[
         ("a", 1e-4, &[3.010, 3.002, 3.003]),
         ("a", 1e-3, &[3.001, 3.003, 3.008]),
@@ -244,7 +247,7 @@ fn tied_learning_rates_are_counted() {
 
 /// Returns a baseline and three placements: clearly better, clearly worse, similar.
 pub(super) fn compared() -> Vec<RunOutcome> {
-    let mut points = valleys(&[
+    let mut points = curves_with_minimum(&[
         ("pre-norm", &[3.00, 3.05, 2.98, 3.02]),
         ("good", &[2.90, 2.951, 2.879, 2.92]),
         ("bad", &[3.20, 3.251, 3.179, 3.22]),
@@ -256,7 +259,7 @@ pub(super) fn compared() -> Vec<RunOutcome> {
     points
 }
 
-fn against(analysis: &Analysis, name: &str) -> Comparison {
+fn comparison_of(analysis: &Analysis, name: &str) -> Comparison {
     let entry = analysis
         .placements
         .iter()
@@ -266,25 +269,25 @@ fn against(analysis: &Analysis, name: &str) -> Comparison {
 
 #[test]
 fn comparisons_are_paired_by_seed() {
-    let analysis = analyze(&compared(), &lenient());
-    let good = against(&analysis, "good");
+    let analysis = analyze(&compared(), &without_margin());
+    let good = comparison_of(&analysis, "good");
     let differences = [2.90 - 3.00, 2.951 - 3.05, 2.879 - 2.98, 2.92 - 3.02];
     assert_eq!(good.pairs, 4);
     assert_eq!(
         good.difference,
         stats::paired_t_test(&differences, 1.0 - 0.05 / 3.0).unwrap()
     );
-    close(good.loss, 2.9125);
-    close(good.baseline_loss, 3.0125);
+    assert_close(good.loss, 2.9125);
+    assert_close(good.baseline_loss, 3.0125);
     assert_eq!(good.verdict, Verdict::Better);
-    assert_eq!(against(&analysis, "bad").verdict, Verdict::Worse);
-    let same = against(&analysis, "same");
+    assert_eq!(comparison_of(&analysis, "bad").verdict, Verdict::Worse);
+    let same = comparison_of(&analysis, "same");
     assert_eq!(same.verdict, Verdict::NotSignificant);
     // The largest of three p values is unchanged, the smallest is tripled.
-    close(same.p_holm, same.difference.p);
-    let (good, bad) = (good, against(&analysis, "bad"));
-    close(bad.p_holm, 3.0 * bad.difference.p);
-    close(good.p_holm, 2.0 * good.difference.p);
+    assert_close(same.p_holm, same.difference.p);
+    let (good, bad) = (good, comparison_of(&analysis, "bad"));
+    assert_close(bad.p_holm, 3.0 * bad.difference.p);
+    assert_close(good.p_holm, 2.0 * good.difference.p);
     let PairedTest { mean, sd, .. } = same.difference;
     let seeds = stats::required_seeds(mean, sd, 0.05 / 3.0, 0.8);
     assert!(seeds.is_some_and(|seeds| seeds > 4));
@@ -298,16 +301,16 @@ fn gains_follow_the_power_law() {
         compute_exponent: 0.5,
         ..AnalysisRules::default()
     };
-    let good = against(&analyze(&compared(), &rules), "good");
+    let good = comparison_of(&analyze(&compared(), &rules), "good");
     let gain = (1.0125_f64 / 0.9125).powi(2);
-    close(good.compute_gain.unwrap(), gain);
-    close(good.throughput_ratio.unwrap(), 0.8);
-    close(good.effective_speedup.unwrap(), 0.8 * gain);
+    assert_close(good.compute_gain.unwrap(), gain);
+    assert_close(good.throughput_ratio.unwrap(), 0.8);
+    assert_close(good.effective_speedup.unwrap(), 0.8 * gain);
     let rules = AnalysisRules {
         irreducible_loss: 2.95,
         ..rules
     };
-    let good = against(&analyze(&compared(), &rules), "good");
+    let good = comparison_of(&analyze(&compared(), &rules), "good");
     assert_eq!((good.compute_gain, good.effective_speedup), (None, None));
 }
 
@@ -315,17 +318,17 @@ fn gains_follow_the_power_law() {
 fn only_common_seeds_are_compared() {
     let mut points = compared();
     points.push(point("good", 1e-3, 9, Outcome::Loss(9.0)));
-    let good = against(&analyze(&points, &lenient()), "good");
+    let good = comparison_of(&analyze(&points, &without_margin()), "good");
     assert_eq!(good.pairs, 4);
-    close(good.loss, 2.9125);
+    assert_close(good.loss, 2.9125);
 }
 
 #[test]
 fn selection_widens_the_interval() {
-    let plain = against(&analyze(&compared(), &lenient()), "good");
+    let plain = comparison_of(&analyze(&compared(), &without_margin()), "good");
     let mut points = compared();
     points.extend(runs("good", 3e-3, &[2.95, 2.921, 2.899, 2.91]));
-    let analysis = analyze(&points, &lenient());
+    let analysis = analyze(&points, &without_margin());
     assert_eq!(
         analysis.placements[1]
             .best
@@ -334,7 +337,7 @@ fn selection_widens_the_interval() {
             .statistically_tied,
         2
     );
-    let chosen = against(&analysis, "good");
+    let chosen = comparison_of(&analysis, "good");
     assert_eq!(chosen.difference.mean, plain.difference.mean);
     assert!(chosen.difference.p > 1.5 * plain.difference.p);
     assert!(chosen.difference.high > plain.difference.high);
@@ -398,7 +401,7 @@ fn diverged_not_learned_and_slow_differ() {
     ]);
     points.push(point("a", 1e-5, 0, Outcome::NotLearned(6.3)));
     points.push(point("a", 1e-1, 0, Outcome::NotLearned(6.3)));
-    let found = only_by(&points, &AnalysisRules::default());
+    let found = single_summary_by(&points, &AnalysisRules::default());
     let counts: Vec<_> = (found.learning_rates.iter())
         .map(|rate| (rate.finished, rate.diverged, rate.not_learned))
         .collect();

@@ -61,12 +61,12 @@ fn comparison_sentence(
         _ => format!("simultaneous {level} interval"),
     };
     let seeds = seeds(n as u64);
-    let range = |low: f64, high: f64| format!("{} to {}", digits.show(low), digits.show(high));
+    let range = |low: f64, high: f64| format!("{} to {}", digits.format(low), digits.format(high));
     let claim = |verdict: &str, by: f64, low: f64, high: f64| {
         format!(
             "{name} is {verdict} than {baseline} by {} nats ({interval} {}, beyond the margin of {margin} \
              nats, {}, {seeds})",
-            digits.show(by),
+            digits.format(by),
             range(low, high),
             p_value(found, analysis)
         )
@@ -75,13 +75,13 @@ fn comparison_sentence(
         Verdict::Equivalent => format!(
             "{name} is equivalent to {baseline} within the margin of {margin} nats (difference {} nats, \
              {interval} {}, {seeds})",
-            digits.show(mean),
+            digits.format(mean),
             range(low, high),
         ),
         Verdict::NotSignificant => format!(
             "{name} is not significantly different from {baseline} beyond the margin at {seeds} (difference {} nats, \
              {interval} {}, margin {margin} nats); {}{}",
-            digits.show(mean),
+            digits.format(mean),
             range(low, high),
             required_seeds(found, margin, "a difference of the observed size"),
             at_one_rate(placement)

@@ -10,7 +10,7 @@ use crate::train::segments::Segment;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Comparison {
-    /// Number of steps that both did.
+    /// Number of steps that both completed.
     pub steps: u64,
     /// First difference; `None` if all metrics are bit-identical.
     pub first_difference: Option<Difference>,

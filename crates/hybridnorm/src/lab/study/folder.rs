@@ -32,7 +32,7 @@ const KEPT: &str = "kept";
 pub(super) struct StartOptions {
     /// Resume the study in the folder.
     pub resume: bool,
-    /// Do only a shard of the runs, alongside other shards.
+    /// True if this process executes one shard of the runs.
     pub is_shard: bool,
     pub locking: Locking,
 }
@@ -109,7 +109,7 @@ impl StudyFolder {
         Ok(lock)
     }
 
-    /// Starts or resumes a study in the folder, of which this process does `runs`. Nothing is read or written
+    /// Starts or resumes a study in the folder, of which this process executes `runs`. Nothing is read or written
     /// before the folder is locked.
     ///
     /// The study in the folder is replaced only if runs of the changed one start.
@@ -363,7 +363,7 @@ impl StudyFolder {
             true => Err(Error::format(
                 kept,
                 format!(
-                    "and {} are two directories of the same run; move one of them away",
+                    "and {} are two directories of the same run; move one of them elsewhere",
                     work.display()
                 ),
             )),

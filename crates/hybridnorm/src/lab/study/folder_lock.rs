@@ -23,7 +23,7 @@ pub(super) struct FolderLock {
     locking: Locking,
     lock: Option<Lock>,
     /// Held while a shard starts.
-    entry: Option<TemporaryLock>,
+    start_lock: Option<TemporaryLock>,
     is_shared: bool,
 }
 
@@ -43,7 +43,7 @@ impl FolderLock {
             folder: folder.to_path_buf(),
             locking,
             lock: Some(lock),
-            entry: None,
+            start_lock: None,
             is_shared: false,
         })
     }
@@ -52,7 +52,7 @@ impl FolderLock {
     pub fn shared(folder: &Path, locking: Locking) -> Result<Self> {
         let path = folder.join(START_LOCK);
         let started = Instant::now();
-        let entry = loop {
+        let start_lock = loop {
             match TemporaryLock::acquire(&path, locking, LOCKED_MESSAGE) {
                 // Another shard is starting.
                 Err(Error::Locked { .. }) if started.elapsed() < LOCK_TIMEOUT => {
@@ -66,12 +66,12 @@ impl FolderLock {
             folder: folder.to_path_buf(),
             locking,
             lock: Some(lock),
-            entry: Some(entry),
+            start_lock: Some(start_lock),
             is_shared: true,
         })
     }
 
-    /// Runs `work` under an exclusive lock, so that no other shard sees it half done.
+    /// Runs `work` under an exclusive lock, so that no other shard sees an intermediate state.
     pub fn with_exclusive<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<T> {
         if !self.is_shared {
             return work();
@@ -89,7 +89,7 @@ impl FolderLock {
 
     /// Lets other shards start.
     pub fn finish_start(&mut self) {
-        self.entry = None;
+        self.start_lock = None;
     }
 
     /// Releases the folder and removes the lock file.
@@ -107,12 +107,12 @@ impl Drop for FolderLock {
             return;
         }
         // Not while another shard starts, which would find the folder locked.
-        let entry = self.entry.take().map_or_else(
+        let start_lock = self.start_lock.take().map_or_else(
             || TemporaryLock::acquire(&self.folder.join(START_LOCK), self.locking, LOCKED_MESSAGE),
             Ok,
         );
         let path = self.folder.join(LOCK);
-        if let Ok(_entry) = entry
+        if let Ok(_start_lock) = start_lock
             && let Ok(lock) = Lock::exclusive(&path, self.locking, LOCKED_MESSAGE)
         {
             remove(&lock, &path);

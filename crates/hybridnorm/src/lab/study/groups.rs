@@ -52,18 +52,18 @@ pub fn analyze_groups<'a>(
         }
     }
     let missing =
-        (planned.clone().count()).saturating_sub(records.iter().filter_map(point).count());
+        (planned.clone().count()).saturating_sub(records.iter().filter_map(run_outcome).count());
     let group = |selected: (Option<String>, Option<usize>)| {
         let of_group = records
             .iter()
             .filter(|record| key(&record.grid_point) == selected);
-        let points: Vec<RunOutcome> = of_group.filter_map(point).collect();
+        let runs: Vec<RunOutcome> = of_group.filter_map(run_outcome).collect();
         let planned = planned
             .clone()
             .filter(|&grid_point| key(grid_point) == selected)
             .count();
-        let elsewhere = missing.saturating_sub(planned.saturating_sub(points.len()));
-        let analysis = analysis::analyze_planned(&points, planned, elsewhere, rules);
+        let elsewhere = missing.saturating_sub(planned.saturating_sub(runs.len()));
+        let analysis = analysis::analyze_planned(&runs, planned, elsewhere, rules);
         let sentence = |placement| analysis::comparison_text(placement, &analysis);
         let (init, depth) = selected;
         Group {
@@ -87,10 +87,10 @@ pub fn with_relative_status(records: Vec<RunRecord>, rules: &AnalysisRules) -> V
     let key = |record: &RunRecord| (record.grid_point.init.clone(), record.grid_point.depth);
     let relative_status = |record: &RunRecord| {
         let group = records.iter().filter(|other| key(other) == key(record));
-        let (ids, points): (Vec<&str>, Vec<RunOutcome>) = group
-            .filter_map(|other| Some((other.id.as_str(), point(other)?)))
+        let (ids, runs): (Vec<&str>, Vec<RunOutcome>) = group
+            .filter_map(|other| Some((other.id.as_str(), run_outcome(other)?)))
             .unzip();
-        let outcomes = analysis::outcomes(&points, rules);
+        let outcomes = analysis::outcomes(&runs, rules);
         let index = ids.iter().position(|id| *id == record.id)?;
         Some(match (&record.status, outcomes[index]) {
             (RunStatus::Finished | RunStatus::NotLearned { .. }, Outcome::Diverged) => {
@@ -105,13 +105,13 @@ pub fn with_relative_status(records: Vec<RunRecord>, rules: &AnalysisRules) -> V
             (RunStatus::Diverged { reason, .. }, Outcome::NotLearned(_)) => RunStatus::NotLearned {
                 reason: reason.clone(),
             },
-            (ending, _) => ending.clone(),
+            (status, _) => status.clone(),
         })
     };
-    let endings: Vec<Option<RunStatus>> = records.iter().map(relative_status).collect();
+    let statuses: Vec<Option<RunStatus>> = records.iter().map(relative_status).collect();
     let mut records = records;
-    for (record, ending) in records.iter_mut().zip(endings) {
-        record.status = ending.unwrap_or_else(|| record.status.clone());
+    for (record, status) in records.iter_mut().zip(statuses) {
+        record.status = status.unwrap_or_else(|| record.status.clone());
     }
     records
 }
@@ -124,9 +124,9 @@ pub fn group_name(init: Option<&str>, depth: Option<usize>) -> String {
     parts.join(", ")
 }
 
-/// Converts a record to a point; `None` if the run is unfinished or has no validation loss. The training loss is
+/// Converts a record to a run outcome; `None` if the run is unfinished or has no validation loss. The training loss is
 /// not a substitute, since it is measured on other text.
-fn point(record: &RunRecord) -> Option<RunOutcome> {
+fn run_outcome(record: &RunRecord) -> Option<RunOutcome> {
     let result = match (&record.status, record.validation_loss) {
         (RunStatus::Eliminated { .. }, _) => Outcome::Eliminated,
         (RunStatus::Finished, Some(loss)) => Outcome::Loss(loss),

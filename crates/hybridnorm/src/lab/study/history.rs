@@ -152,7 +152,7 @@ impl StudyFolder {
         Err(Error::format(
             path,
             format!(
-                "{problem}; restore it, or move it away: the history of the study is then unknown"
+                "{problem}; restore it, or delete it: the history of the study is then unknown"
             ),
         ))
     }
@@ -166,7 +166,7 @@ impl StudyFolder {
         let names = self.record_names()?;
         let records = names.len();
         for name in names.into_iter().chain([HALVING.to_owned()]) {
-            if self.is_unsealed(&name)? {
+            if self.lacks_checksum(&name)? {
                 without_checksum.push(name);
             }
         }
@@ -212,7 +212,7 @@ impl StudyFolder {
         })
     }
 
-    fn is_unsealed(&self, name: &str) -> Result<bool> {
+    fn lacks_checksum(&self, name: &str) -> Result<bool> {
         let path = self.path().join(name);
         if !files::exists(&path)? {
             return Ok(false);

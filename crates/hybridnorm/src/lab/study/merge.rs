@@ -46,13 +46,13 @@ pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<MergeSum
     let target = StudyFolder::new(into);
     let lock = target.lock_exclusive(locking)?;
     // Existing records are kept, even if another folder has them with a checksum.
-    let mut unsealed = BTreeSet::new();
+    let mut without_checksum = BTreeSet::new();
     if target.has_study()? {
         // Its history is continued below.
         merged.add_records(&target, &study, first)?;
-        unsealed.extend(target.read(&study.runs)?.without_checksum);
+        without_checksum.extend(target.read(&study.runs)?.without_checksum);
     }
-    unsealed.extend(merged.unsealed.iter().cloned());
+    without_checksum.extend(merged.without_checksum.iter().cloned());
     DataFingerprints::common(merged.records.values())?;
     target.write_study(&study)?;
     // Records without a checksum stay so, and changes recorded in the source histories are carried over.
@@ -60,7 +60,7 @@ pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<MergeSum
     let unknown = merged.records_before + merged.records_without_history.len();
     let unknown = unknown.min(merged.records.len());
     history.records_before = history.records_before.max(unknown);
-    history.without_checksum = unsealed.iter().map(|id| name(id)).collect();
+    history.without_checksum = without_checksum.iter().map(|id| name(id)).collect();
     if merged.history.states.len() > history.states.len() {
         history.states = merged.history.states;
     }
@@ -69,7 +69,7 @@ pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<MergeSum
         if target.is_finished(id)? {
             continue;
         }
-        match unsealed.contains(id) {
+        match without_checksum.contains(id) {
             true => target.write_without_checksum(record)?,
             false => target.write_record(record)?,
         }
@@ -77,7 +77,7 @@ pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<MergeSum
     lock.release_and_remove();
     Ok(MergeSummary {
         runs: merged.records.len(),
-        without_checksum: unsealed.len(),
+        without_checksum: without_checksum.len(),
     })
 }
 
@@ -85,7 +85,7 @@ pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<MergeSum
 struct MergeState {
     records: BTreeMap<String, RunRecord>,
     /// Ids of records that have no checksum in any of the folders.
-    unsealed: BTreeSet<String>,
+    without_checksum: BTreeSet<String>,
     /// Longest history of the folders.
     history: History,
     /// Records of folders without a history.
@@ -124,10 +124,11 @@ impl MergeState {
         }
         let read = folder.read(&study.runs)?;
         for record in read.records {
-            let is_unsealed = read.without_checksum.contains(&record.id);
+            let lacks_checksum = read.without_checksum.contains(&record.id);
             // A record with a checksum is known to be unmodified; one with validation data holds more.
-            let rank =
-                |is_sealed: bool, record: &RunRecord| (is_sealed, record.validation_data.is_some());
+            let rank = |has_checksum: bool, record: &RunRecord| {
+                (has_checksum, record.validation_data.is_some())
+            };
             match self.records.get(&record.id) {
                 Some(other) if !other.is_same(&record) => {
                     return Err(Error::format(
@@ -139,12 +140,12 @@ impl MergeState {
                     ));
                 }
                 Some(other)
-                    if rank(!self.unsealed.contains(&record.id), other)
-                        >= rank(!is_unsealed, &record) => {}
+                    if rank(!self.without_checksum.contains(&record.id), other)
+                        >= rank(!lacks_checksum, &record) => {}
                 Some(_) | None => {
-                    match is_unsealed {
-                        true => self.unsealed.insert(record.id.clone()),
-                        false => self.unsealed.remove(&record.id),
+                    match lacks_checksum {
+                        true => self.without_checksum.insert(record.id.clone()),
+                        false => self.without_checksum.remove(&record.id),
                     };
                     self.records.insert(record.id.clone(), record);
                 }

@@ -28,18 +28,18 @@ impl StudyFolder {
         let bytes = files::read_small(&path, RECORD_LIMIT)?;
         let opened = checksummed::open::<RunRecord>(&bytes)
             .map_err(|problem| Error::format(&path, problem))?;
-        let (record, is_sealed) = (opened.content, opened.checksum.is_some());
-        let must_be_sealed =
+        let (record, has_checksum) = (opened.content, opened.checksum.is_some());
+        let needs_checksum =
             history.is_some_and(|history| !history.may_lack_checksum(&name(&run.id)));
-        let problem = match must_be_sealed && !is_sealed {
+        let problem = match needs_checksum && !has_checksum {
             true => Some(missing_checksum()),
             false => plan_match::mismatch(&record, run),
         };
         match problem {
-            None => Ok((record, is_sealed)),
+            None => Ok((record, has_checksum)),
             Some(problem) => Err(Error::format(
                 path,
-                format!("{problem}; move the file away to repeat the run"),
+                format!("{problem}; delete or move the file to rerun"),
             )),
         }
     }
@@ -65,8 +65,8 @@ impl StudyFolder {
             if !self.is_finished(&run.id)? {
                 continue;
             }
-            let (record, is_sealed) = self.record(run, history.as_ref())?;
-            if !is_sealed {
+            let (record, has_checksum) = self.record(run, history.as_ref())?;
+            if !has_checksum {
                 without_checksum.push(run.id.clone());
             }
             // The same run may have another name in this plan.

@@ -88,7 +88,7 @@ pub(super) fn execute(
         memory::reset_peak();
     }
     let ended = trainer.run_to(limit.unwrap_or(u64::MAX), stop, on_event);
-    let (ending, outcome) = match ended {
+    let (status, outcome) = match ended {
         Ok(outcome) if outcome.finished => (RunStatus::Finished, Some(outcome)),
         Ok(outcome) if limit.is_some_and(|limit| outcome.step >= limit) => {
             return Ok(RunProgress::LimitReached);
@@ -102,7 +102,7 @@ pub(super) fn execute(
     };
     let info = RunInfo::new(&planned.id, &planned.grid_point, &planned.config, &trainer);
     let validation = outcome.and_then(|outcome| Some(outcome.validation?.loss));
-    let mut record = record(info, work, ending, validation)?;
+    let mut record = record(info, work, status, validation)?;
     if record.status == RunStatus::Finished {
         record.status = final_status(&trainer, work, &record, options)?;
     }
@@ -194,12 +194,12 @@ pub fn eliminated_record(
 /// # Errors
 /// If its metrics cannot be read.
 pub fn loss_at(work: &Path, step: u64) -> Result<Option<f64>> {
-    let mut rows: Vec<Metrics> = records::read(work)?;
-    rows.retain(|row| row.step <= step);
-    Ok(final_loss(&rows))
+    let mut metrics: Vec<Metrics> = records::read(work)?;
+    metrics.retain(|record| record.step <= step);
+    Ok(final_loss(&metrics))
 }
 
-/// Returns the status of a run that did all its steps: diverged if its training loss rose again, not learned yet
+/// Returns the status of a run that completed all steps: diverged if its training loss rose again, not learned yet
 /// if its loss was never below the unigram loss. Divergence relative to other runs is left to the analysis.
 fn final_status(
     trainer: &Trainer,
@@ -207,11 +207,11 @@ fn final_status(
     record: &RunRecord,
     options: Options<'_>,
 ) -> Result<RunStatus> {
-    let rows: Vec<Metrics> = records::read(work)?;
-    let window = rows.len().div_ceil(LOSS_WINDOW_DIVISOR).max(1);
-    let means: Vec<(u64, f64)> = rows
+    let metrics: Vec<Metrics> = records::read(work)?;
+    let window = metrics.len().div_ceil(LOSS_WINDOW_DIVISOR).max(1);
+    let means: Vec<(u64, f64)> = metrics
         .chunks_exact(window)
-        .map(|rows| (rows[rows.len() - 1].step, mean(rows)))
+        .map(|window| (window[window.len() - 1].step, mean(window)))
         .collect();
     let best = means.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
     if let (Some((step, best)), Some(last)) = (best, record.train_loss)

@@ -31,10 +31,10 @@ impl StudyFolder {
             return Ok(Vec::new());
         }
         let bytes = files::read_small(&path, RECORD_LIMIT)?;
-        let may_be_unsealed = self
+        let may_lack_checksum = self
             .history()?
             .is_none_or(|history| history.may_lack_checksum(HALVING));
-        read(&bytes, may_be_unsealed).map_err(|problem| Error::format(path, problem))
+        read(&bytes, may_lack_checksum).map_err(|problem| Error::format(path, problem))
     }
 
     pub(super) fn write_rungs(&self, rungs: &[Rung]) -> Result<()> {
@@ -69,9 +69,9 @@ impl StudyFolder {
     }
 }
 
-fn read(bytes: &[u8], may_be_unsealed: bool) -> Result<Vec<Rung>, String> {
+fn read(bytes: &[u8], may_lack_checksum: bool) -> Result<Vec<Rung>, String> {
     let opened = checksummed::open_list(bytes)?;
-    match opened.iter().all(|rung| rung.checksum.is_some()) || may_be_unsealed {
+    match opened.iter().all(|rung| rung.checksum.is_some()) || may_lack_checksum {
         true => Ok(opened.into_iter().map(|rung| rung.content).collect()),
         false => Err(missing_checksum()),
     }

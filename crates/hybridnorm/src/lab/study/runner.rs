@@ -30,7 +30,7 @@ pub struct Options {
     pub jobs: usize,
     /// Resume the study in the folder.
     pub resume: bool,
-    /// Do only this shard of the runs.
+    /// Executes only this shard of the runs.
     pub shard: Option<Shard>,
     /// Locking of the study folder and the run directories.
     pub locking: Locking,
@@ -354,15 +354,15 @@ impl StudyRunner<'_> {
     /// Eliminates poor learning rates; returns true if all runs reached the ranking steps.
     fn run_halving(&self, halving: &Halving, runs: &[&PlannedRun]) -> Result<bool> {
         let mut rungs = self.folder.rungs()?;
-        let mut alive: Vec<&PlannedRun> = runs.to_vec();
+        let mut remaining: Vec<&PlannedRun> = runs.to_vec();
         for (index, &fraction) in halving.at.iter().enumerate() {
             let step = Halving::step(fraction, self.study.steps());
-            let ranked: Vec<String> = alive.iter().map(|run| run.id.clone()).collect();
+            let ranked: Vec<String> = remaining.iter().map(|run| run.id.clone()).collect();
             if index == rungs.len() {
-                if !self.train_all(&alive, Some(step))? {
+                if !self.train_all(&remaining, Some(step))? {
                     return Ok(false);
                 }
-                let kept = self.best_learning_rates(halving.keep, &alive, step)?;
+                let kept = self.best_learning_rates(halving.keep, &remaining, step)?;
                 rungs.push(Rung { ranked, kept });
                 self.folder.write_rungs(&rungs)?;
             } else if rungs[index].ranked != ranked {
@@ -370,11 +370,11 @@ impl StudyRunner<'_> {
             }
             let is_kept = |run: &&PlannedRun| rungs[index].kept.contains(&run.id);
             let (kept, eliminated): (Vec<&PlannedRun>, Vec<&PlannedRun>) =
-                alive.into_iter().partition(is_kept);
+                remaining.into_iter().partition(is_kept);
             for run in eliminated {
                 self.eliminate(run, step)?;
             }
-            alive = kept;
+            remaining = kept;
         }
         Ok(true)
     }
@@ -415,14 +415,14 @@ impl StudyRunner<'_> {
                 true => None,
                 false => run::loss_at(&self.folder.work(&run.id), step)?,
             };
-            let rates = losses.entry(group(run)).or_default();
-            let rate = rates.entry(run.grid_point.lr.to_bits()).or_default();
-            rate.push(loss.unwrap_or(f64::INFINITY));
+            let by_lr = losses.entry(group(run)).or_default();
+            let of_lr = by_lr.entry(run.grid_point.lr.to_bits()).or_default();
+            of_lr.push(loss.unwrap_or(f64::INFINITY));
         }
         let mut kept = BTreeMap::new();
-        for (group, rates) in losses {
+        for (group, by_lr) in losses {
             let mean = |losses: &Vec<f64>| losses.iter().sum::<f64>() / losses.len() as f64;
-            let mut ranked: Vec<(f64, u64)> = rates
+            let mut ranked: Vec<(f64, u64)> = by_lr
                 .iter()
                 .map(|(&lr, losses)| (mean(losses), lr))
                 .collect();

@@ -93,7 +93,7 @@ pub struct StudySettings {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[setters(into)]
     pub depths: Vec<usize>,
-    /// A run that did all its steps has diverged, too, if its mean loss over the last twentieth of the steps is
+    /// A run that completed all steps also counts as diverged if its mean loss over the last twentieth of the steps is
     /// this much above the lowest mean over a twentieth, in nats. One whose lowest mean is not 0.1 nats below
     /// the unigram loss has not learned yet, at any setting.
     #[serde(default = "default_diverged_above")]

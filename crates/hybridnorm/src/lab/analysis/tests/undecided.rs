@@ -21,18 +21,18 @@ fn nothing_is_compared_while_runs_are_missing() {
 #[test]
 fn a_difference_within_the_margin_is_never_better_or_worse() {
     // Highly significant, but within the margin.
-    let points = valleys(&[
+    let points = curves_with_minimum(&[
         ("pre-norm", &[3.0, 3.1, 3.2, 3.3]),
         ("x", &[2.9950, 3.0951, 3.1950, 3.2951]),
     ]);
-    let found = against(&analyze(&points, &AnalysisRules::default()), "x");
+    let found = comparison_of(&analyze(&points, &AnalysisRules::default()), "x");
     assert!(found.difference.p < 1e-6);
     assert_eq!(
         (found.verdict, found.p_adjusted),
         (Verdict::Equivalent, 1.0)
     );
     assert_eq!(
-        against(&analyze(&points, &lenient()), "x").verdict,
+        comparison_of(&analyze(&points, &without_margin()), "x").verdict,
         Verdict::Better
     );
 }
@@ -74,7 +74,7 @@ fn an_optimum_at_the_edge_is_undecided() {
 
 #[test]
 fn a_tied_rate_at_the_edge_is_undecided() {
-    let base = valleys(&[("pre-norm", &[3.00, 3.05, 2.98, 3.02])]);
+    let base = curves_with_minimum(&[("pre-norm", &[3.00, 3.05, 2.98, 3.02])]);
     let at = |lr: f64, shift: f64| {
         let losses = [3.20, 3.251, 3.179, 3.22].map(|loss| loss + shift);
         runs("x", lr, &losses)
@@ -118,9 +118,10 @@ fn missing_runs_of_another_group_prevent_comparison() {
 #[test]
 fn possible_better_rates_prevent_equivalence() {
     let losses: [&[f64]; 2] = [&[3.0, 3.1, 3.2], &[3.0001, 3.1002, 3.2]];
-    let verdict =
-        |points: &[RunOutcome]| against(&analyze(points, &AnalysisRules::default()), "x").verdict;
-    let whole = valleys(&[("pre-norm", losses[0]), ("x", losses[1])]);
+    let verdict = |points: &[RunOutcome]| {
+        comparison_of(&analyze(points, &AnalysisRules::default()), "x").verdict
+    };
+    let whole = curves_with_minimum(&[("pre-norm", losses[0]), ("x", losses[1])]);
     assert_eq!(verdict(&whole), Verdict::Equivalent);
     let without = |name: &str, lr: f64| -> Vec<RunOutcome> {
         let stays = |point: &&RunOutcome| point.placement != name || point.lr != lr;

@@ -77,7 +77,7 @@ fn not_significant(analysis: &Analysis) -> String {
         1 => "a difference of the observed size",
         _ => "a difference of the median observed size",
     };
-    let nats = Digits::of_size(size(median)).show(size(median));
+    let nats = Digits::of_size(size(median)).format(size(median));
     let required = required_seeds(
         median,
         analysis.rules.margin,

@@ -1,6 +1,6 @@
 //! Sentences and verdicts of small hand-made studies.
 
-use super::super::tests::{compared, point, runs, study, valleys};
+use super::super::tests::{compared, curves_with_minimum, point, runs, study};
 use super::super::{AnalysisRules, Outcome, RunOutcome, analyze, analyze_planned};
 use super::*;
 
@@ -130,7 +130,7 @@ fn verdict_of_a_tie_within_noise() {
 
 #[test]
 fn equivalence_is_reported() {
-    let points = valleys(&[
+    let points = curves_with_minimum(&[
         ("pre-norm", &[3.0, 3.1, 3.2, 3.3]),
         ("x", &[3.001, 3.101, 3.2012, 3.3012]),
     ]);
@@ -151,7 +151,8 @@ fn equivalence_is_reported() {
 #[test]
 fn a_tie_has_no_winner() {
     let losses: &[f64] = &[3.0, 3.1, 3.2];
-    let points = valleys(&[("pre-norm", losses), ("x", losses), ("y", &[3.1, 3.2, 3.3])]);
+    let points =
+        curves_with_minimum(&[("pre-norm", losses), ("x", losses), ("y", &[3.1, 3.2, 3.3])]);
     let text = summary_text(&analyze(&points, &AnalysisRules::default()));
     assert!(
         text[0].starts_with("pre-norm shares the lowest mean validation loss with x (3.100 nats"),
