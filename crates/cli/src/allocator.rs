@@ -74,22 +74,22 @@ const RESERVED: c_long = 64 << 10;
 pub extern "C" fn set_up() {
     // Keep freed memory: the system would take it back page by page and clear it again, and a training step allocates
     // what the previous one freed.
-    set(PURGE_DELAY, NEVER);
-    set(ARENA_RESERVE, RESERVED);
+    set_mimalloc_option(PURGE_DELAY, NEVER);
+    set_mimalloc_option(ARENA_RESERVE, RESERVED);
     #[cfg(target_os = "linux")]
     if rustix::process::getrlimit(rustix::process::Resource::As)
         .current
         .is_some()
     {
-        reserve_nothing();
+        disable_reservations();
     }
 }
 
 /// Disables reservations, for a process with limited address space: what allocators reserve is not available for
 /// weights and activations, which are separate memory maps.
 #[cfg(target_os = "linux")]
-fn reserve_nothing() {
-    set(ARENA_RESERVE, 0);
+fn disable_reservations() {
+    set_mimalloc_option(ARENA_RESERVE, 0);
     // `malloc` of the C library, used by its own functions, reserves 64 MiB per thread.
     #[cfg(target_env = "gnu")]
     // SAFETY: sets a number in the C library's settings of `malloc`.
@@ -98,7 +98,7 @@ fn reserve_nothing() {
     }
 }
 
-fn set(option: i32, value: c_long) {
+fn set_mimalloc_option(option: i32, value: c_long) {
     // SAFETY: writes a number into mimalloc's table of options, and the index is within it.
     unsafe { libmimalloc_sys::mi_option_set(option, value) }
 }

@@ -6,7 +6,7 @@ mod args;
 mod commands;
 mod console;
 mod progress;
-mod stop;
+mod signals;
 mod table;
 
 use std::panic::{AssertUnwindSafe, PanicHookInfo};
@@ -21,7 +21,7 @@ use console::Console;
 
 fn main() -> ExitCode {
     allocator::set_up();
-    stop::ignore_file_size_signal();
+    signals::ignore_file_size_signal();
     std::panic::set_hook(Box::new(|panic| {
         if !hybridnorm::untrusted::is_parsing_untrusted() {
             console::to_stderr(&panic_report(panic));

@@ -46,10 +46,10 @@ impl<'a> Display<'a> {
             Event::Note(text) => self.line(text),
             Event::Progress(progress) => self.show_data_progress(progress),
             Event::Data(data) => data.lines().iter().for_each(|line| self.line(line)),
-            Event::Step(row) => {
+            Event::Step(metrics) => {
                 self.stage(name, Some(steps));
-                let done = self.first_step.get_or_insert(row.step - 1);
-                let (done, left) = (row.step - *done, steps.saturating_sub(row.step));
+                let done = self.first_step.get_or_insert(metrics.step - 1);
+                let (done, left) = (metrics.step - *done, steps.saturating_sub(metrics.step));
                 let remaining = self
                     .started
                     .elapsed()
@@ -57,18 +57,18 @@ impl<'a> Display<'a> {
                     .mul_f64(left as f64);
                 let numbers = format!(
                     "loss {:.4}  {} tokens/s",
-                    row.loss,
-                    table::with_thousands_separators(row.tokens_per_second as u64)
+                    metrics.loss,
+                    table::with_thousands_separators(metrics.tokens_per_second as u64)
                 );
-                self.bar.set_position(row.step);
+                self.bar.set_position(metrics.step);
                 self.bar
                     .set_message(format!("{numbers}  {} remaining", clock(remaining)));
                 if self.line_is_due() {
                     self.line(&format!(
                         "{name}  step {:>6}/{steps}  {numbers}  lr {:.2e}  gradient norm {:.2}  {} remaining",
-                        row.step,
-                        row.lr,
-                        row.grad_norm,
+                        metrics.step,
+                        metrics.lr,
+                        metrics.grad_norm,
                         clock(remaining)
                     ));
                 }
@@ -210,7 +210,7 @@ impl<'a> StudyDisplay<'a> {
             }
             StudyEvent::Run { run, event } => match event {
                 Event::Progress(progress) => self.display.show_data_progress(progress),
-                Event::Step(row) => self.step(run, row),
+                Event::Step(metrics) => self.step(run, metrics),
                 Event::Note(text) => self
                     .display
                     .line(&format!("{}  {text}", run.grid_point.label())),
@@ -227,20 +227,21 @@ impl<'a> StudyDisplay<'a> {
                 self.finished += 1;
                 let (first, _) = self.active_runs.remove(&record.id).unwrap_or_default();
                 self.finished_steps += record.steps.saturating_sub(first);
-                let ending = match (&record.status, record.validation_loss) {
+                let outcome = match (&record.status, record.validation_loss) {
                     (RunStatus::Finished, Some(loss)) => format!("validation loss {loss:.4}"),
                     (RunStatus::Finished, None) => "finished".into(),
-                    (RunStatus::NotLearned { reason }, _) => format!("did not learn: {reason}"),
+                    (RunStatus::NotLearned { reason }, _) => format!("not learned yet: {reason}"),
                     (RunStatus::Diverged { step, reason }, _) => {
                         format!("diverged at step {step}: {reason}")
                     }
-                    (RunStatus::Eliminated { step } | RunStatus::Unfinished { step }, _) => {
-                        format!("stopped early after step {step}")
+                    (RunStatus::Eliminated { step }, _) => {
+                        format!("eliminated after step {step}")
                     }
+                    (RunStatus::Unfinished { step }, _) => format!("unfinished after step {step}"),
                     _ => "ended".into(),
                 };
                 self.display.line(&format!(
-                    "{:>4}/{}  {}  {ending}",
+                    "{:>4}/{}  {}  {outcome}",
                     self.finished,
                     self.runs,
                     record.grid_point.label()
@@ -255,15 +256,15 @@ impl<'a> StudyDisplay<'a> {
         self.display.finish();
     }
 
-    fn step(&mut self, run: &PlannedRun, row: &Metrics) {
+    fn step(&mut self, run: &PlannedRun, metrics: &Metrics) {
         let counted = self.active_runs.entry(run.id.clone());
-        counted.or_insert((row.step - 1, 0)).1 = row.step;
-        let here = self.active_runs.values();
-        let here = self.finished_steps + here.map(|(first, now)| now - first).sum::<u64>();
+        counted.or_insert((metrics.step - 1, 0)).1 = metrics.step;
+        let active = self.active_runs.values();
+        let steps_here = self.finished_steps + active.map(|(first, now)| now - first).sum::<u64>();
         let now = self.active_runs.values().map(|(_, now)| now).sum::<u64>();
         let all = self.runs as u64 * self.steps;
         let position = (self.finished as u64 * self.steps + now).min(all);
-        let per_step = self.started.elapsed().div_f64(here.max(1) as f64);
+        let per_step = self.started.elapsed().div_f64(steps_here.max(1) as f64);
         let remaining = clock(per_step.mul_f64((all - position) as f64));
         self.display.show_position(
             "study",
@@ -273,7 +274,7 @@ impl<'a> StudyDisplay<'a> {
                 self.finished,
                 self.runs,
                 run.grid_point.label(),
-                row.loss
+                metrics.loss
             ),
         );
     }

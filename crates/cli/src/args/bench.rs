@@ -21,7 +21,7 @@ pub enum BenchCommand {
     Decode(BenchArgs),
     /// Every named placement in training and decoding: throughput and memory relative to pre-norm.
     Placements(BenchPlacementsArgs),
-    /// Each op on the CPU: time, fraction of the machine's limit, speed-up over plain loops in f64.
+    /// Each op on the CPU: time, fraction of the machine's limit, speed-up over the f64 reference loops.
     Ops(BenchOpsArgs),
 }
 
@@ -77,7 +77,7 @@ pub struct BenchOpsArgs {
         allow_negative_numbers = true
     )]
     pub seconds: f64,
-    /// Fail if the speed-up of a kernel over plain loops is below its minimum in this file.
+    /// Fail if the speed-up of a kernel over the reference loops is below its minimum in this file.
     #[arg(long, value_name = "FLOORS.toml")]
     pub floors: Option<PathBuf>,
 }

@@ -9,7 +9,7 @@ use super::shared::{OutputArgs, OverrideArgs};
 /// Operations on placements.
 #[derive(Debug, Subcommand)]
 pub enum PlacementCommand {
-    /// Print every named placement with its meaning and source.
+    /// Print every named placement with its description and source.
     List(PlacementListArgs),
     /// Print a placement's equations, norms, initialization and warnings.
     Explain(PlacementExplainArgs),

@@ -8,7 +8,7 @@ use super::Outcome;
 use crate::args::{DataCommand, OutputArgs, PrepareArgs, PublicText};
 use crate::console::{self, Console};
 use crate::progress::Display;
-use crate::stop::Signals;
+use crate::signals::Signals;
 use crate::table::{bytes, numeric_table, with_thousands_separators};
 
 pub fn run(command: DataCommand, console: &Console) -> Result<Outcome, Error> {

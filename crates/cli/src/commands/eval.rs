@@ -11,7 +11,7 @@ use super::Outcome;
 use crate::args::{EvalArgs, EvalSplit, EvalWindows};
 use crate::console::{self, Console};
 use crate::progress::Display;
-use crate::stop::Signals;
+use crate::signals::Signals;
 use crate::table::{self, with_thousands_separators};
 
 pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {

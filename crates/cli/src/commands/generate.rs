@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::Outcome;
 use crate::args::GenerateArgs;
 use crate::console::{self, Console};
-use crate::stop::Signals;
+use crate::signals::Signals;
 
 #[derive(Serialize)]
 struct GenerationReport {
@@ -22,9 +22,10 @@ struct GenerationReport {
     prompt_tokens: usize,
     context_tokens: usize,
     /// Tokens outside the context of the last sampled token.
-    left_out: Omissions,
+    #[serde(rename = "left_out")]
+    omissions: Omissions,
     #[serde(flatten)]
-    prompt_account: PromptCoverage,
+    prompt_coverage: PromptCoverage,
 }
 
 pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
@@ -40,9 +41,9 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
     let signals = Signals::install()?;
     let stop = signals.defer();
     let mut generator = TextGenerator::new(&mut model, &tokenizer, &args.prompt, sampling)?;
-    let prompt_account = generator.prompt().clone();
+    let prompt_coverage = generator.prompt().clone();
     let dropped_prompt_tokens = generator.left_out().lines();
-    for line in prompt_account.lines().iter().chain(&dropped_prompt_tokens) {
+    for line in prompt_coverage.lines().iter().chain(&dropped_prompt_tokens) {
         console.note(line);
     }
     let mut sink = TextSink::new(&args)?;
@@ -50,13 +51,13 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
         return Ok(Outcome::Completed);
     };
     let prompt_tokens = generator.prompt_tokens();
-    let left_out = generator.left_out();
+    let omissions = generator.left_out();
     sink.write(&generator.finish())?;
     if !args.output.json {
         console::print("\n")?;
     }
     // The others were printed above.
-    for line in left_out.lines().iter().skip(dropped_prompt_tokens.len()) {
+    for line in omissions.lines().iter().skip(dropped_prompt_tokens.len()) {
         console.note(line);
     }
     if args.output.json {
@@ -66,8 +67,8 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
             tokens,
             prompt_tokens,
             context_tokens: model.config().max_seq_len,
-            left_out,
-            prompt_account,
+            omissions,
+            prompt_coverage,
         })?;
     }
     if stop.load(Ordering::Relaxed) {
@@ -77,7 +78,8 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
     Ok(Outcome::Completed)
 }
 
-/// Generates up to `max_tokens` tokens and returns their number; `None` if nobody reads the text any more.
+/// Generates up to `max_tokens` tokens and returns their number; `None` if standard output was
+/// closed.
 fn generate(
     generator: &mut TextGenerator<'_>,
     sink: &mut TextSink,
@@ -113,7 +115,7 @@ impl TextSink {
         Ok(Self { collected })
     }
 
-    /// Adds text; returns false if nobody reads it.
+    /// Adds text; returns false if standard output was closed.
     fn write(&mut self, piece: &str) -> Result<bool, Error> {
         match &mut self.collected {
             Some(text) => {

@@ -18,7 +18,8 @@ struct Report {
     checkpoint: String,
     parameters: u64,
     tensors: TensorCounts,
-    left_out: Omissions,
+    #[serde(rename = "left_out")]
+    omissions: Omissions,
     notes: Vec<String>,
     tokenizer: Option<TokenizerReport>,
 }
@@ -57,7 +58,7 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Outcome, Error> {
         checkpoint: args.out.display().to_string(),
         parameters: inventory::parameters(model.config())?,
         tensors,
-        left_out,
+        omissions: left_out,
         notes,
         tokenizer: tokenizer.as_ref().map(|tokenizer| TokenizerReport {
             vocab_size: tokenizer.vocab_size(),
@@ -111,7 +112,7 @@ fn print_text(report: &Report, args: &ImportArgs, console: &Console) -> Result<(
     for note in &report.notes {
         console::print(&format!("{note}\n"))?;
     }
-    for line in report.left_out.lines() {
+    for line in report.omissions.lines() {
         console.note(&line);
     }
     console.note(&match (&report.tokenizer, &args.tokenizer) {
@@ -121,7 +122,10 @@ fn print_text(report: &Report, args: &ImportArgs, console: &Console) -> Result<(
             tokenizer.eos_id
         ),
         (Some(_), Some(spec)) => format!("with the tokenizer {spec}"),
-        (None, _) => "without a tokenizer; the checkpoint cannot read or write text".into(),
+        (None, _) => {
+            "without a tokenizer: `generate` and `eval` on text will not work with this checkpoint"
+                .into()
+        }
     });
     Ok(())
 }
@@ -135,9 +139,9 @@ fn find_tokenizer(args: &ImportArgs) -> Result<(Option<Tokenizer>, Vec<String>),
     if args.no_tokenizer {
         return Ok((None, Vec::new()));
     }
-    let beside = interop::tokenizer(&args.folder).map_err(|error| tokenizer_error(&error))?;
-    Ok(beside.map_or((None, Vec::new()), |beside| {
-        (Some(beside.tokenizer), beside.files)
+    let imported = interop::tokenizer(&args.folder).map_err(|error| tokenizer_error(&error))?;
+    Ok(imported.map_or((None, Vec::new()), |imported| {
+        (Some(imported.tokenizer), imported.files)
     }))
 }
 
@@ -146,7 +150,7 @@ fn tokenizer_error(error: &Error) -> Error {
     Error::invalid_value(
         "--tokenizer",
         format!(
-            "{error}; --no-tokenizer imports the weights without it, --tokenizer takes another"
+            "{error}; use --no-tokenizer to import the weights only, or --tokenizer SPEC to store another tokenizer"
         ),
     )
 }

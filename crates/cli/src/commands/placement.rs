@@ -17,7 +17,8 @@ use crate::table;
 struct Row {
     name: &'static str,
     aliases: &'static [&'static str],
-    meaning: &'static str,
+    #[serde(rename = "meaning")]
+    description: &'static str,
     source: &'static str,
     hash: String,
 }
@@ -37,7 +38,7 @@ fn list(args: &PlacementListArgs) -> Result<(), Error> {
             Ok(Row {
                 name: entry.name,
                 aliases: entry.aliases,
-                meaning: entry.description,
+                description: entry.description,
                 source: entry.source,
                 hash: placement::named(entry.name)?.hash(),
             })
@@ -47,13 +48,13 @@ fn list(args: &PlacementListArgs) -> Result<(), Error> {
 }
 
 fn table_of(rows: &[Row]) -> String {
-    let mut table = table::text_table(&["name", "meaning", "source"]);
+    let mut table = table::text_table(&["name", "description", "source"]);
     for row in rows {
         let name = match row.aliases {
             [] => row.name.to_owned(),
             aliases => format!("{} (= {})", row.name, aliases.join(", ")),
         };
-        table.add_row([name, row.meaning.to_owned(), row.source.to_owned()]);
+        table.add_row([name, row.description.to_owned(), row.source.to_owned()]);
     }
     format!("{table}\n")
 }

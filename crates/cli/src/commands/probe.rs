@@ -11,7 +11,7 @@ use super::Outcome;
 use crate::args::ProbeArgs;
 use crate::console::Console;
 use crate::progress::Display;
-use crate::stop::Signals;
+use crate::signals::Signals;
 use crate::table::{Table, numeric_table};
 
 pub fn run(args: ProbeArgs, console: &Console) -> Result<Outcome, Error> {
@@ -57,13 +57,13 @@ fn text(report: &ProbeReport) -> String {
         if let Some(problem) = &placement.diverged {
             text += &format!("{} diverged: {problem}\n", placement.placement);
         }
-        for moment in &placement.measured_steps {
+        for measured in &placement.measured_steps {
             text += &format!(
                 "\n{}, step {}\n{}\n{}\n",
                 placement.placement,
-                moment.step,
-                signals(moment),
-                roles(moment)
+                measured.step,
+                signals(measured),
+                roles(measured)
             );
         }
     }
@@ -84,18 +84,18 @@ fn growth(report: &ProbeReport) -> Table {
         "min attention entropy",
     ]);
     for placement in &report.placements {
-        for moment in &placement.measured_steps {
-            let blocks = &moment.layers.blocks;
+        for measured in &placement.measured_steps {
+            let blocks = &measured.layers.blocks;
             let logits = blocks.iter().filter_map(|block| block.scores.max);
             let entropies = blocks.iter().filter_map(|block| block.scores.entropy);
             table.add_row([
                 placement.placement.clone(),
-                moment.step.to_string(),
-                format!("{:.4}", moment.loss),
-                ratio(moment.growth.grad),
-                ratio(moment.growth.grad_spread),
-                ratio(moment.growth.stream),
-                ratio(moment.growth.stream_grad),
+                measured.step.to_string(),
+                format!("{:.4}", measured.loss),
+                ratio(measured.growth.grad),
+                ratio(measured.growth.grad_spread),
+                ratio(measured.growth.stream),
+                ratio(measured.growth.stream_grad),
                 three_digits(logits.reduce(f32::max)),
                 three_digits(entropies.reduce(f32::min)),
             ]);
@@ -105,7 +105,7 @@ fn growth(report: &ProbeReport) -> Table {
 }
 
 /// Tabulates the activations, attention statistics and gradients of each block.
-fn signals(moment: &ProbeStep) -> Table {
+fn signals(measured: &ProbeStep) -> Table {
     let mut table = numeric_table(&[
         "block",
         "residual RMS",
@@ -117,7 +117,7 @@ fn signals(moment: &ProbeStep) -> Table {
         "residual gradient",
         "gain drift",
     ]);
-    let blocks = moment.layers.blocks.iter().zip(&moment.stream_grad);
+    let blocks = measured.layers.blocks.iter().zip(&measured.stream_grad);
     for (index, (block, stream_grad)) in blocks.enumerate() {
         table.add_row([
             (index + 1).to_string(),
@@ -135,8 +135,8 @@ fn signals(moment: &ProbeStep) -> Table {
 }
 
 /// Tabulates gradient norms and relative updates of each block's parameters by role.
-fn roles(moment: &ProbeStep) -> Table {
-    let blocks = &moment.layers.blocks;
+fn roles(measured: &ProbeStep) -> Table {
+    let blocks = &measured.layers.blocks;
     let names: BTreeSet<&String> = blocks
         .iter()
         .flat_map(|block| block.roles.grad_norm.keys())

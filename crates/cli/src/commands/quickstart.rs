@@ -10,7 +10,7 @@ use super::Outcome;
 use crate::args::QuickstartArgs;
 use crate::console::Console;
 use crate::progress::{Display, clock};
-use crate::stop::Signals;
+use crate::signals::Signals;
 use crate::table::{bytes, numeric_table, with_thousands_separators};
 
 pub fn run(args: QuickstartArgs, console: &Console) -> Result<Outcome, Error> {

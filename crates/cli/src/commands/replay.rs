@@ -11,7 +11,7 @@ use super::Outcome;
 use crate::args::ReplayArgs;
 use crate::console::Console;
 use crate::progress::Display;
-use crate::stop::Signals;
+use crate::signals::Signals;
 use crate::table::numeric_table;
 
 /// Number of steps in the table before and after the step of interest.

@@ -15,7 +15,7 @@ use super::{Outcome, default_run, resume_command};
 use crate::args::{MergeArgs, OutputArgs, StudyArgs, StudyCommand};
 use crate::console::Console;
 use crate::progress::StudyDisplay;
-use crate::stop::Signals;
+use crate::signals::Signals;
 use crate::table::{Table, numeric_table, with_thousands_separators};
 
 /// Cell without a value.
@@ -119,10 +119,11 @@ impl Observer<'_> {
 struct GroupReport<'a> {
     #[serde(flatten)]
     group: &'a Group,
-    /// Used and left-out tokens of the data; empty if no run was left to train.
+    /// Used and omitted tokens of the data; empty if no run remained to be trained.
     data: &'a [DataCoverage],
-    /// Left-out data, by reason.
-    left_out: Omissions,
+    /// Omitted data, by reason.
+    #[serde(rename = "left_out")]
+    omissions: Omissions,
 }
 
 fn print_results(
@@ -132,13 +133,13 @@ fn print_results(
     output: &OutputArgs,
 ) -> Result<(), Error> {
     let groups = study::analyze_folder(folder, study)?.groups;
-    let mut left_out = Omissions::default();
+    let mut omissions = Omissions::default();
     data.iter()
-        .for_each(|data| left_out.extend(&data.omissions()));
+        .for_each(|data| omissions.extend(&data.omissions()));
     let report = |group| GroupReport {
         group,
         data,
-        left_out: left_out.clone(),
+        omissions: omissions.clone(),
     };
     let reports: Vec<GroupReport<'_>> = groups.iter().map(report).collect();
     output.print(&reports, |_| {
@@ -186,8 +187,8 @@ fn losses(analysis: &Analysis, learning_rates: &[f64]) -> Table {
 fn loss_cell(rate: &LearningRateSummary) -> String {
     let notes: Vec<String> = [
         (rate.diverged, "diverged"),
-        (rate.not_learned, "did not learn"),
-        (rate.halved, "stopped early"),
+        (rate.not_learned, "not learned yet"),
+        (rate.halved, "eliminated"),
     ]
     .into_iter()
     .filter(|(count, _)| *count > 0)
@@ -212,9 +213,9 @@ fn comparison(analysis: &Analysis) -> Table {
             0 | 1 => format!("{level} CI"),
             _ => format!("{level} CI, simultaneous"),
         },
-        "p (corrected)",
+        "p (adjusted)",
         "verdict",
-        "compute saving",
+        "compute gain",
         "effective speed-up",
         "spikes",
         "tokens/s",
@@ -266,7 +267,7 @@ fn verdict_name(verdict: Verdict) -> &'static str {
     }
 }
 
-/// Returns what stands for the verdict on a placement without a comparison.
+/// Returns the text shown instead of a verdict for a placement without a comparison.
 fn no_comparison(placement: &PlacementSummary, analysis: &Analysis) -> &'static str {
     match &placement.no_comparison_reason {
         Some(_) if !analysis.complete => "incomplete",

@@ -13,7 +13,7 @@ use super::{Outcome, default_run, resume_command};
 use crate::args::TrainArgs;
 use crate::console::{self, Console};
 use crate::progress::Display;
-use crate::stop::Signals;
+use crate::signals::Signals;
 use crate::table::with_thousands_separators;
 
 pub fn run(args: TrainArgs, console: &Console) -> Result<Outcome, Error> {

@@ -102,10 +102,12 @@ impl Floor {
                     row.largest_difference
                 ))
             }
-            Some(row) if row.speedup_over_naive.is_nan() || row.speedup_over_naive < *speedup => {
+            Some(row)
+                if row.speedup_over_reference.is_nan() || row.speedup_over_reference < *speedup =>
+            {
                 Some(format!(
                     "{op} {direction} is {:.1} times as fast as plain loops, expected at least {speedup}",
-                    row.speedup_over_naive
+                    row.speedup_over_reference
                 ))
             }
             Some(_) => None,

@@ -9,7 +9,7 @@ use hybridnorm::{Device, Error};
 use super::Outcome;
 use crate::args::BenchCommand;
 use crate::console::Console;
-use crate::stop::Signals;
+use crate::signals::Signals;
 use crate::table::{bytes, numeric_table, si_prefixed, with_thousands_separators};
 
 pub fn run(command: BenchCommand, console: &Console) -> Result<Outcome, Error> {

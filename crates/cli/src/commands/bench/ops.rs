@@ -30,7 +30,7 @@ fn text(report: &OpsReport) -> String {
         "rate",
         "limit",
         "share",
-        "f64 plain loops",
+        "f64 reference",
         "speed-up",
         "difference",
     ]);
@@ -39,7 +39,7 @@ fn text(report: &OpsReport) -> String {
     }
     format!(
         "shapes          {} sequences of {} tokens\n\
-         threads         {}; plain loops take one and compute in f64\n\
+         threads         {}; the reference takes one and computes in f64\n\
          GEMM peak       {:.1} GFLOP/s\n\
          memory          {:.2} GB/s read, {:.2} GB/s read and written\n{table}\n\
          ~: extrapolated from a part\n",
@@ -57,7 +57,11 @@ fn cells(row: &OpRow) -> [String; 9] {
         Bound::Arithmetic => "GFLOP/s",
         Bound::Read | Bound::ReadWrite => "GB/s",
     };
-    let scaled = if row.naive_part < 1.0 { "~" } else { "" };
+    let scaled = if row.reference_fraction < 1.0 {
+        "~"
+    } else {
+        ""
+    };
     [
         row.op.to_owned(),
         row.direction.to_owned(),
@@ -65,8 +69,8 @@ fn cells(row: &OpRow) -> [String; 9] {
         format!("{:.2} {unit}", row.rate),
         format!("{:.2}", row.limit),
         format!("{:.1} %", 100.0 * row.share_of_limit),
-        format!("{scaled}{:.2} ms", 1e3 * row.naive_seconds),
-        format!("{:.1}", row.speedup_over_naive),
+        format!("{scaled}{:.2} ms", 1e3 * row.reference_seconds),
+        format!("{:.1}", row.speedup_over_reference),
         format!("{:.0e}", row.largest_difference),
     ]
 }

@@ -14,7 +14,7 @@ use crate::args::BenchPlacementsArgs;
 use crate::commands::Outcome;
 use crate::console::Console;
 use crate::progress::Display;
-use crate::stop::Signals;
+use crate::signals::Signals;
 use crate::table::{bytes, numeric_table, with_thousands_separators};
 
 /// Polling interval for a measurement in another process.

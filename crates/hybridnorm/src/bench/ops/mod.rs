@@ -115,11 +115,14 @@ pub struct OpRow {
     pub share_of_limit: f64,
     /// Wall time of the reference, single-threaded plain loops in double precision, in seconds. If the whole
     /// problem would take more than about a second, a part is timed and extrapolated linearly.
-    pub naive_seconds: f64,
+    #[serde(rename = "naive_seconds")]
+    pub reference_seconds: f64,
     /// Fraction of the problem that the reference was timed on.
-    pub naive_part: f64,
-    /// `naive_seconds / seconds`.
-    pub speedup_over_naive: f64,
+    #[serde(rename = "naive_part")]
+    pub reference_fraction: f64,
+    /// `reference_seconds / seconds`.
+    #[serde(rename = "speedup_over_naive")]
+    pub speedup_over_reference: f64,
     /// Largest difference between the two on that fraction, relative to the largest element of the
     /// reference's output.
     pub largest_difference: f64,
@@ -216,9 +219,9 @@ fn row(case: &Case, timing: &Timing, limits: &Limits) -> OpRow {
         rate,
         limit,
         share_of_limit: rate / limit,
-        naive_seconds: timing.reference.seconds,
-        naive_part: timing.reference.fraction,
-        speedup_over_naive: timing.reference.seconds / timing.seconds,
+        reference_seconds: timing.reference.seconds,
+        reference_fraction: timing.reference.fraction,
+        speedup_over_reference: timing.reference.seconds / timing.seconds,
         largest_difference: timing.reference.largest_difference,
     }
 }
