@@ -17,7 +17,7 @@ fn imports_do_not_overwrite_existing_folders() {
         dir.expect_error(
             1,
             &["import", "theirs", "--out", out],
-            &[named, "already here"],
+            &[named, "already exists"],
         );
         assert_eq!(before, files_below(&dir.path(".")));
     }

@@ -226,7 +226,7 @@ fn a_constant_learning_rate_is_not_attributed_to_the_number_of_steps() {
         .find(|line| line.contains("the learning rate at step 21"));
     let line = line.unwrap_or_else(|| panic!("{stderr}"));
     assert!(
-        line.ends_with("since optimizer.lr went from 0.003 to 0.001"),
+        line.ends_with("because optimizer.lr went from 0.003 to 0.001"),
         "{line}"
     );
 }

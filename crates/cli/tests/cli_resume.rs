@@ -177,12 +177,12 @@ fn a_damaged_newest_checkpoint_is_skipped_and_reported() {
             let output = dir.run(&["train", "tiny.toml", "--run", "run", "--resume"]);
             let stderr = stderr(&output);
             assert_eq!(code(&output), 0, "{stderr}");
-            let passed = stderr
+            let note = stderr
                 .lines()
-                .find(|line| line.starts_with("passed over a broken checkpoint: "))
+                .find(|line| line.starts_with("skipped a corrupt checkpoint: "))
                 .unwrap_or_else(|| panic!("{name:?} {how:?}: {stderr}"));
-            assert!(passed.contains("step-00000020"), "{passed}");
-            assert!(passed.contains(name.to_str().unwrap()), "{passed}");
+            assert!(note.contains("step-00000020"), "{note}");
+            assert!(note.contains(name.to_str().unwrap()), "{note}");
             assert!(stderr.contains("resuming after step 15"), "{stderr}");
             assert_same(&dir, "whole", "run");
         }
@@ -407,8 +407,7 @@ fn commands_that_use_an_older_checkpoint_report_the_damaged_one() {
         let stderr = stderr(&output);
         assert_eq!(code(&output), 0, "{args:?}: {stderr}");
         assert!(
-            stderr.contains("passed over a broken checkpoint: ")
-                && stderr.contains("step-00000020"),
+            stderr.contains("skipped a corrupt checkpoint: ") && stderr.contains("step-00000020"),
             "{args:?}: {stderr}"
         );
     }

@@ -262,16 +262,16 @@ fn run_statuses_are_consistent_across_outputs() {
     });
     let table = dir.ok(&["--quiet", "study", "study.toml", "--out", "out", "--resume"]);
     assert!(
-        table.contains("3 diverged") && table.contains("3 did not learn"),
+        table.contains("3 diverged") && table.contains("3 not learned yet"),
         "{table}"
     );
     let markdown = dir.ok(&["report", "out", "--format", "markdown"]);
     assert!(
-        markdown.contains("placement | runs | finished | diverged | did not learn | stopped"),
+        markdown.contains("placement | runs | finished | diverged | not learned yet | eliminated"),
         "{markdown}"
     );
     assert!(markdown.contains("| 9 | 3 | 3 | 3 | 0 |"), "{markdown}");
-    assert!(markdown.contains("3 of 3 diverged") && markdown.contains("3 of 3 did not learn"));
+    assert!(markdown.contains("3 of 3 diverged") && markdown.contains("3 of 3 not learned yet"));
     let html = dir.page("out");
     let body = &html[html.find("<body").unwrap()..html.find("<script").unwrap_or(html.len())];
     for text in [table.as_str(), &markdown, body] {
@@ -284,7 +284,7 @@ fn run_statuses_are_consistent_across_outputs() {
         "{markdown}"
     );
     assert!(
-        markdown.contains("runs: 12 finished, 3 diverged, 3 did not learn"),
+        markdown.contains("runs: 12 finished, 3 diverged, 3 not learned yet"),
         "{markdown}"
     );
     let json = dir.json(&["report", "out", "--format", "json"]);

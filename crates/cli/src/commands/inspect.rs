@@ -168,7 +168,7 @@ fn text(report: &Report) -> String {
         ("accumulated gradients", memory.gradients),
         ("activations, gradients, scratch", memory.activations),
         ("workspace of kernels", memory.workspace),
-        ("program", memory.program),
+        ("process", memory.process),
         ("total", memory.total()),
     ] {
         table.add_row([name.to_owned(), bytes(size)]);

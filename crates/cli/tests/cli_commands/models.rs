@@ -151,7 +151,7 @@ fn official_checkpoints_are_imported() {
         dir.expect_error(
             1,
             &["import", "theirs", "--out", name],
-            &[name, "already here"],
+            &[name, "already exists"],
         );
         dir.expect_error(
             1,

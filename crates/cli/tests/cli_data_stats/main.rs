@@ -73,7 +73,7 @@ fn study_probe_and_replay_report_data_stats() {
     let stderr = common::stderr(&output);
     assert_eq!(
         stderr
-            .matches("training data: made of 1 file, 3 records")
+            .matches("training data: prepared from 1 file, 3 records")
             .count(),
         1,
         "{stderr}"

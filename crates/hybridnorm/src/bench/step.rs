@@ -122,7 +122,7 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: Device) -> Resu
     options.check_shape(config)?;
     let inventory = inventory(config, options.step_shape(), &options.optimizer)?;
     memory::check_available(
-        inventory.memory.total_without_program(),
+        inventory.memory.total_without_process(),
         "the model's weights, moments, gradients and activations",
     )?;
     let mut session = Session::new(config, options, device)?;

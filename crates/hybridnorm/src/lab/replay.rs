@@ -159,7 +159,7 @@ pub fn run(
     check_step(run, options.step, &recorded)?;
     let history = segments::read(run)?;
     let found = checkpoint::newest_before(run, options.step)?;
-    for problem in &found.broken {
+    for problem in &found.corrupt {
         on_event(Event::Note(run_directory::skipped_checkpoint_note(problem)));
     }
     let from = found.checkpoint.as_ref().map_or(0, |(step, _)| *step);
@@ -216,7 +216,7 @@ fn check_step(run: &Path, step: u64, recorded: &[Metrics]) -> Result<()> {
         false => Err(Error::invalid_value(
             "step",
             format!(
-                "{}: step = {step}, expected 1 to {}: the run did {newest} steps",
+                "{}: step = {step}, expected 1 to {}: the run completed {newest} steps",
                 run.display(),
                 newest + 1
             ),

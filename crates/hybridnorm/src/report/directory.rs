@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::data_groups::{self, DataGroup};
 use super::labels::{self, RunIdentity, affects_results, label};
 use super::run::{Directory, PeakLr, RecordCounts, ReportedRun};
-use super::sets::{self, DataSet};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lab::study;
@@ -19,36 +19,38 @@ use crate::train::segments::{self, Segment};
 use crate::train::{Config, history, run_directory};
 
 /// Maximum bytes of a file of records; a larger one would not fit into memory in parsed form.
-const ROWS_LIMIT: u64 = 1 << 30;
+const RECORDS_LIMIT: u64 = 1 << 30;
 /// Relative tolerance: learning rates of the same schedule differ by rounding only.
-const SAME_RATE: f64 = 1e-6;
+const LR_TOLERANCE: f64 = 1e-6;
 
-/// Reads the runs in these directories, groups them into sets and labels them.
+/// Reads the runs in these directories, groups them by data and labels them.
 ///
 /// # Errors
 /// If a file cannot be read, or a directory is given twice.
-pub(super) fn read(paths: &[PathBuf]) -> Result<(Vec<ReportedRun>, Vec<DataSet>)> {
+pub(super) fn read(paths: &[PathBuf]) -> Result<(Vec<ReportedRun>, Vec<DataGroup>)> {
     check_unique(paths)?;
-    let mut all: Vec<DataSet> = Vec::new();
+    let mut all: Vec<DataGroup> = Vec::new();
     let mut found: Vec<(ReportedRun, RunIdentity)> = Vec::new();
     for path in paths {
-        let (mut run, identity, set) = read_run(path)?;
-        let position = all.iter().position(|known| known.is_comparable(&set));
+        let (mut run, identity, group) = read_run(path)?;
+        let position = all.iter().position(|known| known.is_comparable(&group));
         if let Some(directory) = &mut run.directory {
-            directory.set = position.unwrap_or(all.len());
+            directory.group = position.unwrap_or(all.len());
         }
         if position.is_none() {
-            all.push(set);
+            all.push(group);
         }
         found.push((run, identity));
     }
-    for set in 0..all.len() {
-        let members = || found.iter().filter(|(run, _)| run.set() == set);
+    for group in 0..all.len() {
+        let members = || found.iter().filter(|(run, _)| run.data_group() == group);
         let identities: Vec<RunIdentity> =
             members().map(|(_, identity)| identity.clone()).collect();
         let names = label(&identities);
-        let of_set = found.iter_mut().filter(|(run, _)| run.set() == set);
-        for ((run, identity), name) in of_set.zip(names.labels) {
+        let of_group = found
+            .iter_mut()
+            .filter(|(run, _)| run.data_group() == group);
+        for ((run, identity), name) in of_group.zip(names.labels) {
             if let Some(directory) = &mut run.directory {
                 directory.label = name;
                 let value = |key: &String| Some((key.clone(), identity.keys.get(key)?.clone()));
@@ -57,7 +59,7 @@ pub(super) fn read(paths: &[PathBuf]) -> Result<(Vec<ReportedRun>, Vec<DataSet>)
         }
     }
     let runs = found.into_iter().map(|(run, _)| run).collect();
-    Ok((runs, sets::name_sets(all)))
+    Ok((runs, data_groups::name_groups(all)))
 }
 
 fn check_unique(paths: &[PathBuf]) -> Result<()> {
@@ -78,19 +80,19 @@ fn check_unique(paths: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-fn read_run(path: &Path) -> Result<(ReportedRun, RunIdentity, DataSet)> {
+fn read_run(path: &Path) -> Result<(ReportedRun, RunIdentity, DataGroup)> {
     for name in [Metrics::FILE, LayerRecord::FILE] {
-        check_rows(&path.join(name))?;
+        check_records(&path.join(name))?;
     }
-    let (mut record, checkpoint) = study::run_record_with_checkpoint(path)?;
+    let (mut record, checkpoint) = study::read_run_record_with_checkpoint(path)?;
     let config = Config::load(path.join(run_directory::CONFIG), &[])?;
     let segments = segments::read(path)?;
-    let rows: Vec<Metrics> = records::read(path)?;
-    let rates = rates(&config, &segments, &rows);
-    if let Some(first) = rates.first() {
+    let metrics: Vec<Metrics> = records::read(path)?;
+    let peak_lrs = peak_lrs(&config, &segments, &metrics);
+    if let Some(first) = peak_lrs.first() {
         record.grid_point.lr = first.lr;
     }
-    let set = DataSet::of(&record, &config, checkpoint.as_ref(), &segments)?;
+    let group = DataGroup::of(&record, &config, checkpoint.as_ref(), &segments)?;
     let mut keys = labels::result_keys(&record.config)
         .map_err(|error| Error::format(path, error.to_string()))?;
     if let Some((key, value)) = initial_weights(&segments) {
@@ -104,11 +106,11 @@ fn read_run(path: &Path) -> Result<(ReportedRun, RunIdentity, DataSet)> {
     let identity = RunIdentity {
         placement: record.grid_point.placement.clone(),
         hash: record.placement_hash.clone(),
-        lr: (rates.len() == 1).then_some(record.grid_point.lr),
+        lr: (peak_lrs.len() == 1).then_some(record.grid_point.lr),
         seed: record.grid_point.seed,
         directory: name.clone(),
         keys,
-        changes: match rates.is_empty() {
+        changes: match peak_lrs.is_empty() {
             true => "learning rate changed during training".to_owned(),
             false => describe_changes(&segments),
         },
@@ -117,22 +119,22 @@ fn read_run(path: &Path) -> Result<(ReportedRun, RunIdentity, DataSet)> {
         name,
         label: String::new(),
         differing: BTreeMap::new(),
-        set: 0,
+        group: 0,
         planned_steps: config.train.steps as u64,
         not_recorded: path_only_inputs(&config, &segments),
-        rates,
+        peak_lrs,
         segments,
-        rows: RecordCounts::of(steps(&path.join(Metrics::FILE))?.into_iter()),
+        records: RecordCounts::of(steps(&path.join(Metrics::FILE))?.into_iter()),
     };
     let run = ReportedRun {
         record,
         directory: Some(directory),
     };
-    Ok((run, identity, set))
+    Ok((run, identity, group))
 }
 
 /// Checks that a file of records is a regular file that fits into memory.
-fn check_rows(path: &Path) -> Result<()> {
+fn check_records(path: &Path) -> Result<()> {
     if !files::exists(path)? {
         return Ok(());
     }
@@ -140,10 +142,10 @@ fn check_rows(path: &Path) -> Result<()> {
         .metadata()
         .map_err(Error::io(path))?
         .len();
-    match length > ROWS_LIMIT {
+    match length > RECORDS_LIMIT {
         true => Err(Error::format(
             path,
-            format!("{length} bytes of records, expected at most {ROWS_LIMIT} for a report"),
+            format!("{length} bytes of records, expected at most {RECORDS_LIMIT} for a report"),
         )),
         false => Ok(()),
     }
@@ -171,33 +173,36 @@ fn steps(path: &Path) -> Result<Vec<u64>> {
 
 /// Returns the peak learning rates of a run: that of the configuration, and earlier ones from its history.
 /// Empty if the learning rates recorded since the last segment began do not follow the configuration.
-fn rates(config: &Config, segments: &[Segment], rows: &[Metrics]) -> Vec<PeakLr> {
+fn peak_lrs(config: &Config, segments: &[Segment], metrics: &[Metrics]) -> Vec<PeakLr> {
     let last = config.optimizer.lr;
     let since = segments.last().map_or(0, |last| last.after_step);
-    let of_last: Vec<&Metrics> = rows.iter().filter(|row| row.step > since).collect();
+    let of_last: Vec<&Metrics> = metrics
+        .iter()
+        .filter(|metrics| metrics.step > since)
+        .collect();
     if !follows_schedule(config, &of_last) {
         return Vec::new();
     }
-    let mut rates = Vec::new();
+    let mut peaks = Vec::new();
     let mut lr = last;
     for segment in segments.iter().rev() {
-        let of_rate = |change: &&segments::Change| change.key == "optimizer.lr";
-        let Some(change) = segment.changed.iter().find(of_rate) else {
+        let is_of_lr = |change: &&segments::Change| change.key == "optimizer.lr";
+        let Some(change) = segment.changed.iter().find(is_of_lr) else {
             continue;
         };
-        rates.push(PeakLr {
+        peaks.push(PeakLr {
             after_step: segment.after_step,
             lr,
         });
         let before = change.from.as_deref().and_then(|from| from.parse().ok());
         lr = before.unwrap_or(f64::NAN);
     }
-    rates.push(PeakLr { after_step: 0, lr });
-    rates.reverse();
-    rates
+    peaks.push(PeakLr { after_step: 0, lr });
+    peaks.reverse();
+    peaks
 }
 
-fn follows_schedule(config: &Config, rows: &[&Metrics]) -> bool {
+fn follows_schedule(config: &Config, metrics: &[&Metrics]) -> bool {
     let train = &config.train;
     let tokens = (train.batch_size * train.seq_len) as u64;
     let schedule = config
@@ -206,9 +211,9 @@ fn follows_schedule(config: &Config, rows: &[&Metrics]) -> bool {
     let Ok(schedule) = schedule else {
         return true;
     };
-    rows.iter().all(|row| {
-        let expected = schedule.lr(row.step as usize);
-        (row.lr - expected).abs() <= SAME_RATE * expected.abs()
+    metrics.iter().all(|metrics| {
+        let expected = schedule.lr(metrics.step as usize);
+        (metrics.lr - expected).abs() <= LR_TOLERANCE * expected.abs()
     })
 }
 
@@ -236,7 +241,7 @@ fn describe_changes(segments: &[Segment]) -> String {
 /// Returns the starting weights taken from another run, as a key and its value.
 fn initial_weights(segments: &[Segment]) -> Option<(String, String)> {
     let first = segments.first()?;
-    let weights = sets::short_hash(first.weights.as_deref()?);
+    let weights = data_groups::short_hash(first.weights.as_deref()?);
     let value = match first.after_step {
         0 => weights.to_owned(),
         step => format!("{weights} after step {step}"),

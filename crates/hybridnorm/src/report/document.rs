@@ -3,8 +3,8 @@
 use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
+use super::data_groups::DataGroup;
 use super::run::ReportedRun;
-use super::sets::DataSet;
 use crate::lab::probe::ProbeReport;
 use crate::lab::study::Group;
 
@@ -26,17 +26,18 @@ pub struct Document {
     pub title: String,
     /// Date, as in 2026-11-25.
     pub created: String,
-    /// Version of this program.
+    /// Version of hybridnorm that wrote the report.
     pub version: String,
     /// Compared runs, one entry per initialization and depth.
     pub groups: Vec<Group>,
     /// Number of runs of the study, finished or not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub planned: Option<usize>,
-    /// Training and validation data of runs that were given by directory. Only runs of the same set are
-    /// compared.
+    /// Training and validation data of runs that were given by directory. Only runs of the same
+    /// group are compared.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub sets: Vec<DataSet>,
+    #[serde(rename = "sets")]
+    pub data_groups: Vec<DataGroup>,
     /// All runs; of a study, the finished ones.
     pub runs: Vec<ReportedRun>,
     /// Measurements of each placement over the first steps.

@@ -6,7 +6,7 @@ use crate::lab::stats::Summary;
 pub(super) use crate::format_number::{NONE, compact, difference, probability, ratio};
 
 /// Formats a learning rate: `3e-3`.
-pub(super) fn rate(lr: f64) -> String {
+pub(super) fn learning_rate(lr: f64) -> String {
     if !lr.is_finite() {
         return NONE.to_owned();
     }
@@ -27,7 +27,7 @@ pub(super) fn mean_sd(losses: &Summary) -> String {
 }
 
 /// Formats a setting with all its digits.
-pub(super) fn plain(value: f64) -> String {
+pub(super) fn exact(value: f64) -> String {
     finite_or_dash(value, |value| value.to_string())
 }
 
@@ -62,11 +62,11 @@ mod tests {
 
     #[test]
     fn learning_rates_are_short() {
-        assert_eq!(rate(3e-3), "3e-3");
-        assert_eq!(rate(0.1 + 0.2), "3e-1");
-        assert_eq!(rate(2.5e-4), "2.5e-4");
-        assert_eq!(rate(10.0), "1e1");
-        assert_eq!(rate(f64::NAN), NONE);
+        assert_eq!(learning_rate(3e-3), "3e-3");
+        assert_eq!(learning_rate(0.1 + 0.2), "3e-1");
+        assert_eq!(learning_rate(2.5e-4), "2.5e-4");
+        assert_eq!(learning_rate(10.0), "1e1");
+        assert_eq!(learning_rate(f64::NAN), NONE);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Tables of training history: segments, differing keys, missing records.
 
-use super::format::{NONE, count, mebibytes, or_none, rate};
+use super::format::{NONE, count, learning_rate, mebibytes, or_none};
 use super::labels::short_name;
 use super::palette::PlacementStyles;
 use super::run::{Directory, ReportedRun};
@@ -67,7 +67,7 @@ impl SegmentRow<'_> {
             self.run.grid_point.seed.to_string().into(),
             self.directory.name.as_str().into(),
             steps.into(),
-            or_none(lr, rate).into(),
+            or_none(lr, learning_rate).into(),
         ]
     }
 
@@ -87,7 +87,7 @@ impl SegmentRow<'_> {
     /// Returns the row of the steps before the first recorded segment, if there are any.
     fn before_first_segment(&self) -> Option<Vec<Cell>> {
         let end = self.directory.segments[0].after_step;
-        let lr = self.directory.rates.first().map(|since| since.lr);
+        let lr = self.directory.peak_lrs.first().map(|since| since.lr);
         (end > 0).then(|| {
             let mut row = self.first_cells(step_range(0, end), lr);
             row.extend(not_recorded(6));
@@ -100,7 +100,7 @@ impl SegmentRow<'_> {
         let segments = &self.directory.segments;
         let segment = &segments[index];
         let last = (segments.get(index + 1)).map_or(self.run.steps, |next| next.after_step);
-        let lr = (self.directory.rates.iter().rev())
+        let lr = (self.directory.peak_lrs.iter().rev())
             .find(|since| since.after_step <= segment.after_step)
             .map(|since| since.lr);
         let changes: Vec<String> = segment.changed.iter().map(describe_change).collect();
@@ -179,30 +179,34 @@ pub(super) fn differing_keys(view: &View, styles: &PlacementStyles) -> Table {
 pub(super) fn caveats(view: &View) -> Vec<String> {
     let mut caveats = Vec::new();
     for (run, directory) in directories(view) {
-        let rows = &directory.rows;
-        if rows.missing > 0 {
+        let records = &directory.records;
+        if records.missing > 0 {
             caveats.push(format!(
                 "{} (seed {}, {}): {} no record in metrics.jsonl, the first is step {}; curves, \
                  training loss, spikes and seconds cover the {} recorded {}.",
                 run.label(),
                 run.grid_point.seed,
                 directory.name,
-                match rows.missing {
+                match records.missing {
                     1 => "1 step has".to_owned(),
                     n => format!("{} steps have", with_thousands_separators(n)),
                 },
-                with_thousands_separators(rows.first_missing.unwrap_or(1)),
-                with_thousands_separators(rows.found),
-                if rows.found == 1 { "step" } else { "steps" },
+                with_thousands_separators(records.first_missing.unwrap_or(1)),
+                with_thousands_separators(records.distinct_steps),
+                if records.distinct_steps == 1 {
+                    "step"
+                } else {
+                    "steps"
+                },
             ));
         }
-        if rows.repeated > 0 {
+        if records.repeated > 0 {
             caveats.push(format!(
                 "{} (seed {}, {}): {} in metrics.jsonl; the last record of each step is used.",
                 run.label(),
                 run.grid_point.seed,
                 directory.name,
-                match rows.repeated {
+                match records.repeated {
                     1 => "1 record repeats a step".to_owned(),
                     n => format!("{} records repeat a step", with_thousands_separators(n)),
                 },

@@ -7,15 +7,15 @@ use serde::Serialize;
 use super::charts::{self, Chart, curves};
 use super::document::Document;
 use super::escape::{CELL_CHARS, PARAGRAPH_CHARS, escape_line, json_in_script};
-use super::format::{count, rate};
+use super::format::{count, learning_rate};
 use super::page::Page;
 use super::palette::{self, PlacementStyles};
 use super::run::ReportedRun;
 use super::sections::{self, Context};
-use super::tables::{DIVERGED, HALVED, NOT_LEARNED};
+use super::tables::{DIVERGED, ELIMINATED, NOT_LEARNED};
 use super::view::{View, views};
 use crate::lab::study::record::RunStatus;
-use crate::train::layers::BLOCK_SIGNALS;
+use crate::train::layers::BLOCK_METRICS;
 use crate::train::metrics::MetricCurve;
 
 const STYLE: &str = include_str!("style.css");
@@ -32,8 +32,9 @@ struct Charts<'a> {
     charts: &'a [Chart],
     /// Metrics of the CSV file of curves.
     curves: Vec<Column>,
-    /// Signals of the CSV file of layers.
-    signals: Vec<Column>,
+    /// Block metrics of the CSV file of layers.
+    #[serde(rename = "signals")]
+    block_metrics: Vec<Column>,
 }
 
 /// Column of a CSV file.
@@ -67,7 +68,7 @@ pub fn html(document: &Document) -> String {
         config: charts::configuration(),
         charts: &charts,
         curves: curve_columns(document),
-        signals: signal_columns(),
+        block_metrics: block_metric_columns(),
     });
     let library = library();
     format!(
@@ -97,8 +98,8 @@ fn curve_columns(document: &Document) -> Vec<Column> {
     metrics.map(column).collect()
 }
 
-fn signal_columns() -> Vec<Column> {
-    let columns = BLOCK_SIGNALS.iter().filter_map(|signal| signal.column);
+fn block_metric_columns() -> Vec<Column> {
+    let columns = BLOCK_METRICS.iter().filter_map(|metric| metric.column);
     columns
         .map(|(column, path)| Column { column, path })
         .collect()
@@ -130,13 +131,13 @@ pub(super) fn summary_line(
     styles: &PlacementStyles,
 ) -> String {
     let runs = &document.runs;
-    let mut facts = vec![match document.sets.is_empty() {
+    let mut facts = vec![match document.data_groups.is_empty() {
         true => count(styles.len(), "placement", "placements"),
-        false => count(styles.len(), "kind of run", "kinds of runs"),
+        false => count(styles.len(), "configuration", "configurations"),
     }];
     facts.extend(learning_rates(runs));
     if views.len() > 1 {
-        facts.push(match document.sets.is_empty() {
+        facts.push(match document.data_groups.is_empty() {
             true => format!("{} settings", views.len()),
             false => format!("{} groups that are not comparable", views.len()),
         });
@@ -163,12 +164,12 @@ fn learning_rates(runs: &[ReportedRun]) -> Option<String> {
     rates.dedup();
     match rates.as_slice() {
         [] => None,
-        [only] => Some(format!("learning rate {}", rate(*only))),
+        [only] => Some(format!("learning rate {}", learning_rate(*only))),
         [low, .., high] => Some(format!(
             "{} learning rates from {} to {}",
             rates.len(),
-            rate(*low),
-            rate(*high)
+            learning_rate(*low),
+            learning_rate(*high)
         )),
     }
 }
@@ -215,7 +216,7 @@ fn status_counts(runs: &[ReportedRun]) -> String {
     for (n, word) in [
         (diverged, DIVERGED),
         (not_learned, NOT_LEARNED),
-        (halved, HALVED),
+        (halved, ELIMINATED),
         (unfinished, "unfinished"),
     ] {
         if n > 0 {

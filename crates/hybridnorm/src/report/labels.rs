@@ -162,11 +162,11 @@ fn number_duplicates<T: PartialEq>(labels: &mut [String], what: impl Fn(usize) -
 /// Appends the directory to equal labels of runs with the same seed, which are not repetitions.
 fn append_directories(labels: &mut [String], runs: &[RunIdentity]) {
     let before = labels.to_vec();
-    let is_twin = |a: usize, b: usize| {
+    let has_same_label_and_seed = |a: usize, b: usize| {
         before[a] == before[b] && runs[a].lr == runs[b].lr && runs[a].seed == runs[b].seed
     };
     for at in 0..runs.len() {
-        if (0..runs.len()).any(|other| other != at && is_twin(at, other)) {
+        if (0..runs.len()).any(|other| other != at && has_same_label_and_seed(at, other)) {
             labels[at] += &format!(", {}", runs[at].directory);
         }
     }

@@ -67,7 +67,7 @@ impl Document {
             ));
         }
         if !directories.is_empty() {
-            (document.runs, document.sets) = directory::read(&directories)?;
+            (document.runs, document.data_groups) = directory::read(&directories)?;
         }
         Ok(document)
     }

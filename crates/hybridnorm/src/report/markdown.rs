@@ -3,14 +3,14 @@
 use std::fmt::Write as _;
 
 use super::confidence::confidence_note;
+use super::data_groups::incomparable_note;
 use super::document::Document;
 use super::escape::{CELL_CHARS, NAME_CHARS, markdown_line, markdown_text};
-use super::format::plain;
+use super::format::exact;
 use super::html::summary_line;
 use super::palette::PlacementStyles;
 use super::reference::{growth, placements};
 use super::sections::{LIMITATIONS, machines, power_law};
-use super::sets::incomparable_note;
 use super::tables;
 use super::view::{View, views};
 use super::{history, sections};
@@ -29,7 +29,7 @@ pub fn markdown(document: &Document) -> String {
     );
     let remarks = sections::incomplete(document)
         .into_iter()
-        .chain(incomparable_note(&document.sets));
+        .chain(incomparable_note(&document.data_groups));
     for remark in remarks {
         let _ = writeln!(text, "**{}**\n", markdown_text(&remark));
     }
@@ -112,12 +112,12 @@ fn constants(text: &mut String, level: &str, view: &View) {
     let _ = writeln!(text, "{level} Constants\n");
     let mut settings: Vec<(&str, String)> = vec![
         ("baseline", rules.baseline.clone()),
-        ("level of the tests (α)", plain(rules.alpha)),
-        ("power for the number of seeds", plain(rules.power)),
-        ("tolerance (nats)", plain(rules.tolerance)),
+        ("level of the tests (α)", exact(rules.alpha)),
+        ("power for the number of seeds", exact(rules.power)),
+        ("tolerance (nats)", exact(rules.tolerance)),
     ];
     if let Some(cap) = rules.loss_cap {
-        settings.push(("cap of losses in the sensitivity (nats)", plain(cap)));
+        settings.push(("cap of losses in the sensitivity (nats)", exact(cap)));
     }
     for (name, value) in settings {
         let _ = writeln!(text, "- {name}: {}", markdown_text(&value));
@@ -125,8 +125,8 @@ fn constants(text: &mut String, level: &str, view: &View) {
     let _ = writeln!(
         text,
         "- effective speed-up: compute gain × throughput ratio, by L(C) = {} + A · C^−{}; {}\n\n{}\n",
-        plain(law.irreducible),
-        plain(law.exponent),
+        exact(law.irreducible),
+        exact(law.exponent),
         markdown_text(&law.factor),
         markdown_text(LIMITATIONS)
     );

@@ -3,8 +3,8 @@
 //!
 //! A [`Document`] contains all numbers. [`html()`] and [`markdown()`] only select, round and render them.
 //!
-//! The contents are listed in tables: the metrics ([`METRICS`](crate::train::metrics::METRICS)), the signals per block
-//! ([`BLOCK_SIGNALS`](crate::train::layers::BLOCK_SIGNALS)) and the sections of the page with their charts
+//! The contents are listed in tables: the metrics ([`METRICS`](crate::train::metrics::METRICS)), the metrics per block
+//! ([`BLOCK_METRICS`](crate::train::layers::BLOCK_METRICS)) and the sections of the page with their charts
 //! (`sections.rs`).
 //!
 //! # Example
@@ -18,6 +18,7 @@
 
 mod charts;
 mod confidence;
+mod data_groups;
 mod directory;
 mod document;
 mod escape;
@@ -27,23 +28,22 @@ mod html;
 mod labels;
 mod load;
 mod markdown;
+mod output_path;
 mod page;
 mod palette;
 mod reference;
 mod run;
 mod sections;
-mod sets;
 mod table;
 mod tables;
-mod target;
 mod view;
 
 #[cfg(test)]
 mod tests;
 
+pub use data_groups::DataGroup;
 pub use document::Document;
 pub use html::html;
 pub use markdown::markdown;
+pub use output_path::check_output_path;
 pub use run::{Directory, PeakLr, RecordCounts, ReportedRun};
-pub use sets::DataSet;
-pub use target::check_output_path;

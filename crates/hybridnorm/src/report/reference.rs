@@ -18,7 +18,7 @@ use crate::lab::probe::ProbeReport;
 pub(super) fn probe_summary(page: &mut Page, context: &Context) {
     if let Some(report) = &context.document.probe {
         page.text(&format!(
-            "Per-block signals in the first {} of training of {}.",
+            "Per-block metrics in the first {} of training of {}.",
             count(report.steps as usize, "step", "steps"),
             count(report.placements.len(), "placement", "placements")
         ));
@@ -48,7 +48,7 @@ pub(super) fn add_placements(page: &mut Page, context: &Context) {
     }
 }
 
-/// Builds the table of the growth of signals with depth.
+/// Builds the table of the growth of block metrics with depth.
 pub(super) fn growth(report: &ProbeReport, styles: &PlacementStyles) -> Table {
     let mut table = Table::new(
         "Growth with depth: fitted ratio of the last block to the first, and ratio of the largest gradient norm \
@@ -62,16 +62,16 @@ pub(super) fn growth(report: &ProbeReport, styles: &PlacementStyles) -> Table {
     .number("gradient norm, largest/smallest block")
     .number("gradient at the residual stream, last/first block");
     for placement in &report.placements {
-        for moment in &placement.measured_steps {
+        for measured in &placement.measured_steps {
             let ratio = |value: Option<f32>| or_none(value, |value| compact(value.into()));
             table.row(vec![
                 tables::placement(styles, &placement.placement),
-                with_thousands_separators(moment.step).into(),
-                loss(moment.loss).into(),
-                ratio(moment.growth.stream).into(),
-                ratio(moment.growth.grad).into(),
-                ratio(moment.growth.grad_spread).into(),
-                ratio(moment.growth.stream_grad).into(),
+                with_thousands_separators(measured.step).into(),
+                loss(measured.loss).into(),
+                ratio(measured.growth.stream).into(),
+                ratio(measured.growth.grad).into(),
+                ratio(measured.growth.grad_spread).into(),
+                ratio(measured.growth.stream_grad).into(),
             ]);
         }
     }
@@ -143,7 +143,7 @@ pub(super) fn all_runs(page: &mut Page, context: &Context) {
         &format!(
             "Configuration of the first run: {}, learning rate {}, seed {}",
             first.label(),
-            tables::rates(first),
+            tables::peak_learning_rates(first),
             first.grid_point.seed
         ),
         &pre(&first.config),
@@ -156,7 +156,7 @@ pub(super) fn all_runs(page: &mut Page, context: &Context) {
     }
     // Runs that are not comparable are in separate tables.
     let mut table = String::new();
-    match document.sets.len() {
+    match document.data_groups.len() {
         0 | 1 => {
             let runs: Vec<&ReportedRun> = document.runs.iter().collect();
             table += &tables::runs(&runs, styles).html("runs-table");

@@ -30,8 +30,9 @@ pub struct Directory {
     pub label: String,
     /// Keys that differ, with their values.
     pub differing: BTreeMap<String, String>,
-    /// Index of its data set in [`Document::sets`](super::Document::sets).
-    pub set: usize,
+    /// Index of its data group in [`Document::data_groups`](super::Document::data_groups).
+    #[serde(rename = "set")]
+    pub group: usize,
     /// Number of steps in the configuration.
     pub planned_steps: u64,
     /// Descriptions of inputs of which only the path was recorded.
@@ -39,11 +40,13 @@ pub struct Directory {
     pub not_recorded: Vec<String>,
     /// Peak learning rates with the steps after which they apply. Empty if the learning rates of the steps do
     /// not follow the configuration, for an unknown reason.
-    pub rates: Vec<PeakLr>,
+    #[serde(rename = "rates")]
+    pub peak_lrs: Vec<PeakLr>,
     /// Training segments; empty if they were not recorded.
     pub segments: Vec<Segment>,
     /// Steps with and without records.
-    pub rows: RecordCounts,
+    #[serde(rename = "rows")]
+    pub records: RecordCounts,
 }
 
 /// A peak learning rate with its first step.
@@ -59,7 +62,8 @@ pub struct PeakLr {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecordCounts {
     /// Number of different steps with a record.
-    pub found: u64,
+    #[serde(rename = "found")]
+    pub distinct_steps: u64,
     /// Steps up to the last one without a record, or whose record is followed by one of an earlier step.
     pub missing: u64,
     /// First missing step.
@@ -72,13 +76,13 @@ pub struct RecordCounts {
 impl RecordCounts {
     /// Counts the steps of records, in file order.
     pub(super) fn of(steps: impl Iterator<Item = u64>) -> Self {
-        let (mut rows, mut seen) = (Self::default(), BTreeSet::new());
+        let (mut counts, mut seen) = (Self::default(), BTreeSet::new());
         // Steps whose records count: a repeated step invalidates the records of later steps.
         let mut kept = BTreeSet::new();
         for step in steps {
             match seen.insert(step) {
-                true => rows.found += 1,
-                false => rows.repeated += 1,
+                true => counts.distinct_steps += 1,
+                false => counts.repeated += 1,
             }
             kept.split_off(&step);
             kept.insert(step);
@@ -87,12 +91,12 @@ impl RecordCounts {
         let mut next = 1;
         for step in kept.into_iter().chain(end) {
             if step > next {
-                rows.missing += step - next;
-                rows.first_missing.get_or_insert(next);
+                counts.missing += step - next;
+                counts.first_missing.get_or_insert(next);
             }
             next = step.saturating_add(1);
         }
-        rows
+        counts
     }
 }
 
@@ -109,16 +113,18 @@ impl ReportedRun {
     pub(super) fn peak_lr(&self) -> Option<f64> {
         match &self.directory {
             None => Some(self.record.grid_point.lr),
-            Some(directory) => match directory.rates.as_slice() {
+            Some(directory) => match directory.peak_lrs.as_slice() {
                 [only] => Some(only.lr),
                 _ => None,
             },
         }
     }
 
-    /// Returns the index of its data set.
-    pub(super) fn set(&self) -> usize {
-        self.directory.as_ref().map_or(0, |directory| directory.set)
+    /// Returns the index of its data group.
+    pub(super) fn data_group(&self) -> usize {
+        self.directory
+            .as_ref()
+            .map_or(0, |directory| directory.group)
     }
 }
 
@@ -149,14 +155,14 @@ mod tests {
 
     #[test]
     fn missing_and_repeated_steps_are_counted() {
-        let rows = RecordCounts::of([1, 2, 5, 6, 6, 9].into_iter());
+        let counts = RecordCounts::of([1, 2, 5, 6, 6, 9].into_iter());
         let expected = RecordCounts {
-            found: 5,
+            distinct_steps: 5,
             missing: 4,
             first_missing: Some(3),
             repeated: 1,
         };
-        assert_eq!(rows, expected);
+        assert_eq!(counts, expected);
         assert_eq!(RecordCounts::of(1..=3).missing, 0);
         assert_eq!(
             RecordCounts::of(std::iter::empty()),

@@ -1,16 +1,16 @@
 //! Sections of the page: their list, and those about studies.
 
-use super::charts::{block_signals, compare, curves, learning_rates, probe};
+use super::charts::{block_metrics, compare, curves, learning_rates, probe};
 use super::confidence::confidence_note;
+use super::data_groups::incomparable_note;
 use super::document::Document;
 use super::escape::{PARAGRAPH_CHARS, escape_line};
-use super::format::{compact, count, loss, plain, ratio};
+use super::format::{compact, count, exact, loss, ratio};
 use super::history::{self, NOT_RECORDED};
 use super::page::Page;
 use super::palette::PlacementStyles;
 use super::reference;
 use super::run::ReportedRun;
-use super::sets::incomparable_note;
 use super::tables;
 use super::view::View;
 use crate::lab::analysis::Verdict;
@@ -47,7 +47,7 @@ enum Parts {
 const SECTIONS: &[Section] = &[
     Section { anchor: "incomplete", title: "Incomplete", is_shown: |context| has_runs(context) && incomplete(context.document).is_some(),
         parts: Parts::Document(&[incomplete_warning]) },
-    Section { anchor: "groups", title: "Groups of runs", is_shown: |context| has_runs(context) && incomparable_note(&context.document.sets).is_some(),
+    Section { anchor: "groups", title: "Groups of runs", is_shown: |context| has_runs(context) && incomparable_note(&context.document.data_groups).is_some(),
         parts: Parts::Document(&[groups]) },
     Section { anchor: "runs", title: "Runs", is_shown: has_directories,
         parts: Parts::View(&[runs]) },
@@ -61,8 +61,8 @@ const SECTIONS: &[Section] = &[
         parts: Parts::View(&[learning_rates::add_tolerance, tolerance]) },
     Section { anchor: "curves", title: "Training curves", is_shown: has_runs,
         parts: Parts::View(&[curves::add_curves]) },
-    Section { anchor: "inside", title: "Per-block signals", is_shown: has_runs,
-        parts: Parts::View(&[block_signals::add_heat_maps]) },
+    Section { anchor: "inside", title: "Per-block metrics", is_shown: has_runs,
+        parts: Parts::View(&[block_metrics::add_heat_maps]) },
     Section { anchor: "cost", title: "Cost", is_shown: has_runs,
         parts: Parts::View(&[compare::add_cost, cost]) },
     Section { anchor: "speedup", title: "Effective speed-up", is_shown: has_analysis,
@@ -121,7 +121,7 @@ fn incomplete_warning(page: &mut Page, context: &Context) {
 }
 
 fn groups(page: &mut Page, context: &Context) {
-    if let Some(sentence) = incomparable_note(&context.document.sets) {
+    if let Some(sentence) = incomparable_note(&context.document.data_groups) {
         page.text(&sentence);
     }
 }
@@ -181,7 +181,7 @@ fn comparisons(page: &mut Page, view: &View, styles: &PlacementStyles) {
     let edges = edges.count();
     if edges > 0 {
         page.note(&format!(
-            "For {} the best learning rate is at an end of the grid; a better one may lie outside.",
+            "For {} the best learning rate is at the edge of the grid; a better one may lie outside.",
             count(edges, "placement", "placements")
         ));
     }
@@ -319,8 +319,8 @@ fn speedup(page: &mut Page, view: &View, _: &PlacementStyles) {
     page.text("How much compute would the baseline need for the same loss, by a power law?");
     page.html(&format!(
         "<p class=\"formula\">L(C) = E + A · C<sup>−x</sup> = {} + A · C<sup>−{}</sup></p>\n",
-        plain(law.irreducible),
-        plain(law.exponent)
+        exact(law.irreducible),
+        exact(law.exponent)
     ));
     page.text(&format!("{}.", law.factor));
     page.text("A placement with loss L matches the baseline trained with compute");

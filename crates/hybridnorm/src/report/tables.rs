@@ -1,7 +1,8 @@
 //! Tables of a study.
 
 use super::format::{
-    NONE, count, difference, loss, mean_sd, mebibytes, or_none, probability, rate, ratio, speed,
+    NONE, count, difference, learning_rate, loss, mean_sd, mebibytes, or_none, probability, ratio,
+    speed,
 };
 use super::history::NOT_RECORDED;
 use super::palette::PlacementStyles;
@@ -14,9 +15,9 @@ use crate::lab::study::record::RunStatus;
 
 /// Words for the status of runs, in every table and sentence.
 pub(super) const DIVERGED: &str = "diverged";
-pub(super) const NOT_LEARNED: &str = "did not learn";
-/// Stopped by successive halving.
-pub(super) const HALVED: &str = "stopped";
+pub(super) const NOT_LEARNED: &str = "not learned yet";
+/// Eliminated by successive halving.
+pub(super) const ELIMINATED: &str = "eliminated";
 
 /// Returns a cell with the name and mark of a placement.
 pub(super) fn placement(styles: &PlacementStyles, name: &str) -> Cell {
@@ -31,7 +32,7 @@ pub(super) fn losses(view: &View, styles: &PlacementStyles) -> Table {
     )
     .text("placement");
     for &lr in &view.lrs {
-        table = table.number(rate(lr));
+        table = table.number(learning_rate(lr));
     }
     for &name in &view.placements {
         let best = view.best_lr(name).filter(|_| view.is_complete);
@@ -42,7 +43,7 @@ pub(super) fn losses(view: &View, styles: &PlacementStyles) -> Table {
             for (number, word) in [
                 (found.diverged, DIVERGED),
                 (found.not_learned, NOT_LEARNED),
-                (found.halved, HALVED),
+                (found.halved, ELIMINATED),
                 (found.unfinished, "unfinished"),
             ] {
                 if number > 0 {
@@ -115,11 +116,11 @@ fn or_none_cell<T>(value: Option<T>, cell: impl Fn(T) -> Cell) -> Cell {
 fn best_lr(best: &Best) -> Cell {
     let note = match best.at_edge {
         None => "",
-        Some(Edge::Lowest) => "lowest tested",
-        Some(Edge::Highest) => "highest tested",
-        Some(Edge::Only) => "only one tested",
+        Some(Edge::Lowest) => "lowest tried",
+        Some(Edge::Highest) => "highest tried",
+        Some(Edge::Only) => "only one tried",
     };
-    Cell::new(rate(best.lr)).note(note)
+    Cell::new(learning_rate(best.lr)).note(note)
 }
 
 /// Formats a number of seeds: `1 new seed`.
@@ -182,21 +183,23 @@ pub(super) fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Table> 
     for summary in &analysis.placements {
         let end = |lr: f64, next: Option<f64>, edge: &str| {
             let of_next = |summary: &&LearningRateSummary| Some(summary.lr) == next;
-            Cell::new(rate(lr)).note(match (next, summary.learning_rates.iter().find(of_next)) {
-                (Some(next), Some(found)) if found.halved > 0 => {
-                    format!("{} was stopped early", rate(next))
-                }
-                (Some(next), _) => format!("{} is outside", rate(next)),
-                (None, _) => format!("{edge} tested"),
-            })
+            Cell::new(learning_rate(lr)).note(
+                match (next, summary.learning_rates.iter().find(of_next)) {
+                    (Some(next), Some(found)) if found.halved > 0 => {
+                        format!("{} was eliminated", learning_rate(next))
+                    }
+                    (Some(next), _) => format!("{} is outside", learning_rate(next)),
+                    (None, _) => format!("{edge} tried"),
+                },
+            )
         };
         let range = summary.lr_tolerance.as_ref();
         table.row(vec![
             placement(styles, &summary.placement),
             or_none_cell(range, |range| end(range.low, range.next_below, "lowest")),
-            or_none(summary.best.as_ref(), |best| rate(best.lr)).into(),
+            or_none(summary.best.as_ref(), |best| learning_rate(best.lr)).into(),
             or_none_cell(range, |range| end(range.high, range.next_above, "highest")),
-            or_none(summary.largest_stable_lr, rate).into(),
+            or_none(summary.largest_stable_lr, learning_rate).into(),
             or_none(summary.lr_sensitivity, loss).into(),
         ]);
     }
@@ -206,15 +209,16 @@ pub(super) fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Table> 
 /// Builds the table of run statuses and spikes.
 pub(super) fn stability(view: &View, styles: &PlacementStyles) -> Table {
     let mut table = Table::new(
-        "Run status and spikes over all learning rates and seeds: number of runs that finished, diverged, did not \
-         learn (no improvement over token frequencies) or were stopped by successive halving, and number of spikes",
+        "Run status and spikes over all learning rates and seeds: number of runs that finished, diverged, had not \
+         learned yet (no improvement over token frequencies) or were eliminated by successive halving, and number of \
+         spikes",
     )
     .text("placement")
     .number("runs")
     .number("finished")
     .number(DIVERGED)
     .number(NOT_LEARNED)
-    .number(HALVED)
+    .number(ELIMINATED)
     .number("spikes of the loss")
     .number("spikes of the gradient norm")
     .number("spikes of the update norm")
@@ -292,7 +296,7 @@ pub(super) fn outcomes(view: &View, styles: &PlacementStyles) -> Table {
         let (status, class) = status_text(run);
         table.row(vec![
             placement(styles, run.label()),
-            rates(run).into(),
+            peak_learning_rates(run).into(),
             run.grid_point.seed.to_string().into(),
             Cell::new(status).class(class),
             with_thousands_separators(run.steps).into(),
@@ -330,7 +334,7 @@ pub(super) fn runs(runs: &[&ReportedRun], styles: &PlacementStyles) -> Table {
         let spikes = run.spikes;
         table.row(vec![
             placement(styles, run.label()),
-            rates(run).into(),
+            peak_learning_rates(run).into(),
             run.grid_point.seed.to_string().into(),
             run.grid_point.init.as_deref().unwrap_or(NONE).into(),
             or_none(run.grid_point.depth, |depth| depth.to_string()).into(),
@@ -365,19 +369,19 @@ fn recorded(fact: Option<String>) -> Cell {
 }
 
 /// Formats the peak learning rate of a run, or all of them with their steps.
-pub(super) fn rates(run: &ReportedRun) -> String {
+pub(super) fn peak_learning_rates(run: &ReportedRun) -> String {
     let rates = match &run.directory {
-        None => return rate(run.grid_point.lr),
-        Some(directory) => &directory.rates,
+        None => return learning_rate(run.grid_point.lr),
+        Some(directory) => &directory.peak_lrs,
     };
     let mut text = String::new();
     for since in rates {
         match since.after_step {
-            0 => text += &rate(since.lr),
+            0 => text += &learning_rate(since.lr),
             step => {
                 text += &format!(
                     ", {} after step {}",
-                    rate(since.lr),
+                    learning_rate(since.lr),
                     with_thousands_separators(step)
                 )
             }
@@ -402,7 +406,10 @@ fn status_text(run: &ReportedRun) -> (String, &'static str) {
         ),
         RunStatus::NotLearned { reason } => (format!("{NOT_LEARNED}: {reason}"), "warn"),
         RunStatus::Eliminated { step } => (
-            format!("{HALVED} after step {}", with_thousands_separators(*step)),
+            format!(
+                "{ELIMINATED} after step {}",
+                with_thousands_separators(*step)
+            ),
             "quiet",
         ),
         RunStatus::Unfinished { step } => {

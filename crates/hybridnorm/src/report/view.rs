@@ -1,8 +1,8 @@
 //! Runs of a document, grouped by comparability.
 
+use super::data_groups::DataGroup;
 use super::document::Document;
 use super::run::ReportedRun;
-use super::sets::DataSet;
 use crate::lab::analysis::PlacementSummary;
 use crate::lab::stats::{self, Summary};
 use crate::lab::study::record::RunStatus;
@@ -36,7 +36,7 @@ pub(super) struct RunsAtLr<'a> {
     pub(super) diverged: usize,
     /// Number of runs that had not learned yet.
     pub(super) not_learned: usize,
-    /// Number of runs that were stopped by successive halving.
+    /// Number of runs that were eliminated by successive halving.
     pub(super) halved: usize,
     /// Number of unfinished runs.
     pub(super) unfinished: usize,
@@ -55,8 +55,8 @@ pub(super) fn views(document: &Document) -> Vec<View<'_>> {
 }
 
 fn sorted(document: &Document) -> Vec<View<'_>> {
-    if !document.sets.is_empty() {
-        return by_set(document);
+    if !document.data_groups.is_empty() {
+        return by_data_group(document);
     }
     let mut views: Vec<View> = Vec::new();
     for group in &document.groups {
@@ -100,13 +100,16 @@ fn sorted(document: &Document) -> Vec<View<'_>> {
     views
 }
 
-/// Returns one view per data set.
-fn by_set(document: &Document) -> Vec<View<'_>> {
-    let view = |(position, set): (usize, &DataSet)| {
-        let of_set = document.runs.iter().filter(|run| run.set() == position);
-        View::new(position, set.name.clone(), None, of_set.collect())
+/// Returns one view per data group.
+fn by_data_group(document: &Document) -> Vec<View<'_>> {
+    let view = |(position, group): (usize, &DataGroup)| {
+        let of_group = document
+            .runs
+            .iter()
+            .filter(|run| run.data_group() == position);
+        View::new(position, group.name.clone(), None, of_group.collect())
     };
-    document.sets.iter().enumerate().map(view).collect()
+    document.data_groups.iter().enumerate().map(view).collect()
 }
 
 impl<'a> View<'a> {
@@ -162,13 +165,13 @@ impl<'a> View<'a> {
     /// Summarizes the status of the runs of a placement at a learning rate.
     pub(super) fn status_at(&self, placement: &str, lr: f64) -> RunsAtLr<'a> {
         let runs = self.runs_at(placement, lr);
-        let ended =
+        let has_status =
             |wanted: fn(&RunStatus) -> bool| runs.iter().filter(|run| wanted(&run.status)).count();
         RunsAtLr {
-            diverged: ended(|ending| matches!(ending, RunStatus::Diverged { .. })),
-            not_learned: ended(|ending| matches!(ending, RunStatus::NotLearned { .. })),
-            halved: ended(|ending| matches!(ending, RunStatus::Eliminated { .. })),
-            unfinished: ended(|ending| matches!(ending, RunStatus::Unfinished { .. })),
+            diverged: has_status(|status| matches!(status, RunStatus::Diverged { .. })),
+            not_learned: has_status(|status| matches!(status, RunStatus::NotLearned { .. })),
+            halved: has_status(|status| matches!(status, RunStatus::Eliminated { .. })),
+            unfinished: has_status(|status| matches!(status, RunStatus::Unfinished { .. })),
             runs: runs.len(),
             losses: (runs.iter())
                 .filter(|run| matches!(run.status, RunStatus::Finished))
@@ -184,16 +187,16 @@ impl<'a> View<'a> {
         if let Some(summary) = self.summary(placement) {
             return summary.best.as_ref().map(|best| best.lr);
         }
-        let whole: Vec<(f64, Summary)> = (self.lrs.iter())
+        let complete: Vec<(f64, Summary)> = (self.lrs.iter())
             .filter_map(|&lr| {
                 let found = self.status_at(placement, lr);
                 let summary = found.summary()?;
                 (found.losses.len() == found.runs).then_some((lr, summary))
             })
             .collect();
-        let most = whole.iter().map(|(_, summary)| summary.n).max()?;
-        (whole.iter())
-            .filter(|(_, summary)| summary.n == most)
+        let max_seeds = complete.iter().map(|(_, summary)| summary.n).max()?;
+        (complete.iter())
+            .filter(|(_, summary)| summary.n == max_seeds)
             .map(|(lr, summary)| (*lr, summary.mean))
             .min_by(|a, b| a.1.total_cmp(&b.1))
             .map(|(lr, _)| lr)

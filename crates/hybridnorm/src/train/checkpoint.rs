@@ -1,4 +1,5 @@
-//! Checkpoints: folders that are either complete or not a checkpoint.
+//! Checkpoints, written atomically: an interrupted save leaves either the previous state or a complete new
+//! checkpoint.
 //!
 //! ```text
 //! step-00000100/
@@ -111,7 +112,7 @@ impl<'a> Contents<'a, ()> {
 pub struct Checkpoint {
     path: PathBuf,
     fingerprint: String,
-    passed_over: Vec<String>,
+    skipped: Vec<String>,
 }
 
 /// Checks that a checkpoint can be written at `path`, before long work for it.
@@ -125,7 +126,7 @@ pub fn check_does_not_exist(path: &Path) -> Result<()> {
         Err(error) => Err(Error::io(path)(error)),
         Ok(_) => Err(Error::format(
             path,
-            "already here; choose another name, or remove it",
+            "already exists; choose another name, or remove it",
         )),
     }
 }
@@ -174,7 +175,7 @@ fn write_folder<S: Serialize>(folder: &Path, contents: Contents<'_, S>) -> Resul
     write_json(&folder.join(MANIFEST), &manifest)
 }
 
-/// Writes a checkpoint as [`save`] does, but replaces an existing folder: a damaged checkpoint of a step that a run,
+/// Writes a checkpoint as [`save`] does, but replaces an existing folder: a corrupt checkpoint of a step that a run,
 /// resumed from an earlier one, has reached again.
 ///
 /// # Errors
@@ -191,7 +192,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// If there is none, or a file is missing or has another size or SHA-256. In a run directory, newer checkpoints
-    /// with such errors are [passed over](Self::skipped_checkpoints).
+    /// with such errors are [skipped](Self::skipped_checkpoints).
     pub fn open(path: &Path) -> Result<Self> {
         fs::read_dir(path).map_err(Error::io(path))?;
         if files::exists(path.join(MANIFEST))? {
@@ -201,14 +202,14 @@ impl Checkpoint {
         if files::exists(&folder)? {
             let found = newest(path)?;
             let Some((_, checkpoint)) = found.checkpoint else {
-                let reason = match found.broken.first() {
+                let reason = match found.corrupt.first() {
                     Some(problem) => format!("no valid checkpoint; {problem}"),
                     None => "no checkpoint yet".into(),
                 };
                 return Err(Error::format(folder, reason));
             };
             return Ok(Self {
-                passed_over: found.broken,
+                skipped: found.corrupt,
                 ..checkpoint
             });
         }
@@ -267,13 +268,13 @@ impl Checkpoint {
         Ok(Self {
             path: path.to_path_buf(),
             fingerprint: manifest.files[MODEL].sha256.clone(),
-            passed_over: Vec::new(),
+            skipped: Vec::new(),
         })
     }
 
-    /// Returns the errors of broken newer checkpoints in the run directory that this one was opened from.
+    /// Returns the errors of corrupt newer checkpoints in the run directory that this one was opened from.
     pub fn skipped_checkpoints(&self) -> &[String] {
-        &self.passed_over
+        &self.skipped
     }
 
     /// Returns the path of the folder.
@@ -348,7 +349,7 @@ impl Checkpoint {
     /// Loads the tokenizer, if the checkpoint has one.
     ///
     /// # Errors
-    /// If it exists but is broken.
+    /// If it exists but is corrupt.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
         let folder = self.path.join(TOKENIZER);
         files::exists(&folder)?

@@ -70,14 +70,14 @@ pub struct Config {
     pub train: TrainSection,
     /// Records of the run.
     pub log: LogSection,
-    /// File that it was read from.
+    /// File that the configuration was read from, for later error messages.
     #[setters(skip)]
     #[serde(skip)]
     pub origin: Origin,
 }
 
-/// File that a configuration was read from, for errors that are found later. It is not part of the
-/// configuration's value: all are equal.
+/// File that a configuration was read from, for errors that are found later. All values compare
+/// equal, so that configurations compare by their settings only.
 #[derive(Debug, Clone, Default)]
 pub struct Origin(Option<PathBuf>);
 

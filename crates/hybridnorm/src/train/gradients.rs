@@ -11,7 +11,7 @@ use crate::ops::{self, Arguments};
 use crate::passes;
 use crate::plan::{Options, Program, Recompute};
 
-/// A recorded forward and backward pass.
+/// Symbolic values of a forward and backward pass.
 pub(super) struct Pass<'g> {
     pub(super) objective: Value<'g>,
     pub(super) cross_entropy: Value<'g>,
@@ -30,11 +30,11 @@ pub(super) struct PassTaps {
     maxima: Vec<ValueId>,
 }
 
-/// Records the objective and its gradients for the inputs `ids` and `targets`, each (b, t).
+/// Adds the objective and its gradients to the graph, for inputs `ids` and `targets`, each (b, t).
 ///
 /// # Errors
-/// If a parameter would get no gradient, which is a defect of this program.
-pub(super) fn record<'g>(
+/// If a parameter would get no gradient, which is a bug.
+pub(super) fn build_pass<'g>(
     g: &'g Builder,
     decoder: &Decoder,
     [batch, seq]: [usize; 2],
@@ -53,7 +53,7 @@ pub(super) fn record<'g>(
     for ((_, specs), gradient) in groups.into_iter().zip(found) {
         let gradient = gradient.ok_or_else(|| {
             Error::External(format!(
-                "no gradient for {}; that is a defect of this program",
+                "no gradient for {}; this is a bug in hybridnorm",
                 specs[0].name
             ))
         })?;
@@ -181,10 +181,10 @@ impl Gradients {
 /// # let mut model = Model::new(&config, 0, Device::Cpu)?;
 /// let (inputs, targets) = ([0, 1, 2, 3], [1, 2, 3, 4]);
 /// // The mean over 4 targets.
-/// let found = gradients(&mut model, &inputs, &targets, [1, 4], 4.0, Options::default())?;
-/// let head = found.get("head").expect("the head has a gradient");
+/// let gradients = gradients(&mut model, &inputs, &targets, [1, 4], 4.0, Options::default())?;
+/// let head = gradients.get("head").expect("the head has a gradient");
 /// assert_eq!(head.len(), 8 * 16);
-/// assert!(found.stats.losses.cross_entropy > 0.0);
+/// assert!(gradients.stats.losses.cross_entropy > 0.0);
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 ///
@@ -202,7 +202,7 @@ pub fn gradients(
     model.check_batch(inputs, shape[0], shape[1])?;
     model.check_targets(targets, shape[0], shape[1])?;
     let g = Builder::new();
-    let pass = record(&g, model.decoder(), shape, divisor)?;
+    let pass = build_pass(&g, model.decoder(), shape, divisor)?;
     let taps = PassTaps::new(model.decoder(), &pass, true);
     let gradients: Vec<(String, ValueId)> = pass
         .gradients

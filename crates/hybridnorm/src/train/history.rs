@@ -96,11 +96,14 @@ pub fn truncate_segments(
     step: u64,
 ) -> Result<(Vec<Segment>, Config)> {
     let left = segments.iter().take_while(|one| one.after_step < step);
-    let gone = segments.split_off(left.count());
+    let removed = segments.split_off(left.count());
     if let Some(last) = segments.last_mut() {
         last.last_step = Some(step);
     }
-    let before = revert_changes(newest, gone.iter().rev().map(|one| one.changed.as_slice()))?;
+    let before = revert_changes(
+        newest,
+        removed.iter().rev().map(|one| one.changed.as_slice()),
+    )?;
     Ok((segments, before))
 }
 
@@ -109,8 +112,8 @@ pub fn describe_change(change: &Change) -> String {
     let Change { key, from, to } = change;
     match (from, to) {
         (Some(from), Some(to)) => format!("{key} went from {from} to {to}"),
-        (None, Some(to)) => format!("{key} was not given and is {to}"),
-        (Some(from), None) => format!("{key} was {from} and is not given"),
+        (None, Some(to)) => format!("{key} was not set and is now {to}"),
+        (Some(from), None) => format!("{key} was {from} and is no longer set"),
         (None, None) => key.clone(),
     }
 }
@@ -144,23 +147,23 @@ pub fn learning_rate_note(
         let before = revert_changes(config, [std::slice::from_ref(change)]);
         before.and_then(|before| rate(&before))
     };
-    let is_of_rate = |change: &&Change| {
+    let affects_lr = |change: &&Change| {
         let key = change.key.as_str();
         key.starts_with("schedule.")
             || ["optimizer.lr", "train.steps", "train.batch_size"].contains(&key)
     };
-    let of_rate: Vec<&Change> = changed.iter().filter(is_of_rate).collect();
-    let mut causes = of_rate.clone();
+    let lr_changes: Vec<&Change> = changed.iter().filter(affects_lr).collect();
+    let mut causes = lr_changes.clone();
     causes.retain(|change| without(change).map_or(true, |without| without != to));
     if causes.is_empty() {
-        causes = of_rate;
+        causes = lr_changes;
     }
-    let since: Vec<String> = causes.into_iter().map(describe_change).collect();
+    let reasons: Vec<String> = causes.into_iter().map(describe_change).collect();
     Ok(Some(format!(
-        "the learning rate at step {step} goes from {} to {} since {}",
+        "the learning rate at step {step} changes from {} to {} because {}",
         rounded(from),
         rounded(to),
-        since.join(", ")
+        reasons.join(", ")
     )))
 }
 
@@ -259,9 +262,9 @@ mod tests {
         assert_eq!(
             words,
             [
-                "data.tokenizer was not given and is \"bytes\"",
+                "data.tokenizer was not set and is now \"bytes\"",
                 "optimizer.lr went from 0.5 to 0.25",
-                "schedule.warmup_steps was 7 and is not given",
+                "schedule.warmup_steps was 7 and is no longer set",
                 "seed went from 0 to 4",
             ]
         );
@@ -311,7 +314,7 @@ mod tests {
         let note = |step| learning_rate_note(&old, &new, &changed, step).unwrap();
         assert_eq!(
             note(41).unwrap(),
-            "the learning rate at step 41 goes from 0.1 to 0.532 since train.steps went from 40 to 80"
+            "the learning rate at step 41 changes from 0.1 to 0.532 because train.steps went from 40 to 80"
         );
         let constant = |steps| config(&["schedule.kind=constant", steps]);
         let (old, new) = (constant("train.steps=40"), constant("train.steps=80"));
@@ -323,7 +326,7 @@ mod tests {
         let found = learning_rate_note(&old, &new, &diff(&old, &new), 6);
         let found = found.unwrap().unwrap();
         assert!(
-            found.starts_with("the learning rate at step 11 goes from"),
+            found.starts_with("the learning rate at step 11 changes from"),
             "{found}"
         );
     }
@@ -343,7 +346,7 @@ mod tests {
         );
         assert_eq!(
             found.unwrap(),
-            "the learning rate at step 41 goes from 0.5 to 0.25 since optimizer.lr went from 0.5 to 0.25"
+            "the learning rate at step 41 changes from 0.5 to 0.25 because optimizer.lr went from 0.5 to 0.25"
         );
         // Warm-up in steps does not depend on the batch size, warm-up in tokens does.
         let warm = "schedule.warmup_tokens=16384";
@@ -364,7 +367,7 @@ mod tests {
         );
         let found = found.unwrap();
         assert!(
-            found.ends_with("since train.batch_size went from 16 to 8"),
+            found.ends_with("because train.batch_size went from 16 to 8"),
             "{found}"
         );
         // A kind and a key that needs it are valid only together.

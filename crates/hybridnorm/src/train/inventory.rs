@@ -36,25 +36,26 @@ pub struct Memory {
     pub activations: u64,
     /// Largest kernel workspace, for the current number of threads.
     pub workspace: u64,
-    /// The program itself: code, libraries, plans, and memory retained by the allocator.
-    pub program: u64,
+    /// The process itself: code, libraries, plans, and memory retained by the allocator.
+    #[serde(rename = "program")]
+    pub process: u64,
 }
 
 /// Resident memory of the binary in training, excluding weights, moments, the arena and memory that grows with the
 /// number of ops, if kernels allocate little: 20 MiB of code and libraries, the rest retained by the allocator.
 /// Measured, see docs/performance.md.
-const PROGRAM_BYTES: u64 = 31 << 20;
+const PROCESS_BYTES: u64 = 31 << 20;
 /// Planning memory per op of the programs that the allocator retains, measured at 4 to 600 blocks.
 const PLAN_BYTES_PER_OP: u64 = 3 << 10;
 
 impl Memory {
     /// Returns the total.
     pub fn total(&self) -> u64 {
-        self.total_without_program().saturating_add(self.program)
+        self.total_without_process().saturating_add(self.process)
     }
 
-    /// Returns the total without the program, which a running process already includes.
-    pub fn total_without_program(&self) -> u64 {
+    /// Returns the total without `process`, which a running process already includes.
+    pub fn total_without_process(&self) -> u64 {
         let state = self.weights + self.gradients + self.optimizer;
         let running = self.activations.saturating_add(self.workspace);
         state.saturating_add(running)
@@ -80,7 +81,7 @@ pub fn inventory(
     let step = step::plan(shape, &decoder, &layout, buffers)?;
     let evaluation = LossProgram::new(&decoder, [shape.micro_batch, shape.seq_len], 1.0);
     let programs = [step.all(), vec![evaluation.program()]].concat();
-    let most = |bytes: fn(&Program) -> usize| {
+    let max_bytes = |bytes: fn(&Program) -> usize| {
         let bytes = programs.iter().map(|program| bytes(program));
         bytes.max().unwrap_or(0) as u64
     };
@@ -95,9 +96,9 @@ pub fn inventory(
             weights: 4 * elements,
             gradients: buffers.sums.map_or(0, |_| 4 * elements),
             optimizer: 4 * layout.elements().iter().sum::<usize>() as u64,
-            activations: most(Program::arena_bytes),
-            workspace: most(Program::workspace_bytes),
-            program: PROGRAM_BYTES + PLAN_BYTES_PER_OP * ops as u64,
+            activations: max_bytes(Program::arena_bytes),
+            workspace: max_bytes(Program::workspace_bytes),
+            process: PROCESS_BYTES + PLAN_BYTES_PER_OP * ops as u64,
         },
         micro_batch: shape.micro_batch,
     })

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::optimizer::SlotNorms;
+use super::optimizer::ParameterNorms;
 use super::records::Record;
 use crate::model::registry::Init;
 use crate::model::{Activations, Model, Routing};
@@ -35,37 +35,37 @@ pub struct LayerRecord {
     /// The step, counted from 1.
     pub step: u64,
     /// One entry per block.
-    pub blocks: Vec<BlockSignals>,
+    pub blocks: Vec<BlockStats>,
     /// Parameters outside the blocks: `embedding`, `head`, `norm`, `scale`.
     #[serde(rename = "ends")]
-    pub outside_blocks: RoleSignals,
+    pub outside_blocks: RoleStats,
 }
 
 /// Statistics of one block.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct BlockSignals {
+pub struct BlockStats {
     /// Residual stream at the input of the block.
-    pub stream: Activation,
+    pub stream: ActivationStats,
     /// Output of the attention branch, after its output norm and scale.
-    pub attn: Activation,
+    pub attn: ActivationStats,
     /// Output of the feed-forward branch, after its output norm and scale.
-    pub ffn: Activation,
+    pub ffn: ActivationStats,
     /// Attention logits and weights.
-    pub scores: Scores,
+    pub scores: AttentionStats,
     /// Load of the experts, in a mixture of experts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<Experts>,
     /// Parameters by role: `qkv` (with latent attention `latents`, `q_up`, `kv_up`), `out`, `up` and `down`
     /// (routed and shared experts together), `router`, `norm`, `scale`.
     #[serde(flatten)]
-    pub roles: RoleSignals,
+    pub roles: RoleStats,
 }
 
 /// Magnitude of a tensor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Activation {
+pub struct ActivationStats {
     /// Root mean square.
     pub rms: FiniteOrNone,
     /// Maximum absolute value.
@@ -75,7 +75,7 @@ pub struct Activation {
 /// Attention logits and weights over the positions that the causal mask leaves.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Scores {
+pub struct AttentionStats {
     /// Max attention logit over all heads.
     pub max: FiniteOrNone,
     /// Mean entropy of the attention weights in nats, over heads and positions.
@@ -94,13 +94,13 @@ pub struct Experts {
     pub load_balance: FiniteOrNone,
     /// Router z-loss, unweighted.
     pub z: FiniteOrNone,
-    /// Slots (a token at one of its experts) that were dropped.
+    /// Dropped assignments (a token counts once for each of its top-k experts that dropped it).
     pub dropped: u64,
 }
 
 /// Parameters grouped by role.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct RoleSignals {
+pub struct RoleStats {
     /// Norm of the gradients before clipping.
     pub grad_norm: BTreeMap<String, FiniteOrNone>,
     /// Norm of the optimizer's update over the norm of the weights.
@@ -111,12 +111,12 @@ pub struct RoleSignals {
     pub gain_drift: FiniteOrNone,
 }
 
-/// A signal of a block: a line of [`BLOCK_SIGNALS`].
+/// A metric of a block: a line of [`BLOCK_METRICS`].
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
-pub struct BlockSignal {
-    /// Returns the value; the outer `None` if the block does not have the signal, the inner if it is not finite.
-    pub value: fn(&BlockSignals) -> Option<FiniteOrNone>,
+pub struct BlockMetric {
+    /// Returns the value; the outer `None` if the block does not have the metric, the inner if it is not finite.
+    pub value: fn(&BlockStats) -> Option<FiniteOrNone>,
     /// Name of its heat map in a report.
     pub heat_map: Option<&'static str>,
     /// Tag in TensorBoard: `blocks/TAG/INDEX`.
@@ -125,8 +125,8 @@ pub struct BlockSignal {
     pub column: Option<(&'static str, &'static str)>,
 }
 
-impl BlockSignal {
-    const fn new(value: fn(&BlockSignals) -> Option<FiniteOrNone>) -> Self {
+impl BlockMetric {
+    const fn new(value: fn(&BlockStats) -> Option<FiniteOrNone>) -> Self {
         Self {
             value,
             heat_map: None,
@@ -151,40 +151,40 @@ impl BlockSignal {
     }
 }
 
-/// The table of signals per block, which TensorBoard's event files and the heat maps and CSV files of reports read.
-/// A new signal is a field of [`BlockSignals`] and a line here.
+/// The table of metrics per block, which TensorBoard's event files and the heat maps and CSV files of reports read.
+/// A new metric is a field of [`BlockStats`] and a line here.
 ///
 /// # Example
 /// ```
-/// use hybridnorm::train::layers::BLOCK_SIGNALS;
+/// use hybridnorm::train::layers::BLOCK_METRICS;
 ///
-/// let tags: Vec<&str> = BLOCK_SIGNALS.iter().filter_map(|signal| signal.tag).collect();
+/// let tags: Vec<&str> = BLOCK_METRICS.iter().filter_map(|metric| metric.tag).collect();
 /// assert!(tags.contains(&"stream_rms") && tags.contains(&"grad_norm"));
 /// ```
 #[rustfmt::skip]
-pub static BLOCK_SIGNALS: &[BlockSignal] = &[
-    BlockSignal::new(|block| Some(finite_or_none(block.grad_norm())))
+pub static BLOCK_METRICS: &[BlockMetric] = &[
+    BlockMetric::new(|block| Some(finite_or_none(block.grad_norm())))
         .heat_map("gradient norm of the block's parameters").tag("grad_norm"),
-    BlockSignal::new(|block| Some(block.stream.rms))
+    BlockMetric::new(|block| Some(block.stream.rms))
         .heat_map("RMS of the residual stream at the block input").tag("stream_rms").column("stream_rms", "stream.rms"),
-    BlockSignal::new(|block| Some(block.stream.max)).column("stream_max", "stream.max"),
-    BlockSignal::new(|block| Some(block.attn.rms))
+    BlockMetric::new(|block| Some(block.stream.max)).column("stream_max", "stream.max"),
+    BlockMetric::new(|block| Some(block.attn.rms))
         .heat_map("RMS of the attention output").tag("attn_rms").column("attn_rms", "attn.rms"),
-    BlockSignal::new(|block| Some(block.attn.max)).column("attn_max", "attn.max"),
-    BlockSignal::new(|block| Some(block.ffn.rms))
+    BlockMetric::new(|block| Some(block.attn.max)).column("attn_max", "attn.max"),
+    BlockMetric::new(|block| Some(block.ffn.rms))
         .heat_map("RMS of the feed-forward output").tag("ffn_rms").column("ffn_rms", "ffn.rms"),
-    BlockSignal::new(|block| Some(block.ffn.max)).column("ffn_max", "ffn.max"),
-    BlockSignal::new(|block| Some(block.scores.max))
+    BlockMetric::new(|block| Some(block.ffn.max)).column("ffn_max", "ffn.max"),
+    BlockMetric::new(|block| Some(block.scores.max))
         .heat_map("max attention logit").tag("largest_score").column("score_max", "scores.max"),
-    BlockSignal::new(|block| Some(block.scores.entropy))
+    BlockMetric::new(|block| Some(block.scores.entropy))
         .heat_map("entropy of the attention weights (nats)").tag("entropy").column("entropy", "scores.entropy"),
-    BlockSignal::new(|block| Some(block.max_update_ratio()))
+    BlockMetric::new(|block| Some(block.max_update_ratio()))
         .heat_map("update-to-weight ratio, largest of the block's parameter roles"),
-    BlockSignal::new(|block| Some(block.roles.gain_drift))
+    BlockMetric::new(|block| Some(block.roles.gain_drift))
         .heat_map("RMS distance of norm gains from their initial values"),
-    BlockSignal::new(|block| Some(block.experts.as_ref()?.max_load()))
+    BlockMetric::new(|block| Some(block.experts.as_ref()?.max_load()))
         .heat_map("load of the busiest expert over the mean load"),
-    BlockSignal::new(|block| Some(block.experts.as_ref()?.entropy))
+    BlockMetric::new(|block| Some(block.experts.as_ref()?.entropy))
         .heat_map("router entropy (nats)").tag("routing_entropy"),
 ];
 
@@ -203,16 +203,18 @@ impl LayerRecord {
         step: u64,
         model: &Model,
         activations: &[Activations],
-        norms: &BTreeMap<String, SlotNorms>,
+        norms: &BTreeMap<String, ParameterNorms>,
     ) -> Self {
         let mut roles = vec![Squares::new(); activations.len()];
-        let mut ends = Squares::new();
+        let mut outside_blocks = Squares::new();
         // Squared distances of gains from their initial values, and their number.
         let mut drifts = vec![(0.0, 0usize); activations.len()];
         let mut outer_drift = (0.0, 0);
         for spec in model.decoder().registry().sorted_by_name() {
             if let Some(norms) = norms.get(&spec.name) {
-                let squares = spec.block.map_or(&mut ends, |block| &mut roles[block]);
+                let squares = spec
+                    .block
+                    .map_or(&mut outside_blocks, |block| &mut roles[block]);
                 squares.entry(spec.label).or_default().add(norms);
             }
             if let (true, Init::Constant(start)) = (spec.records_gain_drift, &spec.init) {
@@ -227,18 +229,18 @@ impl LayerRecord {
         }
         let drift = |(sum, count): (f64, usize)| (count > 0).then(|| (sum / count as f64).sqrt());
         let blocks = activations.iter().zip(&drifts).zip(&roles);
-        let blocks = blocks.map(|((seen, drifts), squares)| BlockSignals {
-            stream: seen.stream.into(),
-            attn: seen.attn.into(),
-            ffn: seen.ffn.into(),
-            scores: seen.scores.into(),
-            experts: seen.routing.as_ref().map(Experts::from),
-            roles: RoleSignals::new(squares, drift(*drifts)),
+        let blocks = blocks.map(|((activations, drifts), squares)| BlockStats {
+            stream: activations.stream.into(),
+            attn: activations.attn.into(),
+            ffn: activations.ffn.into(),
+            scores: activations.scores.into(),
+            experts: activations.routing.as_ref().map(Experts::from),
+            roles: RoleStats::new(squares, drift(*drifts)),
         });
         Self {
             step,
             blocks: blocks.collect(),
-            outside_blocks: RoleSignals::new(&ends, drift(outer_drift)),
+            outside_blocks: RoleStats::new(&outside_blocks, drift(outer_drift)),
         }
     }
 
@@ -273,7 +275,7 @@ impl LayerRecord {
     }
 }
 
-impl BlockSignals {
+impl BlockStats {
     /// Returns the norm of the gradients of all parameters of the block.
     pub fn grad_norm(&self) -> f64 {
         let norms = self.roles.grad_norm.values();
@@ -311,14 +313,14 @@ struct RoleSquares {
 }
 
 impl RoleSquares {
-    fn add(&mut self, norms: &SlotNorms) {
+    fn add(&mut self, norms: &ParameterNorms) {
         self.gradient += norms.gradient.powi(2);
         self.update += norms.update.powi(2);
         self.value += norms.value.powi(2);
     }
 }
 
-impl RoleSignals {
+impl RoleStats {
     fn new(squares: &Squares<'_>, gain_drift: Option<f64>) -> Self {
         let each = |f: &dyn Fn(&RoleSquares) -> f64| {
             let one = |(role, squares): (&&str, &RoleSquares)| {
@@ -350,7 +352,7 @@ impl From<&Routing> for Experts {
     }
 }
 
-impl From<TensorStats> for Activation {
+impl From<TensorStats> for ActivationStats {
     fn from(found: TensorStats) -> Self {
         Self {
             rms: finite_or_none(found.rms),
@@ -359,7 +361,7 @@ impl From<TensorStats> for Activation {
     }
 }
 
-impl From<attention::ScoreStatistics> for Scores {
+impl From<attention::ScoreStatistics> for AttentionStats {
     fn from(found: attention::ScoreStatistics) -> Self {
         Self {
             max: finite_or_none(f64::from(found.max)),
@@ -372,19 +374,19 @@ impl From<attention::ScoreStatistics> for Scores {
 mod tests {
     use super::*;
 
-    fn roles(norms: &[FiniteOrNone]) -> BlockSignals {
+    fn roles(norms: &[FiniteOrNone]) -> BlockStats {
         let by_role = |scale: f32| -> BTreeMap<String, FiniteOrNone> {
             (norms.iter().enumerate())
                 .map(|(role, norm)| (role.to_string(), norm.map(|norm| scale * norm)))
                 .collect()
         };
-        BlockSignals {
+        BlockStats {
             stream: Default::default(),
             attn: Default::default(),
             ffn: Default::default(),
             scores: Default::default(),
             experts: None,
-            roles: RoleSignals {
+            roles: RoleStats {
                 grad_norm: by_role(1.0),
                 update_ratio: by_role(0.1),
                 gain_drift: None,
@@ -405,23 +407,23 @@ mod tests {
     }
 
     #[test]
-    fn names_of_signals_are_unique() {
+    fn names_of_block_metrics_are_unique() {
         let is_unique = |mut names: Vec<&str>| {
             let count = names.len();
             names.sort_unstable();
             names.dedup();
             names.len() == count
         };
-        let signals = || BLOCK_SIGNALS.iter();
+        let metrics = || BLOCK_METRICS.iter();
         assert!(is_unique(
-            signals().filter_map(|signal| signal.tag).collect()
+            metrics().filter_map(|metric| metric.tag).collect()
         ));
         assert!(is_unique(
-            signals().filter_map(|signal| signal.heat_map).collect()
+            metrics().filter_map(|metric| metric.heat_map).collect()
         ));
         assert!(is_unique(
-            signals()
-                .filter_map(|signal| Some(signal.column?.0))
+            metrics()
+                .filter_map(|metric| Some(metric.column?.0))
                 .collect()
         ));
     }
@@ -429,30 +431,30 @@ mod tests {
     #[test]
     fn column_paths_resolve_to_the_value() {
         let mut block = roles(&[]);
-        block.stream = Activation {
+        block.stream = ActivationStats {
             rms: Some(1.0),
             max: Some(2.0),
         };
-        block.attn = Activation {
+        block.attn = ActivationStats {
             rms: Some(3.0),
             max: Some(4.0),
         };
-        block.ffn = Activation {
+        block.ffn = ActivationStats {
             rms: Some(5.0),
             max: Some(6.0),
         };
-        block.scores = Scores {
+        block.scores = AttentionStats {
             max: Some(7.0),
             entropy: Some(8.0),
         };
         let json = serde_json::to_value(&block).unwrap();
-        for signal in BLOCK_SIGNALS {
-            let Some((_, path)) = signal.column else {
+        for metric in BLOCK_METRICS {
+            let Some((_, path)) = metric.column else {
                 continue;
             };
             let found = json.pointer(&format!("/{}", path.replace('.', "/")));
             let found = found.and_then(serde_json::Value::as_f64);
-            let value = (signal.value)(&block).flatten().map(f64::from);
+            let value = (metric.value)(&block).flatten().map(f64::from);
             assert!(found.is_some() && found == value, "{path}");
         }
     }

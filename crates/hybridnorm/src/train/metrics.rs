@@ -75,7 +75,7 @@ pub struct RouterMetrics {
     /// Load of the busiest expert over the mean load, maximum over blocks; 1 if perfectly balanced.
     #[serde(deserialize_with = "number")]
     pub imbalance: f64,
-    /// Slots (a token at one of its experts) that were dropped.
+    /// Dropped assignments (a token counts once for each of its top-k experts that dropped it).
     pub dropped: u64,
 }
 
@@ -176,7 +176,7 @@ pub enum Aggregate {
 pub enum Scale {
     /// Linear.
     Linear,
-    /// Linear, from the lowest value to that of finished runs after a twentieth of their steps.
+    /// Linear, from the lowest value up to the highest one that finished runs have after 5 % of their steps.
     LinearAfterStart,
     /// Logarithmic.
     Log,
@@ -269,33 +269,33 @@ pub static METRICS: &[Metric] = {
     use Scale::{Linear, LinearAfterStart, Log};
     use Section::{Attention, Loss, Optimizer, Router};
     &[
-        Metric::new("learning rate", "train/lr", |row| Some(row.lr)),
-        Metric::new("tokens", "train/tokens", |row| Some(row.tokens as f64)),
-        Metric::new("loss", "train/loss", |row| Some(row.loss))
+        Metric::new("learning rate", "train/lr", |metrics| Some(metrics.lr)),
+        Metric::new("tokens", "train/tokens", |metrics| Some(metrics.tokens as f64)),
+        Metric::new("loss", "train/loss", |metrics| Some(metrics.loss))
             .curve(["loss", "train_loss", "training loss (nats per token)"], Loss, Mean, LinearAfterStart),
-        Metric::new("gradient norm", "train/grad_norm", |row| Some(row.grad_norm))
+        Metric::new("gradient norm", "train/grad_norm", |metrics| Some(metrics.grad_norm))
             .curve(["grad_norm", "max_grad_norm", "gradient norm before clipping"], Optimizer, Max, Log),
-        Metric::new("update norm", "train/update_norm", |row| Some(row.update_norm))
+        Metric::new("update norm", "train/update_norm", |metrics| Some(metrics.update_norm))
             .curve(["update_norm", "max_update_norm", "update norm"], Optimizer, Max, Log),
-        Metric::new("tokens/s", "train/tokens_per_second", |row| Some(row.tokens_per_second))
+        Metric::new("tokens/s", "train/tokens_per_second", |metrics| Some(metrics.tokens_per_second))
             .not_reproducible(),
-        Metric::new("validation loss", "validation/loss", |row| row.validation_loss)
+        Metric::new("validation loss", "validation/loss", |metrics| metrics.validation_loss)
             .curve(["validation", "validation_loss", "validation loss (nats per token)"], Loss, Single, Linear),
-        Metric::new("training objective", "train/objective", |row| row.objective)
+        Metric::new("training objective", "train/objective", |metrics| metrics.objective)
             .curve(["objective", "objective", "training objective (nats per token)"], Loss, Mean, LinearAfterStart),
-        Metric::new("load-balancing loss", "router/load_balance", |row| Some(row.router.as_ref()?.load_balance))
+        Metric::new("load-balancing loss", "router/load_balance", |metrics| Some(metrics.router.as_ref()?.load_balance))
             .curve(["load_balance", "load_balance", "load-balancing loss (balanced: 1)"], Router, Mean, Linear),
-        Metric::new("router z-loss", "router/z", |row| Some(row.router.as_ref()?.z))
+        Metric::new("router z-loss", "router/z", |metrics| Some(metrics.router.as_ref()?.z))
             .curve(["router_z", "router_z", "router z-loss"], Router, Mean, Log),
-        Metric::new("router entropy", "router/entropy", |row| Some(row.router.as_ref()?.entropy))
+        Metric::new("router entropy", "router/entropy", |metrics| Some(metrics.router.as_ref()?.entropy))
             .curve(["router_entropy", "router_entropy", "router entropy (nats)"], Router, Mean, Linear),
-        Metric::new("expert imbalance", "router/imbalance", |row| Some(row.router.as_ref()?.imbalance))
+        Metric::new("expert imbalance", "router/imbalance", |metrics| Some(metrics.router.as_ref()?.imbalance))
             .curve(["imbalance", "max_imbalance", "largest expert load over mean load"], Router, Max, Linear),
-        Metric::new("dropped tokens", "router/dropped", |row| Some(row.router.as_ref()?.dropped as f64))
+        Metric::new("dropped tokens", "router/dropped", |metrics| Some(metrics.router.as_ref()?.dropped as f64))
             .curve(["dropped", "dropped", "dropped tokens per step"], Router, Mean, Linear),
-        Metric::new("max attention logit", "qk_clip/largest_score", |row| Some(row.qk_clip.as_ref()?.max_attention_logit))
+        Metric::new("max attention logit", "qk_clip/largest_score", |metrics| Some(metrics.qk_clip.as_ref()?.max_attention_logit))
             .curve(["max_attention_logit", "max_attention_logit", "max attention logit"], Attention, Max, Linear),
-        Metric::new("clipped heads", "qk_clip/clipped_heads", |row| Some(row.qk_clip.as_ref()?.clipped_heads as f64))
+        Metric::new("clipped heads", "qk_clip/clipped_heads", |metrics| Some(metrics.qk_clip.as_ref()?.clipped_heads as f64))
             .curve(["clipped_heads", "max_clipped_heads", "heads clipped by QK-clip"], Attention, Max, Linear),
     ]
 };

@@ -1,7 +1,6 @@
 //! Training: configuration, loop, optimizer, schedule, checkpoints, metrics.
 
 pub mod checkpoint;
-mod claim;
 pub(crate) mod config;
 mod gradients;
 pub mod history;
@@ -12,6 +11,7 @@ mod optimizer;
 pub mod recorder;
 pub mod records;
 pub mod run_directory;
+mod run_directory_guard;
 mod schedule;
 pub mod segments;
 pub mod sources;
@@ -25,7 +25,7 @@ pub use config::{
     Config, DataSection, InitSection, LogSection, ModelSection, TrainSection, placement_from_file,
 };
 pub use gradients::{Gradients, PassStats, gradients};
-pub use optimizer::{Optimizer, OptimizerConfig, OptimizerKind, SlotNorms, StepNorms};
+pub use optimizer::{Optimizer, OptimizerConfig, OptimizerKind, ParameterNorms, StepNorms};
 pub use schedule::{Schedule, ScheduleConfig, ScheduleKind};
 pub use sources::{DataCoverage, DataOrder, Sources};
 pub use step::{StepOutcome, StepShape, TrainingStep};

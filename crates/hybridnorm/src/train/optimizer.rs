@@ -17,7 +17,7 @@ pub use config::{OptimizerConfig, OptimizerKind};
 
 /// Euclidean norms of a parameter in a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct SlotNorms {
+pub struct ParameterNorms {
     /// Gradient norm, before clipping.
     pub gradient: f64,
     /// Update norm; 0 if nothing was changed.
@@ -34,7 +34,7 @@ pub struct StepNorms {
     /// Global norm of the update, including weight decay.
     pub update: f64,
     /// Norms of each parameter, by name.
-    pub by_name: BTreeMap<String, SlotNorms>,
+    pub by_name: BTreeMap<String, ParameterNorms>,
     /// Outcome of QK-clip after the update, if enabled.
     pub qk_clip: Option<QkClip>,
 }
@@ -78,14 +78,14 @@ pub struct Optimizer {
 #[derive(Debug)]
 pub(super) struct Layout {
     config: OptimizerConfig,
-    /// Slots of AdamW, then of Muon; each by name.
-    slots: Vec<Slot>,
+    /// Parameters of AdamW, then of Muon; each by name.
+    parameters: Vec<ParameterState>,
     elements: [usize; 2],
 }
 
 /// A parameter and the offsets of its moments.
 #[derive(Debug)]
-struct Slot {
+struct ParameterState {
     spec: ParamSpec,
     first: usize,
     /// Absent if Muon updates it.
@@ -104,7 +104,7 @@ struct Moment<'a> {
 #[derive(Debug, Clone)]
 pub(super) struct UpdateTaps {
     squares: ValueId,
-    /// Norms of AdamW's slots, then of Muon's.
+    /// Norms of AdamW's parameters, then of Muon's.
     norms: Vec<ValueId>,
 }
 
@@ -129,25 +129,25 @@ impl Layout {
             .partition(|spec| config.orthogonalizes(spec.role));
         let [mut first, mut second] = [0, 0];
         let of_adamw = adamw.len();
-        let slots = adamw
+        let parameters = adamw
             .into_iter()
             .chain(muon)
             .enumerate()
             .map(|(index, spec)| {
                 let elements = spec.elements();
-                let slot = Slot {
+                let parameter = ParameterState {
                     spec,
                     first,
                     second: (index < of_adamw).then_some(second),
                 };
                 first += elements;
                 second += if index < of_adamw { elements } else { 0 };
-                slot
+                parameter
             });
-        let slots = slots.collect();
+        let parameters = parameters.collect();
         Self {
             config,
-            slots,
+            parameters,
             elements: [first, second],
         }
     }
@@ -162,28 +162,28 @@ impl Layout {
         &self.config
     }
 
-    /// Records an update of parameters and `moments` from `gradients`, by name. Nothing is changed unless all
-    /// gradients and `guard`, the losses, are finite.
-    pub(super) fn record<'g>(
+    /// Adds the update of parameters and `moments` from `gradients`, by name, to the graph. Nothing is changed unless
+    /// all gradients and `guard`, the losses, are finite.
+    pub(super) fn build_update<'g>(
         &self,
         g: &'g Builder,
         moments: [Buffer; 2],
         gradients: &BTreeMap<String, Value<'g>>,
         guard: Value<'g>,
     ) -> UpdateTaps {
-        let of_slot = |slot: &Slot| gradients[&slot.spec.name];
-        let all: Vec<Value> = self.slots.iter().map(of_slot).collect();
+        let gradient_of = |parameter: &ParameterState| gradients[&parameter.spec.name];
+        let all: Vec<Value> = self.parameters.iter().map(gradient_of).collect();
         let squares = ops::squared_norms(g, &all);
         let state = |buffer, offset, gradient: Value<'g>| {
             g.state(buffer, offset, Type::f32(gradient.shape()))
         };
         let (mut adamw, mut decays) = (Vec::new(), Vec::new());
         let (mut muon, mut muon_parameters) = (Vec::new(), Vec::new());
-        for (slot, &gradient) in self.slots.iter().zip(&all) {
-            let weight_decay = self.config.weight_decay_of(slot.spec.role);
-            let value = slot.spec.param().value(g);
-            let first = state(moments[0], slot.first, gradient);
-            match slot.second {
+        for (parameter, &gradient) in self.parameters.iter().zip(&all) {
+            let weight_decay = self.config.weight_decay_of(parameter.spec.role);
+            let value = parameter.spec.param().value(g);
+            let first = state(moments[0], parameter.first, gradient);
+            match parameter.second {
                 Some(second) => {
                     adamw.push([gradient, value, first, state(moments[1], second, gradient)]);
                     decays.push(weight_decay);
@@ -191,8 +191,8 @@ impl Layout {
                 None => {
                     muon.push([gradient, value, first]);
                     muon_parameters.push(MuonParameter {
-                        columns: slot.spec.columns(),
-                        rows: slot.spec.matrices.clone(),
+                        columns: parameter.spec.columns(),
+                        rows: parameter.spec.matrices.clone(),
                         weight_decay,
                     });
                 }
@@ -315,42 +315,47 @@ impl Optimizer {
             .iter()
             .map(|&id| executor.output(program, id).into_f64());
         let norms: Vec<f64> = norms.collect::<Vec<_>>().concat();
-        let slots = squares
-            .iter()
-            .zip(norms.chunks(2))
-            .map(|(square, norms)| SlotNorms {
-                gradient: square.sqrt(),
-                update: norms[0],
-                value: norms[1],
-            });
-        let slots: Vec<SlotNorms> = slots.collect();
+        let parameters =
+            squares
+                .iter()
+                .zip(norms.chunks(2))
+                .map(|(square, norms)| ParameterNorms {
+                    gradient: square.sqrt(),
+                    update: norms[0],
+                    value: norms[1],
+                });
+        let parameters: Vec<ParameterNorms> = parameters.collect();
         let gradient = squares.iter().sum::<f64>().sqrt();
-        let update = slots
+        let update = parameters
             .iter()
-            .map(|slot| slot.update.powi(2))
+            .map(|parameter| parameter.update.powi(2))
             .sum::<f64>()
             .sqrt();
         self.updates += u64::from(gradient.is_finite() && losses_are_finite);
-        let names = self.layout.slots.iter().map(|slot| slot.spec.name.clone());
+        let names = self
+            .layout
+            .parameters
+            .iter()
+            .map(|parameter| parameter.spec.name.clone());
         StepNorms {
             gradient,
             update,
-            by_name: names.zip(slots).collect(),
+            by_name: names.zip(parameters).collect(),
             qk_clip: None,
         }
     }
 
-    /// Returns all moments, in slot order.
+    /// Returns all moments, in the order of [`Layout`].
     fn moments(&self) -> impl Iterator<Item = Moment<'_>> {
         let [first, second] = self.buffers;
-        self.layout.slots.iter().flat_map(move |slot| {
+        self.layout.parameters.iter().flat_map(move |parameter| {
             // Names differ by optimizer kind, so that a run that branches off with another one starts without moments
             // instead of taking a sum of gradients for a mean.
-            let moments = match slot.second {
-                None => vec![("sum", first, slot.first)],
-                Some(offset) => vec![("m", first, slot.first), ("v", second, offset)],
+            let moments = match parameter.second {
+                None => vec![("sum", first, parameter.first)],
+                Some(offset) => vec![("m", first, parameter.first), ("v", second, offset)],
             };
-            let spec = &slot.spec;
+            let spec = &parameter.spec;
             let elements = spec.elements();
             moments
                 .into_iter()

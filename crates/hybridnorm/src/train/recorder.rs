@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::config::LogSection;
-use super::layers::{BLOCK_SIGNALS, FiniteOrNone, LayerRecord, finite_or_none};
-use super::metrics::{METRICS, Metrics};
-use super::optimizer::SlotNorms;
+use super::layers::{BLOCK_METRICS, FiniteOrNone, LayerRecord, finite_or_none};
+use super::metrics::{METRICS, Metric, Metrics};
+use super::optimizer::ParameterNorms;
 use super::records::{self, RecordFile};
 use super::run_directory;
 use super::spikes::{Detector, Spike, SpikeCounts, SpikeScores};
@@ -44,14 +44,14 @@ pub struct Dump {
     /// All blocks, for the micro-batch with the largest loss.
     pub layers: LayerRecord,
     /// Norms of every parameter, by name.
-    pub parameters: BTreeMap<String, ParameterNorms>,
+    pub parameters: BTreeMap<String, DumpedNorms>,
 }
 
 /// Returns the dump of the failure that ended a run after `step` steps, if any.
 ///
 /// # Errors
 /// If a dump cannot be read.
-pub fn failure(run: &Path, step: u64) -> Result<Option<Dump>> {
+pub fn find_failure_dump(run: &Path, step: u64) -> Result<Option<Dump>> {
     for (of, path) in dumps(run)?.into_iter().rev() {
         let bytes = files::read_small(&path, DUMP_LIMIT)?;
         let dump: Dump = serde_json::from_slice(&bytes)
@@ -112,15 +112,15 @@ pub enum Weights {
 /// Euclidean norms of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ParameterNorms {
+pub struct DumpedNorms {
     /// Norm of the gradient before clipping.
     pub grad_norm: FiniteOrNone,
     /// Norm of the step's update.
     pub update_norm: FiniteOrNone,
 }
 
-impl From<&SlotNorms> for ParameterNorms {
-    fn from(norms: &SlotNorms) -> Self {
+impl From<&ParameterNorms> for DumpedNorms {
+    fn from(norms: &ParameterNorms) -> Self {
         Self {
             grad_norm: finite_or_none(norms.gradient),
             update_norm: finite_or_none(norms.update),
@@ -157,8 +157,8 @@ pub(super) struct Recorder {
     files: Option<Files>,
     detector: Detector,
     dumps: usize,
-    missing_rows: u64,
-    first_row: Option<u64>,
+    missing_records: u64,
+    first_record_step: Option<u64>,
 }
 
 /// Files that the run appends to.
@@ -173,15 +173,15 @@ impl Recorder {
         RecordFile::<Metrics>::check(run, step)?;
         RecordFile::<LayerRecord>::check(run, step)?;
         let mut detector = Detector::default();
-        let rows = records::read_up_to::<Metrics>(run, step)?;
-        for row in &rows {
-            detector.push(row);
+        let records = records::read_up_to::<Metrics>(run, step)?;
+        for metrics in &records {
+            detector.push(metrics);
         }
-        let first_row = rows.first().map(|row| row.step);
-        let first = first_row.unwrap_or(1);
+        let first_record_step = records.first().map(|metrics| metrics.step);
+        let first = first_record_step.unwrap_or(1);
         Ok(Self {
-            first_row,
-            missing_rows: (step + 1).saturating_sub(first + rows.len() as u64),
+            first_record_step,
+            missing_records: (step + 1).saturating_sub(first + records.len() as u64),
             files: None,
             log: log.clone(),
             run: run.to_path_buf(),
@@ -220,12 +220,12 @@ impl Recorder {
 
     /// Returns the step of the first metrics record of the run.
     pub(super) fn first_record_step(&self) -> Option<u64> {
-        self.first_row
+        self.first_record_step
     }
 
     /// Returns the number of completed steps that lack a metrics record, counted from the first record if there is one.
     pub(super) fn missing_records(&self) -> u64 {
-        self.missing_rows
+        self.missing_records
     }
 
     /// True if activations are recorded in this step.
@@ -234,8 +234,8 @@ impl Recorder {
     }
 
     /// Compares a step with the preceding ones; returns its spikes.
-    pub(super) fn detect_spikes(&mut self, row: &Metrics) -> Vec<Spike> {
-        self.detector.push(row)
+    pub(super) fn detect_spikes(&mut self, metrics: &Metrics) -> Vec<Spike> {
+        self.detector.push(metrics)
     }
 
     pub(super) fn spikes(&self) -> SpikeCounts {
@@ -256,8 +256,8 @@ impl Recorder {
         };
         let mut scalars = Vec::new();
         for (index, block) in layers.blocks.iter().enumerate() {
-            for signal in BLOCK_SIGNALS {
-                if let (Some(tag), Some(value)) = (signal.tag, (signal.value)(block)) {
+            for metric in BLOCK_METRICS {
+                if let (Some(tag), Some(value)) = (metric.tag, (metric.value)(block)) {
                     scalars.push((format!("blocks/{tag}/{index:02}"), to_scalar(value)));
                 }
             }
@@ -272,19 +272,19 @@ impl Recorder {
     }
 
     /// Writes a step's metrics to the TensorBoard events.
-    pub(super) fn log_scalars(&mut self, row: &Metrics) -> Result<()> {
+    pub(super) fn log_scalars(&mut self, metrics: &Metrics) -> Result<()> {
         let scores = self.spike_scores();
         let Some(events) = self.events() else {
             return Ok(());
         };
-        let metrics = METRICS.iter();
-        let metrics = metrics.filter_map(|metric| Some((metric.tag, (metric.value)(row)?)));
+        let scalar = |metric: &Metric| Some((metric.tag, (metric.value)(metrics)?));
+        let scalars = METRICS.iter().filter_map(scalar);
         let spike_scores = [
             ("spike_score/loss", scores.loss),
             ("spike_score/grad_norm", scores.grad_norm),
             ("spike_score/update_norm", scores.update_norm),
         ];
-        events.scalars(row.step, metrics.chain(spike_scores))
+        events.scalars(metrics.step, scalars.chain(spike_scores))
     }
 
     /// True if the limit on dumps allows another spike dump.

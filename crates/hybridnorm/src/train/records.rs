@@ -1,4 +1,4 @@
-//! JSON Lines files of a run, with one record every so many steps.
+//! JSON Lines files of a run, with a record at an interval of steps.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::files::{self, AtomicFile};
 
 /// Size limit of a record. The largest are those of many blocks with many experts.
-const ROW_LIMIT: u64 = 16 << 20;
+const RECORD_LIMIT: u64 = 16 << 20;
 
 /// Record of one step, in a file of a run.
 pub trait Record: Serialize + DeserializeOwned {
@@ -29,12 +29,12 @@ pub trait Record: Serialize + DeserializeOwned {
 pub struct RecordFile<R> {
     path: PathBuf,
     file: File,
-    rows: PhantomData<R>,
+    records: PhantomData<R>,
 }
 
 impl<R: Record> RecordFile<R> {
-    /// Opens the file of a run that has completed `step` steps: records of later steps, and what a kill or a power
-    /// cut left of them, are dropped, since those steps will be run again.
+    /// Opens the file of a run that has completed `step` steps: records of later steps, including ones truncated by a
+    /// kill or a power cut, are dropped, since those steps will be run again.
     ///
     /// # Errors
     /// If the file cannot be read or written; it is then unchanged.
@@ -51,8 +51,12 @@ impl<R: Record> RecordFile<R> {
             .append(true)
             .open(&path)
             .map_err(Error::io(&path))?;
-        let rows = PhantomData;
-        Ok(Self { path, file, rows })
+        let records = PhantomData;
+        Ok(Self {
+            path,
+            file,
+            records,
+        })
     }
 
     /// Checks that [`RecordFile::open`] will accept the file, before anything of the run is written.
@@ -71,8 +75,8 @@ impl<R: Record> RecordFile<R> {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn append(&mut self, row: &R) -> Result<()> {
-        let mut line = serde_json::to_string(row)
+    pub fn append(&mut self, record: &R) -> Result<()> {
+        let mut line = serde_json::to_string(record)
             .map_err(|error| Error::format(&self.path, error.to_string()))?;
         line.push('\n');
         self.file
@@ -104,15 +108,15 @@ impl KeptRecords {
             lines: Vec::new(),
             is_all: true,
         };
-        let is_all = scan(path, limit, |row: R, at, length| {
-            kept.push(row.step(), at, length);
+        let is_all = scan(path, limit, |record: R, at, length| {
+            kept.push(record.step(), at, length);
         })?;
         kept.is_all &= is_all;
         if R::IS_PER_STEP && !kept.lines.is_empty() && kept.last() < limit {
             return Err(Error::format(
                 path,
                 format!(
-                    "ends with step {}, but the run has done {limit}: records are missing; \
+                    "ends with step {}, but the run has completed {limit} steps: records are missing; \
                      replace the file with a complete copy",
                     kept.last()
                 ),
@@ -167,12 +171,12 @@ fn scan<R: Record>(path: &Path, limit: u64, mut keep: impl FnMut(R, u64, u64)) -
     while let Some((line, is_whole)) = lines.next()? {
         let length = line.len() as u64;
         match serde_json::from_slice::<R>(line) {
-            Ok(row) if is_whole && row.step() <= limit => {
+            Ok(record) if is_whole && record.step() <= limit => {
                 if let Some(error) = unreadable {
                     return Err(error);
                 }
-                check_consecutive(path, lines.number, last.replace(row.step()), &row)?;
-                keep(row, at, length);
+                check_consecutive(path, lines.number, last.replace(record.step()), &record)?;
+                keep(record, at, length);
             }
             Ok(_) => is_all = false,
             Err(error) => {
@@ -208,18 +212,18 @@ impl<'a> Lines<'a> {
     /// Returns the next line with its newline, and true if it has one.
     fn next(&mut self) -> Result<Option<(&[u8], bool)>> {
         self.line.clear();
-        let mut limited = (&mut self.reader).take(ROW_LIMIT);
+        let mut limited = (&mut self.reader).take(RECORD_LIMIT);
         let read = limited
             .read_until(b'\n', &mut self.line)
             .map_err(Error::io(self.path))?;
         self.number += 1;
         let is_whole = self.line.ends_with(b"\n");
         // After a power cut a file may end in any number of zeros, which are not a line.
-        if !is_whole && read as u64 == ROW_LIMIT && self.line.iter().any(|byte| *byte != 0) {
+        if !is_whole && read as u64 == RECORD_LIMIT && self.line.iter().any(|byte| *byte != 0) {
             return Err(Error::format(
                 self.path,
                 format!(
-                    "line {} has more than {ROW_LIMIT} bytes and is not a valid record",
+                    "line {} has more than {RECORD_LIMIT} bytes and is not a valid record",
                     self.number
                 ),
             ));
@@ -235,9 +239,9 @@ impl<'a> Lines<'a> {
 /// If the file cannot be read or a record is invalid.
 pub fn read<R: Record>(run: &Path) -> Result<Vec<R>> {
     let path = run.join(R::FILE);
-    let mut rows: Vec<R> = Vec::new();
+    let mut records: Vec<R> = Vec::new();
     if !files::exists(&path)? {
-        return Ok(rows);
+        return Ok(records);
     }
     let mut lines = Lines::open(&path)?;
     while let Some((line, is_whole)) = lines.next()? {
@@ -245,30 +249,33 @@ pub fn read<R: Record>(run: &Path) -> Result<Vec<R>> {
             break;
         }
         match serde_json::from_slice::<R>(line) {
-            Ok(row) => push(&mut rows, row),
+            Ok(record) => push(&mut records, record),
             Err(error) => return Err(invalid_record(&path, lines.number, &error)),
         }
     }
-    Ok(rows)
+    Ok(records)
 }
 
 /// Reads the records of the first `limit` steps of a run that is about to be resumed after them, as
 /// [`RecordFile::open`] keeps them.
 pub(super) fn read_up_to<R: Record>(run: &Path, limit: u64) -> Result<Vec<R>> {
     let path = run.join(R::FILE);
-    let mut rows = Vec::new();
+    let mut records = Vec::new();
     if files::exists(&path)? {
-        scan(&path, limit, |row: R, _, _| push(&mut rows, row))?;
+        scan(&path, limit, |record: R, _, _| push(&mut records, record))?;
     }
-    Ok(rows)
+    Ok(records)
 }
 
 /// Appends a record; it replaces records of its step and later ones, which were run again.
-fn push<R: Record>(rows: &mut Vec<R>, row: R) {
-    while rows.last().is_some_and(|last| last.step() >= row.step()) {
-        rows.pop();
+fn push<R: Record>(records: &mut Vec<R>, record: R) {
+    while records
+        .last()
+        .is_some_and(|last| last.step() >= record.step())
+    {
+        records.pop();
     }
-    rows.push(row);
+    records.push(record);
 }
 
 /// Checks that no step is missing between two records. Steps may be repeated.
@@ -276,15 +283,15 @@ fn check_consecutive<R: Record>(
     path: &Path,
     number: usize,
     last: Option<u64>,
-    row: &R,
+    record: &R,
 ) -> Result<()> {
     match last {
-        Some(last) if R::IS_PER_STEP && row.step() > last + 1 => Err(Error::format(
+        Some(last) if R::IS_PER_STEP && record.step() > last + 1 => Err(Error::format(
             path,
             format!(
                 "line {number} is of step {}, the line before it of step {last}: records between them are missing; \
                  replace the file with a complete copy",
-                row.step()
+                record.step()
             ),
         )),
         _ => Ok(()),

@@ -6,11 +6,11 @@ use std::io;
 use std::path::Path;
 
 use super::checkpoint::{self, Checkpoint};
-use super::claim::RunDirectoryGuard;
 use super::layers::LayerRecord;
 use super::metrics::Metrics;
 use super::recorder;
 use super::records::Record;
+use super::run_directory_guard::RunDirectoryGuard;
 use super::segments;
 use super::tensorboard;
 use super::trainer::Event;
@@ -112,8 +112,8 @@ pub(super) fn check_no_run(run: &Path) -> Result<()> {
         Some(name) => Err(Error::exists(
             run,
             format!(
-                "{run_name} already contains a run without a checkpoint, or another {name}; restart it \
-             with --resume, or choose another --run"
+                "{run_name} already contains {name}, of a run without checkpoints or an unrelated file; restart the \
+                 run with --resume, or choose another --run"
             ),
         )),
     }
@@ -161,12 +161,12 @@ fn find_run_output(run: &Path) -> Result<Option<&'static str>> {
 pub(super) fn mark_unfinished(
     run: &Path,
     purpose: &str,
-    claim: &mut RunDirectoryGuard,
+    guard: &mut RunDirectoryGuard,
 ) -> Result<()> {
     let path = run.join(UNFINISHED);
     if !files::exists(&path)? {
         check_no_run_for_branch(run)?;
-        claim.register_file(UNFINISHED)?;
+        guard.register_file(UNFINISHED)?;
         return files::write(path, purpose.as_bytes()).map(drop);
     }
     if files::read_small(&path, PURPOSE_LIMIT)? != purpose.as_bytes() {
@@ -180,7 +180,7 @@ pub(super) fn mark_unfinished(
         ));
     }
     clear(run)?;
-    claim.create_folder(run.join(checkpoint::CHECKPOINTS))
+    guard.create_folder(run.join(checkpoint::CHECKPOINTS))
 }
 
 /// Removes the mark of an unfinished run.
@@ -199,9 +199,9 @@ pub(super) fn require_run(run: &Path) -> Result<()> {
     ))
 }
 
-/// Formats the note about a broken checkpoint that is skipped in favour of an older one.
+/// Formats the note about a corrupt checkpoint that is skipped in favour of an older one.
 pub fn skipped_checkpoint_note(problem: &str) -> String {
-    format!("passed over a broken checkpoint: {problem}")
+    format!("skipped a corrupt checkpoint: {problem}")
 }
 
 /// Finds the checkpoint that a run is resumed from; `None` if it starts from scratch.
@@ -211,13 +211,13 @@ pub(super) fn find_resume_point(
 ) -> Result<Option<Checkpoint>> {
     let found = checkpoint::newest(run)?;
     // Starting from scratch would drop the metrics of steps that a repaired checkpoint may still hold.
-    if let (None, Some(problem)) = (&found.checkpoint, found.broken.first()) {
+    if let (None, Some(problem)) = (&found.checkpoint, found.corrupt.first()) {
         return Err(Error::format(
             run.join(checkpoint::CHECKPOINTS),
             format!("no valid checkpoint to resume from; {problem}"),
         ));
     }
-    for problem in found.broken {
+    for problem in found.corrupt {
         on_event(Event::Note(skipped_checkpoint_note(&problem)));
     }
     Ok(found.checkpoint.map(|(_, checkpoint)| checkpoint))

@@ -85,14 +85,14 @@ pub struct Schedule {
     steps: usize,
     warmup: usize,
     decay: usize,
-    floor: f64,
+    min_lr_ratio: f64,
 }
 
 impl ScheduleConfig {
     /// Resolves the schedule of a run of `steps` steps of `tokens_per_step` tokens.
     ///
     /// # Errors
-    /// [`Error::Config`] when a key has no effect or is out of range.
+    /// [`Error::NoEffect`], [`Error::OutOfRange`] or [`Error::Conflict`] naming the key.
     pub fn resolve(&self, peak: f64, steps: usize, tokens_per_step: u64) -> Result<Schedule> {
         if self.kind == ScheduleKind::Constant && self.min_lr_ratio.is_some() {
             return Err(Error::no_effect(
@@ -100,11 +100,11 @@ impl ScheduleConfig {
                 " with schedule.kind = \"constant\"",
             ));
         }
-        let floor = self.min_lr_ratio.unwrap_or(0.1);
-        if !(0.0..=1.0).contains(&floor) {
+        let min_lr_ratio = self.min_lr_ratio.unwrap_or(0.1);
+        if !(0.0..=1.0).contains(&min_lr_ratio) {
             return Err(Error::out_of_range(
                 "schedule.min_lr_ratio",
-                floor,
+                min_lr_ratio,
                 "0 to 1",
             ));
         }
@@ -150,7 +150,7 @@ impl ScheduleConfig {
             steps,
             warmup,
             decay,
-            floor,
+            min_lr_ratio,
         })
     }
 }
@@ -160,14 +160,14 @@ impl Schedule {
     /// one formula, and the last step.
     pub(super) fn breakpoints(&self) -> Vec<usize> {
         let decay_start = self.steps - self.decay;
-        let turns = [
+        let breakpoints = [
             self.warmup,
             self.warmup + 1,
             decay_start,
             decay_start + 1,
             self.steps,
         ];
-        turns.to_vec()
+        breakpoints.to_vec()
     }
 
     /// Returns the learning rate of step `step`, counted from 1. Constant after the last step.
@@ -185,7 +185,7 @@ impl Schedule {
             ScheduleKind::Linear | ScheduleKind::Wsd => 1.0 - progress,
             ScheduleKind::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
         };
-        self.peak * (self.floor + (1.0 - self.floor) * remaining)
+        self.peak * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * remaining)
     }
 }
 

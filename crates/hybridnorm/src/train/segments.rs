@@ -1,7 +1,7 @@
 //! History of a run: one segment for every process that trained a part of it.
 //!
-//! A run may be stopped, moved and resumed with other threads, on another machine, with another version of this
-//! program, or with other values of keys that may change. `segments.json` in its directory records how each range
+//! A run may be stopped, moved and resumed with other threads, on another machine, with another version of
+//! hybridnorm, or with other values of keys that may change. `segments.json` in its directory records how each range
 //! of steps was run.
 
 use std::path::Path;
@@ -46,7 +46,7 @@ pub struct Segment {
     pub threads: usize,
     /// The processor.
     pub machine: String,
-    /// Version of this program.
+    /// Version of hybridnorm.
     pub version: String,
     /// Fingerprint of the training data.
     pub data: String,

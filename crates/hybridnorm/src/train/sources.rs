@@ -45,10 +45,10 @@ pub struct DataCoverage {
     pub train: Coverage,
     /// Validation data, per evaluation, if any.
     pub validation: Option<Coverage>,
-    /// Text that the training data were made from, and what they hold out; absent for token files.
+    /// Raw text that the training data were prepared from, with its held-out part; absent for token files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<TextStats>,
-    /// Text that separate validation data were made from.
+    /// Raw text that separate validation data were prepared from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_text: Option<TextStats>,
     /// Notes on the data, such as records omitted, truncated or replaced when text was prepared.
@@ -57,7 +57,7 @@ pub struct DataCoverage {
 }
 
 impl DataCoverage {
-    /// Returns the omissions from both, and from the text that they were made from, by reason.
+    /// Returns the omissions from both, and from the text that they were prepared from, by reason.
     pub fn omissions(&self) -> Omissions {
         let mut all = self.train.omissions.clone();
         if let Some(text) = &self.text {
@@ -73,7 +73,7 @@ impl DataCoverage {
         all
     }
 
-    /// Describes the training and the validation data, one line each, and the text that they were made from.
+    /// Describes the training and the validation data, one line each, and the text that they were prepared from.
     pub fn lines(&self) -> Vec<String> {
         let line = |name: &str, found: &Coverage| {
             let left_out: Vec<_> = found.omissions.lines();
@@ -86,7 +86,7 @@ impl DataCoverage {
         };
         let text = |name: &str, text: &Option<TextStats>| {
             let text = text.as_ref()?;
-            Some(format!("{name}: made of {}", text.summary()))
+            Some(format!("{name}: prepared from {}", text.summary()))
         };
         let validation = self.validation.as_ref();
         let validation = validation.map(|found| line("validation data", found));
@@ -131,7 +131,7 @@ pub struct Sources {
     pub tokenizer: Option<Tokenizer>,
     /// Exclusive upper bound of token ids, if known.
     pub vocab_size: Option<usize>,
-    /// Prepared folders among the training data, including those made from raw text.
+    /// Prepared folders among the training data, including those of raw text.
     pub folders: Vec<PathBuf>,
 }
 
@@ -163,11 +163,12 @@ impl Sources {
     }
 }
 
-/// Returns the windows of validation data evaluated in training: whole ones, `train.eval_sequences` of them.
+/// Returns the windows of validation data evaluated in training: complete windows only, at
+/// most `train.eval_sequences`.
 pub fn validation_windows(config: &Config) -> Windows {
-    let most = config.train.eval_sequences as u64;
+    let limit = config.train.eval_sequences as u64;
     Windows::Complete {
-        limit: (most > 0).then_some(most),
+        limit: (limit > 0).then_some(limit),
     }
 }
 

@@ -35,11 +35,11 @@ impl Quantity {
     pub const ALL: [Self; 3] = [Self::Loss, Self::GradNorm, Self::UpdateNorm];
 
     /// Returns the value at a step.
-    pub fn of(self, row: &Metrics) -> f64 {
+    pub fn value(self, metrics: &Metrics) -> f64 {
         match self {
-            Self::Loss => row.loss,
-            Self::GradNorm => row.grad_norm,
-            Self::UpdateNorm => row.update_norm,
+            Self::Loss => metrics.loss,
+            Self::GradNorm => metrics.grad_norm,
+            Self::UpdateNorm => metrics.update_norm,
         }
     }
 
@@ -112,7 +112,7 @@ pub struct SpikeScores {
 /// Spike detector, fed step by step.
 #[derive(Debug, Clone, Default)]
 pub struct Detector {
-    watched: [SeriesWindow; 3],
+    series: [SeriesWindow; 3],
 }
 
 #[derive(Debug, Clone, Default)]
@@ -124,16 +124,16 @@ struct SeriesWindow {
 
 impl Detector {
     /// Compares a step with the preceding ones; returns its spikes.
-    pub fn push(&mut self, row: &Metrics) -> Vec<Spike> {
-        let watched = self.watched.iter_mut().zip(Quantity::ALL);
-        watched
-            .filter_map(|(watched, quantity)| watched.push(quantity, quantity.of(row)))
+    pub fn push(&mut self, metrics: &Metrics) -> Vec<Spike> {
+        let series = self.series.iter_mut().zip(Quantity::ALL);
+        series
+            .filter_map(|(series, quantity)| series.push(quantity, quantity.value(metrics)))
             .collect()
     }
 
     /// Returns the number of spikes so far.
     pub fn counts(&self) -> SpikeCounts {
-        let [loss, grad_norm, update_norm] = self.watched.each_ref().map(|watched| watched.count);
+        let [loss, grad_norm, update_norm] = self.series.each_ref().map(|series| series.count);
         SpikeCounts {
             loss,
             grad_norm,
@@ -143,7 +143,7 @@ impl Detector {
 
     /// Returns the current spike scores.
     pub fn scores(&self) -> SpikeScores {
-        let [loss, grad_norm, update_norm] = self.watched.each_ref().map(SeriesWindow::score);
+        let [loss, grad_norm, update_norm] = self.series.each_ref().map(SeriesWindow::score);
         SpikeScores {
             loss,
             grad_norm,
@@ -197,7 +197,7 @@ impl SeriesWindow {
 mod tests {
     use super::*;
 
-    fn row(step: u64, loss: f64, grad_norm: f64) -> Metrics {
+    fn metrics(step: u64, loss: f64, grad_norm: f64) -> Metrics {
         Metrics {
             step,
             loss,
@@ -211,19 +211,24 @@ mod tests {
     }
 
     /// Loss that oscillates by 0.1 around 3.
-    fn calm(step: u64) -> Metrics {
-        row(step, 3.0 + 0.1 * (step as f64).sin(), 1.0)
+    fn oscillating_loss(step: u64) -> Metrics {
+        metrics(step, 3.0 + 0.1 * (step as f64).sin(), 1.0)
     }
 
     #[test]
     fn only_values_far_above_the_mean_are_spikes() {
         let mut detector = Detector::default();
-        assert!((0..100).all(|step| detector.push(&calm(step)).is_empty()));
+        assert!((0..100).all(|step| detector.push(&oscillating_loss(step)).is_empty()));
         // The sine has a standard deviation of 0.0707.
-        for harmless in [3.40, 2.0] {
-            assert!(detector.clone().push(&row(100, harmless, 1.0)).is_empty());
+        for below_threshold in [3.40, 2.0] {
+            assert!(
+                detector
+                    .clone()
+                    .push(&metrics(100, below_threshold, 1.0))
+                    .is_empty()
+            );
         }
-        let spikes = detector.push(&row(100, 3.45, 1.0));
+        let spikes = detector.push(&metrics(100, 3.45, 1.0));
         assert_eq!(spikes.len(), 1);
         assert_eq!(spikes[0].quantity, Quantity::Loss);
         assert!((spikes[0].mean - 3.0).abs() < 0.01);
@@ -237,7 +242,7 @@ mod tests {
         );
         assert_eq!(detector.scores().loss, 1.0 / 128.0);
         // The score covers the last steps, the count all steps.
-        (0..WINDOW as u64).for_each(|step| drop(detector.push(&calm(step))));
+        (0..WINDOW as u64).for_each(|step| drop(detector.push(&oscillating_loss(step))));
         assert_eq!(detector.scores().loss, 0.0);
         assert_eq!(detector.counts().total(), 1);
     }
@@ -246,11 +251,11 @@ mod tests {
     fn no_spikes_without_enough_varying_history() {
         let mut detector = Detector::default();
         for step in 0..MIN_VALUES as u64 - 1 {
-            detector.push(&calm(step));
+            detector.push(&oscillating_loss(step));
         }
-        assert!(detector.push(&row(31, 100.0, 50.0)).is_empty());
+        assert!(detector.push(&metrics(31, 100.0, 50.0)).is_empty());
         let mut detector = Detector::default();
-        (0..64).for_each(|step| drop(detector.push(&calm(step))));
-        assert!(detector.push(&row(64, 3.0, 50.0)).is_empty());
+        (0..64).for_each(|step| drop(detector.push(&oscillating_loss(step))));
+        assert!(detector.push(&metrics(64, 3.0, 50.0)).is_empty());
     }
 }

@@ -74,7 +74,7 @@ pub struct TrainingStep {
     shape: StepShape,
     programs: Programs,
     /// Losses and statistics of the current step's passes.
-    found: Vec<PassStats>,
+    passes: Vec<PassStats>,
     norms: Option<StepNorms>,
 }
 
@@ -95,7 +95,7 @@ pub(super) struct Accumulated {
     /// Pass that overwrites the sums.
     first: (Program, PassTaps),
     /// Pass that adds to the sums.
-    further: (Program, PassTaps),
+    accumulate: (Program, PassTaps),
     update: (Program, UpdateTaps),
 }
 
@@ -141,14 +141,14 @@ pub(super) fn plan(
     let programs = if let Some(sums) = sums {
         let micro = |overwrites: bool| -> Result<(Program, PassTaps)> {
             let g = Builder::new();
-            let recorded = gradients::record(&g, decoder, of_pass, divisor)?;
+            let recorded = gradients::build_pass(&g, decoder, of_pass, divisor)?;
             let pass = PassTaps::new(decoder, &recorded, with_logits);
             for (spec, gradient) in &recorded.gradients {
                 ops::accumulate(*gradient, spec.param().value_in(sums, &g), overwrites);
             }
             Ok((Program::new(g.finish(), &pass.outputs(), options), pass))
         };
-        let (first, further) = (micro(true)?, micro(false)?);
+        let (first, accumulate) = (micro(true)?, micro(false)?);
         let g = Builder::new();
         let trained = decoder
             .registry()
@@ -156,19 +156,19 @@ pub(super) fn plan(
             .filter(|spec| spec.role.is_trained());
         let by_name = trained.map(|spec| (spec.name.clone(), spec.param().value_in(sums, &g)));
         let guard = g.input("guard", Type::f32([1]));
-        let update = layout.record(&g, moments, &by_name.collect(), guard);
+        let update = layout.build_update(&g, moments, &by_name.collect(), guard);
         decoder.unit_weights(&g);
         Programs::Accumulated(Box::new(Accumulated {
             first,
-            further,
+            accumulate,
             update: (Program::new(g.finish(), &update.outputs(), options), update),
         }))
     } else {
         let g = Builder::new();
-        let recorded = gradients::record(&g, decoder, of_pass, divisor)?;
+        let recorded = gradients::build_pass(&g, decoder, of_pass, divisor)?;
         let pass = PassTaps::new(decoder, &recorded, with_logits);
         let by_name = named(&recorded.gradients);
-        let update = layout.record(&g, moments, &by_name, recorded.objective);
+        let update = layout.build_update(&g, moments, &by_name, recorded.objective);
         decoder.unit_weights(&g);
         let outputs = [pass.outputs(), update.outputs()].concat();
         Programs::Fused(Box::new(Fused {
@@ -185,7 +185,7 @@ impl Programs {
     pub(super) fn all(&self) -> Vec<&Program> {
         match self {
             Self::Fused(single) => vec![&single.program],
-            Self::Accumulated(all) => vec![&all.first.0, &all.further.0, &all.update.0],
+            Self::Accumulated(all) => vec![&all.first.0, &all.accumulate.0, &all.update.0],
         }
     }
 
@@ -217,7 +217,7 @@ impl TrainingStep {
         Ok(Self {
             shape,
             programs,
-            found: Vec::new(),
+            passes: Vec::new(),
             norms: None,
         })
     }
@@ -257,7 +257,7 @@ impl TrainingStep {
         model.check_batch(inputs, micro_batch, seq_len)?;
         model.check_targets(targets, micro_batch, seq_len)?;
         assert!(
-            self.found.len() < self.shape.grad_accum_steps,
+            self.passes.len() < self.shape.grad_accum_steps,
             "all {} micro-batches of the step have already run",
             self.shape.grad_accum_steps
         );
@@ -266,9 +266,9 @@ impl TrainingStep {
         let (program, pass) = match &self.programs {
             Programs::Fused(single) => (&single.program, &single.pass),
             Programs::Accumulated(all) => {
-                let (program, pass) = match self.found.is_empty() {
+                let (program, pass) = match self.passes.is_empty() {
                     true => &all.first,
-                    false => &all.further,
+                    false => &all.accumulate,
                 };
                 (program, pass)
             }
@@ -281,7 +281,7 @@ impl TrainingStep {
             self.norms = Some(optimizer.read_update(model.executor(), program, update, is_finite));
         }
         let losses = found.losses;
-        self.found.push(found);
+        self.passes.push(found);
         Ok(losses)
     }
 
@@ -302,7 +302,7 @@ impl TrainingStep {
         optimizer: &mut Optimizer,
         lr: f64,
     ) -> Result<StepOutcome> {
-        let found = std::mem::take(&mut self.found);
+        let found = std::mem::take(&mut self.passes);
         assert_eq!(
             found.len(),
             self.shape.grad_accum_steps,

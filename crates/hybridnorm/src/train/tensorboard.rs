@@ -226,7 +226,7 @@ mod tests {
     }
 
     /// Decodes the events of a file, without their times.
-    fn said(bytes: &[u8]) -> Vec<(i64, What)> {
+    fn decode_without_times(bytes: &[u8]) -> Vec<(i64, What)> {
         events(bytes)
             .into_iter()
             .map(|event| (event.step, event.what.unwrap()))
@@ -300,7 +300,7 @@ mod tests {
             .unwrap();
         let bytes = fs::read(&file.path).unwrap();
         assert_eq!(
-            said(&bytes),
+            decode_without_times(&bytes),
             [
                 version(),
                 start(0),
@@ -324,9 +324,9 @@ mod tests {
         let bytes = fs::read(&file.path).unwrap();
         for end in whole..bytes.len() {
             let kept = [version(), start(0), summary(1, &[("loss", 2.5)])];
-            assert_eq!(said(&bytes[..end]), kept);
+            assert_eq!(decode_without_times(&bytes[..end]), kept);
         }
-        assert_eq!(said(&bytes).len(), 4);
+        assert_eq!(decode_without_times(&bytes).len(), 4);
     }
 
     #[test]
@@ -341,7 +341,7 @@ mod tests {
         let starts = [(first, 1), (second, 21)];
         for (file, step) in starts {
             let bytes = fs::read(&file.path).unwrap();
-            assert_eq!(said(&bytes), [version(), start(step)]);
+            assert_eq!(decode_without_times(&bytes), [version(), start(step)]);
         }
     }
 

@@ -8,9 +8,9 @@ mod initial;
 mod learner;
 mod observe;
 mod open;
-mod origin;
 mod parts;
 mod resume;
+mod start_point;
 mod step;
 
 use std::path::PathBuf;
@@ -231,7 +231,8 @@ impl Trainer {
             .write_initial(&self.config, &mut self.recorder, step)
     }
 
-    /// Marks the run as finished; otherwise a run opened with `OpenOptions::unfinished` is restarted from scratch.
+    /// Marks the run as finished; otherwise a run opened with [`OpenOptions::restart_purpose`] is
+    /// restarted from scratch.
     ///
     /// # Errors
     /// If the mark of an unfinished run cannot be removed, or the directory is no longer locked.
@@ -269,7 +270,7 @@ impl Trainer {
         self.data.stream.dataset()
     }
 
-    /// Returns the prepared folders among the training data, including those made from raw text.
+    /// Returns the prepared folders among the training data, including those of raw text.
     pub fn folders(&self) -> &[PathBuf] {
         &self.data.folders
     }
@@ -287,15 +288,17 @@ impl Trainer {
         found: &mut Loss,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<()> {
-        let rows: Vec<Metrics> = records::read(&self.files.run)?;
-        let last = rows.last().filter(|row| row.step == self.state.step);
-        let Some(recorded) = last.and_then(|row| row.validation_loss) else {
+        let records: Vec<Metrics> = records::read(&self.files.run)?;
+        let last = records
+            .last()
+            .filter(|metrics| metrics.step == self.state.step);
+        let Some(recorded) = last.and_then(|metrics| metrics.validation_loss) else {
             return Ok(());
         };
         if (found.loss - recorded).abs() > LOSS_TOLERANCE * recorded.abs() {
             on_event(Event::Note(format!(
-                "the run's own validation loss is {recorded:.4}, as recorded after step {}; with the data and \
-                 settings of this command it would be {:.4}",
+                "keeping the validation loss {recorded:.4} recorded after step {}; the current data and settings \
+                 give {:.4}",
                 self.state.step, found.loss
             )));
             found.loss = recorded;
@@ -325,7 +328,7 @@ impl Trainer {
         gradients::residual_gradient_norms(model, inputs, targets, shape, recompute)
     }
 
-    /// Returns the next micro-batch, without moving the position in the data.
+    /// Returns the next micro-batch, without advancing the data cursor.
     fn next_micro_batch(&mut self) -> Result<Batch> {
         self.data
             .stream
@@ -338,7 +341,7 @@ impl Trainer {
     }
 }
 
-/// True if something that happens every so many steps, 0 for never, is due after a step.
+/// True if an event with the interval `every` in steps (0: never) is due after `step`.
 fn is_due(every: usize, step: u64) -> bool {
     every > 0 && step.is_multiple_of(every as u64)
 }

@@ -93,7 +93,7 @@ fn check_curve(record: &RunRecord, planned: &PlannedRun) -> Option<String> {
     let curve = &record.curve;
     let steps = &curve.step;
     let lengths = [&curve.loss, &curve.grad_norm, &curve.update_norm].map(Vec::len);
-    let further = curve.further.values().map(Vec::len);
+    let further = curve.other_metrics.values().map(Vec::len);
     let is_complete = lengths
         .into_iter()
         .chain(further)

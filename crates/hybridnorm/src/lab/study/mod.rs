@@ -33,4 +33,4 @@ pub use record::{GridPoint, RunRecord, RunStatus};
 pub use records::Records;
 pub use runner::{Options, Shard, StudyEvent, run};
 pub use settings::{Halving, StudyConfig, StudySettings};
-pub use summary::{of_directory as run_record, with_checkpoint as run_record_with_checkpoint};
+pub use summary::{read_run_record, read_run_record_with_checkpoint};

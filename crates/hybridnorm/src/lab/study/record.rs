@@ -19,8 +19,8 @@ impl RunRecord {
             validation_data: ours.clone(),
             ..other.clone()
         };
-        if self.curve.further.is_empty() || other.curve.further.is_empty() {
-            other.curve.further = self.curve.further.clone();
+        if self.curve.other_metrics.is_empty() || other.curve.other_metrics.is_empty() {
+            other.curve.other_metrics = self.curve.other_metrics.clone();
         }
         *self == other && (ours == theirs || ours.is_none() || theirs.is_none())
     }
@@ -92,7 +92,8 @@ pub struct Curve {
     pub update_norm: Vec<f32>,
     /// Further metrics by key, of steps that have any; `None` for intervals without a value.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub further: BTreeMap<String, Vec<Option<f32>>>,
+    #[serde(rename = "further")]
+    pub other_metrics: BTreeMap<String, Vec<Option<f32>>>,
 }
 
 impl Curve {
@@ -117,7 +118,10 @@ impl Curve {
             "update_norm" => &mut self.update_norm,
             _ => {
                 let value = value.filter(|value| value.is_finite());
-                self.further.entry(key.to_owned()).or_default().push(value);
+                self.other_metrics
+                    .entry(key.to_owned())
+                    .or_default()
+                    .push(value);
                 return;
             }
         };
@@ -131,7 +135,7 @@ impl Curve {
             "grad_norm" => self.grad_norm.clone(),
             "update_norm" => self.update_norm.clone(),
             _ => {
-                let series = self.further.get(key).into_iter().flatten();
+                let series = self.other_metrics.get(key).into_iter().flatten();
                 series.map(|value| value.unwrap_or(f32::NAN)).collect()
             }
         }

@@ -20,7 +20,7 @@ use crate::{machine, threads};
 /// Maximum number of points of a [`Curve`].
 const MAX_CURVE_POINTS: usize = 128;
 /// Approximate number of steps whose layer statistics are kept.
-const MAX_LAYER_ROWS: usize = 16;
+const MAX_LAYER_RECORDS: usize = 16;
 /// Losses are averaged over windows of one `LOSS_WINDOW_DIVISOR`-th of the steps.
 pub(super) const LOSS_WINDOW_DIVISOR: usize = 20;
 
@@ -28,18 +28,18 @@ pub(super) const LOSS_WINDOW_DIVISOR: usize = 20;
 ///
 /// # Errors
 /// If it holds no run, or its files cannot be read.
-pub fn of_directory(run: &Path) -> Result<RunRecord> {
-    with_checkpoint(run).map(|(record, _)| record)
+pub fn read_run_record(run: &Path) -> Result<RunRecord> {
+    read_run_record_with_checkpoint(run).map(|(record, _)| record)
 }
 
 /// Returns the record of a run directory, and the newest checkpoint if there is one.
 ///
 /// # Errors
-/// As [`of_directory`].
-pub fn with_checkpoint(run: &Path) -> Result<(RunRecord, Option<Checkpoint>)> {
+/// As [`read_run_record`].
+pub fn read_run_record_with_checkpoint(run: &Path) -> Result<(RunRecord, Option<Checkpoint>)> {
     let config = Config::load(run.join(run_directory::CONFIG), &[])?;
-    let rows: Vec<Metrics> = records::read(run)?;
-    let step = rows.last().map_or(0, |row| row.step);
+    let records: Vec<Metrics> = records::read(run)?;
+    let step = records.last().map_or(0, |record| record.step);
     let segments = segments::read(run)?;
     let newest = checkpoint::newest(run)?.checkpoint;
     let newest = newest.map(|(_, checkpoint)| checkpoint);
@@ -59,7 +59,7 @@ pub fn with_checkpoint(run: &Path) -> Result<(RunRecord, Option<Checkpoint>)> {
         ),
     };
     let grid_point = grid_point(&config, &model)?;
-    let validation = rows.last().and_then(|row| row.validation_loss);
+    let validation = records.last().and_then(|record| record.validation_loss);
     let id = canonical_hash(&(&config, run));
     let info = RunInfo {
         id: &id,
@@ -76,7 +76,7 @@ pub fn with_checkpoint(run: &Path) -> Result<(RunRecord, Option<Checkpoint>)> {
 
 /// Returns the status of a run after `step` steps.
 fn status(run: &Path, step: u64, config: &Config) -> Result<RunStatus> {
-    Ok(match recorder::failure(run, step)? {
+    Ok(match recorder::find_failure_dump(run, step)? {
         _ if step >= config.train.steps as u64 => RunStatus::Finished,
         Some(dump) => RunStatus::Diverged {
             step: dump.step,
@@ -161,20 +161,22 @@ impl<'a> RunInfo<'a> {
 pub(super) fn record(
     info: RunInfo<'_>,
     work: &Path,
-    ending: RunStatus,
+    status: RunStatus,
     validation_loss: Option<f64>,
 ) -> Result<RunRecord> {
-    let rows = deduplicate_steps(records::read(work)?);
+    let records = deduplicate_steps(records::read(work)?);
     let model = info.model;
     let explanation = Explanation::new(&model.placement, model.n_layers, &model.facts())?;
     let train = &info.config.train;
     let estimated = inventory(model, train.step_shape(), &info.config.optimizer)?;
     let counts = &estimated.counts;
     let mut detector = Detector::default();
-    for row in &rows {
-        detector.push(row);
+    for record in &records {
+        detector.push(record);
     }
-    let grad_norms = rows.iter().map(|row| Quantity::GradNorm.of(row));
+    let grad_norms = records
+        .iter()
+        .map(|record| Quantity::GradNorm.value(record));
     let tokens_per_step = train.batch_size * train.seq_len;
     Ok(RunRecord {
         id: info.id.to_owned(),
@@ -190,33 +192,36 @@ pub(super) fn record(
         validation_data: segments::read(work)?.pop().and_then(|last| last.validation),
         parameters: counts.total,
         active_parameters: (counts.active != counts.total).then_some(counts.active),
-        status: ending,
-        steps: rows.len() as u64,
-        tokens: rows.last().map_or(0, |row| row.tokens),
+        status,
+        steps: records.len() as u64,
+        tokens: records.last().map_or(0, |record| record.tokens),
         validation_loss,
-        train_loss: final_loss(&rows),
+        train_loss: final_loss(&records),
         max_grad_norm: grad_norms.fold(0.0, f64::max),
         spikes: detector.counts(),
-        curve: curve(&rows),
-        validation: evaluations(&rows),
+        curve: curve(&records),
+        validation: evaluations(&records),
         layers: subsample(records::read(work)?),
-        cost: cost(&rows, tokens_per_step, estimated.memory.total()),
+        cost: cost(&records, tokens_per_step, estimated.memory.total()),
     })
 }
 
-fn evaluations(rows: &[Metrics]) -> Vec<Evaluation> {
-    let evaluation = |row: &Metrics| {
+fn evaluations(records: &[Metrics]) -> Vec<Evaluation> {
+    let evaluation = |record: &Metrics| {
         Some(Evaluation {
-            step: row.step,
-            loss: row.validation_loss?,
+            step: record.step,
+            loss: record.validation_loss?,
         })
     };
-    rows.iter().filter_map(evaluation).collect()
+    records.iter().filter_map(evaluation).collect()
 }
 
 /// Returns the speed of a run, and the hardware of this process.
-fn cost(rows: &[Metrics], tokens_per_step: usize, estimated_memory: u64) -> Cost {
-    let mut speeds: Vec<f64> = rows.iter().map(|row| row.tokens_per_second).collect();
+fn cost(records: &[Metrics], tokens_per_step: usize, estimated_memory: u64) -> Cost {
+    let mut speeds: Vec<f64> = records
+        .iter()
+        .map(|record| record.tokens_per_second)
+        .collect();
     speeds.sort_by(f64::total_cmp);
     let seconds = speeds.iter().map(|speed| tokens_per_step as f64 / speed);
     Cost {
@@ -230,47 +235,50 @@ fn cost(rows: &[Metrics], tokens_per_step: usize, estimated_memory: u64) -> Cost
     }
 }
 
-/// Returns the rows in the order of their steps; of duplicates, the last.
-fn deduplicate_steps(rows: Vec<Metrics>) -> Vec<Metrics> {
-    let by_step: BTreeMap<u64, Metrics> = rows.into_iter().map(|row| (row.step, row)).collect();
+/// Returns the records in the order of their steps; of duplicates, the last.
+fn deduplicate_steps(records: Vec<Metrics>) -> Vec<Metrics> {
+    let by_step: BTreeMap<u64, Metrics> = records
+        .into_iter()
+        .map(|record| (record.step, record))
+        .collect();
     by_step.into_values().collect()
 }
 
 /// Returns the mean training loss.
-pub(super) fn mean(rows: &[Metrics]) -> f64 {
-    rows.iter().map(|row| row.loss).sum::<f64>() / rows.len() as f64
+pub(super) fn mean(records: &[Metrics]) -> f64 {
+    records.iter().map(|record| record.loss).sum::<f64>() / records.len() as f64
 }
 
 /// Returns the mean training loss over the last window of steps.
-pub(super) fn final_loss(rows: &[Metrics]) -> Option<f64> {
-    let window = rows.len().div_ceil(LOSS_WINDOW_DIVISOR);
-    (window > 0).then(|| mean(&rows[rows.len() - window..]))
+pub(super) fn final_loss(records: &[Metrics]) -> Option<f64> {
+    let window = records.len().div_ceil(LOSS_WINDOW_DIVISOR);
+    (window > 0).then(|| mean(&records[records.len() - window..]))
 }
 
-fn curve(rows: &[Metrics]) -> Curve {
+fn curve(records: &[Metrics]) -> Curve {
     let mut curve = Curve::default();
-    let window = rows.len().div_ceil(MAX_CURVE_POINTS).max(1);
-    for rows in rows.chunks(window) {
-        curve.step.push(rows[rows.len() - 1].step);
+    let window = records.len().div_ceil(MAX_CURVE_POINTS).max(1);
+    for records in records.chunks(window) {
+        curve.step.push(records[records.len() - 1].step);
         for (metric, plotted) in metrics::curves() {
-            let values = rows.iter().filter_map(metric.value);
+            let values = records.iter().filter_map(metric.value);
             curve.push(plotted.key, plotted.aggregate, values);
         }
     }
     curve
-        .further
+        .other_metrics
         .retain(|_, series| series.iter().any(Option::is_some));
     curve
 }
 
-/// Returns a subset of the rows, including the first and the last, with fewer digits.
-fn subsample(rows: Vec<LayerRecord>) -> Vec<LayerRecord> {
-    let stride = rows.len().div_ceil(MAX_LAYER_ROWS).max(1);
-    let last = rows.len().saturating_sub(1);
+/// Returns a subset of the records, including the first and the last, with fewer digits.
+fn subsample(records: Vec<LayerRecord>) -> Vec<LayerRecord> {
+    let stride = records.len().div_ceil(MAX_LAYER_RECORDS).max(1);
+    let last = records.len().saturating_sub(1);
     let kept =
         |&(index, _): &(usize, LayerRecord)| index == 0 || (last - index).is_multiple_of(stride);
-    let rows = rows.into_iter().enumerate().filter(kept);
-    rows.map(|(_, row)| row.map(rounded)).collect()
+    let records = records.into_iter().enumerate().filter(kept);
+    records.map(|(_, record)| record.map(rounded)).collect()
 }
 
 /// Rounds to four significant digits.

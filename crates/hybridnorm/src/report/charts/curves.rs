@@ -7,7 +7,7 @@ use plotly::common::{DashType, HoverInfo, Mode};
 use plotly::layout::{Axis, Shape, ShapeLine, ShapeType};
 
 use super::super::escape::plot_text;
-use super::super::format::rate;
+use super::super::format::learning_rate;
 use super::super::page::Page;
 use super::super::palette::{PlacementStyles, color};
 use super::super::run::ReportedRun;
@@ -59,8 +59,8 @@ pub(in super::super) fn recorded<'a>(
 
 /// Builds the curves of every placement: at its best learning rate, and at each learning rate.
 fn curves(view: &View, styles: &PlacementStyles) -> Option<Curves> {
-    let picks = picks(view);
-    if picks.is_empty() {
+    let selections = selections(view);
+    if selections.is_empty() {
         return None;
     }
     let metrics = recorded(view.runs.iter().copied());
@@ -68,7 +68,7 @@ fn curves(view: &View, styles: &PlacementStyles) -> Option<Curves> {
         .iter()
         .filter(|(_, curve)| curve.aggregate != Aggregate::Single);
     let charts = drawn.map(|(metric, curve)| {
-        let views = picks.iter().map(|(_, pick)| figure(pick, curve, styles));
+        let views = selections.iter().map(|(_, selection)| figure(selection, curve, styles));
         let chart = Chart {
             id: format!("{}-{}-curves", view.key, curve.key),
             label: format!(
@@ -82,36 +82,36 @@ fn curves(view: &View, styles: &PlacementStyles) -> Option<Curves> {
     });
     Some(Curves {
         charts: charts.collect(),
-        choices: picks.iter().map(|(name, _)| name.clone()).collect(),
+        choices: selections.iter().map(|(name, _)| name.clone()).collect(),
     })
 }
 
 /// Returns the selections of runs that have curves, with their names.
-fn picks<'a>(view: &'a View) -> Vec<(String, Pick<'a>)> {
+fn selections<'a>(view: &'a View) -> Vec<(String, Selection<'a>)> {
     let best = |name: &str| -> Vec<&ReportedRun> {
         (view.best_lr(name)).map_or_else(Vec::new, |lr| view.runs_at(name, lr))
     };
-    let mut picks = vec![(
+    let mut selections = vec![(
         "each placement at its best learning rate".to_owned(),
-        pick(view, best),
+        select(view, best),
     )];
     for &lr in &view.lrs {
-        let runs = pick(view, |name| view.runs_at(name, lr));
-        picks.push((format!("all placements at {}", rate(lr)), runs));
+        let runs = select(view, |name| view.runs_at(name, lr));
+        selections.push((format!("all placements at {}", learning_rate(lr)), runs));
     }
     let changed = |name: &str| -> Vec<&ReportedRun> {
         view.runs_of(name)
             .filter(|run| run.peak_lr().is_none())
             .collect()
     };
-    picks.push((
+    selections.push((
         "runs whose learning rate was changed".to_owned(),
-        pick(view, changed),
+        select(view, changed),
     ));
-    picks.retain(|(_, pick)| {
-        (pick.iter().flat_map(|(_, runs)| runs)).any(|run| !run.curve.step.is_empty())
+    selections.retain(|(_, selection)| {
+        (selection.iter().flat_map(|(_, runs)| runs)).any(|run| !run.curve.step.is_empty())
     });
-    picks
+    selections
 }
 
 /// Returns the height of the chart in pixels.
@@ -126,7 +126,7 @@ fn caption(metric: &Metric, curve: &MetricCurve) -> String {
     match (curve.key, curve.aggregate) {
         ("loss", _) => "Training loss. Thick: mean over the seeds that finished; thin: each seed; markers: \
              validation loss during training; dotted vertical lines: configuration changes of a run. The axis \
-             begins where finished runs are after a twentieth of their steps; a double click shows everything."
+             covers the losses of finished runs after the first 5 % of their steps; double-click to show all."
             .to_owned(),
         (_, Aggregate::Max) => format!("Largest {} of each interval of steps.", metric.name),
         _ => format!("Mean {} of each interval of steps.", metric.name),
@@ -140,9 +140,9 @@ fn capitalized(text: &str) -> String {
 }
 
 /// Placements with the runs that are shown for each.
-type Pick<'a> = Vec<(&'a str, Vec<&'a ReportedRun>)>;
+type Selection<'a> = Vec<(&'a str, Vec<&'a ReportedRun>)>;
 
-fn pick<'a>(view: &View<'a>, runs: impl Fn(&str) -> Vec<&'a ReportedRun>) -> Pick<'a> {
+fn select<'a>(view: &View<'a>, runs: impl Fn(&str) -> Vec<&'a ReportedRun>) -> Selection<'a> {
     view.placements
         .iter()
         .map(|name| (*name, runs(name)))
@@ -150,14 +150,14 @@ fn pick<'a>(view: &View<'a>, runs: impl Fn(&str) -> Vec<&'a ReportedRun>) -> Pic
 }
 
 /// Builds the curves of a metric for a selection of runs.
-fn figure(pick: &Pick, curve: &MetricCurve, styles: &PlacementStyles) -> Figure {
+fn figure(selection: &Selection, curve: &MetricCurve, styles: &PlacementStyles) -> Figure {
     let series = |run: &ReportedRun| run.curve.series(curve.key);
     let y = match curve.scale {
         Scale::Log => {
-            let runs = pick.iter().flat_map(|(_, runs)| runs);
+            let runs = selection.iter().flat_map(|(_, runs)| runs);
             log_axis(curve.axis, runs.flat_map(|run| series(run)).map(f64::from))
         }
-        Scale::LinearAfterStart => match range_after_start(pick, &series) {
+        Scale::LinearAfterStart => match range_after_start(selection, &series) {
             Some((low, high)) => axis(curve.axis).range(vec![low, high]),
             None => axis(curve.axis),
         },
@@ -167,13 +167,13 @@ fn figure(pick: &Pick, curve: &MetricCurve, styles: &PlacementStyles) -> Figure 
         Scale::Log => |value| rounded_positive(Some(value)),
         _ => rounded,
     };
-    let layout = layout(height(curve), steps(pick), y).shapes(marks(pick, styles));
+    let layout = layout(height(curve), steps(selection), y).shapes(marks(selection, styles));
     let mut figure = Figure::new(layout);
-    for (name, runs) in pick {
+    for (name, runs) in selection {
         lines(&mut figure, styles.style(name), name, runs, &series, shown);
     }
     if curve.key == "loss" {
-        for (name, runs) in pick {
+        for (name, runs) in selection {
             evaluations(&mut figure, styles.style(name), name, runs);
         }
     }
@@ -181,9 +181,9 @@ fn figure(pick: &Pick, curve: &MetricCurve, styles: &PlacementStyles) -> Figure 
 }
 
 /// Returns dotted lines at the steps where keys of a run were changed.
-fn marks(pick: &Pick, styles: &PlacementStyles) -> Vec<Shape> {
+fn marks(selection: &Selection, styles: &PlacementStyles) -> Vec<Shape> {
     let mut marks = Vec::new();
-    for run in pick.iter().flat_map(|(_, runs)| runs) {
+    for run in selection.iter().flat_map(|(_, runs)| runs) {
         let segments = run
             .directory
             .iter()
@@ -208,21 +208,21 @@ fn marks(pick: &Pick, styles: &PlacementStyles) -> Vec<Shape> {
 }
 
 /// Returns an axis of steps from 0 to the last one.
-fn steps(pick: &Pick) -> Axis {
-    let last = (pick.iter().flat_map(|(_, runs)| runs))
+fn steps(selection: &Selection) -> Axis {
+    let last = (selection.iter().flat_map(|(_, runs)| runs))
         .filter_map(|run| run.curve.step.last())
         .max();
     let last = last.map_or(1.0, |last| *last as f64);
     axis("step").range(vec![0.0, 1.01 * last])
 }
 
-/// Returns the range from the lowest value to that of finished runs after a twentieth of their steps.
+/// Returns the range from the lowest value to the highest one that finished runs have after 5 % of their steps.
 fn range_after_start(
-    pick: &Pick,
+    selection: &Selection,
     series: &impl Fn(&ReportedRun) -> Vec<f32>,
 ) -> Option<(f64, f64)> {
     let (mut low, mut high) = (f64::INFINITY, f64::NEG_INFINITY);
-    for run in finished(pick.iter().flat_map(|(_, runs)| runs)) {
+    for run in finished(selection.iter().flat_map(|(_, runs)| runs)) {
         let values = series(run);
         let early = values
             .get(values.len() / 20)

@@ -5,7 +5,7 @@ use plotly::common::{ErrorData, ErrorType, HoverInfo, Line, Marker, MarkerSymbol
 use plotly::layout::AxisType;
 
 use super::super::escape::plot_text;
-use super::super::format::{count, loss, mean_sd, rate};
+use super::super::format::{count, learning_rate, loss, mean_sd};
 use super::super::page::Page;
 use super::super::palette::{PlacementStyles, color, symbol};
 use super::super::view::{RunsAtLr, View};
@@ -154,7 +154,7 @@ fn seeds<'a: 'b, 'b>(
             y.push(rounded(*value));
             text.push(format!(
                 "{name}, {}, seed {}: {}",
-                rate(*lr),
+                learning_rate(*lr),
                 run.grid_point.seed,
                 loss(*value)
             ));
@@ -186,7 +186,11 @@ fn means_of_all<'a: 'b, 'b>(
         match found.summary() {
             Some(losses) if found.diverged == 0 => {
                 let seeds = count(losses.n, "seed", "seeds");
-                let text = format!("{name}, {}: {} ({seeds})", rate(*lr), mean_sd(&losses));
+                let text = format!(
+                    "{name}, {}: {} ({seeds})",
+                    learning_rate(*lr),
+                    mean_sd(&losses)
+                );
                 means.push(*lr, &losses, text);
             }
             _ => means.push_gap(*lr),
@@ -210,7 +214,7 @@ fn means_with_diverged<'a: 'b, 'b>(
         if let Some(losses) = found.summary() {
             let text = format!(
                 "{name}, {}: {} ({} of {} did not diverge)",
-                rate(*lr),
+                learning_rate(*lr),
                 mean_sd(&losses),
                 losses.n,
                 count(found.runs, "run", "runs")
@@ -293,7 +297,7 @@ fn diverged_markers<'a: 'b, 'b>(
         text.push(format!(
             "{}, {}: {} of {} diverged",
             plot_text(name),
-            rate(*lr),
+            learning_rate(*lr),
             found.diverged,
             found.runs
         ));
@@ -356,13 +360,17 @@ fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Chart> {
             figure.push(tolerance_bar(range, &name, at, style));
         }
         if let Some(found) = &summary.best {
-            best.push(found.lr, at, format!("{name}: best at {}", rate(found.lr)));
+            best.push(
+                found.lr,
+                at,
+                format!("{name}: best at {}", learning_rate(found.lr)),
+            );
         }
         if let Some(lr) = summary.largest_stable_lr {
             stable.push(
                 lr,
                 at,
-                format!("{name}: no run diverged up to {}", rate(lr)),
+                format!("{name}: no run diverged up to {}", learning_rate(lr)),
             );
         }
     }
@@ -381,9 +389,9 @@ fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Chart> {
 /// Builds the bar over the learning rates within the tolerance.
 fn tolerance_bar(range: &LrRange, name: &str, y: f64, style: usize) -> Box<Scatter<f64, f64>> {
     let text = format!(
-        "{name}: {} to {} of the tested learning rates",
-        rate(range.low),
-        rate(range.high)
+        "{name}: {} to {} of the learning rates tried",
+        learning_rate(range.low),
+        learning_rate(range.high)
     );
     Scatter::new(vec![range.low, range.high], vec![y, y])
         .mode(Mode::LinesMarkers)

@@ -4,7 +4,7 @@
 //! values for light mode, dark mode and print. The legend group of a trace is the style of its placement, by
 //! which the page's own legend shows and hides it.
 
-pub(super) mod block_signals;
+pub(super) mod block_metrics;
 pub(super) mod compare;
 pub(super) mod curves;
 pub(super) mod learning_rates;
@@ -17,7 +17,7 @@ use plotly::{Configuration, Layout, Trace, Traces};
 use serde::Serialize;
 
 use super::escape::plot_text;
-use super::format::rate;
+use super::format::learning_rate;
 use super::palette;
 
 const TRANSPARENT: &str = "rgba(0,0,0,0)";
@@ -134,7 +134,7 @@ pub(super) fn lr_axis(rates: &[f64]) -> Axis {
         return axis;
     };
     let pad = 0.04 * (high / low).log10() + 0.06;
-    axis.tick_text(rates.iter().map(|lr| rate(*lr)).collect())
+    axis.tick_text(rates.iter().map(|lr| learning_rate(*lr)).collect())
         .tick_values(rates.clone())
         .range(vec![low.log10() - pad, high.log10() + pad])
 }

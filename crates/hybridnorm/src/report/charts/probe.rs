@@ -27,8 +27,8 @@ const DEPTHS: [(&str, &str, Of); 5] = [
     (
         "Gradient norm of each block's parameters",
         "gradient norm",
-        |moment| {
-            moment
+        |measured| {
+            measured
                 .layers
                 .blocks
                 .iter()
@@ -39,13 +39,13 @@ const DEPTHS: [(&str, &str, Of); 5] = [
     (
         "Gradient of the residual stream at the block input",
         "norm of the gradient",
-        |moment| moment.stream_grad.clone(),
+        |measured| measured.stream_grad.clone(),
     ),
     (
         "Residual stream at the block input",
         "root mean square",
-        |moment| {
-            moment
+        |measured| {
+            measured
                 .layers
                 .blocks
                 .iter()
@@ -53,16 +53,16 @@ const DEPTHS: [(&str, &str, Of); 5] = [
                 .collect()
         },
     ),
-    ("Max attention logit", "logit", |moment| {
-        moment
+    ("Max attention logit", "logit", |measured| {
+        measured
             .layers
             .blocks
             .iter()
             .map(|block| block.scores.max)
             .collect()
     }),
-    ("Entropy of the attention weights", "nats", |moment| {
-        moment
+    ("Entropy of the attention weights", "nats", |measured| {
+        measured
             .layers
             .blocks
             .iter()
@@ -106,7 +106,12 @@ pub(in super::super) fn add_depths(page: &mut Page, context: &Context) {
 /// Builds one chart per quantity, with one view per step.
 fn depths(probe: &ProbeReport, styles: &PlacementStyles) -> Depths {
     let mut steps: Vec<u64> = (probe.placements.iter())
-        .flat_map(|placement| placement.measured_steps.iter().map(|moment| moment.step))
+        .flat_map(|placement| {
+            placement
+                .measured_steps
+                .iter()
+                .map(|measured| measured.step)
+        })
         .collect();
     steps.sort_unstable();
     steps.dedup();
@@ -135,11 +140,11 @@ fn depths(probe: &ProbeReport, styles: &PlacementStyles) -> Depths {
 fn depth(probe: &ProbeReport, styles: &PlacementStyles, step: u64, unit: &str, of: Of) -> Figure {
     let lines: Vec<(&str, Vec<Option<f64>>)> = (probe.placements.iter())
         .filter_map(|placement| {
-            let moment = placement
+            let measured = placement
                 .measured_steps
                 .iter()
-                .find(|moment| moment.step == step)?;
-            let values = of(moment)
+                .find(|measured| measured.step == step)?;
+            let values = of(measured)
                 .into_iter()
                 .map(|value| rounded_positive(value.map(f64::from)));
             Some((placement.placement.as_str(), values.collect()))

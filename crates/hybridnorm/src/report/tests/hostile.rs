@@ -2,10 +2,10 @@
 
 use serde_json::Value;
 
+use super::super::data_groups::DataGroup;
 use super::super::document::Document;
 use super::super::run::{Directory, PeakLr, RecordCounts};
-use super::super::sets::DataSet;
-use super::{fake, html, json_of, markdown, markup, markup_of};
+use super::{html, json_of, markdown, markup, markup_of, synthetic};
 use crate::train::segments::{Change, Segment};
 
 /// Prefix and suffix of every text.
@@ -16,37 +16,37 @@ const AFTER: &str = "</pre></td></details>\r\n---\n| a | b |\n&#64;someone &lt;i
 
 /// Returns a document with content in every text field.
 fn full() -> Document {
-    let mut document = fake::two_groups();
-    document.probe = Some(fake::probe_report());
+    let mut document = synthetic::two_groups();
+    document.probe = Some(synthetic::probe_report());
     document
 }
 
 /// Returns a report of three runs given by directory, in two sets.
 fn directories() -> Document {
-    let mut document = fake::study();
+    let mut document = synthetic::study();
     document.groups.clear();
     document.runs.truncate(3);
-    let set = |data: &str| DataSet {
+    let group = |data: &str| DataGroup {
         name: format!("Group {data}"),
-        named: "named".into(),
+        train_name: "named".into(),
         data: data.into(),
         validation: "split".into(),
-        validation_named: "split".into(),
+        validation_name: "split".into(),
         tokenizer: "bytes".into(),
         vocabulary: 257,
         seq_len: 16,
         eval_sequences: 0,
     };
-    document.sets = vec![set("one"), set("two")];
+    document.data_groups = vec![group("one"), group("two")];
     for (at, run) in document.runs.iter_mut().enumerate() {
         run.directory = Some(Directory {
             name: "run".into(),
             label: format!("pre-norm, weight_decay {at}"),
             differing: [("optimizer.weight_decay".to_owned(), at.to_string())].into(),
-            set: at % 2,
+            group: at % 2,
             planned_steps: 1600,
             not_recorded: Vec::new(),
-            rates: vec![PeakLr {
+            peak_lrs: vec![PeakLr {
                 after_step: 0,
                 lr: 1e-3,
             }],
@@ -67,8 +67,8 @@ fn directories() -> Document {
                 weights: None,
                 peak_memory_bytes: None,
             }],
-            rows: RecordCounts {
-                found: 5,
+            records: RecordCounts {
+                distinct_steps: 5,
                 missing: 2,
                 first_missing: Some(3),
                 repeated: 1,
@@ -79,30 +79,30 @@ fn directories() -> Document {
 }
 
 /// Collects the paths of all strings in a value, without list indices.
-fn places(value: &Value, place: &str, found: &mut Vec<String>) {
+fn string_paths(value: &Value, path: &str, found: &mut Vec<String>) {
     match value {
-        Value::String(_) if !found.iter().any(|known| known == place) => {
-            found.push(place.to_owned())
-        }
-        Value::Array(items) => items.iter().for_each(|item| places(item, place, found)),
+        Value::String(_) if !found.iter().any(|known| known == path) => found.push(path.to_owned()),
+        Value::Array(items) => items
+            .iter()
+            .for_each(|item| string_paths(item, path, found)),
         Value::Object(fields) => {
             for (key, value) in fields {
-                places(value, &format!("{place}/{key}"), found);
+                string_paths(value, &format!("{path}/{key}"), found);
             }
         }
         _ => {}
     }
 }
 
-fn change(value: &mut Value, place: &str, wanted: &str, change_text: &dyn Fn(&str) -> String) {
+fn change(value: &mut Value, path: &str, wanted: &str, change_text: &dyn Fn(&str) -> String) {
     match value {
-        Value::String(text) if place == wanted => *text = change_text(text),
+        Value::String(text) if path == wanted => *text = change_text(text),
         Value::Array(items) => {
-            (items.iter_mut()).for_each(|item| change(item, place, wanted, change_text));
+            (items.iter_mut()).for_each(|item| change(item, path, wanted, change_text));
         }
         Value::Object(fields) => {
             for (key, value) in fields {
-                change(value, &format!("{place}/{key}"), wanted, change_text);
+                change(value, &format!("{path}/{key}"), wanted, change_text);
             }
         }
         _ => {}
@@ -113,11 +113,11 @@ fn change(value: &mut Value, place: &str, wanted: &str, change_text: &dyn Fn(&st
 fn changed(document: &Document, change_text: &dyn Fn(&str) -> String) -> (Document, usize) {
     let mut value = serde_json::to_value(document).unwrap();
     let mut all = Vec::new();
-    places(&value, "", &mut all);
+    string_paths(&value, "", &mut all);
     let mut count = 0;
-    for place in all {
+    for path in all {
         let mut next = value.clone();
-        change(&mut next, "", &place, change_text);
+        change(&mut next, "", &path, change_text);
         // Enum values are not free text.
         if serde_json::from_value::<Document>(next.clone()).is_ok() {
             (value, count) = (next, count + 1);
@@ -145,10 +145,10 @@ fn outside_of_code(text: &str) -> String {
 #[test]
 fn hostile_text_is_escaped() {
     for (name, document) in [("study", full()), ("directories", directories())] {
-        let (plain, places) = changed(&document, &|text| format!("b{text}a"));
+        let (plain, path_count) = changed(&document, &|text| format!("b{text}a"));
         let (hostile, same) = changed(&document, &|text| format!("{BEFORE}{text}{AFTER}"));
-        assert_eq!(places, same, "{name}");
-        assert!(places > 15, "{name}: {places}");
+        assert_eq!(path_count, same, "{name}");
+        assert!(path_count > 15, "{name}: {path_count}");
         check_html(name, &plain, &hostile);
         check_markdown(name, &plain, &hostile);
     }

@@ -20,7 +20,7 @@ pub fn check(page: &str) -> Result<(), String> {
             .next()
             .unwrap_or("");
         if name.is_empty() || !name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '!') {
-            return Err(format!("<{tag}> is no tag"));
+            return Err(format!("<{tag}> is not a tag"));
         }
         if tag.starts_with('/') {
             match open.pop() {
@@ -43,7 +43,7 @@ pub fn check(page: &str) -> Result<(), String> {
     match (open.is_empty(), ids.len() == number) {
         (true, true) => Ok(()),
         (false, _) => Err(format!("left open: {open:?}")),
-        (_, false) => Err("an id is there twice".to_owned()),
+        (_, false) => Err("duplicate id".to_owned()),
     }
 }
 

@@ -1,14 +1,14 @@
 //! Tests of complete reports of synthetic studies.
 
-mod fake;
 mod hostile;
 mod markup;
+mod synthetic;
 
 use serde_json::Value;
 
 use super::document::Document;
 use super::escape::escape;
-use super::format::{difference, loss, mean_sd, probability, rate, ratio, speed};
+use super::format::{difference, learning_rate, loss, mean_sd, probability, ratio, speed};
 use super::run::ReportedRun;
 use super::view::views;
 use super::{html, markdown};
@@ -41,7 +41,7 @@ fn json_of(page: &str, id: &str) -> Value {
 /// Returns documents with missing parts.
 fn degenerate() -> Vec<(&'static str, Document)> {
     let with = |change: &dyn Fn(&mut Document)| {
-        let mut document = fake::study();
+        let mut document = synthetic::study();
         change(&mut document);
         document
     };
@@ -82,8 +82,8 @@ fn degenerate() -> Vec<(&'static str, Document)> {
             "values that are not finite",
             with(&|document| document.runs.iter_mut().for_each(make_not_finite)),
         ),
-        ("probe", fake::probe()),
-        ("two groups", fake::two_groups()),
+        ("probe", synthetic::probe()),
+        ("two groups", synthetic::two_groups()),
     ]
 }
 
@@ -102,7 +102,7 @@ fn make_not_finite(run: &mut ReportedRun) {
     run.curve.grad_norm.fill(f32::INFINITY);
     run.cost.tokens_per_second = f64::NAN;
     for block in run.layers.iter_mut().flat_map(|row| &mut row.blocks) {
-        block.stream = layers::Activation::default();
+        block.stream = layers::ActivationStats::default();
         block
             .roles
             .grad_norm
@@ -114,7 +114,7 @@ fn make_not_finite(run: &mut ReportedRun) {
 #[test]
 fn every_page_is_well_formed() {
     let mut documents = degenerate();
-    documents.push(("study", fake::study()));
+    documents.push(("study", synthetic::study()));
     for (name, document) in documents {
         let page = html(&document);
         let text = markup_of(&page);
@@ -149,7 +149,7 @@ fn charts_and_controls_have_their_elements() {
             }
         }
     }
-    let page = html(&fake::study());
+    let page = html(&synthetic::study());
     // Losses, forest, tolerance, three curves, 8 heat maps, speed and memory.
     let charts = json_of(&page, "charts");
     assert_eq!(charts["charts"].as_array().unwrap().len(), 16);
@@ -157,7 +157,7 @@ fn charts_and_controls_have_their_elements() {
 
 #[test]
 fn drop_downs_have_one_option_per_view() {
-    let page = html(&fake::two_groups());
+    let page = html(&synthetic::two_groups());
     let charts = json_of(&page, "charts");
     let views = |id: &str| {
         let charts = charts["charts"].as_array().unwrap();
@@ -169,19 +169,25 @@ fn drop_downs_have_one_option_per_view() {
             .split_once(&format!("<select id=\"{key}-curves-choice\""))
             .unwrap();
         let (select, _) = rest.split_once("</select>").unwrap();
-        assert_eq!(select.matches("<option").count(), 1 + fake::RATES.len());
-        assert_eq!(views(&format!("{key}-loss-curves")), 1 + fake::RATES.len());
+        assert_eq!(
+            select.matches("<option").count(),
+            1 + synthetic::LEARNING_RATES.len()
+        );
+        assert_eq!(
+            views(&format!("{key}-loss-curves")),
+            1 + synthetic::LEARNING_RATES.len()
+        );
         assert_eq!(
             views(&format!("{key}-grad_norm-curves")),
-            1 + fake::RATES.len()
+            1 + synthetic::LEARNING_RATES.len()
         );
     }
 }
 
 #[test]
 fn the_page_has_no_external_resources() {
-    let mut document = fake::study();
-    document.probe = Some(fake::probe_report());
+    let mut document = synthetic::study();
+    document.probe = Some(synthetic::probe_report());
     let page = html(&document);
     assert!(page.contains("default-src 'none'"));
     // The library is the only script with URLs; the policy blocks their use.
@@ -203,7 +209,7 @@ fn the_page_has_no_external_resources() {
 
 #[test]
 fn html_is_deterministic() {
-    let document = fake::two_groups();
+    let document = synthetic::two_groups();
     let json = serde_json::to_string(&document).unwrap();
     let again: Document = serde_json::from_str(&json).unwrap();
     assert_eq!(html(&document), html(&again));
@@ -212,9 +218,9 @@ fn html_is_deterministic() {
 
 #[test]
 fn page_embeds_the_document() {
-    let mut document = fake::study();
+    let mut document = synthetic::study();
     document.title = "</script><!-- & \u{2028}".to_owned();
-    document.probe = Some(fake::probe_report());
+    document.probe = Some(synthetic::probe_report());
     let back: Document = serde_json::from_value(json_of(&html(&document), "document")).unwrap();
     assert!(back == document);
 }
@@ -222,9 +228,9 @@ fn page_embeds_the_document() {
 #[test]
 fn text_of_the_document_is_escaped() {
     const EVIL: &str = "<img src=x onerror=alert(1)>\"'&</script></pre></td><!--";
-    let mut document = fake::two_groups();
+    let mut document = synthetic::two_groups();
     let evil = |text: &mut String| text.insert_str(text.len() / 2, EVIL);
-    document.probe = Some(fake::probe_report());
+    document.probe = Some(synthetic::probe_report());
     for text in [
         &mut document.title,
         &mut document.created,
@@ -282,16 +288,16 @@ fn text_of_the_document_is_escaped() {
 
 #[test]
 fn tables_have_the_numbers_of_the_document() {
-    let document = fake::study();
+    let document = synthetic::study();
     let (page, text) = (markup_of(&html(&document)), markdown(&document));
     let group = &document.groups[0];
     let mut expected = Vec::new();
     for summary in &group.analysis.placements {
         let best = summary.best.as_ref().unwrap();
-        expected.extend([rate(best.lr), mean_sd(&best.loss)]);
+        expected.extend([learning_rate(best.lr), mean_sd(&best.loss)]);
         expected.push(speed(summary.tokens_per_second.unwrap()));
         expected.push(loss(summary.lr_sensitivity.unwrap()));
-        expected.extend(summary.largest_stable_lr.map(rate));
+        expected.extend(summary.largest_stable_lr.map(learning_rate));
         expected.extend(
             summary
                 .learning_rates
@@ -333,7 +339,7 @@ fn tables_have_the_numbers_of_the_document() {
 
 #[test]
 fn diverged_runs_are_crosses_and_in_tables() {
-    let document = fake::study();
+    let document = synthetic::study();
     let page = html(&document);
     let charts = json_of(&page, "charts");
     let losses = &charts["charts"][0]["views"][0];
@@ -348,7 +354,12 @@ fn diverged_runs_are_crosses_and_in_tables() {
         .sum();
     let mut cells: Vec<(&str, String)> = (document.runs.iter())
         .filter(|run| matches!(run.status, RunStatus::Diverged { .. }))
-        .map(|run| (run.grid_point.placement.as_str(), rate(run.grid_point.lr)))
+        .map(|run| {
+            (
+                run.grid_point.placement.as_str(),
+                learning_rate(run.grid_point.lr),
+            )
+        })
         .collect();
     cells.dedup();
     assert!(!cells.is_empty());
@@ -359,8 +370,8 @@ fn diverged_runs_are_crosses_and_in_tables() {
 
 #[test]
 fn a_placement_has_one_colour_and_a_shape_of_its_own() {
-    let mut document = fake::study();
-    document.probe = Some(fake::probe_report());
+    let mut document = synthetic::study();
+    document.probe = Some(synthetic::probe_report());
     let charts = json_of(&html(&document), "charts");
     let mut colors: Vec<(String, String)> = Vec::new();
     let mut dashes = Vec::new();
@@ -383,15 +394,15 @@ fn a_placement_has_one_colour_and_a_shape_of_its_own() {
     }
     colors.sort();
     colors.dedup();
-    assert_eq!(colors.len(), fake::KINDS.len());
+    assert_eq!(colors.len(), synthetic::PLACEMENTS.len());
     dashes.sort();
     dashes.dedup();
-    assert_eq!(dashes.len(), fake::KINDS.len());
+    assert_eq!(dashes.len(), synthetic::PLACEMENTS.len());
 }
 
 #[test]
 fn heat_maps_of_a_quantity_share_their_scale() {
-    let charts = json_of(&html(&fake::study()), "charts");
+    let charts = json_of(&html(&synthetic::study()), "charts");
     let mut ends = Vec::new();
     for chart in charts["charts"].as_array().unwrap() {
         let map = &chart["views"][0]["data"][0];
@@ -400,14 +411,14 @@ fn heat_maps_of_a_quantity_share_their_scale() {
             ends.push((map["zmin"].as_f64(), map["zmax"].as_f64()));
         }
     }
-    assert_eq!(ends.len(), fake::KINDS.len());
+    assert_eq!(ends.len(), synthetic::PLACEMENTS.len());
     ends.dedup();
     assert_eq!(ends.len(), 1);
 }
 
 #[test]
 fn each_group_shows_only_its_runs() {
-    let document = fake::two_groups();
+    let document = synthetic::two_groups();
     let views = views(&document);
     assert_eq!(views.len(), 2);
     for view in &views {
@@ -433,7 +444,7 @@ fn each_group_shows_only_its_runs() {
 #[test]
 fn markdown_tables_are_regular_and_have_no_images() {
     let mut documents = degenerate();
-    documents.push(("study", fake::study()));
+    documents.push(("study", synthetic::study()));
     for (name, document) in documents {
         let text = markdown(&document);
         assert!(!text.contains("![") && !text.contains("<img"), "{name}");
@@ -455,12 +466,12 @@ fn markdown_tables_are_regular_and_have_no_images() {
             assert!(!text.contains(wrong), "{name}: {wrong}");
         }
     }
-    assert!(markdown(&fake::study()).contains("<summary>Equations</summary>"));
+    assert!(markdown(&synthetic::study()).contains("<summary>Equations</summary>"));
 }
 
 #[test]
 fn a_probe_alone_has_its_charts_and_growth() {
-    let document = fake::probe();
+    let document = synthetic::probe();
     let page = html(&document);
     let charts = json_of(&page, "charts");
     let charts = charts["charts"].as_array().unwrap();
@@ -469,7 +480,7 @@ fn a_probe_alone_has_its_charts_and_growth() {
         assert_eq!(chart["views"].as_array().unwrap().len(), 2);
         assert_eq!(
             chart["views"][0]["data"].as_array().unwrap().len(),
-            fake::KINDS.len()
+            synthetic::PLACEMENTS.len()
         );
         assert_eq!(chart["views"][0]["layout"]["yaxis"]["type"], "log");
     }

@@ -23,14 +23,14 @@ pub struct Newest {
     /// The newest valid checkpoint and its step.
     pub checkpoint: Option<(u64, Checkpoint)>,
     /// Errors of newer checkpoints that were skipped.
-    pub broken: Vec<String>,
+    pub corrupt: Vec<String>,
 }
 
 /// Finds the newest valid checkpoint of a run.
 ///
 /// # Errors
 /// If the run's folder cannot be listed, or a newer checkpoint cannot be read: only a checkpoint that was read
-/// is known to be broken.
+/// is known to be corrupt.
 pub fn newest(run: &Path) -> Result<Newest> {
     newest_before(run, u64::MAX)
 }
@@ -40,7 +40,7 @@ pub fn newest(run: &Path) -> Result<Newest> {
 /// # Errors
 /// As [`newest`].
 pub fn newest_before(run: &Path, limit: u64) -> Result<Newest> {
-    let mut broken = Vec::new();
+    let mut corrupt = Vec::new();
     for (step, path) in list(run)?.into_iter().rev() {
         if step >= limit {
             continue;
@@ -49,10 +49,10 @@ pub fn newest_before(run: &Path, limit: u64) -> Result<Newest> {
             Ok(checkpoint) => {
                 return Ok(Newest {
                     checkpoint: Some((step, checkpoint)),
-                    broken,
+                    corrupt,
                 });
             }
-            Err(Error::Io { path: file, source }) if !is_damage(&source) => {
+            Err(Error::Io { path: file, source }) if !is_corruption(&source) => {
                 return Err(Error::Io {
                     path: file,
                     source: io::Error::new(
@@ -64,17 +64,17 @@ pub fn newest_before(run: &Path, limit: u64) -> Result<Newest> {
                     ),
                 });
             }
-            Err(error) => broken.push(error.to_string()),
+            Err(error) => corrupt.push(error.to_string()),
         }
     }
     Ok(Newest {
         checkpoint: None,
-        broken,
+        corrupt,
     })
 }
 
-/// True if the error indicates a damaged checkpoint; all other errors may be temporary.
-fn is_damage(error: &io::Error) -> bool {
+/// True if the error indicates a corrupt checkpoint; all other errors may be temporary.
+fn is_corruption(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound, UnexpectedEof};
     matches!(
         error.kind(),
@@ -91,7 +91,7 @@ pub fn exists(run: &Path) -> Result<bool> {
 }
 
 /// Deletes all but the newest `keep` checkpoints of a run up to `step`, whose checkpoint was just written, so that
-/// at least one good one remains. Later ones are broken ones that were skipped on resuming; they do not count, and
+/// at least one good one remains. Later ones are corrupt ones that were skipped on resuming; they do not count, and
 /// are replaced when the run reaches their steps.
 ///
 /// # Errors

@@ -166,8 +166,8 @@ fn hint_for(key: &str) -> Option<&'static str> {
         "norm_placement" | "prenorm" | "pre_norm" | "post_norm" | "norm_position" => {
             "where to normalize is set with placement = \"pre-norm\""
         }
-        "dtype" | "precision" => "all numbers are of single precision; leave the key out",
-        "dropout" => "there is no dropout; leave the key out",
+        "dtype" | "precision" => "training is in float32 only; remove the key",
+        "dropout" => "dropout is not supported; remove the key",
         "study" => "a file with [study] is a study, for `hybridnorm study`",
         _ => return None,
     })
@@ -179,15 +179,16 @@ fn explain(message: &str, path: &str) -> String {
     let message = message.trim().replace('\n', " ");
     if path == "model" && message.starts_with("missing field") {
         return format!(
-            "{message}; [model] describes a whole model, and without [model] it is that of [init] from"
+            "{message}; [model] must describe the complete model; without [model] the model of the checkpoint in [init] \
+             from is used"
         );
     }
-    let in_words = plain_message(&message);
-    if in_words != message {
+    let plain = plain_message(&message);
+    if plain != message {
         let example = EXAMPLES.iter().find(|(key, _)| *key == path);
         return match example {
-            Some((_, example)) => format!("{in_words}, as in {example}"),
-            None => in_words.into_owned(),
+            Some((_, example)) => format!("{plain}, as in {example}"),
+            None => plain.into_owned(),
         };
     }
     let mut quoted = message.split('`').skip(1).step_by(2);
@@ -203,7 +204,7 @@ fn explain(message: &str, path: &str) -> String {
     if let Some(hint) = hint_for(found).filter(|_| is_key) {
         return format!("{message}; {hint}");
     }
-    let of_others = KNOWN_ALIASES
+    let alias = KNOWN_ALIASES
         .iter()
         .find(|(others, name)| others.contains(&found) && known.contains(name))
         .map(|(_, name)| *name);
@@ -213,7 +214,7 @@ fn explain(message: &str, path: &str) -> String {
         .min()
         .filter(|(distance, known)| *distance <= known.len().max(3) / 2)
         .map(|(_, known)| known);
-    match of_others.or(nearest) {
+    match alias.or(nearest) {
         Some(known) => format!("{message}; did you mean `{known}`?"),
         None => message,
     }

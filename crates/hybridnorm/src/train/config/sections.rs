@@ -12,7 +12,7 @@ use crate::plan::Recompute;
 use crate::train::sources::DataOrder;
 use crate::train::step::StepShape;
 
-/// Maximum tokens of one optimizer step; larger batches are typing errors.
+/// Maximum tokens of one optimizer step; larger batches are assumed to be typing errors and rejected.
 const MAX_BATCH_TOKENS: u64 = 1 << 30;
 /// `[init]`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

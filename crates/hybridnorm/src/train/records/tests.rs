@@ -3,7 +3,7 @@ use std::fs;
 use super::super::metrics::Metrics;
 use super::*;
 
-fn row(step: u64) -> Metrics {
+fn metrics(step: u64) -> Metrics {
     Metrics {
         step,
         loss: 2.5,
@@ -17,7 +17,7 @@ fn row(step: u64) -> Metrics {
 }
 
 fn line(step: u64) -> String {
-    serde_json::to_string(&row(step)).unwrap() + "\n"
+    serde_json::to_string(&metrics(step)).unwrap() + "\n"
 }
 
 /// Creates a run directory whose metrics are these lines.
@@ -28,23 +28,23 @@ fn run(lines: &[&str]) -> tempfile::TempDir {
 }
 
 fn steps(run: &Path) -> Vec<u64> {
-    let rows: Vec<Metrics> = read(run).unwrap();
-    rows.iter().map(|row| row.step).collect()
+    let records: Vec<Metrics> = read(run).unwrap();
+    records.iter().map(|record| record.step).collect()
 }
 
 #[test]
 fn reopening_drops_records_after_the_resume_step() {
     let run = tempfile::tempdir().unwrap();
     let mut file = RecordFile::open(run.path(), 0).unwrap();
-    (1..=5).for_each(|step| file.append(&row(step)).unwrap());
+    (1..=5).for_each(|step| file.append(&metrics(step)).unwrap());
     file.file.write_all(b"{\"step\": 6, \"lo").unwrap();
     drop(file);
     assert_eq!(read::<Metrics>(run.path()).unwrap().len(), 5);
     let mut file = RecordFile::open(run.path(), 3).unwrap();
     assert_eq!(steps(run.path()), [1, 2, 3]);
-    file.append(&row(4)).unwrap();
-    let rows: Vec<Metrics> = read(run.path()).unwrap();
-    assert_eq!(rows, [1, 2, 3, 4].map(row));
+    file.append(&metrics(4)).unwrap();
+    let records: Vec<Metrics> = read(run.path()).unwrap();
+    assert_eq!(records, [1, 2, 3, 4].map(metrics));
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn trailing_zeros_are_ignored() {
     let run = run(&[&one, &two, &zeros]);
     assert_eq!(steps(run.path()), [1, 2]);
     let mut file = RecordFile::open(run.path(), 2).unwrap();
-    file.append(&row(3)).unwrap();
+    file.append(&metrics(3)).unwrap();
     assert_eq!(steps(run.path()), [1, 2, 3]);
 }
 
@@ -90,7 +90,7 @@ fn damage_is_an_error_only_before_the_resume_step() {
 
 #[test]
 fn last_record_of_a_repeated_step_counts() {
-    let mut again = row(2);
+    let mut again = metrics(2);
     again.loss = 1.5;
     let again = serde_json::to_string(&again).unwrap() + "\n";
     let [one, two, three] = [1, 2, 3].map(line);
@@ -106,15 +106,18 @@ fn last_record_of_a_repeated_step_counts() {
 fn non_finite_numbers_round_trip_as_nan() {
     let run = tempfile::tempdir().unwrap();
     let mut file = RecordFile::open(run.path(), 0).unwrap();
-    let mut odd = row(1);
+    let mut odd = metrics(1);
     odd.tokens_per_second = f64::INFINITY;
     odd.loss = f64::NAN;
     odd.validation_loss = Some(f64::NAN);
     odd.objective = Some(f64::NEG_INFINITY);
     file.append(&odd).unwrap();
-    let rows: Vec<Metrics> = read(run.path()).unwrap();
-    assert!(rows[0].tokens_per_second.is_nan() && rows[0].loss.is_nan());
-    assert_eq!((rows[0].grad_norm, rows[0].validation_loss), (1.0, None));
+    let records: Vec<Metrics> = read(run.path()).unwrap();
+    assert!(records[0].tokens_per_second.is_nan() && records[0].loss.is_nan());
+    assert_eq!(
+        (records[0].grad_norm, records[0].validation_loss),
+        (1.0, None)
+    );
     RecordFile::<Metrics>::open(run.path(), 1).unwrap();
     assert_eq!(steps(run.path()), [1]);
 }
@@ -123,7 +126,7 @@ fn non_finite_numbers_round_trip_as_nan() {
 fn overlong_line_is_an_error_before_it_is_loaded() {
     let run = tempfile::tempdir().unwrap();
     let path = run.path().join(Metrics::FILE);
-    fs::write(&path, vec![b'x'; ROW_LIMIT as usize + 1]).unwrap();
+    fs::write(&path, vec![b'x'; RECORD_LIMIT as usize + 1]).unwrap();
     for found in [
         read::<Metrics>(run.path()).unwrap_err(),
         RecordFile::<Metrics>::open(run.path(), 1).unwrap_err(),

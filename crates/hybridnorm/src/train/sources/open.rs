@@ -12,13 +12,13 @@ use crate::error::{Error, Result};
 use crate::train::{Checkpoint, Config};
 
 /// Opens the data of a configuration. Raw text is tokenized into [`cache_dir`] once. For a resumed run that
-/// started from a checkpoint, `own` is the run's own checkpoint, since the original may no longer exist.
+/// started from a checkpoint, `own_checkpoint` is the run's own checkpoint, since the original may no longer exist.
 ///
 /// # Errors
-/// If data are missing, damaged, too short, or inconsistent.
+/// If data are missing, corrupt, too short, or inconsistent.
 pub fn open(
     config: &Config,
-    own: Option<&Checkpoint>,
+    own_checkpoint: Option<&Checkpoint>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Sources> {
     if config.data.train.is_empty() {
@@ -27,7 +27,7 @@ pub fn open(
             ": expected text, token files or a prepared folder, e.g. data.train = [\"stories:20000\"]",
         ));
     }
-    let options = open_options(config, own)?;
+    let options = open_options(config, own_checkpoint)?;
     let vocab_size = options.vocab_size;
     let train = data::open(&config.data.train, Split::Train, &options, progress)?;
     let mut notes = preparation_notes(&train);
@@ -75,8 +75,8 @@ pub fn open(
 }
 
 /// Returns the options for opening the training data.
-fn open_options(config: &Config, own: Option<&Checkpoint>) -> Result<OpenOptions> {
-    let from = match (&config.init, own) {
+fn open_options(config: &Config, own_checkpoint: Option<&Checkpoint>) -> Result<OpenOptions> {
+    let from = match (&config.init, own_checkpoint) {
         (None, _) => None,
         (Some(_), Some(own)) => Some(own.clone()),
         (Some(init), None) => Some(Checkpoint::open(&init.from)?),
@@ -137,8 +137,8 @@ fn open_validation(
     if opened.dataset.overlaps(&train.dataset) {
         notes.push(
             "data.validation shares tokens with data.train: its loss is partly that of training \
-             data; a prepared folder is taken as a whole there, so leave data.validation out to measure \
-             what the folder holds out"
+             data; data.validation uses all of a prepared folder; omit data.validation to evaluate on the \
+             folder's held-out part"
                 .into(),
         );
     }
@@ -234,11 +234,12 @@ fn check_text_options(config: &Config) -> Result<()> {
     }
 }
 
-/// Returns the notes on records that were omitted, truncated or replaced when the data were made from text.
+/// Returns the notes on records that were omitted, truncated or replaced when the data were prepared from text.
 fn preparation_notes(opened: &OpenedData) -> Vec<String> {
     let folders = opened.folders.iter();
-    let made = folders.flat_map(|folder| folder.manifest().notes());
-    made.map(|note| format!("data: {note}"))
+    let notes = folders.flat_map(|folder| folder.manifest().notes());
+    notes
+        .map(|note| format!("data: {note}"))
         .chain(opened.notes.iter().cloned())
         .collect()
 }

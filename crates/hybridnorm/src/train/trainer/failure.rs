@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::train::checkpoint;
 use crate::train::layers::{LayerRecord, finite_or_none};
 use crate::train::metrics::Metrics;
-use crate::train::optimizer::SlotNorms;
+use crate::train::optimizer::ParameterNorms;
 use crate::train::recorder::{Dump, DumpReason, Weights};
 
 /// Context of a step for a dump, besides its metrics.
@@ -20,7 +20,7 @@ pub(super) struct StepContext {
     /// Weights of the model: those before the step's update or after it.
     pub(super) weights: Weights,
     /// Norms of every parameter.
-    pub(super) norms: BTreeMap<String, SlotNorms>,
+    pub(super) norms: BTreeMap<String, ParameterNorms>,
 }
 
 impl Trainer {
@@ -126,9 +126,9 @@ impl Trainer {
         })
     }
 
-    /// Describes the newest checkpoint before that of step `broken`, for messages.
-    fn last_good_checkpoint(&self, broken: u64) -> String {
-        match checkpoint::newest_before(&self.files.run, broken) {
+    /// Describes the newest checkpoint before that of `step`, for messages.
+    fn last_good_checkpoint(&self, step: u64) -> String {
+        match checkpoint::newest_before(&self.files.run, step) {
             Ok(checkpoint::Newest {
                 checkpoint: Some((_, checkpoint)),
                 ..

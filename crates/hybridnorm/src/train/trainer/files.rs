@@ -7,13 +7,13 @@ use crate::error::Result;
 use crate::files;
 use crate::memory;
 use crate::train::checkpoint::{self, Contents};
-use crate::train::claim::RunDirectoryGuard;
 use crate::train::config::Config;
 use crate::train::layers::LayerRecord;
 use crate::train::metrics::Metrics;
 use crate::train::recorder::Recorder;
 use crate::train::records::{Record, RecordFile};
 use crate::train::run_directory;
+use crate::train::run_directory_guard::RunDirectoryGuard;
 use crate::train::segments::{self, Segment};
 
 /// The run directory, as far as this process writes it.
@@ -26,7 +26,7 @@ pub(super) struct RunFiles {
     /// Files to be written before the first step; `None` afterwards.
     pending: Option<InitialFiles>,
     last_saved: Option<u64>,
-    claim: RunDirectoryGuard,
+    guard: RunDirectoryGuard,
 }
 
 /// Files that are written before the first step.
@@ -45,7 +45,7 @@ impl RunFiles {
         run: &Path,
         segments: Vec<Segment>,
         initial: InitialFiles,
-        claim: RunDirectoryGuard,
+        guard: RunDirectoryGuard,
     ) -> Self {
         Self {
             run: run.to_path_buf(),
@@ -53,7 +53,7 @@ impl RunFiles {
             metrics: None,
             last_saved: initial.resumed,
             pending: Some(initial),
-            claim,
+            guard,
         }
     }
 
@@ -73,9 +73,9 @@ impl RunFiles {
             Metrics::FILE,
             LayerRecord::FILE,
         ] {
-            self.claim.register_file(name)?;
+            self.guard.register_file(name)?;
         }
-        self.claim.register_event_files();
+        self.guard.register_event_files();
         // Segments first: if the process is killed here, they still describe the old configuration correctly,
         // whereas a new configuration without them would be taken for that of all steps.
         segments::write(&self.run, &self.segments)?;
@@ -91,7 +91,7 @@ impl RunFiles {
         if initial.survives_kill {
             run_directory::unmark_unfinished(&self.run)?;
         }
-        self.claim.disarm();
+        self.guard.disarm();
         self.pending = None;
         Ok(())
     }
@@ -134,7 +134,7 @@ impl RunFiles {
         recorder: &Recorder,
         keep: usize,
     ) -> Result<PathBuf> {
-        self.claim.check_held()?;
+        self.guard.check_held()?;
         if let Some(metrics) = &self.metrics {
             metrics.sync()?;
         }
@@ -161,7 +161,7 @@ impl RunFiles {
     /// # Errors
     /// If it cannot be removed, or the directory is no longer locked.
     pub(super) fn mark_finished(&self) -> Result<()> {
-        self.claim.check_held()?;
+        self.guard.check_held()?;
         run_directory::unmark_unfinished(&self.run)
     }
 }
@@ -194,8 +194,8 @@ mod tests {
 
     /// Returns the files of a new run, marked as unfinished.
     fn new_run(run: &Path, survives_kill: bool) -> (RunFiles, Recorder) {
-        let mut claim = RunDirectoryGuard::create(run, Locking::Required).unwrap();
-        run_directory::mark_unfinished(run, "a test", &mut claim).unwrap();
+        let mut guard = RunDirectoryGuard::create(run, Locking::Required).unwrap();
+        run_directory::mark_unfinished(run, "a test", &mut guard).unwrap();
         let initial = InitialFiles {
             writes_config: true,
             resumed: None,
@@ -203,7 +203,7 @@ mod tests {
         };
         let recorder = Recorder::open(run, &Config::default().log, 0).unwrap();
         (
-            RunFiles::new(run, vec![segment()], initial, claim),
+            RunFiles::new(run, vec![segment()], initial, guard),
             recorder,
         )
     }

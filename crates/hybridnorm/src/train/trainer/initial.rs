@@ -8,7 +8,7 @@ use super::super::inventory::inventory;
 use super::super::optimizer::Optimizer;
 use super::super::run_directory;
 use super::super::sources::{self, Sources};
-use super::origin::Origin;
+use super::start_point::StartPoint;
 use super::{Event, State, resume};
 use crate::Device;
 use crate::data::Cursor;
@@ -42,23 +42,26 @@ impl InitialModel {
     /// Loads or initializes the model.
     pub(super) fn new(
         config: &Config,
-        origin: &Origin,
+        start_point: &StartPoint,
         sources: &Sources,
         device: Device,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
-        match (origin, &config.init) {
-            (Origin::Branch(from), _) => Self::branched(config, from, sources, device),
-            (Origin::Resumed(checkpoint), _) => {
+        match (start_point, &config.init) {
+            (StartPoint::Branch(from), _) => Self::branched(config, from, sources, device),
+            (StartPoint::Resumed(checkpoint), _) => {
                 check_memory(config, &checkpoint.config()?)?;
                 Ok((checkpoint.model(device)?, Vec::new()).into())
             }
-            (Origin::Fresh, Some(init)) => Self::loaded(config, init, sources, device, on_event),
-            (Origin::Fresh, None) => Self::initialized(config, sources, device),
+            (StartPoint::Fresh, Some(init)) => {
+                Self::loaded(config, init, sources, device, on_event)
+            }
+            (StartPoint::Fresh, None) => Self::initialized(config, sources, device),
         }
     }
 
-    /// With the weights of `from` where it has a parameter in the same shape and layout.
+    /// Creates a model with the weights of `from` for all parameters of the same shape and layout; the others keep
+    /// their initial values.
     fn branched(
         config: &Config,
         from: &Checkpoint,
@@ -83,7 +86,7 @@ impl InitialModel {
         })
     }
 
-    /// With all weights of the checkpoint of `[init]`.
+    /// Loads the model with all weights of the checkpoint in `[init]`.
     fn loaded(
         config: &Config,
         init: &InitSection,
@@ -114,7 +117,7 @@ impl InitialModel {
         })
     }
 
-    /// With random weights.
+    /// Creates a model with random initial weights.
     fn initialized(config: &Config, sources: &Sources, device: Device) -> Result<Self> {
         let in_file = |error| config.origin.prefix_error(error);
         let section = config
@@ -134,11 +137,11 @@ impl InitialModel {
     pub(super) fn optimizer(
         &mut self,
         config: &Config,
-        origin: &Origin,
+        start_point: &StartPoint,
         sources: &Sources,
     ) -> Result<(Optimizer, State)> {
         let mut optimizer = Optimizer::new(config.optimizer.clone(), &mut self.model)?;
-        let Some(checkpoint) = origin.checkpoint() else {
+        let Some(checkpoint) = start_point.checkpoint() else {
             let state = State {
                 step: 0,
                 tokens: 0,
@@ -151,7 +154,7 @@ impl InitialModel {
         let state: State = checkpoint.state()?;
         resume::check_same_data(checkpoint, &state.data, sources)?;
         let (moments, step, model) = (checkpoint.moments()?, state.step, &mut self.model);
-        match origin.is_resumed() {
+        match start_point.is_resumed() {
             true => optimizer.restore(step, &moments, model)?,
             // A parameter with initial values has no moments.
             false => optimizer.restore_matching(step, &moments, &self.new_parameters, model)?,
@@ -165,7 +168,7 @@ pub(super) fn check_memory(config: &Config, model: &ModelConfig) -> Result<()> {
     let train = &config.train;
     let inventory = inventory(model, train.step_shape(), &config.optimizer)?;
     memory::check_available(
-        inventory.memory.total_without_program(),
+        inventory.memory.total_without_process(),
         "the model's weights, gradients, moments and activations",
     )
 }

@@ -7,7 +7,7 @@ use crate::train::optimizer::{Optimizer, OptimizerConfig};
 use crate::train::schedule::Schedule;
 use crate::train::step::{StepOutcome, StepShape, TrainingStep};
 
-/// Activations are sampled for one in so many tokens of a step.
+/// Inverse of the fraction of a step's tokens whose activations are sampled.
 const SAMPLED_ONE_IN: usize = 8;
 /// Fewest positions of a sampled sequence: attention over fewer is not representative.
 const MIN_SAMPLED_POSITIONS: usize = 32;
@@ -26,8 +26,8 @@ pub(super) struct Passes {
     /// Ids of the step's instances.
     pub(super) instances: Vec<u64>,
     /// The micro-batch with the largest loss, which is dumped if something is wrong.
-    pub(super) worst: Batch,
-    /// Activations of the first micro-batch, if they were asked for.
+    pub(super) max_loss_batch: Batch,
+    /// Activations of the first micro-batch, if requested.
     pub(super) activations: Option<Vec<Activations>>,
 }
 
@@ -46,7 +46,7 @@ impl Learner {
         self.schedule.lr(step as usize)
     }
 
-    /// Continues with other settings of the optimizer and the schedule; the next step is planned anew.
+    /// Continues with other settings of the optimizer and the schedule; the next step is replanned.
     ///
     /// # Errors
     /// If the settings require another state of the optimizer.
@@ -91,7 +91,7 @@ impl Learner {
     ) -> Result<Passes> {
         let mut programs = self.programs.take().expect("the step is planned");
         let passes = self.run_passes(&mut programs, batches, lr, samples_activations)?;
-        // After an error the next step is planned anew, without the passes of this one.
+        // After an error the next step is replanned, without the passes of this one.
         self.programs = Some(programs);
         Ok(passes)
     }
@@ -106,10 +106,10 @@ impl Learner {
         let shape = programs.shape();
         let mut instances = Vec::new();
         let mut activations = None;
-        let mut worst: Option<(f64, Batch)> = None;
+        let mut max_loss_batch: Option<(f64, Batch)> = None;
         for _ in 0..shape.grad_accum_steps {
             let batch = batches.next_batch(shape.micro_batch)?;
-            if worst.is_none() && samples_activations {
+            if max_loss_batch.is_none() && samples_activations {
                 let sequences = shape.micro_batch * shape.grad_accum_steps;
                 activations = Some(self.sample_activations(&batch, sequences)?);
             }
@@ -120,15 +120,18 @@ impl Learner {
             let loss = losses.cross_entropy;
             instances.extend_from_slice(&batch.instance_ids);
             // NaN is larger than any loss.
-            let is_larger = |most: f64| !(loss <= most || most.is_nan());
-            if worst.as_ref().is_none_or(|(most, _)| is_larger(*most)) {
-                worst = Some((loss, batch));
+            let is_larger = |max_loss: f64| !(loss <= max_loss || max_loss.is_nan());
+            if max_loss_batch
+                .as_ref()
+                .is_none_or(|(max_loss, _)| is_larger(*max_loss))
+            {
+                max_loss_batch = Some((loss, batch));
             }
         }
-        let (_, worst) = worst.expect("a step has at least one micro-batch");
+        let (_, max_loss_batch) = max_loss_batch.expect("a step has at least one micro-batch");
         Ok(Passes {
             instances,
-            worst,
+            max_loss_batch,
             activations,
         })
     }
@@ -265,7 +268,7 @@ mod tests {
         let ids = [&first, &second].map(|batch| batch.instance_ids[0]);
         assert_eq!(passes.instances, ids);
         let largest = usize::from(losses[1] > losses[0]);
-        assert_eq!(passes.worst.instance_ids, [ids[largest]]);
+        assert_eq!(passes.max_loss_batch.instance_ids, [ids[largest]]);
         assert_eq!(passes.activations.unwrap().len(), tiny().n_layers);
     }
 

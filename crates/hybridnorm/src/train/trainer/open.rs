@@ -16,7 +16,7 @@ use super::data::RunData;
 use super::files::{InitialFiles, RunFiles};
 use super::initial::InitialModel;
 use super::learner::Learner;
-use super::origin::{Origin, claim, remove_stale};
+use super::start_point::{StartPoint, lock_run_directory, remove_stale};
 use super::{Event, OpenOptions, Start, State, Trainer, resume};
 use crate::Device;
 use crate::data::TokenDataset;
@@ -115,19 +115,19 @@ impl Trainer {
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
         check_config(&config)?;
-        let claim = claim(run, &start, options)?;
-        let origin = Origin::find(run, start, on_event)?;
+        let guard = lock_run_directory(run, &start, options)?;
+        let start_point = StartPoint::find(run, start, on_event)?;
         remove_stale(run);
-        let written = origin.written_config(run)?;
-        let previous = written.as_ref().filter(|_| origin.is_resumed());
+        let written = start_point.written_config(run)?;
+        let previous = written.as_ref().filter(|_| start_point.is_resumed());
         if let Some(previous) = previous {
             resume::check_same_run(previous, &config, run)?;
         }
-        let sources = sources.map_or_else(|| open_sources(&config, &origin, on_event), Ok)?;
+        let sources = sources.map_or_else(|| open_sources(&config, &start_point, on_event), Ok)?;
         report_sources(&config, &sources, on_event);
-        let mut initial = InitialModel::new(&config, &origin, &sources, device, on_event)?;
+        let mut initial = InitialModel::new(&config, &start_point, &sources, device, on_event)?;
         check_optimizer(&config, &initial.model, on_event)?;
-        let (optimizer, state) = initial.optimizer(&config, &origin, &sources)?;
+        let (optimizer, state) = initial.optimizer(&config, &start_point, &sources)?;
         let schedule = config.resolved_schedule()?;
         let recorder = Recorder::open(run, &config.log, state.step)?;
         let (mut segments, before) = past_segments(run, previous, &config, state.step)?;
@@ -137,7 +137,7 @@ impl Trainer {
             weights: initial.weights_from,
             ..new_segment(&state, &sources)
         };
-        if origin.is_resumed() {
+        if start_point.is_resumed() {
             let configs = (&before, &config);
             let missing = recorder.missing_records();
             resume::report_resume(configs, &segment.changed, state.step, missing, on_event)?;
@@ -150,14 +150,14 @@ impl Trainer {
         let initial_files = InitialFiles {
             // A file with equal values may be hand-written, with comments: it is kept.
             writes_config: written.as_ref() != Some(&config),
-            resumed: origin.is_resumed().then_some(state.step),
+            resumed: start_point.is_resumed().then_some(state.step),
             survives_kill: options.restart_purpose.is_none(),
         };
         let order = config.data.order.seeded(config.seed);
         Ok(Self {
             data: RunData::new(sources, order, state.cursor)?,
             learner: Learner::new(initial.model, optimizer, schedule),
-            files: RunFiles::new(run, segments, initial_files, claim),
+            files: RunFiles::new(run, segments, initial_files, guard),
             recorder,
             state,
             config,
@@ -200,11 +200,11 @@ fn check_sequences(config: &Config, sources: &Sources) -> Result<()> {
 #[cfg(feature = "data")]
 fn open_sources(
     config: &Config,
-    origin: &Origin,
+    start_point: &StartPoint,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<Sources> {
     let mut on_progress = |progress| on_event(Event::Progress(progress));
-    sources::open(config, origin.checkpoint(), &mut on_progress)
+    sources::open(config, start_point.checkpoint(), &mut on_progress)
         .map_err(|error| config.origin.prefix_error(error))
 }
 

@@ -21,7 +21,7 @@ impl Trainer {
         let lr = self.learner.lr(step);
         let shape = self.config.train.step_shape();
         self.learner.plan(shape, self.data.validation.is_some())?;
-        // A step that is refused leaves no file.
+        // If planning fails, no file is written.
         self.write_initial_files()?;
 
         let samples_activations = self.recorder.is_due(step);
@@ -35,7 +35,7 @@ impl Trainer {
         let mut metrics = observe::metrics(step, lr, tokens, &outcome);
         let context = StepContext {
             instances: passes.instances,
-            batch: passes.worst,
+            batch: passes.max_loss_batch,
             weights: Weights::After,
             norms: outcome.norms.by_name,
         };

@@ -55,7 +55,7 @@ fn record_of(run: &PlannedRun) -> RunRecord {
             loss: vec![8.056_673, 7.5, 5.0, 4.5],
             grad_norm: vec![f32::MAX, 3.0, 1.0, 1.0],
             update_norm: vec![0.0, 1e-30, 1.0, 1.0],
-            further: [(
+            other_metrics: [(
                 "router_z".to_owned(),
                 vec![Some(2.0), None, Some(1.5), Some(1.0)],
             )]

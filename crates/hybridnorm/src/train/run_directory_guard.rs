@@ -13,7 +13,7 @@ use crate::files::{self, Lock, Locking};
 /// Attempts to create and lock a directory, which a failing process may remove in between.
 const ATTEMPTS: usize = 8;
 
-/// A run directory locked by this process. Files that it created there are removed on drop, unless the claim is
+/// A run directory locked by this process. Files that it created there are removed on drop, unless the guard is
 /// [disarmed](RunDirectoryGuard::disarm).
 #[derive(Debug)]
 pub(super) struct RunDirectoryGuard {
@@ -38,10 +38,10 @@ impl RunDirectoryGuard {
         let mut created = Vec::new();
         for attempt in 1.. {
             match create_dir_all(run, &mut created).and_then(|()| Self::lock(run, locking)) {
-                Ok(mut claim) => {
-                    created.append(&mut claim.created);
-                    claim.created = created;
-                    return claim.with_checkpoints();
+                Ok(mut guard) => {
+                    created.append(&mut guard.created);
+                    guard.created = created;
+                    return guard.with_checkpoints();
                 }
                 Err(error) if is_not_found(&error) && attempt < ATTEMPTS => {}
                 Err(error) => {
@@ -176,23 +176,23 @@ mod tests {
     fn drop_removes_only_created_files() {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("a/b/run");
-        let mut claim = RunDirectoryGuard::create(&run, Locking::Required).unwrap();
-        claim.register_file("config.toml").unwrap();
+        let mut guard = RunDirectoryGuard::create(&run, Locking::Required).unwrap();
+        guard.register_file("config.toml").unwrap();
         files::write(run.join("config.toml"), b"").unwrap();
         assert!(run.join(checkpoint::CHECKPOINTS).is_dir());
-        drop(claim);
+        drop(guard);
         assert!(!folder.path().join("a").exists());
 
-        let claim = RunDirectoryGuard::create(&run, Locking::Required).unwrap();
+        let guard = RunDirectoryGuard::create(&run, Locking::Required).unwrap();
         files::write(run.join("notes.txt"), b"").unwrap();
-        drop(claim);
+        drop(guard);
         let left: Vec<_> = fs::read_dir(&run).unwrap().collect();
         assert_eq!(left.len(), 1, "{left:?}");
 
         files::write(run.join("config.toml"), b"theirs").unwrap();
-        let mut claim = RunDirectoryGuard::create(&run, Locking::Required).unwrap();
-        claim.register_file("config.toml").unwrap();
-        drop(claim);
+        let mut guard = RunDirectoryGuard::create(&run, Locking::Required).unwrap();
+        guard.register_file("config.toml").unwrap();
+        drop(guard);
         assert!(run.join("config.toml").exists());
     }
 
@@ -212,9 +212,9 @@ mod tests {
     fn a_disarmed_guard_keeps_created_files() {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
-        let mut claim = RunDirectoryGuard::create(&run, Locking::Required).unwrap();
-        claim.disarm();
-        drop(claim);
+        let mut guard = RunDirectoryGuard::create(&run, Locking::Required).unwrap();
+        guard.disarm();
+        drop(guard);
         assert!(run.join(LOCK).exists() && run.join(checkpoint::CHECKPOINTS).exists());
     }
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use super::analysis::{AnalysisRules, Outcome, RunOutcome, analyze, comparison_text, summary_text};
-use super::layers::{Activation, BlockSignals, LayerRecord, RoleSignals, Scores, finite_or_none};
+use super::layers::{
+    ActivationStats, AttentionStats, BlockStats, LayerRecord, RoleStats, finite_or_none,
+};
 use super::record::{Cost, Curve, Evaluation, GridPoint, RunRecord, RunStatus};
 use super::spikes::SpikeCounts;
 use super::{DepthGrowth, Document, Group, ProbePlacement, ProbeReport, ProbeStep};
@@ -15,7 +17,7 @@ const STEPS: u64 = 1600;
 
 /// A placement: name, hash, best loss, best learning rate, largest stable learning rate, growth of the
 /// residual stream and of gradients per block, tokens per second, and the blocks' equations.
-pub struct Kind {
+pub struct SyntheticPlacement {
     name: &'static str,
     hash: &'static str,
     loss: f64,
@@ -28,8 +30,8 @@ pub struct Kind {
 }
 
 /// Eight placements.
-pub const KINDS: [Kind; 8] = [
-    Kind {
+pub const PLACEMENTS: [SyntheticPlacement; 8] = [
+    SyntheticPlacement {
         name: "pre-norm",
         hash: "a229c0b6e6c6e877",
         loss: 3.452,
@@ -40,7 +42,7 @@ pub const KINDS: [Kind; 8] = [
         speed: 48_012.0,
         equations: "  Y  = X + A(N(X))\n  X′ = Y + F(N(Y))",
     },
-    Kind {
+    SyntheticPlacement {
         name: "post-norm",
         hash: "0c66894167fa92d6",
         loss: 3.498,
@@ -51,7 +53,7 @@ pub const KINDS: [Kind; 8] = [
         speed: 48_530.0,
         equations: "  Y  = N(X + A(X))\n  X′ = N(Y + F(Y))",
     },
-    Kind {
+    SyntheticPlacement {
         name: "hybridnorm",
         hash: "a62977297bdb054b",
         loss: 3.431,
@@ -62,7 +64,7 @@ pub const KINDS: [Kind; 8] = [
         speed: 47_100.0,
         equations: "  Y  = X + A_QKV(X)\n  Z  = N(Y)\n  X′ = Z + F(Z)",
     },
-    Kind {
+    SyntheticPlacement {
         name: "hybridnorm-star",
         hash: "f829ce781f6d29f4",
         loss: 3.422,
@@ -73,7 +75,7 @@ pub const KINDS: [Kind; 8] = [
         speed: 47_030.0,
         equations: "  Y  = X + A_QKV(X)\n  Z  = N(Y)\n  X′ = Z + F(Z)",
     },
-    Kind {
+    SyntheticPlacement {
         name: "pre-norm-qk",
         hash: "1d5629236c4ff8d7",
         loss: 3.446,
@@ -84,7 +86,7 @@ pub const KINDS: [Kind; 8] = [
         speed: 47_390.0,
         equations: "  Y  = X + A_QK(N(X))\n  X′ = Y + F(N(Y))",
     },
-    Kind {
+    SyntheticPlacement {
         name: "sandwich",
         hash: "b22a1754c3d29a91",
         loss: 3.441,
@@ -95,7 +97,7 @@ pub const KINDS: [Kind; 8] = [
         speed: 45_020.0,
         equations: "  Y  = X + N₂(A(N₁(X)))\n  X′ = Y + N₄(F(N₃(Y)))",
     },
-    Kind {
+    SyntheticPlacement {
         name: "olmo2",
         hash: "763f4fe3d6e2bc54",
         loss: 3.449,
@@ -106,7 +108,7 @@ pub const KINDS: [Kind; 8] = [
         speed: 46_440.0,
         equations: "  Y  = X + N(A_QK(X))\n  X′ = Y + N(F(Y))",
     },
-    Kind {
+    SyntheticPlacement {
         name: "mix-ln",
         hash: "6bf42b66f2172fb6",
         loss: 3.461,
@@ -120,19 +122,19 @@ pub const KINDS: [Kind; 8] = [
 ];
 
 /// Learning rates of the study.
-pub const RATES: [f64; 5] = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2];
+pub const LEARNING_RATES: [f64; 5] = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2];
 
 /// A small generator of uniform numbers (SplitMix64).
-struct Chance(u64);
+struct SplitMix64(u64);
 
-impl Chance {
+impl SplitMix64 {
     fn of(parts: &[u64]) -> Self {
-        let mut chance = Self(0x5eed);
+        let mut random = Self(0x5eed);
         for part in parts {
-            chance.0 ^= part.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            chance.next();
+            random.0 ^= part.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            random.next();
         }
-        chance
+        random
     }
 
     fn next(&mut self) -> f64 {
@@ -144,7 +146,7 @@ impl Chance {
     }
 
     /// Draws an approximately normal number with mean 0 and standard deviation `sd`.
-    fn around_zero(&mut self, sd: f64) -> f64 {
+    fn normal(&mut self, sd: f64) -> f64 {
         let sum: f64 = (0..6).map(|_| self.next()).sum();
         (sum - 3.0) * sd * 2_f64.sqrt()
     }
@@ -159,7 +161,7 @@ pub fn study() -> Document {
         created: "2026-11-25".to_owned(),
         version: "0.1.0".to_owned(),
         groups: vec![group("", None, &runs)],
-        sets: Vec::new(),
+        data_groups: Vec::new(),
         runs: runs.into_iter().map(Into::into).collect(),
         probe: None,
     }
@@ -202,42 +204,44 @@ pub fn probe() -> Document {
 
 /// Returns a probe report of eight placements at two steps.
 pub fn probe_report() -> ProbeReport {
-    let moment = |position: usize, kind: &Kind, step: u64| {
-        let mut chance = Chance::of(&[7, position as u64, step]);
-        let layers = layers(kind, step, 3e-3, &mut chance);
+    let measured_step = |position: usize, placement: &SyntheticPlacement, step: u64| {
+        let mut random = SplitMix64::of(&[7, position as u64, step]);
+        let layers = layers(placement, step, 3e-3, &mut random);
         let depth = (BLOCKS - 1) as i32;
         ProbeStep {
             step,
-            loss: 7.62 - 0.4 * (step as f64).ln() + chance.around_zero(0.01),
+            loss: 7.62 - 0.4 * (step as f64).ln() + random.normal(0.01),
             layers,
             stream_grad: (0..BLOCKS)
                 .map(|block| {
                     finite_or_none(
-                        0.1 * kind.grad.powi(block as i32) * (1.0 + chance.around_zero(0.05)),
+                        0.1 * placement.grad.powi(block as i32) * (1.0 + random.normal(0.05)),
                     )
                 })
                 .collect(),
             growth: DepthGrowth {
-                stream: finite_or_none(kind.stream.powi(depth)),
-                grad: finite_or_none(kind.grad.powi(depth)),
+                stream: finite_or_none(placement.stream.powi(depth)),
+                grad: finite_or_none(placement.grad.powi(depth)),
                 grad_spread: finite_or_none(
-                    kind.grad.powi(depth).max(kind.grad.powi(-depth)) * 1.1,
+                    placement.grad.powi(depth).max(placement.grad.powi(-depth)) * 1.1,
                 ),
-                stream_grad: finite_or_none(kind.grad.powi(depth)),
+                stream_grad: finite_or_none(placement.grad.powi(depth)),
             },
         }
     };
     ProbeReport {
-        config: config(&KINDS[0], 3e-3, 1),
+        config: config(&PLACEMENTS[0], 3e-3, 1),
         data: None,
         omissions: Default::default(),
         steps: 10,
-        placements: (KINDS.iter().enumerate())
-            .map(|(position, kind)| ProbePlacement {
-                placement: kind.name.to_owned(),
-                placement_hash: kind.hash.to_owned(),
-                equations: equations(kind),
-                measured_steps: [1, 10].map(|step| moment(position, kind, step)).into(),
+        placements: (PLACEMENTS.iter().enumerate())
+            .map(|(position, placement)| ProbePlacement {
+                placement: placement.name.to_owned(),
+                placement_hash: placement.hash.to_owned(),
+                equations: equations(placement),
+                measured_steps: [1, 10]
+                    .map(|step| measured_step(position, placement, step))
+                    .into(),
                 diverged: None,
             })
             .collect(),
@@ -276,8 +280,8 @@ fn group(name: &str, init: Option<&str>, runs: &[RunRecord]) -> Group {
 
 fn runs(seeds: u64, init: Option<&str>) -> Vec<RunRecord> {
     let mut runs = Vec::new();
-    for (position, kind) in KINDS.iter().enumerate() {
-        for (place, &lr) in RATES.iter().enumerate() {
+    for (position, placement) in PLACEMENTS.iter().enumerate() {
+        for (place, &lr) in LEARNING_RATES.iter().enumerate() {
             for seed in 1..=seeds {
                 let parts = [
                     position as u64,
@@ -285,18 +289,24 @@ fn runs(seeds: u64, init: Option<&str>) -> Vec<RunRecord> {
                     seed,
                     init.map_or(0, str::len) as u64,
                 ];
-                runs.push(run(kind, lr, seed, init, Chance::of(&parts)));
+                runs.push(run(placement, lr, seed, init, SplitMix64::of(&parts)));
             }
         }
     }
     runs
 }
 
-fn run(kind: &Kind, lr: f64, seed: u64, init: Option<&str>, mut chance: Chance) -> RunRecord {
-    let over = lr / kind.limit * (1.0 + chance.around_zero(0.35));
-    let final_loss = final_loss(kind, lr, seed, &mut chance);
+fn run(
+    placement: &SyntheticPlacement,
+    lr: f64,
+    seed: u64,
+    init: Option<&str>,
+    mut random: SplitMix64,
+) -> RunRecord {
+    let over = lr / placement.limit * (1.0 + random.normal(0.35));
+    let final_loss = final_loss(placement, lr, seed, &mut random);
     let end = match over > 1.0 {
-        true => 80 + (400.0 * chance.next()) as u64,
+        true => 80 + (400.0 * random.next()) as u64,
         false => STEPS,
     };
     let status = match over > 1.0 {
@@ -307,20 +317,20 @@ fn run(kind: &Kind, lr: f64, seed: u64, init: Option<&str>, mut chance: Chance) 
         false => RunStatus::Finished,
     };
     let finished = end == STEPS;
-    let curve = curve(final_loss, end, finished, &mut chance);
-    let id = format!("{:016x}", (chance.next() * u64::MAX as f64) as u64);
+    let curve = curve(final_loss, end, finished, &mut random);
+    let id = format!("{:016x}", (random.next() * u64::MAX as f64) as u64);
     RunRecord {
         id,
         grid_point: GridPoint {
-            placement: kind.name.to_owned(),
+            placement: placement.name.to_owned(),
             lr,
             seed,
             init: init.map(str::to_owned),
             depth: None,
         },
-        config: config(kind, lr, seed),
-        placement_hash: kind.hash.to_owned(),
-        equations: equations(kind),
+        config: config(placement, lr, seed),
+        placement_hash: placement.hash.to_owned(),
+        equations: equations(placement),
         data: "sha256:5f1c0e7a9b3d".to_owned(),
         validation_data: None,
         parameters: 1_312_896,
@@ -330,11 +340,11 @@ fn run(kind: &Kind, lr: f64, seed: u64, init: Option<&str>, mut chance: Chance) 
         validation_loss: finished.then_some(final_loss),
         train_loss: finished.then_some(final_loss - 0.03),
         max_grad_norm: if finished {
-            3.0 + 4.0 * chance.next()
+            3.0 + 4.0 * random.next()
         } else {
             180.0
         },
-        spikes: spikes(over, &mut chance),
+        spikes: spikes(over, &mut random),
         validation: if finished {
             validation_losses(final_loss)
         } else {
@@ -343,30 +353,30 @@ fn run(kind: &Kind, lr: f64, seed: u64, init: Option<&str>, mut chance: Chance) 
         layers: (0..=20)
             .map(|row| (row * STEPS / 20).max(1))
             .filter(|step| *step <= end)
-            .map(|step| layers(kind, step, lr, &mut chance))
+            .map(|step| layers(placement, step, lr, &mut random))
             .collect(),
         status,
         curve,
-        cost: cost(kind, end, &mut chance),
+        cost: cost(placement, end, &mut random),
     }
 }
 
 /// Returns the loss after all steps, which rises with the distance from the best learning rate.
-fn final_loss(kind: &Kind, lr: f64, seed: u64, chance: &mut Chance) -> f64 {
-    let seed_effect = Chance::of(&[99, seed]).around_zero(0.006);
-    let off = (lr / kind.best).log10();
-    kind.loss
+fn final_loss(placement: &SyntheticPlacement, lr: f64, seed: u64, random: &mut SplitMix64) -> f64 {
+    let seed_effect = SplitMix64::of(&[99, seed]).normal(0.006);
+    let off = (lr / placement.best).log10();
+    placement.loss
         + 0.11 * off.powi(2)
         + 0.05 * off.max(0.0).powi(3)
         + seed_effect
-        + chance.around_zero(0.0025)
+        + random.normal(0.0025)
 }
 
-fn spikes(over: f64, chance: &mut Chance) -> SpikeCounts {
+fn spikes(over: f64, random: &mut SplitMix64) -> SpikeCounts {
     SpikeCounts {
-        loss: (over > 0.4) as u64 * (3.0 * chance.next()) as u64,
-        grad_norm: (over > 0.3) as u64 * (9.0 * chance.next()) as u64,
-        update_norm: (over > 0.3) as u64 * (3.0 * chance.next()) as u64,
+        loss: (over > 0.4) as u64 * (3.0 * random.next()) as u64,
+        grad_norm: (over > 0.3) as u64 * (9.0 * random.next()) as u64,
+        update_norm: (over > 0.3) as u64 * (3.0 * random.next()) as u64,
     }
 }
 
@@ -376,30 +386,30 @@ fn validation_losses(final_loss: f64) -> Vec<Evaluation> {
         .map(|part| part * STEPS / 4)
         .map(|step| Evaluation {
             step,
-            loss: course(final_loss, step) + 0.02 * (1.0 - step as f64 / STEPS as f64),
+            loss: loss_at(final_loss, step) + 0.02 * (1.0 - step as f64 / STEPS as f64),
         })
         .collect()
 }
 
-fn cost(kind: &Kind, steps: u64, chance: &mut Chance) -> Cost {
+fn cost(placement: &SyntheticPlacement, steps: u64, random: &mut SplitMix64) -> Cost {
     Cost {
-        tokens_per_second: kind.speed * (1.0 + chance.around_zero(0.01)),
-        seconds: steps as f64 * 2048.0 / kind.speed,
+        tokens_per_second: placement.speed * (1.0 + random.normal(0.01)),
+        seconds: steps as f64 * 2048.0 / placement.speed,
         estimated_memory_bytes: None,
-        peak_memory_bytes: Some(((158.0 + kind.stream * 12.0) * 1_048_576.0) as u64),
+        peak_memory_bytes: Some(((158.0 + placement.stream * 12.0) * 1_048_576.0) as u64),
         machine: Some("AMD EPYC 9V45".to_owned()),
         threads: Some(2),
         version: Some("0.1.0".to_owned()),
     }
 }
 
-/// Returns the loss at a step of a curve that ends at `last`.
-fn course(last: f64, step: u64) -> f64 {
+/// Returns the loss at a step of a curve that outside_blocks at `last`.
+fn loss_at(last: f64, step: u64) -> f64 {
     let share = step as f64 / STEPS as f64;
     last + (7.6 - last) * ((1.0 - share) / (1.0 + 14.0 * share)).powf(1.15)
 }
 
-fn curve(last: f64, end: u64, finished: bool, chance: &mut Chance) -> Curve {
+fn curve(last: f64, end: u64, finished: bool, random: &mut SplitMix64) -> Curve {
     let mut curve = Curve::default();
     for step in (8..=end).step_by(8) {
         let left = (end - step) as f64;
@@ -411,34 +421,39 @@ fn curve(last: f64, end: u64, finished: bool, chance: &mut Chance) -> Curve {
         curve.step.push(step);
         curve
             .loss
-            .push((course(last, step) + burst + chance.around_zero(0.02)) as f32);
+            .push((loss_at(last, step) + burst + random.normal(0.02)) as f32);
         let norm = 0.4 + 3.0 / (1.0 + step as f64 / 40.0) + 9.0 * burst;
         curve
             .grad_norm
-            .push((norm * (1.0 + chance.around_zero(0.08))) as f32);
-        curve.update_norm.push((0.05 + chance.next() * 0.01) as f32);
+            .push((norm * (1.0 + random.normal(0.08))) as f32);
+        curve.update_norm.push((0.05 + random.next() * 0.01) as f32);
     }
     curve
 }
 
-fn layers(kind: &Kind, step: u64, lr: f64, chance: &mut Chance) -> LayerRecord {
+fn layers(
+    placement: &SyntheticPlacement,
+    step: u64,
+    lr: f64,
+    random: &mut SplitMix64,
+) -> LayerRecord {
     let time = 1.0 + step as f64 / 200.0;
     let mut size = |value: f64| {
-        let value = value * (1.0 + chance.around_zero(0.06));
-        Activation {
+        let value = value * (1.0 + random.normal(0.06));
+        ActivationStats {
             rms: finite_or_none(value),
             max: finite_or_none(5.0 * value),
         }
     };
     let blocks = (0..BLOCKS).map(|block| {
         let depth = block as i32;
-        let grow = kind.stream.powi(depth);
+        let grow = placement.stream.powi(depth);
         let stream = size(0.3 * grow * time.sqrt());
         let attn = size(0.08 * grow);
         let ffn = size(0.12 * grow);
-        let scores = size(1.5 * time.sqrt() * kind.limit.powf(-0.1));
+        let scores = size(1.5 * time.sqrt() * placement.limit.powf(-0.1));
         let entropy = size(4.0 / time.powf(0.15 + 0.02 * block as f64));
-        let grad = 0.3 * kind.grad.powi(depth) / time.sqrt();
+        let grad = 0.3 * placement.grad.powi(depth) / time.sqrt();
         let roles = ["down", "norm", "out", "qkv", "up"];
         let by_role = |scale: f64| -> BTreeMap<String, Option<f32>> {
             (roles.iter().enumerate())
@@ -450,16 +465,16 @@ fn layers(kind: &Kind, step: u64, lr: f64, chance: &mut Chance) -> LayerRecord {
                 })
                 .collect()
         };
-        BlockSignals {
+        BlockStats {
             stream,
             attn,
             ffn,
-            scores: Scores {
+            scores: AttentionStats {
                 max: scores.max,
                 entropy: entropy.rms,
             },
             experts: None,
-            roles: RoleSignals {
+            roles: RoleStats {
                 grad_norm: by_role(grad * size(1.0).rms.map_or(1.0, f64::from)),
                 update_ratio: by_role(lr * (1.0 - 0.9 * step as f64 / STEPS as f64)),
                 gain_drift: finite_or_none(lr * time * (1.0 + 0.1 * block as f64)),
@@ -467,7 +482,7 @@ fn layers(kind: &Kind, step: u64, lr: f64, chance: &mut Chance) -> LayerRecord {
         }
     });
     let blocks = blocks.collect();
-    let ends = RoleSignals {
+    let outside_blocks = RoleStats {
         grad_norm: BTreeMap::from([("embedding".to_owned(), finite_or_none(0.2 / time))]),
         update_ratio: BTreeMap::from([("embedding".to_owned(), finite_or_none(lr))]),
         gain_drift: finite_or_none(lr * time),
@@ -475,26 +490,26 @@ fn layers(kind: &Kind, step: u64, lr: f64, chance: &mut Chance) -> LayerRecord {
     LayerRecord {
         step,
         blocks,
-        outside_blocks: ends,
+        outside_blocks,
     }
 }
 
-fn equations(kind: &Kind) -> String {
+fn equations(placement: &SyntheticPlacement) -> String {
     format!(
         "{}  (6 blocks of width 384, hash {})\n\nembedding\n  X₀ = E[token]\n\nblocks 1–6\n{}\nwhere\n  A(u) = W_O · \
          softmax(RoPE(q) RoPE(k)ᵀ / √hd) v,  q, k, v = W_q u, W_k u, W_v u\n  F(u) = W_down (φ(W_gate \
          u) ⊙ W_up u)\n\nhead\n  logits = W_head N(X_L)\n\nnorm\n  N(x) = g ⊙ x / √(mean(x²) + 1e-6)\n",
-        kind.name, kind.hash, kind.equations
+        placement.name, placement.hash, placement.equations
     )
 }
 
-fn config(kind: &Kind, lr: f64, seed: u64) -> String {
+fn config(placement: &SyntheticPlacement, lr: f64, seed: u64) -> String {
     format!(
         "seed = {seed}\n\n[model]\nd_model = 128\nn_layers = {BLOCKS}\nn_heads = 4\nn_kv_heads = \
          2\nd_ff = 344\nplacement = \"{}\"\nnorm = {{ eps = 1e-6 }}\ninit = {{ scheme = \"megatron\" \
          }}\n\n[data]\ntrain = [\"gutenberg\"]\ntokenizer = \"bpe:2048\"\n\n[optimizer]\nlr = \
          {lr:e}\n\n[schedule]\nkind = \"cosine\"\nwarmup_steps = 40\n\n[train]\nsteps = \
          {STEPS}\nbatch_size = 16\nseq_len = 128\n",
-        kind.name
+        placement.name
     )
 }

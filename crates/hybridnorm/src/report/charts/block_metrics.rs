@@ -7,13 +7,13 @@ use plotly::HeatMap;
 use plotly::common::{ColorScale, ColorScaleElement, HoverInfo};
 use plotly::layout::Margin;
 
-use super::super::format::{compact, rate};
+use super::super::format::{compact, learning_rate};
 use super::super::page::Page;
 use super::super::palette::{PlacementStyles, SCALE};
 use super::super::run::ReportedRun;
 use super::super::view::View;
 use super::{Chart, Figure, axis, layout};
-use crate::train::layers::{BLOCK_SIGNALS, BlockSignal, FiniteOrNone};
+use crate::train::layers::{BLOCK_METRICS, BlockMetric, FiniteOrNone};
 
 /// Heat maps of every placement, and the names of their views.
 struct HeatMaps {
@@ -29,7 +29,7 @@ struct HeatMaps {
 pub(in super::super) fn add_heat_maps(page: &mut Page, view: &View, _: &PlacementStyles) {
     let Some(maps) = heat_maps(view) else {
         page.text(
-            "No per-block signals were recorded for these runs at their best learning rates.",
+            "No per-block metrics were recorded for these runs at their best learning rates.",
         );
         return;
     };
@@ -67,18 +67,18 @@ fn heat_maps(view: &View) -> Option<HeatMaps> {
             .enumerate()
             .map(|(position, (name, runs))| {
                 let at = runs.first().map_or(f64::NAN, |run| run.grid_point.lr);
-                let title = format!("{name}, {}", rate(at));
+                let title = format!("{name}, {}", learning_rate(at));
                 (title, chart(&view.key, position, name))
             })
             .collect(),
         choices: Vec::new(),
         ends: Vec::new(),
     };
-    for signal in BLOCK_SIGNALS {
-        let Some(name) = signal.heat_map else {
+    for metric in BLOCK_METRICS {
+        let Some(name) = metric.heat_map else {
             continue;
         };
-        let grids: Vec<Grid> = (runs.iter()).map(|(_, runs)| grid(runs, signal)).collect();
+        let grids: Vec<Grid> = (runs.iter()).map(|(_, runs)| grid(runs, metric)).collect();
         let shown = grids
             .iter()
             .flat_map(|grid| grid.logs.iter().flatten().flatten());
@@ -110,11 +110,11 @@ fn chart(key: &str, position: usize, name: &str) -> Chart {
 }
 
 /// Computes geometric means over runs, at the steps that all of them have.
-fn grid(runs: &[&ReportedRun], signal: &BlockSignal) -> Grid {
+fn grid(runs: &[&ReportedRun], metric: &BlockMetric) -> Grid {
     let mut rows: BTreeMap<u64, Vec<Vec<Option<f64>>>> = BTreeMap::new();
     for row in runs.iter().flat_map(|run| &run.layers) {
         let blocks = row.blocks.iter();
-        let logs = blocks.map(|block| log((signal.value)(block).flatten()));
+        let logs = blocks.map(|block| log((metric.value)(block).flatten()));
         let logs = logs.collect();
         rows.entry(row.step).or_default().push(logs);
     }

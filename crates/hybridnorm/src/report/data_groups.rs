@@ -10,11 +10,12 @@ use crate::train::{Checkpoint, Config};
 /// Data, tokenizer and windows shared by runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct DataSet {
-    /// Differences from the other sets of the report; empty if there is only one set.
+pub struct DataGroup {
+    /// Differences from the other groups of the report; empty if there is only one group.
     pub name: String,
     /// Name of the training data in the first run.
-    pub named: String,
+    #[serde(rename = "named")]
+    pub train_name: String,
     /// Fingerprint of the training data.
     pub data: String,
     /// Fingerprint of the validation data of the last steps, `none`, or the configured name if the run recorded no
@@ -22,7 +23,8 @@ pub struct DataSet {
     pub validation: String,
     /// Name of the validation data in the first run.
     #[serde(default)]
-    pub validation_named: String,
+    #[serde(rename = "validation_named")]
+    pub validation_name: String,
     /// Name and fingerprint of the tokenizer.
     pub tokenizer: String,
     /// Rows of the embedding matrix.
@@ -33,8 +35,8 @@ pub struct DataSet {
     pub eval_sequences: usize,
 }
 
-impl DataSet {
-    /// Determines the set of a run from its own files.
+impl DataGroup {
+    /// Determines the group of a run from its own files.
     ///
     /// # Errors
     /// If its tokenizer or its shape cannot be read.
@@ -58,18 +60,18 @@ impl DataSet {
             Some(checkpoint) => checkpoint.config()?.vocab_size,
             None => config.model_config()?.vocab_size,
         };
-        let validation_named = match config.data.validation.as_slice() {
+        let validation_name = match config.data.validation.as_slice() {
             [] => "split off the training data".to_owned(),
             paths => paths.join(", "),
         };
         let recorded = segments.last().and_then(|last| last.validation.clone());
-        let validation = recorded.unwrap_or_else(|| format!("not recorded: {validation_named}"));
+        let validation = recorded.unwrap_or_else(|| format!("not recorded: {validation_name}"));
         Ok(Self {
             name: String::new(),
-            named: config.data.train.join(", "),
+            train_name: config.data.train.join(", "),
             data,
             validation,
-            validation_named,
+            validation_name,
             tokenizer,
             vocabulary,
             seq_len: config.train.seq_len,
@@ -77,7 +79,7 @@ impl DataSet {
         })
     }
 
-    /// True if runs of both sets are comparable.
+    /// True if runs of both groups are comparable.
     pub(super) fn is_comparable(&self, other: &Self) -> bool {
         self.aspects() == other.aspects()
     }
@@ -98,42 +100,46 @@ impl DataSet {
     }
 }
 
-/// Names each set by its differences from the others.
-pub(super) fn name_sets(mut sets: Vec<DataSet>) -> Vec<DataSet> {
-    let all: Vec<[(&str, String); 6]> = sets.iter().map(DataSet::aspects).collect();
-    for (at, set) in sets.iter_mut().enumerate() {
+/// Names each group by its differences from the others.
+pub(super) fn name_groups(mut groups: Vec<DataGroup>) -> Vec<DataGroup> {
+    let all: Vec<[(&str, String); 6]> = groups.iter().map(DataGroup::aspects).collect();
+    for (at, group) in groups.iter_mut().enumerate() {
         let differs = |aspect: &usize| all.iter().any(|other| other[*aspect] != all[at][*aspect]);
         let parts: Vec<String> = (0..all[at].len())
             .filter(differs)
             .map(|aspect| match all[at][aspect] {
                 ("training data", _) => {
-                    format!("training data {} ({})", set.named, short_hash(&set.data))
+                    format!(
+                        "training data {} ({})",
+                        group.train_name,
+                        short_hash(&group.data)
+                    )
                 }
                 ("validation data", ref found) if found == NO_VALIDATION => {
                     "no validation data".to_owned()
                 }
                 ("validation data", ref found) => format!(
                     "validation data {} ({})",
-                    set.validation_named,
+                    group.validation_name,
                     short_hash(found)
                 ),
                 (name, ref value) => format!("{name} {value}"),
             })
             .collect();
         if !parts.is_empty() {
-            set.name = format!("Group {}: {}", at + 1, parts.join(", "));
+            group.name = format!("Group {}: {}", at + 1, parts.join(", "));
         }
     }
-    sets
+    groups
 }
 
-/// Returns a sentence for the reader if runs belong to different sets.
-pub(super) fn incomparable_note(sets: &[DataSet]) -> Option<String> {
-    (sets.len() > 1).then(|| {
+/// Returns a sentence for the reader if runs belong to different groups.
+pub(super) fn incomparable_note(groups: &[DataGroup]) -> Option<String> {
+    (groups.len() > 1).then(|| {
         format!(
             "These runs form {} groups with different training data, validation data, tokenizer or sequence length. \
              Losses of different groups are not comparable and are shown separately.",
-            sets.len()
+            groups.len()
         )
     })
 }
@@ -151,26 +157,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sets_are_named_by_their_differences() {
-        let one = DataSet {
+    fn groups_are_named_by_their_differences() {
+        let one = DataGroup {
             name: String::new(),
-            named: "a.txt".into(),
+            train_name: "a.txt".into(),
             data: "d1".into(),
             validation: "e1".into(),
-            validation_named: "split off the training data".into(),
+            validation_name: "split off the training data".into(),
             tokenizer: "bytes".into(),
             vocabulary: 257,
             seq_len: 16,
             eval_sequences: 0,
         };
-        let other = DataSet {
+        let other = DataGroup {
             data: "d2".into(),
             eval_sequences: 8,
             ..one.clone()
         };
-        let names: Vec<String> = name_sets(vec![one.clone(), other])
+        let names: Vec<String> = name_groups(vec![one.clone(), other])
             .into_iter()
-            .map(|set| set.name)
+            .map(|group| group.name)
             .collect();
         assert_eq!(
             names,
@@ -179,19 +185,19 @@ mod tests {
                 "Group 2: training data a.txt (d2), validation sequences 8"
             ]
         );
-        assert_eq!(name_sets(vec![one.clone()])[0].name, "");
-        let old = DataSet {
+        assert_eq!(name_groups(vec![one.clone()])[0].name, "");
+        let old = DataGroup {
             validation: "not recorded: v.txt".into(),
-            validation_named: "v.txt".into(),
+            validation_name: "v.txt".into(),
             ..one.clone()
         };
-        let none = DataSet {
+        let none = DataGroup {
             validation: "none".into(),
             ..one.clone()
         };
-        let names: Vec<String> = name_sets(vec![one.clone(), old, none])
+        let names: Vec<String> = name_groups(vec![one.clone(), old, none])
             .into_iter()
-            .map(|set| set.name)
+            .map(|group| group.name)
             .collect();
         assert_eq!(
             names,

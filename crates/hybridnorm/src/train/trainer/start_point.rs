@@ -3,15 +3,15 @@
 use std::path::Path;
 
 use super::super::checkpoint::{self, Checkpoint};
-use super::super::claim::RunDirectoryGuard;
 use super::super::config::Config;
 use super::super::run_directory;
+use super::super::run_directory_guard::RunDirectoryGuard;
 use super::{Event, OpenOptions, Start};
 use crate::error::{Error, Result};
 use crate::files;
 
-/// Origin of a training.
-pub(super) enum Origin {
+/// Start of a training.
+pub(super) enum StartPoint {
     /// Step 0 of a new run.
     Fresh,
     /// A checkpoint of the same run.
@@ -20,7 +20,7 @@ pub(super) enum Origin {
     Branch(Checkpoint),
 }
 
-impl Origin {
+impl StartPoint {
     /// Finds the checkpoint to start from, and checks that the run directory may be written.
     pub(super) fn find(
         run: &Path,
@@ -44,7 +44,7 @@ impl Origin {
         }
     }
 
-    /// The checkpoint.
+    /// Returns the checkpoint, if any.
     pub(super) fn checkpoint(&self) -> Option<&Checkpoint> {
         match self {
             Self::Fresh => None,
@@ -57,7 +57,7 @@ impl Origin {
         matches!(self, Self::Resumed(_))
     }
 
-    /// The configuration in the run directory, if there is one.
+    /// Returns the configuration in the run directory, if there is one.
     pub(super) fn written_config(&self, run: &Path) -> Result<Option<Config>> {
         let path = run.join(run_directory::CONFIG);
         match files::exists(&path)? {
@@ -71,9 +71,13 @@ impl Origin {
     }
 }
 
-/// Claims the run directory.
-pub(super) fn claim(run: &Path, start: &Start, options: &OpenOptions) -> Result<RunDirectoryGuard> {
-    let mut claim = match start {
+/// Locks the run directory, creating it for a new run.
+pub(super) fn lock_run_directory(
+    run: &Path,
+    start: &Start,
+    options: &OpenOptions,
+) -> Result<RunDirectoryGuard> {
+    let mut guard = match start {
         Start::Resume => {
             run_directory::require_run(run)?;
             RunDirectoryGuard::open(run, options.locking)
@@ -81,9 +85,9 @@ pub(super) fn claim(run: &Path, start: &Start, options: &OpenOptions) -> Result<
         _ => RunDirectoryGuard::create(run, options.locking),
     }?;
     if let Some(purpose) = &options.restart_purpose {
-        run_directory::mark_unfinished(run, purpose, &mut claim)?;
+        run_directory::mark_unfinished(run, purpose, &mut guard)?;
     }
-    Ok(claim)
+    Ok(guard)
 }
 
 /// Removes the temporary files of killed processes.
