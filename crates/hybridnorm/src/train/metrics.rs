@@ -116,6 +116,8 @@ impl RouterMetrics {
 pub struct Metric {
     /// Name in text.
     pub name: &'static str,
+    /// Unit; empty for numbers without one.
+    pub unit: &'static str,
     /// Tag in TensorBoard.
     pub tag: &'static str,
     /// Returns the value; `None` if the step does not have it.
@@ -134,8 +136,10 @@ pub struct MetricCurve {
     pub key: &'static str,
     /// Column of the CSV file.
     pub column: &'static str,
-    /// Title of the axis, with the unit.
-    pub axis: &'static str,
+    /// Title of the axis, without the unit.
+    pub title: &'static str,
+    /// Unit of the metric.
+    pub unit: &'static str,
     /// Position of its chart and its column; those of one section follow in the order of the table.
     pub section: Section,
     /// Value of an interval of steps.
@@ -166,8 +170,8 @@ pub enum Aggregate {
     Mean,
     /// Largest value of the steps.
     Max,
-    /// None: single values, drawn as markers in the chart of the loss.
-    Single,
+    /// None: values of evaluations, which records keep apart and the chart of the training loss draws as markers.
+    Evaluations,
 }
 
 /// Scale of an axis.
@@ -194,7 +198,7 @@ impl Aggregate {
                 Some(sum / count as f64)
             }
             Self::Max => values.reduce(f64::max),
-            Self::Single => None,
+            Self::Evaluations => None,
         }
     }
 }
@@ -202,11 +206,13 @@ impl Aggregate {
 impl Metric {
     const fn new(
         name: &'static str,
+        unit: &'static str,
         tag: &'static str,
         value: fn(&Metrics) -> Option<f64>,
     ) -> Self {
         Self {
             name,
+            unit,
             tag,
             value,
             is_reproducible: true,
@@ -220,10 +226,10 @@ impl Metric {
         self
     }
 
-    /// Adds a curve: the key, the column of the CSV file, and the title of the axis.
+    /// Adds a curve: the key, the column of the CSV file, and the title of the axis without the unit.
     const fn curve(
         mut self,
-        [key, column, axis]: [&'static str; 3],
+        [key, column, title]: [&'static str; 3],
         section: Section,
         aggregate: Aggregate,
         scale: Scale,
@@ -231,12 +237,28 @@ impl Metric {
         self.curve = Some(MetricCurve {
             key,
             column,
-            axis,
+            title,
+            unit: self.unit,
             section,
             aggregate,
             scale,
         });
         self
+    }
+}
+
+impl MetricCurve {
+    /// Returns the title of the axis with the unit.
+    pub fn axis_title(&self) -> String {
+        match self.unit {
+            "" => self.title.to_owned(),
+            unit => format!("{} ({unit})", self.title),
+        }
+    }
+
+    /// True for the training loss, whose chart comes first and also shows the validation loss.
+    pub fn is_training_loss(&self) -> bool {
+        self.key == "loss"
     }
 }
 
@@ -265,37 +287,37 @@ pub fn curves() -> Vec<(&'static Metric, MetricCurve)> {
 /// ```
 #[rustfmt::skip]
 pub static METRICS: &[Metric] = {
-    use Aggregate::{Max, Mean, Single};
+    use Aggregate::{Evaluations, Max, Mean};
     use Scale::{Linear, LinearAfterStart, Log};
     use Section::{Attention, Loss, Optimizer, Router};
     &[
-        Metric::new("learning rate", "train/lr", |metrics| Some(metrics.lr)),
-        Metric::new("tokens", "train/tokens", |metrics| Some(metrics.tokens as f64)),
-        Metric::new("loss", "train/loss", |metrics| Some(metrics.loss))
-            .curve(["loss", "train_loss", "training loss (nats per token)"], Loss, Mean, LinearAfterStart),
-        Metric::new("gradient norm", "train/grad_norm", |metrics| Some(metrics.grad_norm))
+        Metric::new("learning rate", "", "train/lr", |metrics| Some(metrics.lr)),
+        Metric::new("tokens", "tokens", "train/tokens", |metrics| Some(metrics.tokens as f64)),
+        Metric::new("loss", "nats per token", "train/loss", |metrics| Some(metrics.loss))
+            .curve(["loss", "train_loss", "training loss"], Loss, Mean, LinearAfterStart),
+        Metric::new("gradient norm", "", "train/grad_norm", |metrics| Some(metrics.grad_norm))
             .curve(["grad_norm", "max_grad_norm", "gradient norm before clipping"], Optimizer, Max, Log),
-        Metric::new("update norm", "train/update_norm", |metrics| Some(metrics.update_norm))
+        Metric::new("update norm", "", "train/update_norm", |metrics| Some(metrics.update_norm))
             .curve(["update_norm", "max_update_norm", "update norm"], Optimizer, Max, Log),
-        Metric::new("tokens/s", "train/tokens_per_second", |metrics| Some(metrics.tokens_per_second))
+        Metric::new("tokens/s", "tokens per second", "train/tokens_per_second", |metrics| Some(metrics.tokens_per_second))
             .not_reproducible(),
-        Metric::new("validation loss", "validation/loss", |metrics| metrics.validation_loss)
-            .curve(["validation", "validation_loss", "validation loss (nats per token)"], Loss, Single, Linear),
-        Metric::new("training objective", "train/objective", |metrics| metrics.objective)
-            .curve(["objective", "objective", "training objective (nats per token)"], Loss, Mean, LinearAfterStart),
-        Metric::new("load-balancing loss", "router/load_balance", |metrics| Some(metrics.router.as_ref()?.load_balance))
+        Metric::new("validation loss", "nats per token", "validation/loss", |metrics| metrics.validation_loss)
+            .curve(["validation", "validation_loss", "validation loss"], Loss, Evaluations, Linear),
+        Metric::new("training objective", "nats per token", "train/objective", |metrics| metrics.objective)
+            .curve(["objective", "objective", "training objective"], Loss, Mean, LinearAfterStart),
+        Metric::new("load-balancing loss", "", "router/load_balance", |metrics| Some(metrics.router.as_ref()?.load_balance))
             .curve(["load_balance", "load_balance", "load-balancing loss (balanced: 1)"], Router, Mean, Linear),
-        Metric::new("router z-loss", "router/z", |metrics| Some(metrics.router.as_ref()?.z))
+        Metric::new("router z-loss", "", "router/z", |metrics| Some(metrics.router.as_ref()?.z))
             .curve(["router_z", "router_z", "router z-loss"], Router, Mean, Log),
-        Metric::new("router entropy", "router/entropy", |metrics| Some(metrics.router.as_ref()?.entropy))
-            .curve(["router_entropy", "router_entropy", "router entropy (nats)"], Router, Mean, Linear),
-        Metric::new("expert imbalance", "router/imbalance", |metrics| Some(metrics.router.as_ref()?.imbalance))
+        Metric::new("router entropy", "nats", "router/entropy", |metrics| Some(metrics.router.as_ref()?.entropy))
+            .curve(["router_entropy", "router_entropy", "router entropy"], Router, Mean, Linear),
+        Metric::new("expert imbalance", "", "router/imbalance", |metrics| Some(metrics.router.as_ref()?.imbalance))
             .curve(["imbalance", "max_imbalance", "largest expert load over mean load"], Router, Max, Linear),
-        Metric::new("dropped tokens", "router/dropped", |metrics| Some(metrics.router.as_ref()?.dropped as f64))
+        Metric::new("dropped tokens", "", "router/dropped", |metrics| Some(metrics.router.as_ref()?.dropped as f64))
             .curve(["dropped", "dropped", "dropped tokens per step"], Router, Mean, Linear),
-        Metric::new("max attention logit", "qk_clip/largest_score", |metrics| Some(metrics.qk_clip.as_ref()?.max_attention_logit))
+        Metric::new("max attention logit", "", "qk_clip/largest_score", |metrics| Some(metrics.qk_clip.as_ref()?.max_attention_logit))
             .curve(["max_attention_logit", "max_attention_logit", "max attention logit"], Attention, Max, Linear),
-        Metric::new("clipped heads", "qk_clip/clipped_heads", |metrics| Some(metrics.qk_clip.as_ref()?.clipped_heads as f64))
+        Metric::new("clipped heads", "", "qk_clip/clipped_heads", |metrics| Some(metrics.qk_clip.as_ref()?.clipped_heads as f64))
             .curve(["clipped_heads", "max_clipped_heads", "heads clipped by QK-clip"], Attention, Max, Linear),
     ]
 };

@@ -104,7 +104,7 @@ impl Curve {
         aggregate: Aggregate,
         values: impl Iterator<Item = f64>,
     ) {
-        if aggregate == Aggregate::Single {
+        if aggregate == Aggregate::Evaluations {
             return;
         }
         let value = aggregate.of(values).map(|value| match aggregate {

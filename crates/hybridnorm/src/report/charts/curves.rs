@@ -51,7 +51,7 @@ pub(in super::super) fn recorded<'a>(
 ) -> Vec<(&'static Metric, MetricCurve)> {
     let mut metrics = metrics::curves();
     metrics.retain(|(_, curve)| {
-        curve.aggregate == Aggregate::Single
+        curve.aggregate == Aggregate::Evaluations
             || (runs.clone()).any(|run| !run.curve.series(curve.key).is_empty())
     });
     metrics
@@ -66,14 +66,14 @@ fn curves(view: &View, styles: &PlacementStyles) -> Option<Curves> {
     let metrics = recorded(view.runs.iter().copied());
     let drawn = metrics
         .iter()
-        .filter(|(_, curve)| curve.aggregate != Aggregate::Single);
+        .filter(|(_, curve)| curve.aggregate != Aggregate::Evaluations);
     let charts = drawn.map(|(metric, curve)| {
         let views = selections.iter().map(|(_, selection)| figure(selection, curve, styles));
         let chart = Chart {
             id: format!("{}-{}-curves", view.key, curve.key),
             label: format!(
                 "{} against steps for each placement. The curves can be downloaded as CSV at the end.",
-                capitalized(curve.axis)
+                capitalized(&curve.axis_title())
             ),
             height: height(curve),
             views: views.collect(),
@@ -116,15 +116,15 @@ fn selections<'a>(view: &'a View) -> Vec<(String, Selection<'a>)> {
 
 /// Returns the height of the chart in pixels.
 fn height(curve: &MetricCurve) -> usize {
-    match curve.key {
-        "loss" => 420,
-        _ => 320,
+    match curve.is_training_loss() {
+        true => 420,
+        false => 320,
     }
 }
 
 fn caption(metric: &Metric, curve: &MetricCurve) -> String {
-    match (curve.key, curve.aggregate) {
-        ("loss", _) => "Training loss. Thick: mean over the seeds that finished; thin: each seed; markers: \
+    match (curve.is_training_loss(), curve.aggregate) {
+        (true, _) => "Training loss. Thick: mean over the seeds that finished; thin: each seed; markers: \
              validation loss during training; dotted vertical lines: configuration changes of a run. The axis \
              covers the losses of finished runs after the first 5 % of their steps; double-click to show all."
             .to_owned(),
@@ -152,16 +152,17 @@ fn select<'a>(view: &View<'a>, runs: impl Fn(&str) -> Vec<&'a ReportedRun>) -> S
 /// Builds the curves of a metric for a selection of runs.
 fn figure(selection: &Selection, curve: &MetricCurve, styles: &PlacementStyles) -> Figure {
     let series = |run: &ReportedRun| run.curve.series(curve.key);
+    let title = curve.axis_title();
     let y = match curve.scale {
         Scale::Log => {
             let runs = selection.iter().flat_map(|(_, runs)| runs);
-            log_axis(curve.axis, runs.flat_map(|run| series(run)).map(f64::from))
+            log_axis(&title, runs.flat_map(|run| series(run)).map(f64::from))
         }
         Scale::LinearAfterStart => match range_after_start(selection, &series) {
-            Some((low, high)) => axis(curve.axis).range(vec![low, high]),
-            None => axis(curve.axis),
+            Some((low, high)) => axis(&title).range(vec![low, high]),
+            None => axis(&title),
         },
-        _ => axis(curve.axis),
+        _ => axis(&title),
     };
     let shown = match curve.scale {
         Scale::Log => |value| rounded_positive(Some(value)),
@@ -172,7 +173,7 @@ fn figure(selection: &Selection, curve: &MetricCurve, styles: &PlacementStyles) 
     for (name, runs) in selection {
         lines(&mut figure, styles.style(name), name, runs, &series, shown);
     }
-    if curve.key == "loss" {
+    if curve.is_training_loss() {
         for (name, runs) in selection {
             evaluations(&mut figure, styles.style(name), name, runs);
         }
