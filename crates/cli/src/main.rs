@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         Ok(Outcome::Interrupted) => ExitCode::from(130),
         Err(error) => {
             console.error(&error.to_string());
-            ExitCode::from(if error.is_usage() { 2 } else { 1 })
+            ExitCode::from(if error.is_user_error() { 2 } else { 1 })
         }
     }
 }

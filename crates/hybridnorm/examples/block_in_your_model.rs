@@ -5,7 +5,7 @@
 //! cargo run --release --example block_in_your_model
 //! ```
 
-use hybridnorm::exec::{Cpu, Data, Executor};
+use hybridnorm::exec::{Cpu, Executor, TensorRef};
 use hybridnorm::graph::{Buffer, Builder, DType, Type, Value};
 use hybridnorm::model::{Block, ModelConfig, PositionContext, Registry, Residual};
 use hybridnorm::ops::{self, AdamW, Arguments};
@@ -40,7 +40,7 @@ fn train() -> Result<()> {
     // Parameters: one HybridNorm block, and your own projection to two classes.
     let mut registry = Registry::default();
     let block = Block::declare(&config, 0, &mut registry)?;
-    let projection = registry.matrix("projection", [2, D], 0.1);
+    let projection = registry.declare_matrix("projection", [2, D], 0.1);
 
     // Storage: the parameters in the first buffer, their moments in two more.
     let mut cpu = Cpu::new();
@@ -48,7 +48,7 @@ fn train() -> Result<()> {
     let [parameters, m, v] = [buffer()?, buffer()?, buffer()?];
     for spec in registry.iter() {
         spec.initialize(7, |at, values| {
-            cpu.write(parameters, spec.offset + at, Data::F32(values));
+            cpu.write(parameters, spec.offset + at, TensorRef::F32(values));
         });
     }
 
@@ -57,7 +57,7 @@ fn train() -> Result<()> {
     let x = g.input("x", Type::f32([B, T, D]));
     let y = g.input("y", Type::i32([B]));
     let entering = Residual { x, y: None };
-    let output = block.forward(entering, &PositionContext::first(&g, &config, T));
+    let output = block.forward(entering, &PositionContext::from_start(&g, &config, T));
     let last = ops::last_position(output.residual.x);
     let logits = ops::linear(last, projection.value(&g));
     let [loss, _] = ops::cross_entropy(logits, y, 0.0, B as f64);
@@ -75,7 +75,7 @@ fn train() -> Result<()> {
             step: index + 1,
             ..Arguments::default()
         };
-        let inputs = [("x", Data::F32(&x)), ("y", Data::I32(&y))];
+        let inputs = [("x", TensorRef::F32(&x)), ("y", TensorRef::I32(&y))];
         cpu.run(&step, arguments, &inputs)?;
         if index % 25 == 0 {
             let loss = cpu.output(&step, loss).into_f32()[0];
@@ -102,7 +102,7 @@ fn add_update(registry: &Registry, buffers: [Buffer; 3], loss: Value) {
         beta1: 0.9,
         beta2: 0.95,
         eps: 1e-8,
-        clip: 1.0,
+        max_grad_norm: 1.0,
         weight_decay: vec![0.0; params.len()],
     };
     ops::adamw(rule, loss, squares, &slots.collect::<Vec<_>>());

@@ -122,7 +122,7 @@ pub enum Error {
     Locked {
         /// The locked file or folder.
         path: PathBuf,
-        /// Activity of the holder.
+        /// Operation of the process that holds the lock.
         problem: String,
     },
     /// An invalid value of a configuration file.
@@ -133,7 +133,7 @@ pub enum Error {
         /// The problem.
         source: Box<Error>,
     },
-    /// An invalid argument without a key of its own; callers cannot act on these other than by showing them.
+    /// An invalid argument without a key of its own, which callers can only display.
     #[error("{}", one_line(&plain_message(.0)))]
     Config(String),
     /// A placement is not valid.
@@ -261,7 +261,7 @@ impl Error {
     /// Names the configuration file that an invalid value was read from; other errors are returned unchanged.
     pub fn in_file(self, path: impl AsRef<Path>) -> Self {
         match self {
-            error if !error.is_usage() => error,
+            error if !error.is_user_error() => error,
             error => Self::InFile {
                 path: path.as_ref().to_path_buf(),
                 source: Box::new(error),
@@ -270,7 +270,7 @@ impl Error {
     }
 
     /// True if the user can fix this by other arguments (exit code 2 on the command line).
-    pub fn is_usage(&self) -> bool {
+    pub fn is_user_error(&self) -> bool {
         match self {
             Self::UnknownKey { .. }
             | Self::Missing { .. }
@@ -302,14 +302,14 @@ fn at_step(step: Option<u64>) -> String {
 fn plain_io(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "no such file or folder".into(),
-        io::ErrorKind::AlreadyExists => "already there".into(),
+        io::ErrorKind::AlreadyExists => "already exists".into(),
         io::ErrorKind::NotADirectory => "a part of the path is a file, expected a folder".into(),
         io::ErrorKind::IsADirectory => "is a folder, expected a file".into(),
         io::ErrorKind::PermissionDenied => "permission denied".into(),
         io::ErrorKind::StorageFull => "the disk is full".into(),
         io::ErrorKind::QuotaExceeded => "the disk quota is used up".into(),
         io::ErrorKind::FileTooLarge => {
-            "larger than a file may become here (ulimit -f, or the file system)".into()
+            "exceeds the maximum file size (ulimit -f, or the file system)".into()
         }
         io::ErrorKind::ReadOnlyFilesystem => "the file system is read-only".into(),
         _ => error.to_string(),

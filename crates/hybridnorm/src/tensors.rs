@@ -12,7 +12,7 @@ use std::path::Path;
 use safetensors::tensor::Dtype;
 
 use crate::error::{Error, Result};
-use crate::exec::{Data, Executor};
+use crate::exec::{Executor, TensorRef};
 use crate::graph::Buffer;
 use crate::model::{Model, PARAMETERS};
 
@@ -76,7 +76,7 @@ impl TensorHandle {
     /// If the number of values differs from the number of elements.
     pub fn write(&self, executor: &mut dyn Executor, values: &[f32]) {
         assert_eq!(values.len(), self.elements(), "elements of a tensor");
-        executor.write(self.buffer, self.range.start, Data::F32(values));
+        executor.write(self.buffer, self.range.start, TensorRef::F32(values));
     }
 
     /// Overwrites the elements with those of a tensor of `file`.
@@ -96,7 +96,7 @@ impl TensorHandle {
         }
         let mut at = self.range.start;
         file.read_chunks(name, |chunk| {
-            executor.write(self.buffer, at, Data::F32(chunk));
+            executor.write(self.buffer, at, TensorRef::F32(chunk));
             at += chunk.len();
         })
     }
@@ -106,7 +106,7 @@ impl TensorHandle {
         let zeros = vec![0.0; CHUNK.min(self.elements())];
         for start in self.range.clone().step_by(CHUNK) {
             let chunk = &zeros[..CHUNK.min(self.range.end - start)];
-            executor.write(self.buffer, start, Data::F32(chunk));
+            executor.write(self.buffer, start, TensorRef::F32(chunk));
         }
     }
 
@@ -219,7 +219,7 @@ mod tests {
         let shapes = [vec![2, 3], vec![values.len()], vec![5, 1], vec![0, 4]];
         let mut executor = Cpu::new();
         let buffer = executor.allocate(DType::F32, values.len()).unwrap();
-        executor.write(buffer, 0, Data::F32(&values));
+        executor.write(buffer, 0, TensorRef::F32(&values));
         let mut handles = BTreeMap::new();
         let mut views = Vec::new();
         for (name, shape) in names.into_iter().zip(shapes) {

@@ -210,7 +210,7 @@ proptest! {
         match read(&path) {
             Ok(texts) => prop_assert!(texts.iter().all(|text| !text.trim().is_empty())),
             Err(Error::Format { .. } | Error::Corrupt { .. }) => {}
-            Err(error) if error.is_usage() => {}
+            Err(error) if error.is_user_error() => {}
             Err(other) => prop_assert!(false, "{other:?}"),
         }
     }

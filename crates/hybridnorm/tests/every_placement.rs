@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use common::*;
 use hybridnorm::Device;
-use hybridnorm::model::inventory;
+use hybridnorm::model::counts;
 use hybridnorm::model::{Activation, Model, ModelConfig, ParamSpec};
 use hybridnorm::plan::{Options, Recompute};
 use hybridnorm::train::{self, Gradients, Optimizer, OptimizerConfig, StepShape, TrainingStep};
@@ -381,13 +381,13 @@ fn inventory_lists_all_parameters_of_the_model() {
             let in_groups = registry.groups().flat_map(|(_, specs)| specs);
             assert!(in_groups.map(|spec| &spec.name).eq(names), "{name}");
             assert_eq!(registry.elements(), total, "{name}");
-            assert_eq!(inventory::parameters(&config).unwrap(), total as u64);
-            let counts = inventory::counts(&config, 16).unwrap();
+            assert_eq!(counts::parameters(&config).unwrap(), total as u64);
+            let counts = counts::counts(&config, 16).unwrap();
             assert_eq!(counts.total, total as u64, "{name}");
             assert_eq!(counts.parameters.values().sum::<u64>(), total as u64);
             let elements = |spec: &ParamSpec| spec.elements() as u64;
             let inner = registry.iter().filter(|spec| spec.role.is_inner_matrix());
-            assert_eq!(counts.inner_matrices, inner.map(elements).sum::<u64>());
+            assert_eq!(counts.block_matrices, inner.map(elements).sum::<u64>());
         }
     }
 }

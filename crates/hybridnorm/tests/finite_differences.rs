@@ -145,7 +145,7 @@ fn tokens_per_expert(model: &mut Model) -> Vec<Vec<u64>> {
     if model.config().moe.is_none() {
         return Vec::new();
     }
-    let activations = model.activations(&inputs(), BATCH, SEQ).unwrap();
+    let activations = model.activation_stats(&inputs(), BATCH, SEQ).unwrap();
     let routing = activations
         .into_iter()
         .filter_map(|activations| activations.routing);

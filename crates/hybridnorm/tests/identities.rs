@@ -115,11 +115,11 @@ fn parts(config: &ModelConfig) -> [(&'static str, std::ops::Range<usize>, bool);
     let block = &resolved.blocks[1];
     let inner = &block.attn_inner;
     // Stated independently of the table of properties, to test it.
-    let rescales = matches!(
+    let is_scale_invariant = matches!(
         resolved.norm.kind,
         Some(NormFn::Rmsnorm | NormFn::Layernorm | NormFn::L2)
     );
-    let normed = |norm: HeadNorm| rescales && norm != HeadNorm::None;
+    let normed = |norm: HeadNorm| is_scale_invariant && norm != HeadNorm::None;
     let cosine = inner.attn_scale == AttnScale::Cosine;
     [
         ("q", 0..q, cosine || normed(inner.q_norm)),
@@ -129,7 +129,7 @@ fn parts(config: &ModelConfig) -> [(&'static str, std::ops::Range<usize>, bool);
             q + kv..q + 2 * kv,
             normed(inner.v_norm)
                 || normed(inner.ctx_norm)
-                || (rescales && block.attn.out_norm.is_some()),
+                || (is_scale_invariant && block.attn.out_norm.is_some()),
         ),
     ]
 }

@@ -7,7 +7,7 @@ use common::largest_difference;
 use common::reference::*;
 use hybridnorm::Device;
 use hybridnorm::interop::official;
-use hybridnorm::model::Routing;
+use hybridnorm::model::RouterStatistics;
 use hybridnorm::plan::Options;
 use hybridnorm::train;
 
@@ -34,7 +34,7 @@ fn logits_losses_and_gradients_match_the_reference() {
         let gradients =
             train::gradients(&mut model, &inputs, &targets, [b, t], divisor, options).unwrap();
         let pass = &gradients.stats;
-        let mean = |f: fn(&Routing) -> f64| {
+        let mean = |f: fn(&RouterStatistics) -> f64| {
             pass.routing.iter().map(f).sum::<f64>() / pass.routing.len() as f64
         };
         let model_json = &json["model"];

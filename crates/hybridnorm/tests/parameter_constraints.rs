@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use hybridnorm::Device;
-use hybridnorm::model::{FeedForward, Model, ModelConfig, Routing, Scoring};
+use hybridnorm::model::{FeedForward, Model, ModelConfig, RouterStatistics, Scoring};
 use hybridnorm::train::PassStats;
 
 /// Returns the results of a pass over the inputs.
@@ -126,7 +126,7 @@ fn balancing_bias_moves_against_the_load() {
     }
 }
 
-fn check_biases(mut model: Model, routing: &[Routing]) {
+fn check_biases(mut model: Model, routing: &[RouterStatistics]) {
     model.update_balancing_biases(routing);
     let values = model.values();
     let blocks = model.decoder().blocks.iter().enumerate();

@@ -5,14 +5,14 @@ mod common;
 
 use common::*;
 use hybridnorm::Device;
-use hybridnorm::exec::Data;
+use hybridnorm::exec::TensorRef;
 use hybridnorm::graph::{Builder, Type, Value};
 use hybridnorm::model::{
     Attention, Block, Decoder, FeedForward, Model, Norm, PositionContext, Scale, norm,
 };
 use hybridnorm::ops::{self, Arguments};
 use hybridnorm::plan::{Options, Program};
-use hybridnorm_kernels::norm::{Gain, Norm as Spec, NormFn};
+use hybridnorm_kernels::norm::{Gain, NormConfig, NormFn};
 
 /// Sub-layers of a block without their wiring. Norms on queries, keys and values belong to attention.
 struct Functions<'a, 'g> {
@@ -39,7 +39,7 @@ fn normed<'g>(site: &Option<Norm>, x: Value<'g>) -> Value<'g> {
 /// Returns `x / |x|` of rows: RMSNorm, whose rows have length √d, times 1/√d.
 fn unit(x: Value<'_>) -> Value<'_> {
     let width = x.shape().width();
-    let spec = Spec {
+    let spec = NormConfig {
         function: NormFn::Rmsnorm,
         eps: 1e-30,
         gain: Gain::None,
@@ -67,9 +67,9 @@ fn check(
         let mut model = on_reference_executor(&perturbed_model(&config));
         let g = Builder::new();
         let ids = g.input("ids", Type::i32([BATCH, SEQ]));
-        let rotations = ops::rotations(&g, config.rope_theta, config.rope_dim(), SEQ);
+        let rope_table = ops::rope_table(&g, config.rope_theta, config.rope_dim(), SEQ);
         let positions = PositionContext {
-            rotations,
+            rope_table,
             cache: None,
             is_prefill: true,
         };
@@ -83,7 +83,11 @@ fn check(
         let ids = inputs();
         let executor = model.executor_mut();
         executor
-            .run(&program, Arguments::default(), &[("ids", Data::I32(&ids))])
+            .run(
+                &program,
+                Arguments::default(),
+                &[("ids", TensorRef::I32(&ids))],
+            )
             .unwrap();
         let expected = executor.output(&program, output).into_f64();
         let found = model.hidden(&ids, BATCH, SEQ).unwrap().into_f64();
@@ -100,8 +104,8 @@ fn pre_norm() {
     check("pre-norm", |model, blocks, embedding| {
         let mut x = embedding;
         for f in blocks {
-            let y = x + f.attention(normed(&f.block.attn.in_norm, x));
-            x = y + f.feed_forward(normed(&f.block.ffn.in_norm, y));
+            let y = x + f.attention(normed(&f.block.attn_sub_layer.in_norm, x));
+            x = y + f.feed_forward(normed(&f.block.ffn_sub_layer.in_norm, y));
         }
         normed(&model.final_norm, x)
     });
@@ -113,8 +117,8 @@ fn post_norm() {
     check("post-norm", |model, blocks, embedding| {
         let mut x = embedding;
         for f in blocks {
-            let y = normed(&f.block.attn.post_norm, x + f.attention(x));
-            x = normed(&f.block.ffn.post_norm, y + f.feed_forward(y));
+            let y = normed(&f.block.attn_sub_layer.post_norm, x + f.attention(x));
+            x = normed(&f.block.ffn_sub_layer.post_norm, y + f.feed_forward(y));
         }
         assert!(model.final_norm.is_none());
         x
@@ -127,7 +131,7 @@ fn peri_ln() {
     check("peri-ln", |model, blocks, embedding| {
         let mut x = embedding;
         for f in blocks {
-            let (attn, ffn) = (&f.block.attn, &f.block.ffn);
+            let (attn, ffn) = (&f.block.attn_sub_layer, &f.block.ffn_sub_layer);
             let o = f.attention(normed(&attn.in_norm, x));
             let y = x + normed(&attn.out_norm, o);
             let o = f.feed_forward(normed(&ffn.in_norm, y));
@@ -139,7 +143,7 @@ fn peri_ln() {
 
 /// Feed-forward half of a HybridNorm block (arXiv 2503.04598): `X' = F(N(Y)) + N(Y)`.
 fn normed_feed_forward<'g>(f: &Functions<'_, 'g>, y: Value<'g>) -> Value<'g> {
-    let z = normed(&f.block.ffn.in_norm, y);
+    let z = normed(&f.block.ffn_sub_layer.in_norm, y);
     f.feed_forward(z) + z
 }
 
@@ -162,8 +166,8 @@ fn hybridnorm_star() {
     check("hybridnorm-star", |model, blocks, embedding| {
         let (first, others) = blocks.split_first().unwrap();
         assert_norms_inside(first.block);
-        let y = first.attention(normed(&first.block.attn.in_norm, embedding)) + embedding;
-        let mut x = first.feed_forward(normed(&first.block.ffn.in_norm, y)) + y;
+        let y = first.attention(normed(&first.block.attn_sub_layer.in_norm, embedding)) + embedding;
+        let mut x = first.feed_forward(normed(&first.block.ffn_sub_layer.in_norm, y)) + y;
         for f in others {
             assert_norms_inside(f.block);
             x = normed_feed_forward(f, f.attention(x) + x);
@@ -187,10 +191,10 @@ fn residual_dual() {
         for f in blocks {
             let o = f.attention(x);
             e = e + o;
-            x = normed(&f.block.attn.post_norm, x + o);
+            x = normed(&f.block.attn_sub_layer.post_norm, x + o);
             let o = f.feed_forward(x);
             e = e + o;
-            x = normed(&f.block.ffn.post_norm, x + o);
+            x = normed(&f.block.ffn_sub_layer.post_norm, x + o);
         }
         x + normed(&model.second_norm, e)
     });
@@ -202,7 +206,7 @@ fn siamese_as_in_the_paper() {
         let (mut x, mut y) = (embedding, embedding);
         for (l, f) in blocks.iter().enumerate() {
             let c = (2.0 * (l + 1) as f64).sqrt();
-            let (attn, ffn) = (&f.block.attn, &f.block.ffn);
+            let (attn, ffn) = (&f.block.attn_sub_layer, &f.block.ffn_sub_layer);
             let s = x + normed(&attn.second_norm, y);
             let o = f.attention(normed(&attn.in_norm, s));
             x = normed(&attn.post_norm, x + o * (1.0 / c));
@@ -222,7 +226,7 @@ fn siamese_as_released() {
         let (mut x, mut y) = (embedding, embedding);
         for (l, f) in blocks.iter().enumerate() {
             let c = (2.0 * (l + 1) as f64).sqrt();
-            let (attn, ffn) = (&f.block.attn, &f.block.ffn);
+            let (attn, ffn) = (&f.block.attn_sub_layer, &f.block.ffn_sub_layer);
             let s = scaled(&attn.read_scale, 1.0, x) + normed(&attn.second_norm, y);
             let o = f.attention(s);
             x = x + o * (1.0 / c);
@@ -243,7 +247,7 @@ fn normalized_gpt() {
     check("ngpt", |_, blocks, embedding| {
         let mut h = embedding;
         for f in blocks {
-            for (sub, o) in [(&f.block.attn, 0), (&f.block.ffn, 1)] {
+            for (sub, o) in [(&f.block.attn_sub_layer, 0), (&f.block.ffn_sub_layer, 1)] {
                 let o = match o {
                     0 => f.attention(h),
                     _ => f.feed_forward(h),

@@ -64,8 +64,8 @@ pub fn forward(act: Activation, x: &[f32], y: &mut [f32], f: usize) {
         });
 }
 
-/// Computes `dx`, shaped like the `x` of [`forward`], from `dy` (n, f), and replaces `dy` by the `y` of
-/// [`forward`], which a caller that did not save it gets at little extra cost.
+/// Computes `dx`, shaped like the `x` of [`forward`], from `dy` (n, f), and overwrites `dy` with the recomputed
+/// activation `y`, so that callers need not save it.
 pub fn backward(act: Activation, x: &[f32], dy: &mut [f32], dx: &mut [f32], f: usize) {
     check_lengths("activation::backward", act, x.len(), dy.len(), f);
     assert_eq!(
@@ -82,9 +82,9 @@ pub fn backward(act: Activation, x: &[f32], dy: &mut [f32], dx: &mut [f32], f: u
             dispatch(
                 #[inline(always)]
                 || match act {
-                    Activation::Swiglu => backward_gated(x, dy, dx, f, sigmoid, silu_slope),
-                    Activation::Geglu => backward_gated(x, dy, dx, f, gelu_factor, gelu_slope),
-                    Activation::Gelu => backward_plain(x, dy, dx, gelu_factor, gelu_slope),
+                    Activation::Swiglu => backward_gated(x, dy, dx, f, sigmoid, silu_derivative),
+                    Activation::Geglu => backward_gated(x, dy, dx, f, gelu_factor, gelu_derivative),
+                    Activation::Gelu => backward_plain(x, dy, dx, gelu_factor, gelu_derivative),
                     Activation::Relu2 => backward_plain(x, dy, dx, relu, |_, r| 2.0 * r),
                 },
             );
@@ -96,7 +96,7 @@ fn check_lengths(name: &str, act: Activation, x: usize, y: usize, f: usize) {
     assert_eq!(
         y % f,
         0,
-        "{name}: the output side is not made of rows of {f}"
+        "{name}: output length {y} is not a multiple of {f}"
     );
     let rows = y / f;
     let inputs = act.inputs(f);
@@ -104,9 +104,9 @@ fn check_lengths(name: &str, act: Activation, x: usize, y: usize, f: usize) {
 }
 
 /// Values that stay in the L1 cache while the backward pass runs all its loops over them.
-const PIECE: usize = 512;
+const BLOCK: usize = 512;
 
-// Each activation is `x * factor(x)`, and its slope follows from x and the factor.
+// Each activation is `x * factor(x)`, and its derivative follows from x and the factor.
 
 #[inline(always)]
 fn forward_gated(x: &[f32], y: &mut [f32], f: usize, factor: impl Fn(f32) -> f32) {
@@ -132,17 +132,17 @@ fn backward_gated(
     dx: &mut [f32],
     f: usize,
     factor: impl Fn(f32) -> f32,
-    slope: impl Fn(f32, f32) -> f32,
+    derivative: impl Fn(f32, f32) -> f32,
 ) {
-    let mut factors = [0.0; PIECE];
+    let mut factors = [0.0; BLOCK];
     let inputs = x.chunks_exact(2 * f).zip(dy.chunks_exact_mut(f));
     for ((x, dy), dx) in inputs.zip(dx.chunks_exact_mut(2 * f)) {
         let (gate, up) = x.split_at(f);
         let (dgate, dup) = dx.split_at_mut(f);
-        let gates = gate.chunks(PIECE).zip(dgate.chunks_mut(PIECE));
-        let ups = up.chunks(PIECE).zip(dup.chunks_mut(PIECE));
+        let gates = gate.chunks(BLOCK).zip(dgate.chunks_mut(BLOCK));
+        let ups = up.chunks(BLOCK).zip(dup.chunks_mut(BLOCK));
         // One output per loop: a loop with several is not vectorized.
-        for (((gate, dgate), (up, dup)), dy) in gates.zip(ups).zip(dy.chunks_mut(PIECE)) {
+        for (((gate, dgate), (up, dup)), dy) in gates.zip(ups).zip(dy.chunks_mut(BLOCK)) {
             let factors = &mut factors[..gate.len()];
             for (factors, &gate) in factors.iter_mut().zip(gate) {
                 *factors = factor(gate);
@@ -151,7 +151,7 @@ fn backward_gated(
             for ((dgate, &factor), ((&gate, &up), &dy)) in
                 dgate.iter_mut().zip(&*factors).zip(inputs)
             {
-                *dgate = dy * up * slope(gate, factor);
+                *dgate = dy * up * derivative(gate, factor);
             }
             let inputs = gate.iter().zip(&*dy);
             for ((dup, &factor), (&gate, &dy)) in dup.iter_mut().zip(&*factors).zip(inputs) {
@@ -171,17 +171,17 @@ fn backward_plain(
     dy: &mut [f32],
     dx: &mut [f32],
     factor: impl Fn(f32) -> f32,
-    slope: impl Fn(f32, f32) -> f32,
+    derivative: impl Fn(f32, f32) -> f32,
 ) {
-    let mut factors = [0.0; PIECE];
-    let inputs = x.chunks(PIECE).zip(dy.chunks_mut(PIECE));
-    for ((x, dy), dx) in inputs.zip(dx.chunks_mut(PIECE)) {
+    let mut factors = [0.0; BLOCK];
+    let inputs = x.chunks(BLOCK).zip(dy.chunks_mut(BLOCK));
+    for ((x, dy), dx) in inputs.zip(dx.chunks_mut(BLOCK)) {
         let factors = &mut factors[..x.len()];
         for (factors, &x) in factors.iter_mut().zip(x) {
             *factors = factor(x);
         }
         for ((dx, &factor), (&x, &dy)) in dx.iter_mut().zip(&*factors).zip(x.iter().zip(&*dy)) {
-            *dx = dy * slope(x, factor);
+            *dx = dy * derivative(x, factor);
         }
         for ((y, &factor), &x) in dy.iter_mut().zip(&*factors).zip(x) {
             *y = x * factor;
@@ -191,7 +191,7 @@ fn backward_plain(
 
 /// Derivative of `x sigmoid(x)`, given the sigmoid.
 #[inline(always)]
-fn silu_slope(x: f32, s: f32) -> f32 {
+fn silu_derivative(x: f32, s: f32) -> f32 {
     s + x * s * (1.0 - s)
 }
 
@@ -213,7 +213,7 @@ fn gelu_factor(x: f32) -> f32 {
 
 /// Derivative of GELU, given its factor.
 #[inline(always)]
-fn gelu_slope(x: f32, s: f32) -> f32 {
+fn gelu_derivative(x: f32, s: f32) -> f32 {
     let x = gelu_clamp(x);
     s + x * s * (1.0 - s) * (2.0 * GELU_SCALE * (1.0 + 3.0 * GELU_CUBE * x * x))
 }

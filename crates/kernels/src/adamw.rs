@@ -22,26 +22,26 @@ pub struct AdamW {
     pub beta2: f64,
     /// Added to the denominator.
     pub eps: f64,
-    /// Factor on the gradients, see [`grad_scale`].
-    pub grad_scale: f32,
+    /// Factor on the gradients, see [`clip_coefficient`].
+    pub clip_coefficient: f32,
     /// `1 - beta1^t` for step t, counted from 1.
     pub bias_correction1: f32,
     /// `1 - beta2^t`.
     pub bias_correction2: f32,
 }
 
-/// Returns the factor that clips gradients of global norm `norm` to the norm `clip`:
-/// `min(1, clip / (norm + 1e-6))`, as in PyTorch's `clip_grad_norm_`, or 1 if `clip` is 0 (no clipping).
-pub fn grad_scale(clip: f64, norm: f64) -> f32 {
-    match clip {
+/// Returns the factor that clips gradients of global norm `norm` to the norm `max_norm`:
+/// `min(1, max_norm / (norm + 1e-6))`, as in PyTorch's `clip_grad_norm_`, or 1 if `max_norm` is 0 (no clipping).
+pub fn clip_coefficient(max_norm: f64, norm: f64) -> f32 {
+    match max_norm {
         0.0 => 1.0,
-        clip => (clip / (norm + 1e-6)).min(1.0) as f32,
+        max_norm => (max_norm / (norm + 1e-6)).min(1.0) as f32,
     }
 }
 
 /// A parameter with its gradient and optimizer state; all slices have the same length.
 #[derive(Debug)]
-pub struct Slot<'a> {
+pub struct ParameterState<'a> {
     /// Parameter values.
     pub p: &'a mut [f32],
     /// Gradient.
@@ -56,29 +56,29 @@ pub struct Slot<'a> {
 
 /// Euclidean norms of one parameter.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct SlotNorms {
+pub struct ParameterNorms {
     /// Norm of the update.
     pub update: f64,
     /// Norm of the values before the step.
     pub value: f64,
 }
 
-/// Updates all parameters in place by one step; returns their norms in the order of the slots.
+/// Updates all parameters in place by one step; returns their norms in the order of the parameters.
 ///
-/// With `g' = grad_scale g`:
+/// With `g' = clip_coefficient g`:
 /// `p *= 1 - lr weight_decay`, `m = beta1 m + (1 - beta1) g'`, `v = beta2 v + (1 - beta2) g'^2`,
 /// `p -= lr / bias_correction1 * m / (sqrt(v) / sqrt(bias_correction2) + eps)`.
-pub fn step(a: &AdamW, slots: &mut [Slot]) -> Vec<SlotNorms> {
-    for slot in &*slots {
-        let n = slot.p.len();
-        assert_eq!(slot.g.len(), n, "adamw::step: g is not as long as p");
-        assert_eq!(slot.m.len(), n, "adamw::step: m is not as long as p");
-        assert_eq!(slot.v.len(), n, "adamw::step: v is not as long as p");
+pub fn step(a: &AdamW, parameters: &mut [ParameterState]) -> Vec<ParameterNorms> {
+    for parameter in &*parameters {
+        let n = parameter.p.len();
+        assert_eq!(parameter.g.len(), n, "adamw::step: g is not as long as p");
+        assert_eq!(parameter.m.len(), n, "adamw::step: m is not as long as p");
+        assert_eq!(parameter.v.len(), n, "adamw::step: v is not as long as p");
     }
     // All parameters in one parallel loop, so that a small one does not wait for threads separately.
-    let norms = slots.par_iter_mut().map(|slot| {
-        let changed = StepCoefficients::new(a, slot.weight_decay).apply_all(slot);
-        SlotNorms::from(changed)
+    let norms = parameters.par_iter_mut().map(|parameter| {
+        let changed = StepCoefficients::new(a, parameter.weight_decay).apply_all(parameter);
+        ParameterNorms::from(changed)
     });
     norms.collect()
 }
@@ -90,7 +90,7 @@ pub(crate) struct Squares {
     pub(crate) value: f64,
 }
 
-impl From<Squares> for SlotNorms {
+impl From<Squares> for ParameterNorms {
     fn from(squares: Squares) -> Self {
         Self {
             update: squares.update.sqrt(),
@@ -114,7 +114,7 @@ impl Add for Squares {
 pub(crate) const BLOCK: usize = 1024;
 
 struct StepCoefficients {
-    grad_scale: f32,
+    clip_coefficient: f32,
     decay_factor: f32,
     beta1: f32,
     beta2: f32,
@@ -128,7 +128,7 @@ struct StepCoefficients {
 impl StepCoefficients {
     fn new(a: &AdamW, weight_decay: f64) -> Self {
         StepCoefficients {
-            grad_scale: a.grad_scale,
+            clip_coefficient: a.clip_coefficient,
             decay_factor: (1.0 - a.lr * weight_decay) as f32,
             beta1: a.beta1 as f32,
             beta2: a.beta2 as f32,
@@ -140,11 +140,11 @@ impl StepCoefficients {
         }
     }
 
-    fn apply_all(&self, slot: &mut Slot) -> Squares {
-        let moments = slot.m.par_chunks_mut(ELEMENTS);
-        let moments = moments.zip(slot.v.par_chunks_mut(ELEMENTS));
-        let values = slot.p.par_chunks_mut(ELEMENTS);
-        let values = values.zip(slot.g.par_chunks(ELEMENTS));
+    fn apply_all(&self, parameter: &mut ParameterState) -> Squares {
+        let moments = parameter.m.par_chunks_mut(ELEMENTS);
+        let moments = moments.zip(parameter.v.par_chunks_mut(ELEMENTS));
+        let values = parameter.p.par_chunks_mut(ELEMENTS);
+        let values = values.zip(parameter.g.par_chunks(ELEMENTS));
         let chunks = values.zip(moments).map(|((p, g), (m, v))| {
             dispatch(
                 #[inline(always)]
@@ -166,7 +166,7 @@ impl StepCoefficients {
             let updates = &mut updates[..p.len()];
             let moments = m.iter_mut().zip(v);
             for (((p, &g), (m, v)), update) in p.iter_mut().zip(g).zip(moments).zip(&mut *updates) {
-                let g = g * self.grad_scale;
+                let g = g * self.clip_coefficient;
                 *m = self.beta1 * *m + self.one_minus_beta1 * g;
                 *v = self.beta2 * *v + self.one_minus_beta2 * g * g;
                 let denominator = v.sqrt() / self.root_correction + self.eps;
@@ -198,14 +198,14 @@ mod tests {
     use crate::testing::{Rng, all_close, assert_bit_identical_for_any_thread_count, to_f64};
     use proptest::prelude::*;
 
-    fn at_step(t: i32, grad_scale: f32) -> AdamW {
+    fn at_step(t: i32, clip_coefficient: f32) -> AdamW {
         let (beta1, beta2) = (0.9, 0.95);
         AdamW {
             lr: 1e-2,
             beta1,
             beta2,
             eps: 1e-8,
-            grad_scale,
+            clip_coefficient,
             bias_correction1: (1.0 - beta1.powi(t)) as f32,
             bias_correction2: (1.0 - beta2.powi(t)) as f32,
         }
@@ -232,12 +232,12 @@ mod tests {
             if i.is_multiple_of(2) { 0.1 } else { 0.0 }
         }
 
-        fn step(&mut self, a: &AdamW, gradients: &[Vec<f32>]) -> Vec<SlotNorms> {
+        fn step(&mut self, a: &AdamW, gradients: &[Vec<f32>]) -> Vec<ParameterNorms> {
             let moments = self.m.iter_mut().zip(&mut self.v);
             let parts = self.p.iter_mut().zip(gradients).zip(moments);
             let parts = parts.enumerate();
-            let mut slots: Vec<Slot> = parts
-                .map(|(i, ((p, g), (m, v)))| Slot {
+            let mut parameters: Vec<ParameterState> = parts
+                .map(|(i, ((p, g), (m, v)))| ParameterState {
                     p,
                     g,
                     m,
@@ -245,7 +245,7 @@ mod tests {
                     weight_decay: Self::decay(i),
                 })
                 .collect();
-            step(a, &mut slots)
+            step(a, &mut parameters)
         }
     }
 
@@ -254,7 +254,7 @@ mod tests {
         #[test]
         fn ten_steps_match_the_reference(
             lens in prop::collection::vec(0usize..200, 1..5),
-            grad_scale in prop::sample::select(vec![1.0f32, 0.7, 0.01]),
+            clip_coefficient in prop::sample::select(vec![1.0f32, 0.7, 0.01]),
         ) {
             let mut rng = Rng::new(51);
             let mut model = Model::new(&mut rng, &lens);
@@ -262,20 +262,20 @@ mod tests {
             let (mut p64, mut m64, mut v64) =
                 (wide_all(&model.p), wide_all(&model.m), wide_all(&model.v));
             for t in 1..=10 {
-                let a = at_step(t, grad_scale);
+                let a = at_step(t, clip_coefficient);
                 let gradients: Vec<_> = lens.iter().map(|&n| rng.normal(n)).collect();
                 let before = model.p.clone();
                 let norms = model.step(&a, &gradients);
                 for i in 0..lens.len() {
                     let length = |x: &[f32]| to_f64(x).iter().map(|v| v * v).sum::<f64>().sqrt();
                     let moved: Vec<f32> = before[i].iter().zip(&model.p[i]).map(|(b, p)| p - b).collect();
-                    let SlotNorms { update, value } = norms[i];
+                    let ParameterNorms { update, value } = norms[i];
                     prop_assert!((update - length(&moved)).abs() <= 1e-10 * update);
                     prop_assert!((value - length(&before[i])).abs() <= 1e-10 * value);
                 }
                 for i in 0..lens.len() {
                     for j in 0..lens[i] {
-                        let g = f64::from(grad_scale) * f64::from(gradients[i][j]);
+                        let g = f64::from(clip_coefficient) * f64::from(gradients[i][j]);
                         let (p, m, v) = (&mut p64[i][j], &mut m64[i][j], &mut v64[i][j]);
                         *p *= 1.0 - a.lr * Model::decay(i);
                         *m = a.beta1 * *m + (1.0 - a.beta1) * g;
@@ -296,10 +296,10 @@ mod tests {
 
     #[test]
     fn clipping_gives_a_norm_and_leaves_shorter_gradients() {
-        assert_eq!(grad_scale(0.0, 1e30), 1.0);
-        assert_eq!(grad_scale(0.7, 0.69), 1.0);
-        assert_eq!(grad_scale(0.7, 0.0), 1.0);
-        assert!((f64::from(grad_scale(0.7, 1e3)) * 1e3 - 0.7).abs() < 1e-6);
+        assert_eq!(clip_coefficient(0.0, 1e30), 1.0);
+        assert_eq!(clip_coefficient(0.7, 0.69), 1.0);
+        assert_eq!(clip_coefficient(0.7, 0.0), 1.0);
+        assert!((f64::from(clip_coefficient(0.7, 1e3)) * 1e3 - 0.7).abs() < 1e-6);
     }
 
     #[test]
@@ -319,7 +319,9 @@ mod tests {
             let mut model = Model::new(&mut Rng::new(53), &lens);
             let norms = model.step(&at_step(3, 0.7), &gradients);
             let halves = |x: f64| [x as f32, (x - f64::from(x as f32)) as f32];
-            let norms = norms.iter().flat_map(|slot| [slot.update, slot.value]);
+            let norms = norms
+                .iter()
+                .flat_map(|parameter| [parameter.update, parameter.value]);
             let exact: Vec<f32> = norms.flat_map(halves).collect();
             let Model { p, m, v } = model;
             [p, m, v, vec![exact]].concat().concat()

@@ -1,11 +1,11 @@
-//! Causal grouped-query attention without a (seq, seq) score matrix.
+//! Causal grouped-query attention without materializing the (seq, seq) matrix of logits.
 //!
 //! Queries are processed in tiles of 64 and keys in tiles of 256, with an online softmax over the key
-//! tiles (Milakov, Gimelshein 2018, arXiv 1805.02867). The backward pass recomputes the scores from
+//! tiles (Milakov, Gimelshein 2018, arXiv 1805.02867). The backward pass recomputes the logits from
 //! the log-sum-exp of each row (Dao et al. 2022, arXiv 2205.14135, algorithms 1 and 4). Fully masked
 //! tiles are never computed.
 //!
-//! With `u = scale q k`, a score is `u`, or `softcap tanh(u / softcap)` if a cap is set (Gemma 2,
+//! With `u = scale q k`, a logit is `u`, or `softcap tanh(u / softcap)` if a cap is set (Gemma 2,
 //! arXiv 2408.00118). Query head h reads key/value head `h / (heads / kv_heads)`.
 
 use crate::panels::Rows;
@@ -16,12 +16,12 @@ mod backward;
 mod forward;
 mod head_rows;
 mod latent;
-mod scores;
 mod single_query;
+mod stats;
 
 pub use backward::{backward, backward_transformed};
 pub use latent::{LatentAttention, cached_latent};
-pub use scores::{ScoreStatistics, max_attention_logits, score_statistics};
+pub use stats::{AttentionStats, attention_stats, max_attention_logits};
 
 /// Queries per tile.
 const QUERY_TILE: usize = 64;
@@ -45,14 +45,14 @@ pub struct Attention {
     pub value_dim: usize,
     /// Softmax scale, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
-    /// Soft cap of the scores.
+    /// Soft cap of the logits.
     pub softcap: Option<f32>,
 }
 
 /// Computes attention of packed `qkv` (batch, seq, (heads + kv_heads) * head_dim + kv_heads * value_dim),
 /// rows `[q heads | k heads | v heads]`, into `ctx` (batch, seq, heads * value_dim).
 ///
-/// `lse` (batch, heads, seq) receives the log-sum-exp of each query's scores, for [`backward`].
+/// `lse` (batch, heads, seq) receives the log-sum-exp of each query's logits, for [`backward`].
 ///
 /// ```
 /// use hybridnorm_kernels::attention::{self, Attention};
@@ -67,7 +67,7 @@ pub struct Attention {
 ///     scale: 1.0,
 ///     softcap: None,
 /// };
-/// // Both keys have the score 0, so that the second context is the mean of both values.
+/// // Both keys have the logit 0, so that the second context is the mean of both values.
 /// let qkv = [0.0, 0.0, 1.0, 0.0, 0.0, 3.0];
 /// let (mut ctx, mut lse) = ([0.0; 2], [0.0; 2]);
 /// attention::forward(&one_channel, &qkv, &mut ctx, &mut lse);
@@ -83,7 +83,7 @@ pub fn forward(a: &Attention, qkv: &[f32], ctx: &mut [f32], lse: &mut [f32]) {
 ///
 /// # Panics
 ///
-/// If a norm spans several heads, see [`QkvTransform::is_by_head`], or values are not as wide as keys.
+/// If a norm spans several heads, see [`QkvTransform::is_per_head`], or values are not as wide as keys.
 pub fn forward_transformed(
     a: &Attention,
     p: &BoundQkvTransform,
@@ -92,7 +92,7 @@ pub fn forward_transformed(
     lse: &mut [f32],
 ) {
     a.check_packed("attention::forward_transformed", qkv, ctx, lse);
-    a.check_preparation("attention::forward_transformed", p);
+    a.check_transform("attention::forward_transformed", p);
     forward::attend(a, &a.packed(qkv, Some(p)), 0, ctx, lse);
 }
 
@@ -226,21 +226,21 @@ impl Attention {
         );
     }
 
-    fn check_preparation(&self, name: &str, p: &BoundQkvTransform) {
+    fn check_transform(&self, name: &str, p: &BoundQkvTransform) {
         let QkvTransform {
             heads,
             kv_heads,
             head_dim,
             ..
-        } = *p.form();
+        } = *p.spec();
         assert_eq!(
             (heads, kv_heads, head_dim),
             (self.heads, self.kv_heads, self.head_dim),
-            "{name}: the preparation is for other heads"
+            "{name}: the transform has other heads"
         );
         assert_eq!(
             self.value_dim, head_dim,
-            "{name}: prepared values are as wide as keys"
+            "{name}: a fused transform requires value_dim = head_dim"
         );
         assert!(
             p.positions() >= self.seq,
@@ -248,14 +248,14 @@ impl Attention {
             p.positions(),
             self.seq
         );
-        assert!(p.form().is_by_head(), "{name}: a norm spans several heads");
+        assert!(p.spec().is_per_head(), "{name}: a norm spans several heads");
     }
 
     /// Returns the layout of queries, keys and values in one packed projection.
     fn packed<'a>(
         &self,
         qkv: &'a [f32],
-        preparation: Option<&'a BoundQkvTransform<'a>>,
+        transform: Option<&'a BoundQkvTransform<'a>>,
     ) -> QkvLayout<'a> {
         QkvLayout {
             queries: qkv,
@@ -271,11 +271,11 @@ impl Attention {
                 first: (self.heads + self.kv_heads) * self.head_dim,
                 step: self.value_dim,
             },
-            preparation,
+            transform,
         }
     }
 
-    /// Returns the factor on `q k` before the tanh, or of the scores without a soft cap.
+    /// Returns the factor on `q k` before the tanh, or of the logits without a soft cap.
     fn logit_scale(&self) -> f32 {
         self.scale / self.softcap.unwrap_or(1.0)
     }
@@ -292,7 +292,7 @@ struct QkvLayout<'a> {
     row_stride: usize,
     key: HeadOffsets,
     value: HeadOffsets,
-    preparation: Option<&'a BoundQkvTransform<'a>>,
+    transform: Option<&'a BoundQkvTransform<'a>>,
 }
 
 /// Offsets of the heads in a part of a row.
@@ -314,7 +314,7 @@ impl<'a> QkvLayout<'a> {
                 stride,
             },
             packed_head: h,
-            preparation: self.preparation,
+            transform: self.transform,
         }
     }
 
@@ -327,7 +327,7 @@ impl<'a> QkvLayout<'a> {
                 stride: self.row_stride,
             },
             packed_head: packed_head + kv_head,
-            preparation: self.preparation,
+            transform: self.transform,
         };
         [
             head(self.key, a.heads),

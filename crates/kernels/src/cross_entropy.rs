@@ -391,13 +391,13 @@ impl LossSpec {
             return z.fill(0.0);
         };
         let (weight, log_sum) = (self.gradient_weight(log_sum) as f32, log_sum as f32);
-        let slope = |z: f32| 1.0 - (z / cap) * (z / cap);
-        let at_target = slope(z[target]);
+        let derivative = |z: f32| 1.0 - (z / cap) * (z / cap);
+        let at_target = derivative(z[target]);
         dispatch(
             #[inline(always)]
             || {
                 for z in z.iter_mut() {
-                    *z = weight * exp_bounded(*z - log_sum) * slope(*z);
+                    *z = weight * exp_bounded(*z - log_sum) * derivative(*z);
                 }
             },
         );

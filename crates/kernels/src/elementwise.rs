@@ -62,7 +62,7 @@ pub fn copy_columns(
     assert_eq!(
         x.len() / x_width.max(1),
         y.len() / y_width.max(1),
-        "copy_columns: x and y have another number of rows"
+        "copy_columns: x and y have different numbers of rows"
     );
     let rows = rows_per_chunk(y.len() / y_width.max(1), y_width);
     let chunks = y
@@ -258,7 +258,7 @@ fn check_width(name: &str, x: &[f32], s: &[f32], repeat: usize) -> usize {
     assert_eq!(
         x.len() % width,
         0,
-        "{name}: x is not made of rows of {width}"
+        "{name}: the length of x is not a multiple of {width}"
     );
     width
 }

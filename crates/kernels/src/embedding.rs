@@ -84,7 +84,7 @@ fn width(name: &str, ids: &[i32], table: &[f32], rows: &[f32]) -> Option<usize> 
     assert_eq!(
         table.len() % width,
         0,
-        "{name}: table is not made of rows of {width}"
+        "{name}: the length of table is not a multiple of {width}"
     );
     let entries = table.len() / width;
     for &id in ids {

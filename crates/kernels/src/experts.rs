@@ -96,10 +96,10 @@ pub fn combine(
             #[inline(always)]
             || {
                 for (t, y) in y.chunks_exact_mut(width).enumerate() {
-                    let choices = (first + t) * k..(first + t + 1) * k;
-                    let slots = &dispatch.slot_of_choice()[choices.clone()];
+                    let assignments = (first + t) * k..(first + t + 1) * k;
+                    let slots = &dispatch.slot_of_assignment()[assignments.clone()];
                     match weights {
-                        Some(weights) => add_weighted_rows(ys, slots, &weights[choices], y),
+                        Some(weights) => add_weighted_rows(ys, slots, &weights[assignments], y),
                         None => add_rows(ys, slots, y),
                     }
                 }
@@ -165,26 +165,27 @@ pub fn combine_backward(
     let rows = rows.zip(dh.par_chunks_mut(chunk * width));
     let slots = scratch
         .par_chunks_mut(chunk)
-        .zip(dispatch.choice_of_slot().par_chunks(chunk));
-    rows.zip(slots).for_each(|((h, dh), (scratch, choices))| {
-        simd::dispatch(
-            #[inline(always)]
-            || {
-                let rows = h.chunks_exact_mut(width).zip(dh.chunks_exact_mut(width));
-                let slots = scratch.iter_mut().zip(choices);
-                for ((h, dh), (dot_product, &choice)) in rows.zip(slots) {
-                    *dot_product = dot(h, dh);
-                    let weight = weights[choice as usize];
-                    for row in [h, dh] {
-                        for value in row {
-                            *value *= weight;
+        .zip(dispatch.assignment_of_slot().par_chunks(chunk));
+    rows.zip(slots)
+        .for_each(|((h, dh), (scratch, assignments))| {
+            simd::dispatch(
+                #[inline(always)]
+                || {
+                    let rows = h.chunks_exact_mut(width).zip(dh.chunks_exact_mut(width));
+                    let slots = scratch.iter_mut().zip(assignments);
+                    for ((h, dh), (dot_product, &assignment)) in rows.zip(slots) {
+                        *dot_product = dot(h, dh);
+                        let weight = weights[assignment as usize];
+                        for row in [h, dh] {
+                            for value in row {
+                                *value *= weight;
+                            }
                         }
                     }
-                }
-            },
-        );
-    });
-    let slots = dispatch.slot_of_choice().par_chunks(ELEMENTS);
+                },
+            );
+        });
+    let slots = dispatch.slot_of_assignment().par_chunks(ELEMENTS);
     dweights
         .par_chunks_mut(ELEMENTS)
         .zip(slots)

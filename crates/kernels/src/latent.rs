@@ -1,5 +1,5 @@
-//! Multi-head latent attention apart from the attention op (DeepSeek-V2, arXiv 2405.04434, section 2.1):
-//! heads with a content and a rotary part, and projections that are absorbed for generation.
+//! Multi-head latent attention, except the attention op (DeepSeek-V2, arXiv 2405.04434, section 2.1):
+//! heads with a nope part (no positional embedding) and a rotary part, and projections that are absorbed for generation.
 //!
 //! Only the rotary part of a query or key is rotated, and all heads share that of the key. In generation
 //! the cache holds latents instead of keys and values: since `q (W_UK c) = (q W_UK) c`, the key
@@ -18,7 +18,7 @@ use rayon::prelude::*;
 pub struct LatentHeads {
     /// Number of query, key and value heads.
     pub heads: usize,
-    /// Content channels of a query or key head.
+    /// Channels of a query or key head without positional embedding.
     pub nope: usize,
     /// Rotary channels of a query or key head; even.
     pub rope: usize,
@@ -28,10 +28,10 @@ pub struct LatentHeads {
 
 /// Assembles packed rows `[q heads | k heads | v heads]` for
 /// [`attention::forward`](crate::attention::forward), (n, heads * (2 (nope + rope) + value)), each query
-/// and key head `[content | rotated part]`.
+/// and key head `[nope part | rotated part]`.
 ///
 /// `q` is (n, heads * (nope + rope)), in the same layout but not rotated; `kv` is (n, heads *
-/// (nope + value)), for each head `[key content | value]`; `key` (n, rope) is the unrotated rotary key
+/// (nope + value)), for each head `[nope part of the key | value]`; `key` (n, rope) is the unrotated rotary key
 /// shared by all heads. `table` is a [`rope_table`](crate::qkv::rope_table), (t, rope); row i is at
 /// position `i % t`.
 pub fn assemble(
@@ -173,7 +173,7 @@ pub fn rotate_queries(l: &LatentHeads, q: &mut [f32], table: &[f32]) {
     let width = l.heads * l.head_dim();
     assert!(
         q.len().is_multiple_of(width),
-        "{name}: q is not made of rows of {width}"
+        "{name}: the length of q is not a multiple of {width}"
     );
     rotate_in_place(name, q, width, l.nope, l.rope, table);
 }
@@ -187,7 +187,7 @@ pub fn rotate_keys(key: &mut [f32], rope: usize, table: &[f32]) {
     );
     assert!(
         key.len().is_multiple_of(rope),
-        "{name}: key is not made of rows of {rope}"
+        "{name}: the length of key is not a multiple of {rope}"
     );
     rotate_in_place(name, key, rope, 0, rope, table);
 }
@@ -224,10 +224,10 @@ fn rotate_in_place(
 }
 
 /// Computes queries for a cache of latents: `out` (n, heads * (latent + rope)), for each head
-/// `[content times its key projection | rotated part]`.
+/// `[nope part times its key projection | rotated part]`.
 ///
 /// `q` is (n, heads * (nope + rope)), rotated; `kv_up` (heads * (nope + value), latent) is the up
-/// projection of latents, for each head the rows of the key content, then those of the value.
+/// projection of latents, for each head the rows of the nope part of the key, then those of the value.
 pub fn absorb(l: &LatentHeads, latent: usize, q: &[f32], kv_up: &[f32], out: &mut [f32]) {
     let name = "latent::absorb";
     l.check_up(name, latent, kv_up);
@@ -244,10 +244,10 @@ pub fn absorb(l: &LatentHeads, latent: usize, q: &[f32], kv_up: &[f32], out: &mu
             .zip(kv_up.par_chunks_exact(up))
             .for_each(|((out, q), w)| {
                 let (absorbed, rotated) = out.split_at_mut(latent);
-                let (content, position) = q.split_at(l.nope);
+                let (nope_part, position) = q.split_at(l.nope);
                 rotated.copy_from_slice(position);
                 run_simd(WeightedSum {
-                    weights: content,
+                    weights: nope_part,
                     rows: w,
                     sum: absorbed,
                 });
@@ -369,7 +369,7 @@ impl LatentHeads {
         self.nope + self.rope
     }
 
-    /// Returns the row widths of queries, of key content and values, of the shared key, and of packed rows.
+    /// Returns the row widths of queries, of the nope part of keys and values, of the shared key, and of packed rows.
     pub fn widths(&self) -> [usize; 4] {
         let d = self.head_dim();
         [

@@ -156,7 +156,7 @@ fn rows(name: &str, slice: &[f32], width: usize) -> usize {
     assert_eq!(
         slice.len() % width,
         0,
-        "{name} is not made of rows of {width}"
+        "{name}: length is not a multiple of {width}"
     );
     slice.len() / width
 }
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn colliding_rows_change_no_bit() {
+    fn row_padding_is_bit_identical() {
         let (n, i, o) = (MIN_ROWS_TO_PAD, CACHE_SET_STRIDE, 70);
         let mut rng = Rng::new(15);
         let (x, w) = (rng.normal(n * i), rng.normal(o * i));

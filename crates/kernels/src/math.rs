@@ -2,8 +2,8 @@
 //!
 //! The polynomials are minimax fits made for this crate (Remez exchange in 50-digit arithmetic);
 //! range reduction follows W. J. Cody and W. Waite, "Software Manual for the Elementary
-//! Functions" (1980). Multiply-adds are explicit: one instruction on machines that have it, and the same
-//! bits, slowly, on others. Selections compute both sides without a branch; NaN stays NaN.
+//! Functions" (1980). Multiply-adds are explicit: one instruction where available; elsewhere
+//! bit-identical, but slow. Selections compute both sides without a branch; NaN stays NaN.
 
 /// 1.5 * 2^23: adding it rounds a small number to the nearest integer, kept in the low bits.
 const ROUND: f32 = 12_582_912.0;
@@ -27,7 +27,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x > EXP_MAX { f32::INFINITY } else { value }
 }
 
-/// [`exp`] of a number that is at most 88.37, such as a score minus the maximum; the result is undefined
+/// [`exp`] of a number that is at most 88.37, such as a logit minus the maximum; the result is undefined
 /// above.
 #[inline(always)]
 pub(crate) fn exp_bounded(x: f32) -> f32 {
@@ -118,7 +118,7 @@ pub(crate) fn erf(x: f32) -> f32 {
 
 /// Derivative of [`erf`]: 2/sqrt(pi) exp(-x^2).
 #[inline(always)]
-pub(crate) fn erf_slope(x: f32) -> f32 {
+pub(crate) fn erf_derivative(x: f32) -> f32 {
     std::f32::consts::FRAC_2_SQRT_PI * exp(-(x * x))
 }
 

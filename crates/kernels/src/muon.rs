@@ -7,7 +7,7 @@
 //! `g.lerp(m, momentum)`, which are `1 - momentum` times as large; the orthogonalization removes the
 //! factor.
 
-use crate::adamw::{BLOCK, SlotNorms, Squares};
+use crate::adamw::{BLOCK, ParameterNorms, Squares};
 use crate::panels::{
     ActiveRegion, LhsLayout, PANEL, PackedMatmul, PanelRow, Rows, pack, pack_transposed, panels,
 };
@@ -53,12 +53,12 @@ pub struct Muon {
     /// Newton-Schulz iterations, usually 5.
     pub steps: usize,
     /// Factor on the gradients, from clipping by a global norm that the caller computes.
-    pub grad_scale: f32,
+    pub clip_coefficient: f32,
 }
 
 /// A matrix or a stack of matrices with gradient and momentum; all slices have the same length.
 #[derive(Debug)]
-pub struct Slot<'a> {
+pub struct ParameterState<'a> {
     /// Parameter values.
     pub p: &'a mut [f32],
     /// Gradient.
@@ -68,60 +68,72 @@ pub struct Slot<'a> {
     /// Columns of the matrix, i.e. inputs.
     pub columns: usize,
     /// Rows of each matrix in the stack; their sum is the number of rows.
-    pub blocks: &'a [usize],
+    pub rows_per_matrix: &'a [usize],
     /// Decoupled weight decay, per unit of learning rate.
     pub weight_decay: f64,
 }
 
-/// Returns the scratch elements that [`step`] needs for matrices of `blocks` rows and `columns` columns:
-/// those of the large ones. Small ones use memory of the threads, see [`workspace`].
-pub fn scratch_len(columns: usize, blocks: &[usize]) -> usize {
-    max_scratch_elements(columns, blocks, |elements| elements >= LARGE)
+/// Returns the scratch elements that [`step`] needs for matrices of `rows_per_matrix` rows and `columns`
+/// columns: those of the large ones. Small ones use memory of the threads, see [`workspace`].
+pub fn scratch_len(columns: usize, rows_per_matrix: &[usize]) -> usize {
+    max_scratch_elements(columns, rows_per_matrix, |elements| elements >= LARGE)
 }
 
 /// Returns an upper bound on the bytes that [`step`] allocates for such matrices on `threads` threads.
-pub fn workspace(columns: usize, blocks: &[usize], threads: usize) -> usize {
-    4 * threads * max_scratch_elements(columns, blocks, |elements| elements < LARGE)
+pub fn workspace(columns: usize, rows_per_matrix: &[usize], threads: usize) -> usize {
+    4 * threads * max_scratch_elements(columns, rows_per_matrix, |elements| elements < LARGE)
 }
 
 /// Returns the elements of the largest [`Scratch`] of the matrices whose number of elements `selects`.
 fn max_scratch_elements(
     columns: usize,
-    blocks: &[usize],
+    rows_per_matrix: &[usize],
     selects: impl Fn(usize) -> bool,
 ) -> usize {
-    let selected = blocks.iter().filter(|&rows| selects(rows * columns));
+    let selected = rows_per_matrix
+        .iter()
+        .filter(|&rows| selects(rows * columns));
     let elements = selected.map(|&rows| Scratch::elements(rows, columns));
     elements.max().unwrap_or(0)
 }
 
-/// Updates all matrices in place by one step; returns their norms in the order of the slots, that of the
-/// update with weight decay. `scratch` is at least as long as [`scratch_len`] of every slot.
+/// Updates all matrices in place by one step; returns the norms of each parameter in order; the update norm
+/// includes weight decay. `scratch` is at least as long as [`scratch_len`] of every parameter.
 ///
-/// With `g' = grad_scale g`: `m = momentum m + g'`, `u = g' + momentum m`, or `u = m` without
+/// With `g' = clip_coefficient g`: `m = momentum m + g'`, `u = g' + momentum m`, or `u = m` without
 /// `nesterov`, and for each matrix of the stack
 /// `p = (1 - lr weight_decay) p - 0.2 lr sqrt(max(rows, columns)) O(u)`. O starts from
 /// `X = u / (|u| + 1e-7)`, transposed if it has more rows than columns, and iterates `steps` times
 /// `X = a X + (b A + c A^2) X` with `A = X X^T`, which brings its singular values close to 1. A
 /// matrix of zeros stays zero.
-pub fn step(muon: &Muon, slots: &mut [Slot], scratch: &mut [f32]) -> Vec<SlotNorms> {
-    for slot in &*slots {
-        let n = slot.p.len();
-        assert_eq!(slot.g.len(), n, "muon::step: g is not as long as p");
-        assert_eq!(slot.m.len(), n, "muon::step: m is not as long as p");
-        let (rows, columns) = (slot.blocks.iter().sum::<usize>(), slot.columns);
+pub fn step(
+    muon: &Muon,
+    parameters: &mut [ParameterState],
+    scratch: &mut [f32],
+) -> Vec<ParameterNorms> {
+    for parameter in &*parameters {
+        let n = parameter.p.len();
+        assert_eq!(parameter.g.len(), n, "muon::step: g is not as long as p");
+        assert_eq!(parameter.m.len(), n, "muon::step: m is not as long as p");
+        let (rows, columns) = (
+            parameter.rows_per_matrix.iter().sum::<usize>(),
+            parameter.columns,
+        );
         assert_eq!(
             n,
             rows * columns,
             "muon::step: p is not ({rows}, {columns})"
         );
         assert!(
-            scratch.len() >= scratch_len(columns, slot.blocks),
+            scratch.len() >= scratch_len(columns, parameter.rows_per_matrix),
             "muon::step: scratch is too short"
         );
     }
-    let counts: Vec<usize> = slots.iter().map(|slot| slot.blocks.len()).collect();
-    let matrices: Vec<Matrix> = slots.iter_mut().flat_map(Matrix::split).collect();
+    let counts: Vec<usize> = parameters
+        .iter()
+        .map(|parameter| parameter.rows_per_matrix.len())
+        .collect();
+    let matrices: Vec<Matrix> = parameters.iter_mut().flat_map(Matrix::split).collect();
     let mut changes = vec![Squares::default(); matrices.len()];
     let (large, small): (Vec<_>, Vec<_>) = matrices
         .into_iter()
@@ -142,7 +154,7 @@ pub fn step(muon: &Muon, slots: &mut [Slot], scratch: &mut [f32]) -> Vec<SlotNor
     let norms = counts.into_iter().map(|count| {
         let matrices = changes.by_ref().take(count);
         let change = matrices.fold(Squares::default(), |sum, change| sum + change);
-        SlotNorms::from(change)
+        ParameterNorms::from(change)
     });
     norms.collect()
 }
@@ -158,14 +170,14 @@ struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    fn split(slot: &'a mut Slot) -> impl Iterator<Item = Matrix<'a>> {
-        let Slot {
+    fn split(parameter: &'a mut ParameterState) -> impl Iterator<Item = Matrix<'a>> {
+        let ParameterState {
             columns,
             weight_decay,
             ..
-        } = *slot;
-        let (mut p, mut g, mut m) = (&mut *slot.p, slot.g, &mut *slot.m);
-        slot.blocks.iter().map(move |&rows| Matrix {
+        } = *parameter;
+        let (mut p, mut g, mut m) = (&mut *parameter.p, parameter.g, &mut *parameter.m);
+        parameter.rows_per_matrix.iter().map(move |&rows| Matrix {
             p: p.split_off_mut(..rows * columns).expect("rows of p"),
             g: g.split_off(..rows * columns).expect("rows of g"),
             m: m.split_off_mut(..rows * columns).expect("rows of m"),
@@ -220,7 +232,7 @@ impl<'a> Matrix<'a> {
 
 /// Adds the gradient to the momentum and writes the matrix to orthogonalize; returns its sum of squares.
 fn accumulate(muon: &Muon, g: &[f32], m: &mut [f32], u: &mut [f32]) -> f64 {
-    let (scale, momentum) = (muon.grad_scale, muon.momentum as f32);
+    let (scale, momentum) = (muon.clip_coefficient, muon.momentum as f32);
     // Factors on the gradient and on the momentum that contains it.
     let (gradient_factor, momentum_factor) = match muon.nesterov {
         true => (1.0, momentum),

@@ -1,7 +1,8 @@
 //! Normalizations of rows, and the element-wise functions that replace them.
 //!
 //! With `h` the normalized row and `g` the effective gain, every backward pass has the form
-//! `dx = slope * (g dy - corrections)`; for RMSNorm `dx = (g dy - h mean(g dy h)) / r` with
+//! `dx = factor * (g dy - corrections)`, the factor being the inverse standard deviation or the derivative of
+//! the function; for RMSNorm `dx = (g dy - h mean(g dy h)) / r` with
 //! `r = sqrt(mean(x^2) + eps)`.
 //!
 //! Sources: LayerNorm (Ba, Kiros, Hinton 2016, arXiv 1607.06450), RMSNorm (Zhang, Sennrich 2019,
@@ -10,7 +11,7 @@
 
 mod params;
 
-use crate::math::{erf, erf_slope, tanh};
+use crate::math::{erf, erf_derivative, tanh};
 use crate::parallel::{rows_per_chunk, sum_partials};
 use crate::simd::{dispatch, dot, sum, sum3};
 use rayon::prelude::*;
@@ -66,7 +67,7 @@ impl NormFn {
 
 /// A normalization of rows of `width` values.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Norm {
+pub struct NormConfig {
     /// The function of the row.
     pub function: NormFn,
     /// Added under the square root; not used by `Dyt` and `Derf`.
@@ -77,11 +78,11 @@ pub struct Norm {
     pub bias: bool,
     /// Values per row.
     pub width: usize,
-    /// Parameter groups: row r uses gain and bias number `r % groups`.
+    /// Number of gain and bias vectors: row r uses vector `r % groups`.
     pub groups: usize,
 }
 
-impl Norm {
+impl NormConfig {
     /// Returns the length of the flat parameter slice:
     /// `[gain: groups * width][bias: groups * width][scalars]`, without gain for [`Gain::None`], without bias
     /// if there is none, and with the scalars of [`NormFn::scalars`].
@@ -132,7 +133,7 @@ impl Norm {
         assert_eq!(
             x.len() % width,
             0,
-            "{name}: x is not made of rows of {width}"
+            "{name}: the length of x is not a multiple of {width}"
         );
         for (other, len) in others {
             assert_eq!(*len, x.len(), "{name}: {other} is not as long as x");
@@ -164,9 +165,9 @@ impl Norm {
 /// Normalizes each row of `x` (rows, width) into `y` of the same shape.
 ///
 /// ```
-/// use hybridnorm_kernels::norm::{self, Gain, Norm, NormFn};
+/// use hybridnorm_kernels::norm::{self, Gain, NormConfig, NormFn};
 ///
-/// let rms = Norm {
+/// let rms = NormConfig {
 ///     function: NormFn::Rmsnorm,
 ///     eps: 1e-6,
 ///     gain: Gain::Plain,
@@ -180,7 +181,7 @@ impl Norm {
 ///     assert!((y - expected).abs() < 1e-5);
 /// }
 /// ```
-pub fn forward(n: &Norm, x: &[f32], params: &[f32], y: &mut [f32]) {
+pub fn forward(n: &NormConfig, x: &[f32], params: &[f32], y: &mut [f32]) {
     n.check_params("norm::forward", params);
     n.check_rows("norm::forward", x, &[("y", y.len())]);
     let p = n.resolve(params);
@@ -201,7 +202,7 @@ pub fn forward(n: &Norm, x: &[f32], params: &[f32], y: &mut [f32]) {
 /// they are cached: a residual addition fused with the next norm.
 ///
 /// The gradient is that of [`backward`] at `sum`, the same for both terms.
-pub fn add_forward(n: &Norm, x: &[f32], sum: &mut [f32], params: &[f32], y: &mut [f32]) {
+pub fn add_forward(n: &NormConfig, x: &[f32], sum: &mut [f32], params: &[f32], y: &mut [f32]) {
     n.check_params("norm::add_forward", params);
     n.check_rows(
         "norm::add_forward",
@@ -229,7 +230,7 @@ pub fn add_forward(n: &Norm, x: &[f32], sum: &mut [f32], params: &[f32], y: &mut
 
 /// Normalizes rows from row `first` on.
 #[inline(always)]
-fn forward_rows(n: &Norm, p: &Params, first: usize, x: &[f32], y: &mut [f32]) {
+fn forward_rows(n: &NormConfig, p: &Params, first: usize, x: &[f32], y: &mut [f32]) {
     let rows = x.chunks_exact(n.width).zip(y.chunks_exact_mut(n.width));
     for (r, (x, y)) in (first..).zip(rows) {
         forward_row(n, p, r % n.groups, x, y);
@@ -239,7 +240,7 @@ fn forward_rows(n: &Norm, p: &Params, first: usize, x: &[f32], y: &mut [f32]) {
 /// Computes the gradients of [`forward`]: `dx` (rows, width) from `dy` (rows, width), and `dparams`, laid
 /// out like `params` and summed over the rows of each group.
 pub fn backward(
-    n: &Norm,
+    n: &NormConfig,
     x: &[f32],
     params: &[f32],
     dy: &[f32],
@@ -261,7 +262,13 @@ pub fn backward(
 }
 
 /// Computes [`backward`] in place: `d` holds the output gradient and receives the input gradient.
-pub fn backward_in_place(n: &Norm, x: &[f32], params: &[f32], d: &mut [f32], dparams: &mut [f32]) {
+pub fn backward_in_place(
+    n: &NormConfig,
+    x: &[f32],
+    params: &[f32],
+    d: &mut [f32],
+    dparams: &mut [f32],
+) {
     backward_rows(
         n,
         x,
@@ -278,7 +285,7 @@ pub fn backward_in_place(n: &Norm, x: &[f32], params: &[f32], d: &mut [f32], dpa
 
 /// Computes [`backward`] with the input gradient added to `sum` (rows, width).
 pub fn backward_add(
-    n: &Norm,
+    n: &NormConfig,
     x: &[f32],
     params: &[f32],
     dy: &[f32],
@@ -307,7 +314,7 @@ pub fn backward_add(
 /// [`dispatch`].
 #[inline(always)]
 fn backward_rows(
-    n: &Norm,
+    n: &NormConfig,
     x: &[f32],
     params: &[f32],
     d: &mut [f32],
@@ -345,19 +352,19 @@ fn backward_rows(
 
 /// Computes one row of [`forward`].
 #[inline(always)]
-pub(crate) fn forward_row(n: &Norm, p: &Params, group: usize, x: &[f32], y: &mut [f32]) {
+pub(crate) fn forward_row(n: &NormConfig, p: &Params, group: usize, x: &[f32], y: &mut [f32]) {
     let [gain, bias] = p.of_group(n, group);
     match n.function {
         NormFn::Rmsnorm | NormFn::Layernorm | NormFn::L2 => {
-            let (mean, slope) = n.statistics(x);
-            affine(x, gain, bias, y, |x| (x - mean) * slope);
+            let (mean, inv_std) = n.statistics(x);
+            affine(x, gain, bias, y, |x| (x - mean) * inv_std);
         }
         NormFn::Dyt => affine(x, gain, bias, y, |x| tanh(p.alpha * x)),
         NormFn::Derf => affine(x, gain, bias, y, |x| erf(p.alpha * x + p.shift)),
     }
 }
 
-impl Norm {
+impl NormConfig {
     /// True if the mean of a row is subtracted.
     #[inline(always)]
     fn subtracts_mean(&self) -> bool {
@@ -407,7 +414,7 @@ fn affine(x: &[f32], gain: &[f32], bias: &[f32], y: &mut [f32], h: impl Fn(f32) 
 /// Computes one row of [`backward`]; adds to `grads`, which is laid out like the parameters.
 #[inline(always)]
 pub(crate) fn backward_row(
-    n: &Norm,
+    n: &NormConfig,
     p: &Params,
     group: usize,
     x: &[f32],
@@ -423,8 +430,8 @@ pub(crate) fn backward_row(
     }
     match n.function {
         NormFn::Rmsnorm | NormFn::Layernorm | NormFn::L2 => {
-            let (mean, slope) = n.statistics(x);
-            let h = |x: f32| (x - mean) * slope;
+            let (mean, inv_std) = n.statistics(x);
+            let h = |x: f32| (x - mean) * inv_std;
             let divisor = n.divisor_of_squares().unwrap_or(1.0);
             let along = sum3(x, dy, gain, |x, dy, g| g * dy * h(x)) / divisor;
             let plain = match n.subtracts_mean() {
@@ -432,22 +439,22 @@ pub(crate) fn backward_row(
                 false => 0.0,
             };
             for (((dx, &x), &dy), &g) in dx.iter_mut().zip(x).zip(dy).zip(gain) {
-                *dx = (g * dy - plain - h(x) * along) * slope;
+                *dx = (g * dy - plain - h(x) * along) * inv_std;
             }
             add_products(dgain, x, dy, h);
         }
         NormFn::Dyt => {
-            let slope = |x: f32| {
+            let derivative = |x: f32| {
                 let h = tanh(p.alpha * x);
                 1.0 - h * h
             };
-            let [dalpha, _] = elementwise_backward(p.alpha, x, dy, gain, dx, slope);
+            let [dalpha, _] = elementwise_backward(p.alpha, x, dy, gain, dx, derivative);
             dscalars[0] += dalpha;
             add_products(dgain, x, dy, |x| tanh(p.alpha * x));
         }
         NormFn::Derf => {
-            let slope = |x: f32| erf_slope(p.alpha * x + p.shift);
-            let [dalpha, dshift] = elementwise_backward(p.alpha, x, dy, gain, dx, slope);
+            let derivative = |x: f32| erf_derivative(p.alpha * x + p.shift);
+            let [dalpha, dshift] = elementwise_backward(p.alpha, x, dy, gain, dx, derivative);
             dscalars[0] += dalpha;
             dscalars[1] += dshift;
             add_products(dgain, x, dy, |x| erf(p.alpha * x + p.shift));
@@ -463,7 +470,7 @@ fn add_products(dgain: &mut [f32], x: &[f32], dy: &[f32], h: impl Fn(f32) -> f32
     }
 }
 
-/// Computes `dx = g dy slope(x) alpha` for a function of `alpha x + shift`; returns the gradients of alpha
+/// Computes `dx = g dy derivative(x) alpha` for a function of `alpha x + shift`; returns the gradients of alpha
 /// and shift.
 #[inline(always)]
 fn elementwise_backward(
@@ -472,10 +479,10 @@ fn elementwise_backward(
     dy: &[f32],
     gain: &[f32],
     dx: &mut [f32],
-    slope: impl Fn(f32) -> f32,
+    derivative: impl Fn(f32) -> f32,
 ) -> [f32; 2] {
     for (((dx, &x), &dy), &g) in dx.iter_mut().zip(x).zip(dy).zip(gain) {
-        *dx = g * dy * slope(x);
+        *dx = g * dy * derivative(x);
     }
     let scalars = [dot(x, dx), sum(dx, |du| du)];
     for dx in dx {

@@ -5,7 +5,7 @@
 //! normalized. The rotation is that of RoFormer (Su et al. 2021, arXiv 2104.09864) in the "rotate
 //! half" pairing of LLaMA and OLMo: channel i is rotated together with channel i + head_dim/2.
 
-use crate::norm::Norm;
+use crate::norm::NormConfig;
 use crate::parallel::{rows_per_chunk, sum_partials};
 use crate::simd::{SimdKernel, run_simd};
 use fused::FusedHead;
@@ -48,11 +48,11 @@ pub struct QkvTransform {
     /// Channels per head; even.
     pub head_dim: usize,
     /// Norm of the queries.
-    pub q: Option<Norm>,
+    pub q: Option<NormConfig>,
     /// Norm of the keys.
-    pub k: Option<Norm>,
+    pub k: Option<NormConfig>,
     /// Norm of the values.
-    pub v: Option<Norm>,
+    pub v: Option<NormConfig>,
     /// Order of norm and rotation.
     pub order: QkOrder,
     /// Factor on queries and keys after norm and rotation.
@@ -62,7 +62,7 @@ pub struct QkvTransform {
     pub clip: Option<f32>,
 }
 
-/// Returns the rotation table of positions `start..start + len`, shape (len, head_dim): each row holds the
+/// Returns the rotary table of positions `start..start + len`, shape (len, head_dim): each row holds the
 /// head_dim/2 cosines, then the sines, of `position * theta^(-2i/head_dim)`. Computed in `f64`.
 pub fn rope_table(theta: f64, head_dim: usize, start: usize, len: usize) -> Vec<f32> {
     assert!(
@@ -84,24 +84,24 @@ pub fn rope_table(theta: f64, head_dim: usize, start: usize, len: usize) -> Vec<
 
 /// A [`QkvTransform`] with its inputs: the rotations of `t` positions and the norm parameters.
 pub struct BoundQkvTransform<'a> {
-    form: QkvTransform,
+    spec: QkvTransform,
     rope: &'a [f32],
     segments: [Segment<'a>; 3],
 }
 
 impl<'a> BoundQkvTransform<'a> {
-    /// Creates a preparation. `rope` is a [`rope_table`], (t, head_dim); `params` are the parameters of the
-    /// norms `q`, `k` and `v`, empty for an absent norm.
+    /// Binds a transform to its rotary table and norm parameters. `rope` is a [`rope_table`], (t, head_dim); `params`
+    /// are the parameters of the norms `q`, `k` and `v`, empty for an absent norm.
     ///
     /// # Panics
     ///
     /// If a norm does not fit the heads, or a slice has the wrong length.
-    pub fn new(form: &QkvTransform, rope: &'a [f32], params: [&'a [f32]; 3]) -> Self {
-        form.check(rope, params);
+    pub fn new(spec: &QkvTransform, rope: &'a [f32], params: [&'a [f32]; 3]) -> Self {
+        spec.check(rope, params);
         BoundQkvTransform {
-            form: *form,
+            spec: *spec,
             rope,
-            segments: form.segments(params),
+            segments: spec.segments(params),
         }
     }
 
@@ -111,24 +111,24 @@ impl<'a> BoundQkvTransform<'a> {
         self.segments.each_ref().map(|s| vec![0.0; len(s)])
     }
 
-    pub(crate) fn form(&self) -> &QkvTransform {
-        &self.form
+    pub(crate) fn spec(&self) -> &QkvTransform {
+        &self.spec
     }
 
     /// Returns the number of positions of the table.
     pub(crate) fn positions(&self) -> usize {
-        self.rope.len() / self.form.head_dim
+        self.rope.len() / self.spec.head_dim
     }
 
     fn cos_sin(&self, position: usize) -> &[f32] {
-        &self.rope[position * self.form.head_dim..][..self.form.head_dim]
+        &self.rope[position * self.spec.head_dim..][..self.spec.head_dim]
     }
 
     /// Returns the segment of head `packed_head` of a packed row, and the index of the head in it.
     fn segment_of(&self, packed_head: usize) -> (usize, usize) {
         let QkvTransform {
             heads, kv_heads, ..
-        } = self.form;
+        } = self.spec;
         match packed_head {
             _ if packed_head < heads => (0, packed_head),
             _ if packed_head < heads + kv_heads => (1, packed_head - heads),
@@ -136,10 +136,10 @@ impl<'a> BoundQkvTransform<'a> {
         }
     }
 
-    /// Prepares rows `x` of head `packed_head` at consecutive positions from `position` on; see
-    /// [`QkvTransform::is_by_head`].
+    /// Transforms rows `x` of head `packed_head` at consecutive positions from `position` on; see
+    /// [`QkvTransform::is_per_head`].
     #[inline(always)]
-    pub(crate) fn head<S: Simd, const V: usize>(
+    pub(crate) fn transform_head<S: Simd, const V: usize>(
         &self,
         simd: S,
         packed_head: usize,
@@ -148,12 +148,12 @@ impl<'a> BoundQkvTransform<'a> {
         y: &mut [f32],
         scratch: &mut Scratch,
     ) {
-        let (form, d) = (&self.form, self.form.head_dim);
+        let (spec, d) = (&self.spec, self.spec.head_dim);
         let (segment, head) = self.segment_of(packed_head);
         let s = &self.segments[segment];
         let rows = x.chunks_exact(d).zip(y.chunks_exact_mut(d));
         let rows = (position..).zip(rows);
-        match FusedHead::new(form, s, head) {
+        match FusedHead::new(spec, s, head) {
             Some(fused) => {
                 for (t, (x, y)) in rows {
                     fused.forward::<S, V>(simd, x, self.cos_sin(t), y);
@@ -161,19 +161,19 @@ impl<'a> BoundQkvTransform<'a> {
             }
             None => {
                 for (t, (x, y)) in rows {
-                    forward_steps(form, s, head, x, self.cos_sin(t), y, scratch);
+                    forward_steps(spec, s, head, x, self.cos_sin(t), y, scratch);
                 }
             }
         }
     }
 
-    /// Computes the gradient of [`Preparation::head`]; adds to the parameter gradients `grads`.
+    /// Computes the gradient of [`BoundQkvTransform::transform_head`]; adds to the parameter gradients `grads`.
     #[inline(always)]
     #[expect(
         clippy::too_many_arguments,
-        reason = "which head, values, gradients and scratch"
+        reason = "head index, values, gradients and scratch"
     )]
-    pub(crate) fn head_backward<'b, S: Simd, const V: usize>(
+    pub(crate) fn transform_head_backward<'b, S: Simd, const V: usize>(
         &self,
         simd: S,
         packed_head: usize,
@@ -184,12 +184,12 @@ impl<'a> BoundQkvTransform<'a> {
         grads: &mut [Vec<f32>; 3],
         scratch: &mut Scratch,
     ) {
-        let (form, d) = (&self.form, self.form.head_dim);
+        let (spec, d) = (&self.spec, self.spec.head_dim);
         let (segment, head) = self.segment_of(packed_head);
         let (s, grads) = (&self.segments[segment], &mut grads[segment]);
         let rows = x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx);
         let rows = (position..).zip(rows);
-        match FusedHead::new(form, s, head) {
+        match FusedHead::new(spec, s, head) {
             Some(fused) => {
                 let mut grads = s.gradients_of(grads, head);
                 for (t, ((x, dy), dx)) in rows {
@@ -207,7 +207,7 @@ impl<'a> BoundQkvTransform<'a> {
             }
             None => {
                 for (t, ((x, dy), dx)) in rows {
-                    backward_steps(form, s, head, x, self.cos_sin(t), dy, dx, grads, scratch);
+                    backward_steps(spec, s, head, x, self.cos_sin(t), dy, dx, grads, scratch);
                 }
             }
         }
@@ -223,7 +223,7 @@ pub fn forward(p: &BoundQkvTransform, qkv: &[f32], out: &mut [f32]) {
         qkv.len(),
         "qkv::forward: out is not as long as qkv"
     );
-    let width = p.form.width();
+    let width = p.spec.width();
     let chunk = rows_per_chunk(qkv.len() / width, width);
     let size = chunk * width;
     out.par_chunks_mut(size)
@@ -252,15 +252,15 @@ impl SimdKernel for Forward<'_> {
 
     #[inline(always)]
     fn run<S: Simd, const V: usize>(self, simd: S) {
-        let (form, width) = (&self.p.form, self.p.form.width());
-        let mut scratch = Scratch::new(form);
+        let (spec, width) = (&self.p.spec, self.p.spec.width());
+        let mut scratch = Scratch::new(spec);
         let rows = self.qkv.chunks_exact(width);
         let rows = rows.zip(self.out.chunks_exact_mut(width));
         for (r, (x, y)) in (self.first..).zip(rows) {
             let cos_sin = self.p.cos_sin(r % self.p.positions());
             for s in &self.p.segments {
                 let (x, y) = (&x[s.range.clone()], &mut y[s.range.clone()]);
-                forward_segment::<S, V>(simd, form, s, x, cos_sin, y, &mut scratch);
+                forward_segment::<S, V>(simd, spec, s, x, cos_sin, y, &mut scratch);
             }
         }
     }
@@ -286,7 +286,7 @@ pub fn backward(
         qkv.len(),
         "qkv::backward: dqkv is not as long as qkv"
     );
-    let width = p.form.width();
+    let width = p.spec.width();
     let chunk = rows_per_chunk(qkv.len() / width, width);
     let size = chunk * width;
     let partials: Vec<[Vec<f32>; 3]> = dqkv
@@ -321,9 +321,9 @@ impl SimdKernel for Backward<'_> {
 
     #[inline(always)]
     fn run<S: Simd, const V: usize>(self, simd: S) -> [Vec<f32>; 3] {
-        let (form, width) = (&self.p.form, self.p.form.width());
+        let (spec, width) = (&self.p.spec, self.p.spec.width());
         let mut grads = self.p.zero_gradients();
-        let mut scratch = Scratch::new(form);
+        let mut scratch = Scratch::new(spec);
         let inputs = self.qkv.chunks_exact(width);
         let inputs = inputs.zip(self.dout.chunks_exact(width));
         let rows = inputs.zip(self.dqkv.chunks_exact_mut(width));
@@ -332,7 +332,7 @@ impl SimdKernel for Backward<'_> {
             for (s, grads) in self.p.segments.iter().zip(&mut grads) {
                 let (x, dy) = (&x[s.range.clone()], &dy[s.range.clone()]);
                 let dx = &mut dx[s.range.clone()];
-                backward_segment::<S, V>(simd, form, s, x, cos_sin, dy, dx, grads, &mut scratch);
+                backward_segment::<S, V>(simd, spec, s, x, cos_sin, dy, dx, grads, &mut scratch);
             }
         }
         grads
@@ -378,11 +378,11 @@ impl Scratch {
 
 impl BoundQkvTransform<'_> {
     fn check_rows(&self, name: &str, qkv: &[f32]) {
-        let (width, positions) = (self.form.width(), self.positions());
+        let (width, positions) = (self.spec.width(), self.positions());
         assert_eq!(
             qkv.len() % width,
             0,
-            "{name}: qkv is not made of rows of {width}"
+            "{name}: the length of qkv is not a multiple of {width}"
         );
         let rows = qkv.len() / width;
         assert_eq!(
@@ -394,8 +394,8 @@ impl BoundQkvTransform<'_> {
 }
 
 impl QkvTransform {
-    /// True if heads can be prepared separately, i.e. no norm spans several of them.
-    pub fn is_by_head(&self) -> bool {
+    /// True if heads can be transformed separately, i.e. no norm spans several of them.
+    pub fn is_per_head(&self) -> bool {
         let mut norms = [self.q, self.k, self.v].into_iter().flatten();
         norms.all(|n| n.width == self.head_dim)
     }
@@ -407,7 +407,7 @@ impl QkvTransform {
 
     fn check(&self, rope: &[f32], params: [&[f32]; 3]) {
         let (width, head_dim) = (self.width(), self.head_dim);
-        let name = "qkv::Preparation";
+        let name = "qkv::BoundQkvTransform";
         assert!(
             width > 0 && head_dim.is_multiple_of(2),
             "{name}: head_dim must be even"
@@ -445,7 +445,7 @@ impl QkvTransform {
             self.heads + 2 * self.kv_heads,
         ];
         let [q_end, k_end, v_end] = ends.map(|heads| heads * self.head_dim);
-        let segment = |range, norm: Option<Norm>, params, rotates| Segment {
+        let segment = |range, norm: Option<NormConfig>, params, rotates| Segment {
             range,
             norm: norm.map(|n| (n, n.resolve(params))),
             rotates,

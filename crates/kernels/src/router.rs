@@ -84,12 +84,12 @@ fn scores(scoring: Scoring, row: &mut [f32]) {
     }
 }
 
-/// Computes `weights` (n, k) of the `selected` experts: their scores without bias, renormalized if
+/// Computes the gate weights (n, k) of the `selected` experts: their scores without bias, renormalized if
 /// [`Router::renormalize`] is set, and scaled.
-pub fn weights(r: &Router, logits: &[f32], selected: &[i32], weights: &mut [f32]) {
-    let n = r.check("router::weights", logits);
-    r.check_selected("router::weights: chosen", n, selected);
-    r.check_choices("router::weights: weights", n, weights.len());
+pub fn gate_weights(r: &Router, logits: &[f32], selected: &[i32], weights: &mut [f32]) {
+    let n = r.check("router::gate_weights", logits);
+    r.check_selected("router::gate_weights: selected", n, selected);
+    r.check_assignments("router::gate_weights: weights", n, weights.len());
     let Router { experts, top_k, .. } = *r;
     let chunk = rows_per_chunk(n, experts);
     let inputs = logits.par_chunks(chunk * experts);
@@ -104,7 +104,7 @@ pub fn weights(r: &Router, logits: &[f32], selected: &[i32], weights: &mut [f32]
                     let tokens = tokens.zip(selected.chunks_exact(top_k));
                     for ((logits, selected), weights) in tokens.zip(weights.chunks_exact_mut(top_k))
                     {
-                        gate_weights(r, logits, selected, weights);
+                        gate_weights_of_token(r, logits, selected, weights);
                         for weight in weights {
                             *weight *= r.scaling;
                         }
@@ -114,9 +114,9 @@ pub fn weights(r: &Router, logits: &[f32], selected: &[i32], weights: &mut [f32]
         });
 }
 
-/// Computes the weights of a token before scaling.
+/// Computes the gate weights of a token before scaling.
 #[inline(always)]
-fn gate_weights(r: &Router, logits: &[f32], selected: &[i32], weights: &mut [f32]) {
+fn gate_weights_of_token(r: &Router, logits: &[f32], selected: &[i32], weights: &mut [f32]) {
     for (weight, &expert) in weights.iter_mut().zip(selected) {
         *weight = logits[expert as usize];
     }
@@ -129,7 +129,7 @@ fn gate_weights(r: &Router, logits: &[f32], selected: &[i32], weights: &mut [f32
             }
         }
         (Scoring::Softmax, true) => {
-            // Scores divided by their sum are the softmax of the chosen logits. Values that make all scores
+            // Scores divided by their sum are the softmax of the selected logits. Values that make all scores
             // NaN must do so here, too.
             let ordinary = logits
                 .iter()
@@ -153,25 +153,25 @@ fn gate_weights(r: &Router, logits: &[f32], selected: &[i32], weights: &mut [f32
 }
 
 /// Computes `dlogits` (n, E) from `dweights` (n, k); the selection is treated as constant.
-pub fn weights_backward(
+pub fn gate_weights_backward(
     r: &Router,
     logits: &[f32],
     selected: &[i32],
     dweights: &[f32],
     dlogits: &mut [f32],
 ) {
-    let n = r.check("router::weights_backward", logits);
-    r.check_selected("router::weights_backward: chosen", n, selected);
-    r.check_choices("router::weights_backward: dweights", n, dweights.len());
-    r.check_logits("router::weights_backward: dlogits", n, dlogits.len());
+    let n = r.check("router::gate_weights_backward", logits);
+    r.check_selected("router::gate_weights_backward: selected", n, selected);
+    r.check_assignments("router::gate_weights_backward: dweights", n, dweights.len());
+    r.check_logits("router::gate_weights_backward: dlogits", n, dlogits.len());
     let Router { experts, top_k, .. } = *r;
     let chunk = rows_per_chunk(n, experts);
-    let choices = selected.par_chunks(chunk * top_k);
-    let choices = choices.zip(dweights.par_chunks(chunk * top_k));
+    let assignments = selected.par_chunks(chunk * top_k);
+    let assignments = assignments.zip(dweights.par_chunks(chunk * top_k));
     dlogits
         .par_chunks_mut(chunk * experts)
         .zip(logits.par_chunks(chunk * experts))
-        .zip(choices)
+        .zip(assignments)
         .for_each(|((dlogits, logits), (selected, dweights))| {
             let mut scratch = vec![0.0; top_k];
             dispatch(
@@ -179,11 +179,11 @@ pub fn weights_backward(
                 || {
                     let rows = dlogits.chunks_exact_mut(experts);
                     let rows = rows.zip(logits.chunks_exact(experts));
-                    let choices = selected.chunks_exact(top_k);
-                    let choices = choices.zip(dweights.chunks_exact(top_k));
-                    for ((dlogits, logits), (selected, dweights)) in rows.zip(choices) {
-                        gate_weights(r, logits, selected, &mut scratch);
-                        weights_backward_row(r, logits, selected, &scratch, dweights, dlogits);
+                    let assignments = selected.chunks_exact(top_k);
+                    let assignments = assignments.zip(dweights.chunks_exact(top_k));
+                    for ((dlogits, logits), (selected, dweights)) in rows.zip(assignments) {
+                        gate_weights_of_token(r, logits, selected, &mut scratch);
+                        gate_weights_backward_row(r, logits, selected, &scratch, dweights, dlogits);
                     }
                 },
             );
@@ -191,7 +191,7 @@ pub fn weights_backward(
 }
 
 #[inline(always)]
-fn weights_backward_row(
+fn gate_weights_backward_row(
     r: &Router,
     logits: &[f32],
     selected: &[i32],
@@ -199,7 +199,7 @@ fn weights_backward_row(
     dweights: &[f32],
     dlogits: &mut [f32],
 ) {
-    // The gradients of softmax and of the division by the sum subtract a component common to all shares.
+    // The gradients of softmax and of the division by the sum subtract a component common to all scores.
     let common = match (r.scoring, r.renormalize) {
         (Scoring::Sigmoid, false) => 0.0,
         _ => dot(weights, dweights),
@@ -214,15 +214,15 @@ fn weights_backward_row(
         }
         _ => dlogits.fill(0.0),
     }
-    let choices = weights.iter().zip(dweights);
-    for (&expert, (&weight, &dweight)) in selected.iter().zip(choices) {
+    let assignments = weights.iter().zip(dweights);
+    for (&expert, (&weight, &dweight)) in selected.iter().zip(assignments) {
         let expert = expert as usize;
-        let slope = match (r.scoring, r.renormalize) {
+        let derivative = match (r.scoring, r.renormalize) {
             (Scoring::Softmax, false) => weight * dweight,
             (Scoring::Softmax, true) => weight * (dweight - common),
             (Scoring::Sigmoid, _) => weight * sigmoid(-logits[expert]) * (dweight - common),
         };
-        dlogits[expert] += r.scaling * slope;
+        dlogits[expert] += r.scaling * derivative;
     }
 }
 
@@ -356,12 +356,12 @@ fn losses_backward_row(
     let largest = max(logits);
     let total = map_sum(dlogits, |l| exp(l - largest));
     let log_sum = f64::from(largest) + f64::from(total).ln();
-    let z_slope = dz * log_sum as f32;
+    let z_derivative = dz * log_sum as f32;
     match scoring {
         Scoring::Softmax => {
             let mean = dot(dlogits, factors) / total;
             for (dlogit, &factor) in dlogits.iter_mut().zip(factors) {
-                *dlogit = *dlogit / total * (factor - mean + z_slope);
+                *dlogit = *dlogit / total * (factor - mean + z_derivative);
             }
         }
         Scoring::Sigmoid => {
@@ -371,14 +371,14 @@ fn losses_backward_row(
             let experts = factors.iter().zip(&*scratch);
             for (dlogit, (&factor, &score)) in dlogits.iter_mut().zip(experts) {
                 let balance = score * (1.0 - score) / scores * (factor - mean);
-                *dlogit = *dlogit / total * z_slope + balance;
+                *dlogit = *dlogit / total * z_derivative + balance;
             }
         }
     }
 }
 
 impl Router {
-    /// Returns the sizes of the dispatch to the chosen experts.
+    /// Returns the sizes of the dispatch to the selected experts.
     pub fn layout(&self) -> DispatchLayout {
         DispatchLayout {
             experts: self.experts,
@@ -419,18 +419,18 @@ impl Router {
         assert_eq!(
             logits.len() % experts,
             0,
-            "{name}: logits is not made of rows of {experts}"
+            "{name}: the length of logits is not a multiple of {experts}"
         );
         logits.len() / experts
     }
 
-    fn check_choices(&self, name: &str, n: usize, len: usize) {
+    fn check_assignments(&self, name: &str, n: usize, len: usize) {
         let k = self.top_k;
         assert_eq!(len, n * k, "{name} is not ({n}, {k})");
     }
 
     fn check_selected(&self, name: &str, n: usize, selected: &[i32]) {
-        self.check_choices(name, n, selected.len());
+        self.check_assignments(name, n, selected.len());
         let experts = self.experts;
         for &expert in selected {
             assert!(

@@ -24,18 +24,18 @@ pub(crate) fn dispatch<R>(body: impl FnOnce() -> R) -> R {
 /// Chunk of numbers that explicit vector code processes at a time.
 pub(crate) type Chunk = [f32; LANES];
 
-/// Work on chunks in explicit vectors, for loops that the compiler does not vectorize well.
+/// Kernel on chunks in explicit SIMD vectors, for loops that the compiler does not vectorize well.
 pub(crate) trait SimdKernel {
-    /// Result of the work.
+    /// Result of the kernel.
     type Output;
 
     /// Runs with `V` vectors per chunk. `V` must be a constant for accumulators to stay in registers.
     fn run<S: Simd, const V: usize>(self, simd: S) -> Self::Output;
 }
 
-/// Runs `work` with the vectors of this machine.
+/// Runs a kernel with the best instruction set of this machine.
 #[inline(always)]
-pub(crate) fn run_simd<C: SimdKernel>(work: C) -> C::Output {
+pub(crate) fn run_simd<C: SimdKernel>(kernel: C) -> C::Output {
     struct ByVectors<C>(C);
     impl<C: SimdKernel> WithSimd for ByVectors<C> {
         type Output = C::Output;
@@ -49,7 +49,7 @@ pub(crate) fn run_simd<C: SimdKernel>(work: C) -> C::Output {
             }
         }
     }
-    pulp::Arch::new().dispatch(ByVectors(work))
+    pulp::Arch::new().dispatch(ByVectors(kernel))
 }
 
 /// Returns the vectors of a chunk.
@@ -358,7 +358,7 @@ pub(crate) fn nan_max(x: &[f32]) -> f32 {
 }
 
 #[inline(never)]
-fn add_up_f64(lanes: &[f64; LANES]) -> f64 {
+fn sum_lanes_f64(lanes: &[f64; LANES]) -> f64 {
     lanes.iter().sum()
 }
 
@@ -373,7 +373,7 @@ pub(crate) fn sum_squares_f64(x: &[f32]) -> f64 {
             lanes[lane] += v * v;
         }
     }
-    let total = add_up_f64(&lanes);
+    let total = sum_lanes_f64(&lanes);
     tail.iter()
         .fold(total, |t, &v| t + f64::from(v) * f64::from(v))
 }
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn dispatched_loops_give_the_bits_of_the_baseline() {
+    fn dispatched_loops_are_bit_identical_to_the_baseline() {
         let x = Rng::new(2).normal(1000);
         let plain = sum(&x, crate::math::exp);
         let fast = dispatch(

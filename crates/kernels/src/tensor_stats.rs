@@ -15,7 +15,7 @@ pub struct TensorStats {
     pub max: f32,
 }
 
-/// Computes the magnitude of `x`.
+/// Computes RMS and maximum absolute value of `x`.
 pub fn tensor_stats(x: &[f32]) -> TensorStats {
     let chunk = |x: &[f32]| {
         dispatch(

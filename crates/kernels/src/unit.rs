@@ -85,7 +85,7 @@ fn check(name: &str, w: &[f32], columns: usize) -> usize {
     assert!(columns > 0, "{name}: width 0");
     assert!(
         w.len().is_multiple_of(columns),
-        "{name}: w is not made of rows of {columns}"
+        "{name}: the length of w is not a multiple of {columns}"
     );
     w.len() / columns
 }

@@ -2,7 +2,7 @@
 
 use hybridnorm::data::{Tokenizer, TokenizerSpec};
 use hybridnorm::interop::{self, Imported, TensorCounts};
-use hybridnorm::model::inventory;
+use hybridnorm::model::counts;
 use hybridnorm::omissions::Omissions;
 use hybridnorm::train::checkpoint::{self, Contents};
 use hybridnorm::{Device, Error, files};
@@ -56,7 +56,7 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Outcome, Error> {
     checkpoint::save(&out, Contents::model_only(&model, tokenizer.as_ref()))?;
     let report = Report {
         checkpoint: args.out.display().to_string(),
-        parameters: inventory::parameters(model.config())?,
+        parameters: counts::parameters(model.config())?,
         tensors,
         omissions: left_out,
         notes,

@@ -62,7 +62,7 @@ fn table_of(rows: &[Row]) -> String {
 fn explain(args: &PlacementExplainArgs) -> Result<(), Error> {
     let placement = find(&args.name)?;
     let facts = ModelFacts {
-        latent: args.attention == AttentionKind::Mla,
+        is_latent_attention: args.attention == AttentionKind::Mla,
         ..ModelFacts::default()
     };
     let explanation = Explanation::new(&placement, args.layers, &facts)?.named(&args.name);

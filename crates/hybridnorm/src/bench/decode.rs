@@ -12,7 +12,7 @@ use super::timing::{check_seconds, median};
 use crate::Device;
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::model::inventory::counts;
+use crate::model::counts::counts;
 use crate::model::{KvCache, Model, ModelConfig};
 use crate::train::Config;
 

@@ -10,7 +10,7 @@ use super::timing::median;
 use super::{DecodeOptions, StepOptions, decode, step};
 use crate::Device;
 use crate::error::{Error, Result};
-use crate::model::inventory;
+use crate::model::counts;
 use crate::placement::{find_named, named_placements};
 use crate::train::Config;
 
@@ -265,7 +265,7 @@ impl PlacementRow {
     fn new(candidate: &Candidate, pairs: &Pairs) -> Result<Self> {
         Ok(Self {
             name: candidate.name,
-            parameters: inventory::parameters(&candidate.config.model_config()?)?,
+            parameters: counts::parameters(&candidate.config.model_config()?)?,
             step: Compared::of(&pairs.step),
             decode: Compared::of(&pairs.decode),
         })

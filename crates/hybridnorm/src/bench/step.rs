@@ -13,7 +13,7 @@ use super::timing::{check_seconds, median};
 use crate::Device;
 use crate::error::{Error, Result};
 use crate::memory;
-use crate::model::inventory::Counts;
+use crate::model::counts::Counts;
 use crate::model::{Model, ModelConfig};
 use crate::plan::Recompute;
 use crate::train::inventory::inventory;

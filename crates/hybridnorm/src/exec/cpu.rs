@@ -7,7 +7,7 @@ use std::time::Duration;
 use memmap2::MmapMut;
 
 use super::profile::Profile;
-use super::{Data, Executor, Tensor};
+use super::{Executor, Tensor, TensorRef};
 use crate::error::{Error, Result};
 use crate::graph::{Buffer, DType, ValueId};
 use crate::memory;
@@ -48,13 +48,13 @@ impl Executor for Cpu {
         self.buffers[buffer.0] = None;
     }
 
-    fn write(&mut self, buffer: Buffer, offset: usize, data: Data<'_>) {
+    fn write(&mut self, buffer: Buffer, offset: usize, data: TensorRef<'_>) {
         let (dtype, memory) = self.buffers[buffer.0].as_mut().expect(FREED_BUFFER);
         let size = dtype.bytes();
         let to = &mut memory.bytes_mut()[size * offset..][..size * data.len()];
         match (*dtype, data) {
             // Rounded from double precision.
-            (DType::F32, Data::F64(x)) => {
+            (DType::F32, TensorRef::F64(x)) => {
                 let to: &mut [f32] = elements_mut(to);
                 to.iter_mut().zip(x).for_each(|(to, x)| *to = *x as f32);
             }
@@ -82,7 +82,7 @@ impl Executor for Cpu {
         &mut self,
         program: &Program,
         arguments: Arguments,
-        inputs: &[(&str, Data<'_>)],
+        inputs: &[(&str, TensorRef<'_>)],
     ) -> Result<()> {
         self.prepare(program)?;
         for (name, id) in program.inputs() {
@@ -95,7 +95,7 @@ impl Executor for Cpu {
             assert_eq!(ty.elements(), data.len(), "input {name}: elements");
             let region = program
                 .place(id)
-                .expect("inputs of a program have a region");
+                .expect("every program input has an arena region");
             self.arena.bytes_mut()[region.start..region.end].copy_from_slice(bytes_of(*data));
         }
         for (step, node) in program.steps().iter().zip(program.graph().nodes()) {
@@ -243,11 +243,11 @@ fn elements_mut<T: bytemuck::Pod>(bytes: &mut [u8]) -> &mut [T] {
     }
 }
 
-fn bytes_of(data: Data<'_>) -> &[u8] {
+fn bytes_of(data: TensorRef<'_>) -> &[u8] {
     match data {
-        Data::F32(x) => bytemuck::cast_slice(x),
-        Data::F64(x) => bytemuck::cast_slice(x),
-        Data::I32(x) => bytemuck::cast_slice(x),
+        TensorRef::F32(x) => bytemuck::cast_slice(x),
+        TensorRef::F64(x) => bytemuck::cast_slice(x),
+        TensorRef::I32(x) => bytemuck::cast_slice(x),
     }
 }
 

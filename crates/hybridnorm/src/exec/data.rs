@@ -2,9 +2,9 @@
 
 use crate::graph::DType;
 
-/// Borrowed elements.
+/// Borrowed counterpart of [`Tensor`].
 #[derive(Debug, Clone, Copy)]
-pub enum Data<'a> {
+pub enum TensorRef<'a> {
     /// Single precision.
     F32(&'a [f32]),
     /// Double precision.
@@ -24,7 +24,7 @@ pub enum Tensor {
     I32(Vec<i32>),
 }
 
-impl Data<'_> {
+impl TensorRef<'_> {
     /// Returns the number of elements.
     pub fn len(&self) -> usize {
         match self {
@@ -51,11 +51,11 @@ impl Data<'_> {
 
 impl Tensor {
     /// Returns the elements, borrowed.
-    pub fn as_data(&self) -> Data<'_> {
+    pub fn as_data(&self) -> TensorRef<'_> {
         match self {
-            Self::F32(x) => Data::F32(x),
-            Self::F64(x) => Data::F64(x),
-            Self::I32(x) => Data::I32(x),
+            Self::F32(x) => TensorRef::F32(x),
+            Self::F64(x) => TensorRef::F64(x),
+            Self::I32(x) => TensorRef::I32(x),
         }
     }
 

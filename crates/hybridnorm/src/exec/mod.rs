@@ -15,7 +15,7 @@ use crate::ops::Arguments;
 use crate::plan::Program;
 
 pub use cpu::Cpu;
-pub use data::{Data, Tensor};
+pub use data::{Tensor, TensorRef};
 pub use reference::Reference;
 
 /// Executor of programs, with the state that outlives a run: parameters, moments, caches.
@@ -33,12 +33,12 @@ pub trait Executor: Send {
     ///
     /// # Panics
     /// If their type differs or they exceed the buffer.
-    fn write(&mut self, buffer: Buffer, offset: usize, data: Data<'_>);
+    fn write(&mut self, buffer: Buffer, offset: usize, data: TensorRef<'_>);
 
     /// Copies elements of a buffer to the host.
     fn read(&self, buffer: Buffer, elements: Range<usize>) -> Tensor;
 
-    /// Allocates the memory that runs of a program need, so that later runs do not fail for lack of it. Outputs of
+    /// Allocates the memory that runs of a program need, so that later runs cannot run out of memory. Outputs of
     /// the last program run are lost.
     ///
     /// # Errors
@@ -56,7 +56,7 @@ pub trait Executor: Send {
         &mut self,
         program: &Program,
         arguments: Arguments,
-        inputs: &[(&str, Data<'_>)],
+        inputs: &[(&str, TensorRef<'_>)],
     ) -> Result<()>;
 
     /// Copies an output of the last program run to the host.

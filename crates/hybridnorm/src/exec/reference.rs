@@ -1,4 +1,4 @@
-//! The reference executor: every op in plain loops and double precision, one value at a time. All other
+//! The reference executor: every op in plain loops and double precision, without a memory plan. All other
 //! executors are tested against it; it is not optimized for speed.
 
 use std::collections::BTreeMap;
@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use super::profile::Profile;
-use super::{Data, Executor, Tensor};
+use super::{Executor, Tensor, TensorRef};
 use crate::error::Result;
 use crate::graph::{Buffer, DType, Node, Source, ValueId};
 use crate::ops::{Arguments, Io, Read, Write};
@@ -35,11 +35,11 @@ impl Value {
         }
     }
 
-    fn from(data: Data<'_>) -> Self {
+    fn from(data: TensorRef<'_>) -> Self {
         match data {
-            Data::F32(x) => Self::Float(x.iter().map(|&x| f64::from(x)).collect()),
-            Data::F64(x) => Self::Float(x.to_vec()),
-            Data::I32(x) => Self::Int(x.to_vec()),
+            TensorRef::F32(x) => Self::Float(x.iter().map(|&x| f64::from(x)).collect()),
+            TensorRef::F64(x) => Self::Float(x.to_vec()),
+            TensorRef::I32(x) => Self::Int(x.to_vec()),
         }
     }
 
@@ -107,7 +107,7 @@ impl Reference {
     }
 
     /// Replaces all values by the inputs of a run.
-    fn bind_inputs(&mut self, program: &Program, inputs: &[(&str, Data<'_>)]) {
+    fn bind_inputs(&mut self, program: &Program, inputs: &[(&str, TensorRef<'_>)]) {
         self.values = vec![None; program.graph().values.len()];
         for (name, id) in program.inputs() {
             let found = inputs.iter().find(|(given, _)| *given == name);
@@ -152,7 +152,7 @@ impl Reference {
         }
         for (&id, value) in node.inputs[updates].iter().zip(updated) {
             let Source::State(buffer, offset) = graph.value(id).source else {
-                panic!("only state is updated")
+                panic!("in-place input is not a state buffer")
             };
             let (_, all) = self.buffers[buffer.0].as_mut().expect("a buffer");
             all.overwrite(offset, value);
@@ -171,7 +171,7 @@ impl Executor for Reference {
         self.buffers[buffer.0] = None;
     }
 
-    fn write(&mut self, buffer: Buffer, offset: usize, data: Data<'_>) {
+    fn write(&mut self, buffer: Buffer, offset: usize, data: TensorRef<'_>) {
         let (_, to) = self.buffers[buffer.0].as_mut().expect("a buffer");
         to.overwrite(offset, Value::from(data));
     }
@@ -190,7 +190,7 @@ impl Executor for Reference {
         &mut self,
         program: &Program,
         arguments: Arguments,
-        inputs: &[(&str, Data<'_>)],
+        inputs: &[(&str, TensorRef<'_>)],
     ) -> Result<()> {
         self.bind_inputs(program, inputs);
         for node in program.graph().nodes() {

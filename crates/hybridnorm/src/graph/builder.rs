@@ -12,7 +12,7 @@ use crate::ops::{self, Op};
 /// Builder that records ops in the order in which they are called.
 ///
 /// ```
-/// use hybridnorm::exec::{Cpu, Data, Executor, Reference};
+/// use hybridnorm::exec::{Cpu, Executor, Reference, TensorRef};
 /// use hybridnorm::graph::{Builder, Type};
 /// use hybridnorm::ops::{self, Arguments};
 /// use hybridnorm::passes::gradients;
@@ -29,8 +29,8 @@ use crate::ops::{self, Op};
 /// // Plan, and run on each executor.
 /// let program = Program::new(g.finish(), &outputs, Options::default());
 /// let inputs = [
-///     ("x", Data::F32(&[1.0, 2.0, 3.0])),
-///     ("w", Data::F32(&[0.5, 0.5, 1.0])),
+///     ("x", TensorRef::F32(&[1.0, 2.0, 3.0])),
+///     ("w", TensorRef::F32(&[0.5, 0.5, 1.0])),
 /// ];
 /// let executors: [Box<dyn Executor>; 2] = [Box::new(Cpu::new()), Box::new(Reference::new())];
 /// for mut executor in executors {
@@ -68,7 +68,8 @@ impl Builder {
         self.leaf(ty, Source::Input(name.into()))
     }
 
-    /// Declares elements of a buffer, from `offset` on. The same elements are the same value.
+    /// Declares a value that reads `ty.elements()` elements of a buffer from `offset` on. Repeated declarations of the same
+    /// range and type return the same value.
     pub fn state(&self, buffer: Buffer, offset: usize, ty: Type) -> Value<'_> {
         let mut states = self.states.borrow_mut();
         let id = states
@@ -98,7 +99,7 @@ impl Builder {
     ) -> [Value<'g>; N] {
         let op = op.into();
         let name = op.operation().name();
-        let outputs = self.op_of_many(op, inputs);
+        let outputs = self.op_with_outputs(op, inputs);
         let found = outputs.len();
         outputs
             .try_into()
@@ -109,7 +110,11 @@ impl Builder {
     ///
     /// # Panics
     /// As [`Builder::op`].
-    pub fn op_of_many<'g>(&'g self, op: impl Into<Op>, inputs: &[Value<'g>]) -> Vec<Value<'g>> {
+    pub fn op_with_outputs<'g>(
+        &'g self,
+        op: impl Into<Op>,
+        inputs: &[Value<'g>],
+    ) -> Vec<Value<'g>> {
         let op = op.into();
         let types: Vec<Type> = inputs.iter().map(Value::ty).collect();
         let outputs = op.operation().outputs(&types);
@@ -129,8 +134,8 @@ impl Builder {
         outputs.into_iter().map(|id| self.value(id)).collect()
     }
 
-    /// Records the ops of `build` under `path`, below the current path.
-    pub fn within<T>(&self, path: &str, build: impl FnOnce() -> T) -> T {
+    /// Records the ops of `build` in the scope `path`, below the current scope.
+    pub fn named_scope<T>(&self, path: &str, build: impl FnOnce() -> T) -> T {
         let outer = self.path.borrow().clone();
         let inner = match outer.is_empty() {
             true => path.into(),

@@ -1,4 +1,4 @@
-//! A computation as data: values with shape and type, and the ops between them.
+//! Computation graph: values with shape and type, and the ops between them.
 //!
 //! A [`Builder`] records ops on symbolic [`Value`]s; [finishing](Builder::finish) it returns a plain
 //! [`Graph`], which [passes](crate::passes) rewrite and a [plan](crate::plan) turns into a program.
@@ -18,7 +18,7 @@
 //! # use hybridnorm::graph::{Builder, Type};
 //! let g = Builder::new();
 //! let x = g.input("x", Type::f32([2, 3]));
-//! g.within("blocks.0", || x + x);
+//! g.named_scope("blocks.0", || x + x);
 //! assert_eq!(
 //!     g.finish().to_string(),
 //!     "%0 = input x: f32[2, 3]\n%1: f32[2, 3] = add %0 %0  # blocks.0\n"
@@ -69,7 +69,7 @@ pub struct ValueInfo {
 pub struct Node {
     /// The op.
     pub op: Op,
-    /// Inputs, including those updated in place ([`Operation::updates`](crate::ops::Operation::state_inputs)).
+    /// Inputs, including those updated in place ([`Operation::state_inputs`](crate::ops::Operation::state_inputs)).
     pub inputs: Vec<ValueId>,
     /// Outputs.
     pub outputs: Vec<ValueId>,

@@ -7,7 +7,7 @@ use std::fmt;
 pub enum DType {
     /// Single precision.
     F32,
-    /// Double precision: sums and norms that the host reads.
+    /// Double precision, for sums and norms that the host reads.
     F64,
     /// Token ids, and the dispatch of tokens to experts.
     I32,
@@ -26,12 +26,12 @@ impl DType {
 /// Sizes of up to three dimensions, row-major; the last one is the width of a row.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
-    sizes: [usize; Self::MOST],
+    sizes: [usize; Self::MAX_RANK],
     rank: usize,
 }
 
 impl Shape {
-    const MOST: usize = 3;
+    const MAX_RANK: usize = 3;
 
     /// Returns the sizes.
     pub fn sizes(&self) -> &[usize] {
@@ -71,8 +71,12 @@ impl From<&[usize]> for Shape {
     /// # Panics
     /// If there are more than three sizes.
     fn from(given: &[usize]) -> Self {
-        assert!(given.len() <= Self::MOST, "{given:?} has too many sizes");
-        let mut sizes = [1; Self::MOST];
+        assert!(
+            given.len() <= Self::MAX_RANK,
+            "shape {given:?} has more than {} dimensions",
+            Self::MAX_RANK
+        );
+        let mut sizes = [1; Self::MAX_RANK];
         sizes[..given.len()].copy_from_slice(given);
         Self {
             sizes,

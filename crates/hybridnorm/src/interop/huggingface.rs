@@ -18,7 +18,7 @@ use super::source::{self, TensorSource};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::memory;
-use crate::model::inventory;
+use crate::model::counts;
 use crate::model::{Model, ModelConfig};
 use crate::tensors::TensorFile;
 use family::{Family, ReadFamily};
@@ -67,7 +67,7 @@ pub fn read(folder: &Path, device: Device) -> Result<Imported> {
     );
     let notes: Vec<String> = source.prefix_note().into_iter().collect();
     // The converted tensors, the tensors in conversion, and the model.
-    let weights = 4 * inventory::parameters(config)?;
+    let weights = 4 * counts::parameters(config)?;
     memory::check_available(weights.saturating_mul(3), "reading the checkpoint")?;
     let wrapper = source.wrapper().to_owned();
     let broken =

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::Device;
 use crate::error::{Error, Result};
 use crate::omissions::Omissions;
-use crate::placement::{Explanation, PlacementChoice};
+use crate::placement::{Explanation, PlacementConfig};
 use crate::train::layers::{FiniteOrNone, LayerRecord, finite_or_none};
 use crate::train::{Config, DataCoverage, Event, Start, Trainer};
 
@@ -196,7 +196,7 @@ fn configs_to_probe(config: &Config, options: &Options) -> Result<Vec<(String, C
     }
     if configs.is_empty() {
         let name = match &config.model {
-            Some(section) => PlacementChoice::from_value(&section.placement)?.label(),
+            Some(section) => PlacementConfig::from_value(&section.placement)?.label(),
             None => "the checkpoint's".into(),
         };
         configs.push((name, config.clone()));

@@ -27,8 +27,8 @@ pub enum Attention {
 /// Positions of a forward pass: their rotations, and the KV cache of a block, if any.
 #[derive(Debug, Clone, Copy)]
 pub struct PositionContext<'g> {
-    /// Rotary factors (t, rotated channels), see [`ops::rotations`].
-    pub rotations: Value<'g>,
+    /// Rotary factors (t, rotated channels), see [`ops::rope_table`].
+    pub rope_table: Value<'g>,
     /// KV cache (b, capacity, c): state that is updated.
     pub cache: Option<Value<'g>>,
     /// True if the cache is empty, so that these positions attend only to each other.
@@ -36,10 +36,10 @@ pub struct PositionContext<'g> {
 }
 
 impl<'g> PositionContext<'g> {
-    /// Returns the first `seq` positions of sequences, without a cache.
-    pub fn first(graph: &'g Builder, config: &ModelConfig, seq: usize) -> Self {
+    /// Creates the context of positions 0 to `seq`, without a KV cache.
+    pub fn from_start(graph: &'g Builder, config: &ModelConfig, seq: usize) -> Self {
         Self {
-            rotations: rotations(graph, config, seq),
+            rope_table: rope_table(graph, config, seq),
             cache: None,
             is_prefill: true,
         }
@@ -47,8 +47,8 @@ impl<'g> PositionContext<'g> {
 }
 
 /// Records the rotary factors (t, rotated channels) of `seq` positions.
-pub(super) fn rotations<'g>(graph: &'g Builder, config: &ModelConfig, seq: usize) -> Value<'g> {
-    ops::rotations(graph, config.rope_theta, config.rope_dim(), seq)
+pub(super) fn rope_table<'g>(graph: &'g Builder, config: &ModelConfig, seq: usize) -> Value<'g> {
+    ops::rope_table(graph, config.rope_theta, config.rope_dim(), seq)
 }
 
 /// Output of attention, with the queries and keys of its logits.
@@ -91,7 +91,7 @@ impl Attention {
 }
 
 /// Returns the scale of the attention logits `q·k`.
-fn score_scale(scale: AttnScale, head_dim: usize) -> f64 {
+fn logit_scale(scale: AttnScale, head_dim: usize) -> f64 {
     match scale {
         AttnScale::InvSqrtHeadDim => 1.0 / (head_dim as f64).sqrt(),
         AttnScale::SqrtHeadDim => (head_dim as f64).sqrt(),
@@ -159,7 +159,7 @@ impl OutputProjection {
                 parts: vec![Part {
                     path: "attention.out".into(),
                     rows: d,
-                    role: placement::Role::O,
+                    role: placement::Projection::O,
                     count_category: "attention out",
                 }],
                 n_interleaved_groups: 1,

@@ -1,17 +1,17 @@
-//! Aux-loss-free load balancing: a bias on the scores for expert selection moves against the load of the experts
-//! (arXiv 2408.15664, DeepSeek-V3).
+//! Aux-loss-free load balancing: a bias on the scores for expert selection is decreased for overloaded experts
+//! and increased for underloaded ones (arXiv 2408.15664, DeepSeek-V3).
 
 use std::cmp::Ordering;
 
 use super::feed_forward::FeedForward;
 use super::model::Model;
 use super::registry::ParamSpec;
-use super::routing::Routing;
+use super::routing::RouterStatistics;
 
 impl Model {
     /// Moves the balancing biases by one step of `bias_rate` against the load of a batch, one entry per
     /// mixture-of-experts block: up for experts with fewer tokens than the mean, down for those with more.
-    pub fn update_balancing_biases(&mut self, routing: &[Routing]) {
+    pub fn update_balancing_biases(&mut self, routing: &[RouterStatistics]) {
         let Some(rate) = self.config().moe.as_ref().and_then(|moe| moe.bias_rate) else {
             return;
         };

@@ -2,7 +2,7 @@
 
 use super::attention::{Attention, PositionContext};
 use super::config::ModelConfig;
-use super::feed_forward::{FeedForward, RoutingValues};
+use super::feed_forward::{FeedForward, RouterOutputs};
 use super::norm::norm;
 use super::parameter_builder::ParameterBuilder;
 use super::registry::Registry;
@@ -14,7 +14,7 @@ use crate::placement::Topology;
 use hybridnorm_kernels::attention::Attention as Spec;
 
 /// A decoder block whose norms, skip connections and scales come from a
-/// [`BlockSpec`](crate::placement::BlockSpec).
+/// [`ResolvedBlock`](crate::placement::ResolvedBlock).
 ///
 /// With HybridNorm (arXiv 2503.04598) it is
 ///
@@ -29,10 +29,10 @@ use hybridnorm_kernels::attention::Attention as Spec;
 /// use hybridnorm::graph::{Builder, Type};
 /// use hybridnorm::model::{Activation, Block, PositionContext, Registry, Residual};
 /// use hybridnorm::ops;
-/// # use hybridnorm::exec::{Data, Executor, Reference};
+/// # use hybridnorm::exec::{Executor, Reference, TensorRef};
 /// # use hybridnorm::graph::DType;
 /// # use hybridnorm::kernels::attention::Attention;
-/// # use hybridnorm::kernels::norm::{Gain, Norm, NormFn};
+/// # use hybridnorm::kernels::norm::{Gain, NormConfig, NormFn};
 /// # use hybridnorm::kernels::qkv::{QkOrder, QkvTransform};
 /// # use hybridnorm::model::ModelConfig;
 /// # use hybridnorm::placement;
@@ -69,7 +69,7 @@ use hybridnorm_kernels::attention::Attention as Spec;
 /// #     scale: 1.0 / (width as f32).sqrt(),
 /// #     softcap: None,
 /// # };
-/// # let rms = |width| Norm {
+/// # let rms = |width| NormConfig {
 /// #     function: NormFn::Rmsnorm,
 /// #     eps: 1e-5,
 /// #     gain: Gain::Plain,
@@ -77,19 +77,19 @@ use hybridnorm_kernels::attention::Attention as Spec;
 /// #     width,
 /// #     groups: 1,
 /// # };
-/// // `config` is that of a block with the placement "hybridnorm".
+/// // `config` has the placement "hybridnorm".
 /// let mut registry = Registry::default();
 /// let block = Block::declare(&config, 0, &mut registry)?;
 ///
 /// let g = Builder::new();
 /// let x = g.input("x", Type::f32([b, t, d]));
-/// let positions = PositionContext::first(&g, &config, t);
+/// let positions = PositionContext::from_start(&g, &config, t);
 ///
 /// // The ops with the block's parameters; `rms`, `rotary` and `causal` are their settings.
 /// let weight = |name: &str| registry.get(&format!("blocks.0.{name}")).unwrap().param().value(&g);
 /// let linear = |x, name| ops::linear(x, weight(name));
 /// let norm = |x, width, name| ops::norm(x, weight(name), rms(width));
-/// let rotate = |qkv| ops::qkv_transform(qkv, positions.rotations, [None; 3], rotary);
+/// let rotate = |qkv| ops::qkv_transform(qkv, positions.rope_table, [None; 3], rotary);
 /// let attend = |q, k, v| ops::attention(rotate(ops::concat(&[q, k, v])), causal);
 /// let swiglu = |x| ops::activation(x, Activation::Swiglu);
 ///
@@ -98,17 +98,17 @@ use hybridnorm_kernels::attention::Attention as Spec;
 /// let v = norm(v, width, "attention.v_norm.gain");
 /// let y = x + linear(attend(q, k, v), "attention.out");
 /// let n = norm(y, d, "ffn.in_norm.gain");
-/// let by_hand = n + linear(swiglu(linear(n, "feed_forward.up")), "feed_forward.down");
+/// let expected = n + linear(swiglu(linear(n, "feed_forward.up")), "feed_forward.down");
 ///
-/// let of_block = block.forward(Residual { x, y: None }, &positions).residual.x;
-/// let difference = ops::tensor_stats(of_block - by_hand).id();
+/// let actual = block.forward(Residual { x, y: None }, &positions).residual.x;
+/// let difference = ops::tensor_stats(actual - expected).id();
 /// # let program = Program::new(g.finish(), &[difference], Options::default());
 /// # let mut executor = Reference::new();
 /// # let parameters = executor.allocate(DType::F32, registry.elements())?;
 /// # let numbers = |n| (0..n).map(|i| (i as f32).sin()).collect::<Vec<f32>>();
-/// # executor.write(parameters, 0, Data::F32(&numbers(registry.elements())));
+/// # executor.write(parameters, 0, TensorRef::F32(&numbers(registry.elements())));
 /// # let values = numbers(b * t * d);
-/// # let given = [("x", Data::F32(&values))];
+/// # let given = [("x", TensorRef::F32(&values))];
 /// // On the reference executor, with arbitrary parameters and input:
 /// executor.run(&program, ops::Arguments::default(), &given)?;
 /// let difference = executor.output(&program, difference).into_f64();
@@ -119,11 +119,11 @@ use hybridnorm_kernels::attention::Attention as Spec;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Block {
     /// Norms, scales and skip connection of the attention sub-layer.
-    pub attn: SubLayer,
+    pub attn_sub_layer: SubLayer,
     /// The attention function.
     pub attention: Attention,
     /// Norms, scales and skip connection of the feed-forward sub-layer.
-    pub ffn: SubLayer,
+    pub ffn_sub_layer: SubLayer,
     /// The feed-forward function.
     pub feed_forward: FeedForward,
     topology: Topology,
@@ -143,7 +143,7 @@ pub struct BlockOutput<'g> {
     /// Packed and transformed q·k·v, and the attention that reads them; absent where decoding absorbs projections.
     pub packed_qkv: Option<(Value<'g>, Spec)>,
     /// Routing statistics, in a mixture of experts.
-    pub routing: Option<RoutingValues<'g>>,
+    pub routing: Option<RouterOutputs<'g>>,
 }
 
 impl Block {
@@ -173,9 +173,9 @@ impl Block {
         // With one shared input norm, the feed-forward reads attention's.
         ffn.in_norm &= spec.topology != Topology::ParallelShared;
         Self {
-            attn: SubLayer::new(builder, "attn", &spec.attn),
+            attn_sub_layer: SubLayer::new(builder, "attn", &spec.attn),
             attention: Attention::new(builder),
-            ffn: SubLayer::new(builder, "ffn", &ffn),
+            ffn_sub_layer: SubLayer::new(builder, "ffn", &ffn),
             feed_forward: FeedForward::new(builder),
             topology: spec.topology,
         }
@@ -187,29 +187,30 @@ impl Block {
         residual: Residual<'g>,
         positions: &PositionContext<'g>,
     ) -> BlockOutput<'g> {
-        let entered = residual;
+        let input = residual;
         let x = residual.x;
-        let (mut packed, mut routed) = (None, None);
+        let (mut packed_qkv, mut routing) = (None, None);
         let mut attention = |u| {
-            let attended = self.attention.forward(u, positions);
-            packed = attended.packed;
-            attended.output
+            let attention_output = self.attention.forward(u, positions);
+            packed_qkv = attention_output.packed;
+            attention_output.output
         };
         let mut feed_forward = |u| {
-            let (y, found) = self.feed_forward.forward(u);
-            routed = found;
-            y
+            let (output, router_outputs) = self.feed_forward.forward(u);
+            routing = router_outputs;
+            output
         };
-        let (residual, of_attention, of_feed_forward) = match self.topology {
+        let (residual, attention_branch, feed_forward_branch) = match self.topology {
             Topology::Sequential => {
-                let SubLayerOutput { residual, branch } = self.attn.forward(residual, x, attention);
-                let of_attention = branch;
                 let SubLayerOutput { residual, branch } =
-                    self.ffn.forward(residual, x, feed_forward);
-                (residual, of_attention, branch)
+                    self.attn_sub_layer.forward(residual, x, attention);
+                let attention_branch = branch;
+                let SubLayerOutput { residual, branch } =
+                    self.ffn_sub_layer.forward(residual, x, feed_forward);
+                (residual, attention_branch, branch)
             }
             Topology::ParallelShared | Topology::ParallelTwo => {
-                let (attn, ffn) = (&self.attn, &self.ffn);
+                let (attn, ffn) = (&self.attn_sub_layer, &self.ffn_sub_layer);
                 let n = norm(&attn.in_norm, x);
                 let n_ffn = match self.topology {
                     Topology::ParallelShared => n,
@@ -225,11 +226,11 @@ impl Block {
         };
         BlockOutput {
             residual,
-            input: entered,
-            attention: of_attention,
-            feed_forward: of_feed_forward,
-            packed_qkv: packed,
-            routing: routed,
+            input,
+            attention: attention_branch,
+            feed_forward: feed_forward_branch,
+            packed_qkv,
+            routing,
         }
     }
 }

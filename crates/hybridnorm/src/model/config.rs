@@ -13,8 +13,8 @@ pub use hybridnorm_kernels::activation::Activation;
 pub use latent::MlaConfig;
 pub use mixture::{MoeConfig, Scoring};
 
-/// Maximum width of the residual stream and of the feed-forward, with which every count of the inventory stays
-/// within 64 bits.
+/// Maximum width of the residual stream and of the feed-forward, bounded so that no count in
+/// `model/counts.rs` overflows 64 bits.
 const MAX_WIDTH: usize = 1 << 20;
 /// Maximum vocabulary size and sequence length, and bound of every other size.
 const MAX_SIZE: usize = 1 << 24;
@@ -151,8 +151,8 @@ impl ModelConfig {
         ModelFacts {
             d_model: self.d_model,
             head_dim: self.head_dim(),
-            gated: self.activation.is_gated(),
-            latent: self.mla.is_some(),
+            has_gated_activation: self.activation.is_gated(),
+            is_latent_attention: self.mla.is_some(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Graph builder of the whole model.
 
-use super::attention::{PositionContext, rotations};
+use super::attention::{PositionContext, rope_table};
 use super::block::{Block, BlockOutput};
 use super::config::ModelConfig;
 use super::norm::{Norm, NormSite, norm};
@@ -26,7 +26,7 @@ pub struct Decoder {
     pub blocks: Vec<Block>,
     /// Norm of the main stream where the second is added to it after the last block.
     pub merge_norm: Option<Norm>,
-    /// Norm of the second stream there.
+    /// Norm of the second stream before it is added.
     pub second_norm: Option<Norm>,
     /// Norm before the output head.
     pub final_norm: Option<Norm>,
@@ -158,8 +158,8 @@ impl Decoder {
         };
         let (config, longest) = (&self.config, self.config.max_seq_len);
         assert!(t <= longest, "{t} positions, but max_seq_len is {longest}");
-        let rotations = rotations(g, config, t);
-        let mut residual = g.within("embedding", || self.embed(ids_bt));
+        let rope_table = rope_table(g, config, t);
+        let mut residual = g.named_scope("embedding", || self.embed(ids_bt));
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for (layer, block) in self.blocks.iter().enumerate() {
             let cache = caches.map(|caches| {
@@ -167,17 +167,17 @@ impl Decoder {
                 g.state(caches.buffers[layer], 0, ty)
             });
             let positions = PositionContext {
-                rotations,
+                rope_table,
                 cache,
                 is_prefill: caches.is_none_or(|caches| caches.is_prefill),
             };
-            let output = g.within(&format!("blocks.{layer}"), || {
+            let output = g.named_scope(&format!("blocks.{layer}"), || {
                 g.segment(layer, || block.forward(residual, &positions))
             });
             residual = output.residual;
             blocks.push(output);
         }
-        let hidden = g.within("final_norm", || self.final_norm_output(residual));
+        let hidden = g.named_scope("final_norm", || self.final_norm_output(residual));
         ForwardOutput { hidden, blocks }
     }
 
@@ -201,7 +201,7 @@ impl Decoder {
     pub fn losses<'g>(&self, ids_bt: Value<'g>, targets_bt: Value<'g>, divisor: f64) -> Losses<'g> {
         let ForwardOutput { hidden, blocks } = self.forward(ids_bt, None);
         let g = ids_bt.builder();
-        let [mut objective, cross_entropy] = g.within("head", || {
+        let [mut objective, cross_entropy] = g.named_scope("head", || {
             ops::cross_entropy(self.logits(hidden), targets_bt, self.z_loss, divisor)
         });
         if let Some(moe) = &self.config.moe {
@@ -220,7 +220,8 @@ impl Decoder {
         }
     }
 
-    /// Computes the residual streams that enter the first block; with two, both start equal.
+    /// Computes the residual streams that enter the first block; two streams are both initialized to the
+    /// embedding.
     fn embed<'g>(&self, ids_bt: Value<'g>) -> Residual<'g> {
         let x = ops::embedding(ids_bt, self.embedding.value(ids_bt.builder()));
         let x = norm(&self.embed_norm, scale(&self.embed_scale, x));

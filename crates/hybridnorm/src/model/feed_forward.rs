@@ -6,7 +6,7 @@ mod mlp;
 use super::parameter_builder::ParameterBuilder;
 use crate::graph::Value;
 
-pub use mixture::{MixtureOfExperts, RoutingValues};
+pub use mixture::{MixtureOfExperts, RouterOutputs};
 pub use mlp::Mlp;
 
 /// The feed-forward sub-layer of a block, dense or a mixture of experts.
@@ -34,7 +34,7 @@ impl FeedForward {
     }
 
     /// Computes [`FeedForward::output`], and the router statistics.
-    pub(super) fn forward<'g>(&self, u_btd: Value<'g>) -> (Value<'g>, Option<RoutingValues<'g>>) {
+    pub(super) fn forward<'g>(&self, u_btd: Value<'g>) -> (Value<'g>, Option<RouterOutputs<'g>>) {
         match self {
             Self::Dense(mlp) => (mlp.forward(u_btd), None),
             Self::Moe(mixture) => {

@@ -4,7 +4,7 @@ use super::decoder::Decoder;
 use super::lru_cache::LruCache;
 use super::model::BatchLosses;
 use crate::error::Result;
-use crate::exec::{Data, Executor};
+use crate::exec::{Executor, TensorRef};
 use crate::graph::{Builder, ValueId};
 use crate::ops::Arguments;
 use crate::plan::{Options, Program};
@@ -20,8 +20,8 @@ pub(crate) struct LossProgram {
 pub(super) type LossPrograms = LruCache<([usize; 2], u64), LossProgram>;
 
 impl LossPrograms {
-    /// Returns the program of a shape (b, t) and a divisor, planned if it is new.
-    pub(super) fn of(
+    /// Returns the program of a shape (b, t) and a divisor; plans it if it is new.
+    pub(super) fn get_or_plan(
         &mut self,
         decoder: &Decoder,
         shape: [usize; 2],
@@ -62,7 +62,10 @@ impl LossProgram {
         inputs: &[i32],
         targets: &[i32],
     ) -> Result<BatchLosses> {
-        let given = [("ids", Data::I32(inputs)), ("targets", Data::I32(targets))];
+        let given = [
+            ("ids", TensorRef::I32(inputs)),
+            ("targets", TensorRef::I32(targets)),
+        ];
         executor.run(&self.program, Arguments::default(), &given)?;
         let one = |id| executor.output(&self.program, id).into_f64()[0];
         Ok(BatchLosses {

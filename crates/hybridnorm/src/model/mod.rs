@@ -2,7 +2,7 @@
 //!
 //! Shape suffixes: b batch, t position, s cached position, d width, h query heads, g key/value
 //! heads, k head width, c packed q·k·v width `(h + 2g)·k`, f feed-forward width, v vocabulary,
-//! e experts, n tokens of all sequences, m slots (a token at one of its experts).
+//! e experts, n tokens of all sequences, m slots (token-expert pairs).
 //!
 //! Weights are (out, in), as in PyTorch checkpoints. Parameter names are module paths:
 //! `embedding`, `blocks.3.attention.qkv`, `blocks.3.ffn.in_norm.gain`, `final_norm.gain`, `head`.
@@ -12,9 +12,9 @@ mod balance;
 mod block;
 mod cache;
 mod config;
+pub mod counts;
 mod decoder;
 mod feed_forward;
-pub mod inventory;
 mod load;
 mod losses;
 mod lru_cache;
@@ -40,12 +40,12 @@ pub use cache::KvCache;
 pub(crate) use config::is_zero;
 pub use config::{Activation, MlaConfig, ModelConfig, MoeConfig, Scoring};
 pub use decoder::{Decoder, ForwardOutput, KvCaches, Losses};
-pub use feed_forward::{FeedForward, MixtureOfExperts, Mlp, RoutingValues};
+pub use feed_forward::{FeedForward, MixtureOfExperts, Mlp, RouterOutputs};
 pub(crate) use losses::LossProgram;
 pub use model::{BatchLosses, Device, Model};
 pub use norm::{Norm, norm};
 pub use registry::{PARAMETERS, Param, ParamSpec, Registry, Role};
-pub use routing::Routing;
+pub use routing::RouterStatistics;
 pub use scale::{Scale, scale};
 pub use sublayer::{Residual, SubLayer};
-pub use taps::Activations;
+pub use taps::BlockActivationStats;

@@ -8,9 +8,9 @@ use super::decoder::{Decoder, KvCaches};
 use super::losses::LossPrograms;
 use super::lru_cache::LruCache;
 use super::registry::{PARAMETERS, ParamSpec};
-use super::taps::{Activations, TapProgram};
+use super::taps::{BlockActivationStats, TapProgram};
 use crate::error::{Error, Result};
-use crate::exec::{Cpu, Data, Executor, Reference, Tensor};
+use crate::exec::{Cpu, Executor, Reference, Tensor, TensorRef};
 use crate::graph::{Builder, DType, ValueId};
 use crate::memory;
 use crate::ops::{self, Arguments};
@@ -85,7 +85,7 @@ pub struct BatchLosses {
 }
 
 impl Model {
-    /// Creates a model with initial values drawn by (seed, parameter name).
+    /// Creates a model with initial values drawn from generators keyed by (seed, parameter name).
     ///
     /// # Errors
     /// If the configuration is not valid, see [`ModelConfig::resolve`], or the parameters do not fit into
@@ -95,7 +95,7 @@ impl Model {
         for spec in model.decoder.registry().iter() {
             let executor = &mut model.executor;
             spec.initialize(seed, |at, values| {
-                executor.write(PARAMETERS, spec.offset + at, Data::F32(values));
+                executor.write(PARAMETERS, spec.offset + at, TensorRef::F32(values));
             });
         }
         model.normalize_unit_weights()?;
@@ -202,7 +202,7 @@ impl Model {
     pub fn write(&mut self, spec: &ParamSpec, values: &[f32]) {
         assert_eq!(values.len(), spec.elements(), "{}: elements", spec.name);
         self.executor
-            .write(PARAMETERS, spec.offset, Data::F32(values));
+            .write(PARAMETERS, spec.offset, TensorRef::F32(values));
     }
 
     /// Copies every parameter to the host.
@@ -315,8 +315,11 @@ impl Model {
                 output,
             )
         });
-        self.executor
-            .run(program, Arguments::default(), &[("ids", Data::I32(ids))])?;
+        self.executor.run(
+            program,
+            Arguments::default(),
+            &[("ids", TensorRef::I32(ids))],
+        )?;
         Ok(self.executor.output(program, *output))
     }
 
@@ -333,7 +336,9 @@ impl Model {
     ) -> Result<BatchLosses> {
         self.check_batch(inputs, batch, seq)?;
         self.check_targets(targets, batch, seq)?;
-        let program = self.losses.of(&self.decoder, [batch, seq], divisor);
+        let program = self
+            .losses
+            .get_or_plan(&self.decoder, [batch, seq], divisor);
         program.run(&mut *self.executor, inputs, targets)
     }
 
@@ -343,20 +348,22 @@ impl Model {
     /// If there is not enough memory.
     pub fn prepare_losses(&mut self, [batch, seq]: [usize; 2]) -> Result<()> {
         let divisor = (batch * seq) as f64;
-        let program = self.losses.of(&self.decoder, [batch, seq], divisor);
+        let program = self
+            .losses
+            .get_or_plan(&self.decoder, [batch, seq], divisor);
         self.executor.prepare(program.program())
     }
 
-    /// Captures the activations of every block for these ids.
+    /// Computes activation statistics of every block for these ids.
     ///
     /// # Errors
     /// As [`Model::check_batch`], or if there is not enough memory.
-    pub fn activations(
+    pub fn activation_stats(
         &mut self,
         ids: &[i32],
         batch: usize,
         seq: usize,
-    ) -> Result<Vec<Activations>> {
+    ) -> Result<Vec<BlockActivationStats>> {
         self.check_batch(ids, batch, seq)?;
         let make = || TapProgram::new(&self.decoder, batch, seq);
         let taps = self.taps.get_or_insert_with((batch, seq), make);
@@ -400,7 +407,7 @@ impl Model {
     }
 
     /// Computes the logits of new positions, `ids` (b, t), after those in the cache, and appends them to it: of the
-    /// last position of each sequence (b, v), or with `all` of every position (b, t, v).
+    /// last position of each sequence (b, v), or with `all_positions` of every position (b, t, v).
     ///
     /// # Errors
     /// As [`Model::check_batch`], if the positions exceed those of the cache, or there is not enough memory.
@@ -429,7 +436,12 @@ impl Model {
     /// model.free_cache(cache);
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn next_logits(&mut self, ids: &[i32], cache: &mut KvCache, all: bool) -> Result<Vec<f32>> {
+    pub fn next_logits(
+        &mut self,
+        ids: &[i32],
+        cache: &mut KvCache,
+        all_positions: bool,
+    ) -> Result<Vec<f32>> {
         let batch = cache.batch();
         let seq = ids.len() / batch;
         self.check_ids(ids, batch, seq)?;
@@ -441,11 +453,11 @@ impl Model {
             return Err(Error::out_of_range("positions", positions, expected));
         }
         let decoder = &self.decoder;
-        let (program, output) = cache.program(seq, all, |caches: KvCaches<'_>| {
+        let (program, output) = cache.program(seq, all_positions, |caches: KvCaches<'_>| {
             let g = Builder::new();
             let ids = Decoder::tokens(&g, "ids", batch, seq);
             let hidden = decoder.forward(ids, Some(caches)).hidden;
-            let hidden = if all {
+            let hidden = if all_positions {
                 hidden
             } else {
                 ops::last_position(hidden)
@@ -461,7 +473,7 @@ impl Model {
             ..Arguments::default()
         };
         self.executor
-            .run(program, arguments, &[("ids", Data::I32(ids))])?;
+            .run(program, arguments, &[("ids", TensorRef::I32(ids))])?;
         let logits = self.executor.output(program, *output).into_f32();
         cache.advance(seq);
         Ok(logits)

@@ -1,17 +1,17 @@
-//! A norm with its parameters.
+//! Norm module: declares the parameters of a norm site (`Norm::new`) and records the norm op (`norm`).
 
 use super::parameter_builder::ParameterBuilder;
 use super::registry::{Param, Role};
 use crate::graph::Value;
 use crate::ops;
 use crate::placement::{Gain, NormFn, NormScalar, NormSpec};
-use hybridnorm_kernels::norm::Norm as Spec;
+use hybridnorm_kernels::norm::NormConfig;
 
 /// A norm over rows of a fixed width. The [`NormSpec`] determines its parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Norm {
     /// Norm function and layout of its parameters.
-    pub spec: Spec,
+    pub spec: NormConfig,
     params: Option<Param>,
 }
 
@@ -20,7 +20,7 @@ pub struct Norm {
 pub(super) struct NormSite {
     /// Elements of a row.
     pub(super) width: usize,
-    /// Number of parameter vectors, used in turn by consecutive rows.
+    /// Number of gain vectors: row r uses vector `r % groups` (per-head gains).
     pub(super) groups: usize,
     /// True if it may have gain and bias.
     pub(super) affine: bool,
@@ -51,7 +51,7 @@ impl Norm {
             .kind
             .expect("without a norm function no norm is left in a resolved placement");
         let gain = if site.affine { norm.gain } else { Gain::None };
-        let spec = Spec {
+        let spec = NormConfig {
             function,
             eps: site.eps.unwrap_or(norm.eps) as f32,
             gain,
@@ -103,8 +103,8 @@ pub(super) fn normalize_l2(x: Value<'_>) -> Value<'_> {
 }
 
 /// Returns the norm that normalizes rows to length 1.
-pub(super) fn l2_norm_spec(width: usize) -> Spec {
-    Spec {
+pub(super) fn l2_norm_spec(width: usize) -> NormConfig {
+    NormConfig {
         function: NormFn::L2,
         eps: 1e-12,
         gain: Gain::None,
@@ -120,11 +120,11 @@ mod tests {
     use hybridnorm_kernels::norm::forward;
 
     #[test]
-    fn a_factor_on_a_row_has_no_effect_exactly_where_the_function_rescales() {
+    fn norm_functions_are_scale_invariant_where_declared() {
         let x: Vec<f32> = (0..8).map(|i| (i as f32 - 2.0) / 4.0).collect();
         let larger: Vec<f32> = x.iter().map(|x| 3.0 * x).collect();
         for function in NormFn::ALL {
-            let spec = Spec {
+            let spec = NormConfig {
                 function,
                 ..l2_norm_spec(x.len())
             };
@@ -139,7 +139,7 @@ mod tests {
                 kind: Some(function),
                 ..NormSpec::default()
             };
-            assert_eq!(is_same, norm.rescales(), "{function:?}");
+            assert_eq!(is_same, norm.is_scale_invariant(), "{function:?}");
         }
     }
 }

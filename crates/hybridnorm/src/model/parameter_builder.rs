@@ -2,7 +2,9 @@
 
 use super::config::ModelConfig;
 use super::registry::{Init, InitPart, Param, ParamSpec, Registry, Role};
-use crate::placement::{self, AttnInner, BlockSpec, Factor, FfnInner, NormSpec, Resolved};
+use crate::placement::{
+    self, AttnInner, FfnInner, NormSpec, Resolved, ResolvedBlock, ResolvedScale,
+};
 
 /// Context in which layers declare parameters: the model's shape, its resolved placement, and the registry.
 pub(super) struct ParameterBuilder<'a> {
@@ -35,24 +37,24 @@ pub(super) struct Part {
     /// Path within the block or the model.
     pub(super) path: String,
     pub(super) rows: usize,
-    pub(super) role: placement::Role,
+    pub(super) role: placement::Projection,
     /// Category in [`ParamSpec::counts`].
     pub(super) count_category: &'static str,
 }
 
 impl ParameterBuilder<'_> {
     /// Returns the block's resolved norms, skip connections and scales.
-    pub(super) fn spec(&self) -> &BlockSpec {
+    pub(super) fn spec(&self) -> &ResolvedBlock {
         &self.resolved.blocks[self.index()]
     }
 
     /// Returns the norms and scales inside attention.
-    pub(super) fn attention(&self) -> &AttnInner<Factor> {
+    pub(super) fn attention(&self) -> &AttnInner<ResolvedScale> {
         &self.spec().attn_inner
     }
 
     /// Returns the norms and scales inside the feed-forward.
-    pub(super) fn feed_forward(&self) -> &FfnInner<Factor> {
+    pub(super) fn feed_forward(&self) -> &FfnInner<ResolvedScale> {
         &self.spec().ffn_inner
     }
 
@@ -126,7 +128,7 @@ impl ParameterBuilder<'_> {
                 n_interleaved_groups,
                 truncate_at: self.resolved.truncation_std(),
             },
-            records_gain_drift: false,
+            records_distance_from_init: false,
             is_attention: self.in_attention,
             offset: 0,
         }])
@@ -154,7 +156,7 @@ impl ParameterBuilder<'_> {
                 n_interleaved_groups: 1,
                 truncate_at: self.resolved.truncation_std(),
             },
-            records_gain_drift: false,
+            records_distance_from_init: false,
             is_attention: self.in_attention,
             offset: 0,
         }])
@@ -171,7 +173,7 @@ impl ParameterBuilder<'_> {
             Role::Norm => ("norm", "norms"),
             Role::Scale => ("scale", "scales"),
             Role::BalancingBias => ("selection_bias", "selection bias"),
-            _ => unreachable!("{path}: matrices are declared as such"),
+            _ => unreachable!("{path}: use add_matrix for matrices"),
         };
         let specs = vectors.iter().map(|&(name, elements, value)| ParamSpec {
             name: match name {
@@ -187,7 +189,7 @@ impl ParameterBuilder<'_> {
             experts: 1,
             counts: vec![(counts, elements as u64)],
             init: Init::Constant(value),
-            records_gain_drift: name == "gain",
+            records_distance_from_init: name == "gain",
             is_attention: self.in_attention,
             offset: 0,
         });

@@ -1,9 +1,9 @@
 //! QK-clip: scales query and key weights down if attention logits grew too large (MuonClip, Kimi K2, arXiv
 //! 2507.20534).
 //!
-//! If the max attention logit S of a head exceeds the threshold τ, its logits are multiplied by γ = τ/S: by √γ on
-//! either side if query and key belong to the head alone, by γ on the query if the key is shared by all heads (MLA's
-//! rotary key). If a group of heads shares a key, the key is multiplied by the smallest √γ of the group, and each
+//! If the max attention logit S of a head exceeds the threshold τ, its logits are multiplied by γ = τ/S:
+//! query and key projections by √γ each if the head has its own key; the query projection by γ if the key is shared by
+//! all heads (MLA's rotary key). If a group of heads shares a key, the key is multiplied by the smallest √γ of the group, and each
 //! query by the remainder of its γ.
 
 use super::attention::Attention;
@@ -115,7 +115,7 @@ impl ModelConfig {
                 ["optimizer.qk_clip", "placement"],
                 format!(
                     "optimizer.qk_clip cannot limit attention logits: {what} cancels the scale of queries and \
-                     keys; remove it, or use a placement without that, such as \"pre-norm\""
+                     keys; remove optimizer.qk_clip, or use a placement without this norm, such as \"pre-norm\""
                 ),
             ))
         };

@@ -93,10 +93,10 @@ pub struct ParamSpec {
     pub label: &'static str,
     /// Block of the parameter, 0-based.
     pub block: Option<usize>,
-    /// Rows of the linear maps stacked in it; empty for vectors.
+    /// Rows of each matrix stacked in the parameter; empty for vectors.
     pub matrices: Vec<usize>,
-    /// True if its output is added to the residual stream, so that its columns have the stream's width; otherwise
-    /// its rows do, if they read the stream.
+    /// True for projections that write the residual stream (`o_proj`, `down_proj`); their outputs have the width
+    /// d_model.
     pub writes_residual: bool,
     /// Number of stacked experts; 1 for all other parameters.
     pub experts: usize,
@@ -105,7 +105,7 @@ pub struct ParamSpec {
     /// Initial values.
     pub init: Init,
     /// True if the distance from its initial values is recorded: a norm's gain.
-    pub records_gain_drift: bool,
+    pub records_distance_from_init: bool,
     /// True for a parameter of the attention function, whose rows belong to heads.
     pub is_attention: bool,
     /// Offset of its first element in the parameter buffer.
@@ -140,7 +140,7 @@ impl ParamSpec {
     }
 
     /// Draws the initial values and passes them to `write` in chunks, each with the index of its first element. They
-    /// depend on seed and name only, so that parts that two models share have equal values.
+    /// depend on seed and name only, so that parts with the same name have equal values in both models.
     pub fn initialize(&self, seed: u64, mut write: impl FnMut(usize, &[f32])) {
         let mut chunk = Vec::with_capacity(CHUNK);
         let mut fill = |at: usize, count: usize, values: &mut dyn Iterator<Item = f32>| {
@@ -218,7 +218,7 @@ impl Param {
         graph.state(buffer, self.offset, Type::f32(self.shape))
     }
 
-    /// Sizes of the dimensions.
+    /// Returns the sizes of the dimensions.
     pub fn shape(&self) -> Shape {
         self.shape
     }
@@ -230,7 +230,7 @@ impl Param {
 /// use hybridnorm::model::Registry;
 ///
 /// let mut registry = Registry::default();
-/// let projection = registry.matrix("projection", [2, 16], 0.1);
+/// let projection = registry.declare_matrix("projection", [2, 16], 0.1);
 /// let spec = registry.spec(projection);
 /// assert_eq!((spec.name.as_str(), spec.elements()), ("projection", 32));
 ///
@@ -276,7 +276,7 @@ impl Registry {
     ///
     /// # Panics
     /// If the name is taken.
-    pub fn matrix(&mut self, name: &str, [rows, columns]: [usize; 2], std: f64) -> Param {
+    pub fn declare_matrix(&mut self, name: &str, [rows, columns]: [usize; 2], std: f64) -> Param {
         let part = InitPart {
             name: name.to_owned(),
             std,
@@ -297,7 +297,7 @@ impl Registry {
                 n_interleaved_groups: 1,
                 truncate_at: None,
             },
-            records_gain_drift: false,
+            records_distance_from_init: false,
             is_attention: false,
             offset: 0,
         }])
@@ -386,7 +386,7 @@ mod tests {
         };
         let (columns, rows) = (CHUNK / 4, [8, 16]);
         let mut registry = Registry::default();
-        let param = registry.matrix("both", [24, columns], 1.0);
+        let param = registry.declare_matrix("both", [24, columns], 1.0);
         let spec = ParamSpec {
             init: Init::Normal {
                 parts: vec![part("a", rows[0]), part("b", rows[1])],

@@ -2,7 +2,7 @@
 
 /// Routing statistics of one block.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Routing {
+pub struct RouterStatistics {
     /// Tokens of every expert, in total `top_k · tokens`.
     pub load: Vec<u64>,
     /// Number of routed tokens.
@@ -17,7 +17,7 @@ pub struct Routing {
     pub z: f64,
 }
 
-impl Routing {
+impl RouterStatistics {
     /// Merges the statistics of other tokens; means are weighted by tokens.
     pub fn merge(&mut self, other: &Self) {
         let tokens = self.tokens + other.tokens;
@@ -33,7 +33,7 @@ impl Routing {
         }
     }
 
-    /// Returns the number of dropped slots (a token at one of its experts).
+    /// Returns the number of dropped (token, expert) assignments.
     pub fn dropped(&self) -> u64 {
         self.tokens * self.top_k - self.load.iter().sum::<u64>()
     }

@@ -4,7 +4,7 @@ use super::parameter_builder::ParameterBuilder;
 use super::registry::{Param, Role};
 use crate::graph::{Builder, Value};
 use crate::ops;
-use crate::placement::{Factor, LearnedShape};
+use crate::placement::{LearnedShape, ResolvedScale};
 
 /// Scale of rows: a constant, a learned scalar, or a learned vector with one element per channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -20,11 +20,11 @@ impl Scale {
     pub(super) fn new(
         builder: &mut ParameterBuilder<'_>,
         path: &str,
-        factor: Factor,
+        factor: ResolvedScale,
         width: usize,
     ) -> Self {
-        let Factor::Learned { shape, init, start } = factor else {
-            let Factor::Const(constant) = factor else {
+        let ResolvedScale::Learned { shape, init, start } = factor else {
+            let ResolvedScale::Const(constant) = factor else {
                 unreachable!()
             };
             return Self::Constant(constant);

@@ -1,12 +1,14 @@
-//! Connection of attention or feed-forward to the residual stream.
+//! Connection of attention or feed-forward to the residual stream: norms, skip connection and scales.
+//!
+//! HybridNorm's feed-forward (arXiv 2503.04598) has an `in_norm` and `skip = Normed`: `x' = N(x) + F(N(x))`.
 
 use super::norm::{Norm, NormSite, norm, normalize_l2};
 use super::parameter_builder::ParameterBuilder;
 use super::scale::{Scale, scale};
 use crate::graph::Value;
-use crate::placement::{self, Combine, Factor, Skip, Streams};
+use crate::placement::{self, Combine, ResolvedScale, Skip, Streams};
 
-/// Norms, scales and skip connection around attention or feed-forward; see [`placement::spec`] for the rule.
+/// Norms, scales and skip connection around attention or feed-forward; see [`placement::spec`] for the equation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SubLayer {
     /// Scale of the main stream in the sub-layer input, with two streams.
@@ -49,7 +51,7 @@ impl SubLayer {
     pub(super) fn new(
         builder: &mut ParameterBuilder<'_>,
         path: &str,
-        spec: &placement::SubLayer<Factor>,
+        spec: &placement::SubLayer<ResolvedScale>,
     ) -> Self {
         let d = builder.config.d_model;
         let is_siamese = builder.resolved.streams == Streams::Siamese;
@@ -61,7 +63,7 @@ impl SubLayer {
             is_present.then(|| Norm::new(builder, &format!("{path}.{site}"), site_of))
         };
         let out_gain = spec.out_norm.as_ref().map(|out| match out.gain_init {
-            Factor::Const(value) | Factor::Learned { init: value, .. } => value,
+            ResolvedScale::Const(value) | ResolvedScale::Learned { init: value, .. } => value,
         });
         let second_norm = make("second_norm", is_siamese, 1.0);
         let in_norm = make("in_norm", spec.in_norm, 1.0);
@@ -83,20 +85,20 @@ impl SubLayer {
         }
     }
 
-    /// Applies the sub-layer to the residual stream; `b` is the stream that entered the block, `g` attention or
-    /// feed-forward.
+    /// Applies the sub-layer to the residual stream; `b` is the stream that entered the block, `function` (G below)
+    /// attention or feed-forward.
     ///
     /// ```text
     /// s  = x, or read_scale · x + second_norm(y)
     /// n  = in_norm(s)
-    /// o  = out_norm(g(in_scale · n))
-    /// x' = post_norm(skip_scale · skip + out_scale · o)      y' = y + o
+    /// g  = out_norm(G(in_scale · n))
+    /// x' = post_norm(skip_scale · skip + out_scale · g)      y' = y + g
     /// ```
     pub(super) fn forward<'g>(
         &self,
         residual: Residual<'g>,
         b: Value<'g>,
-        g: impl FnOnce(Value<'g>) -> Value<'g>,
+        function: impl FnOnce(Value<'g>) -> Value<'g>,
     ) -> SubLayerOutput<'g> {
         let Residual { x, y } = residual;
         let n = norm(&self.in_norm, self.input(residual));
@@ -106,7 +108,7 @@ impl SubLayer {
             Skip::BlockInput => b,
             Skip::RawPlusBlockInput => x + b,
         };
-        let o = norm(&self.out_norm, g(scale(&self.in_scale, n)));
+        let o = norm(&self.out_norm, function(scale(&self.in_scale, n)));
         let y = y.map(|y| y + o);
         let (x, branch) = match self.combine {
             Combine::Add => {

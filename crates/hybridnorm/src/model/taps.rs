@@ -1,29 +1,29 @@
 //! Taps: reductions of activations, as outputs of a program.
 
 use super::decoder::{Decoder, ForwardOutput};
-use super::feed_forward::RoutingValues;
+use super::feed_forward::RouterOutputs;
 use crate::error::Result;
-use crate::exec::{Data, Executor};
+use crate::exec::{Executor, TensorRef};
 use crate::graph::{Builder, ValueId};
-use crate::model::Routing;
+use crate::model::RouterStatistics;
 use crate::ops::{self, Arguments};
 use crate::plan::{Options, Program};
-use hybridnorm_kernels::attention::ScoreStatistics;
+use hybridnorm_kernels::attention::AttentionStats;
 use hybridnorm_kernels::tensor_stats::TensorStats;
 
 /// Statistics of one block's activations.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Activations {
+pub struct BlockActivationStats {
     /// Residual stream that enters the block.
-    pub stream: TensorStats,
+    pub residual: TensorStats,
     /// Output of the attention branch, after its output norm and scale.
     pub attn: TensorStats,
     /// Output of the feed-forward branch, after its output norm and scale.
     pub ffn: TensorStats,
     /// Max attention logit and attention entropy.
-    pub scores: ScoreStatistics,
+    pub attention: AttentionStats,
     /// Routing statistics, in a mixture of experts.
-    pub routing: Option<Routing>,
+    pub routing: Option<RouterStatistics>,
 }
 
 /// A forward pass with taps in every block.
@@ -49,12 +49,12 @@ pub(crate) struct RoutingTap {
 
 impl RoutingTap {
     /// Taps the statistics of a block's router.
-    pub(crate) fn new(decoder: &Decoder, routed: &RoutingValues<'_>) -> Self {
+    pub(crate) fn new(decoder: &Decoder, routed: &RouterOutputs<'_>) -> Self {
         let moe = decoder
             .config()
             .moe
             .as_ref()
-            .expect("only a mixture routes");
+            .expect("routing exists only in mixture-of-experts blocks");
         Self {
             dispatch: routed.dispatch.id(),
             statistics: routed.statistics.id(),
@@ -69,11 +69,11 @@ impl RoutingTap {
     }
 
     /// Reads the routing statistics of the last run.
-    pub(crate) fn read(&self, executor: &dyn Executor, program: &Program) -> Routing {
+    pub(crate) fn read(&self, executor: &dyn Executor, program: &Program) -> RouterStatistics {
         let dispatch = executor.output(program, self.dispatch).into_i32();
         let statistics = executor.output(program, self.statistics).into_f64();
         let load: Vec<u64> = dispatch[..self.experts].iter().map(|&n| n as u64).collect();
-        Routing {
+        RouterStatistics {
             tokens: load.iter().sum::<u64>() / self.top_k as u64,
             load,
             top_k: self.top_k as u64,
@@ -118,15 +118,19 @@ impl TapProgram {
         }
     }
 
-    /// Runs the program; returns the activations of every block.
+    /// Runs the program; returns the statistics of the activations of every block.
     ///
     /// # Errors
     /// If there is not enough memory.
-    pub(super) fn run(&self, executor: &mut dyn Executor, ids: &[i32]) -> Result<Vec<Activations>> {
+    pub(super) fn run(
+        &self,
+        executor: &mut dyn Executor,
+        ids: &[i32],
+    ) -> Result<Vec<BlockActivationStats>> {
         executor.run(
             &self.program,
             Arguments::default(),
-            &[("ids", Data::I32(ids))],
+            &[("ids", TensorRef::I32(ids))],
         )?;
         let pair = |id| {
             let found = executor.output(&self.program, id).into_f64();
@@ -144,11 +148,11 @@ impl TapProgram {
             let [stream, attn, ffn] = taps.magnitudes.map(magnitude);
             let (max, entropy) = pair(taps.scores);
             let routing = taps.routing.as_ref();
-            Activations {
-                stream,
+            BlockActivationStats {
+                residual: stream,
                 attn,
                 ffn,
-                scores: ScoreStatistics {
+                attention: AttentionStats {
                     max: max as f32,
                     entropy,
                 },

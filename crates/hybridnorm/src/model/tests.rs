@@ -15,7 +15,7 @@ fn program_cache_is_bounded() {
         model.hidden(ids, 1, seq).unwrap();
         model.logits(ids, 1, seq).unwrap();
         model.losses(ids, ids, [1, seq], 1.0).unwrap();
-        model.activations(ids, 1, seq).unwrap();
+        model.activation_stats(ids, 1, seq).unwrap();
     }
     let kept = [model.forward.len(), model.losses.len(), model.taps.len()];
     assert_eq!(kept, [LruCache::<(), ()>::CAPACITY; 3]);
@@ -64,7 +64,7 @@ fn batches_that_the_model_cannot_run_are_errors() {
             model.logits(ids, batch, seq).err(),
             model.hidden(ids, batch, seq).err(),
             model.losses(ids, ids, [batch, seq], 1.0).err(),
-            model.activations(ids, batch, seq).err(),
+            model.activation_stats(ids, batch, seq).err(),
         ];
         for error in errors {
             assert_eq!(error.unwrap().to_string(), expected);

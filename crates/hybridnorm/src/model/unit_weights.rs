@@ -1,4 +1,4 @@
-//! Matrices with vectors of length 1 along the width of the residual stream (nGPT, arXiv 2410.01131).
+//! Unit-norm weight matrices: rows or columns along d_model have length 1 (nGPT, arXiv 2410.01131).
 
 use super::decoder::Decoder;
 use super::model::Model;

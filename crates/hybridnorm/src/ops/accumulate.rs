@@ -30,7 +30,7 @@ impl Operation for Accumulate {
         Vec::new()
     }
 
-    fn is_eager(&self) -> bool {
+    fn is_scheduled_early(&self) -> bool {
         true
     }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use hybridnorm_kernels::activation::{self, Activation as Function};
 
-use super::{Backward, Io, Operation};
+use super::{BackwardContext, Io, Operation};
 use crate::graph::{Type, Value};
 
 /// An activation function; gated ones read rows of `[gate | up]` and halve their width.
@@ -41,7 +41,7 @@ impl Operation for Activation {
         vec![Type::f32(inputs[0].shape.with_width(self.width))]
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         let inputs = [at.input(0), at.gradient()];
         let [dx, _] = at.graph().op(ActivationGrad(*self), &inputs);
         vec![Some(dx)]
@@ -122,9 +122,9 @@ pub(super) fn backward(function: Function, f: usize, x: &[f64], dy: &[f64], dx: 
     let rows = x.chunks(wide).zip(dy.chunks(f)).zip(dx.chunks_mut(wide));
     for ((x, dy), dx) in rows {
         for (i, dy) in dy.iter().enumerate() {
-            let (value, slope) = at(function, x[i]);
+            let (value, derivative) = at(function, x[i]);
             let up = if wide > f { x[f + i] } else { 1.0 };
-            dx[i] = dy * slope * up;
+            dx[i] = dy * derivative * up;
             if wide > f {
                 dx[f + i] = dy * value;
             }

@@ -1,11 +1,11 @@
 //! AdamW update (Loshchilov, Hutter, arXiv 1711.05101, algorithm 2, with the learning rate
-//! multiplying the decay).
+//! multiplying the decay). Clips gradients by their global norm.
 
 use std::ops::Range;
 
-use hybridnorm_kernels::adamw::{self, Slot};
+use hybridnorm_kernels::adamw::{self, ParameterState};
 
-use super::gradient_norm::{check_slots, clip_factor, finite_norm, record_update, states_by_slot};
+use super::gradient_norm::{check_parameters, clip_coefficient, finite_norm, record_update, states_by_parameter};
 use super::{Arguments, Io, Operation};
 use crate::graph::{Type, Value};
 
@@ -24,12 +24,12 @@ pub struct AdamW {
     /// Term added to the denominator.
     pub eps: f64,
     /// Maximum global gradient norm, to which larger gradients are scaled down; 0 disables clipping.
-    pub clip: f64,
-    /// Decoupled weight decay of each slot, per unit of learning rate.
+    pub max_grad_norm: f64,
+    /// Decoupled weight decay of each parameter, per unit of learning rate.
     pub weight_decay: Vec<f64>,
 }
 
-/// Updates n slots: gradient, parameter, first and second moment of each, of equal shape; the last three
+/// Updates n parameters: gradient, values, first and second moment of each, of equal shape; the last three
 /// are state.
 ///
 /// `squares` are the [squared norms](super::squared_norms) of all gradients of the step, including those
@@ -40,19 +40,19 @@ pub struct AdamW {
 /// before; zeros if nothing was changed.
 ///
 /// # Panics
-/// If there is not one weight decay per slot, or the shapes of a slot differ.
+/// If there is not one weight decay per parameter, or gradient, values and moments of a parameter differ in shape.
 pub fn adamw<'g>(
     op: AdamW,
     guard: Value<'g>,
     squares: Value<'g>,
-    slots: &[[Value<'g>; 4]],
+    parameters: &[[Value<'g>; 4]],
 ) -> Value<'g> {
-    record_update(op, guard, squares, slots)
+    record_update(op, guard, squares, parameters)
 }
 
 impl AdamW {
-    /// Returns the number of slots.
-    fn slots(&self) -> usize {
+    /// Returns the number of parameters.
+    fn parameters(&self) -> usize {
         self.weight_decay.len()
     }
 
@@ -69,12 +69,12 @@ impl Operation for AdamW {
     }
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
-        check_slots("adamw", inputs, self.slots(), 3);
-        vec![Type::f64([self.slots(), 2])]
+        check_parameters("adamw", inputs, self.parameters(), 3);
+        vec![Type::f64([self.parameters(), 2])]
     }
 
     fn state_inputs(&self, inputs: usize) -> Range<usize> {
-        inputs - 3 * self.slots()..inputs
+        inputs - 3 * self.parameters()..inputs
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
@@ -83,11 +83,11 @@ impl Operation for AdamW {
         let Some(norm) = finite_norm(io.read(0), io.doubles(1)) else {
             return;
         };
-        let scale = clip_factor(self.clip, norm);
+        let scale = clip_coefficient(self.max_grad_norm, norm);
         let Arguments { lr, step, .. } = io.arguments();
         let [correction1, correction2] = self.corrections(step);
-        let slots = states_by_slot(io, self.slots()).into_iter().zip(&self.weight_decay);
-        for (i, ([p, m, v], weight_decay)) in slots.enumerate() {
+        let parameters = states_by_parameter(io, self.parameters()).into_iter().zip(&self.weight_decay);
+        for (i, ([p, m, v], weight_decay)) in parameters.enumerate() {
             let (mut update, mut value) = (0.0, 0.0);
             let moments = m.iter_mut().zip(v);
             for ((p, g), (m, v)) in p.iter_mut().zip(io.read(2 + i)).zip(moments) {
@@ -118,14 +118,14 @@ impl Operation for AdamW {
             beta1: self.beta1,
             beta2: self.beta2,
             eps: self.eps,
-            grad_scale: adamw::grad_scale(self.clip, norm),
+            clip_coefficient: adamw::clip_coefficient(self.max_grad_norm, norm),
             bias_correction1,
             bias_correction2,
         };
-        let slots = states_by_slot(io, self.slots()).into_iter().zip(&self.weight_decay);
-        let mut slots: Vec<Slot> = slots
+        let parameters = states_by_parameter(io, self.parameters()).into_iter().zip(&self.weight_decay);
+        let mut parameters: Vec<ParameterState> = parameters
             .enumerate()
-            .map(|(i, ([p, m, v], &weight_decay))| Slot {
+            .map(|(i, ([p, m, v], &weight_decay))| ParameterState {
                 p,
                 g: io.read(2 + i),
                 m,
@@ -133,7 +133,7 @@ impl Operation for AdamW {
                 weight_decay,
             })
             .collect();
-        let found = adamw::step(&rule, &mut slots);
+        let found = adamw::step(&rule, &mut parameters);
         for (norms, found) in norms.chunks_exact_mut(2).zip(found) {
             norms.copy_from_slice(&[found.update, found.value]);
         }
@@ -158,7 +158,7 @@ mod tests {
             beta1: 0.9,
             beta2: 0.95,
             eps: 1e-8,
-            clip,
+            max_grad_norm: clip,
             weight_decay: vec![0.1, 0.0, 0.2, 0.3],
         }
     }
@@ -204,7 +204,7 @@ mod tests {
         let each = runs.iter();
         let after = each.map(|(arguments, given)| executors.run(*arguments, given, |g, buffers, x| {
             let (mut next, mut offset) = (0, 0);
-            let slots = x[1..].iter().map(|gradient| {
+            let parameters = x[1..].iter().map(|gradient| {
                 let mut state = || {
                     let at = if in_one { (0, offset) } else { (next, 0) };
                     next += 1;
@@ -213,8 +213,8 @@ mod tests {
                 };
                 [*gradient, state(), state(), state()]
             });
-            let slots: Vec<[Value; 4]> = slots.collect();
-            vec![adamw(rule(clip), x[0], squared_norms(g, &x[1..]), &slots)]
+            let parameters: Vec<[Value; 4]> = parameters.collect();
+            vec![adamw(rule(clip), x[0], squared_norms(g, &x[1..]), &parameters)]
         }).cpu);
         after.collect()
     }
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "adamw: state of slot 1")]
+    #[should_panic(expected = "adamw: state of parameter 1")]
     fn states_of_another_shape_are_refused() {
         let g = Builder::new();
         let x = [[2, 3], [3, 2], [2, 3], [2, 3]].map(|shape| g.input("x", Type::f32(shape)));
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "adamw: values of 4 slots")]
+    #[should_panic(expected = "adamw: values of 4 parameters")]
     fn every_slot_has_a_weight_decay() {
         let g = Builder::new();
         let x = g.input("x", Type::f32([2, 3]));

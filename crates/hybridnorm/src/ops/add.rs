@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use hybridnorm_kernels::elementwise;
 
-use super::{Backward, Io, Operation};
+use super::{BackwardContext, Io, Operation};
 use crate::graph::{Type, Value};
 
 /// Sum of two values of equal shape.
@@ -27,13 +27,13 @@ impl Operation for Add {
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [x, y] = inputs else {
-            panic!("add reads two values")
+            panic!("add: expected two values")
         };
         assert_eq!(x, y, "add: shapes differ");
         vec![*x]
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         vec![Some(at.gradient()); 2]
     }
 

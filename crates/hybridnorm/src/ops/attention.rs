@@ -3,7 +3,7 @@
 use hybridnorm_kernels::attention::{self, Attention as Spec};
 
 use super::reference_math::softmax;
-use super::{Backward, Io, Operation, QkvTransform};
+use super::{BackwardContext, Io, Operation, QkvTransform};
 use crate::graph::{Type, Value};
 
 /// Causal self-attention of packed q·k·v to the context, with the log-sum-exp of every query's logits,
@@ -18,7 +18,7 @@ pub struct AttentionGrad(pub(crate) Spec);
 /// [`QkvTransform`] and [`Attention`] in one op: normalized and rotated heads exist one tile at a time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QkvAttention {
-    pub(crate) prep: QkvTransform,
+    pub(crate) transform: QkvTransform,
     pub(crate) attention: Spec,
 }
 
@@ -61,7 +61,7 @@ impl Operation for Attention {
         outputs_of(&self.0)
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         let inputs = [at.input(0), at.output(0), at.output(1), at.gradient()];
         let [dx] = at.graph().op(AttentionGrad(self.0), &inputs);
         vec![Some(dx)]
@@ -115,13 +115,13 @@ impl Operation for AttentionGrad {
 
 impl QkvAttention {
     /// True if the kernel normalizes heads one by one, without the whole packed row.
-    fn is_by_head(&self) -> bool {
-        self.prep.spec.is_by_head()
+    fn is_per_head(&self) -> bool {
+        self.transform.spec.is_per_head()
     }
 
     /// Returns the elements of the packed q·k·v that must be materialized.
     fn materialized_elements(&self, inputs: &[Type]) -> usize {
-        if self.is_by_head() { 0 } else { inputs[0].elements() }
+        if self.is_per_head() { 0 } else { inputs[0].elements() }
     }
 }
 
@@ -132,7 +132,7 @@ impl Operation for QkvAttention {
 
     /// Reads the inputs of [`QkvTransform`].
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
-        self.prep.check(inputs);
+        self.transform.check(inputs);
         outputs_of(&self.attention)
     }
 
@@ -150,18 +150,18 @@ impl Operation for QkvAttention {
 
     fn reference(&self, io: &mut Io<'_, f64>) {
         let mut rows = vec![0.0; io.read(0).len()];
-        self.prep.reference_forward(io, &mut rows);
+        self.transform.reference_forward(io, &mut rows);
         forward(&self.attention, &rows, io.write(), io.write());
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let (ctx, lse) = (io.write(), io.write());
-        let (prep, qkv) = (self.prep.bind(io), io.read(0));
-        if self.is_by_head() {
-            return attention::forward_transformed(&self.attention, &prep, qkv, ctx, lse);
+        let (transform, qkv) = (self.transform.bind(io), io.read(0));
+        if self.is_per_head() {
+            return attention::forward_transformed(&self.attention, &transform, qkv, ctx, lse);
         }
         let rows = io.write();
-        hybridnorm_kernels::qkv::forward(&prep, qkv, rows);
+        hybridnorm_kernels::qkv::forward(&transform, qkv, rows);
         attention::forward(&self.attention, rows, ctx, lse);
     }
 }
@@ -191,23 +191,23 @@ impl Operation for QkvAttentionGrad {
     fn reference(&self, io: &mut Io<'_, f64>) {
         let (dx, dparams) = (io.write(), [io.write(), io.write(), io.write()]);
         let mut rows = vec![0.0; dx.len()];
-        self.0.prep.reference_forward(io, &mut rows);
+        self.0.transform.reference_forward(io, &mut rows);
         let mut drows = vec![0.0; dx.len()];
         backward(&self.0.attention, &rows, io.read(7), &mut drows);
-        self.0.prep.reference_backward(io, &drows, dx, dparams);
+        self.0.transform.reference_backward(io, &drows, dx, dparams);
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let (dx, dparams) = (io.write(), [io.write(), io.write(), io.write()]);
-        let (prep, spec, qkv) = (self.0.prep.bind(io), &self.0.attention, io.read(0));
+        let (transform, spec, qkv) = (self.0.transform.bind(io), &self.0.attention, io.read(0));
         let (ctx, lse, dctx) = (io.read(5), io.read(6), io.read(7));
-        if self.0.is_by_head() {
-            return attention::backward_transformed(spec, &prep, qkv, ctx, lse, dctx, dx, dparams);
+        if self.0.is_per_head() {
+            return attention::backward_transformed(spec, &transform, qkv, ctx, lse, dctx, dx, dparams);
         }
         let (rows, drows) = io.write().split_at_mut(qkv.len());
-        hybridnorm_kernels::qkv::forward(&prep, qkv, rows);
+        hybridnorm_kernels::qkv::forward(&transform, qkv, rows);
         attention::backward(spec, rows, ctx, lse, dctx, drows);
-        hybridnorm_kernels::qkv::backward(&prep, qkv, drows, dx, dparams);
+        hybridnorm_kernels::qkv::backward(&transform, qkv, drows, dx, dparams);
     }
 }
 
@@ -252,9 +252,9 @@ impl<'a> HeadOffsets<'a> {
     }
 
     /// Returns the logits of a query with the keys up to its own, and their derivatives under the soft cap.
-    fn scores(&self, qkv: &[f64], b: usize, t: usize, h: usize) -> [Vec<f64>; 2] {
+    fn logits(&self, qkv: &[f64], b: usize, t: usize, h: usize) -> [Vec<f64>; 2] {
         let q = &qkv[self.query(b, t, h)..][..self.spec.head_dim];
-        let score = |s| {
+        let logit = |s| {
             let k = &qkv[self.key(b, s, h)..][..self.spec.head_dim];
             let u = f64::from(self.spec.scale) * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
             match self.spec.softcap.map(f64::from) {
@@ -262,8 +262,8 @@ impl<'a> HeadOffsets<'a> {
                 Some(cap) => (cap * (u / cap).tanh(), 1.0 - (u / cap).tanh().powi(2)),
             }
         };
-        let (scores, slopes) = (0..=t).map(score).unzip();
-        [scores, slopes]
+        let (logits, derivatives) = (0..=t).map(logit).unzip();
+        [logits, derivatives]
     }
 }
 
@@ -272,7 +272,7 @@ pub(super) fn forward(spec: &Spec, qkv: &[f64], ctx: &mut [f64], lse: &mut [f64]
     let at = HeadOffsets::new(spec);
     ctx.fill(0.0);
     at.for_each(|b, t, h| {
-        let (weights, log_sum) = softmax(&at.scores(qkv, b, t, h)[0]);
+        let (weights, log_sum) = softmax(&at.logits(qkv, b, t, h)[0]);
         lse[(b * spec.heads + h) * spec.seq + t] = log_sum;
         let ctx = &mut ctx[at.context(b, t, h)..][..spec.value_dim];
         for (s, p) in weights.iter().enumerate() {
@@ -287,8 +287,8 @@ pub(super) fn backward(spec: &Spec, qkv: &[f64], dctx: &[f64], dqkv: &mut [f64])
     let at = HeadOffsets::new(spec);
     dqkv.fill(0.0);
     at.for_each(|b, t, h| {
-        let [scores, slopes] = at.scores(qkv, b, t, h);
-        let (weights, _) = softmax(&scores);
+        let [logits, derivatives] = at.logits(qkv, b, t, h);
+        let (weights, _) = softmax(&logits);
         let dctx = &dctx[at.context(b, t, h)..][..spec.value_dim];
         let dp: Vec<f64> = (0..=t)
             .map(|s| {
@@ -298,7 +298,7 @@ pub(super) fn backward(spec: &Spec, qkv: &[f64], dctx: &[f64], dqkv: &mut [f64])
             .collect();
         let delta: f64 = weights.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
         for s in 0..=t {
-            let du = weights[s] * (dp[s] - delta) * slopes[s] * f64::from(spec.scale);
+            let du = weights[s] * (dp[s] - delta) * derivatives[s] * f64::from(spec.scale);
             let (q, k, v) = (at.query(b, t, h), at.key(b, s, h), at.value(b, s, h));
             for i in 0..spec.head_dim {
                 dqkv[q + i] += du * qkv[k + i];
@@ -313,8 +313,8 @@ pub(super) fn backward(spec: &Spec, qkv: &[f64], dctx: &[f64], dqkv: &mut [f64])
 
 #[cfg(test)]
 mod tests {
-    use hybridnorm_kernels::norm::{Gain, Norm, NormFn};
-    use hybridnorm_kernels::qkv::{QkOrder, QkvTransform as Prep, rope_table};
+    use hybridnorm_kernels::norm::{Gain, NormConfig, NormFn};
+    use hybridnorm_kernels::qkv::{QkOrder, QkvTransform as QkvSpec, rope_table};
 
     use super::super::qkv_transform;
     use super::super::testing::{check, check_reordered, fixed_input, floats, mapped_floats};
@@ -345,7 +345,7 @@ mod tests {
 
     #[test]
     fn norms_and_rotations_before_attention() {
-        let per_head = |groups: usize, gain| Norm {
+        let per_head = |groups: usize, gain| NormConfig {
             function: NormFn::Rmsnorm,
             eps: 1e-5,
             gain,
@@ -353,7 +353,7 @@ mod tests {
             width: 6,
             groups,
         };
-        let full = |heads: usize| Norm { width: 6 * heads, ..per_head(1, Gain::Plain) };
+        let full = |heads: usize| NormConfig { width: 6 * heads, ..per_head(1, Gain::Plain) };
         let (plain, own) = (per_head(1, Gain::None), |h| Some(per_head(h, Gain::OnePlus)));
         let norms = [
             [None; 3],
@@ -363,7 +363,7 @@ mod tests {
         ];
         for [q, k, v] in norms {
             for (order, clip) in [(QkOrder::BeforeRope, None), (QkOrder::AfterRope, Some(0.7))] {
-                let prep = Prep {
+                let transform = QkvSpec {
                     heads: 4,
                     kv_heads: 2,
                     head_dim: 6,
@@ -384,16 +384,16 @@ mod tests {
                     mapped_floats(4, [v_len], |x| 1.0 + 0.3 * x),
                     fixed_input([5, 6], table),
                 ];
-                check(&given, |_, x| prepared(x, prep));
+                check(&given, |_, x| transformed(x, transform));
                 // Fused ops sum the gradients of norm parameters head by head.
                 check_reordered(&given, &[], |_, x| {
-                    vec![attention(prepared(x, prep), spec(5, 6, None))]
+                    vec![attention(transformed(x, transform), spec(5, 6, None))]
                 });
             }
         }
     }
 
-    fn prepared<'g>(x: &[Value<'g>], prep: Prep) -> Value<'g> {
-        qkv_transform(x[0], x[4], [Some(x[1]), Some(x[2]), Some(x[3])], prep)
+    fn transformed<'g>(x: &[Value<'g>], transform: QkvSpec) -> Value<'g> {
+        qkv_transform(x[0], x[4], [Some(x[1]), Some(x[2]), Some(x[3])], transform)
     }
 }

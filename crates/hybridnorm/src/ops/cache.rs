@@ -61,7 +61,7 @@ impl Operation for CacheAppend {
     /// Reads rows and updates a cache; has no outputs.
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [rows, cache] = inputs else {
-            panic!("cache append reads rows and updates a cache")
+            panic!("cache append: expected rows and a cache")
         };
         let Append {
             batch,
@@ -134,7 +134,7 @@ impl Operation for CachedAttention {
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [packed, cache] = inputs else {
-            panic!("cached attention reads packed rows and a cache")
+            panic!("cached attention: expected packed rows and a cache")
         };
         let Spec {
             batch,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use hybridnorm_kernels::elementwise;
 
-use super::{Backward, Io, Operation, fill};
+use super::{BackwardContext, Io, Operation, fill};
 use crate::graph::{Type, Value};
 
 /// Rows split into parts of given widths.
@@ -43,7 +43,7 @@ pub fn split<'g, const N: usize>(x: Value<'g>, widths: [usize; N]) -> [Value<'g>
 /// # Panics
 /// If the widths do not sum to that of the rows.
 pub fn split_into(x: Value<'_>, widths: Vec<usize>) -> Vec<Value<'_>> {
-    x.builder().op_of_many(Split { widths }, &[x])
+    x.builder().op_with_outputs(Split { widths }, &[x])
 }
 
 /// Concatenates the rows of all parts, in order.
@@ -77,7 +77,7 @@ impl Operation for Split {
         self.widths.iter().map(part).collect()
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         let part = |index| match at.gradient_of(index) {
             Some(gradient) => gradient,
             None => fill(at.graph(), 0.0, at.output(index).ty()),
@@ -123,9 +123,9 @@ impl Operation for Concat {
         vec![Type::f32(shape.with_width(self.widths.iter().sum()))]
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         let widths = self.widths.clone();
-        let parts = at.graph().op_of_many(Split { widths }, &[at.gradient()]);
+        let parts = at.graph().op_with_outputs(Split { widths }, &[at.gradient()]);
         parts.into_iter().map(Some).collect()
     }
 
@@ -170,7 +170,7 @@ impl Operation for ScaleColumns {
         vec![x]
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         let inputs = [at.input(0), at.input(1), at.gradient()];
         let [dx, ds] = at.graph().op(ScaleColumnsGrad(*self), &inputs);
         vec![Some(dx), Some(ds)]

@@ -3,7 +3,7 @@
 use hybridnorm_kernels::cross_entropy::{self, LossSpec as Spec, LossSums};
 
 use super::reference_math::log_sum_exp;
-use super::{Backward, Io, Operation};
+use super::{BackwardContext, Io, Operation};
 use crate::graph::{Type, Value};
 
 /// `objective` and `cross-entropy` of given logits: sums over rows, divided by [`Spec::divisor`]; the
@@ -117,7 +117,7 @@ impl Operation for CrossEntropy {
         vec![Type::f32([1]); 2]
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         // The second output, the cross-entropy, is a statistic.
         let Some(seed) = at.gradient_of(0) else { return vec![None; 2] };
         let inputs = [at.input(0), at.input(1), seed];
@@ -167,7 +167,7 @@ impl HeadLoss {
         check_targets(inputs[0].shape.rows(), inputs[2]);
     }
 
-    fn products(&self, inputs: &[Type]) -> u64 {
+    fn matmul_flops(&self, inputs: &[Type]) -> u64 {
         2 * (inputs[0].elements() * self.0.vocab) as u64
     }
 }
@@ -184,7 +184,7 @@ impl Operation for HeadLoss {
     }
 
     fn flops(&self, inputs: &[Type]) -> u64 {
-        self.products(inputs)
+        self.matmul_flops(inputs)
     }
 
     fn scratch(&self, inputs: &[Type]) -> usize {
@@ -222,7 +222,7 @@ impl Operation for HeadLossGrad {
     }
 
     fn flops(&self, inputs: &[Type]) -> u64 {
-        3 * HeadLoss(self.0).products(inputs)
+        3 * HeadLoss(self.0).matmul_flops(inputs)
     }
 
     fn scratch(&self, inputs: &[Type]) -> usize {
@@ -235,7 +235,7 @@ impl Operation for HeadLossGrad {
 
     fn reference(&self, io: &mut Io<'_, f64>) {
         let (x, w, targets) = (io.read(0), io.read(1), io.ints(2));
-        let (mut z, slopes) = logits(&self.0, x, w);
+        let (mut z, derivatives) = logits(&self.0, x, w);
         for loss in forward(&self.0, &z, targets) {
             io.write()[0] = loss;
         }
@@ -244,11 +244,11 @@ impl Operation for HeadLossGrad {
         dx.fill(0.0);
         dw.fill(0.0);
         let Spec { width, vocab, .. } = self.0;
-        for (at, (dz, slope)) in z.iter().zip(slopes).enumerate() {
+        for (at, (dz, derivative)) in z.iter().zip(derivatives).enumerate() {
             let (row, entry) = (at / vocab * width, at % vocab * width);
             for i in 0..width {
-                dx[row + i] += dz * slope * w[entry + i];
-                dw[entry + i] += dz * slope * x[row + i];
+                dx[row + i] += dz * derivative * w[entry + i];
+                dw[entry + i] += dz * derivative * x[row + i];
             }
         }
     }

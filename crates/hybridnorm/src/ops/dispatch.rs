@@ -4,7 +4,7 @@ use hybridnorm_kernels::experts::DispatchLayout;
 use hybridnorm_kernels::router::{self, Router};
 
 use super::router::scores;
-use super::{Backward, Io, Operation};
+use super::{BackwardContext, Io, Operation};
 use crate::graph::{Type, Value};
 
 /// Dispatch of tokens to the experts with the highest scores, as [`DispatchLayout`] lays it out.
@@ -43,16 +43,16 @@ impl Operation for TopKDispatch {
         let (logits, bias) = match (inputs, self.has_bias) {
             ([logits], false) => (logits, None),
             ([logits, bias], true) => (logits, Some(bias)),
-            _ => panic!("choice of experts reads logits, and a bias if it has one"),
+            _ => panic!("top-k dispatch: expected logits, and a bias if it has one"),
         };
-        assert_eq!(logits.shape.width(), experts, "choice of experts: logits");
+        assert_eq!(logits.shape.width(), experts, "top-k dispatch: logits");
         if let Some(bias) = bias {
-            assert_eq!(*bias, Type::f32([experts]), "choice of experts: bias");
+            assert_eq!(*bias, Type::f32([experts]), "top-k dispatch: bias");
         }
         vec![dispatch_type(self.router.layout(), logits.shape.rows())]
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         vec![None; at.inputs().len()]
     }
 
@@ -67,16 +67,16 @@ impl Operation for TopKDispatch {
             }
             selected.extend(best_experts(r, keys, self.has_bias));
         }
-        let mut choice_of_slot: Vec<usize> = (0..selected.len()).collect();
-        choice_of_slot.sort_by_key(|&choice| (selected[choice], choice));
-        let mut slot_of_choice = vec![0; selected.len()];
-        for (slot, &choice) in choice_of_slot.iter().enumerate() {
-            slot_of_choice[choice] = slot;
+        let mut assignment_of_slot: Vec<usize> = (0..selected.len()).collect();
+        assignment_of_slot.sort_by_key(|&assignment| (selected[assignment], assignment));
+        let mut slot_of_assignment = vec![0; selected.len()];
+        for (slot, &assignment) in assignment_of_slot.iter().enumerate() {
+            slot_of_assignment[assignment] = slot;
         }
         let below = |expert| selected.iter().filter(|&&c| c < expert).count();
         let offsets: Vec<usize> = (0..=r.experts).map(below).collect();
         let load = offsets.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        let parts = [load, offsets, choice_of_slot, slot_of_choice, selected].concat();
+        let parts = [load, offsets, assignment_of_slot, slot_of_assignment, selected].concat();
         for (to, from) in dispatch.iter_mut().zip(parts) {
             *to = from as i32;
         }
@@ -85,7 +85,7 @@ impl Operation for TopKDispatch {
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let (layout, logits, dispatch) = (self.router.layout(), io.read(0), io.write_ints());
         let bias = self.has_bias.then(|| io.read(1));
-        let selected = layout.chosen(dispatch.len());
+        let selected = layout.selected(dispatch.len());
         router::select_top_k(&self.router, logits, bias, &mut dispatch[selected]);
         layout.fill(dispatch);
     }

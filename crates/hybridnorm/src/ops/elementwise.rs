@@ -1,10 +1,10 @@
-//! Elementwise functions: clamp, soft cap, temperature.
+//! Elementwise functions: clamp, soft cap, reciprocal.
 
 use std::ops::Range;
 
 use hybridnorm_kernels::elementwise;
 
-use super::{Backward, Io, Operation};
+use super::{BackwardContext, Io, Operation};
 use crate::graph::{Type, Value};
 
 /// Elements clamped to plus and minus a limit.
@@ -67,7 +67,7 @@ impl Operation for Clamp {
         inputs.to_vec()
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         let [dx] = at.graph().op(ClampGrad(*self), &[at.input(0), at.gradient()]);
         vec![Some(dx)]
     }
@@ -125,7 +125,7 @@ impl Operation for Softcap {
         inputs.to_vec()
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         let [dx] = at.graph().op(SoftcapGrad(*self), &[at.output(0), at.gradient()]);
         vec![Some(dx)]
     }
@@ -182,7 +182,7 @@ impl Operation for Reciprocal {
         inputs.to_vec()
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         let [dx] = at.graph().op(ReciprocalGrad(*self), &[at.input(0), at.gradient()]);
         vec![Some(dx)]
     }

@@ -2,7 +2,7 @@
 
 use hybridnorm_kernels::embedding;
 
-use super::{Backward, Io, Operation};
+use super::{BackwardContext, Io, Operation};
 use crate::graph::{Type, Value};
 
 /// Rows of a table (v, d) by id.
@@ -45,7 +45,7 @@ impl Operation for Embedding {
         vec![Type::f32([b, t, self.width])]
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         let [dw] = at.graph().op(EmbeddingGrad(*self), &[at.input(0), at.gradient()]);
         vec![None, Some(dw)]
     }

@@ -6,16 +6,16 @@ use hybridnorm_kernels::experts::{self, Dispatch, DispatchLayout};
 use super::activation as reference;
 use super::dispatch::dispatch_type;
 use super::experts::{ExpertLinear, add_outer, matvec, matvec_transposed};
-use super::{Backward, Io, Operation};
+use super::{BackwardContext, Io, Operation};
 use crate::graph::{Shape, Type, Value};
 
 /// `Σ_j weight_j · W_e act(hidden_j)` over the slots j of every token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExpertDown {
-    pub(crate) product: ExpertLinear,
+    pub(crate) linear: ExpertLinear,
     /// Activation that the kernel applies to the hidden rows.
     pub(crate) activation: Option<Activation>,
-    /// Shape of the result: n rows of any arrangement.
+    /// Output shape: any shape with n rows.
     pub(crate) shape: Shape,
 }
 
@@ -24,8 +24,8 @@ pub struct ExpertDown {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ExpertDownGrad(pub(crate) ExpertDown);
 
-/// Combines the outputs of each token's experts with the gate weights: from hidden rows (1, m, f), or the
-/// inputs of the activation if there is one, and a matrix (d, f) per expert to the `shape` of the residual
+/// Combines the outputs of each token's experts with the gate weights: from hidden rows (1, m, f), or
+/// pre-activations if `activation` is set, and a matrix (d, f) per expert to the `shape` of the residual
 /// stream, n rows of width d.
 ///
 /// # Panics
@@ -40,7 +40,7 @@ pub fn expert_down<'g>(
     shape: Shape,
 ) -> Value<'g> {
     let op = ExpertDown {
-        product: ExpertLinear::new("expert_down", layout, w_ed_f),
+        linear: ExpertLinear::new("expert_down", layout, w_ed_f),
         activation,
         shape,
     };
@@ -55,12 +55,12 @@ impl ExpertDown {
     }
 
     fn slots(&self) -> usize {
-        self.product.slots(self.tokens())
+        self.linear.slots(self.tokens())
     }
 
     /// Returns the width of the input rows.
     fn width(&self) -> usize {
-        let f = self.product.inputs;
+        let f = self.linear.inputs;
         self.activation.map_or(f, |act| act.inputs(f))
     }
 }
@@ -72,23 +72,23 @@ impl Operation for ExpertDown {
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let &[hidden, w, weights, dispatch] = inputs else {
-            panic!("experts down reads hidden rows, a weight, the router's weights and a dispatch")
+            panic!("experts down: expected hidden rows, a weight, gate weights and a dispatch")
         };
         let ExpertLinear {
             layout, outputs, ..
-        } = self.product;
+        } = self.linear;
         let (n, k) = (self.tokens(), layout.top_k);
         assert_eq!(self.shape.width(), outputs, "experts down: result");
-        assert_eq!(w, self.product.weight(), "experts down: weight");
+        assert_eq!(w, self.linear.weight(), "experts down: weight");
         let rows = Type::f32([1, self.slots(), self.width()]);
         assert_eq!(hidden, rows, "experts down: hidden rows");
-        assert_eq!(weights, Type::f32([n, k]), "experts down: router's weights");
+        assert_eq!(weights, Type::f32([n, k]), "experts down: gate weights");
         let expected = dispatch_type(layout, n);
         assert_eq!(dispatch, expected, "experts down: dispatch of {n} tokens");
         vec![Type::f32(self.shape)]
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         let inputs = [at.inputs(), &[at.gradient()]].concat();
         let [dhidden, dw, dweights] = at.graph().op(ExpertDownGrad(*self), &inputs);
         vec![Some(dhidden), Some(dw), Some(dweights), None]
@@ -98,21 +98,21 @@ impl Operation for ExpertDown {
     fn scratch(&self, _inputs: &[Type]) -> usize {
         let ExpertLinear {
             inputs, outputs, ..
-        } = self.product;
+        } = self.linear;
         let hidden = self.activation.map_or(0, |_| inputs);
         self.slots() * (outputs + hidden)
     }
 
     fn flops(&self, _inputs: &[Type]) -> u64 {
-        self.product.flops(self.tokens())
+        self.linear.flops(self.tokens())
     }
 
     fn workspace(&self, _inputs: &[Type], threads: usize) -> usize {
-        self.product.workspace(self.tokens(), threads)
+        self.linear.workspace(self.tokens(), threads)
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let (product, d) = (&self.product, self.product.outputs);
+        let (product, d) = (&self.linear, self.linear.outputs);
         let (x, w, weights, y) = (io.read(0), io.read(1), io.read(2), io.write());
         y.fill(0.0);
         for assignment in product.assignments(io.ints(3)) {
@@ -133,7 +133,7 @@ impl Operation for ExpertDown {
             layout,
             inputs: f,
             outputs: d,
-        } = self.product;
+        } = self.linear;
         let dispatch = Dispatch::new(layout, io.ints(3));
         let (x, w, weights) = (io.read(0), io.read(1), io.read(2));
         let (y, scratch) = (io.write(), io.write());
@@ -165,21 +165,21 @@ impl Operation for ExpertDownGrad {
     fn scratch(&self, _inputs: &[Type]) -> usize {
         let ExpertLinear {
             inputs, outputs, ..
-        } = self.0.product;
+        } = self.0.linear;
         self.0.slots() * (outputs + inputs + 1)
     }
 
     fn flops(&self, _inputs: &[Type]) -> u64 {
-        2 * self.0.product.flops(self.0.tokens())
+        2 * self.0.linear.flops(self.0.tokens())
     }
 
     fn workspace(&self, _inputs: &[Type], threads: usize) -> usize {
-        self.0.product.workspace(self.0.tokens(), threads)
+        self.0.linear.workspace(self.0.tokens(), threads)
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
         let ExpertDown {
-            product,
+            linear: product,
             activation,
             ..
         } = self.0;
@@ -207,7 +207,7 @@ impl Operation for ExpertDownGrad {
             layout,
             inputs: f,
             outputs: d,
-        } = self.0.product;
+        } = self.0.linear;
         let m = self.0.slots();
         let dispatch = Dispatch::new(layout, io.ints(3));
         let (x, w, weights, dy) = (io.read(0), io.read(1), io.read(2), io.read(4));
@@ -262,7 +262,7 @@ mod tests {
 
     use super::super::experts::tests::{SIZES, dispatch};
     use super::super::testing::{check, floats, ints, mapped_floats};
-    use super::super::{expert_up, linear, router_weights, top_k_dispatch};
+    use super::super::{expert_up, linear, gate_weights, top_k_dispatch};
     use super::*;
 
     const ACTIVATIONS: [Option<Activation>; 5] = [
@@ -322,7 +322,7 @@ mod tests {
                 };
                 let logits = linear(u, w_router);
                 let dispatch = top_k_dispatch(logits, None, router);
-                let weights = router_weights(logits, dispatch, router);
+                let weights = gate_weights(logits, dispatch, router);
                 let layout = router.layout();
                 let hidden = expert_up(u, w_up, dispatch, layout);
                 let shape = u.shape();

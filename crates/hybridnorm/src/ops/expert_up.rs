@@ -4,7 +4,7 @@ use hybridnorm_kernels::experts::{self, Dispatch, DispatchLayout};
 
 use super::dispatch::dispatch_type;
 use super::experts::{ExpertLinear, add_outer, matvec, matvec_transposed};
-use super::{Backward, Io, Operation};
+use super::{BackwardContext, Io, Operation};
 use crate::graph::{Type, Value};
 
 /// `W_e x` in every slot, for the row x of its token and its expert e.
@@ -38,7 +38,7 @@ impl Operation for ExpertUp {
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let &[x, w, dispatch] = inputs else {
-            panic!("experts up reads rows, a weight and a dispatch")
+            panic!("experts up: expected rows, a weight and a dispatch")
         };
         let (ExpertLinear { layout, .. }, n) = (self.0, x.shape.rows());
         assert_eq!(w, self.0.weight(), "experts up: weight");
@@ -48,7 +48,7 @@ impl Operation for ExpertUp {
         vec![Type::f32([1, self.0.slots(n), self.0.outputs])]
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         let inputs = [at.input(0), at.input(1), at.input(2), at.gradient()];
         let [dx, dw] = at.graph().op(ExpertUpGrad(self.0), &inputs);
         vec![Some(dx), Some(dw), None]

@@ -14,9 +14,9 @@ pub(crate) struct ExpertLinear {
     pub(super) outputs: usize,
 }
 
-/// One selected expert of a token.
+/// A selected expert of a token.
 pub(super) struct Assignment {
-    /// Index among all choices, `token · top_k + j`.
+    /// Index among all assignments, `token · top_k + j`.
     pub(super) index: usize,
     pub(super) token: usize,
     pub(super) expert: usize,
@@ -62,13 +62,13 @@ impl ExpertLinear {
         expert * size..(expert + 1) * size
     }
 
-    /// Returns every choice of a dispatch, in order.
+    /// Returns the assignments of a dispatch, in (token, j) order.
     pub(super) fn assignments(&self, dispatch: &[i32]) -> impl Iterator<Item = Assignment> {
         let dispatch = Dispatch::new(self.layout, dispatch);
         let assignments = dispatch
-            .expert_of_choice()
+            .expert_of_assignment()
             .iter()
-            .zip(dispatch.slot_of_choice());
+            .zip(dispatch.slot_of_assignment());
         assignments
             .enumerate()
             .map(move |(index, (&expert, &slot))| Assignment {
@@ -116,7 +116,7 @@ pub(super) mod tests {
     pub(in super::super) fn dispatch(n: usize, layout: DispatchLayout) -> Vec<i32> {
         let DispatchLayout { experts, top_k } = layout;
         let mut integers = vec![0; layout.elements(n)];
-        let selected = layout.chosen(integers.len());
+        let selected = layout.selected(integers.len());
         let scores = numbers(9, n * experts);
         let tokens = integers[selected].chunks_mut(top_k);
         for (selected, scores) in tokens.zip(scores.chunks(experts)) {

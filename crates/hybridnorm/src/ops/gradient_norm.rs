@@ -1,4 +1,7 @@
-//! Squared Euclidean norms of gradients, and shared parts of optimizer ops.
+//! Global gradient norm and gradient clipping, and shared parts of optimizer ops.
+//!
+//! [`SquaredNorms`] computes `Σ g²` of every gradient; the update ops, [`AdamW`](super::AdamW) and
+//! [`Muon`](super::Muon), compute the global norm from it and scale gradients by [`clip_coefficient`].
 
 use hybridnorm_kernels::adamw::sum_squares;
 use rayon::prelude::*;
@@ -41,11 +44,11 @@ impl Operation for SquaredNorms {
     }
 }
 
-/// Checks the inputs that optimizer ops share: the guard, squared norms, a gradient per slot, and `states` values
-/// per slot, with the shape of its gradient.
-pub(super) fn check_slots(name: &str, inputs: &[Type], slots: usize, states: usize) {
+/// Checks the inputs that optimizer ops share: the guard (values that must be finite for the update: the losses),
+/// squared norms, a gradient per parameter, and `states` values per parameter, with the shape of its gradient.
+pub(super) fn check_parameters(name: &str, inputs: &[Type], parameters: usize, states: usize) {
     let [guard, squares, values @ ..] = inputs else {
-        panic!("{name} reads a guard and squared norms")
+        panic!("{name}: expected a guard and squared norms")
     };
     assert_eq!(guard.dtype, DType::F32, "{name}: element type of the guard");
     assert_eq!(
@@ -53,48 +56,50 @@ pub(super) fn check_slots(name: &str, inputs: &[Type], slots: usize, states: usi
         DType::F64,
         "{name}: element type of the squared norms"
     );
-    let count = (1 + states) * slots;
-    assert_eq!(values.len(), count, "{name}: values of {slots} slots");
+    let count = (1 + states) * parameters;
+    assert_eq!(values.len(), count, "{name}: values of {parameters} parameters");
     for (i, value) in values.iter().enumerate() {
-        let gradient = values[i % slots];
+        let gradient = values[i % parameters];
         assert_eq!(
             gradient.dtype,
             DType::F32,
             "{name}: element type of a gradient"
         );
-        assert_eq!(*value, gradient, "{name}: state of slot {}", i % slots);
+        assert_eq!(*value, gradient, "{name}: state of parameter {}", i % parameters);
     }
 }
 
-/// Records an update of slots of N values, gradient first: inputs are the guard, the squared norms, then one value
-/// of every slot, then the next of every slot. Returns the norms of updates and of parameters.
+/// Records an update of parameters, each given by its gradient and N - 1 states: the op's inputs are the guard, the
+/// squared norms, all gradients, then the first state of every parameter, then the second, ... Returns the norms of
+/// updates and of parameters.
 pub(super) fn record_update<'g, const N: usize>(
     op: impl Into<Op>,
     guard: Value<'g>,
     squares: Value<'g>,
-    slots: &[[Value<'g>; N]],
+    parameters: &[[Value<'g>; N]],
 ) -> Value<'g> {
-    let slots = (0..N).flat_map(|part| slots.iter().map(move |slot| slot[part]));
-    let inputs: Vec<Value> = [guard, squares].into_iter().chain(slots).collect();
+    let parameters = (0..N).flat_map(|part| parameters.iter().map(move |parameter| parameter[part]));
+    let inputs: Vec<Value> = [guard, squares].into_iter().chain(parameters).collect();
     let [norms] = guard.builder().op(op, &inputs);
     norms
 }
 
-/// Groups the states that an op updates by slot. Their order is one of every slot, then the next of every slot.
-pub(super) fn states_by_slot<'a, T, const N: usize>(
+/// Groups the states that an op updates by parameter. They are written in the order of the inputs: the first state of
+/// every parameter, then the second, ...
+pub(super) fn states_by_parameter<'a, T, const N: usize>(
     io: &mut Io<'a, T>,
-    slots: usize,
+    parameters: usize,
 ) -> Vec<[&'a mut [T]; N]> {
     let mut parts: [_; N] = std::array::from_fn(|_| {
-        let part: Vec<_> = (0..slots).map(|_| io.write()).collect();
+        let part: Vec<_> = (0..parameters).map(|_| io.write()).collect();
         part.into_iter()
     });
     let mut next = || {
         parts
             .each_mut()
-            .map(|part| part.next().expect("a state of every slot"))
+            .map(|part| part.next().expect("a state of every parameter"))
     };
-    (0..slots).map(|_| next()).collect()
+    (0..parameters).map(|_| next()).collect()
 }
 
 /// Returns the global norm of all gradients; `None`, so that nothing is updated, if it or an element of the
@@ -105,11 +110,12 @@ pub(super) fn finite_norm<T: Copy + Into<f64>>(guard: &[T], squares: &[f64]) -> 
     (is_finite && norm.is_finite()).then_some(norm)
 }
 
-/// Returns the factor that clips gradients of this global norm, in double precision; a `clip` of 0 disables it.
-pub(super) fn clip_factor(clip: f64, norm: f64) -> f64 {
-    match clip {
+/// Returns the factor that clips gradients of this global norm to `max_norm`, in double precision: the `clip_coef` of
+/// `torch.nn.utils.clip_grad_norm_`. A `max_norm` of 0 disables clipping.
+pub(super) fn clip_coefficient(max_norm: f64, norm: f64) -> f64 {
+    match max_norm {
         0.0 => 1.0,
-        clip => (clip / (norm + 1e-6)).min(1.0),
+        max_norm => (max_norm / (norm + 1e-6)).min(1.0),
     }
 }
 

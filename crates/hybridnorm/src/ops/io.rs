@@ -3,7 +3,7 @@
 /// Run-time arguments of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Arguments {
-    /// Positions before the first of this run, stored in the caches.
+    /// Number of cached positions, which precede those of this run (the length of `past_key_values` in transformers).
     pub past: usize,
     /// Learning rate.
     pub lr: f64,
@@ -65,7 +65,7 @@ impl<'a, T> Io<'a, T> {
     pub fn read(&self, index: usize) -> &'a [T] {
         match self.reads[index] {
             Read::Float(x) => x,
-            _ => panic!("input {index} is not one of numbers to be read"),
+            _ => panic!("input {index} is not a readable float operand"),
         }
     }
 
@@ -76,7 +76,7 @@ impl<'a, T> Io<'a, T> {
     pub fn ints(&self, index: usize) -> &'a [i32] {
         match self.reads[index] {
             Read::Int(x) => x,
-            _ => panic!("input {index} is not one of integers"),
+            _ => panic!("input {index} is not an integer operand"),
         }
     }
 
@@ -87,7 +87,7 @@ impl<'a, T> Io<'a, T> {
     pub fn doubles(&self, index: usize) -> &'a [f64] {
         match self.reads[index] {
             Read::Double(x) => x,
-            _ => panic!("input {index} is not one in double precision"),
+            _ => panic!("input {index} is not a double-precision operand"),
         }
     }
 
@@ -98,7 +98,7 @@ impl<'a, T> Io<'a, T> {
     pub fn write(&mut self) -> &'a mut [T] {
         match self.writes.next() {
             Some(Write::Float(y)) => y,
-            _ => panic!("the next output is not one of numbers"),
+            _ => panic!("the next output is not a float operand"),
         }
     }
 
@@ -109,7 +109,7 @@ impl<'a, T> Io<'a, T> {
     pub fn write_ints(&mut self) -> &'a mut [i32] {
         match self.writes.next() {
             Some(Write::Int(y)) => y,
-            _ => panic!("the next output is not one of integers"),
+            _ => panic!("the next output is not an integer operand"),
         }
     }
 
@@ -120,7 +120,7 @@ impl<'a, T> Io<'a, T> {
     pub fn write_doubles(&mut self) -> &'a mut [f64] {
         match self.writes.next() {
             Some(Write::Double(y)) => y,
-            _ => panic!("the next output is not one in double precision"),
+            _ => panic!("the next output is not a double-precision operand"),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Last position of every sequence: the input of the output head in decoding, or of a classifier.
 
-use super::{Backward, Io, Operation};
+use super::{BackwardContext, Io, Operation};
 use crate::graph::{Type, Value};
 
 /// The last row of every `seq` rows.
@@ -70,7 +70,7 @@ impl Operation for LastPosition {
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [x] = inputs else {
-            panic!("last position reads one value")
+            panic!("last position: expected one value")
         };
         let batch = x.shape.sizes().first().copied().unwrap_or(1);
         let [of_x, last] = self.types(batch);
@@ -78,7 +78,7 @@ impl Operation for LastPosition {
         vec![last]
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         let [dx] = at.graph().op(LastPositionGrad(*self), &[at.gradient()]);
         vec![Some(dx)]
     }
@@ -117,7 +117,7 @@ impl Operation for LastPositionGrad {
 mod tests {
     use super::super::testing::{check, floats};
     use super::*;
-    use crate::exec::{Cpu, Data, Executor};
+    use crate::exec::{Cpu, TensorRef, Executor};
     use crate::graph::Builder;
     use crate::ops::Arguments;
     use crate::plan::{Options, Program};
@@ -143,7 +143,7 @@ mod tests {
         let program = Program::new(g.finish(), &[id], Options::default());
         let x: Vec<f32> = (0..12).map(|i| i as f32).collect();
         let mut cpu = Cpu::new();
-        cpu.run(&program, Arguments::default(), &[("x", Data::F32(&x))]).unwrap();
+        cpu.run(&program, Arguments::default(), &[("x", TensorRef::F32(&x))]).unwrap();
         assert_eq!(cpu.output(&program, id).into_f32(), [4.0, 5.0, 10.0, 11.0]);
     }
 }

@@ -1,12 +1,12 @@
 //! Queries, keys and values of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434), whose heads
-//! have two parts: content channels and rotary channels.
+//! have two parts: channels without rotary embedding (nope) and rotary channels.
 //!
 //! Shape suffix: r rotated channels.
 
 use hybridnorm_kernels::latent::{self, LatentHeads as Spec};
 
-use super::rotate::{check_rotations, rotated};
-use super::{Backward, Io, Operation};
+use super::rotate::{check_rope_table, rotated};
+use super::{BackwardContext, Io, Operation};
 use crate::graph::{Type, Value};
 
 /// Packed rows `[q heads | k heads | v heads]`; see [`latent_heads`].
@@ -16,7 +16,7 @@ pub struct LatentHeads {
     seq: usize,
 }
 
-/// Gradients of queries, keys' content and values, and the shared key from that of [`LatentHeads`]'
+/// Gradients of queries, keys' nope part and values, and the shared key from that of [`LatentHeads`]'
 /// output.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LatentHeadsGrad(LatentHeads);
@@ -24,9 +24,9 @@ pub struct LatentHeadsGrad(LatentHeads);
 /// Assembles packed `[q heads | k heads | v heads]`, (b, t, h·(2·(nope + r) + value)), with the last r channels
 /// of every query and key rotated by the position.
 ///
-/// `q` is (b, t, h·(nope + r)), heads of `[content | rotary]` before rotation; `kv` is (b, t, h·(nope + value)),
-/// heads of `[content of the key | value]`; `key_btr` is the rotary part of the keys, shared by all heads;
-/// `rotations` is (t, r) and has no gradient.
+/// `q` is (b, t, h·(nope + r)), heads of `[nope | rotary]` before rotation; `kv` is (b, t, h·(nope + value)),
+/// heads of `[nope part of the key | value]`; `key_btr` is the rotary part of the keys, shared by all heads;
+/// `rope_table` is (t, r) and has no gradient.
 ///
 /// # Panics
 /// If the shapes do not match, or r is odd.
@@ -34,7 +34,7 @@ pub fn latent_heads<'g>(
     q: Value<'g>,
     kv: Value<'g>,
     key_btr: Value<'g>,
-    rotations: Value<'g>,
+    rope_table: Value<'g>,
     heads: Spec,
 ) -> Value<'g> {
     let &[_, seq, _] = q.shape().sizes() else {
@@ -43,13 +43,13 @@ pub fn latent_heads<'g>(
             q.shape()
         )
     };
-    let inputs = [q, kv, key_btr, rotations];
+    let inputs = [q, kv, key_btr, rope_table];
     let [packed] = q.builder().op(LatentHeads { heads, seq }, &inputs);
     packed
 }
 
 impl LatentHeads {
-    /// Returns the types of queries, keys' content and values, shared key, and packed output.
+    /// Returns the types of queries, keys' nope part and values, shared key, and packed output.
     fn types(&self, batch: usize) -> [Type; 4] {
         let widths = self.heads.widths();
         widths.map(|width| Type::f32([batch, self.seq, width]))
@@ -62,7 +62,7 @@ impl Operation for LatentHeads {
     }
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
-        let [q, kv, key, rotations] = inputs else {
+        let [q, kv, key, rope_table] = inputs else {
             panic!(
                 "latent heads: expected queries, keys and values, the shared key and rotations"
             )
@@ -70,13 +70,13 @@ impl Operation for LatentHeads {
         let batch = q.shape.sizes().first().copied().unwrap_or(1);
         let [of_q, of_kv, of_key, packed] = self.types(batch);
         assert_eq!(*q, of_q, "latent heads: queries");
-        assert_eq!(*kv, of_kv, "latent heads: content of keys, and values");
+        assert_eq!(*kv, of_kv, "latent heads: nope part of keys, and values");
         assert_eq!(*key, of_key, "latent heads: shared key");
-        check_rotations(self.name(), *rotations, self.seq, self.heads.rope);
+        check_rope_table(self.name(), *rope_table, self.seq, self.heads.rope);
         vec![packed]
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         let inputs = [at.gradient(), at.input(3)];
         let [dq, dkv, dkey] = at.graph().op(LatentHeadsGrad(*self), &inputs);
         vec![Some(dq), Some(dkv), Some(dkey), None]
@@ -91,18 +91,18 @@ impl Operation for LatentHeads {
         } = self.heads;
         let (d, e) = (nope + rope, nope + value);
         let (q, kv, key) = (io.read(0), io.read(1), io.read(2));
-        let rotations = io.read(3);
+        let rope_table = io.read(3);
         let packed = io.write().chunks_mut(heads * (2 * d + value));
         for (i, packed) in packed.enumerate() {
-            let rotation = &rotations[i % self.seq * rope..][..rope];
+            let rotation = &rope_table[i % self.seq * rope..][..rope];
             let position = rotated(&key[i * rope..][..rope], rotation, 1.0);
             let (mut queries, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
             for h in 0..heads {
-                let (content, rotary) = q[(i * heads + h) * d..][..d].split_at(nope);
-                queries.extend(content);
+                let (nope_part, rotary) = q[(i * heads + h) * d..][..d].split_at(nope);
+                queries.extend(nope_part);
                 queries.extend(rotated(rotary, rotation, 1.0));
-                let (content, of_values) = kv[(i * heads + h) * e..][..e].split_at(nope);
-                keys.extend(content);
+                let (nope_part, of_values) = kv[(i * heads + h) * e..][..e].split_at(nope);
+                keys.extend(nope_part);
                 keys.extend(&position);
                 values.extend(of_values);
             }
@@ -112,8 +112,8 @@ impl Operation for LatentHeads {
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let (q, kv, key) = (io.read(0), io.read(1), io.read(2));
-        let rotations = io.read(3);
-        latent::assemble(&self.heads, q, kv, key, rotations, io.write());
+        let rope_table = io.read(3);
+        latent::assemble(&self.heads, q, kv, key, rope_table, io.write());
     }
 }
 
@@ -139,21 +139,21 @@ impl Operation for LatentHeadsGrad {
         } = self.0.heads;
         let (d, e) = (nope + rope, nope + value);
         let dpacked = io.read(0).chunks(heads * (2 * d + value));
-        let rotations = io.read(1);
+        let rope_table = io.read(1);
         let (dq, dkv, dkey) = (io.write(), io.write(), io.write());
         for (i, dpacked) in dpacked.enumerate() {
-            let rotation = &rotations[i % self.0.seq * rope..][..rope];
+            let rotation = &rope_table[i % self.0.seq * rope..][..rope];
             let (queries, rest) = dpacked.split_at(heads * d);
             let (keys, values) = rest.split_at(heads * d);
             let mut position = vec![0.0; rope];
             for h in 0..heads {
-                let (content, rotary) = queries[h * d..][..d].split_at(nope);
+                let (nope_part, rotary) = queries[h * d..][..d].split_at(nope);
                 let dq = &mut dq[(i * heads + h) * d..][..d];
-                dq[..nope].copy_from_slice(content);
+                dq[..nope].copy_from_slice(nope_part);
                 dq[nope..].copy_from_slice(&rotated(rotary, rotation, -1.0));
-                let (content, rotary) = keys[h * d..][..d].split_at(nope);
+                let (nope_part, rotary) = keys[h * d..][..d].split_at(nope);
                 let dkv = &mut dkv[(i * heads + h) * e..][..e];
-                dkv[..nope].copy_from_slice(content);
+                dkv[..nope].copy_from_slice(nope_part);
                 dkv[nope..].copy_from_slice(&values[h * value..][..value]);
                 for (sum, dk) in position.iter_mut().zip(rotary) {
                     *sum += dk;
@@ -165,16 +165,16 @@ impl Operation for LatentHeadsGrad {
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
-        let rotations = io.read(1);
+        let rope_table = io.read(1);
         let (dpacked, dq, dkv, dkey) = (io.read(0), io.write(), io.write(), io.write());
-        latent::assemble_backward(&self.0.heads, dpacked, rotations, dq, dkv, dkey);
+        latent::assemble_backward(&self.0.heads, dpacked, rope_table, dq, dkv, dkey);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::fill;
-    use super::super::rotations;
+    use super::super::rope_table;
     use super::super::stateful::{Executors, arguments_after, inputs};
     use super::super::testing::{check, floats, mapped_floats};
     use super::*;
@@ -224,8 +224,8 @@ mod tests {
             ];
             check(&given, |g, x| {
                 // A constant, since rotations have no gradient.
-                let rotations = fill(g, 0.75, Type::f32([t, heads.rope]));
-                latent_heads(x[0], x[1], x[2], rotations, heads)
+                let rope_table = fill(g, 0.75, Type::f32([t, heads.rope]));
+                latent_heads(x[0], x[1], x[2], rope_table, heads)
             });
         }
     }
@@ -244,7 +244,7 @@ mod tests {
                         given[other] = mapped_floats(0, shapes[other], |_| 0.0);
                     }
                     let results = executors.run(arguments_after(past), &given, |g, _, x| {
-                        let table = rotations(g, 100.0, heads.rope, t);
+                        let table = rope_table(g, 100.0, heads.rope, t);
                         let packed = latent_heads(x[0], x[1], x[2], table, heads);
                         let sources = [x[0], x[1], x[2], table];
                         let gradients = vector_jacobian_product(packed, x[3], &sources);
@@ -277,8 +277,8 @@ mod tests {
             floats(3, [1, 2, key + 1]),
         ];
         check(&given, |g, x| {
-            let rotations = fill(g, 1.0, Type::f32([2, heads.rope]));
-            latent_heads(x[0], x[1], x[2], rotations, heads)
+            let rope_table = fill(g, 1.0, Type::f32([2, heads.rope]));
+            latent_heads(x[0], x[1], x[2], rope_table, heads)
         });
     }
 }

@@ -8,7 +8,7 @@ use hybridnorm_kernels::attention::{self, LatentAttention as Spec};
 use hybridnorm_kernels::latent::{self, LatentHeads};
 
 use super::cache::weights;
-use super::rotate::{check_rotations, rotated};
+use super::rotate::{check_rope_table, rotated};
 use super::{Io, Operation};
 use crate::graph::{Type, Value};
 
@@ -24,25 +24,25 @@ pub struct AbsorbQueries {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LatentAttention(pub(crate) Spec);
 
-/// Weighted values from weighted latents; see [`expanded_context`].
+/// Context heads from latent context: applies the absorbed value up-projection; see [`project_latent_context`].
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ExpandContext {
+pub struct ProjectLatentContext {
     heads: LatentHeads,
     latent: usize,
 }
 
-/// Computes absorbed queries, (b, t, h·(l + r)): per head `[content · its rows of kv_up | rotated]`.
+/// Computes absorbed queries, (b, t, h·(l + r)): per head `[nope part · its rows of kv_up | rotated]`.
 /// Not differentiable.
 ///
-/// `q` is (b, t, h·(nope + r)), heads of `[content | rotary]` before rotation; `kv_up` is (h·(nope + value), l),
-/// per head the rows for the content of keys, then those for values; `rotations` is (t, r).
+/// `q` is (b, t, h·(nope + r)), heads of `[nope | rotary]` before rotation; `kv_up` is (h·(nope + value), l),
+/// per head the rows for the nope part of keys, then those for values; `rope_table` is (t, r).
 ///
 /// # Panics
 /// If the shapes do not match, or r is odd.
 pub fn absorbed_queries<'g>(
     q: Value<'g>,
     kv_up: Value<'g>,
-    rotations: Value<'g>,
+    rope_table: Value<'g>,
     heads: LatentHeads,
 ) -> Value<'g> {
     let &[_, seq, _] = q.shape().sizes() else {
@@ -56,13 +56,13 @@ pub fn absorbed_queries<'g>(
         latent: kv_up.shape().width(),
         seq,
     };
-    let [_, absorbed] = q.builder().op(op, &[q, kv_up, rotations]);
+    let [_, absorbed] = q.builder().op(op, &[q, kv_up, rope_table]);
     absorbed
 }
 
 /// Computes attention of [`absorbed_queries`] over a cache (b, capacity, l + r) of rows `[latent | rotated key]`:
-/// query i of this run attends to rows up to its own, `past + i`. Returns weighted latents (b, t, h·l). Not
-/// differentiable.
+/// query i of this run attends to rows up to its own, `past + i`. Returns the latent context (b, t, h·l).
+/// Not differentiable.
 ///
 /// # Panics
 /// If the shapes are not those of `spec`.
@@ -73,25 +73,25 @@ pub fn latent_attention<'g>(queries: Value<'g>, cache: Value<'g>, spec: Spec) ->
     ctx
 }
 
-/// Computes weighted values (b, t, h·value) from the weighted latents (b, t, h·l) of [`latent_attention`];
+/// Computes the context of heads (b, t, h·value) from the latent context (b, t, h·l) of [`latent_attention`];
 /// `kv_up` as for [`absorbed_queries`]. Not differentiable.
 ///
 /// # Panics
 /// If the shapes do not match.
-pub fn expanded_context<'g>(ctx: Value<'g>, kv_up: Value<'g>, heads: LatentHeads) -> Value<'g> {
+pub fn project_latent_context<'g>(ctx: Value<'g>, kv_up: Value<'g>, heads: LatentHeads) -> Value<'g> {
     let latent = kv_up.shape().width();
     let [values] = ctx
         .builder()
-        .op(ExpandContext { heads, latent }, &[ctx, kv_up]);
+        .op(ProjectLatentContext { heads, latent }, &[ctx, kv_up]);
     values
 }
 
-/// Returns the type of the up-projection from latents to keys' content and values.
+/// Returns the type of the up-projection from latents to keys' nope part and values.
 fn projection(heads: &LatentHeads, latent: usize) -> Type {
     Type::f32([heads.heads * (heads.nope + heads.value), latent])
 }
 
-/// Returns the rows of the projection for a head: those for the content of its keys, and for its values.
+/// Returns the rows of the projection for a head: those for the nope part of its keys, and for its values.
 fn rows_of_head<'a>(heads: &LatentHeads, latent: usize, kv_up: &'a [f64], h: usize) -> [&'a [f64]; 2] {
     let len = (heads.nope + heads.value) * latent;
     kv_up[h * len..][..len].split_at(heads.nope * latent).into()
@@ -104,7 +104,7 @@ impl Operation for AbsorbQueries {
 
     /// Outputs the rotated queries, which no other op reads, and the absorbed ones.
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
-        let [q, kv_up, rotations] = inputs else {
+        let [q, kv_up, rope_table] = inputs else {
             panic!("absorbed queries: expected queries, a projection and rotations")
         };
         let LatentHeads { heads, rope, .. } = self.heads;
@@ -113,7 +113,7 @@ impl Operation for AbsorbQueries {
         assert_eq!(*q, expected, "absorbed queries: queries");
         let expected = projection(&self.heads, self.latent);
         assert_eq!(*kv_up, expected, "absorbed queries: projection");
-        check_rotations(self.name(), *rotations, self.seq, rope);
+        check_rope_table(self.name(), *rope_table, self.seq, rope);
         vec![
             *q,
             Type::f32([batch, self.seq, heads * (self.latent + rope)]),
@@ -133,20 +133,20 @@ impl Operation for AbsorbQueries {
         let LatentHeads {
             heads, nope, rope, ..
         } = self.heads;
-        let (kv_up, rotations) = (io.read(1), io.read(2));
+        let (kv_up, rope_table) = (io.read(1), io.read(2));
         let (q, absorbed) = (io.write(), io.write());
         let pairs = q
             .chunks_mut(nope + rope)
             .zip(absorbed.chunks_mut(self.latent + rope));
         for (index, (q, absorbed)) in pairs.enumerate() {
             let (position, h) = (index / heads % self.seq, index % heads);
-            let (content, rotary) = q.split_at_mut(nope);
-            let rotated = rotated(rotary, &rotations[position * rope..][..rope], 1.0);
+            let (nope_part, rotary) = q.split_at_mut(nope);
+            let rotated = rotated(rotary, &rope_table[position * rope..][..rope], 1.0);
             rotary.copy_from_slice(&rotated);
             let [keys, _] = rows_of_head(&self.heads, self.latent, kv_up, h);
             let (sum, position) = absorbed.split_at_mut(self.latent);
             sum.fill(0.0);
-            for (x, row) in content.iter().zip(keys.chunks(self.latent)) {
+            for (x, row) in nope_part.iter().zip(keys.chunks(self.latent)) {
                 for (sum, w) in sum.iter_mut().zip(row) {
                     *sum += x * w;
                 }
@@ -156,9 +156,9 @@ impl Operation for AbsorbQueries {
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
-        let (kv_up, rotations) = (io.read(1), io.read(2));
+        let (kv_up, rope_table) = (io.read(1), io.read(2));
         let (q, absorbed) = (io.write(), io.write());
-        latent::rotate_queries(&self.heads, q, rotations);
+        latent::rotate_queries(&self.heads, q, rope_table);
         latent::absorb(&self.heads, self.latent, q, kv_up, absorbed);
     }
 }
@@ -170,7 +170,7 @@ impl Operation for LatentAttention {
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [queries, cache] = inputs else {
-            panic!("latent attention reads queries and a cache")
+            panic!("latent attention: expected queries and a cache")
         };
         let Spec {
             batch,
@@ -235,7 +235,7 @@ impl Operation for LatentAttention {
     }
 }
 
-impl Operation for ExpandContext {
+impl Operation for ProjectLatentContext {
     fn name(&self) -> &'static str {
         "expand context"
     }
@@ -280,7 +280,7 @@ impl Operation for ExpandContext {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rotations;
+    use super::super::rope_table;
     use super::super::stateful::{Executors, Session, arguments_after, inputs};
     use super::super::testing::{TestInput, fixed_input, numbers};
     use super::super::{latent_heads, linear, rotate};
@@ -338,11 +338,11 @@ mod tests {
                 let widths = [heads.heads * heads.head_dim(), heads.heads * l];
                 let given = inputs(past as u64, widths.map(|width| [batch, new, width]));
                 executors.run(arguments_after(past), &given, |g, state, x| {
-                    let table = rotations(g, 100.0, heads.rope, new);
+                    let table = rope_table(g, 100.0, heads.rope, new);
                     let kv_up = g.state(state[0], 0, kv_up);
                     let absorbed = absorbed_queries(x[0], kv_up, table, heads);
                     // Queries with another reader must be unchanged.
-                    vec![absorbed, expanded_context(x[1], kv_up, heads), x[0] * 2.0]
+                    vec![absorbed, project_latent_context(x[1], kv_up, heads), x[0] * 2.0]
                 });
             }
         }
@@ -411,7 +411,7 @@ mod tests {
     ) -> (Vec<Vec<f64>>, Vec<f64>) {
         let mut session = Session::reference(&[projection_values.to_vec()]);
         let results = session.run(arguments_after(0), given, |g, state, x| {
-            let table = rotations(g, 100.0, heads.rope, whole.seq);
+            let table = rope_table(g, 100.0, heads.rope, whole.seq);
             let kv = linear(x[1], g.state(state[0], 0, kv_up));
             vec![
                 latent_heads(x[0], kv, x[2], table, *heads),
@@ -447,12 +447,12 @@ mod tests {
                 let queries = queries.flat_map(|x| newest(x, of_queries)).collect();
                 let queries = [fixed_input([batch, new, of_queries], queries)];
                 let results = session.run(arguments_after(past), &queries, |g, state, x| {
-                    let table = rotations(g, 100.0, heads.rope, new);
+                    let table = rope_table(g, 100.0, heads.rope, new);
                     let kv_up = g.state(state[0], 0, kv_up);
                     let cache = g.state(state[1], 0, Type::f32([batch, len, width]));
                     let q = absorbed_queries(x[0], kv_up, table, heads);
                     let ctx = latent_attention(q, cache, spec(batch, new, l, heads, softcap));
-                    vec![expanded_context(ctx, kv_up, heads)]
+                    vec![project_latent_context(ctx, kv_up, heads)]
                 });
                 let of_values = heads.heads * heads.value;
                 let expected = expected.iter().flat_map(|x| newest(x, of_values));

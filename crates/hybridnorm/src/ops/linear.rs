@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use hybridnorm_kernels::linear;
 
-use super::{Backward, Io, Operation};
+use super::{BackwardContext, Io, Operation};
 use crate::graph::{Type, Value};
 
 /// `y = x Wᵀ` on rows of `inputs` elements.
@@ -39,7 +39,7 @@ pub fn linear<'g>(x: Value<'g>, w_oi: Value<'g>) -> Value<'g> {
 }
 
 impl Linear {
-    fn products(&self, rows: usize) -> u64 {
+    fn matmul_flops(&self, rows: usize) -> u64 {
         2 * (rows * self.inputs * self.outputs) as u64
     }
 
@@ -83,14 +83,14 @@ impl Operation for Linear {
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [x, w] = inputs else {
-            panic!("linear reads rows and a weight")
+            panic!("linear: expected rows and a weight")
         };
         assert_eq!(*w, self.weight(), "linear: weight");
         assert_eq!(x.shape.width(), self.inputs, "linear: width of the rows");
         vec![Type::f32(x.shape.with_width(self.outputs))]
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         let (x, w, dy) = (at.input(0), at.input(1), at.gradient());
         let dx = at.needs_gradient(0).then(|| {
             let [dx] = at.graph().op(LinearInputGrad(*self), &[dy, w]);
@@ -104,7 +104,7 @@ impl Operation for Linear {
     }
 
     fn flops(&self, inputs: &[Type]) -> u64 {
-        self.products(inputs[0].shape.rows())
+        self.matmul_flops(inputs[0].shape.rows())
     }
 
     fn positionwise_inputs(&self, _inputs: &[Type]) -> Range<usize> {
@@ -141,7 +141,7 @@ impl Operation for LinearInputGrad {
     }
 
     fn flops(&self, inputs: &[Type]) -> u64 {
-        self.0.products(inputs[0].shape.rows())
+        self.0.matmul_flops(inputs[0].shape.rows())
     }
 
     fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {
@@ -168,7 +168,7 @@ impl Operation for LinearWeightGrad {
     }
 
     fn flops(&self, inputs: &[Type]) -> u64 {
-        self.0.products(inputs[0].shape.rows())
+        self.0.matmul_flops(inputs[0].shape.rows())
     }
 
     fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {
@@ -196,7 +196,7 @@ impl Operation for LinearGrad {
     }
 
     fn flops(&self, inputs: &[Type]) -> u64 {
-        2 * self.0.products(inputs[0].shape.rows())
+        2 * self.0.matmul_flops(inputs[0].shape.rows())
     }
 
     fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {

@@ -6,7 +6,7 @@
 //!
 //! Shape suffixes: b batch, t position, n rows (all sizes but the last), d width, h query heads, g
 //! key/value heads, k head width, f feed-forward width, v vocabulary, p parameters of a norm, e experts,
-//! m = n · top_k slots (a token at one of its experts).
+//! m = n · top_k slots (token-expert pairs).
 
 mod experts;
 mod io;
@@ -23,7 +23,7 @@ pub use io::{Arguments, Io, Read, Write};
 
 /// Interface of an op.
 pub trait Operation: std::fmt::Debug + Send + Sync {
-    /// Returns its name in profiles and errors.
+    /// Returns its name in profiles (a key of `hybridnorm bench step --json`) and errors.
     fn name(&self) -> &'static str;
 
     /// Returns the types of its outputs.
@@ -35,8 +35,8 @@ pub trait Operation: std::fmt::Debug + Send + Sync {
     /// Records the gradients of its inputs, `None` for those that have none.
     ///
     /// # Panics
-    /// If it has no vector-Jacobian product: it is one itself, or inference-only.
-    fn backward<'g>(&self, _at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    /// If it is not differentiable: a gradient op, or inference-only.
+    fn backward<'g>(&self, _at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         panic!("{} is not differentiable", self.name())
     }
 
@@ -57,8 +57,8 @@ pub trait Operation: std::fmt::Debug + Send + Sync {
         0
     }
 
-    /// Returns pairs of an input and the output that starts with its elements: computed in place if the input is not
-    /// needed afterwards, otherwise in a copy. The input itself cannot be read.
+    /// Returns pairs (input, output) that share memory: the output buffer is initialized with the input (in place if
+    /// the input is not used afterwards, else a copy), and the kernel does not read the input separately.
     fn in_place(&self) -> &'static [(usize, usize)] {
         &[]
     }
@@ -68,9 +68,9 @@ pub trait Operation: std::fmt::Debug + Send + Sync {
         0..0
     }
 
-    /// True if it runs as soon as its inputs are available, wherever it was recorded: a reduction for the host, or
+    /// True if it is scheduled as soon as its inputs are available, wherever it was recorded: a reduction for the host, or
     /// an addition to state that no other op of the program reads.
-    fn is_eager(&self) -> bool {
+    fn is_scheduled_early(&self) -> bool {
         false
     }
 
@@ -86,8 +86,8 @@ pub trait Operation: std::fmt::Debug + Send + Sync {
     }
 }
 
-/// An op of the forward pass, as its vector-Jacobian product reads it.
-pub struct Backward<'g> {
+/// Context of a backward call: graph, inputs, outputs and output gradients of an op of the forward pass.
+pub struct BackwardContext<'g> {
     graph: &'g Builder,
     inputs: Vec<Value<'g>>,
     outputs: Vec<Value<'g>>,
@@ -95,7 +95,7 @@ pub struct Backward<'g> {
     needs_gradient: Vec<bool>,
 }
 
-impl<'g> Backward<'g> {
+impl<'g> BackwardContext<'g> {
     pub(crate) fn new(
         graph: &'g Builder,
         inputs: Vec<Value<'g>>,
@@ -201,19 +201,19 @@ ops! {
     gradient_norm: SquaredNorms;
     last_position: LastPosition, LastPositionGrad;
     latent: LatentHeads, LatentHeadsGrad;
-    latent_decode: AbsorbQueries, LatentAttention, ExpandContext;
+    latent_decode: AbsorbQueries, LatentAttention, ProjectLatentContext;
     linear: Linear, LinearInputGrad, LinearWeightGrad, LinearGrad;
     tensor_stats: TensorStats;
     muon: Muon;
     norm: Norm, NormGrad, AddNorm, NormGradAdd;
     qkv: QkvTransform, QkvTransformGrad;
     rotate: Rotate;
-    rotations: Rotations;
-    router: RouterWeights, RouterWeightsGrad, RouterLosses, RouterLossesGrad;
+    rope_table: RopeTable;
+    router: GateWeights, GateWeightsGrad, RouterLosses, RouterLossesGrad;
     rows: ScaleRows, ScaleRowsGrad;
     scale: Scale, Fill;
-    scores: AttentionStats, MaxAttentionLogits;
-    tile: Tile, TileGrad;
+    attention_stats: AttentionStats, MaxAttentionLogits;
+    repeat_interleave: RepeatInterleave, RepeatInterleaveGrad;
     unit: UnitRows, UnitColumns;
 }
 
@@ -222,6 +222,7 @@ pub use activation::activation;
 pub use adamw::adamw;
 pub use add::add;
 pub use attention::attention;
+pub use attention_stats::{attention_stats, max_attention_logits};
 pub use cache::{cache_append, cache_append_columns, cached_attention};
 pub use columns::{concat, scale_columns, split, split_into};
 pub use cross_entropy::cross_entropy;
@@ -233,17 +234,16 @@ pub use expert_up::expert_up;
 pub use gradient_norm::squared_norms;
 pub use last_position::last_position;
 pub use latent::latent_heads;
-pub use latent_decode::{absorbed_queries, expanded_context, latent_attention};
+pub use latent_decode::{absorbed_queries, latent_attention, project_latent_context};
 pub use linear::linear;
 pub use muon::{MuonParameter, muon};
 pub use norm::norm;
 pub use qkv::qkv_transform;
+pub use repeat_interleave::repeat_interleave;
+pub use rope_table::rope_table;
 pub use rotate::rotate;
-pub use rotations::rotations;
-pub use router::{router_losses, router_weights};
+pub use router::{gate_weights, router_losses};
 pub use rows::scale_rows;
 pub use scale::{fill, scale};
-pub use scores::{attention_stats, max_attention_logits};
 pub use tensor_stats::tensor_stats;
-pub use tile::tile;
 pub use unit::{unit_columns, unit_rows};

@@ -3,9 +3,9 @@
 
 use std::ops::Range;
 
-use hybridnorm_kernels::{adamw::grad_scale, muon};
+use hybridnorm_kernels::{adamw, muon};
 
-use super::gradient_norm::{check_slots, clip_factor, finite_norm, record_update, states_by_slot};
+use super::gradient_norm::{check_parameters, clip_coefficient, finite_norm, record_update, states_by_parameter};
 use super::{Arguments, Io, Operation};
 use crate::graph::{Type, Value};
 
@@ -26,9 +26,9 @@ pub struct Muon {
     /// Newton–Schulz iterations.
     pub iterations: usize,
     /// Maximum global gradient norm, to which larger gradients are scaled down; 0 disables clipping.
-    pub clip: f64,
+    pub max_grad_norm: f64,
     /// Parameters to update.
-    pub slots: Vec<MuonParameter>,
+    pub parameters: Vec<MuonParameter>,
 }
 
 /// A parameter that is a stack of matrices.
@@ -42,7 +42,7 @@ pub struct MuonParameter {
     pub weight_decay: f64,
 }
 
-/// Updates n slots: gradient, parameter and momentum of each, of equal shape; the last two are state.
+/// Updates n parameters: gradient, values and momentum of each, of equal shape; the last two are state.
 ///
 /// `squares` are the [squared norms](super::squared_norms) of all gradients of the step, including those
 /// that another op applies. Nothing is changed unless their global norm and every element of `guard`, the
@@ -52,24 +52,24 @@ pub struct MuonParameter {
 /// before; zeros if nothing was changed.
 ///
 /// # Panics
-/// If the number of slots is not the op's, the shapes of a slot differ, or it does not consist of its
-/// matrices.
+/// If the number of parameters is not the op's, gradient, values and momentum of a parameter differ in
+/// shape, or a parameter does not consist of its matrices.
 pub fn muon<'g>(
     op: Muon,
     guard: Value<'g>,
     squares: Value<'g>,
-    slots: &[[Value<'g>; 3]],
+    parameters: &[[Value<'g>; 3]],
 ) -> Value<'g> {
-    record_update(op, guard, squares, slots)
+    record_update(op, guard, squares, parameters)
 }
 
 impl Muon {
     /// Returns the scratch elements of the kernel, in single precision.
     fn scratch_elements(&self) -> usize {
         let sizes = self
-            .slots
+            .parameters
             .iter()
-            .map(|slot| muon::scratch_len(slot.columns, &slot.rows));
+            .map(|parameter| muon::scratch_len(parameter.columns, &parameter.rows));
         sizes.max().unwrap_or(0)
     }
 }
@@ -80,16 +80,16 @@ impl Operation for Muon {
     }
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
-        check_slots("muon", inputs, self.slots.len(), 2);
-        for (i, (slot, gradient)) in self.slots.iter().zip(&inputs[2..]).enumerate() {
-            let elements = slot.rows.iter().sum::<usize>() * slot.columns;
-            assert_eq!(gradient.elements(), elements, "muon: matrices of slot {i}");
+        check_parameters("muon", inputs, self.parameters.len(), 2);
+        for (i, (parameter, gradient)) in self.parameters.iter().zip(&inputs[2..]).enumerate() {
+            let elements = parameter.rows.iter().sum::<usize>() * parameter.columns;
+            assert_eq!(gradient.elements(), elements, "muon: matrices of parameter {i}");
         }
-        vec![Type::f64([self.slots.len(), 2])]
+        vec![Type::f64([self.parameters.len(), 2])]
     }
 
     fn state_inputs(&self, inputs: usize) -> Range<usize> {
-        inputs - 2 * self.slots.len()..inputs
+        inputs - 2 * self.parameters.len()..inputs
     }
 
     fn scratch(&self, _inputs: &[Type]) -> usize {
@@ -97,8 +97,8 @@ impl Operation for Muon {
     }
 
     fn flops(&self, _inputs: &[Type]) -> u64 {
-        let matrices = self.slots.iter();
-        let matrices = matrices.flat_map(|slot| slot.rows.iter().map(|&rows| (rows, slot.columns)));
+        let matrices = self.parameters.iter();
+        let matrices = matrices.flat_map(|parameter| parameter.rows.iter().map(|&rows| (rows, parameter.columns)));
         let products = matrices.map(|(rows, columns)| {
             let (long, short) = (rows.max(columns), rows.min(columns));
             // A and A² are symmetric: only half of each is computed.
@@ -108,8 +108,8 @@ impl Operation for Muon {
     }
 
     fn workspace(&self, _inputs: &[Type], threads: usize) -> usize {
-        let slots = self.slots.iter();
-        let bytes = slots.map(|slot| muon::workspace(slot.columns, &slot.rows, threads));
+        let parameters = self.parameters.iter();
+        let bytes = parameters.map(|parameter| muon::workspace(parameter.columns, &parameter.rows, threads));
         bytes.max().unwrap_or(0)
     }
 
@@ -119,10 +119,10 @@ impl Operation for Muon {
         let Some(norm) = finite_norm(io.read(0), io.doubles(1)) else {
             return;
         };
-        let scale = clip_factor(self.clip, norm);
+        let scale = clip_coefficient(self.max_grad_norm, norm);
         let Arguments { lr, .. } = io.arguments();
-        let slots = states_by_slot(io, self.slots.len()).into_iter().zip(&self.slots);
-        for (i, ([p, m], slot)) in slots.enumerate() {
+        let parameters = states_by_parameter(io, self.parameters.len()).into_iter().zip(&self.parameters);
+        for (i, ([p, m], parameter)) in parameters.enumerate() {
             let mut u = Vec::with_capacity(m.len());
             for (m, g) in m.iter_mut().zip(io.read(2 + i)) {
                 let g = scale * g;
@@ -134,13 +134,13 @@ impl Operation for Muon {
             }
             let (mut update, mut value) = (0.0, 0.0);
             let mut first = 0;
-            for &rows in &slot.rows {
-                let matrix = first..first + rows * slot.columns;
-                let size = 0.2 * (rows.max(slot.columns) as f64).sqrt();
-                let o = orthogonalized(&u[matrix.clone()], slot.columns, self.iterations);
+            for &rows in &parameter.rows {
+                let matrix = first..first + rows * parameter.columns;
+                let size = 0.2 * (rows.max(parameter.columns) as f64).sqrt();
+                let o = orthogonalized(&u[matrix.clone()], parameter.columns, self.iterations);
                 first = matrix.end;
                 for (p, o) in p[matrix].iter_mut().zip(o) {
-                    let added = -lr * (size * o + slot.weight_decay * *p);
+                    let added = -lr * (size * o + parameter.weight_decay * *p);
                     update += added * added;
                     value += *p * *p;
                     *p += added;
@@ -162,25 +162,25 @@ impl Operation for Muon {
             momentum: self.momentum,
             nesterov: self.nesterov,
             steps: self.iterations,
-            grad_scale: grad_scale(self.clip, norm),
+            clip_coefficient: adamw::clip_coefficient(self.max_grad_norm, norm),
         };
-        let slots = states_by_slot(io, self.slots.len()).into_iter().zip(&self.slots);
+        let parameters = states_by_parameter(io, self.parameters.len()).into_iter().zip(&self.parameters);
         let scratch: &mut [f32] = match self.scratch_elements() {
             0 => &mut [],
             _ => io.write(),
         };
-        let mut slots: Vec<muon::Slot> = slots
+        let mut parameters: Vec<muon::ParameterState> = parameters
             .enumerate()
-            .map(|(i, ([p, m], slot))| muon::Slot {
+            .map(|(i, ([p, m], parameter))| muon::ParameterState {
                 p,
                 g: io.read(2 + i),
                 m,
-                columns: slot.columns,
-                blocks: &slot.rows,
-                weight_decay: slot.weight_decay,
+                columns: parameter.columns,
+                rows_per_matrix: &parameter.rows,
+                weight_decay: parameter.weight_decay,
             })
             .collect();
-        let found = muon::step(&rule, &mut slots, scratch);
+        let found = muon::step(&rule, &mut parameters, scratch);
         for (norms, found) in norms.chunks_exact_mut(2).zip(found) {
             norms.copy_from_slice(&[found.update, found.value]);
         }
@@ -245,7 +245,7 @@ mod tests {
     use super::*;
     use crate::graph::{Buffer, Builder};
 
-    fn slot(columns: usize, rows: &[usize], weight_decay: f64) -> MuonParameter {
+    fn parameter(columns: usize, rows: &[usize], weight_decay: f64) -> MuonParameter {
         MuonParameter {
             columns,
             rows: rows.to_vec(),
@@ -258,13 +258,13 @@ mod tests {
             momentum: 0.95,
             nesterov: true,
             iterations: 5,
-            clip,
-            slots: vec![
-                slot(5, &[3, 7, 1], 0.1),
-                slot(33, &[17], 0.0),
-                slot(1, &[1], 0.3),
-                slot(9, &[0, 4], 0.2),
-                slot(70, &[65, 130], 0.2),
+            max_grad_norm: clip,
+            parameters: vec![
+                parameter(5, &[3, 7, 1], 0.1),
+                parameter(33, &[17], 0.0),
+                parameter(1, &[1], 0.3),
+                parameter(9, &[0, 4], 0.2),
+                parameter(70, &[65, 130], 0.2),
             ],
         }
     }
@@ -273,9 +273,9 @@ mod tests {
     /// input, (3, 7), is the gradient of a parameter that AdamW updates.
     fn steps(op: &Muon, factors: &[f64], guards: &[f64]) -> Vec<RunResult> {
         let shapes = op
-            .slots
+            .parameters
             .iter()
-            .map(|slot| [slot.rows.iter().sum(), slot.columns]);
+            .map(|parameter| [parameter.rows.iter().sum(), parameter.columns]);
         let shapes: Vec<[usize; 2]> = shapes.chain([[3, 7]]).collect();
         let total = shapes.iter().map(|[rows, columns]| rows * columns).sum();
         let state = [numbers(1, total), vec![0.0; total], vec![0.0; 3 * 7]];
@@ -299,13 +299,13 @@ mod tests {
     /// Updates parameters with Muon and the last one with AdamW.
     fn record<'g>(op: &Muon, g: &'g Builder, buffers: &[Buffer], x: &[Value<'g>]) -> Vec<Value<'g>> {
         let mut offset = 0;
-        let slots = x[1..].iter().map(|gradient| {
+        let parameters = x[1..].iter().map(|gradient| {
             let ty = gradient.ty();
             offset += ty.elements();
             [0, 1].map(|i| g.state(buffers[i], offset - ty.elements(), ty))
         });
-        let slots: Vec<[Value; 2]> = slots.collect();
-        let (matrices, rest) = slots.split_at(op.slots.len());
+        let parameters: Vec<[Value; 2]> = parameters.collect();
+        let (matrices, rest) = parameters.split_at(op.parameters.len());
         let matrices = x[1..].iter().zip(matrices);
         let matrices: Vec<[Value; 3]> = matrices.map(|(g, [p, m])| [*g, *p, *m]).collect();
         let squares = squared_norms(g, &x[1..]);
@@ -313,7 +313,7 @@ mod tests {
             beta1: 0.9,
             beta2: 0.95,
             eps: 1e-8,
-            clip: op.clip,
+            max_grad_norm: op.max_grad_norm,
             weight_decay: vec![0.1],
         };
         let [[p, m]] = rest[..] else {
@@ -348,14 +348,14 @@ mod tests {
     #[test]
     fn large_matrices_are_worked_on_in_scratch_memory() {
         let op = Muon {
-            slots: vec![slot(3, &[7], 0.1), slot(8, &[131_101, 5], 0.1)],
+            parameters: vec![parameter(3, &[7], 0.1), parameter(8, &[131_101, 5], 0.1)],
             ..rule(0.5)
         };
         assert!(op.scratch_elements() > 0);
         assert_eq!(rule(0.5).scratch_elements(), 0);
         steps(&op, &[1.0], &[1.0]);
         let op = Muon {
-            slots: vec![slot(131_101, &[2, 8], 0.1)],
+            parameters: vec![parameter(131_101, &[2, 8], 0.1)],
             ..op
         };
         steps(&op, &[1.0], &[1.0]);
@@ -410,19 +410,19 @@ mod tests {
     #[test]
     fn symmetric_products_count_by_half() {
         let op = Muon {
-            slots: vec![slot(3, &[2, 5], 0.0)],
+            parameters: vec![parameter(3, &[2, 5], 0.0)],
             ..rule(0.0)
         };
         assert_eq!(op.flops(&[]), 5 * (3 * 3 * 4 + 8 + 3 * 5 * 9 + 27));
     }
 
     #[test]
-    #[should_panic(expected = "muon: matrices of slot 1")]
+    #[should_panic(expected = "muon: matrices of parameter 1")]
     fn rows_that_do_not_add_up_are_refused() {
         let g = Builder::new();
         let x = g.input("x", Type::f32([4, 3]));
         let op = Muon {
-            slots: vec![slot(3, &[2, 2], 0.0), slot(3, &[2, 1], 0.0)],
+            parameters: vec![parameter(3, &[2, 2], 0.0), parameter(3, &[2, 1], 0.0)],
             ..rule(0.0)
         };
         muon(op, x, squared_norms(&g, &[x]), &[[x; 3]; 2]);

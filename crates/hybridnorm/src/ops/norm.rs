@@ -3,41 +3,41 @@
 use std::f64::consts::FRAC_2_SQRT_PI;
 use std::ops::Range;
 
-use hybridnorm_kernels::norm::{self, Gain, Norm as Spec, NormFn, NormScalar};
+use hybridnorm_kernels::norm::{self, Gain, NormConfig, NormFn, NormScalar};
 use statrs::function::erf::erf;
 
-use super::{Backward, Io, Operation, fill};
+use super::{BackwardContext, Io, Operation, fill};
 use crate::graph::{Type, Value};
 
-/// `norm(x)` of rows; see [`Spec`] for the functions and the layout of the parameters.
+/// `norm(x)` of rows; see [`NormConfig`] for the functions and the layout of the parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Norm(pub(crate) Spec);
+pub struct Norm(pub(crate) NormConfig);
 
 /// Gradients of x and of the parameters from those of [`Norm`]'s output.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct NormGrad(pub(crate) Spec);
+pub struct NormGrad(pub(crate) NormConfig);
 
 /// `s = x + o` and `norm(s)`: [`Add`](super::Add) and [`Norm`] in one op.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AddNorm(pub(crate) Spec);
+pub struct AddNorm(pub(crate) NormConfig);
 
 /// [`NormGrad`] with the gradient of x added to another one.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct NormGradAdd(pub(crate) Spec);
+pub struct NormGradAdd(pub(crate) NormConfig);
 
-/// Normalizes rows of `spec.width` elements; `params_p` as [`Spec`] lays them out, (p), `None` if
+/// Normalizes rows of `spec.width` elements; `params_p` as [`NormConfig`] lays them out, (p), `None` if
 /// there are none.
 ///
 /// # Panics
 /// If x does not consist of such rows, or the number of parameters differs.
-pub fn norm<'g>(x: Value<'g>, params_p: impl Into<Option<Value<'g>>>, spec: Spec) -> Value<'g> {
+pub fn norm<'g>(x: Value<'g>, params_p: impl Into<Option<Value<'g>>>, spec: NormConfig) -> Value<'g> {
     let nothing = || fill(x.builder(), 0.0, Type::f32([0]));
     let params_p = params_p.into().unwrap_or_else(nothing);
     let [y] = x.builder().op(Norm(spec), &[x, params_p]);
     y
 }
 
-fn check(spec: &Spec, x: Type, params: Type) {
+fn check(spec: &NormConfig, x: Type, params: Type) {
     assert_eq!(x.elements() % spec.width, 0, "norm: width of the rows");
     assert_eq!(params, Type::f32([spec.params_len()]), "norm: parameters");
 }
@@ -52,7 +52,7 @@ impl Operation for Norm {
         vec![inputs[0]]
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         let inputs = [at.input(0), at.input(1), at.gradient()];
         let [dx, dparams] = at.graph().op(NormGrad(self.0), &inputs);
         vec![Some(dx), Some(dparams)]
@@ -164,7 +164,7 @@ struct Params {
     shift: f64,
 }
 
-fn unpack(spec: &Spec, params: &[f64]) -> Params {
+fn unpack(spec: &NormConfig, params: &[f64]) -> Params {
     let channels = spec.groups * spec.width;
     let has_gain = spec.gain != Gain::None;
     let (gain, rest) = params.split_at(if has_gain { channels } else { 0 });
@@ -190,7 +190,7 @@ struct Row {
 }
 
 /// Computes the norm function of a row x, and its vector-Jacobian product with `dh`.
-fn row(spec: &Spec, p: &Params, x: &[f64], dh: &[f64]) -> Row {
+fn row(spec: &NormConfig, p: &Params, x: &[f64], dh: &[f64]) -> Row {
     let (w, eps) = (x.len() as f64, f64::from(spec.eps));
     match spec.function {
         NormFn::Rmsnorm => rescaled(x, dh, false, w, eps),
@@ -201,7 +201,7 @@ fn row(spec: &Spec, p: &Params, x: &[f64], dh: &[f64]) -> Row {
     }
 }
 
-/// Computes `(x − mean) · slope` with `slope = 1 / √(Σ(x − mean)² / count + eps)`; a mean of 0 unless centered.
+/// Computes `(x − mean) · inv_std` with `inv_std = 1 / √(Σ(x − mean)² / count + eps)`; a mean of 0 unless centered.
 fn rescaled(x: &[f64], dh: &[f64], is_centered: bool, count: f64, eps: f64) -> Row {
     let mean = |x: &[f64]| match is_centered {
         true => x.iter().sum::<f64>() / x.len() as f64,
@@ -209,11 +209,11 @@ fn rescaled(x: &[f64], dh: &[f64], is_centered: bool, count: f64, eps: f64) -> R
     };
     let (mean_x, mean_dh) = (mean(x), mean(dh));
     let squares: f64 = x.iter().map(|x| (x - mean_x).powi(2)).sum();
-    let slope = 1.0 / (squares / count + eps).sqrt();
-    let h: Vec<f64> = x.iter().map(|x| (x - mean_x) * slope).collect();
-    // The mean and the slope depend on every element of the row.
+    let inv_std = 1.0 / (squares / count + eps).sqrt();
+    let h: Vec<f64> = x.iter().map(|x| (x - mean_x) * inv_std).collect();
+    // The mean and `inv_std` depend on every element of the row.
     let along = dh.iter().zip(&h).map(|(dh, h)| dh * h).sum::<f64>() / count;
-    let dx = dh.iter().zip(&h).map(|(dh, h)| (dh - mean_dh - h * along) * slope);
+    let dx = dh.iter().zip(&h).map(|(dh, h)| (dh - mean_dh - h * along) * inv_std);
     Row {
         dx: dx.collect(),
         h,
@@ -225,8 +225,8 @@ fn rescaled(x: &[f64], dh: &[f64], is_centered: bool, count: f64, eps: f64) -> R
 /// Computes `f(α · x + shift)` of every element, where `f` returns value and derivative.
 fn pointwise(p: &Params, x: &[f64], dh: &[f64], f: impl Fn(f64) -> (f64, f64)) -> Row {
     let at = x.iter().map(|x| f(p.alpha * x + p.shift));
-    let (h, slopes): (Vec<f64>, Vec<f64>) = at.unzip();
-    let dz: Vec<f64> = dh.iter().zip(slopes).map(|(dh, slope)| dh * slope).collect();
+    let (h, derivatives): (Vec<f64>, Vec<f64>) = at.unzip();
+    let dz: Vec<f64> = dh.iter().zip(derivatives).map(|(dh, derivative)| dh * derivative).collect();
     Row {
         h,
         dx: dz.iter().map(|dz| dz * p.alpha).collect(),
@@ -236,7 +236,7 @@ fn pointwise(p: &Params, x: &[f64], dh: &[f64], f: impl Fn(f64) -> (f64, f64)) -
 }
 
 /// Computes [`Norm`] in double precision.
-pub(super) fn forward(spec: &Spec, x: &[f64], params: &[f64], y: &mut [f64]) {
+pub(super) fn forward(spec: &NormConfig, x: &[f64], params: &[f64], y: &mut [f64]) {
     let p = unpack(spec, params);
     let no_gradient = vec![0.0; spec.width];
     for (r, (x, y)) in x.chunks(spec.width).zip(y.chunks_mut(spec.width)).enumerate() {
@@ -250,7 +250,7 @@ pub(super) fn forward(spec: &Spec, x: &[f64], params: &[f64], y: &mut [f64]) {
 
 /// Computes [`NormGrad`] in double precision; the gradient of x is added to `dx`.
 pub(super) fn backward(
-    spec: &Spec,
+    spec: &NormConfig,
     x: &[f64],
     params: &[f64],
     dy: &[f64],
@@ -301,7 +301,7 @@ mod tests {
                 (Gain::OnePlus, true, 1),
                 (Gain::Plain, true, 3),
             ] {
-                let spec = Spec {
+                let spec = NormConfig {
                     function,
                     eps: 1e-5,
                     gain,

@@ -1,11 +1,11 @@
 //! Transform of the packed projection `[q heads | k heads | v heads]` to normalized, rotated and scaled queries,
 //! keys and values.
 
-use hybridnorm_kernels::norm::Norm;
+use hybridnorm_kernels::norm::NormConfig;
 use hybridnorm_kernels::qkv::{self, BoundQkvTransform, QkOrder, QkvTransform as Spec};
 
 use super::rotate::rotated;
-use super::{Backward, Io, Operation, fill, norm};
+use super::{BackwardContext, Io, Operation, fill, norm};
 use crate::graph::{Type, Value};
 
 /// Clamp, norms, rotation and scale of packed q·k·v; see [`Spec`].
@@ -23,14 +23,14 @@ pub struct QkvTransformGrad(pub(crate) QkvTransform);
 /// Applies all transforms between the packed projection (b, t, c) and the attention logits; c is
 /// `(h + 2g)·k`.
 ///
-/// `rotations` (t, k) are those of [`rotations`](super::rotations()). `params` are those of
+/// `rope_table` (t, k) is that of [`rope_table`](super::rope_table()). `params` are those of
 /// the norms of q, k and v, `None` if a norm is absent or has none.
 ///
 /// # Panics
 /// If a shape does not match the spec.
 pub fn qkv_transform<'g>(
     qkv_btc: Value<'g>,
-    rotations: Value<'g>,
+    rope_table: Value<'g>,
     params: [Option<Value<'g>>; 3],
     spec: Spec,
 ) -> Value<'g> {
@@ -39,7 +39,7 @@ pub fn qkv_transform<'g>(
     let &[_, seq, _] = qkv_btc.shape().sizes() else {
         panic!("q·k·v: the projection is not (b, t, c), but {:?}", qkv_btc.shape())
     };
-    let [y] = g.op(QkvTransform { spec, seq }, &[qkv_btc, rotations, q, k, v]);
+    let [y] = g.op(QkvTransform { spec, seq }, &[qkv_btc, rope_table, q, k, v]);
     y
 }
 
@@ -62,12 +62,12 @@ impl QkvTransform {
 
     /// Returns the operands of the kernels besides the projection.
     pub(super) fn bind<'a>(&self, io: &Io<'a, f32>) -> BoundQkvTransform<'a> {
-        let rotations = &io.read(1)[..self.seq * self.spec.head_dim];
-        BoundQkvTransform::new(&self.spec, rotations, [io.read(2), io.read(3), io.read(4)])
+        let rope_table = &io.read(1)[..self.seq * self.spec.head_dim];
+        BoundQkvTransform::new(&self.spec, rope_table, [io.read(2), io.read(3), io.read(4)])
     }
 
     /// Returns first column, number of heads and norm of queries, keys and values.
-    fn segments(&self) -> [(usize, usize, Option<Norm>); 3] {
+    fn segments(&self) -> [(usize, usize, Option<NormConfig>); 3] {
         let Spec { heads, kv_heads, head_dim, q, k, v, .. } = self.spec;
         [
             (0, heads, q),
@@ -173,7 +173,7 @@ impl Operation for QkvTransform {
         vec![inputs[0]]
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         let mut inputs = at.inputs().to_vec();
         inputs.push(at.gradient());
         let [dx, dq, dk, dv] = at.graph().op(QkvTransformGrad(*self), &inputs);

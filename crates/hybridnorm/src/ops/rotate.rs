@@ -14,12 +14,12 @@ pub struct Rotate {
     channels: usize,
 }
 
-/// Rotates keys (b, t, r) by their positions; `rotations` (t, r) contains the cosines, then the sines, of r/2
+/// Rotates keys (b, t, r) by their positions; `rope_table` (t, r) contains the cosines, then the sines, of r/2
 /// angles each. Not differentiable.
 ///
 /// # Panics
 /// If the shapes do not match, r is odd, or there are rotations for fewer than t positions.
-pub fn rotate<'g>(keys_btr: Value<'g>, rotations: Value<'g>) -> Value<'g> {
+pub fn rotate<'g>(keys_btr: Value<'g>, rope_table: Value<'g>) -> Value<'g> {
     let &[_, seq, channels] = keys_btr.shape().sizes() else {
         panic!(
             "rotate: the keys are not (b, t, r), but {:?}",
@@ -27,7 +27,7 @@ pub fn rotate<'g>(keys_btr: Value<'g>, rotations: Value<'g>) -> Value<'g> {
         )
     };
     let op = Rotate { seq, channels };
-    let [rotated] = keys_btr.builder().op(op, &[keys_btr, rotations]);
+    let [rotated] = keys_btr.builder().op(op, &[keys_btr, rope_table]);
     rotated
 }
 
@@ -37,15 +37,15 @@ impl Operation for Rotate {
     }
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
-        let [keys, rotations] = inputs else {
-            panic!("rotate reads keys and rotations")
+        let [keys, rope_table] = inputs else {
+            panic!("rotate: expected keys and a rotary table")
         };
         let &[batch, ..] = keys.shape.sizes() else {
             panic!("rotate: the keys are not (b, t, r)")
         };
         let expected = Type::f32([batch, self.seq, self.channels]);
         assert_eq!(*keys, expected, "rotate: keys");
-        check_rotations(self.name(), *rotations, self.seq, self.channels);
+        check_rope_table(self.name(), *rope_table, self.seq, self.channels);
         vec![*keys]
     }
 
@@ -54,28 +54,28 @@ impl Operation for Rotate {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let rotations = io.read(1);
+        let rope_table = io.read(1);
         let keys = io.write().chunks_mut(self.channels);
-        for (key, rotation) in keys.zip(rotations.chunks(self.channels).cycle()) {
+        for (key, rotation) in keys.zip(rope_table.chunks(self.channels).cycle()) {
             let rotated = rotated(key, rotation, 1.0);
             key.copy_from_slice(&rotated);
         }
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
-        let rotations = io.read(1);
-        latent::rotate_keys(io.write(), self.channels, rotations);
+        let rope_table = io.read(1);
+        latent::rotate_keys(io.write(), self.channels, rope_table);
     }
 }
 
 /// Checks the type of rotations for an op that reads those of `seq` positions at once.
-pub(super) fn check_rotations(op: &str, rotations: Type, seq: usize, channels: usize) {
+pub(super) fn check_rope_table(op: &str, rope_table: Type, seq: usize, channels: usize) {
     assert!(
         channels > 0 && channels.is_multiple_of(2),
         "{op}: {channels} rotated channels, not an even number"
     );
     let expected = Type::f32([seq, channels]);
-    assert_eq!(rotations, expected, "{op}: rotations");
+    assert_eq!(rope_table, expected, "{op}: rotations");
 }
 
 /// Rotates one row: channels i and r/2 + i are a point of the plane, rotated by the angle whose cosine and sine
@@ -93,7 +93,7 @@ pub(super) fn rotated(x: &[f64], rotation: &[f64], sign: f64) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::rotations;
+    use super::super::rope_table;
     use super::super::stateful::{Executors, arguments_after};
     use super::super::testing::floats;
     use super::*;
@@ -105,7 +105,7 @@ mod tests {
             for past in [0, 1, 13] {
                 let keys = floats(1, [b, t, r]);
                 executors.run(arguments_after(past), &[keys], |g, _, x| {
-                    let table = rotations(g, 100.0, r, t);
+                    let table = rope_table(g, 100.0, r, t);
                     let rotated = rotate(x[0], table);
                     // Other readers of the keys must see them unchanged.
                     vec![rotated, x[0] * 0.5]
@@ -130,6 +130,6 @@ mod tests {
     #[should_panic(expected = "rotate: rotations")]
     fn positions_without_rotations() {
         let keys = floats(1, [1, 5, 2]);
-        Executors::new(&[]).run(arguments_after(4), &[keys], |g, _, x| vec![rotate(x[0], rotations(g, 100.0, 2, 4))]);
+        Executors::new(&[]).run(arguments_after(4), &[keys], |g, _, x| vec![rotate(x[0], rope_table(g, 100.0, 2, 4))]);
     }
 }

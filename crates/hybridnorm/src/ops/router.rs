@@ -5,16 +5,16 @@ use hybridnorm_kernels::router::{self, Router, Scoring};
 
 use super::dispatch::dispatch_type;
 use super::reference_math::log_sum_exp;
-use super::{Backward, Io, Operation, fill};
+use super::{BackwardContext, Io, Operation, fill};
 use crate::graph::{Type, Value};
 
 /// Gate weights of the experts in a dispatch; see [`Router`].
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RouterWeights(pub(crate) Router);
+pub struct GateWeights(pub(crate) Router);
 
-/// Gradient of the logits from that of [`RouterWeights`]' output; the selection is treated as constant.
+/// Gradient of the logits from that of [`GateWeights`]' output; the selection is treated as constant.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct RouterWeightsGrad(pub(crate) Router);
+pub struct GateWeightsGrad(pub(crate) Router);
 
 /// Load-balancing loss, z-loss and entropy of the scores; see [`router_losses`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -30,9 +30,9 @@ pub struct RouterLossesGrad(pub(crate) Router);
 /// # Panics
 /// If the logits have another number of experts, or the dispatch is not one of these tokens by this
 /// router.
-pub fn router_weights<'g>(logits: Value<'g>, dispatch: Value<'g>, router: Router) -> Value<'g> {
+pub fn gate_weights<'g>(logits: Value<'g>, dispatch: Value<'g>, router: Router) -> Value<'g> {
     let graph = logits.builder();
-    let [weights] = graph.op(RouterWeights(router), &[logits, dispatch]);
+    let [weights] = graph.op(GateWeights(router), &[logits, dispatch]);
     weights
 }
 
@@ -48,7 +48,7 @@ pub fn router_weights<'g>(logits: Value<'g>, dispatch: Value<'g>, router: Router
 /// three in double precision, (3). The third and the fourth are statistics without gradients.
 ///
 /// # Panics
-/// As [`router_weights`].
+/// As [`gate_weights`].
 pub fn router_losses<'g>(logits: Value<'g>, dispatch: Value<'g>, router: Router) -> [Value<'g>; 4] {
     let graph = logits.builder();
     graph.op(RouterLosses(router), &[logits, dispatch])
@@ -66,7 +66,7 @@ fn check(name: &str, router: &Router, inputs: &[Type]) -> usize {
     tokens
 }
 
-impl Operation for RouterWeights {
+impl Operation for GateWeights {
     fn name(&self) -> &'static str {
         "router weights"
     }
@@ -76,15 +76,15 @@ impl Operation for RouterWeights {
         vec![Type::f32([tokens, self.0.top_k])]
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         let inputs = [at.input(0), at.input(1), at.gradient()];
-        let [dlogits] = at.graph().op(RouterWeightsGrad(self.0), &inputs);
+        let [dlogits] = at.graph().op(GateWeightsGrad(self.0), &inputs);
         vec![Some(dlogits), None]
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
         let (r, logits, weights) = (&self.0, io.read(0), io.write());
-        let selected = Dispatch::new(r.layout(), io.ints(1)).expert_of_choice();
+        let selected = Dispatch::new(r.layout(), io.ints(1)).expert_of_assignment();
         let tokens = logits.chunks(r.experts).zip(selected.chunks(r.top_k));
         for ((logits, selected), weights) in tokens.zip(weights.chunks_mut(r.top_k)) {
             let scores = scores(r.scoring, logits);
@@ -97,11 +97,11 @@ impl Operation for RouterWeights {
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
-        router::weights(&self.0, io.read(0), dispatch.expert_of_choice(), io.write());
+        router::gate_weights(&self.0, io.read(0), dispatch.expert_of_assignment(), io.write());
     }
 }
 
-impl Operation for RouterWeightsGrad {
+impl Operation for GateWeightsGrad {
     fn name(&self) -> &'static str {
         "router weights, gradient"
     }
@@ -112,7 +112,7 @@ impl Operation for RouterWeightsGrad {
 
     fn reference(&self, io: &mut Io<'_, f64>) {
         let (r, logits, dweights, dlogits) = (&self.0, io.read(0), io.read(2), io.write());
-        let selected = Dispatch::new(r.layout(), io.ints(1)).expert_of_choice();
+        let selected = Dispatch::new(r.layout(), io.ints(1)).expert_of_assignment();
         let tokens = logits.chunks(r.experts).zip(dlogits.chunks_mut(r.experts));
         let assignments = selected.chunks(r.top_k).zip(dweights.chunks(r.top_k));
         for ((logits, dlogits), (selected, dweights)) in tokens.zip(assignments) {
@@ -136,7 +136,7 @@ impl Operation for RouterWeightsGrad {
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let (logits, dweights, dlogits) = (io.read(0), io.read(2), io.write());
         let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
-        router::weights_backward(&self.0, logits, dispatch.expert_of_choice(), dweights, dlogits);
+        router::gate_weights_backward(&self.0, logits, dispatch.expert_of_assignment(), dweights, dlogits);
     }
 }
 
@@ -151,7 +151,7 @@ impl Operation for RouterLosses {
         vec![one, one, one, Type::f64([3])]
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         let [dbalance, dz] = [0, 1].map(|loss| at.gradient_of(loss));
         if dbalance.is_none() && dz.is_none() {
             return vec![None; 2];
@@ -284,7 +284,7 @@ mod tests {
     use crate::graph::Builder;
     use crate::passes::gradients;
 
-    /// Returns routers of every form, each with a number of tokens to test it on.
+    /// Returns one router of each configuration, each with a number of tokens to test it on.
     fn routers() -> Vec<(usize, Router)> {
         let mut routers = Vec::new();
         for (n, experts, top_k, groups, top_groups) in [
@@ -317,7 +317,7 @@ mod tests {
             let logits = mapped_floats(1, [1, n, router.experts], |x| 3.0 * x);
             check(&[logits, floats(2, [router.experts])], |_, x| {
                 let dispatch = top_k_dispatch(x[0], Some(x[1]), router);
-                router_weights(x[0], dispatch, router)
+                gate_weights(x[0], dispatch, router)
             });
         }
     }
@@ -356,7 +356,7 @@ mod tests {
                 let logits = linear(x[0], x[1]);
                 let dispatch = top_k_dispatch(logits, None, router);
                 let [balance, z, entropy, statistics] = router_losses(logits, dispatch, router);
-                let weights = router_weights(logits, dispatch, router);
+                let weights = gate_weights(logits, dispatch, router);
                 vec![balance + z, weights, entropy, statistics]
             });
         }

@@ -2,10 +2,10 @@
 
 use hybridnorm_kernels::elementwise;
 
-use super::{Backward, Io, Operation};
+use super::{BackwardContext, Io, Operation};
 use crate::graph::{Type, Value};
 
-/// Rows multiplied by one factor each, or all by one.
+/// Rows scaled by one factor per row, or by a single factor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScaleRows {
     width: usize,
@@ -36,7 +36,7 @@ impl Operation for ScaleRows {
         vec![inputs[0]]
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         let inputs = [at.input(0), at.input(1), at.gradient()];
         let [dx, ds] = at.graph().op(ScaleRowsGrad(*self), &inputs);
         vec![Some(dx), Some(ds)]

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{Backward, Io, Operation};
+use super::{BackwardContext, Io, Operation};
 use crate::graph::{Builder, Type, Value};
 use hybridnorm_kernels::elementwise;
 
@@ -44,7 +44,7 @@ impl Operation for Scale {
         inputs.to_vec()
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         vec![Some(scale(at.gradient(), f64::from(self.factor)))]
     }
 
@@ -76,7 +76,7 @@ impl Operation for Fill {
         vec![self.ty]
     }
 
-    fn backward<'g>(&self, _at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, _at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         Vec::new()
     }
 

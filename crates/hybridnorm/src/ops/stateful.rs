@@ -1,7 +1,7 @@
 //! Tests of ops that read or update state: the CPU kernel against the reference, run after run.
 
 use super::testing::{OUTPUT, TestInput, floats};
-use crate::exec::{Cpu, Data, Executor, Reference};
+use crate::exec::{Cpu, Executor, Reference, TensorRef};
 use crate::graph::{Buffer, Builder, DType, Value};
 use crate::ops::Arguments;
 use crate::plan::{Options, Program};
@@ -30,7 +30,7 @@ impl Session {
     fn new(mut executor: Box<dyn Executor>, precision: DType, state: &[Vec<f64>]) -> Self {
         let mut allocate = |values: &Vec<f64>| {
             let buffer = executor.allocate(DType::F32, values.len()).unwrap();
-            executor.write(buffer, 0, Data::F64(values));
+            executor.write(buffer, 0, TensorRef::F64(values));
             buffer
         };
         Self {

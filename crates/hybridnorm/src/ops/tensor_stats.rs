@@ -22,19 +22,19 @@ pub(super) fn max_propagating_nan(x: f64, y: f64) -> f64 {
 }
 
 impl Operation for TensorStats {
-    fn is_eager(&self) -> bool {
+    fn is_scheduled_early(&self) -> bool {
         true
     }
 
     fn name(&self) -> &'static str {
-        "magnitude"
+        "tensor statistics"
     }
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [x] = inputs else {
-            panic!("magnitude reads one value")
+            panic!("tensor statistics: expected one value")
         };
-        assert_eq!(x.dtype, DType::F32, "magnitude: element type");
+        assert_eq!(x.dtype, DType::F32, "tensor statistics: element type");
         vec![Type::f64([2])]
     }
 
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "magnitude: element type")]
+    #[should_panic(expected = "tensor statistics: element type")]
     fn integers_are_refused() {
         let g = Builder::new();
         tensor_stats(g.input("ids", Type::i32([3])));

@@ -1,5 +1,4 @@
-//! Normalization of rows or columns of matrices to length 1, for weights on a sphere (nGPT, arXiv
-//! 2410.01131).
+//! Normalization of rows or columns of matrices to length 1, for unit-norm weights (nGPT, arXiv 2410.01131).
 
 use std::ops::Range;
 
@@ -57,11 +56,11 @@ impl Operation for UnitRows {
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [matrix] = inputs else {
-            panic!("unit rows reads a matrix")
+            panic!("unit rows: expected a matrix")
         };
         assert_eq!(matrix.dtype, DType::F32, "unit rows: element type");
         let is_made_of_rows = self.columns > 0 && matrix.elements() % self.columns == 0;
-        assert!(is_made_of_rows, "unit rows: no rows of {}", self.columns);
+        assert!(is_made_of_rows, "unit rows: {} elements do not form rows of {}", matrix.elements(), self.columns);
         Vec::new()
     }
 
@@ -87,7 +86,7 @@ impl Operation for UnitColumns {
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [matrices] = inputs else {
-            panic!("unit columns reads stacked matrices")
+            panic!("unit columns: expected stacked matrices")
         };
         assert_eq!(matrices.dtype, DType::F32, "unit columns: element type");
         let elements = self.rows.iter().sum::<usize>() * self.columns;
@@ -206,7 +205,7 @@ mod tests {
                 beta1: 0.9,
                 beta2: 0.99,
                 eps: 1e-8,
-                clip: 1.0,
+                max_grad_norm: 1.0,
                 weight_decay: vec![0.0],
             };
             let norms = adamw(op, x[0], squared_norms(g, x), &[[x[0], p, m, v]]);

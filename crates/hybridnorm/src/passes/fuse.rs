@@ -191,36 +191,40 @@ fn qkv_attention(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let Op::Attention(ops::Attention(spec)) = attention.op else {
         return None;
     };
-    let prepared = attention.inputs[0];
-    let (_, prep) = uses.producer(prepared)?;
-    let Op::QkvTransform(transform) = prep.op else {
+    let transformed = attention.inputs[0];
+    let (_, transform_node) = uses.producer(transformed)?;
+    let Op::QkvTransform(transform) = transform_node.op else {
         return None;
     };
     let fused = ops::QkvAttention {
-        prep: transform,
+        transform,
         attention: spec,
     };
-    let forward = attention.replaced(fused, prep.inputs.clone(), attention.outputs.clone());
+    let forward = attention.replaced(
+        fused,
+        transform_node.inputs.clone(),
+        attention.outputs.clone(),
+    );
     let mut rewrite = vec![(index, vec![forward])];
     // The gradient of this attention, with that of the op before it.
     let context = attention.outputs[0];
     let gradient = uses
-        .consumers(prepared)
+        .consumers(transformed)
         .find(|(_, node)| matches!(node.op, Op::AttentionGrad(_)) && node.inputs[1] == context);
     if let Some((grad_at, grad)) = gradient {
-        let dprepared = grad.outputs[0];
-        let (prep_at, prep_grad) = uses.consumers(dprepared).next()?;
-        let Op::QkvTransformGrad(_) = prep_grad.op else {
+        let dtransformed = grad.outputs[0];
+        let (transform_at, transform_grad) = uses.consumers(dtransformed).next()?;
+        let Op::QkvTransformGrad(_) = transform_grad.op else {
             return None;
         };
-        if !uses.is_read_only_by(dprepared, &[prep_at]) {
+        if !uses.is_read_only_by(dtransformed, &[transform_at]) {
             return None;
         }
-        let mut inputs = prep.inputs.clone();
+        let mut inputs = transform_node.inputs.clone();
         inputs.extend(&grad.inputs[1..]);
-        let outputs = prep_grad.outputs.clone();
-        let backward = prep_grad.replaced(ops::QkvAttentionGrad(fused), inputs, outputs);
-        rewrite.extend([(grad_at, vec![]), (prep_at, vec![backward])]);
+        let outputs = transform_grad.outputs.clone();
+        let backward = transform_grad.replaced(ops::QkvAttentionGrad(fused), inputs, outputs);
+        rewrite.extend([(grad_at, vec![]), (transform_at, vec![backward])]);
     }
     Some(rewrite)
 }
@@ -264,8 +268,8 @@ fn expert_activation(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     Some(rewrite)
 }
 
-/// Makes a weight's gradient read the activation that the activation's gradient recomputes, so that it need not be
-/// saved for backward. The weight's gradient moves after the activation's.
+/// Lets the weight-gradient op read the activation recomputed by the activation-gradient op, so that it need not be
+/// saved for backward. The weight-gradient op moves after the activation-gradient op.
 fn reuse_recomputed_activation(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let grad = uses.node(index);
     let (Op::ActivationGrad(of), &[_, again]) = (&grad.op, &grad.outputs[..]) else {
@@ -399,7 +403,7 @@ struct LogitChain {
 }
 
 impl LogitChain {
-    /// Finds the gradient of the loss at op `index`; `None` if others read the logits, or the gradient is not seeded
+    /// Finds the gradient of the loss at op `index`; `None` if other ops read the logits, or the gradient is not seeded
     /// with 1.
     fn find_gradient(&mut self, uses: &DefUse<'_>, index: usize) -> Option<()> {
         let mut found: Option<(usize, &Node)> = None;

@@ -1,18 +1,18 @@
-//! Graph transformations: gradients, narrowing to last positions, hoisting, recomputation, fusion, removal of
+//! Graph transformations: gradients, narrowing to last positions, early scheduling, recomputation, fusion, removal of
 //! unused ops.
 
 mod dead_code;
 mod fuse;
-mod hoist;
+mod gradients;
 mod narrow;
 mod recompute;
-mod reverse;
+mod schedule_early;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use dead_code::remove_unused;
 pub(crate) use fuse::fuse;
-pub(crate) use hoist::hoist;
+pub use gradients::{gradients, vector_jacobian_product};
 pub(crate) use narrow::narrow;
 pub(crate) use recompute::recompute;
-pub use reverse::{gradients, vector_jacobian_product};
+pub(crate) use schedule_early::schedule_early;

@@ -8,7 +8,7 @@ use std::ops::Range;
 use crate::graph::{Graph, Node, Source, Type, ValueId};
 use crate::ops::{LastPosition, Op};
 
-/// Moves [`LastPosition`] before ops that compute [each position independently](crate::ops::Operation::by_position):
+/// Moves [`LastPosition`] before ops that compute [each position independently](crate::ops::Operation::positionwise_inputs):
 /// `last(f(x, y))` becomes `f(last(x), last(y))`. After the last attention of a prompt, the rest of a model then
 /// runs on one position of each sequence.
 ///
@@ -44,7 +44,7 @@ struct Pass<'a> {
     graph: &'a mut Graph,
     /// Number of readers of all positions of a value: ops, and the host.
     readers: Vec<usize>,
-    /// Last position of each value of which it is needed.
+    /// Value that holds the last position of each key value, where only that is needed.
     last: BTreeMap<ValueId, ValueId>,
     reversed: Vec<Node>,
 }
@@ -54,11 +54,11 @@ impl Pass<'_> {
     fn defer(&mut self, node: Node) {
         let (value, last) = (node.inputs[0], node.outputs[0]);
         match self.last.entry(value) {
-            // State may be updated before it is read, so it is read at its recorded place.
+            // State may be updated before it is read, so the read keeps its position in the order.
             Entry::Vacant(entry) if !is_state(self.graph, value) => {
                 entry.insert(last);
             }
-            // Treated like any other reader, as is a second one of the same value.
+            // Otherwise the selection stays and counts as a reader; so does a second selection of the same value.
             _ => {
                 self.readers[value.0] += 1;
                 self.reversed.push(node);
@@ -145,11 +145,11 @@ fn last_position_node(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::exec::{Cpu, Data, Executor};
+    use crate::exec::{Cpu, Executor, TensorRef};
     use crate::graph::{Builder, DType, Value};
     use crate::ops::{self, Arguments};
     use crate::plan::{Options, Program};
-    use hybridnorm_kernels::norm::{Gain, Norm, NormFn};
+    use hybridnorm_kernels::norm::{Gain, NormConfig, NormFn};
 
     const POSITIONS: usize = 5;
 
@@ -168,7 +168,7 @@ mod tests {
         cpu.run(
             &program,
             Arguments::default(),
-            &[("x", Data::F32(&x)), ("w", Data::F32(&w))],
+            &[("x", TensorRef::F32(&x)), ("w", TensorRef::F32(&w))],
         )
         .unwrap();
         let values = outputs
@@ -251,7 +251,7 @@ mod tests {
             vec![ops::last_position(ops::softcap(gate, 2.0))]
         });
         assert_eq!(rows(&program, "linear"), [2]);
-        let norm = Norm {
+        let norm = NormConfig {
             function: NormFn::Rmsnorm,
             eps: 1e-5,
             gain: Gain::Plain,
@@ -292,7 +292,7 @@ mod tests {
         let last = ops::last_position(state).id();
         let program = Program::new(g.finish(), &[last], Options::default());
         let x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
-        cpu.run(&program, Arguments::default(), &[("x", Data::F32(&x))])
+        cpu.run(&program, Arguments::default(), &[("x", TensorRef::F32(&x))])
             .unwrap();
         assert_eq!(cpu.output(&program, last).into_f32(), [4.0, 5.0, 6.0]);
     }

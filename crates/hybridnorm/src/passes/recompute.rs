@@ -37,7 +37,7 @@ fn saved(graph: &Graph, segments: usize, producers: &[Option<usize>]) -> Vec<boo
         .map(|made| made.is_none_or(|at| segment(&graph.nodes[at]).is_none()))
         .collect();
     // Taps run in the forward pass, wherever they were recorded.
-    let stays = |node: &&Node| !node.is_backward && !node.op.operation().is_eager();
+    let stays = |node: &&Node| !node.is_backward && !node.op.operation().is_scheduled_early();
     for node in graph.nodes.iter().filter(stays) {
         for input in &node.inputs {
             let made = producers[input.0].map(|at| &graph.nodes[at]);

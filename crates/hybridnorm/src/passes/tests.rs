@@ -2,10 +2,10 @@
 
 use hybridnorm_kernels::activation::Activation;
 use hybridnorm_kernels::attention::Attention;
-use hybridnorm_kernels::norm::{Gain, Norm, NormFn};
+use hybridnorm_kernels::norm::{Gain, NormConfig, NormFn};
 
 use super::gradients;
-use crate::exec::{Cpu, Data, Executor};
+use crate::exec::{Cpu, Executor, TensorRef};
 use crate::graph::{Buffer, Builder, DType, Graph, Type, Value, ValueId};
 use crate::ops::{self, Arguments, Op};
 use crate::plan::{Options, Program, Recompute};
@@ -25,9 +25,9 @@ fn run(program: &Program, outputs: &[ValueId], state: &[usize]) -> (Vec<Vec<f32>
     }
     let (x, w, targets) = (numbers(ROWS * WIDTH), numbers(WIDTH * WIDTH), vec![3; ROWS]);
     let all = [
-        ("x", Data::F32(&x)),
-        ("w", Data::F32(&w)),
-        ("targets", Data::I32(&targets)),
+        ("x", TensorRef::F32(&x)),
+        ("w", TensorRef::F32(&w)),
+        ("targets", TensorRef::I32(&targets)),
     ];
     let is_read = |name: &str| program.inputs().any(|(found, _)| found == name);
     let given: Vec<_> = all.into_iter().filter(|(name, _)| is_read(name)).collect();
@@ -77,7 +77,7 @@ fn gradients_that_are_accumulated_are_fused_like_others() {
     let g = Builder::new();
     let [x, w] = inputs(&g);
     let gain = g.state(Buffer(0), 0, Type::f32([WIDTH]));
-    let norm = Norm {
+    let norm = NormConfig {
         function: NormFn::Rmsnorm,
         eps: 1e-5,
         gain: Gain::OnePlus,
@@ -104,7 +104,7 @@ fn gradients_that_are_accumulated_are_fused_like_others() {
 fn norms_without_parameters_are_fused_with_the_sum_before_them() {
     let g = Builder::new();
     let [x, w] = inputs(&g);
-    let norm = Norm {
+    let norm = NormConfig {
         function: NormFn::Rmsnorm,
         eps: 1e-5,
         gain: Gain::None,

@@ -8,7 +8,7 @@ use super::error::{PlacementError, key, unknown};
 use super::json_value;
 use super::layers::normalize_overrides;
 use super::named::{find_named, named, named_placements};
-use super::spec::{BlockRule, Init, NormSpec, Placement};
+use super::spec::{Init, NormSpec, Placement, UnresolvedBlock};
 
 /// Value of the key `placement` in a configuration.
 ///
@@ -22,16 +22,16 @@ use super::spec::{BlockRule, Init, NormSpec, Placement};
 /// base. Tables of struct fields are merged; lists and scales are replaced as a whole.
 ///
 /// ```
-/// use hybridnorm::placement::PlacementChoice;
+/// use hybridnorm::placement::PlacementConfig;
 /// use serde_json::json;
 /// let value = json!({ "base": "pre-norm", "block": { "ffn": { "in_scale": 0.5 } } });
-/// let choice = PlacementChoice::from_value(&value)?;
+/// let choice = PlacementConfig::from_value(&value)?;
 /// assert_eq!((choice.base, choice.modified), (Some("pre-norm"), true));
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub struct PlacementChoice {
+pub struct PlacementConfig {
     /// Canonical name of the base placement.
     pub base: Option<&'static str>,
     /// True if the fields of the table changed the base.
@@ -40,15 +40,15 @@ pub struct PlacementChoice {
     pub placement: Placement,
 }
 
-impl PlacementChoice {
+impl PlacementConfig {
     /// Returns the placement of this name or alias.
     ///
     /// # Errors
     /// The name is unknown; the message lists the nearest known ones.
     ///
     /// ```
-    /// use hybridnorm::placement::PlacementChoice;
-    /// assert_eq!(PlacementChoice::from_name("pre-ln")?.base, Some("pre-norm"));
+    /// use hybridnorm::placement::PlacementConfig;
+    /// assert_eq!(PlacementConfig::from_name("pre-ln")?.base, Some("pre-norm"));
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
     pub fn from_name(name: &str) -> Result<Self, PlacementError> {
@@ -66,8 +66,8 @@ impl PlacementChoice {
     /// An unknown name, an unknown key or a value of the wrong type; the error names the path.
     ///
     /// ```
-    /// use hybridnorm::placement::PlacementChoice;
-    /// let error = PlacementChoice::from_value(&serde_json::json!({ "blok": {} })).unwrap_err();
+    /// use hybridnorm::placement::PlacementConfig;
+    /// let error = PlacementConfig::from_value(&serde_json::json!({ "blok": {} })).unwrap_err();
     /// assert_eq!(error.field, "blok");
     /// ```
     pub fn from_value(value: &Value) -> Result<Self, PlacementError> {
@@ -113,8 +113,8 @@ impl PlacementChoice {
     /// Returns the choice for the placement of a checkpoint, with its name if a named placement equals it.
     ///
     /// ```
-    /// use hybridnorm::placement::{PlacementChoice, named};
-    /// let choice = PlacementChoice::from_checkpoint(named("pre-norm")?);
+    /// use hybridnorm::placement::{PlacementConfig, named};
+    /// let choice = PlacementConfig::from_checkpoint(named("pre-norm")?);
     /// assert_eq!(choice.base, Some("pre-norm"));
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
@@ -133,10 +133,10 @@ impl PlacementChoice {
     /// Returns a label for tables and file names: the name, or the name or `custom` with a short hash.
     ///
     /// ```
-    /// use hybridnorm::placement::{Placement, PlacementChoice};
-    /// assert_eq!(PlacementChoice::from_name("pre-ln")?.label(), "pre-norm");
+    /// use hybridnorm::placement::{Placement, PlacementConfig};
+    /// assert_eq!(PlacementConfig::from_name("pre-ln")?.label(), "pre-norm");
     /// let custom = Placement { final_norm: false, ..Placement::default() };
-    /// let custom = PlacementChoice::from_checkpoint(custom);
+    /// let custom = PlacementConfig::from_checkpoint(custom);
     /// assert!(custom.label().starts_with("custom+"));
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
@@ -169,7 +169,7 @@ fn without_base(fields: &Map<String, Value>, template: &Value) -> Result<Value, 
     }
 }
 
-/// Reads the placement value of a configuration: a name or a table (see [`PlacementChoice`]).
+/// Reads the placement value of a configuration: a name or a table (see [`PlacementConfig`]).
 ///
 /// # Errors
 /// An unknown name, an unknown key or a value of the wrong type; the error names the path.
@@ -183,7 +183,7 @@ fn without_base(fields: &Map<String, Value>, template: &Value) -> Result<Value, 
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 pub fn from_value(value: Value) -> Result<Placement, PlacementError> {
-    PlacementChoice::from_value(&value).map(|choice| choice.placement)
+    PlacementConfig::from_value(&value).map(|choice| choice.placement)
 }
 
 impl From<Placement> for Value {
@@ -227,7 +227,7 @@ pub(super) fn template() -> Result<Value, PlacementError> {
 
 /// Returns the [`template`] of a block rule.
 pub(super) fn block_template() -> Result<Value, PlacementError> {
-    let mut template = to_json(&BlockRule::default())?;
+    let mut template = to_json(&UnresolvedBlock::default())?;
     let sub_layer = json!({ "read_scale": 1.0, "combine": "add" });
     let added_fields = json!({
         "attn": sub_layer, "ffn": sub_layer,
@@ -250,14 +250,14 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-impl<'de> Deserialize<'de> for PlacementChoice {
+impl<'de> Deserialize<'de> for PlacementConfig {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(deserializer)?;
         Self::from_value(&value).map_err(de::Error::custom)
     }
 }
 
-impl Serialize for PlacementChoice {
+impl Serialize for PlacementConfig {
     /// Serializes to the name if unmodified, otherwise to every field and the name of the base.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         #[derive(Serialize)]

@@ -9,7 +9,7 @@ use super::error::PlacementError;
 use super::error::PlacementErrorKind::{InvalidValue, NoEffect, OutOfRange};
 use super::json_value;
 use super::resolve::MAX_LAYERS;
-use super::spec::{BlockRule, Override, Placement, Selector};
+use super::spec::{Override, Placement, Selector, UnresolvedBlock};
 
 /// Returns the 0-based indices of the blocks that a selector matches at this depth, in order. A
 /// fraction or a step may match none.
@@ -83,7 +83,7 @@ pub fn layers(selector: &Selector, n_layers: usize) -> Result<Vec<usize>, Placem
 /// Rule of one block and the indices of the overrides applied to it.
 #[derive(Debug, Clone)]
 pub(super) struct LayerRule {
-    pub rule: BlockRule,
+    pub rule: UnresolvedBlock,
     pub patches: Vec<usize>,
 }
 
@@ -132,7 +132,7 @@ pub(super) fn rules(
             patches[layer].push(number);
         }
     }
-    let mut known: BTreeMap<Vec<usize>, BlockRule> = BTreeMap::new();
+    let mut known: BTreeMap<Vec<usize>, UnresolvedBlock> = BTreeMap::new();
     patches
         .into_iter()
         .map(|patches| {
@@ -146,7 +146,7 @@ pub(super) fn rules(
         .collect()
 }
 
-fn patched(placement: &Placement, patches: &[usize]) -> Result<BlockRule, PlacementError> {
+fn patched(placement: &Placement, patches: &[usize]) -> Result<UnresolvedBlock, PlacementError> {
     let mut rule = placement.block.clone();
     for &number in patches {
         rule = apply(&rule, &placement.overrides[number].set)
@@ -156,7 +156,7 @@ fn patched(placement: &Placement, patches: &[usize]) -> Result<BlockRule, Placem
 }
 
 /// Applies one patch to a rule.
-fn apply(rule: &BlockRule, patch: &Value) -> Result<BlockRule, PlacementError> {
+fn apply(rule: &UnresolvedBlock, patch: &Value) -> Result<UnresolvedBlock, PlacementError> {
     if !patch.is_object() {
         return Err(PlacementError::new(
             InvalidValue,
@@ -182,7 +182,11 @@ impl Placement {
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
     #[must_use]
-    pub fn with_override(mut self, layers: Selector, change: impl FnOnce(&mut BlockRule)) -> Self {
+    pub fn with_override(
+        mut self,
+        layers: Selector,
+        change: impl FnOnce(&mut UnresolvedBlock),
+    ) -> Self {
         let mut changed = self.block.clone();
         change(&mut changed);
         let set = block_difference(&self.block, &changed).expect("a rule is plain data");
@@ -192,9 +196,12 @@ impl Placement {
 }
 
 /// Returns the patch that turns a rule into another; it may be empty.
-fn block_difference(base: &BlockRule, changed: &BlockRule) -> Result<Value, PlacementError> {
+fn block_difference(
+    base: &UnresolvedBlock,
+    changed: &UnresolvedBlock,
+) -> Result<Value, PlacementError> {
     let template = block_template()?;
-    let full = |rule: &BlockRule| {
+    let full = |rule: &UnresolvedBlock| {
         let mut value = template.clone();
         json_value::merge(&mut value, &to_json(rule)?, &template);
         Ok::<_, PlacementError>(value)
@@ -205,7 +212,7 @@ fn block_difference(base: &BlockRule, changed: &BlockRule) -> Result<Value, Plac
 
 /// Normalizes patches and selectors, so that equal values have the same form.
 pub(super) fn normalize_overrides(mut placement: Placement) -> Result<Placement, PlacementError> {
-    let blank = BlockRule::default();
+    let blank = UnresolvedBlock::default();
     let template = block_template()?;
     for (number, patch) in placement.overrides.iter_mut().enumerate() {
         let typed =
@@ -246,7 +253,7 @@ pub(super) fn normalize_overrides(mut placement: Placement) -> Result<Placement,
 pub fn layer_rules(
     placement: &Placement,
     n_layers: usize,
-) -> Result<Vec<BlockRule>, PlacementError> {
+) -> Result<Vec<UnresolvedBlock>, PlacementError> {
     Ok(rules(placement, n_layers)?
         .into_iter()
         .map(|layer| layer.rule)

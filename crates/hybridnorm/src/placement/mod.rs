@@ -26,14 +26,14 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
-pub use choice::{PlacementChoice, from_value};
+pub use choice::{PlacementConfig, from_value};
 pub use error::{PlacementError, PlacementErrorKind};
 pub use explain::{Equation, Explanation, Group, Math};
 pub use hash::canonical_hash;
 pub use layers::{layer_rules, layers};
 pub use named::{NamedPlacement, find_named, named, named_placements};
 pub use resolve::{
-    Resolved, ResolvedInit, ResolvedLogits, Role, RoleFactors, ScaleContext, resolve,
+    Projection, Resolved, ResolvedInit, ResolvedLogits, RoleFactors, ScaleContext, resolve,
 };
 pub use spec::*;
 pub use symbolic_count::{ModelSizes, SymbolicCount};

@@ -16,7 +16,7 @@ pub(super) struct NormProperties {
     /// The function before gain and bias in LaTeX.
     pub(super) latex: &'static str,
     /// True if it divides by the magnitude of the row, so that a factor on the row has no effect, up to eps.
-    pub(super) rescales: bool,
+    pub(super) is_scale_invariant: bool,
     /// The term to which eps is added; `None` for a function without eps.
     pub(super) eps: Option<EpsTerm>,
     /// True if named placements use it with a bias, as its source does.
@@ -40,7 +40,7 @@ pub(super) const fn properties(function: NormFn) -> NormProperties {
             name: "rmsnorm",
             text: "x / √(mean(x²) + ε)",
             latex: r"\frac{x}{\sqrt{\operatorname{mean}(x^2) + ε}}",
-            rescales: true,
+            is_scale_invariant: true,
             eps: Some(EpsTerm::Mean),
             bias: false,
         },
@@ -49,7 +49,7 @@ pub(super) const fn properties(function: NormFn) -> NormProperties {
             name: "layernorm",
             text: "(x − mean(x)) / √(var(x) + ε)",
             latex: r"\frac{x - \operatorname{mean}(x)}{\sqrt{\operatorname{var}(x) + ε}}",
-            rescales: true,
+            is_scale_invariant: true,
             eps: Some(EpsTerm::Mean),
             bias: true,
         },
@@ -58,7 +58,7 @@ pub(super) const fn properties(function: NormFn) -> NormProperties {
             name: "l2",
             text: "x / √(Σx² + ε)",
             latex: r"\frac{x}{\sqrt{\sum x^2 + ε}}",
-            rescales: true,
+            is_scale_invariant: true,
             eps: Some(EpsTerm::Sum),
             bias: false,
         },
@@ -67,7 +67,7 @@ pub(super) const fn properties(function: NormFn) -> NormProperties {
             name: "dyt",
             text: "tanh(α·x)",
             latex: r"\tanh(\alpha x)",
-            rescales: false,
+            is_scale_invariant: false,
             eps: None,
             bias: false,
         },
@@ -76,7 +76,7 @@ pub(super) const fn properties(function: NormFn) -> NormProperties {
             name: "derf",
             text: "erf(α·x + s)",
             latex: r"\operatorname{erf}(\alpha x + s)",
-            rescales: false,
+            is_scale_invariant: false,
             eps: None,
             bias: true,
         },
@@ -155,11 +155,11 @@ impl NormSpec {
     /// ```
     /// use hybridnorm::placement::{NormFn, NormSpec};
     /// let dyt = NormSpec { kind: Some(NormFn::Dyt), ..NormSpec::default() };
-    /// assert!(NormSpec::default().rescales() && !dyt.rescales());
+    /// assert!(NormSpec::default().is_scale_invariant() && !dyt.is_scale_invariant());
     /// ```
-    pub fn rescales(&self) -> bool {
+    pub fn is_scale_invariant(&self) -> bool {
         self.kind
-            .is_some_and(|function| properties(function).rescales)
+            .is_some_and(|function| properties(function).is_scale_invariant)
     }
 
     /// Returns the term to which eps is added; `None` without a norm function or for one without eps.

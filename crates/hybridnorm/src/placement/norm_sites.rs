@@ -4,7 +4,8 @@ use std::ops::Add;
 
 use super::resolve::Resolved;
 use super::spec::{
-    AttnInner, BlockSpec, Combine, Factor, Gain, HeadNorm, NormSpec, Streams, SubLayer, Topology,
+    AttnInner, Combine, Gain, HeadNorm, NormSpec, ResolvedBlock, ResolvedScale, Streams, SubLayer,
+    Topology,
 };
 use super::symbolic_count::SymbolicCount;
 
@@ -102,7 +103,7 @@ impl Site {
     }
 
     /// Returns the normalization to unit length of [`Combine::LerpUnit`].
-    fn unit(sub: &SubLayer<Factor>) -> Option<Self> {
+    fn unit(sub: &SubLayer<ResolvedScale>) -> Option<Self> {
         (sub.combine == Combine::LerpUnit).then_some(Self {
             elements: SymbolicCount::D,
             gain: None,
@@ -146,7 +147,7 @@ impl Site {
 }
 
 /// Returns the norms of a block, without those of a second stream.
-pub(super) fn sites(block: &BlockSpec, latent: bool) -> Vec<Site> {
+pub(super) fn sites(block: &ResolvedBlock, latent: bool) -> Vec<Site> {
     let (attn, ffn) = (&block.attn, &block.ffn);
     let shared = block.topology == Topology::ParallelShared;
     let wide = [
@@ -171,7 +172,7 @@ pub(super) fn sites(block: &BlockSpec, latent: bool) -> Vec<Site> {
         .collect()
 }
 
-fn inside_attention(inner: &AttnInner<Factor>, latent: bool) -> Vec<Site> {
+fn inside_attention(inner: &AttnInner<ResolvedScale>, latent: bool) -> Vec<Site> {
     let AttnInner {
         norm_eps: _,
         q_norm,

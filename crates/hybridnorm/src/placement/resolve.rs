@@ -10,8 +10,9 @@ use super::hash::canonical_hash;
 use super::layers::{check_depth, rules};
 use super::serde_forms;
 use super::spec::{
-    AttnInner, Block, BlockRule, BlockSpec, Factor, FfnInner, HeadNorm, InitScheme, NormScalar,
-    NormSpec, OutNorm, Placement, QkOrder, RoleGains, Scale, Skip, StdRule, Streams, SubLayer,
+    AttnInner, Block, FfnInner, HeadNorm, InitScheme, NormScalar, NormSpec, OutNorm, Placement,
+    QkOrder, ResolvedBlock, ResolvedScale, RoleGains, Scale, Skip, StdRule, Streams, SubLayer,
+    UnresolvedBlock,
 };
 
 pub use scale::ScaleContext;
@@ -23,14 +24,14 @@ pub struct Resolved {
     /// Width of the model.
     pub d_model: usize,
     /// One spec per block, first block first.
-    pub blocks: Vec<BlockSpec>,
+    pub blocks: Vec<ResolvedBlock>,
     /// Number of residual streams, and how a sub-layer reads them.
     #[serde(default, skip_serializing_if = "serde_forms::is_default")]
     pub streams: Streams,
     /// The norm function; without one the blocks have no norms.
     pub norm: NormSpec,
     /// Scale of the embedding.
-    pub embed_scale: Factor,
+    pub embed_scale: ResolvedScale,
     /// True if the scaled embedding is normalized.
     pub embed_norm: bool,
     /// Initial standard deviation of the embedding, if the placement sets it.
@@ -57,7 +58,7 @@ pub struct ResolvedLogits {
     /// `c · tanh(z / c)`.
     pub softcap: Option<f64>,
     /// Scale of the logits before the cap; a vector has one number per vocabulary entry.
-    pub scale: Factor,
+    pub scale: ResolvedScale,
     /// Coefficient of `logsumexp(z)²` in the loss; 0 is off.
     pub z_loss: f64,
 }
@@ -87,10 +88,10 @@ pub struct RoleFactors {
     pub down: f64,
 }
 
-/// Role of a weight matrix in a block.
+/// Weight matrix of a block, for the gains of its initialization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Role {
+pub enum Projection {
     /// Query projection.
     Q,
     /// Key projection.
@@ -113,24 +114,24 @@ impl RoleFactors {
     /// Returns the factor of one role.
     ///
     /// ```
-    /// use hybridnorm::placement::{Role, named, resolve};
+    /// use hybridnorm::placement::{Projection, named, resolve};
     /// // DeepNorm scales the value projection, but not the query projection.
     /// let deepnorm = resolve(&named("deepnorm")?, 12, 768)?;
     /// let gains = deepnorm.init.gains[0];
-    /// assert_eq!(gains.get(Role::Q), 1.0);
-    /// assert!((gains.get(Role::V) - 96f64.powf(-0.25)).abs() < 1e-12);
+    /// assert_eq!(gains.get(Projection::Q), 1.0);
+    /// assert!((gains.get(Projection::V) - 96f64.powf(-0.25)).abs() < 1e-12);
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn get(&self, role: Role) -> f64 {
+    pub fn get(&self, role: Projection) -> f64 {
         match role {
-            Role::Q => self.q,
-            Role::K => self.k,
-            Role::V => self.v,
-            Role::O => self.o,
-            Role::Gate => self.gate,
-            Role::Up => self.up,
-            Role::Down => self.down,
-            Role::Router => 1.0,
+            Projection::Q => self.q,
+            Projection::K => self.k,
+            Projection::V => self.v,
+            Projection::O => self.o,
+            Projection::Gate => self.gate,
+            Projection::Up => self.up,
+            Projection::Down => self.down,
+            Projection::Router => 1.0,
         }
     }
 }
@@ -169,28 +170,28 @@ impl Resolved {
     /// `layer` is not below [`n_layers`](Self::n_layers).
     ///
     /// ```
-    /// use hybridnorm::placement::{Role, named, resolve};
+    /// use hybridnorm::placement::{Projection, named, resolve};
     /// // HybridNorm initializes output projections with σ/√(2L).
     /// let resolved = resolve(&named("hybridnorm")?, 12, 768)?;
-    /// assert_eq!(resolved.weight_std(0, Role::Q, 768, 768), resolved.init.std);
+    /// assert_eq!(resolved.weight_std(0, Projection::Q, 768, 768), resolved.init.std);
     /// assert_eq!(
-    ///     resolved.weight_std(0, Role::O, 768, 768),
+    ///     resolved.weight_std(0, Projection::O, 768, 768),
     ///     resolved.init.std / 24f64.sqrt()
     /// );
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn weight_std(&self, layer: usize, role: Role, fan_in: usize, fan_out: usize) -> f64 {
+    pub fn weight_std(&self, layer: usize, role: Projection, fan_in: usize, fan_out: usize) -> f64 {
         if self.unit_weights {
             return self.inv_sqrt_width();
         }
         let depth = self.n_layers() as f64;
         let std = match self.init.scheme {
             InitScheme::Normal => self.init.std,
-            InitScheme::Megatron if matches!(role, Role::O | Role::Down) => {
+            InitScheme::Megatron if matches!(role, Projection::O | Projection::Down) => {
                 self.init.std / (2.0 * depth).sqrt()
             }
             InitScheme::Megatron => self.init.std,
-            InitScheme::DepthScaled if matches!(role, Role::O | Role::Down) => {
+            InitScheme::DepthScaled if matches!(role, Projection::O | Projection::Down) => {
                 1.0 / (2.0 * fan_in as f64 * (layer + 1) as f64).sqrt()
             }
             InitScheme::DepthScaled => 1.0 / (fan_in as f64).sqrt(),
@@ -268,12 +269,12 @@ pub const MAX_LAYERS: usize = 10_000;
 /// is checked by [`validate`](super::validate()).
 ///
 /// ```
-/// use hybridnorm::placement::{Factor, named, resolve};
+/// use hybridnorm::placement::{ResolvedScale, named, resolve};
 /// // DeepNorm multiplies the skip by (2L)^(1/4).
 /// let deepnorm = resolve(&named("deepnorm")?, 12, 768)?;
 /// assert_eq!(
 ///     deepnorm.blocks[0].attn.skip_scale,
-///     Factor::Const(24f64.powf(0.25))
+///     ResolvedScale::Const(24f64.powf(0.25))
 /// );
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
@@ -346,7 +347,7 @@ fn check_size(n_layers: usize, d_model: usize) -> Result<(), PlacementError> {
 fn block_specs(
     placement: &Placement,
     outside: ScaleContext,
-) -> Result<Vec<BlockSpec>, PlacementError> {
+) -> Result<Vec<ResolvedBlock>, PlacementError> {
     let rules = rules(placement, outside.n_layers)?;
     let resolved = rules.iter().enumerate().map(|(layer, rule)| {
         block_spec(&rule.rule, &|path, scale| {
@@ -374,9 +375,9 @@ fn resolve_init(
     })
 }
 
-type Evaluate<'a> = &'a dyn Fn(&str, &Scale) -> Result<Factor, PlacementError>;
+type Evaluate<'a> = &'a dyn Fn(&str, &Scale) -> Result<ResolvedScale, PlacementError>;
 
-fn block_spec(rule: &BlockRule, value: Evaluate) -> Result<BlockSpec, PlacementError> {
+fn block_spec(rule: &UnresolvedBlock, value: Evaluate) -> Result<ResolvedBlock, PlacementError> {
     let (inner, ffn_inner) = (&rule.attn_inner, &rule.ffn_inner);
     Ok(Block {
         topology: rule.topology,
@@ -409,7 +410,7 @@ fn sub_layer(
     rule: &SubLayer<Scale>,
     name: &str,
     value: Evaluate,
-) -> Result<SubLayer<Factor>, PlacementError> {
+) -> Result<SubLayer<ResolvedScale>, PlacementError> {
     let value = |field: &str, scale: &Scale| value(&join(name, field), scale);
     let out_norm = match &rule.out_norm {
         Some(norm) => Some(OutNorm {
@@ -434,8 +435,8 @@ fn role_factors(gains: &RoleGains, at: ScaleContext) -> Result<RoleFactors, Plac
     let number = |role: &str, scale: &Scale| {
         let field = format!("init.gains.{role}");
         match scale.factor(at, &field)? {
-            Factor::Const(value) => Ok(value),
-            Factor::Learned { .. } => Err(PlacementError::new(
+            ResolvedScale::Const(value) => Ok(value),
+            ResolvedScale::Learned { .. } => Err(PlacementError::new(
                 InvalidValue,
                 field,
                 "a gain on initial weights cannot be learned; give a number or a formula",

@@ -13,7 +13,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::json_value::matches_name;
 use super::norm_functions::{NAMES, NONE, by_name, properties};
-use super::spec::{AttnScale, Factor, Formula, LearnedShape, NormFn, Scale, Selector, StdRule};
+use super::spec::{
+    AttnScale, Formula, LearnedShape, NormFn, ResolvedScale, Scale, Selector, StdRule,
+};
 
 /// Formulas that are written as one name: the name, alternative spellings, and the formula.
 const FORMULAS: [(&str, &[&str], Formula); 8] = [
@@ -155,7 +157,7 @@ struct Learned<T> {
     start: Option<T>,
 }
 
-impl Serialize for Factor {
+impl Serialize for ResolvedScale {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         match *self {
             Self::Const(value) => serializer.serialize_f64(value),
@@ -166,7 +168,7 @@ impl Serialize for Factor {
     }
 }
 
-impl<'de> Deserialize<'de> for Factor {
+impl<'de> Deserialize<'de> for ResolvedScale {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Scale::deserialize(deserializer)? {
             Scale::Const(value) => Ok(Self::Const(value)),

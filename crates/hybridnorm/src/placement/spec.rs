@@ -11,7 +11,7 @@
 //!
 //! The structs are generic over the representation of scales. In a [`Placement`] it is a [`Scale`]: a
 //! constant, a closed formula of the depth, or a learned parameter. After
-//! [`resolve`](super::resolve()) it is a [`Factor`], a plain number for one layer.
+//! [`resolve`](super::resolve()) it is a [`ResolvedScale`], a plain number for one layer.
 //!
 //! The structs are exhaustive, so that every crate can build them with `..Default::default()`; do so,
 //! since fields may be added. The enums are `#[non_exhaustive]`.
@@ -71,7 +71,7 @@ pub use inner::{AttnInner, AttnScale, FfnInner, HeadNorm, QkOrder};
 pub use model::{
     Embed, Gain, Init, InitScheme, Logits, NormFn, NormScalar, NormSpec, RoleGains, StdRule,
 };
-pub use scale::{Factor, Formula, LearnedShape, Scale};
+pub use scale::{Formula, LearnedShape, ResolvedScale, Scale};
 
 /// Complete specification of where a model normalizes, independent of its size.
 ///
@@ -96,7 +96,7 @@ pub use scale::{Factor, Formula, LearnedShape, Scale};
 )]
 pub struct Placement {
     /// Rule of every block, unless overridden.
-    pub block: BlockRule,
+    pub block: UnresolvedBlock,
     /// Patches for some layers, applied in order; later ones take precedence.
     pub overrides: Vec<Override>,
     /// Number of residual streams, and how a sub-layer reads them.
@@ -126,7 +126,7 @@ impl Default for Placement {
     /// Returns a placement with raw skips and no norm except the final one.
     fn default() -> Self {
         Self {
-            block: BlockRule::default(),
+            block: UnresolvedBlock::default(),
             overrides: Vec::new(),
             streams: Streams::Single,
             norm: NormSpec::default(),
@@ -169,10 +169,10 @@ impl Streams {
 }
 
 /// A block rule of a placement, with scales that may depend on the depth.
-pub type BlockRule = Block<Scale>;
+pub type UnresolvedBlock = Block<Scale>;
 
 /// A block resolved for one layer, as the model uses it.
-pub type BlockSpec = Block<Factor>;
+pub type ResolvedBlock = Block<ResolvedScale>;
 
 /// Norms, skips and scales of one block.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -312,7 +312,7 @@ pub enum Combine {
 pub struct Override {
     /// The selected blocks.
     pub layers: Selector,
-    /// The fields of [`BlockRule`] to replace; other fields keep their values.
+    /// The fields of [`UnresolvedBlock`] to replace; other fields keep their values.
     pub set: serde_json::Value,
 }
 

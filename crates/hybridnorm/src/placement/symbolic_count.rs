@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::norm_sites::{Site, elements, parameters, sites};
 use super::serde_forms;
-use super::spec::{AttnScale, BlockSpec, Factor, LearnedShape, NormSpec, SubLayer};
+use super::spec::{AttnScale, LearnedShape, NormSpec, ResolvedBlock, ResolvedScale, SubLayer};
 
 /// A count as a sum of multiples of the model's sizes.
 ///
@@ -166,7 +166,7 @@ impl SymbolicCount {
     /// assert_eq!(count.to_string(), "2d");
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn norm_parameters(block: &BlockSpec, norm: &NormSpec) -> Self {
+    pub fn norm_parameters(block: &ResolvedBlock, norm: &NormSpec) -> Self {
         parameters(sites(block, false), norm)
     }
 
@@ -192,7 +192,7 @@ impl SymbolicCount {
     /// assert_eq!(count.to_string(), "d + h·hd + 2·kv·hd");
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn normalized_elements(block: &BlockSpec) -> Self {
+    pub fn normalized_elements(block: &ResolvedBlock) -> Self {
         elements(sites(block, false))
     }
 
@@ -205,7 +205,7 @@ impl SymbolicCount {
     /// assert_eq!(count.to_string(), "2d");
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn learned_parameters(block: &BlockSpec) -> Self {
+    pub fn learned_parameters(block: &ResolvedBlock) -> Self {
         let (inner, hidden) = (&block.attn_inner, &block.ffn_inner);
         let wide = [&block.attn, &block.ffn]
             .into_iter()
@@ -224,31 +224,31 @@ impl SymbolicCount {
     /// Returns the parameters of one scale over the model width.
     ///
     /// ```
-    /// use hybridnorm::placement::{Factor, LearnedShape, SymbolicCount};
-    /// let learned = Factor::Learned { shape: LearnedShape::Vector, init: 1.0, start: None };
+    /// use hybridnorm::placement::{ResolvedScale, LearnedShape, SymbolicCount};
+    /// let learned = ResolvedScale::Learned { shape: LearnedShape::Vector, init: 1.0, start: None };
     /// assert_eq!(SymbolicCount::scale(learned).to_string(), "d");
-    /// assert_eq!(SymbolicCount::scale(Factor::Const(2.0)).to_string(), "0");
+    /// assert_eq!(SymbolicCount::scale(ResolvedScale::Const(2.0)).to_string(), "0");
     /// ```
-    pub fn scale(factor: Factor) -> Self {
+    pub fn scale(factor: ResolvedScale) -> Self {
         Self::per(factor, Self::D)
     }
 
     /// Returns the parameters of the scale on the logits.
     ///
     /// ```
-    /// use hybridnorm::placement::{Factor, LearnedShape, SymbolicCount};
-    /// let learned = Factor::Learned { shape: LearnedShape::Vector, init: 1.0, start: None };
+    /// use hybridnorm::placement::{ResolvedScale, LearnedShape, SymbolicCount};
+    /// let learned = ResolvedScale::Learned { shape: LearnedShape::Vector, init: 1.0, start: None };
     /// assert_eq!(SymbolicCount::logit_scale(learned).to_string(), "v");
     /// ```
-    pub fn logit_scale(factor: Factor) -> Self {
+    pub fn logit_scale(factor: ResolvedScale) -> Self {
         Self::per(factor, Self::VOCAB)
     }
 
     /// Returns the parameters of a scale whose vectors have this width.
-    fn per(factor: Factor, width: Self) -> Self {
+    fn per(factor: ResolvedScale, width: Self) -> Self {
         match factor {
-            Factor::Const(_) => Self::ZERO,
-            Factor::Learned { shape, .. } => match shape {
+            ResolvedScale::Const(_) => Self::ZERO,
+            ResolvedScale::Learned { shape, .. } => match shape {
                 LearnedShape::Scalar => Self::ONE,
                 LearnedShape::Vector => width,
             },
@@ -256,7 +256,7 @@ impl SymbolicCount {
     }
 }
 
-fn scales(sub: &SubLayer<Factor>) -> [Factor; 4] {
+fn scales(sub: &SubLayer<ResolvedScale>) -> [ResolvedScale; 4] {
     [sub.read_scale, sub.in_scale, sub.skip_scale, sub.out_scale]
 }
 

@@ -104,7 +104,7 @@ impl Program {
         if fuse {
             passes::fuse(&mut graph, outputs);
         }
-        passes::hoist(&mut graph);
+        passes::schedule_early(&mut graph);
         let layout = arena::plan_memory(&graph, outputs);
         let steps = (0..graph.nodes.len())
             .map(|index| Step::new(&graph, index, &layout))

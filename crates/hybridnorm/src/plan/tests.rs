@@ -2,12 +2,12 @@
 
 use hybridnorm_kernels::activation::Activation;
 use hybridnorm_kernels::attention::Attention;
-use hybridnorm_kernels::norm::{Gain, Norm, NormFn};
+use hybridnorm_kernels::norm::{Gain, NormConfig, NormFn};
 use hybridnorm_kernels::qkv::{QkOrder, QkvTransform};
 use proptest::prelude::*;
 
 use super::*;
-use crate::exec::{Cpu, Data, Executor};
+use crate::exec::{Cpu, Executor, TensorRef};
 use crate::graph::{Buffer, Builder, DType, Type, Value};
 use crate::ops::{self, Arguments, linear};
 use crate::passes::gradients;
@@ -22,7 +22,7 @@ const SUMS: Buffer = Buffer(1);
 const CACHE: Buffer = Buffer(2);
 const ELEMENTS: [usize; 3] = [WIDTH, WIDTH, 2 * SEQ * WIDTH];
 
-const NORM: Norm = Norm {
+const NORM: NormConfig = NormConfig {
     function: NormFn::Rmsnorm,
     eps: 1e-5,
     gain: Gain::OnePlus,
@@ -32,7 +32,7 @@ const NORM: Norm = Norm {
 };
 
 /// Two heads with a norm over the queries of both, for which the fused op needs scratch memory.
-const PREP: QkvTransform = QkvTransform {
+const TRANSFORM: QkvTransform = QkvTransform {
     heads: 2,
     kv_heads: 2,
     head_dim: WIDTH / 2,
@@ -110,10 +110,11 @@ fn random_values<'g>(
                 ops::concat(&[right, left])
             }
             7 => {
-                let rotations = ops::rotations(g, 100.0, PREP.head_dim, SEQ);
+                let rope_table = ops::rope_table(g, 100.0, TRANSFORM.head_dim, SEQ);
                 let norms = [Some(gain), None, None];
-                let prepared = ops::qkv_transform(linear(a, w_qkv), rotations, norms, PREP);
-                ops::attention(prepared, ATTENTION)
+                let transformed =
+                    ops::qkv_transform(linear(a, w_qkv), rope_table, norms, TRANSFORM);
+                ops::attention(transformed, ATTENTION)
             }
             _ => {
                 // Each one reads the cache as of the last append.
@@ -319,7 +320,7 @@ fn run(program: &Program, outputs: &[ValueId]) -> Vec<Vec<u32>> {
     };
     let mut cpu = Cpu::new();
     let buffers = ELEMENTS.map(|elements| (cpu.allocate(DType::F32, elements).unwrap(), elements));
-    cpu.write(GAIN, 0, Data::F32(&[0.3, -0.2, 0.1, 0.4]));
+    cpu.write(GAIN, 0, TensorRef::F32(&[0.3, -0.2, 0.1, 0.4]));
     let floats: Vec<_> = program
         .inputs()
         .map(|(name, id)| (name, id, numbers(id)))
@@ -327,8 +328,8 @@ fn run(program: &Program, outputs: &[ValueId]) -> Vec<Vec<u32>> {
     let given = floats
         .iter()
         .map(|(name, id, numbers)| match program.ty(*id).dtype {
-            DType::I32 => (*name, Data::I32(&[0, 3, 1])),
-            _ => (*name, Data::F32(numbers)),
+            DType::I32 => (*name, TensorRef::I32(&[0, 3, 1])),
+            _ => (*name, TensorRef::F32(numbers)),
         });
     cpu.run(program, Arguments::default(), &given.collect::<Vec<_>>())
         .unwrap();

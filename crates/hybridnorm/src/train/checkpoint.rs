@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::files::{self, Fingerprint, StagedFolder};
-use crate::model::inventory;
+use crate::model::counts;
 use crate::model::{Device, Model, ModelConfig};
 use crate::tensors::{self, TensorFile, TensorHandle};
 
@@ -328,7 +328,7 @@ impl Checkpoint {
         let config = self.config()?;
         let path = self.path.join(MODEL);
         // Nothing is allocated for a shape that the file is too small for: weights take at least two bytes each.
-        let parameters = inventory::parameters(&config)?;
+        let parameters = counts::parameters(&config)?;
         let bytes = fs::metadata(&path).map_err(Error::io(&path))?.len();
         if bytes / 2 < parameters {
             return Err(Error::format(
@@ -339,7 +339,7 @@ impl Checkpoint {
         let file = self.weights()?;
         let mut model = Model::uninitialized(&config, device)?;
         model.load_file(&file).map_err(|error| match error {
-            error if error.is_usage() => Error::format(path, error.to_string()),
+            error if error.is_user_error() => Error::format(path, error.to_string()),
             // Errors of the file already name it.
             error => error,
         })?;

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
-use crate::exec::{Data, Tensor};
+use crate::exec::{Tensor, TensorRef};
 use crate::graph::{Builder, Value, ValueId};
 use crate::model::taps::RoutingTap;
-use crate::model::{BatchLosses, BlockOutput, Decoder, Model, ParamSpec, Routing};
+use crate::model::{BatchLosses, BlockOutput, Decoder, Model, ParamSpec, RouterStatistics};
 use crate::ops::{self, Arguments};
 use crate::passes;
 use crate::plan::{Options, Program, Recompute};
@@ -135,7 +135,7 @@ pub struct PassStats {
     /// The losses.
     pub losses: BatchLosses,
     /// Routing statistics, one entry per mixture-of-experts block.
-    pub routing: Vec<Routing>,
+    pub routing: Vec<RouterStatistics>,
     /// Max attention logits of every head in every block, if tapped.
     pub max_attention_logits: Vec<Vec<f32>>,
 }
@@ -212,7 +212,10 @@ pub fn gradients(
     let mut outputs = taps.outputs();
     outputs.extend(gradients.iter().map(|(_, id)| *id));
     let program = Program::new(g.finish(), &outputs, options);
-    let given = [("ids", Data::I32(inputs)), ("targets", Data::I32(targets))];
+    let given = [
+        ("ids", TensorRef::I32(inputs)),
+        ("targets", TensorRef::I32(targets)),
+    ];
     model
         .executor_mut()
         .run(&program, Arguments::default(), &given)?;
@@ -269,7 +272,10 @@ pub(super) fn residual_gradient_norms(
         ..Options::default()
     };
     let program = Program::new(g.finish(), &squares, options);
-    let given = [("ids", Data::I32(inputs)), ("targets", Data::I32(targets))];
+    let given = [
+        ("ids", TensorRef::I32(inputs)),
+        ("targets", TensorRef::I32(targets)),
+    ];
     let executor = model.executor_mut();
     executor.run(&program, Arguments::default(), &given)?;
     let norm = |id: &ValueId| {

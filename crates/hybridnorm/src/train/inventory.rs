@@ -6,7 +6,7 @@ use super::optimizer::{Layout, OptimizerConfig};
 use super::step::{self, StepBuffers, StepShape};
 use crate::error::Result;
 use crate::graph::Buffer;
-use crate::model::inventory::{Counts, counts};
+use crate::model::counts::{Counts, counts};
 use crate::model::{Decoder, LossProgram, ModelConfig};
 use crate::plan::Program;
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::optimizer::ParameterNorms;
 use super::records::Record;
 use crate::model::registry::Init;
-use crate::model::{Activations, Model, Routing};
+use crate::model::{BlockActivationStats, Model, RouterStatistics};
 use hybridnorm_kernels::attention;
 use hybridnorm_kernels::tensor_stats::TensorStats;
 
@@ -202,7 +202,7 @@ impl LayerRecord {
     pub fn new(
         step: u64,
         model: &Model,
-        activations: &[Activations],
+        activations: &[BlockActivationStats],
         norms: &BTreeMap<String, ParameterNorms>,
     ) -> Self {
         let mut roles = vec![Squares::new(); activations.len()];
@@ -217,7 +217,7 @@ impl LayerRecord {
                     .map_or(&mut outside_blocks, |block| &mut roles[block]);
                 squares.entry(spec.label).or_default().add(norms);
             }
-            if let (true, Init::Constant(start)) = (spec.records_gain_drift, &spec.init) {
+            if let (true, Init::Constant(start)) = (spec.records_distance_from_init, &spec.init) {
                 let (sum, count) = spec
                     .block
                     .map_or(&mut outer_drift, |block| &mut drifts[block]);
@@ -230,10 +230,10 @@ impl LayerRecord {
         let drift = |(sum, count): (f64, usize)| (count > 0).then(|| (sum / count as f64).sqrt());
         let blocks = activations.iter().zip(&drifts).zip(&roles);
         let blocks = blocks.map(|((activations, drifts), squares)| BlockStats {
-            stream: activations.stream.into(),
+            stream: activations.residual.into(),
             attn: activations.attn.into(),
             ffn: activations.ffn.into(),
-            scores: activations.scores.into(),
+            scores: activations.attention.into(),
             experts: activations.routing.as_ref().map(Experts::from),
             roles: RoleStats::new(squares, drift(*drifts)),
         });
@@ -336,8 +336,8 @@ impl RoleStats {
     }
 }
 
-impl From<&Routing> for Experts {
-    fn from(found: &Routing) -> Self {
+impl From<&RouterStatistics> for Experts {
+    fn from(found: &RouterStatistics) -> Self {
         let mean = found.load.iter().sum::<u64>() as f64 / found.load.len() as f64;
         let loads = found.load.iter();
         Self {
@@ -361,8 +361,8 @@ impl From<TensorStats> for ActivationStats {
     }
 }
 
-impl From<attention::ScoreStatistics> for AttentionStats {
-    fn from(found: attention::ScoreStatistics) -> Self {
+impl From<attention::AttentionStats> for AttentionStats {
+    fn from(found: attention::AttentionStats) -> Self {
         Self {
             max: finite_or_none(f64::from(found.max)),
             entropy: finite_or_none(found.entropy),

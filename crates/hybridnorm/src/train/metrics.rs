@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::records::Record;
-use crate::model::Routing;
+use crate::model::RouterStatistics;
 
 /// Reads a measured number. Numbers that are not finite, which JSON lacks, are written as `null`.
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
@@ -94,18 +94,18 @@ pub struct QkClip {
 
 impl RouterMetrics {
     /// Computes the metrics of a step; `None` without a mixture of experts.
-    pub fn new(routing: &[Routing]) -> Option<Self> {
-        let mean = |f: fn(&Routing) -> f64| {
+    pub fn new(routing: &[RouterStatistics]) -> Option<Self> {
+        let mean = |f: fn(&RouterStatistics) -> f64| {
             let sum: f64 = routing.iter().map(f).sum();
             sum / routing.len() as f64
         };
-        let imbalance = routing.iter().map(Routing::imbalance);
+        let imbalance = routing.iter().map(RouterStatistics::imbalance);
         (!routing.is_empty()).then(|| Self {
             load_balance: mean(|routing| routing.load_balance),
             z: mean(|routing| routing.z),
             entropy: mean(|routing| routing.entropy),
             imbalance: imbalance.fold(0.0, f64::max),
-            dropped: routing.iter().map(Routing::dropped).sum(),
+            dropped: routing.iter().map(RouterStatistics::dropped).sum(),
         })
     }
 }

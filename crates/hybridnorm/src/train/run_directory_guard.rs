@@ -78,7 +78,7 @@ impl RunDirectoryGuard {
             }),
             Err(error) => {
                 // A process that holds the lock needs the file; if locking itself fails, no process holds it.
-                if is_new && !error.is_usage() {
+                if is_new && !error.is_user_error() {
                     let _ = fs::remove_file(&path);
                 }
                 Err(error)

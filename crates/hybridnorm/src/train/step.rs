@@ -8,9 +8,9 @@ use super::gradients::{self, PassStats, PassTaps};
 use super::metrics::QkClip;
 use super::optimizer::{Layout, Optimizer, StepNorms, UpdateTaps};
 use crate::error::Result;
-use crate::exec::Data;
+use crate::exec::TensorRef;
 use crate::graph::{Buffer, Builder, Type, Value};
-use crate::model::{BatchLosses, Decoder, Model, ParamSpec, Routing};
+use crate::model::{BatchLosses, Decoder, Model, ParamSpec, RouterStatistics};
 use crate::ops;
 use crate::plan::{Options, Program, Recompute};
 use hybridnorm_kernels::tensor_stats::larger_or_nan;
@@ -108,7 +108,7 @@ pub struct StepOutcome {
     /// Norms of gradients and updates.
     pub norms: StepNorms,
     /// Routing statistics, one entry per mixture-of-experts block.
-    pub routing: Vec<Routing>,
+    pub routing: Vec<RouterStatistics>,
 }
 
 /// Buffers that a step updates, besides the parameters.
@@ -261,7 +261,10 @@ impl TrainingStep {
             "all {} micro-batches of the step have already run",
             self.shape.grad_accum_steps
         );
-        let given = [("ids", Data::I32(inputs)), ("targets", Data::I32(targets))];
+        let given = [
+            ("ids", TensorRef::I32(inputs)),
+            ("targets", TensorRef::I32(targets)),
+        ];
         let arguments = optimizer.arguments(lr);
         let (program, pass) = match &self.programs {
             Programs::Fused(single) => (&single.program, &single.pass),
@@ -315,7 +318,7 @@ impl TrainingStep {
             let guard = [losses.objective as f32];
             model
                 .executor_mut()
-                .run(program, arguments, &[("guard", Data::F32(&guard))])?;
+                .run(program, arguments, &[("guard", TensorRef::F32(&guard))])?;
             let is_finite = losses.objective.is_finite();
             let norms = optimizer.read_update(model.executor(), program, update, is_finite);
             self.norms = Some(norms);
@@ -354,10 +357,10 @@ fn summed_losses(passes: &[PassStats]) -> BatchLosses {
 }
 
 /// Returns the routing statistics of all passes together, by block.
-fn merged_routing(passes: &[PassStats]) -> Vec<Routing> {
-    let mut merged: Vec<Routing> = Vec::new();
+fn merged_routing(passes: &[PassStats]) -> Vec<RouterStatistics> {
+    let mut merged: Vec<RouterStatistics> = Vec::new();
     for pass in passes {
-        merged.resize_with(pass.routing.len(), Routing::default);
+        merged.resize_with(pass.routing.len(), RouterStatistics::default);
         for (all, new) in merged.iter_mut().zip(&pass.routing) {
             all.merge(new);
         }

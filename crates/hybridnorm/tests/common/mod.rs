@@ -7,7 +7,7 @@ pub mod reference;
 use std::collections::BTreeMap;
 
 use hybridnorm::Device;
-use hybridnorm::exec::Data;
+use hybridnorm::exec::TensorRef;
 use hybridnorm::model::{MlaConfig, Model, ModelConfig, MoeConfig, PARAMETERS, Scoring};
 use hybridnorm::placement::{self, Placement};
 use hybridnorm::plan::Options;
@@ -137,7 +137,7 @@ pub fn write_f64(model: &mut Model, name: &str, values: &[f64]) {
     let offset = model.decoder().registry().get(name).unwrap().offset;
     model
         .executor_mut()
-        .write(PARAMETERS, offset, Data::F64(values));
+        .write(PARAMETERS, offset, TensorRef::F64(values));
 }
 
 /// Reproducible pseudo-random numbers.

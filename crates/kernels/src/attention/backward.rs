@@ -1,4 +1,4 @@
-//! Backward pass of attention, with scores recomputed tile by tile.
+//! Backward pass of attention, with logits recomputed tile by tile.
 
 use super::forward::{load_queries, tile_of};
 use super::head_rows::{self, HeadRows};
@@ -47,7 +47,7 @@ pub fn backward_transformed(
     dparams: [&mut [f32]; 3],
 ) {
     let name = "attention::backward_transformed";
-    a.check_preparation(name, p);
+    a.check_transform(name, p);
     let inputs = Inputs {
         layout: a.packed(qkv, Some(p)),
         ctx,
@@ -154,7 +154,7 @@ struct BackwardScratch {
     dctx_panels: Vec<PanelRow>,
     /// Probabilities of a tile.
     p: Vec<f32>,
-    /// Gradient of the probabilities, then of the scores.
+    /// Gradient of the probabilities, then of the logits.
     ds: Vec<f32>,
     dq: Vec<f32>,
     dk: Vec<f32>,
@@ -190,7 +190,7 @@ impl BackwardScratch {
             dq: vec![0.0; queries * d],
             dk: vec![0.0; seq * d],
             dv: vec![0.0; seq * e],
-            by_row: head_rows::Scratch::new(a.head_dim, layout.preparation),
+            by_row: head_rows::Scratch::new(a.head_dim, layout.transform),
         }
     }
 
@@ -223,7 +223,7 @@ impl Inputs<'_> {
         let (d, e) = (a.head_dim, a.value_dim);
         let shared = a.heads / a.kv_heads;
         let first_row = group.batch * a.seq;
-        let mut grads = match self.layout.preparation {
+        let mut grads = match self.layout.transform {
             Some(p) => p.zero_gradients(),
             None => Default::default(),
         };
@@ -283,7 +283,7 @@ struct QueryTile<'a> {
     lse: &'a [f32],
 }
 
-/// A tile of keys, as a tile of queries sees it.
+/// A tile of keys, as a tile of queries attends to it.
 struct KeyTile {
     start: usize,
     count: usize,
@@ -292,7 +292,7 @@ struct KeyTile {
 }
 
 impl KeyTile {
-    /// Returns the number of keys that a query of the tile sees.
+    /// Returns the number of unmasked keys of a query of the tile.
     #[inline(always)]
     fn visible_to(&self, query: usize) -> usize {
         (self.first_query + query + 1)
@@ -300,7 +300,7 @@ impl KeyTile {
             .min(self.count)
     }
 
-    /// Returns the first query of the tile that sees a key.
+    /// Returns the first query of the tile that attends to a key.
     #[inline(always)]
     fn first_query_of(&self, key: usize) -> usize {
         (self.start + key).saturating_sub(self.first_query)
@@ -466,7 +466,7 @@ impl BackwardScratch {
 }
 
 /// Replaces the products `q k` by probabilities (`p`), and the gradients of these by those of the
-/// scores before the cap, without the factor `scale` (`ds`).
+/// logits before the cap, without the factor `scale` (`ds`).
 #[inline(always)]
 fn score_gradient(softcap: Option<f32>, lse: f32, delta: f32, p: &mut [f32], ds: &mut [f32]) {
     match softcap {

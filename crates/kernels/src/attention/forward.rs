@@ -97,7 +97,7 @@ struct Scratch {
     values: Vec<PanelRow>,
     /// Scaled queries of a tile.
     q: Vec<f32>,
-    scores: Vec<f32>,
+    logits: Vec<f32>,
     context: Vec<f32>,
     largest: Vec<f32>,
     total: Vec<f32>,
@@ -120,7 +120,7 @@ pub(super) fn scratch_bytes(a: &Attention) -> usize {
 impl Scratch {
     fn new(a: &Attention, layout: &QkvLayout) -> Self {
         Scratch {
-            by_row: head_rows::Scratch::new(a.head_dim, layout.preparation),
+            by_row: head_rows::Scratch::new(a.head_dim, layout.transform),
             ..Scratch::default()
         }
     }
@@ -132,7 +132,7 @@ impl Scratch {
         self.keys.resize(panels(visible) * d, [0.0; PANEL]);
         self.values.resize(visible * panels(e), [0.0; PANEL]);
         self.q.resize(queries * d, 0.0);
-        self.scores.resize(queries * keys, 0.0);
+        self.logits.resize(queries * keys, 0.0);
         self.context.resize(queries * e, 0.0);
         self.largest.resize(queries, 0.0);
         self.total.resize(queries, 0.0);
@@ -157,7 +157,7 @@ pub(super) fn tile_of(packed: &[PanelRow], n: usize, start: usize, width: usize)
     &packed[start * panels(width)..][..KEY_TILE.min(n - start) * panels(width)]
 }
 
-/// Loads prepared queries times [`Attention::logit_scale`].
+/// Loads transformed queries times [`Attention::logit_scale`].
 pub(super) fn load_queries(
     a: &Attention,
     q: &HeadRows,
@@ -171,7 +171,7 @@ pub(super) fn load_queries(
 }
 
 /// Computes the context of up to `QUERY_TILE` queries from number `first` on and writes it to the rows of
-/// `ctx`; query i sees `past + i + 1` keys.
+/// `ctx`; query i attends to `past + i + 1` keys.
 fn attend_tile<'a>(
     a: &Attention,
     q: &HeadRows,
@@ -225,7 +225,7 @@ impl Scratch {
             b: &self.keys[start / PANEL * d..][..panels(count) * d],
             inner: d,
             n: count,
-            c: &mut self.scores[..n * count],
+            c: &mut self.logits[..n * count],
             c_stride: count,
             accumulate: false,
         }
@@ -235,7 +235,7 @@ impl Scratch {
         });
     }
 
-    /// Replaces products by exponentials of the scores, minus the maximum so far, and rescales the sums of previous
+    /// Replaces products by exponentials of the logits, minus the maximum so far, and rescales the sums of previous
     /// tiles to it.
     #[inline(always)]
     fn update_softmax(
@@ -246,12 +246,12 @@ impl Scratch {
         count: usize,
         visible_keys: impl Fn(usize) -> usize,
     ) {
-        let (scores, context) = (&mut self.scores[..n * count], &mut self.context);
+        let (logits, context) = (&mut self.logits[..n * count], &mut self.context);
         let (largest, total) = (&mut self.largest, &mut self.total);
         dispatch(
             #[inline(always)]
             || {
-                let rows = scores
+                let rows = logits
                     .chunks_exact_mut(count)
                     .zip(context.chunks_exact_mut(a.value_dim));
                 let sums = largest.iter_mut().zip(total.iter_mut());
@@ -286,7 +286,7 @@ impl Scratch {
     ) {
         PackedMatmul {
             a: Rows {
-                data: &self.scores[..n * count],
+                data: &self.logits[..n * count],
                 stride: count,
             },
             left: LhsLayout::RowMajor,

@@ -5,7 +5,7 @@ use crate::qkv::{self, BoundQkvTransform};
 use crate::simd::{SimdKernel, run_simd};
 use pulp::Simd;
 
-/// Rows copied before the first of them is prepared. Rows lie far apart in memory, and a core keeps more
+/// Rows copied before the first of them is transformed. Rows lie far apart in memory, and a core keeps more
 /// loads in flight while it only copies.
 const PREFETCHED_ROWS: usize = 16;
 
@@ -17,7 +17,7 @@ pub(super) struct HeadRows<'a> {
     /// Index of the head in a packed row.
     pub(super) packed_head: usize,
     /// Norm and rotation applied when rows are read.
-    pub(super) preparation: Option<&'a BoundQkvTransform<'a>>,
+    pub(super) transform: Option<&'a BoundQkvTransform<'a>>,
 }
 
 /// Scratch buffers for loaded rows.
@@ -28,23 +28,23 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    /// Creates the buffers; empty without a preparation.
-    pub(super) fn new(d: usize, preparation: Option<&BoundQkvTransform>) -> Self {
-        preparation.map_or_else(Self::default, |p| Self {
+    /// Creates the buffers; empty without a transform.
+    pub(super) fn new(d: usize, transform: Option<&BoundQkvTransform>) -> Self {
+        transform.map_or_else(Self::default, |p| Self {
             prefetched: vec![0.0; PREFETCHED_ROWS * d],
-            steps: qkv::Scratch::new(p.form()),
+            steps: qkv::Scratch::new(p.spec()),
         })
     }
 }
 
 impl HeadRows<'_> {
-    /// Writes the prepared rows of positions `first..`, `d` channels each, contiguously.
+    /// Writes the transformed rows of positions `first..`, `d` channels each, contiguously.
     pub(super) fn load(&self, d: usize, first: usize, out: &mut [f32], scratch: &mut Scratch) {
-        match self.preparation {
+        match self.transform {
             None => self.copy(d, first, out),
-            Some(preparation) => run_simd(Load {
+            Some(transform) => run_simd(Load {
                 head: self,
-                preparation,
+                transform,
                 d,
                 first,
                 out,
@@ -71,15 +71,15 @@ impl HeadRows<'_> {
         grads: &mut [Vec<f32>; 3],
         scratch: &mut Scratch,
     ) {
-        match self.preparation {
+        match self.transform {
             None => {
                 for (dy, dx) in dy.chunks_exact(d).zip(dx) {
                     dx.copy_from_slice(dy);
                 }
             }
-            Some(preparation) => run_simd(HeadBackward {
+            Some(transform) => run_simd(HeadBackward {
                 head: self,
-                preparation,
+                transform,
                 d,
                 first,
                 dy,
@@ -93,7 +93,7 @@ impl HeadRows<'_> {
 
 struct Load<'a> {
     head: &'a HeadRows<'a>,
-    preparation: &'a BoundQkvTransform<'a>,
+    transform: &'a BoundQkvTransform<'a>,
     d: usize,
     first: usize,
     out: &'a mut [f32],
@@ -105,23 +105,23 @@ impl SimdKernel for Load<'_> {
 
     #[inline(always)]
     fn run<S: Simd, const V: usize>(self, simd: S) {
-        let (p, head, d) = (self.preparation, self.head, self.d);
+        let (p, head, d) = (self.transform, self.head, self.d);
         let Scratch { prefetched, steps } = self.scratch;
         let starts = (self.first..).step_by(PREFETCHED_ROWS);
         for (start, out) in starts.zip(self.out.chunks_mut(PREFETCHED_ROWS * d)) {
             let prefetched = &mut prefetched[..out.len()];
             head.copy(d, start, prefetched);
-            p.head::<S, V>(simd, head.packed_head, start, prefetched, out, steps);
+            p.transform_head::<S, V>(simd, head.packed_head, start, prefetched, out, steps);
         }
     }
 }
 
 struct HeadBackward<'a, I> {
     head: &'a HeadRows<'a>,
-    preparation: &'a BoundQkvTransform<'a>,
+    transform: &'a BoundQkvTransform<'a>,
     d: usize,
     first: usize,
-    /// Gradients of prepared rows, and the destination of those of the projection.
+    /// Gradients of transformed rows, and the destination of those of the projection.
     dy: &'a [f32],
     dx: I,
     grads: &'a mut [Vec<f32>; 3],
@@ -133,14 +133,14 @@ impl<'b, I: Iterator<Item = &'b mut [f32]>> SimdKernel for HeadBackward<'_, I> {
 
     #[inline(always)]
     fn run<S: Simd, const V: usize>(mut self, simd: S) {
-        let (p, head, d) = (self.preparation, self.head, self.d);
+        let (p, head, d) = (self.transform, self.head, self.d);
         let Scratch { prefetched, steps } = self.scratch;
         let starts = (self.first..).step_by(PREFETCHED_ROWS);
         for (start, dy) in starts.zip(self.dy.chunks(PREFETCHED_ROWS * d)) {
             let prefetched = &mut prefetched[..dy.len()];
             head.copy(d, start, prefetched);
             let (dx, grads) = (self.dx.by_ref(), &mut *self.grads);
-            p.head_backward::<S, V>(
+            p.transform_head_backward::<S, V>(
                 simd,
                 head.packed_head,
                 start,

@@ -8,7 +8,7 @@ use crate::simd::{AccumulateRows, DotProducts, SimdKernel, dispatch, map_sum, ma
 use pulp::Simd;
 use rayon::prelude::*;
 
-/// Cache rows per task. The scores load them from memory, the context from the L2 cache.
+/// Cache rows per task. The logits load them from memory, the context from the L2 cache.
 const POSITIONS: usize = 128;
 /// Maximum number of new positions for which packing the cache does not pay off.
 const MAX_UNPACKED_QUERIES: usize = 4;
@@ -30,7 +30,7 @@ pub struct LatentAttention {
     pub rope: usize,
     /// Softmax scale, that of the heads before the projections were absorbed.
     pub scale: f32,
-    /// Soft cap of the scores.
+    /// Soft cap of the logits.
     pub softcap: Option<f32>,
 }
 
@@ -100,7 +100,7 @@ impl LatentAttention {
     }
 
     /// Returns the length of a span's partial result for one query: contexts of all heads, then their
-    /// largest scores, then the sums of their exponentials.
+    /// max logits, then the sums of their exponentials.
     fn partial_len(&self) -> usize {
         self.heads * (self.latent + 2)
     }
@@ -136,7 +136,7 @@ fn attend_tiled(
         row_stride: a.width(),
         key: all,
         value: all,
-        preparation: None,
+        transform: None,
     };
     forward::attend(&form, &layout, past, ctx, lse);
 }
@@ -164,7 +164,7 @@ fn attend_per_query(
         .enumerate()
         .for_each_init(
             || vec![0.0; heads * POSITIONS],
-            |scores, (index, partial)| {
+            |logits, (index, partial)| {
                 let (query, start) = (index / spans, index % spans * POSITIONS);
                 let count = POSITIONS.min(visible(query).saturating_sub(start));
                 if count == 0 {
@@ -177,7 +177,7 @@ fn attend_per_query(
                     a,
                     q: &q[query * heads * width..][..heads * width],
                     rows: &cache[first * width..][..count * width],
-                    scores: &mut scores[..heads * count],
+                    logits: &mut logits[..heads * count],
                     context,
                     largest,
                     total,
@@ -227,8 +227,8 @@ struct Span<'a> {
     a: &'a LatentAttention,
     q: &'a [f32],
     rows: &'a [f32],
-    /// Scores of each head for the rows, replaced by their exponentials.
-    scores: &'a mut [f32],
+    /// Logits of each head for the rows, replaced by their exponentials.
+    logits: &'a mut [f32],
     /// Sum of the rows' latents weighted by these exponentials, for each head.
     context: &'a mut [f32],
     largest: &'a mut [f32],
@@ -300,27 +300,27 @@ impl Span<'_> {
         let rows = std::array::from_fn(|i| &self.rows[(s + i) * width..][..width]);
         let products: [[f32; N]; M] = DotProducts { x, rows }.run::<S, V>(simd);
         for (j, products) in products.iter().enumerate() {
-            self.scores[(h + j) * count + s..][..N].copy_from_slice(products);
+            self.logits[(h + j) * count + s..][..N].copy_from_slice(products);
         }
     }
 
-    /// Replaces products by exponentials of the scores, minus the maximum of each head.
+    /// Replaces products by exponentials of the logits, minus the maximum of each head.
     #[inline(always)]
     fn exponentials(&mut self) {
         let LatentAttention { scale, softcap, .. } = *self.a;
         let scale = scale / softcap.unwrap_or(1.0);
         let heads = self
-            .scores
+            .logits
             .chunks_exact_mut(self.rows.len() / self.a.width());
         let sums = self.largest.iter_mut().zip(self.total.iter_mut());
-        for (scores, (largest, total)) in heads.zip(sums) {
-            scores.iter_mut().for_each(|s| *s *= scale);
+        for (logits, (largest, total)) in heads.zip(sums) {
+            logits.iter_mut().for_each(|s| *s *= scale);
             if let Some(cap) = softcap {
-                map_sum(scores, |u| cap * tanh(u));
+                map_sum(logits, |u| cap * tanh(u));
             }
-            let max = max(scores);
+            let max = max(logits);
             *largest = max;
-            *total = map_sum(scores, |s| exp(s - max));
+            *total = map_sum(logits, |s| exp(s - max));
         }
     }
 
@@ -365,7 +365,7 @@ impl Span<'_> {
         let mut contexts = self.context[h * latent..].chunks_exact_mut(latent);
         AccumulateRows::<M, N> {
             weights: std::array::from_fn(|j| {
-                std::array::from_fn(|i| self.scores[(h + j) * count + s + i])
+                std::array::from_fn(|i| self.logits[(h + j) * count + s + i])
             }),
             rows: std::array::from_fn(|i| &self.rows[(s + i) * width..][..latent]),
             sums: std::array::from_fn(|_| contexts.next().expect("a context for every head")),

@@ -5,15 +5,15 @@ use crate::math::{exp, tanh};
 use crate::simd::{dispatch, dots, map_sum, max};
 use rayon::prelude::*;
 
-/// Keys whose scores are computed side by side.
+/// Keys whose logits are computed side by side.
 const ROWS_AT_ONCE: usize = 4;
 
-/// Runs one task per sequence and query head; the query of each sequence sees `past + 1` keys.
+/// Runs one task per sequence and query head; the query of each sequence attends to `past + 1` keys.
 pub(super) fn attend(a: &Attention, layout: &QkvLayout, past: usize, ctx: &mut [f32]) {
     let (d, e) = (a.head_dim, a.value_dim);
     ctx.par_chunks_exact_mut(e).enumerate().for_each_init(
         || vec![0.0; past + 1],
-        |scores, (head, ctx)| {
+        |logits, (head, ctx)| {
             let (b, h) = (head / a.heads, head % a.heads);
             let kv_head = h / (a.heads / a.kv_heads);
             let [k, v] = layout.keys_and_values(a, b, kv_head).map(|head| head.rows);
@@ -21,24 +21,24 @@ pub(super) fn attend(a: &Attention, layout: &QkvLayout, past: usize, ctx: &mut [
             dispatch(
                 #[inline(always)]
                 || {
-                    let (groups, rest) = scores.as_chunks_mut::<ROWS_AT_ONCE>();
+                    let (groups, rest) = logits.as_chunks_mut::<ROWS_AT_ONCE>();
                     let whole = ROWS_AT_ONCE * groups.len();
-                    for (g, scores) in groups.iter_mut().enumerate() {
+                    for (g, logits) in groups.iter_mut().enumerate() {
                         let keys = std::array::from_fn(|i| k.row(ROWS_AT_ONCE * g + i, d));
-                        *scores = dots::<ROWS_AT_ONCE>(q, keys);
+                        *logits = dots::<ROWS_AT_ONCE>(q, keys);
                     }
-                    for (s, score) in rest.iter_mut().enumerate() {
-                        [*score] = dots(q, [k.row(whole + s, d)]);
+                    for (s, logit) in rest.iter_mut().enumerate() {
+                        [*logit] = dots(q, [k.row(whole + s, d)]);
                     }
-                    scores.iter_mut().for_each(|s| *s *= a.logit_scale());
+                    logits.iter_mut().for_each(|s| *s *= a.logit_scale());
                     if let Some(cap) = a.softcap {
-                        map_sum(scores, |u| cap * tanh(u));
+                        map_sum(logits, |u| cap * tanh(u));
                     }
-                    let largest = max(scores);
-                    let factor = 1.0 / map_sum(scores, |s| exp(s - largest));
+                    let largest = max(logits);
+                    let factor = 1.0 / map_sum(logits, |s| exp(s - largest));
                     ctx.fill(0.0);
-                    for (s, score) in scores.iter().enumerate() {
-                        let p = factor * score;
+                    for (s, logit) in logits.iter().enumerate() {
+                        let p = factor * logit;
                         for (c, v) in ctx.iter_mut().zip(v.row(s, e)) {
                             *c += p * v;
                         }

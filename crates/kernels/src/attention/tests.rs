@@ -5,7 +5,7 @@ use crate::testing::{
 use proptest::prelude::*;
 
 mod latent;
-mod scores;
+mod stats;
 mod transform;
 
 /// Computes the context of queries at positions `past..past + new` of each sequence, by definition.
@@ -22,13 +22,13 @@ fn naive<'a>(
         for t in 0..a.seq {
             for h in 0..a.heads {
                 let g = h * a.kv_heads / a.heads;
-                let score = |s: usize| {
+                let logit = |s: usize| {
                     let product: f64 = q(b, t, h).iter().zip(k(b, s, g)).map(|(q, k)| q * k).sum();
                     let u = f64::from(a.scale) * product;
                     a.softcap
                         .map_or(u, |c| f64::from(c) * (u / f64::from(c)).tanh())
                 };
-                let e: Vec<f64> = (0..=past + t).map(|s| score(s).exp()).collect();
+                let e: Vec<f64> = (0..=past + t).map(|s| logit(s).exp()).collect();
                 let total: f64 = e.iter().sum();
                 for c in 0..a.value_dim {
                     let sum: f64 = e.iter().enumerate().map(|(s, e)| e * v(b, s, g)[c]).sum();
@@ -146,7 +146,7 @@ fn sequences_longer_than_a_task_match_the_reference() {
 }
 
 #[test]
-fn a_query_never_sees_a_later_position() {
+fn queries_do_not_attend_to_later_positions() {
     let a = Attention { seq: 150, ..SMALL };
     let (qkv, dctx) = random(&a, 91);
     let [ctx, ..] = run(&a, &qkv, &dctx);

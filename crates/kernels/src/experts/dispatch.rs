@@ -5,8 +5,8 @@ use std::ops::Range;
 /// Sizes that determine the integer layout of a dispatch.
 ///
 /// For n tokens, one slice holds in order: the number of slots of each expert (experts), the first slot
-/// of each expert and the end (experts + 1), the choice `token * top_k + j` of each slot (n * top_k), the
-/// slot of each choice (n, top_k), and the expert of each choice (n, top_k).
+/// of each expert and the end (experts + 1), the assignment `token * top_k + j` of each slot (n * top_k), the
+/// slot of each assignment (n, top_k), and the expert of each assignment (n, top_k).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DispatchLayout {
     /// Number of experts, including those without rows.
@@ -22,9 +22,9 @@ pub struct Dispatch<'a> {
     top_k: usize,
     load: &'a [i32],
     offsets: &'a [i32],
-    choice_of_slot: &'a [i32],
+    assignment_of_slot: &'a [i32],
     slots: &'a [i32],
-    expert_of_choice: &'a [i32],
+    expert_of_assignment: &'a [i32],
 }
 
 impl DispatchLayout {
@@ -33,45 +33,47 @@ impl DispatchLayout {
         2 * self.experts + 1 + 3 * tokens * self.top_k
     }
 
-    /// Returns the range of the chosen experts (n, top_k), the end of a dispatch of `elements` elements.
+    /// Returns the range of the selected experts (n, top_k), the end of a dispatch of `elements` elements.
     ///
     /// # Panics
     ///
     /// If no number of tokens has a dispatch of this length.
-    pub fn chosen(self, elements: usize) -> Range<usize> {
+    pub fn selected(self, elements: usize) -> Range<usize> {
         let Self { experts, top_k } = self;
-        assert!(top_k > 0, "Layout: top_k is 0");
-        let choices = elements.checked_sub(2 * experts + 1);
-        let choices = choices.filter(|choices| choices.is_multiple_of(3 * top_k));
-        let Some(choices) = choices else {
-            panic!("Layout: {elements} elements hold no dispatch to {top_k} of {experts} experts")
+        assert!(top_k > 0, "DispatchLayout: top_k is 0");
+        let assignments = elements.checked_sub(2 * experts + 1);
+        let assignments = assignments.filter(|assignments| assignments.is_multiple_of(3 * top_k));
+        let Some(assignments) = assignments else {
+            panic!(
+                "DispatchLayout: length {elements} matches no dispatch with top_k {top_k} of {experts} experts"
+            )
         };
-        elements - choices / 3..elements
+        elements - assignments / 3..elements
     }
 
-    /// Fills `dispatch` from the chosen experts, which are at its end.
+    /// Fills `dispatch` from the selected experts, which are at its end.
     ///
     /// # Panics
     ///
-    /// If the slice has an invalid length, or a chosen expert is not below `experts`.
+    /// If the slice has an invalid length, or a selected expert is not below `experts`.
     pub fn fill(self, dispatch: &mut [i32]) {
         let experts = self.experts;
-        let chosen = self.chosen(dispatch.len());
-        let m = chosen.len();
+        let selected = self.selected(dispatch.len());
+        let m = selected.len();
         assert!(
             i32::try_from(m).is_ok(),
-            "Layout::fill: {m} slots do not fit 31 bits"
+            "DispatchLayout::fill: {m} slots do not fit 31 bits"
         );
-        let (rest, chosen) = dispatch.split_at_mut(chosen.start);
+        let (rest, selected) = dispatch.split_at_mut(selected.start);
         let (load, rest) = rest.split_at_mut(experts);
         let (offsets, rest) = rest.split_at_mut(experts + 1);
-        let (choice_of_slot, slots) = rest.split_at_mut(m);
+        let (assignment_of_slot, slots) = rest.split_at_mut(m);
         load.fill(0);
-        for &expert in &*chosen {
+        for &expert in &*selected {
             let known = (expert as usize) < experts;
             assert!(
                 known,
-                "Layout::fill: expert {expert} is outside of {experts} experts"
+                "DispatchLayout::fill: expert {expert} is outside of {experts} experts"
             );
             load[expert as usize] += 1;
         }
@@ -83,9 +85,9 @@ impl DispatchLayout {
             *next = first;
             first += load;
         }
-        for (choice, (&expert, slot)) in chosen.iter().zip(slots).enumerate() {
+        for (assignment, (&expert, slot)) in selected.iter().zip(slots).enumerate() {
             let next = &mut offsets[expert as usize + 1];
-            choice_of_slot[*next as usize] = choice as i32;
+            assignment_of_slot[*next as usize] = assignment as i32;
             *slot = *next;
             *next += 1;
         }
@@ -99,12 +101,12 @@ impl<'a> Dispatch<'a> {
     ///
     /// If the slice has an invalid length, or its offsets do not end at the number of slots.
     pub fn new(layout: DispatchLayout, dispatch: &'a [i32]) -> Self {
-        let selected = layout.chosen(dispatch.len());
+        let selected = layout.selected(dispatch.len());
         let m = selected.len();
-        let (rest, expert_of_choice) = dispatch.split_at(selected.start);
+        let (rest, expert_of_assignment) = dispatch.split_at(selected.start);
         let (load, rest) = rest.split_at(layout.experts);
         let (offsets, rest) = rest.split_at(layout.experts + 1);
-        let (choice_of_slot, slots) = rest.split_at(m);
+        let (assignment_of_slot, slots) = rest.split_at(m);
         let end = offsets[layout.experts];
         assert!(
             end as usize == m,
@@ -114,9 +116,9 @@ impl<'a> Dispatch<'a> {
             top_k: layout.top_k,
             load,
             offsets,
-            choice_of_slot,
+            assignment_of_slot,
             slots,
-            expert_of_choice,
+            expert_of_assignment,
         }
     }
 
@@ -145,19 +147,19 @@ impl<'a> Dispatch<'a> {
         self.load
     }
 
-    /// Returns the choice, `token * top_k + j`, of each slot.
-    pub fn choice_of_slot(&self) -> &'a [i32] {
-        self.choice_of_slot
+    /// Returns the assignment, `token * top_k + j`, of each slot.
+    pub fn assignment_of_slot(&self) -> &'a [i32] {
+        self.assignment_of_slot
     }
 
-    /// Returns the slot of each choice.
-    pub fn slot_of_choice(&self) -> &'a [i32] {
+    /// Returns the slot of each assignment.
+    pub fn slot_of_assignment(&self) -> &'a [i32] {
         self.slots
     }
 
-    /// Returns the expert of each choice, (n, top_k).
-    pub fn expert_of_choice(&self) -> &'a [i32] {
-        self.expert_of_choice
+    /// Returns the expert of each assignment, (n, top_k).
+    pub fn expert_of_assignment(&self) -> &'a [i32] {
+        self.expert_of_assignment
     }
 
     /// Returns the slots of an expert.
@@ -167,7 +169,7 @@ impl<'a> Dispatch<'a> {
 
     /// Returns the token of each slot from `first` on.
     pub(super) fn tokens_from(&self, first: usize) -> impl Iterator<Item = usize> {
-        let choices = self.choice_of_slot[first..].iter();
-        choices.map(|&choice| choice as usize / self.top_k)
+        let assignments = self.assignment_of_slot[first..].iter();
+        assignments.map(|&assignment| assignment as usize / self.top_k)
     }
 }

@@ -5,24 +5,24 @@ use crate::testing::{
 use proptest::prelude::*;
 
 /// Draws distinct experts for each token, the first ones more often.
-fn choices(rng: &mut Rng, n: usize, experts: usize, top_k: usize) -> Vec<i32> {
-    let mut chosen = Vec::new();
+fn assignments(rng: &mut Rng, n: usize, experts: usize, top_k: usize) -> Vec<i32> {
+    let mut selected = Vec::new();
     for _ in 0..n {
         let mut order: Vec<(f64, i32)> = (0..experts as i32)
             .map(|e| (rng.uniform() * f64::from(e + 1), e))
             .collect();
         order.sort_by(|a, b| a.0.total_cmp(&b.0));
-        chosen.extend(order[..top_k].iter().map(|&(_, e)| e));
+        selected.extend(order[..top_k].iter().map(|&(_, e)| e));
     }
-    chosen
+    selected
 }
 
-/// Returns the integers of a dispatch to the chosen experts.
-fn filled(chosen: &[i32], experts: usize, top_k: usize) -> (DispatchLayout, Vec<i32>) {
+/// Returns the integers of a dispatch to the selected experts.
+fn filled(selected: &[i32], experts: usize, top_k: usize) -> (DispatchLayout, Vec<i32>) {
     let layout = DispatchLayout { experts, top_k };
-    let mut integers = vec![i32::MIN; layout.elements(chosen.len() / top_k)];
-    let part = layout.chosen(integers.len());
-    integers[part].copy_from_slice(chosen);
+    let mut integers = vec![i32::MIN; layout.elements(selected.len() / top_k)];
+    let part = layout.selected(integers.len());
+    integers[part].copy_from_slice(selected);
     layout.fill(&mut integers);
     (layout, integers)
 }
@@ -33,16 +33,16 @@ fn skewed(rng: &mut Rng, n: usize, experts: usize) -> Vec<i32> {
     rest.into_iter().enumerate().map(often).collect()
 }
 
-/// `y[t] = sum_j weights[t, j] W_e x[t]` over the chosen experts e.
-fn naive(chosen: &[i32], x: &[f64], w: &[f64], weights: &[f64], shape: Shape) -> Vec<f64> {
+/// `y[t] = sum_j weights[t, j] W_e x[t]` over the selected experts e.
+fn naive(selected: &[i32], x: &[f64], w: &[f64], weights: &[f64], shape: Shape) -> Vec<f64> {
     let Shape { n, k, i, o } = shape;
     let mut y = vec![0.0; n * o];
-    for (choice, &e) in chosen.iter().enumerate() {
-        let x = &x[choice / k * i..][..i];
+    for (assignment, &e) in selected.iter().enumerate() {
+        let x = &x[assignment / k * i..][..i];
         for c in 0..o {
             let w = &w[(e as usize * o + c) * i..][..i];
             let product: f64 = x.iter().zip(w).map(|(x, w)| x * w).sum();
-            y[choice / k * o + c] += weights[choice] * product;
+            y[assignment / k * o + c] += weights[assignment] * product;
         }
     }
     y
@@ -135,16 +135,16 @@ proptest! {
         let k = k.min(experts);
         let s = Shape { n, k, i, o };
         let mut rng = Rng::new(91);
-        let chosen = choices(&mut rng, n, experts, k);
+        let selected = assignments(&mut rng, n, experts, k);
         let (x, w) = (rng.normal(n * i), rng.normal(experts * o * i));
         let (weights, dy) = (rng.normal(n * k), rng.normal(n * o));
-        let (layout, integers) = filled(&chosen, experts, k);
+        let (layout, integers) = filled(&selected, experts, k);
         let dispatch = Dispatch::new(layout, &integers);
         let [y, dx, dw, dweights] = outside(&dispatch, &x, &w, &weights, &dy, s);
         let (x64, w64, weights64) = (to_f64(&x), to_f64(&w), to_f64(&weights));
-        all_close(&y, &naive(&chosen, &x64, &w64, &weights64, s), 1e-5);
+        all_close(&y, &naive(&selected, &x64, &w64, &weights64, s), 1e-5);
         let loss = |x: &[f64], w: &[f64], weights: &[f64]| {
-            dot_f64(&naive(&chosen, x, w, weights, s), &dy)
+            dot_f64(&naive(&selected, x, w, weights, s), &dy)
         };
         check_gradient(|x| loss(x, &w64, &weights64), &x, &dx, 1e-5);
         check_gradient(|w| loss(&x64, w, &weights64), &w, &dw, 1e-5);
@@ -158,18 +158,18 @@ proptest! {
     #[test]
     fn slots_are_sorted_by_expert_and_token(n in 0usize..50, experts in 1usize..9, k in 1usize..5) {
         let k = k.min(experts);
-        let chosen = choices(&mut Rng::new(92), n, experts, k);
-        let (layout, integers) = filled(&chosen, experts, k);
+        let selected = assignments(&mut Rng::new(92), n, experts, k);
+        let (layout, integers) = filled(&selected, experts, k);
         let dispatch = Dispatch::new(layout, &integers);
         let sizes = (dispatch.tokens(), dispatch.slots(), dispatch.experts(), dispatch.top_k());
         prop_assert_eq!(sizes, (n, n * k, experts, k));
         let mut order: Vec<usize> = (0..n * k).collect();
-        order.sort_by_key(|&choice| (chosen[choice], choice));
-        prop_assert!(dispatch.choice_of_slot().iter().zip(&order).all(|(&c, &o)| c as usize == o));
-        let there = dispatch.slot_of_choice().iter().map(|&slot| order[slot as usize]);
+        order.sort_by_key(|&assignment| (selected[assignment], assignment));
+        prop_assert!(dispatch.assignment_of_slot().iter().zip(&order).all(|(&c, &o)| c as usize == o));
+        let there = dispatch.slot_of_assignment().iter().map(|&slot| order[slot as usize]);
         prop_assert!(there.eq(0..n * k));
-        prop_assert_eq!(dispatch.expert_of_choice(), &chosen[..]);
-        let tokens: Vec<f32> = order.iter().map(|&choice| (choice / k) as f32).collect();
+        prop_assert_eq!(dispatch.expert_of_assignment(), &selected[..]);
+        let tokens: Vec<f32> = order.iter().map(|&assignment| (assignment / k) as f32).collect();
         let x: Vec<f32> = (0..n).map(|t| t as f32).collect();
         let mut xs = vec![f32::NAN; n * k];
         gather(&dispatch, &x, &mut xs, 1);
@@ -177,7 +177,7 @@ proptest! {
         for e in 0..experts {
             let rows = dispatch.rows(e);
             prop_assert_eq!(rows.len(), dispatch.load()[e] as usize);
-            prop_assert!(order[rows].iter().all(|&choice| chosen[choice] as usize == e));
+            prop_assert!(order[rows].iter().all(|&assignment| selected[assignment] as usize == e));
         }
     }
 }
@@ -198,10 +198,10 @@ fn products_of_any_height_match_those_of_linear_maps() {
         MIN_ROWS_TO_PAD,
     ];
     let each = loads.iter().enumerate();
-    let chosen: Vec<i32> = each.flat_map(|(e, &load)| vec![e as i32; load]).collect();
-    let (layout, integers) = filled(&chosen, loads.len(), 1);
+    let selected: Vec<i32> = each.flat_map(|(e, &load)| vec![e as i32; load]).collect();
+    let (layout, integers) = filled(&selected, loads.len(), 1);
     let dispatch = Dispatch::new(layout, &integers);
-    let (m, size) = (chosen.len(), i * o);
+    let (m, size) = (selected.len(), i * o);
     let mut rng = Rng::new(93);
     let (xs, w, dys) = (
         rng.normal(m * i),
@@ -235,14 +235,14 @@ fn bit_identical_for_any_thread_count() {
     for (n, experts, k) in [(1, 8, 2), (600, 8, 2), (600, 5, 1), (70, 40, 3)] {
         let s = Shape { n, k, i: 40, o: 72 };
         let mut rng = Rng::new(94);
-        let chosen = match k {
+        let selected = match k {
             1 => skewed(&mut rng, n, experts),
-            _ => choices(&mut rng, n, experts, k),
+            _ => assignments(&mut rng, n, experts, k),
         };
         let (x, w) = (rng.normal(n * s.i), rng.normal(experts * s.o * s.i));
         let (weights, dy) = (rng.normal(n * k), rng.normal(n * s.o));
         assert_bit_identical_for_any_thread_count(|| {
-            let (layout, integers) = filled(&chosen, experts, k);
+            let (layout, integers) = filled(&selected, experts, k);
             let dispatch = Dispatch::new(layout, &integers);
             let outside = outside(&dispatch, &x, &w, &weights, &dy, s).concat();
             let inside = inside(&dispatch, &x, &w, &weights, &dy, s).concat();
@@ -252,7 +252,7 @@ fn bit_identical_for_any_thread_count() {
 }
 
 #[test]
-fn what_is_not_finite_stays_with_its_token() {
+fn non_finite_values_stay_within_their_token() {
     let (layout, integers) = filled(&[0, 1, 1, 0], 2, 2);
     let dispatch = Dispatch::new(layout, &integers);
     let mut y = [0.0; 2];

@@ -41,7 +41,7 @@ fn naive_assemble(l: &LatentHeads, q: &[f64], kv: &[f64], key: &[f64], table: &[
     packed
 }
 
-/// Random queries, keys' content and values, and shared keys.
+/// Random queries, keys' nope part and values, and shared keys.
 fn random(l: &LatentHeads, n: usize, seed: u64) -> [Vec<f32>; 3] {
     let mut rng = Rng::new(seed);
     let [q, kv, key, _] = l.widths();

@@ -7,7 +7,7 @@ const MUON: Muon = Muon {
     momentum: 0.95,
     nesterov: true,
     steps: 5,
-    grad_scale: 1.0,
+    clip_coefficient: 1.0,
 };
 
 /// `x y^T` for rows of `inner`.
@@ -86,19 +86,19 @@ fn step_one(
     [p, m]: &mut [Vec<f32>; 2],
     g: &[f32],
     columns: usize,
-    blocks: &[usize],
+    rows_per_matrix: &[usize],
     weight_decay: f64,
-) -> SlotNorms {
-    let mut slots = [Slot {
+) -> ParameterNorms {
+    let mut parameters = [ParameterState {
         p,
         g,
         m,
         columns,
-        blocks,
+        rows_per_matrix,
         weight_decay,
     }];
-    let mut scratch = vec![f32::NAN; scratch_len(columns, blocks)];
-    step(muon, &mut slots, &mut scratch)[0]
+    let mut scratch = vec![f32::NAN; scratch_len(columns, rows_per_matrix)];
+    step(muon, &mut parameters, &mut scratch)[0]
 }
 
 /// `O(g)` in single precision.
@@ -119,31 +119,31 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
     #[test]
     fn three_steps_match_the_reference(
-        blocks in prop::collection::vec(0usize..50, 1..4), columns in 1usize..50,
+        rows_per_matrix in prop::collection::vec(0usize..50, 1..4), columns in 1usize..50,
         nesterov in any::<bool>(), steps in 0usize..6,
-        grad_scale in prop::sample::select(vec![1.0f32, 0.25]),
+        clip_coefficient in prop::sample::select(vec![1.0f32, 0.25]),
         weight_decay in prop::sample::select(vec![0.0, 0.1]),
     ) {
-        let muon = Muon { nesterov, steps, grad_scale, ..MUON };
-        let n = blocks.iter().sum::<usize>() * columns;
+        let muon = Muon { nesterov, steps, clip_coefficient, ..MUON };
+        let n = rows_per_matrix.iter().sum::<usize>() * columns;
         let mut rng = Rng::new(61);
         let mut state = [rng.normal(n), vec![0.0; n]];
         let (mut p64, mut m64) = (to_f64(&state[0]), vec![0.0; n]);
         for _ in 0..3 {
             let g = rng.normal(n);
             let before = state[0].clone();
-            let norms = step_one(&muon, &mut state, &g, columns, &blocks, weight_decay);
+            let norms = step_one(&muon, &mut state, &g, columns, &rows_per_matrix, weight_decay);
             let moved: Vec<f32> = before.iter().zip(&state[0]).map(|(b, p)| p - b).collect();
             for (norm, want) in [(norms.update, &moved), (norms.value, &before)] {
                 prop_assert!((norm - length(&to_f64(want))).abs() <= 1e-10 * norm);
             }
             let mut start = 0;
-            for &rows in &blocks {
+            for &rows in &rows_per_matrix {
                 let range = start..start + rows * columns;
                 start = range.end;
                 let mut u = Vec::new();
                 for (m, &g) in m64[range.clone()].iter_mut().zip(&g[range.clone()]) {
-                    let g = f64::from(grad_scale) * f64::from(g);
+                    let g = f64::from(clip_coefficient) * f64::from(g);
                     *m = 0.95 * *m + g;
                     u.push(if nesterov { g + 0.95 * *m } else { *m });
                 }
@@ -208,14 +208,14 @@ fn singular_values_are_those_of_the_scalar_iteration() {
 
 #[test]
 fn a_stack_is_one_matrix_after_another() {
-    let (blocks, columns) = ([7, 40, 0, 40, 129], 40);
-    let n = blocks.iter().sum::<usize>() * columns;
+    let (rows_per_matrix, columns) = ([7, 40, 0, 40, 129], 40);
+    let n = rows_per_matrix.iter().sum::<usize>() * columns;
     let mut rng = Rng::new(64);
     let (g, start) = (rng.normal(n), [rng.normal(n), rng.normal(n)]);
     let mut stack = start.clone();
-    let norms = step_one(&MUON, &mut stack, &g, columns, &blocks, 0.1);
+    let norms = step_one(&MUON, &mut stack, &g, columns, &rows_per_matrix, 0.1);
     let (mut first, mut update) = (0, 0.0);
-    for rows in blocks {
+    for rows in rows_per_matrix {
         let range = first..first + rows * columns;
         first = range.end;
         let mut one = start.clone().map(|x| x[range.clone()].to_vec());
@@ -236,19 +236,21 @@ fn large_matrices_keep_their_place_among_small_ones() {
     let mut states = shapes.map(|(rows, columns)| [(); 2].map(|()| vec![0.0; rows * columns]));
     let rows = shapes.map(|(rows, _)| [rows]);
     let parts = states.iter_mut().zip(&gradients).zip(&rows).zip(shapes);
-    let mut slots: Vec<Slot> = parts
-        .map(|((([p, m], g), blocks), (_, columns))| Slot {
-            p,
-            g,
-            m,
-            columns,
-            blocks,
-            weight_decay: 0.1,
-        })
+    let mut parameters: Vec<ParameterState> = parts
+        .map(
+            |((([p, m], g), rows_per_matrix), (_, columns))| ParameterState {
+                p,
+                g,
+                m,
+                columns,
+                rows_per_matrix,
+                weight_decay: 0.1,
+            },
+        )
         .collect();
     // More memory than the large one needs.
     let mut scratch = vec![f32::NAN; scratch_len(16, &rows[1]) + 1];
-    let norms = step(&MUON, &mut slots, &mut scratch);
+    let norms = step(&MUON, &mut parameters, &mut scratch);
     for (i, (rows, columns)) in shapes.into_iter().enumerate() {
         let mut alone = [(); 2].map(|()| vec![0.0; rows * columns]);
         let found = step_one(&MUON, &mut alone, &gradients[i], columns, &[rows], 0.1);
@@ -307,8 +309,8 @@ fn bit_identical_for_any_thread_count() {
     ];
     let stacks: Vec<[Vec<f32>; 3]> = shapes
         .iter()
-        .map(|(blocks, columns)| {
-            let n = blocks.iter().sum::<usize>() * columns;
+        .map(|(rows_per_matrix, columns)| {
+            let n = rows_per_matrix.iter().sum::<usize>() * columns;
             let mut rng = Rng::new(68);
             [(); 3].map(|()| rng.normal(n))
         })
@@ -316,20 +318,20 @@ fn bit_identical_for_any_thread_count() {
     assert_bit_identical_for_any_thread_count(|| {
         let mut stacks = stacks.clone();
         let parts = stacks.iter_mut().zip(shapes);
-        let mut slots: Vec<Slot> = parts
-            .map(|([p, g, m], (blocks, columns))| Slot {
+        let mut parameters: Vec<ParameterState> = parts
+            .map(|([p, g, m], (rows_per_matrix, columns))| ParameterState {
                 p,
                 g,
                 m,
                 columns,
-                blocks,
+                rows_per_matrix,
                 weight_decay: 0.1,
             })
             .collect();
         let halves = |x: f64| [x as f32, (x - f64::from(x as f32)) as f32];
-        let sizes = shapes.map(|(blocks, columns)| scratch_len(columns, blocks));
+        let sizes = shapes.map(|(rows_per_matrix, columns)| scratch_len(columns, rows_per_matrix));
         let mut scratch = vec![f32::NAN; sizes.into_iter().max().unwrap_or(0)];
-        let norms: Vec<f32> = step(&MUON, &mut slots, &mut scratch)
+        let norms: Vec<f32> = step(&MUON, &mut parameters, &mut scratch)
             .iter()
             .flat_map(|norms| [norms.update, norms.value])
             .flat_map(halves)

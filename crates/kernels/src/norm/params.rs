@@ -1,6 +1,6 @@
 //! Parameters of norms: gains, biases, scalars.
 
-use super::Norm;
+use super::NormConfig;
 use std::borrow::Cow;
 
 /// Meaning of the gain parameter `w`.
@@ -31,7 +31,7 @@ pub(crate) struct Params<'a> {
 impl Params<'_> {
     /// Returns the effective gain and bias of a group.
     #[inline(always)]
-    pub(crate) fn of_group(&self, n: &Norm, group: usize) -> [&[f32]; 2] {
+    pub(crate) fn of_group(&self, n: &NormConfig, group: usize) -> [&[f32]; 2] {
         let channels = group * n.width..(group + 1) * n.width;
         [&self.gain[channels.clone()], &self.bias[channels]]
     }

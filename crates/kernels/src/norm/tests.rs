@@ -8,7 +8,7 @@ use proptest::prelude::*;
 pub(crate) const GAINS: [Gain; 3] = [Gain::None, Gain::Plain, Gain::OnePlus];
 
 /// Reference by definition, row by row.
-pub(crate) fn naive(n: &Norm, x: &[f64], params: &[f64]) -> Vec<f64> {
+pub(crate) fn naive(n: &NormConfig, x: &[f64], params: &[f64]) -> Vec<f64> {
     let channels = n.groups * n.width;
     let bias_at = if n.gain == Gain::None { 0 } else { channels };
     let scalars = &params[bias_at + if n.bias { channels } else { 0 }..];
@@ -39,7 +39,7 @@ pub(crate) fn naive(n: &Norm, x: &[f64], params: &[f64]) -> Vec<f64> {
     y
 }
 
-fn check(n: &Norm, rows: usize, seed: u64) {
+fn check(n: &NormConfig, rows: usize, seed: u64) {
     let mut rng = Rng::new(seed);
     let len = rows * n.width;
     let (x, params, dy) = (rng.normal(len), rng.normal(n.params_len()), rng.normal(len));
@@ -72,7 +72,7 @@ fn every_combination_matches_the_reference() {
         for gain in GAINS {
             for bias in [false, true] {
                 for groups in [1, 3] {
-                    let n = Norm {
+                    let n = NormConfig {
                         function,
                         eps: 1e-3,
                         gain,
@@ -97,13 +97,13 @@ proptest! {
         seed in any::<u64>(),
     ) {
         // A width of at least 2 and a large eps avoid tiny variances, which break finite differences.
-        check(&Norm { function, eps: 1e-1, gain, bias, width, groups }, rows, seed);
+        check(&NormConfig { function, eps: 1e-1, gain, bias, width, groups }, rows, seed);
     }
 }
 
 #[test]
 fn many_rows_span_several_chunks() {
-    let n = Norm {
+    let n = NormConfig {
         function: NormFn::Layernorm,
         eps: 1e-5,
         gain: Gain::Plain,
@@ -116,7 +116,7 @@ fn many_rows_span_several_chunks() {
 
 #[test]
 fn layer_norm_survives_a_large_mean() {
-    let n = Norm {
+    let n = NormConfig {
         function: NormFn::Layernorm,
         eps: 1e-5,
         gain: Gain::None,
@@ -133,7 +133,7 @@ fn layer_norm_survives_a_large_mean() {
 #[test]
 fn bit_identical_for_any_thread_count() {
     for function in NormFn::ALL {
-        let n = Norm {
+        let n = NormConfig {
             function,
             eps: 1e-5,
             gain: Gain::Plain,

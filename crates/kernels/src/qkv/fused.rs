@@ -1,6 +1,6 @@
 //! Norm and rotation of one head at a time, fused in explicit vector code.
 //!
-//! Supports the common forms only, see [`FusedHead::fits`]; other forms run the steps one by one.
+//! Supports the common forms only, see [`FusedHead::fits`]; other configurations run the steps one by one.
 
 use super::segment::Segment;
 use super::{QkOrder, QkvTransform};
@@ -18,7 +18,7 @@ pub(super) struct FusedHead<'a> {
 struct HeadNorm<'a> {
     gain: &'a [Chunk],
     bias: &'a [Chunk],
-    /// See [`Norm::scales_by_squares`](crate::norm::Norm::scales_by_squares).
+    /// See [`NormConfig::scales_by_squares`](crate::norm::NormConfig::scales_by_squares).
     divisor: f32,
     eps: f32,
 }
@@ -109,10 +109,7 @@ impl<'a> FusedHead<'a> {
     /// Computes the gradient of [`FusedHead::forward`]; adds to those of the norm's gain and bias, empty if
     /// absent. `scratch_row` is scratch for as many values as the head has.
     #[inline(always)]
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "values, gradients and a place to work"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "values, gradients and scratch")]
     pub(super) fn backward<S: Simd, const V: usize>(
         &self,
         simd: S,

@@ -3,14 +3,14 @@
 use super::fused::FusedHead;
 use super::steps::{backward_steps, forward_steps};
 use super::{QkvTransform, Scratch};
-use crate::norm::{Norm, Params};
+use crate::norm::{NormConfig, Params};
 use pulp::Simd;
 use std::ops::Range;
 
 /// Queries, keys or values of a row, with their norm and rotation.
 pub(super) struct Segment<'a> {
     pub(super) range: Range<usize>,
-    pub(super) norm: Option<(Norm, Params<'a>)>,
+    pub(super) norm: Option<(NormConfig, Params<'a>)>,
     pub(super) rotates: bool,
 }
 
@@ -26,7 +26,7 @@ impl Segment<'_> {
     }
 }
 
-/// Prepares all heads of a segment of one row.
+/// Transforms all heads of a segment of one row.
 #[inline(always)]
 pub(super) fn forward_segment<S: Simd, const V: usize>(
     simd: S,

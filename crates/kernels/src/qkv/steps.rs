@@ -3,9 +3,9 @@
 
 use super::segment::Segment;
 use super::{QkOrder, QkvTransform, Scratch};
-use crate::norm::{self, Norm, Params};
+use crate::norm::{self, NormConfig, Params};
 
-/// Prepares heads of a segment from head `first` on step by step; all of them if a norm spans several.
+/// Transforms heads of a segment from head `first` on step by step; all of them if a norm spans several.
 #[inline(always)]
 pub(super) fn forward_steps(
     p: &QkvTransform,
@@ -44,7 +44,7 @@ pub(super) fn forward_steps(
 #[inline(always)]
 #[expect(
     clippy::too_many_arguments,
-    reason = "which heads, values, gradients and scratch"
+    reason = "head indices, values, gradients and scratch"
 )]
 pub(super) fn backward_steps(
     p: &QkvTransform,
@@ -135,7 +135,7 @@ pub(crate) fn rotate(x: &[f32], cos_sin: &[f32], sign: f32, factor: f32, y: &mut
 }
 
 #[inline(always)]
-fn normalize(n: &Norm, params: &Params, first: usize, x: &[f32], y: &mut [f32]) {
+fn normalize(n: &NormConfig, params: &Params, first: usize, x: &[f32], y: &mut [f32]) {
     let rows = x.chunks_exact(n.width).zip(y.chunks_exact_mut(n.width));
     for (h, (x, y)) in (first..).zip(rows) {
         norm::forward_row(n, params, h % n.groups, x, y);
@@ -144,7 +144,7 @@ fn normalize(n: &Norm, params: &Params, first: usize, x: &[f32], y: &mut [f32]) 
 
 #[inline(always)]
 fn normalize_backward(
-    n: &Norm,
+    n: &NormConfig,
     params: &Params,
     first: usize,
     x: &[f32],

@@ -21,7 +21,7 @@ fn naive(p: &QkvTransform, qkv: &[f64], rope: &[f32], params: [&[f64]; 3]) -> Ve
         }
         y
     };
-    let norm = |n: Option<Norm>, x: Vec<f64>, params: &[f64]| match n {
+    let norm = |n: Option<NormConfig>, x: Vec<f64>, params: &[f64]| match n {
         Some(n) => naive_norm(&n, &x, params),
         None => x,
     };
@@ -71,13 +71,13 @@ fn inputs(p: &QkvTransform, batch: usize, t: usize, seed: u64) -> Inputs {
     }
 }
 
-fn preparation<'a>(p: &QkvTransform, i: &'a Inputs) -> BoundQkvTransform<'a> {
+fn transform<'a>(p: &QkvTransform, i: &'a Inputs) -> BoundQkvTransform<'a> {
     BoundQkvTransform::new(p, &i.rope, i.params.each_ref().map(|x| &x[..]))
 }
 
 fn run_forward(p: &QkvTransform, i: &Inputs) -> Vec<f32> {
     let mut out = vec![f32::NAN; i.qkv.len()];
-    forward(&preparation(p, i), &i.qkv, &mut out);
+    forward(&transform(p, i), &i.qkv, &mut out);
     out
 }
 
@@ -85,7 +85,7 @@ fn run_backward(p: &QkvTransform, i: &Inputs) -> (Vec<f32>, [Vec<f32>; 3]) {
     let mut dqkv = vec![f32::NAN; i.qkv.len()];
     let mut grads = i.params.clone();
     let slots = grads.each_mut().map(|g| &mut g[..]);
-    backward(&preparation(p, i), &i.qkv, &i.dout, &mut dqkv, slots);
+    backward(&transform(p, i), &i.qkv, &i.dout, &mut dqkv, slots);
     (dqkv, grads)
 }
 
@@ -112,7 +112,7 @@ fn check(p: &QkvTransform, batch: usize, t: usize, seed: u64) {
 }
 
 fn hybridnorm(heads: usize, kv_heads: usize, head_dim: usize) -> QkvTransform {
-    let n = Norm {
+    let n = NormConfig {
         function: NormFn::Rmsnorm,
         eps: 1e-5,
         gain: Gain::Plain,
@@ -136,7 +136,7 @@ fn hybridnorm(heads: usize, kv_heads: usize, head_dim: usize) -> QkvTransform {
 }
 
 /// 0: no norm, 1: shared by the heads, 2: one gain per head, 3: whole segment.
-fn norm_kind(kind: usize, mut n: Norm, heads: usize, head_dim: usize) -> Option<Norm> {
+fn norm_kind(kind: usize, mut n: NormConfig, heads: usize, head_dim: usize) -> Option<NormConfig> {
     (n.width, n.groups) = match kind {
         0 => return None,
         1 => (head_dim, 1),
@@ -147,7 +147,7 @@ fn norm_kind(kind: usize, mut n: Norm, heads: usize, head_dim: usize) -> Option<
 }
 
 #[test]
-fn heads_done_in_vectors_match_the_reference() {
+fn simd_heads_match_the_reference() {
     for head_dim in [32, 64] {
         for function in [NormFn::Rmsnorm, NormFn::L2] {
             for (gain, bias) in [
@@ -157,7 +157,7 @@ fn heads_done_in_vectors_match_the_reference() {
             ] {
                 for kind in 1..3 {
                     let mut p = hybridnorm(2, 1, head_dim);
-                    let n = p.q.map(|n| Norm {
+                    let n = p.q.map(|n| NormConfig {
                         function,
                         gain,
                         bias,
@@ -174,7 +174,7 @@ fn heads_done_in_vectors_match_the_reference() {
         // Without a norm on rotated segments, and without one on unrotated segments.
         for norms in [[false, true], [true, false]] {
             let mut p = hybridnorm(1, 1, head_dim);
-            let keep = |n: Option<Norm>, kept: bool| n.filter(|_| kept);
+            let keep = |n: Option<NormConfig>, kept: bool| n.filter(|_| kept);
             (p.q, p.v) = (keep(p.q, norms[0]), keep(p.v, norms[1]));
             check(&p, 1, 2, 45);
         }
@@ -193,7 +193,7 @@ proptest! {
         batch in 1usize..3, t in 1usize..4, seed in any::<u64>(),
     ) {
         let (heads, head_dim) = (kv_heads * shared, 2 * half);
-        let n = Norm { function, eps: 1e-1, gain, bias, width: 0, groups: 0 };
+        let n = NormConfig { function, eps: 1e-1, gain, bias, width: 0, groups: 0 };
         check(&QkvTransform {
             heads, kv_heads, head_dim,
             q: norm_kind(kinds[0], n, heads, head_dim),
@@ -263,7 +263,7 @@ fn bit_identical_for_any_thread_count() {
 #[should_panic(expected = "norm of k has width 12")]
 fn a_norm_that_fits_no_head_is_refused() {
     let mut p = hybridnorm(2, 2, 8);
-    p.k = p.k.map(|n| Norm {
+    p.k = p.k.map(|n| NormConfig {
         width: 12,
         gain: Gain::None,
         ..n

@@ -57,7 +57,7 @@ fn order(keys: &[f64]) -> Vec<usize> {
 
 fn naive_choose(r: &Router, logits: &[f32], bias: Option<&[f32]>) -> Vec<i32> {
     let size = r.experts / r.groups;
-    let mut chosen = Vec::new();
+    let mut selected = Vec::new();
     for logits in to_f64(logits).chunks(r.experts) {
         let mut keys = naive_scores(r.scoring, logits);
         for (key, &bias) in keys.iter_mut().zip(bias.unwrap_or_default()) {
@@ -73,16 +73,16 @@ fn naive_choose(r: &Router, logits: &[f32], bias: Option<&[f32]>) -> Vec<i32> {
         for &group in &order(&groups)[r.top_groups..] {
             keys[group * size..][..size].fill(f64::NEG_INFINITY);
         }
-        chosen.extend(order(&keys)[..r.top_k].iter().map(|&e| e as i32));
+        selected.extend(order(&keys)[..r.top_k].iter().map(|&e| e as i32));
     }
-    chosen
+    selected
 }
 
-fn naive_weights(r: &Router, logits: &[f64], chosen: &[i32]) -> Vec<f64> {
-    let tokens = logits.chunks(r.experts).zip(chosen.chunks(r.top_k));
-    let one = |(logits, chosen): (&[f64], &[i32])| {
+fn naive_weights(r: &Router, logits: &[f64], selected: &[i32]) -> Vec<f64> {
+    let tokens = logits.chunks(r.experts).zip(selected.chunks(r.top_k));
+    let one = |(logits, selected): (&[f64], &[i32])| {
         let scores = naive_scores(r.scoring, logits);
-        let taken: Vec<f64> = chosen.iter().map(|&e| scores[e as usize]).collect();
+        let taken: Vec<f64> = selected.iter().map(|&e| scores[e as usize]).collect();
         let total = if r.renormalize {
             taken.iter().sum()
         } else {
@@ -114,9 +114,9 @@ fn naive_losses(r: &Router, logits: &[f64], load: &[i32]) -> AuxiliaryLosses {
     losses
 }
 
-fn count(r: &Router, chosen: &[i32]) -> Vec<i32> {
+fn count(r: &Router, selected: &[i32]) -> Vec<i32> {
     let mut load = vec![0; r.experts];
-    for &expert in chosen {
+    for &expert in selected {
         load[expert as usize] += 1;
     }
     load
@@ -138,9 +138,9 @@ proptest! {
         let logits = coarse(&mut rng, n * r.experts);
         let bias = rng.normal(r.experts);
         let bias = biased.then_some(&bias[..]);
-        let mut chosen = vec![i32::MAX; n * r.top_k];
-        select_top_k(&r, &logits, bias, &mut chosen);
-        prop_assert_eq!(chosen, naive_choose(&r, &logits, bias));
+        let mut selected = vec![i32::MAX; n * r.top_k];
+        select_top_k(&r, &logits, bias, &mut selected);
+        prop_assert_eq!(selected, naive_choose(&r, &logits, bias));
     }
 
     #[test]
@@ -148,15 +148,15 @@ proptest! {
         let mut rng = Rng::new(102);
         let logits = rng.normal(n * r.experts);
         let bias = rng.normal(r.experts);
-        let mut chosen = vec![i32::MAX; n * r.top_k];
-        select_top_k(&r, &logits, Some(&bias), &mut chosen);
+        let mut selected = vec![i32::MAX; n * r.top_k];
+        select_top_k(&r, &logits, Some(&bias), &mut selected);
         let mut found = vec![f32::NAN; n * r.top_k];
-        weights(&r, &logits, &chosen, &mut found);
-        all_close(&found, &naive_weights(&r, &to_f64(&logits), &chosen), 2e-6);
+        gate_weights(&r, &logits, &selected, &mut found);
+        all_close(&found, &naive_weights(&r, &to_f64(&logits), &selected), 2e-6);
         let dweights = rng.normal(n * r.top_k);
         let mut dlogits = vec![f32::NAN; logits.len()];
-        weights_backward(&r, &logits, &chosen, &dweights, &mut dlogits);
-        let loss = |logits: &[f64]| dot_f64(&naive_weights(&r, logits, &chosen), &dweights);
+        gate_weights_backward(&r, &logits, &selected, &dweights, &mut dlogits);
+        let loss = |logits: &[f64]| dot_f64(&naive_weights(&r, logits, &selected), &dweights);
         check_gradient(loss, &logits, &dlogits, 1e-5);
     }
 
@@ -164,9 +164,9 @@ proptest! {
     fn losses_match_the_reference(r in any_router(), n in 1usize..8) {
         let mut rng = Rng::new(103);
         let logits = rng.normal(n * r.experts);
-        let mut chosen = vec![i32::MAX; n * r.top_k];
-        select_top_k(&r, &logits, None, &mut chosen);
-        let load = count(&r, &chosen);
+        let mut selected = vec![i32::MAX; n * r.top_k];
+        select_top_k(&r, &logits, None, &mut selected);
+        let load = count(&r, &selected);
         let found = losses(&r, &logits, &load);
         let want = naive_losses(&r, &to_f64(&logits), &load);
         close(found.load_balancing as f32, want.load_balancing, 2e-6);
@@ -197,9 +197,9 @@ fn many_experts_are_sorted_as_a_whole() {
         let n = 40;
         let mut rng = Rng::new(104);
         for logits in [rng.normal(n * experts), coarse(&mut rng, n * experts)] {
-            let mut chosen = vec![0; n * top_k];
-            select_top_k(&r, &logits, None, &mut chosen);
-            assert_eq!(chosen, naive_choose(&r, &logits, None));
+            let mut selected = vec![0; n * top_k];
+            select_top_k(&r, &logits, None, &mut selected);
+            assert_eq!(selected, naive_choose(&r, &logits, None));
         }
     }
 }
@@ -214,24 +214,24 @@ fn groups_are_ranked_as_in_deepseek() {
         scoring: Scoring::Sigmoid,
         ..PLAIN
     };
-    let mut chosen = [0; 2];
-    select_top_k(&r, &logits, None, &mut chosen);
-    assert_eq!(chosen, [0, 1]);
-    select_top_k(&r, &logits, Some(&[0.0; 6]), &mut chosen);
-    assert_eq!(chosen, [2, 3]);
+    let mut selected = [0; 2];
+    select_top_k(&r, &logits, None, &mut selected);
+    assert_eq!(selected, [0, 1]);
+    select_top_k(&r, &logits, Some(&[0.0; 6]), &mut selected);
+    assert_eq!(selected, [2, 3]);
     select_top_k(
         &r,
         &logits,
         Some(&[0.0, 0.0, 0.0, 0.0, 1.0, 2.0]),
-        &mut chosen,
+        &mut selected,
     );
-    assert_eq!(chosen, [5, 4]);
-    select_top_k(&r, &[1.0; 6], Some(&[0.0; 6]), &mut chosen);
-    assert_eq!(chosen, [0, 1]);
+    assert_eq!(selected, [5, 4]);
+    select_top_k(&r, &[1.0; 6], Some(&[0.0; 6]), &mut selected);
+    assert_eq!(selected, [0, 1]);
 }
 
 #[test]
-fn what_is_not_finite_is_chosen_and_shows() {
+fn non_finite_scores_are_selected_and_propagate() {
     let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
     for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
         for renormalize in [false, true] {
@@ -253,17 +253,17 @@ fn what_is_not_finite_is_chosen_and_shows() {
                                 logits[2 * at as usize + 1] = odd;
                             }
                         }
-                        let mut chosen = [99; 3];
-                        select_top_k(&r, &logits, bias, &mut chosen);
-                        let mut distinct = chosen.to_vec();
+                        let mut selected = [99; 3];
+                        select_top_k(&r, &logits, bias, &mut selected);
+                        let mut distinct = selected.to_vec();
                         distinct.sort_unstable();
                         distinct.dedup();
-                        assert!(distinct.len() == 3 && distinct[2] < 8, "{chosen:?}");
+                        assert!(distinct.len() == 3 && distinct[2] < 8, "{selected:?}");
                         let mut found = [0.0; 3];
-                        weights(&r, &logits, &chosen, &mut found);
+                        gate_weights(&r, &logits, &selected, &mut found);
                         let mut dlogits = [0.0; 8];
-                        weights_backward(&r, &logits, &chosen, &[1.0; 3], &mut dlogits);
-                        let load = count(&r, &chosen);
+                        gate_weights_backward(&r, &logits, &selected, &[1.0; 3], &mut dlogits);
+                        let load = count(&r, &selected);
                         let sums = losses(&r, &logits, &load);
                         if logits.iter().any(|l| l.is_nan()) {
                             let known = bias.is_some_and(|bias| bias[0].is_nan());
@@ -285,9 +285,9 @@ fn masked_experts_keep_losses_finite() {
         let r = Router { scoring, ..PLAIN };
         let logits = [0.5, f32::NEG_INFINITY, -1.0, -200.0];
         let mut found = [0.0; 2];
-        weights(&r, &logits, &[0, 2], &mut found);
+        gate_weights(&r, &logits, &[0, 2], &mut found);
         let mut dlogits = [f32::NAN; 4];
-        weights_backward(&r, &logits, &[0, 2], &[1.0, -1.0], &mut dlogits);
+        gate_weights_backward(&r, &logits, &[0, 2], &[1.0, -1.0], &mut dlogits);
         let AuxiliaryLosses {
             load_balancing: balance,
             z,
@@ -309,7 +309,7 @@ fn chosen_experts_far_below_the_best_share_the_weight() {
         ..PLAIN
     };
     let mut found = [0.0; 2];
-    weights(&r, &[300.0, 0.0, 0.0, -1.0], &[1, 2], &mut found);
+    gate_weights(&r, &[300.0, 0.0, 0.0, -1.0], &[1, 2], &mut found);
     assert_eq!(found, [0.5, 0.5]);
 }
 
@@ -318,8 +318,8 @@ fn no_tokens_give_zeros() {
     assert_eq!(losses(&PLAIN, &[], &[0; 4]), AuxiliaryLosses::default());
     losses_backward(&PLAIN, &[], &[0; 4], 1.0, 1.0, &mut []);
     select_top_k(&PLAIN, &[], None, &mut []);
-    weights(&PLAIN, &[], &[], &mut []);
-    weights_backward(&PLAIN, &[], &[], &[], &mut []);
+    gate_weights(&PLAIN, &[], &[], &mut []);
+    gate_weights_backward(&PLAIN, &[], &[], &[], &mut []);
 }
 
 #[test]
@@ -349,13 +349,13 @@ fn bit_identical_for_any_thread_count() {
         let (logits, bias) = (rng.normal(n * 64), rng.normal(64));
         let dweights = rng.normal(n * 4);
         assert_bit_identical_for_any_thread_count(|| {
-            let mut chosen = vec![0; n * 4];
-            select_top_k(&r, &logits, Some(&bias), &mut chosen);
+            let mut selected = vec![0; n * 4];
+            select_top_k(&r, &logits, Some(&bias), &mut selected);
             let mut found = vec![0.0; n * 4];
-            weights(&r, &logits, &chosen, &mut found);
+            gate_weights(&r, &logits, &selected, &mut found);
             let (mut dlogits, mut dlosses) = (vec![0.0; n * 64], vec![0.0; n * 64]);
-            weights_backward(&r, &logits, &chosen, &dweights, &mut dlogits);
-            let load = count(&r, &chosen);
+            gate_weights_backward(&r, &logits, &selected, &dweights, &mut dlogits);
+            let load = count(&r, &selected);
             losses_backward(&r, &logits, &load, 1.0, 0.1, &mut dlosses);
             let AuxiliaryLosses {
                 load_balancing: balance,
@@ -364,14 +364,14 @@ fn bit_identical_for_any_thread_count() {
             } = losses(&r, &logits, &load);
             let halves = |x: f64| [x as f32, (x - f64::from(x as f32)) as f32];
             let sums = [balance, z, entropy].into_iter().flat_map(halves).collect();
-            let chosen = chosen.into_iter().map(|e| e as f32).collect();
-            [chosen, found, dlogits, dlosses, sums].concat()
+            let selected = selected.into_iter().map(|e| e as f32).collect();
+            [selected, found, dlogits, dlosses, sums].concat()
         });
     }
 }
 
 #[test]
-#[should_panic(expected = "router::choose: top_k 3 of 2 experts in the best groups")]
+#[should_panic(expected = "router::select_top_k: top_k 3 of 2 experts in the best groups")]
 fn too_few_groups_are_refused() {
     let r = Router {
         top_k: 3,
@@ -382,7 +382,7 @@ fn too_few_groups_are_refused() {
 }
 
 #[test]
-#[should_panic(expected = "router::weights: chosen: expert 7 is outside of 4 experts")]
+#[should_panic(expected = "router::gate_weights: selected: expert 7 is outside of 4 experts")]
 fn an_unknown_expert_is_refused() {
-    weights(&PLAIN, &[0.0; 4], &[0, 7], &mut [0.0; 2]);
+    gate_weights(&PLAIN, &[0.0; 4], &[0, 7], &mut [0.0; 2]);
 }

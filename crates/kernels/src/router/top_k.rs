@@ -12,14 +12,14 @@ use std::ops::Range;
 /// A group is ranked by its best expert, with a bias by the sum of its two best; only experts of the best
 /// groups are selected. NaN counts as the largest number, so that it propagates to the weights.
 pub fn select_top_k(r: &Router, logits: &[f32], bias: Option<&[f32]>, selected: &mut [i32]) {
-    let n = r.check("router::choose", logits);
-    r.check_choices("router::choose: chosen", n, selected.len());
+    let n = r.check("router::select_top_k", logits);
+    r.check_assignments("router::select_top_k: selected", n, selected.len());
     if let Some(bias) = bias {
         let experts = r.experts;
         assert_eq!(
             bias.len(),
             experts,
-            "router::choose: bias is not ({experts})"
+            "router::select_top_k: bias is not ({experts})"
         );
     }
     let Router { experts, top_k, .. } = *r;

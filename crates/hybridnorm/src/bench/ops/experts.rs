@@ -144,7 +144,7 @@ fn dispatch(load: Load, sizes: Sizes) -> Operand {
         Load::Unbalanced => 1 + slot % (experts - 1),
     };
     let mut dispatch = vec![0; sizes.layout.elements(sizes.tokens)];
-    let chosen = sizes.layout.chosen(dispatch.len());
+    let chosen = sizes.layout.selected(dispatch.len());
     for (slot, chosen) in dispatch[chosen].iter_mut().enumerate() {
         *chosen = expert_of_slot(slot) as i32;
     }

@@ -4,7 +4,7 @@ use hybridnorm_kernels::attention::Attention;
 
 use super::Bound::{Arithmetic, Read};
 use super::case::{Case, Problem, all_outputs, floats, ids, vjp};
-use super::memory_bound::{on_heads, rotations};
+use super::memory_bound::{on_heads, rope_table};
 use super::shape::Shape;
 use crate::ops;
 use crate::passes::gradients;
@@ -166,23 +166,23 @@ fn normed_attentions(shape: &Shape) -> [Case; 2] {
     let pieces = AttentionUnits::new(shape);
     let operands = |a: &Attention| {
         let gain = || floats([a.head_dim]);
-        let rotations = rotations(a.head_dim, a.seq);
-        [floats(packed(a)), rotations, gain(), gain(), gain()]
+        let rope_table = rope_table(a.head_dim, a.seq);
+        [floats(packed(a)), rope_table, gain(), gain(), gain()]
     };
     let forward = pieces.case("normed attention", "forward", move |a| {
-        let prep = on_heads(a.heads, a.kv_heads, a.head_dim);
-        Problem::new(operands(&a), move |[qkv, rotations, q, k, v]| {
-            let qkv = ops::qkv_transform(qkv, rotations, [q, k, v].map(Some), prep);
+        let transform = on_heads(a.heads, a.kv_heads, a.head_dim);
+        Problem::new(operands(&a), move |[qkv, rope_table, q, k, v]| {
+            let qkv = ops::qkv_transform(qkv, rope_table, [q, k, v].map(Some), transform);
             all_outputs(ops::attention(qkv, a))
         })
     });
     let backward = pieces.case("normed attention", "backward", move |a| {
-        let prep = on_heads(a.heads, a.kv_heads, a.head_dim);
-        let [qkv, rotations, q, k, v] = operands(&a);
-        let operands = [qkv, rotations, q, k, v, floats(context(&a))];
-        Problem::new(operands, move |[qkv, rotations, q, k, v, dctx]| {
-            let prepared = ops::qkv_transform(qkv, rotations, [q, k, v].map(Some), prep);
-            vjp(ops::attention(prepared, a), dctx, &[qkv, q, k, v])
+        let transform = on_heads(a.heads, a.kv_heads, a.head_dim);
+        let [qkv, rope_table, q, k, v] = operands(&a);
+        let operands = [qkv, rope_table, q, k, v, floats(context(&a))];
+        Problem::new(operands, move |[qkv, rope_table, q, k, v, dctx]| {
+            let transformed = ops::qkv_transform(qkv, rope_table, [q, k, v].map(Some), transform);
+            vjp(ops::attention(transformed, a), dctx, &[qkv, q, k, v])
         })
     });
     [forward, backward]

@@ -1,8 +1,8 @@
 //! Memory-bound ops: norms, RoPE, activations, sums, the optimizer.
 
 use hybridnorm_kernels::activation::Activation;
-use hybridnorm_kernels::norm::{Gain, Norm, NormFn};
-use hybridnorm_kernels::qkv::{QkOrder, QkvTransform, rope_table};
+use hybridnorm_kernels::norm::{Gain, NormConfig, NormFn};
+use hybridnorm_kernels::qkv::{self, QkOrder, QkvTransform};
 
 use super::Bound::{Read, ReadWrite};
 use super::case::{Case, Operand, Problem, all_outputs, floats, given, ids, squares, vjp};
@@ -40,8 +40,8 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
     cases
 }
 
-fn with_gain(function: NormFn, width: usize) -> Norm {
-    Norm {
+fn with_gain(function: NormFn, width: usize) -> NormConfig {
+    NormConfig {
         function,
         eps: 1e-5,
         gain: Gain::Plain,
@@ -99,8 +99,8 @@ pub(super) fn on_heads(heads: usize, kv_heads: usize, head_dim: usize) -> QkvTra
 }
 
 /// Returns the RoPE table: cosines and sines of every position of a sequence.
-pub(super) fn rotations(head_dim: usize, seq: usize) -> Operand {
-    let table = rope_table(10_000.0, head_dim, 0, seq);
+pub(super) fn rope_table(head_dim: usize, seq: usize) -> Operand {
+    let table = qkv::rope_table(10_000.0, head_dim, 0, seq);
     given(Type::f32([seq, head_dim]), Tensor::F32(table))
 }
 
@@ -110,20 +110,20 @@ fn preparations(shape: &Shape) -> [Case; 2] {
     let (seq, width, head_dim) = (shape.seq, shape.packed(), shape.head_dim);
     let operands = move |n| {
         let gain = || floats([head_dim]);
-        let rotations = rotations(head_dim, seq);
-        [floats([n, seq, width]), rotations, gain(), gain(), gain()]
+        let rope_table = rope_table(head_dim, seq);
+        [floats([n, seq, width]), rope_table, gain(), gain(), gain()]
     };
     let (op, batch) = ("qkv prepare", shape.batch);
     let forward = Case::new(op, "forward", ReadWrite, batch, move |n| {
-        Problem::new(operands(n), move |[x, rotations, q, k, v]| {
-            vec![ops::qkv_transform(x, rotations, [q, k, v].map(Some), spec)]
+        Problem::new(operands(n), move |[x, rope_table, q, k, v]| {
+            vec![ops::qkv_transform(x, rope_table, [q, k, v].map(Some), spec)]
         })
     });
     let backward = Case::new(op, "backward", ReadWrite, batch, move |n| {
-        let [x, rotations, q, k, v] = operands(n);
-        let operands = [x, rotations, q, k, v, floats([n, seq, width])];
-        Problem::new(operands, move |[x, rotations, q, k, v, dy]| {
-            let y = ops::qkv_transform(x, rotations, [q, k, v].map(Some), spec);
+        let [x, rope_table, q, k, v] = operands(n);
+        let operands = [x, rope_table, q, k, v, floats([n, seq, width])];
+        Problem::new(operands, move |[x, rope_table, q, k, v, dy]| {
+            let y = ops::qkv_transform(x, rope_table, [q, k, v].map(Some), spec);
             vjp(y, dy, &[x, q, k, v])
         })
     });
@@ -203,7 +203,7 @@ fn optimizer(shape: &Shape) -> [Case; 2] {
                 beta1: 0.9,
                 beta2: 0.95,
                 eps: 1e-8,
-                clip: 1.0,
+                max_grad_norm: 1.0,
                 weight_decay: vec![0.1],
             };
             let squares = ops::squared_norms(g.builder(), &[g]);

@@ -3,7 +3,7 @@
 use super::Bound;
 use super::case::Problem;
 use crate::error::Result;
-use crate::exec::{Data, Executor, Tensor};
+use crate::exec::{Executor, Tensor, TensorRef};
 use crate::graph::{Builder, Graph, Node, Type, Value, ValueId};
 use crate::ops::{Arguments, Op};
 use crate::plan::{Options, Program};
@@ -83,7 +83,7 @@ impl<E: Executor> BenchmarkProgram<E> {
     /// If there is not enough memory.
     pub fn run(&mut self) -> Result<f64> {
         let inputs = self.inputs.iter();
-        let inputs: Vec<(&str, Data)> = inputs
+        let inputs: Vec<(&str, TensorRef)> = inputs
             .map(|(name, index)| (&**name, self.overwritten[*index].as_data()))
             .collect();
         self.executor.start_profile();

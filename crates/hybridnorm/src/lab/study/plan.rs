@@ -11,7 +11,7 @@ use super::settings::{StudyConfig, StudySettings, check_unique};
 use crate::error::{Error, Result};
 use crate::format_number::config_number;
 use crate::lab::analysis::AnalysisRules;
-use crate::placement::{PlacementChoice, canonical_hash};
+use crate::placement::{PlacementConfig, canonical_hash};
 use crate::train::config::{from_toml, read_text, with_overrides};
 use crate::train::{Config, LogSection, OptimizerConfig};
 
@@ -254,7 +254,7 @@ fn named_placements(all: &[Value]) -> Result<Vec<(String, Value)>> {
             other => (None, other.clone()),
         };
         let choice =
-            PlacementChoice::from_value(&value).map_err(|error| entry(KEY, index, error))?;
+            PlacementConfig::from_value(&value).map_err(|error| entry(KEY, index, error))?;
         named.push((name.unwrap_or_else(|| choice.label()), value));
     }
     check_unique(KEY, named.iter().map(|(name, _)| name))?;

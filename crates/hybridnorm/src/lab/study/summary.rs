@@ -6,7 +6,7 @@ use std::path::Path;
 use super::record::{Cost, Curve, Evaluation, GridPoint, RunRecord, RunStatus};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
-use crate::placement::{Explanation, PlacementChoice, canonical_hash};
+use crate::placement::{Explanation, PlacementConfig, canonical_hash};
 use crate::train::inventory::inventory;
 use crate::train::layers::LayerRecord;
 use crate::train::metrics::{self, Metrics};
@@ -89,8 +89,8 @@ fn status(run: &Path, step: u64, config: &Config) -> Result<RunStatus> {
 /// Returns the position of a run that is not part of a study.
 fn grid_point(config: &Config, model: &ModelConfig) -> Result<GridPoint> {
     let placement = match &config.model {
-        Some(section) => PlacementChoice::from_value(&section.placement)?.label(),
-        None => PlacementChoice::from_checkpoint(model.placement.clone()).label(),
+        Some(section) => PlacementConfig::from_value(&section.placement)?.label(),
+        None => PlacementConfig::from_checkpoint(model.placement.clone()).label(),
     };
     Ok(GridPoint {
         placement,

@@ -1,10 +1,13 @@
 //! Grouped-query attention.
+//!
+//! HybridNorm (arXiv 2503.04598) normalizes queries, keys and values here: `q_norm`, `k_norm` and `v_norm`, per head,
+//! applied by [`ops::qkv_transform`].
 
 use super::super::norm::{Norm, l2_norm_spec};
 use super::super::parameter_builder::{Matrix, ParameterBuilder, Part};
 use super::super::registry::{Param, Role};
 use super::super::scale::Scale;
-use super::{AttentionOutput, OutputProjection, PositionContext, head_norm, score_scale};
+use super::{AttentionOutput, OutputProjection, PositionContext, head_norm, logit_scale};
 use crate::graph::Value;
 use crate::ops;
 use crate::placement::{self, AttnScale};
@@ -33,7 +36,7 @@ pub struct GroupedQueryAttention {
     /// Temperature of cosine attention, per head.
     tau: Option<Param>,
     output_projection: OutputProjection,
-    prep: QkvTransform,
+    qkv_transform: QkvTransform,
     scale: f32,
     softcap: Option<f32>,
 }
@@ -63,7 +66,7 @@ impl GroupedQueryAttention {
             qk_scale,
             tau: builder.add_vectors("attention.tau", Role::Scale, tau.as_slice()),
             output_projection: OutputProjection::new(builder, h, k),
-            prep: QkvTransform {
+            qkv_transform: QkvTransform {
                 heads: h,
                 kv_heads: g,
                 head_dim: k,
@@ -74,7 +77,7 @@ impl GroupedQueryAttention {
                 qk_scale: qk_scale.constant().unwrap_or(1.0) as f32,
                 clip: inner.clip_qkv.map(|clip| clip as f32),
             },
-            scale: score_scale(inner.attn_scale, k) as f32,
+            scale: logit_scale(inner.attn_scale, k) as f32,
             softcap: inner.attn_softcap.map(|cap| cap as f32),
         }
     }
@@ -88,8 +91,9 @@ impl GroupedQueryAttention {
         let projection = ops::linear(u_btd, self.qkv.value(u_btd.builder()));
         let norms = [&self.q_norm, &self.k_norm, &self.v_norm];
         let params = norms.map(|norm| norm.and_then(|norm| norm.param_value(projection)));
-        let prepared = ops::qkv_transform(projection, positions.rotations, params, self.prep);
-        let packed = self.learned_factors(prepared);
+        let transformed =
+            ops::qkv_transform(projection, positions.rope_table, params, self.qkv_transform);
+        let packed = self.learned_factors(transformed);
         let spec = self.spec(u_btd);
         let context = match positions.cache {
             None => ops::attention(packed, spec),
@@ -106,15 +110,18 @@ impl GroupedQueryAttention {
 
     fn spec(&self, u_btd: Value<'_>) -> Spec {
         let &[batch, seq, _] = u_btd.shape().sizes() else {
-            panic!("attention reads (b, t, d), not {:?}", u_btd.shape())
+            panic!(
+                "attention: the input is {:?}, expected (b, t, d)",
+                u_btd.shape()
+            )
         };
         Spec {
             batch,
             seq,
-            heads: self.prep.heads,
-            kv_heads: self.prep.kv_heads,
-            head_dim: self.prep.head_dim,
-            value_dim: self.prep.head_dim,
+            heads: self.qkv_transform.heads,
+            kv_heads: self.qkv_transform.kv_heads,
+            head_dim: self.qkv_transform.head_dim,
+            value_dim: self.qkv_transform.head_dim,
             scale: self.scale,
             softcap: self.softcap,
         }
@@ -133,15 +140,15 @@ impl GroupedQueryAttention {
             kv_heads,
             head_dim,
             ..
-        } = self.prep;
+        } = self.qkv_transform;
         let widths = [heads, kv_heads, kv_heads].map(|n| n * head_dim);
         let [mut q, mut k, v] = ops::split(packed, widths);
         if let Some(factors) = factors {
             let on_k = match factors.shape().elements() {
-                1 => ops::tile(factors, 1, kv_heads * head_dim),
+                1 => ops::repeat_interleave(factors, 1, kv_heads * head_dim),
                 _ => factors,
             };
-            let on_q = ops::tile(on_k, head_dim, heads / kv_heads);
+            let on_q = ops::repeat_interleave(on_k, head_dim, heads / kv_heads);
             q = ops::scale_columns(q, on_q, 1);
             k = ops::scale_columns(k, on_k, 1);
         }
@@ -169,9 +176,9 @@ fn packed_projection(builder: &mut ParameterBuilder<'_>) -> Param {
         role: Role::Attention,
         columns: config.d_model,
         parts: vec![
-            part("q", h, placement::Role::Q, "attention q"),
-            part("k", g, placement::Role::K, "attention k"),
-            part("v", g, placement::Role::V, "attention v"),
+            part("q", h, placement::Projection::Q, "attention q"),
+            part("k", g, placement::Projection::K, "attention k"),
+            part("v", g, placement::Projection::V, "attention v"),
         ],
         n_interleaved_groups: 1,
         writes_residual: false,

@@ -3,11 +3,11 @@
 use super::super::norm::{Norm, norm};
 use super::super::parameter_builder::{Matrix, ParameterBuilder, Part};
 use super::super::registry::{Param, Role};
-use super::{AttentionOutput, OutputProjection, PositionContext, head_norm, score_scale};
+use super::{AttentionOutput, OutputProjection, PositionContext, head_norm, logit_scale};
 use crate::graph::Value;
 use crate::model::MlaConfig;
 use crate::ops;
-use crate::placement::{self, Factor};
+use crate::placement::{self, ResolvedScale};
 use hybridnorm_kernels::attention::{Attention as Spec, LatentAttention};
 use hybridnorm_kernels::latent::LatentHeads;
 
@@ -15,7 +15,7 @@ use hybridnorm_kernels::latent::LatentHeads;
 ///
 /// ```text
 /// [c_q | c_kv | k_r] = W_down · u          c_q, c_kv, k_r normalized per placement
-/// q = W_q · c_q                            a head's query: [content | rotated]
+/// q = W_q · c_q                            a head's query: [nope part | rotated]
 /// [k_c | v] = W_kv · c_kv                  a head's key: [k_c | rotated k_r]
 /// W_out · ctx_norm(softmax(scale · q kᵀ) v)
 /// ```
@@ -53,9 +53,9 @@ impl MultiHeadLatentAttention {
         let widths = mla.down_widths(h);
         let [q_width, kv_width, key_width] = widths;
         let parts = vec![
-            part("latents.q", q_width, placement::Role::Q),
-            part("latents.kv", kv_width, placement::Role::K),
-            part("latents.k", key_width, placement::Role::K),
+            part("latents.q", q_width, placement::Projection::Q),
+            part("latents.kv", kv_width, placement::Projection::K),
+            part("latents.k", key_width, placement::Projection::K),
         ];
         let latents = builder.add_matrix(matrix("attention.latents", "latents", d, parts, 1));
         let q_heads = if mla.q_rank.is_some() { 1 } else { h };
@@ -64,16 +64,16 @@ impl MultiHeadLatentAttention {
         let k_norm = head_norm(builder, "attention.k_norm", inner.k_norm, 1, key_width);
         let v_norm = head_norm(builder, "attention.v_norm", inner.v_norm, 1, kv_width);
         let q_up = mla.q_rank.map(|rank| {
-            let parts = vec![part("q_up", h * mla.head_dim(), placement::Role::Q)];
+            let parts = vec![part("q_up", h * mla.head_dim(), placement::Projection::Q)];
             builder.add_matrix(matrix("attention.q_up", "q_up", rank, parts, 1))
         });
         let parts = vec![
-            part("kv_up.k", h * mla.nope_dim, placement::Role::K),
-            part("kv_up.v", h * mla.v_dim, placement::Role::V),
+            part("kv_up.k", h * mla.nope_dim, placement::Projection::K),
+            part("kv_up.v", h * mla.v_dim, placement::Projection::V),
         ];
         let kv_up = builder.add_matrix(matrix("attention.kv_up", "kv_up", mla.kv_rank, parts, h));
         // Queries and keys are both multiplied by it, so the logits are multiplied by its square.
-        let Factor::Const(qk_scale) = inner.qk_post_scale else {
+        let ResolvedScale::Const(qk_scale) = inner.qk_post_scale else {
             unreachable!("validation refuses learned factors")
         };
         Self {
@@ -91,7 +91,7 @@ impl MultiHeadLatentAttention {
                 value: mla.v_dim,
             },
             widths,
-            scale: (score_scale(inner.attn_scale, mla.head_dim()) * qk_scale.powi(2)) as f32,
+            scale: (logit_scale(inner.attn_scale, mla.head_dim()) * qk_scale.powi(2)) as f32,
             softcap: inner.attn_softcap.map(|cap| cap as f32),
             clip: inner.clip_qkv,
         }
@@ -105,16 +105,16 @@ impl MultiHeadLatentAttention {
     ) -> AttentionOutput<'g> {
         let g = u_btd.builder();
         let spec = self.spec(u_btd);
-        let rotations = positions.rotations;
+        let rope_table = positions.rope_table;
         let [q, c_kv, k_r] = self.project(u_btd);
         if let Some(cache) = positions.cache {
-            ops::cache_append(ops::concat(&[c_kv, ops::rotate(k_r, rotations)]), cache);
+            ops::cache_append(ops::concat(&[c_kv, ops::rotate(k_r, rope_table)]), cache);
             // Full keys and values of a prompt take fewer FLOPs than absorbed projections.
             if !positions.is_prefill {
                 let kv_up = self.kv_up.value(g);
-                let q = ops::absorbed_queries(q, kv_up, rotations, self.heads);
+                let q = ops::absorbed_queries(q, kv_up, rope_table, self.heads);
                 let context = ops::latent_attention(q, cache, self.cached_spec(&spec));
-                let context = ops::expanded_context(context, kv_up, self.heads);
+                let context = ops::project_latent_context(context, kv_up, self.heads);
                 return AttentionOutput {
                     output: self.output_projection.forward(context),
                     packed: None,
@@ -122,7 +122,7 @@ impl MultiHeadLatentAttention {
             }
         }
         let kv = ops::linear(c_kv, self.kv_up.value(g));
-        let packed = ops::latent_heads(q, kv, k_r, rotations, self.heads);
+        let packed = ops::latent_heads(q, kv, k_r, rope_table, self.heads);
         AttentionOutput {
             output: self.output_projection.forward(ops::attention(packed, spec)),
             packed: Some((packed, spec)),
@@ -183,7 +183,7 @@ impl MultiHeadLatentAttention {
 }
 
 /// Returns rows of a matrix of the attention.
-fn part(name: &str, rows: usize, role: placement::Role) -> Part {
+fn part(name: &str, rows: usize, role: placement::Projection) -> Part {
     Part {
         path: format!("attention.{name}"),
         rows,

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 
 /// `[model.mla]`: multi-head latent attention (DeepSeek-V2, arXiv 2405.04434).
 ///
-/// Queries, keys and values of all heads are projected from short latents; decoding caches only the key/value
+/// Queries, keys and values of all heads are projected from low-rank latents; decoding caches only the key/value
 /// latent and one rotary key per position.
 ///
 /// ```

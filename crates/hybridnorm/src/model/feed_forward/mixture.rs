@@ -16,7 +16,8 @@ use hybridnorm_kernels::router::Router;
 pub struct MixtureOfExperts {
     /// Router projection, (e, d).
     router: Param,
-    /// Balancing bias on the scores for expert selection, (e); adjusted by the load, not by gradients.
+    /// Balancing bias on the scores for expert selection, (e); adjusted by the load, not by gradients
+    /// (in files: `selection_bias`).
     pub(in super::super) balancing_bias: Option<Param>,
     /// Routed experts.
     pub experts: Mlp,
@@ -25,9 +26,9 @@ pub struct MixtureOfExperts {
     routing: Router,
 }
 
-/// Routing statistics of one block.
+/// Router outputs of one block in a graph: the dispatch, losses and statistics.
 #[derive(Debug, Clone, Copy)]
-pub struct RoutingValues<'g> {
+pub struct RouterOutputs<'g> {
     /// Token dispatch, see [`ops::top_k_dispatch`].
     pub dispatch: Value<'g>,
     /// Load-balancing loss, one element, unweighted.
@@ -50,7 +51,7 @@ impl MixtureOfExperts {
             parts: vec![Part {
                 path: "feed_forward.router".into(),
                 rows: e,
-                role: placement::Role::Router,
+                role: placement::Projection::Router,
                 count_category: "router",
             }],
             n_interleaved_groups: 1,
@@ -69,14 +70,14 @@ impl MixtureOfExperts {
     }
 
     /// Computes the output (b, t, d) from (b, t, d), and the router statistics.
-    pub(super) fn forward<'g>(&self, u_btd: Value<'g>) -> (Value<'g>, RoutingValues<'g>) {
+    pub(super) fn forward<'g>(&self, u_btd: Value<'g>) -> (Value<'g>, RouterOutputs<'g>) {
         let g = u_btd.builder();
         let logits = ops::linear(u_btd, self.router.value(g));
         let bias = self.balancing_bias.map(|bias| bias.value(g));
         let dispatch = ops::top_k_dispatch(logits, bias, self.routing);
         let routing = ExpertRouting {
             dispatch,
-            weights_nk: ops::router_weights(logits, dispatch, self.routing),
+            weights_nk: ops::gate_weights(logits, dispatch, self.routing),
             layout: self.routing.layout(),
         };
         let routed = self.experts.forward_experts(u_btd, routing);
@@ -85,7 +86,7 @@ impl MixtureOfExperts {
             Some(shared) => routed + shared.forward(u_btd),
         };
         let [load_balance, z, _, statistics] = ops::router_losses(logits, dispatch, self.routing);
-        let routed = RoutingValues {
+        let routed = RouterOutputs {
             dispatch,
             load_balance,
             z,

@@ -32,7 +32,7 @@ pub struct Mlp {
     activation: Activation,
 }
 
-/// Dispatch of tokens to experts, with the combine weights.
+/// Dispatch of tokens to experts, with the gate weights.
 #[derive(Clone, Copy)]
 pub(super) struct ExpertRouting<'g> {
     pub(super) dispatch: Value<'g>,
@@ -78,10 +78,10 @@ impl Mlp {
         let mut down_parts = Vec::new();
         for path in parts {
             if activation.is_gated() {
-                up_parts.push(part(path, "up.gate", f, placement::Role::Gate, gate));
+                up_parts.push(part(path, "up.gate", f, placement::Projection::Gate, gate));
             }
-            up_parts.push(part(path, "up.up", f, placement::Role::Up, up));
-            down_parts.push(part(path, "down", d, placement::Role::Down, down));
+            up_parts.push(part(path, "up.up", f, placement::Projection::Up, up));
+            down_parts.push(part(path, "down", d, placement::Projection::Down, down));
         }
         let experts = parts.len();
         let matrix = |builder: &mut ParameterBuilder<'_>, name, columns, parts, writes_residual| {

@@ -1,6 +1,6 @@
 //! Equations of one block rule.
 
-use super::super::spec::{BlockRule, Combine, Scale, Skip, Streams, SubLayer, Topology};
+use super::super::spec::{Combine, Scale, Skip, Streams, SubLayer, Topology, UnresolvedBlock};
 use super::inner;
 use super::math::{Equation, Math, apply, difference, indexed, plain, sum, sym, times, unit};
 use super::scales::Scales;
@@ -13,13 +13,17 @@ pub(super) struct BlockText {
 
 /// Facts outside the block rule that its equations depend on.
 #[derive(Clone, Copy)]
-pub(super) struct Setting {
+pub(super) struct EquationContext {
     pub streams: Streams,
     pub gated: bool,
     pub latent: bool,
 }
 
-pub(super) fn equations(rule: &BlockRule, scales: Scales, setting: Setting) -> BlockText {
+pub(super) fn equations(
+    rule: &UnresolvedBlock,
+    scales: Scales,
+    setting: EquationContext,
+) -> BlockText {
     let mut writer = Writer {
         streams: setting.streams,
         numbered: needs_norm_indices(rule, setting.streams),
@@ -118,7 +122,7 @@ impl Writer {
     }
 
     /// `X' = N(c·X + A(N₁(X)) + F(N₂(X)))`, with one input norm where it is shared.
-    fn parallel(&mut self, rule: &BlockRule, a: &Math, f: &Math, x: &Math, lhs: Math) {
+    fn parallel(&mut self, rule: &UnresolvedBlock, a: &Math, f: &Math, x: &Math, lhs: Math) {
         let shared = rule.topology == Topology::ParallelShared && rule.attn.in_norm;
         let (n_a, n_f) = if shared {
             let n = self.norm(x);
@@ -194,7 +198,7 @@ fn unit_length() -> Equation {
     )
 }
 
-fn normed_skips(rule: &BlockRule) -> usize {
+fn normed_skips(rule: &UnresolvedBlock) -> usize {
     [&rule.attn, &rule.ffn]
         .iter()
         .filter(|sub| sub.skip == Skip::Normed)
@@ -203,7 +207,7 @@ fn normed_skips(rule: &BlockRule) -> usize {
 
 /// True if norms need an index: one line has two of them, or one has a different initial gain. With
 /// two streams the sum is on a separate line.
-fn needs_norm_indices(rule: &BlockRule, streams: Streams) -> bool {
+fn needs_norm_indices(rule: &UnresolvedBlock, streams: Streams) -> bool {
     let on_line = |sub: &SubLayer<Scale>| {
         usize::from(sub.in_norm && sub.skip != Skip::Normed)
             + usize::from(sub.out_norm.is_some())

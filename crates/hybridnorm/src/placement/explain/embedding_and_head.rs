@@ -200,7 +200,7 @@ fn weights(names: &[&str]) -> Math {
 /// Initial gains; roles with the same gain share a line.
 fn gains(gains: &RoleGains, r: &Resolved, facts: &ModelFacts) -> Vec<Equation> {
     // Latent attention projects to keys and values with rows of one matrix.
-    let [q, k, v] = match facts.latent {
+    let [q, k, v] = match facts.is_latent_attention {
         true => ["UQ", "UK", "UV"],
         false => ["q", "k", "v"],
     };

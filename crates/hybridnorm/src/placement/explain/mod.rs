@@ -16,7 +16,7 @@ pub use math::{Equation, Math};
 use super::error::PlacementError;
 use super::layers::layer_rules;
 use super::resolve::{Resolved, resolve};
-use super::spec::{BlockRule, Placement};
+use super::spec::{Placement, UnresolvedBlock};
 use super::symbolic_count::SymbolicCount;
 use super::validate::{ModelFacts, Warning, validate};
 use scales::Scales;
@@ -170,7 +170,7 @@ fn groups(
     r: &Resolved,
     facts: &ModelFacts,
 ) -> Result<Vec<Group>, PlacementError> {
-    let mut kinds: Vec<(BlockRule, Vec<usize>)> = Vec::new();
+    let mut kinds: Vec<(UnresolvedBlock, Vec<usize>)> = Vec::new();
     for (layer, mut rule) in layer_rules(placement, r.n_layers())?
         .into_iter()
         .enumerate()
@@ -189,21 +189,21 @@ fn groups(
         .collect())
 }
 
-fn group(rule: &BlockRule, layers: Vec<usize>, r: &Resolved, facts: &ModelFacts) -> Group {
+fn group(rule: &UnresolvedBlock, layers: Vec<usize>, r: &Resolved, facts: &ModelFacts) -> Group {
     let (first, last) = (layers[0], layers[layers.len() - 1]);
     let scales = Scales::new(r.n_layers(), r.d_model, Some((first + 1, last + 1)));
-    let setting = block::Setting {
+    let setting = block::EquationContext {
         streams: r.streams,
-        gated: facts.gated,
-        latent: facts.latent,
+        gated: facts.has_gated_activation,
+        latent: facts.is_latent_attention,
     };
     let text = block::equations(rule, scales, setting);
     Group {
         title: title(&layers),
         equations: text.equations,
         definitions: text.definitions,
-        norm_parameters: r.norm_parameters(first, facts.latent),
-        normalized_elements: r.normalized_elements(first, facts.latent),
+        norm_parameters: r.norm_parameters(first, facts.is_latent_attention),
+        normalized_elements: r.normalized_elements(first, facts.is_latent_attention),
         learned_parameters: SymbolicCount::learned_parameters(&r.blocks[first]),
         layers,
     }

@@ -1,13 +1,13 @@
 //! Equations of a block with two residual streams.
 
-use super::super::spec::{BlockRule, Scale, Skip, Streams, SubLayer};
+use super::super::spec::{Scale, Skip, Streams, SubLayer, UnresolvedBlock};
 use super::block::Writer;
 use super::math::{Equation, Math, indexed, plain, sum, sym, times};
 
 impl Writer {
     /// Writes the equations from `X` and `D` to `X′` and `D′`: input, output and residual updates of each
     /// sub-layer.
-    pub fn two_streams(&mut self, rule: &BlockRule, a: &Math, f: &Math) {
+    pub fn two_streams(&mut self, rule: &UnresolvedBlock, a: &Math, f: &Math) {
         let (x, y, d) = (plain("X"), plain("Y"), plain("D"));
         let first = self.shared(&rule.attn, a, 1, (&x, &d), y.clone());
         let between = sum(&[d.clone(), first.clone()]);

@@ -148,7 +148,7 @@ pub(super) fn out_scale(scale: Scale) -> impl Fn(&mut Sub) {
 
 /// Norms on a subset of `q`, `k`, `v` and the context `c`, in the notation of the HybridNorm paper's
 /// appendix.
-pub(super) fn heads(subset: &'static str, norm: HeadNorm) -> impl Fn(&mut AttnInner<Scale>) {
+pub(super) fn head_norms(subset: &'static str, norm: HeadNorm) -> impl Fn(&mut AttnInner<Scale>) {
     move |inner| {
         for letter in subset.chars() {
             match letter {
@@ -196,7 +196,7 @@ pub(super) fn vector_from(init: Scale, start: Scale) -> Scale {
 }
 
 /// Gains of the weights that a sub-layer's output is proportional to: all but q and k.
-pub(super) fn value_path(gains: &mut RoleGains) -> Vec<&mut Scale> {
+pub(super) fn all_but_qk(gains: &mut RoleGains) -> Vec<&mut Scale> {
     vec![
         &mut gains.v,
         &mut gains.o,

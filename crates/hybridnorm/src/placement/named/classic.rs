@@ -23,11 +23,11 @@ pub(super) fn pre_norm() -> Placement {
 }
 
 pub(super) fn pre_norm_qk() -> Placement {
-    pre_norm_base().inner(heads("qk", HeadNorm::PerHead))
+    pre_norm_base().inner(head_norms("qk", HeadNorm::PerHead))
 }
 
 pub(super) fn pre_norm_qk_full() -> Placement {
-    pre_norm_base().inner(heads("qk", HeadNorm::Full))
+    pre_norm_base().inner(head_norms("qk", HeadNorm::Full))
 }
 
 pub(super) fn sandwich() -> Placement {
@@ -36,7 +36,7 @@ pub(super) fn sandwich() -> Placement {
 
 pub(super) fn olmo2() -> Placement {
     base()
-        .inner(heads("qk", HeadNorm::Full))
+        .inner(head_norms("qk", HeadNorm::Full))
         .sub_layers(out_norm)
         .eps(1e-6)
 }
@@ -53,7 +53,7 @@ pub(super) fn swin_v2() -> Placement {
 /// Decoder-only gains: a factor √(ln 2L) on the Xavier weights of v, o, up and down.
 pub(super) fn sub_ln() -> Placement {
     pre_norm_base()
-        .inner(heads("c", HeadNorm::Full))
+        .inner(head_norms("c", HeadNorm::Full))
         .ffn_inner(|inner| inner.mid_norm = true)
         .init(InitScheme::Xavier, StdRule::SmallInit)
         .gains(formula(Formula::SqrtLn2Depth), |g| {
@@ -73,7 +73,7 @@ pub(super) fn normformer() -> Placement {
 /// Initial standard deviations: 0.02, 0.02/√(2l) for o, up and down, 1 for the embedding.
 pub(super) fn simple_norm() -> Placement {
     let mut placement = base()
-        .inner(heads("qkv", HeadNorm::Full))
+        .inner(head_norms("qkv", HeadNorm::Full))
         .sub_layers(out_norm)
         .ffn_inner(|inner| {
             inner.gate_norm = true;

@@ -18,14 +18,14 @@ fn family() -> Placement {
 /// `Y = X + A_#(X);  X' = N(Y) + F(N(Y))`
 fn subset_post(subset: &'static str) -> Placement {
     family()
-        .inner(heads(subset, HeadNorm::PerHead))
+        .inner(head_norms(subset, HeadNorm::PerHead))
         .ffn(normed_skip)
 }
 
 /// `Y = X + A_#(X);  X' = Y + F(N(Y))`
 fn subset_pre(subset: &'static str) -> Placement {
     family()
-        .inner(heads(subset, HeadNorm::PerHead))
+        .inner(head_norms(subset, HeadNorm::PerHead))
         .ffn(in_norm)
 }
 

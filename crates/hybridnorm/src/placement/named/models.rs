@@ -19,7 +19,7 @@ pub(super) fn gemma2() -> Placement {
 }
 
 pub(super) fn gemma3() -> Placement {
-    let mut placement = gemma().inner(heads("qk", HeadNorm::PerHead));
+    let mut placement = gemma().inner(head_norms("qk", HeadNorm::PerHead));
     placement.norm.gain = Gain::OnePlus;
     placement
 }
@@ -27,15 +27,15 @@ pub(super) fn gemma3() -> Placement {
 /// The model's other side paths are not part of a placement.
 pub(super) fn gemma3n() -> Placement {
     gemma()
-        .inner(heads("qk", HeadNorm::PerHead))
-        .inner(heads("v", HeadNorm::PerHeadPlain))
+        .inner(head_norms("qk", HeadNorm::PerHead))
+        .inner(head_norms("v", HeadNorm::PerHeadPlain))
         .inner(|inner| inner.attn_scale = AttnScale::Const(1.0))
 }
 
 /// The released code passes no eps to its norm, which then uses the machine epsilon; logits are capped at 15.
 pub(super) fn nanochat() -> Placement {
     let mut placement = pre_norm_base()
-        .inner(heads("qk", HeadNorm::PerHeadPlain))
+        .inner(head_norms("qk", HeadNorm::PerHeadPlain))
         .inner(|inner| {
             inner.qk_order = QkOrder::AfterRope;
             inner.qk_post_scale = Scale::Const(1.2);
@@ -51,7 +51,7 @@ pub(super) fn nanochat() -> Placement {
 /// initial standard deviation of the weights is 0.006.
 pub(super) fn deepseek_v3() -> Placement {
     pre_norm_base()
-        .inner(heads("qv", HeadNorm::PerHead))
+        .inner(head_norms("qv", HeadNorm::PerHead))
         .eps(1e-6)
         .init(InitScheme::Normal, StdRule::Const(0.006))
 }
@@ -63,7 +63,7 @@ pub(super) fn ngpt() -> Placement {
     let start = || formula(Formula::InvSqrtWidth);
     let hidden = || vector_from(formula(Formula::SqrtWidth), Scale::Const(1.0));
     let mut placement = base()
-        .inner(heads("qk", HeadNorm::PerHeadPlain))
+        .inner(head_norms("qk", HeadNorm::PerHeadPlain))
         .inner(|inner| {
             inner.qk_order = QkOrder::AfterRope;
             inner.qk_post_scale = vector_from(Scale::Const(1.0), start());

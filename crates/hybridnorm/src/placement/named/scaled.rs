@@ -12,7 +12,7 @@ pub(super) fn deepnorm() -> Placement {
     post_norm_base()
         .sub_layers(skip_scale(depth_power(2.0, 0.25)))
         .init(InitScheme::Xavier, StdRule::SmallInit)
-        .gains(depth_power(8.0, -0.25), value_path)
+        .gains(depth_power(8.0, -0.25), all_but_qk)
 }
 
 /// The released code initializes the embedding with standard deviation √(2/5) and has eps 1e-6.

@@ -20,7 +20,7 @@ pub(super) fn siamese_norm() -> Placement {
 /// pre-norm feed-forward on `x + N(y)`, and a norm on each stream and on their sum at the end.
 pub(super) fn siamese_hybrid() -> Placement {
     let mut placement = base()
-        .inner(heads("qkv", HeadNorm::PerHead))
+        .inner(head_norms("qkv", HeadNorm::PerHead))
         .attn(read_scale(learned(LearnedShape::Vector, Scale::Const(1.0))))
         .attn(post_norm)
         .ffn(in_norm)

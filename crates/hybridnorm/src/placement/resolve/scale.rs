@@ -2,7 +2,7 @@
 
 use super::super::error::PlacementError;
 use super::super::error::PlacementErrorKind::{InvalidValue, NoEffect, OutOfRange};
-use super::super::spec::{Factor, Formula, Scale};
+use super::super::spec::{Formula, ResolvedScale, Scale};
 
 /// Block, depth and width at which a formula is evaluated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,15 +72,15 @@ impl Scale {
     /// of the block index outside the blocks, or a value that is not finite.
     ///
     /// ```
-    /// use hybridnorm::placement::{ScaleContext, Factor, Formula, Scale};
+    /// use hybridnorm::placement::{ScaleContext, ResolvedScale, Formula, Scale};
     /// let at = ScaleContext { layer: Some(4), n_layers: 12, d_model: 768 };
     /// let scale = Scale::Formula(Formula::InvSqrtLayer);
-    /// assert_eq!(scale.factor(at, "block.attn.out_scale")?, Factor::Const(0.5));
+    /// assert_eq!(scale.factor(at, "block.attn.out_scale")?, ResolvedScale::Const(0.5));
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn factor(&self, at: ScaleContext, field: &str) -> Result<Factor, PlacementError> {
+    pub fn factor(&self, at: ScaleContext, field: &str) -> Result<ResolvedScale, PlacementError> {
         match self {
-            Self::Const(value) => finite(*value, field).map(Factor::Const),
+            Self::Const(value) => finite(*value, field).map(ResolvedScale::Const),
             Self::Formula(formula) => {
                 let value = formula.value(at).ok_or_else(|| {
                     PlacementError::new(
@@ -90,14 +90,14 @@ impl Scale {
                          use a number or a formula of the depth or width",
                     )
                 })?;
-                finite(value, field).map(Factor::Const)
+                finite(value, field).map(ResolvedScale::Const)
             }
             Self::Learned { shape, init, start } => {
                 let number = |scale: &Scale, part| scale.number(at, field, part);
                 let init = number(init, "init")?;
                 let start = start.as_ref().map(|s| number(s, "start")).transpose()?;
                 check_start(init, start, field)?;
-                Ok(Factor::Learned {
+                Ok(ResolvedScale::Learned {
                     shape: *shape,
                     init,
                     start,
@@ -109,8 +109,8 @@ impl Scale {
     /// Returns the value of a scale that must not be learned: `part` of a learned one.
     fn number(&self, at: ScaleContext, field: &str, part: &str) -> Result<f64, PlacementError> {
         match self.factor(at, field)? {
-            Factor::Const(value) => Ok(value),
-            Factor::Learned { .. } => Err(PlacementError::new(
+            ResolvedScale::Const(value) => Ok(value),
+            ResolvedScale::Learned { .. } => Err(PlacementError::new(
                 InvalidValue,
                 field,
                 format!(

@@ -84,7 +84,7 @@ pub enum LearnedShape {
 /// A [`Scale`] resolved for one layer. Serialized like a scale, without formulas.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
-pub enum Factor {
+pub enum ResolvedScale {
     /// A number.
     Const(f64),
     /// A parameter.
@@ -98,7 +98,7 @@ pub enum Factor {
     },
 }
 
-impl Default for Factor {
+impl Default for ResolvedScale {
     fn default() -> Self {
         Self::Const(1.0)
     }

@@ -7,7 +7,7 @@ pub(super) fn text(name: &str) -> String {
 }
 
 /// Asserts that the text contains these lines, ignoring alignment.
-pub(super) fn says(name: &str, lines: &[&str]) {
+pub(super) fn assert_contains_lines(name: &str, lines: &[&str]) {
     let squeeze = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
     let text = text(name);
     let have: Vec<String> = text.lines().map(squeeze).collect();
@@ -120,7 +120,7 @@ where
   per block: 2d norm parameters, 2d normalized elements per token
 ";
     assert_eq!(blocks("deepnorm"), expected);
-    says(
+    assert_contains_lines(
         "deepnorm",
         &[
             "logits = W_head X_L",
@@ -286,7 +286,7 @@ const DEFINING_LINES: &[(&str, &[&str])] = &[
 #[test]
 fn every_named_placement_shows_its_defining_lines() {
     for (name, lines) in DEFINING_LINES {
-        says(name, lines);
+        assert_contains_lines(name, lines);
     }
     let golden = [
         "hybridnorm",
@@ -322,7 +322,7 @@ fn scales_caps_and_clips_are_visible() {
         "logits": { "scale": 0.5, "z_loss": 1e-4 },
     }));
     let facts = ModelFacts {
-        gated: false,
+        has_gated_activation: false,
         ..SMALL
     };
     let text = Explanation::new(&p, 4, &facts).unwrap().to_text();

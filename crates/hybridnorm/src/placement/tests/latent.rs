@@ -5,7 +5,7 @@ use super::validate::block;
 use super::*;
 
 const LATENT: ModelFacts = ModelFacts {
-    latent: true,
+    is_latent_attention: true,
     ..SMALL
 };
 
@@ -25,7 +25,7 @@ fn deepseek_normalizes_latents() {
     let inner = &block.attn_inner;
     assert_eq!([inner.q_norm, inner.v_norm], [HeadNorm::PerHead; 2]);
     assert_eq!([inner.k_norm, inner.ctx_norm], [HeadNorm::None; 2]);
-    assert_eq!(r.weight_std(1, Role::Q, 64, 64), 0.006);
+    assert_eq!(r.weight_std(1, Projection::Q, 64, 64), 0.006);
     assert_eq!(r.norm.eps, 1e-6);
 }
 
@@ -121,7 +121,7 @@ fn latents_are_counted_by_their_widths() {
 #[test]
 fn gains_on_values_are_on_the_rows_that_give_them() {
     let facts = ModelFacts {
-        latent: true,
+        is_latent_attention: true,
         ..ModelFacts::default()
     };
     let explanation = Explanation::new(&get("deepnorm"), 12, &facts).unwrap();

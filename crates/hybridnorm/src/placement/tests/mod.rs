@@ -19,8 +19,8 @@ use super::*;
 const SMALL: ModelFacts = ModelFacts {
     d_model: 512,
     head_dim: 64,
-    gated: true,
-    latent: false,
+    has_gated_activation: true,
+    is_latent_attention: false,
 };
 
 fn get(name: &str) -> Placement {

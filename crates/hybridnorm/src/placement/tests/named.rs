@@ -114,7 +114,10 @@ fn every_name_is_valid_at_every_depth_and_activation() {
     for n in named_placements() {
         for depth in [1, 2, 3, 12, 29] {
             for gated in [true, false] {
-                let facts = ModelFacts { gated, ..SMALL };
+                let facts = ModelFacts {
+                    has_gated_activation: gated,
+                    ..SMALL
+                };
                 let verdict = validate(&n.placement(), depth, &facts);
                 match verdict {
                     Ok(_) => {}
@@ -191,7 +194,7 @@ fn the_7b_recipe_norms_the_attention_output() {
     let r = resolve(&get("hybridnorm-7b"), 32, 4096).unwrap();
     for block in &r.blocks {
         let gain = block.attn.out_norm.as_ref().unwrap().gain_init;
-        assert_eq!(gain, Factor::Const(0.125));
+        assert_eq!(gain, ResolvedScale::Const(0.125));
         assert!(block.ffn.out_norm.is_none());
     }
     assert!(r.blocks[0].attn.in_norm && !r.blocks[1].attn.in_norm);
@@ -204,8 +207,8 @@ fn deepnorm_has_the_decoder_constants() {
         let alpha = (2.0 * depth as f64).powf(0.25);
         let beta = (8.0 * depth as f64).powf(-0.25);
         for (block, gains) in r.blocks.iter().zip(&r.init.gains) {
-            assert_eq!(block.attn.skip_scale, Factor::Const(alpha));
-            assert_eq!(block.ffn.skip_scale, Factor::Const(alpha));
+            assert_eq!(block.attn.skip_scale, ResolvedScale::Const(alpha));
+            assert_eq!(block.ffn.skip_scale, ResolvedScale::Const(alpha));
             assert!(block.attn.post_norm && block.ffn.post_norm);
             assert_eq!([gains.q, gains.k], [1.0, 1.0]);
             assert_eq!(
@@ -221,12 +224,12 @@ fn deepnorm_has_the_decoder_constants() {
 fn keel_begins_with_plain_pre_norm_attention() {
     let r = resolve(&get("keel"), 12, 64).unwrap();
     let (first, second) = (&r.blocks[0], &r.blocks[1]);
-    assert_eq!(first.attn.skip_scale, Factor::Const(1.0));
+    assert_eq!(first.attn.skip_scale, ResolvedScale::Const(1.0));
     assert!(first.attn.in_norm && !first.attn.post_norm);
-    assert_eq!(first.ffn.skip_scale, Factor::Const(1.0));
+    assert_eq!(first.ffn.skip_scale, ResolvedScale::Const(1.0));
     assert!(first.ffn.in_norm && first.ffn.post_norm);
     for sub in [&second.attn, &second.ffn] {
-        assert_eq!(sub.skip_scale, Factor::Const(24.0));
+        assert_eq!(sub.skip_scale, ResolvedScale::Const(24.0));
         assert!(sub.in_norm && sub.post_norm);
     }
     assert!(!r.final_norm);
@@ -250,8 +253,8 @@ fn mix_ln_is_post_norm_in_a_quarter() {
 fn lns_divides_by_the_root_of_the_block_number() {
     let r = resolve(&get("lns"), 9, 64).unwrap();
     for (layer, scale) in [(0, 1.0), (3, 0.5), (8, 1.0 / 3.0)] {
-        assert_eq!(r.blocks[layer].attn.in_scale, Factor::Const(scale));
-        assert_eq!(r.blocks[layer].ffn.in_scale, Factor::Const(scale));
+        assert_eq!(r.blocks[layer].attn.in_scale, ResolvedScale::Const(scale));
+        assert_eq!(r.blocks[layer].ffn.in_scale, ResolvedScale::Const(scale));
     }
 }
 
@@ -259,7 +262,7 @@ fn lns_divides_by_the_root_of_the_block_number() {
 fn layerscale_starts_by_depth() {
     for (depth, init) in [(12, 0.1), (18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6)] {
         let r = resolve(&get("layerscale"), depth, 64).unwrap();
-        let learned = Factor::Learned {
+        let learned = ResolvedScale::Learned {
             shape: LearnedShape::Vector,
             init,
             start: None,
@@ -271,7 +274,7 @@ fn layerscale_starts_by_depth() {
 #[test]
 fn rezero_has_no_norm_and_starts_as_identity() {
     let r = resolve(&get("rezero"), 4, 64).unwrap();
-    let zero = Factor::Learned {
+    let zero = ResolvedScale::Learned {
         shape: LearnedShape::Scalar,
         init: 0.0,
         start: None,
@@ -289,7 +292,7 @@ fn rezero_has_no_norm_and_starts_as_identity() {
 #[test]
 fn minimax_has_its_alpha_at_eighty_blocks() {
     let r = resolve(&get("minimax-text-01"), 80, 64).unwrap();
-    let Factor::Const(alpha) = r.blocks[3].ffn.skip_scale else {
+    let ResolvedScale::Const(alpha) = r.blocks[3].ffn.skip_scale else {
         panic!("a constant");
     };
     assert!((alpha - 3.556_558_820_077_845_5).abs() < 1e-12);
@@ -299,7 +302,7 @@ fn minimax_has_its_alpha_at_eighty_blocks() {
 fn swin_starts_as_identity_with_cosine_attention() {
     let r = resolve(&get("swin-v2-res-post"), 4, 64).unwrap();
     let norm = r.blocks[0].ffn.out_norm.as_ref().unwrap();
-    assert_eq!(norm.gain_init, Factor::Const(0.0));
+    assert_eq!(norm.gain_init, ResolvedScale::Const(0.0));
     assert_eq!(r.blocks[0].attn_inner.attn_scale, AttnScale::Cosine);
     assert!(r.norm.kind == Some(NormFn::Layernorm) && r.norm.bias);
 }
@@ -307,7 +310,7 @@ fn swin_starts_as_identity_with_cosine_attention() {
 #[test]
 fn gemma_scales_embeddings_and_counts_gains_from_one() {
     let r = resolve(&get("gemma2"), 4, 256).unwrap();
-    assert_eq!(r.embed_scale, Factor::Const(16.0));
+    assert_eq!(r.embed_scale, ResolvedScale::Const(16.0));
     assert_eq!(r.norm.gain, Gain::OnePlus);
     assert_eq!(r.logits.softcap, Some(30.0));
     assert_eq!(r.blocks[0].attn_inner.attn_softcap, Some(50.0));
@@ -321,8 +324,8 @@ fn gemma_scales_embeddings_and_counts_gains_from_one() {
 fn simple_norm_has_the_released_standard_deviations() {
     let r = resolve(&get("simple-norm"), 8, 256).unwrap();
     assert_eq!(r.embed_std(), 1.0);
-    assert_eq!(r.weight_std(1, Role::Q, 256, 256), 0.02);
-    assert_eq!(r.weight_std(1, Role::O, 256, 256), 0.01);
+    assert_eq!(r.weight_std(1, Projection::Q, 256, 256), 0.02);
+    assert_eq!(r.weight_std(1, Projection::O, 256, 256), 0.01);
 }
 
 #[test]

@@ -69,7 +69,7 @@ fn later_patches_win_and_leave_the_rest() {
         .iter()
         .map(|b| (b.ffn.skip, b.ffn.in_scale))
         .collect();
-    let (half, one) = (Factor::Const(0.5), Factor::Const(1.0));
+    let (half, one) = (ResolvedScale::Const(0.5), ResolvedScale::Const(1.0));
     assert_eq!(
         seen,
         [
@@ -91,7 +91,7 @@ fn a_patch_replaces_a_scale_as_a_whole() {
         }],
     }));
     let r = resolve(&p, 2, 64).unwrap();
-    let one = Factor::Learned {
+    let one = ResolvedScale::Learned {
         shape: LearnedShape::Scalar,
         init: 1.0,
         start: None,
@@ -194,13 +194,13 @@ fn initial_weights_follow_their_scheme() {
             .weight_std(layer, role, 100, 300)
     };
     let sigma = 1.0 / 640.0_f64.sqrt();
-    assert_eq!(std("normal", 3, Role::Down), sigma);
-    assert_eq!(std("megatron", 3, Role::Up), sigma);
-    assert_eq!(std("megatron", 3, Role::Down), sigma / 4.0);
-    assert_eq!(std("megatron", 0, Role::O), sigma / 4.0);
-    assert_eq!(std("depth_scaled", 1, Role::Q), 0.1);
-    assert_eq!(std("depth_scaled", 1, Role::O), 0.05);
-    assert!((std("xavier", 1, Role::V) - 0.005_f64.sqrt()).abs() < 1e-15);
+    assert_eq!(std("normal", 3, Projection::Down), sigma);
+    assert_eq!(std("megatron", 3, Projection::Up), sigma);
+    assert_eq!(std("megatron", 3, Projection::Down), sigma / 4.0);
+    assert_eq!(std("megatron", 0, Projection::O), sigma / 4.0);
+    assert_eq!(std("depth_scaled", 1, Projection::Q), 0.1);
+    assert_eq!(std("depth_scaled", 1, Projection::O), 0.05);
+    assert!((std("xavier", 1, Projection::V) - 0.005_f64.sqrt()).abs() < 1e-15);
 }
 
 #[test]

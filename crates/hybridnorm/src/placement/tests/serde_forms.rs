@@ -283,25 +283,25 @@ fn a_scale_table_has_one_key() {
 
 #[test]
 fn choice_name_is_kept_only_if_unmodified() {
-    let choice = PlacementChoice::from_value(&json!("hybridnorm*")).unwrap();
+    let choice = PlacementConfig::from_value(&json!("hybridnorm*")).unwrap();
     assert_eq!(choice.label(), "hybridnorm-star");
     assert_eq!(
         serde_json::to_value(&choice).unwrap(),
         json!("hybridnorm-star")
     );
-    let same = PlacementChoice::from_value(&json!({
+    let same = PlacementConfig::from_value(&json!({
         "base": "hybridnorm", "block": { "ffn": { "skip": "normed" } },
     }))
     .unwrap();
     assert!(!same.modified);
     let changed = json!({ "base": "hybridnorm", "norm": { "eps": 1e-6 } });
-    let changed = PlacementChoice::from_value(&changed).unwrap();
+    let changed = PlacementConfig::from_value(&changed).unwrap();
     assert!(changed.modified && changed.label().starts_with("hybridnorm+"));
     let written = serde_json::to_value(&changed).unwrap();
-    assert_eq!(PlacementChoice::from_value(&written).unwrap(), changed);
-    let read: PlacementChoice = serde_json::from_value(written).unwrap();
+    assert_eq!(PlacementConfig::from_value(&written).unwrap(), changed);
+    let read: PlacementConfig = serde_json::from_value(written).unwrap();
     assert_eq!(read, changed);
-    let custom = PlacementChoice::from_value(&json!({})).unwrap();
+    let custom = PlacementConfig::from_value(&json!({})).unwrap();
     assert!(custom.label().starts_with("custom+"));
 }
 

@@ -34,7 +34,7 @@ fn template_has_every_field() {
     assert_eq!(all["block"], block_template().unwrap());
     assert_eq!(keys(&all), sorted::<Placement>());
     let block = &all["block"];
-    assert_eq!(keys(block), sorted::<BlockRule>());
+    assert_eq!(keys(block), sorted::<UnresolvedBlock>());
     assert_eq!(keys(&block["attn"]), sorted::<SubLayer<Scale>>());
     assert_eq!(keys(&block["ffn"]), sorted::<SubLayer<Scale>>());
     assert_eq!(keys(&block["attn_inner"]), sorted::<AttnInner<Scale>>());
@@ -78,7 +78,7 @@ fn a_patch_can_return_to_the_default() {
     let seen = r.blocks.iter().map(|b| b.ffn.combine);
     let unit = Combine::LerpUnit;
     assert_eq!(seen.collect::<Vec<_>>(), [unit, Combine::Add, unit]);
-    assert_eq!(r.blocks[1].ffn_inner.up_scale, Factor::Const(1.0));
+    assert_eq!(r.blocks[1].ffn_inner.up_scale, ResolvedScale::Const(1.0));
     assert_eq!(p.hash(), back("add", json!(1.0)).hash());
     assert_ne!(p.hash(), get("ngpt").hash());
 }
@@ -114,14 +114,17 @@ fn a_misspelled_new_field_is_named() {
 
 #[test]
 fn a_resolved_factor_reads_back_with_its_start() {
-    let factor = Factor::Learned {
+    let factor = ResolvedScale::Learned {
         shape: LearnedShape::Vector,
         init: 0.05,
         start: Some(0.125),
     };
     let json = serde_json::to_value(factor).unwrap();
     assert_eq!(json["learned"]["start"], json!(0.125));
-    assert_eq!(serde_json::from_value::<Factor>(json).unwrap(), factor);
+    assert_eq!(
+        serde_json::from_value::<ResolvedScale>(json).unwrap(),
+        factor
+    );
     let formula = json!({ "learned": { "shape": "scalar", "init": 1, "start": "sqrt_width" } });
-    assert!(serde_json::from_value::<Factor>(formula).is_err());
+    assert!(serde_json::from_value::<ResolvedScale>(formula).is_err());
 }

@@ -1,6 +1,6 @@
 use serde_json::json;
 
-use super::explain::{ATTENTION, FFN, blocks, says};
+use super::explain::{ATTENTION, FFN, assert_contains_lines, blocks};
 use super::validate::{block, rejects, warnings, warns};
 use super::*;
 
@@ -20,7 +20,7 @@ fn named_values_are_what_their_sources_say() {
         assert!(block.attn.post_norm && block.ffn.post_norm);
         assert!(!block.attn.in_norm && !block.ffn.in_norm);
     }
-    let eighth = Factor::Const(1.0 / 8.0_f64.sqrt());
+    let eighth = ResolvedScale::Const(1.0 / 8.0_f64.sqrt());
     let r = resolve(&get("siamese-norm"), 4, 64).unwrap();
     assert_eq!(r.streams, Streams::Siamese);
     assert!(!r.final_norm && !r.merge_norm);
@@ -39,14 +39,14 @@ fn named_values_are_what_their_sources_say() {
     assert!(!attn.in_norm && attn.post_norm && ffn.in_norm && !ffn.post_norm);
     assert_eq!([attn.out_scale, ffn.out_scale], [eighth; 2]);
     assert_eq!(attn_inner.v_norm, HeadNorm::PerHead);
-    let vector = Factor::Learned {
+    let vector = ResolvedScale::Learned {
         shape: LearnedShape::Vector,
         init: 1.0,
         start: None,
     };
     assert_eq!(
         [attn.read_scale, ffn.read_scale],
-        [vector, Factor::Const(1.0)]
+        [vector, ResolvedScale::Const(1.0)]
     );
 }
 
@@ -167,13 +167,13 @@ where
 "
     );
     assert_eq!(blocks("resi-dual"), expected);
-    says("resi-dual", &["X₀ = E[token]", "D₀ = X₀"]);
-    says("resi-dual", &["logits = W_head (X_L + N(D_L))"]);
+    assert_contains_lines("resi-dual", &["X₀ = E[token]", "D₀ = X₀"]);
+    assert_contains_lines("resi-dual", &["logits = W_head (X_L + N(D_L))"]);
 }
 
 #[test]
 fn siamese_blocks() {
-    says(
+    assert_contains_lines(
         "siamese-norm",
         &[
             "R₁ = X + N(D)",
@@ -186,7 +186,7 @@ fn siamese_blocks() {
             "logits = W_head (X_L + N(D_L))",
         ],
     );
-    says(
+    assert_contains_lines(
         "siamese-hybrid",
         &[
             "R₁ = λ₁·X + N(D)",

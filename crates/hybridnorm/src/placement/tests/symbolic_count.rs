@@ -1,6 +1,6 @@
 use super::*;
 
-fn text(name: &str, count: fn(&BlockSpec, &NormSpec) -> SymbolicCount) -> String {
+fn text(name: &str, count: fn(&ResolvedBlock, &NormSpec) -> SymbolicCount) -> String {
     let r = resolve(&get(name), 12, 64).unwrap();
     count(r.blocks.last().unwrap(), &r.norm).to_string()
 }

@@ -20,7 +20,7 @@ fn vector(init: Value) -> Value {
 #[test]
 fn ngpt_is_what_the_released_code_does() {
     let r = resolve(&get("ngpt"), 4, 64).unwrap();
-    let starting = |init: f64, start: f64| Factor::Learned {
+    let starting = |init: f64, start: f64| ResolvedScale::Learned {
         shape: LearnedShape::Vector,
         init,
         start: Some(start),
@@ -46,7 +46,7 @@ fn ngpt_is_what_the_released_code_does() {
 #[test]
 fn vectors_of_length_one_have_their_deviation() {
     let r = resolve(&get("ngpt"), 4, 100).unwrap();
-    assert_eq!(r.weight_std(3, Role::Down, 400, 100), 0.1);
+    assert_eq!(r.weight_std(3, Projection::Down, 400, 100), 0.1);
     assert_eq!([r.embed_std(), r.head_std()], [0.1; 2]);
 }
 
@@ -149,7 +149,7 @@ fn zero_start_of_a_learned_scale_is_rejected() {
 fn hidden_scales_have_something_to_scale() {
     let inner = |value: Value| block("pre-norm", json!({ "ffn_inner": value }));
     let facts = ModelFacts {
-        gated: false,
+        has_gated_activation: false,
         ..SMALL
     };
     let gate = of(inner(json!({ "gate_scale": 2 })));
@@ -185,7 +185,7 @@ fn scalar_up_scale_before_a_norm_is_rejected() {
     }
     assert_eq!(warnings(scaled(json!(2), json!({}))), []);
     let facts = ModelFacts {
-        gated: false,
+        has_gated_activation: false,
         ..SMALL
     };
     let through_activation = of(scaled(json!(2), out));
@@ -248,7 +248,7 @@ its parameter is initialized to 1/√d
 2d + kv·hd + 2f learned scales
 ";
     assert_eq!(blocks("ngpt"), expected);
-    super::explain::says(
+    super::explain::assert_contains_lines(
         "ngpt",
         &[
             "logits = λ₁·W_head X_L",

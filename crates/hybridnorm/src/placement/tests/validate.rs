@@ -292,7 +292,7 @@ fn a_shared_norm_is_on_for_both_or_for_none() {
 #[test]
 fn a_gate_norm_needs_a_gate() {
     let facts = ModelFacts {
-        gated: false,
+        has_gated_activation: false,
         ..SMALL
     };
     let error = validate(&get("simple-norm"), 12, &facts).unwrap_err();

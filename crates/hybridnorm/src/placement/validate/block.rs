@@ -2,7 +2,7 @@
 
 use super::super::error::PlacementError;
 use super::super::error::PlacementErrorKind::{Conflict, InvalidValue, NoEffect, OutOfRange};
-use super::super::spec::{Factor, Gain, Skip, SubLayer, Topology};
+use super::super::spec::{Gain, ResolvedScale, Skip, SubLayer, Topology};
 use super::{BlockContext, ONE};
 
 pub(super) fn check(site: &BlockContext) -> Result<(), PlacementError> {
@@ -16,7 +16,7 @@ pub(super) fn check(site: &BlockContext) -> Result<(), PlacementError> {
 fn sub_layer(
     site: &BlockContext,
     name: &str,
-    sub: &SubLayer<Factor>,
+    sub: &SubLayer<ResolvedScale>,
 ) -> Result<(), PlacementError> {
     if sub.skip == Skip::Normed && !sub.in_norm {
         return site.fail(
@@ -29,7 +29,7 @@ fn sub_layer(
         );
     }
     for (field, factor) in [("in_scale", sub.in_scale), ("out_scale", sub.out_scale)] {
-        if factor == Factor::Const(0.0) {
+        if factor == ResolvedScale::Const(0.0) {
             return site.fail(
                 OutOfRange,
                 &format!("{name}.{field}"),
@@ -41,12 +41,16 @@ fn sub_layer(
     out_norm(site, name, sub)
 }
 
-fn out_norm(site: &BlockContext, name: &str, sub: &SubLayer<Factor>) -> Result<(), PlacementError> {
+fn out_norm(
+    site: &BlockContext,
+    name: &str,
+    sub: &SubLayer<ResolvedScale>,
+) -> Result<(), PlacementError> {
     let Some(norm) = &sub.out_norm else {
         return Ok(());
     };
     let path = format!("{name}.out_norm.gain_init");
-    let Factor::Const(start) = norm.gain_init else {
+    let ResolvedScale::Const(start) = norm.gain_init else {
         return site.fail(
             InvalidValue,
             &path,
@@ -69,7 +73,7 @@ fn out_norm(site: &BlockContext, name: &str, sub: &SubLayer<Factor>) -> Result<(
              out_scale",
         );
     }
-    if start == 0.0 && matches!(sub.out_scale, Factor::Learned { init: 0.0, .. }) {
+    if start == 0.0 && matches!(sub.out_scale, ResolvedScale::Learned { init: 0.0, .. }) {
         return site.fail(
             Conflict,
             &format!("{name}.out_scale"),

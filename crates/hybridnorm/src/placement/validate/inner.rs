@@ -3,7 +3,9 @@
 use super::super::error::PlacementError;
 use super::super::error::PlacementErrorKind::{Conflict, NoEffect, OutOfRange};
 use super::super::norm_functions::names_with_alpha;
-use super::super::spec::{AttnScale, Factor, FfnInner, Gain, HeadNorm, LearnedShape, QkOrder};
+use super::super::spec::{
+    AttnScale, FfnInner, Gain, HeadNorm, LearnedShape, QkOrder, ResolvedScale,
+};
 use super::model::positive;
 use super::{BlockContext, ONE};
 
@@ -18,9 +20,9 @@ pub(super) fn check(site: &BlockContext) -> Result<(), PlacementError> {
 /// Rejects an input scale that norms on q, k and v cancel by dividing by the magnitude of their input.
 fn attn_in_scale(site: &BlockContext) -> Result<(), PlacementError> {
     let inner = &site.spec.attn_inner;
-    let rescales = site.case.resolved.norm.rescales();
+    let is_scale_invariant = site.case.resolved.norm.is_scale_invariant();
     let is_cosine = inner.attn_scale == AttnScale::Cosine;
-    let normed = |norm| rescales && norm != HeadNorm::None;
+    let normed = |norm| is_scale_invariant && norm != HeadNorm::None;
     let qk_normed = is_cosine || (normed(inner.q_norm) && normed(inner.k_norm));
     let all_normed = qk_normed && normed(inner.v_norm);
     if site.spec.attn.in_scale == ONE || !all_normed || inner.clip_qkv.is_some() {
@@ -126,7 +128,7 @@ fn qk_post_scale(site: &BlockContext) -> Result<(), PlacementError> {
     };
     match inner.qk_post_scale {
         ONE => Ok(()),
-        Factor::Const(0.0) => site.fail(OutOfRange, path, "a factor of 0 removes queries and keys"),
+        ResolvedScale::Const(0.0) => site.fail(OutOfRange, path, "a factor of 0 removes queries and keys"),
         _ if inner.attn_scale == AttnScale::Cosine => site.fail(
             NoEffect,
             path,
@@ -139,7 +141,7 @@ fn qk_post_scale(site: &BlockContext) -> Result<(), PlacementError> {
             "requires norms on q and k, but not both have one; set attn_inner.q_norm and k_norm, \
              or use attn_inner.attn_scale",
         ),
-        Factor::Learned { .. } if has_gain(inner.q_norm) || has_gain(inner.k_norm) => site.fail(
+        ResolvedScale::Learned { .. } if has_gain(inner.q_norm) || has_gain(inner.k_norm) => site.fail(
             Conflict,
             path,
             "a learned scale is redundant with the learned gain of the norms on q and k; use norms \
@@ -186,7 +188,7 @@ fn ffn_inner(site: &BlockContext) -> Result<(), PlacementError> {
         ("ffn_inner.gate_norm", inner.gate_norm, "norm"),
         ("ffn_inner.gate_scale", inner.gate_scale != ONE, "scale"),
     ] {
-        if is_on && !site.case.facts.gated {
+        if is_on && !site.case.facts.has_gated_activation {
             let problem = format!(
                 "the model's activation has no gate, so a {what} on it has no effect; use a gated \
                  activation or remove it"
@@ -198,7 +200,7 @@ fn ffn_inner(site: &BlockContext) -> Result<(), PlacementError> {
         ("ffn_inner.gate_scale", inner.gate_scale),
         ("ffn_inner.up_scale", inner.up_scale),
     ] {
-        if scale == Factor::Const(0.0) {
+        if scale == ResolvedScale::Const(0.0) {
             return site.fail(
                 OutOfRange,
                 path,
@@ -211,16 +213,18 @@ fn ffn_inner(site: &BlockContext) -> Result<(), PlacementError> {
 }
 
 /// Rejects a scalar on the up projection of a gated activation that the next norm cancels.
-fn up_scale(site: &BlockContext, inner: &FfnInner<Factor>) -> Result<(), PlacementError> {
+fn up_scale(site: &BlockContext, inner: &FfnInner<ResolvedScale>) -> Result<(), PlacementError> {
     let is_number = !matches!(
         inner.up_scale,
-        Factor::Learned {
+        ResolvedScale::Learned {
             shape: LearnedShape::Vector,
             ..
         }
     );
     let is_normed = inner.mid_norm || site.spec.ffn.out_norm.is_some();
-    let is_taken_back = site.case.facts.gated && is_normed && site.case.resolved.norm.rescales();
+    let is_taken_back = site.case.facts.has_gated_activation
+        && is_normed
+        && site.case.resolved.norm.is_scale_invariant();
     if inner.up_scale == ONE || !is_number || !is_taken_back {
         return Ok(());
     }

@@ -2,11 +2,11 @@
 
 use super::super::error::PlacementError;
 use super::super::error::PlacementErrorKind::Conflict;
-use super::super::spec::{AttnScale, Factor, QkOrder};
+use super::super::spec::{AttnScale, QkOrder, ResolvedScale};
 use super::BlockContext;
 
 pub(super) fn check_block(site: &BlockContext) -> Result<(), PlacementError> {
-    if !site.case.facts.latent {
+    if !site.case.facts.is_latent_attention {
         return Ok(());
     }
     let (field, problem) = match &site.spec.attn_inner {
@@ -20,7 +20,7 @@ pub(super) fn check_block(site: &BlockContext) -> Result<(), PlacementError> {
             "a norm after the rotary embedding is not defined for latent attention, whose norms \
              apply to the latents and the rotary key before it; use `before_rope`",
         ),
-        inner if matches!(inner.qk_post_scale, Factor::Learned { .. }) => (
+        inner if matches!(inner.qk_post_scale, ResolvedScale::Learned { .. }) => (
             "qk_post_scale",
             "a learned scale is not defined for latent attention, which does not materialize keys \
              while decoding; use a number",

@@ -18,7 +18,7 @@ use super::error::PlacementErrorKind::{self, OutOfRange};
 use super::layers::{LayerRule, rules};
 use super::resolve::{Resolved, resolve_keeping_norms};
 use super::serde_forms;
-use super::spec::{BlockSpec, Combine, Factor, HeadNorm, Placement, SubLayer, Topology};
+use super::spec::{Combine, HeadNorm, Placement, ResolvedBlock, ResolvedScale, SubLayer, Topology};
 
 /// Facts about the model that validation depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,11 +28,13 @@ pub struct ModelFacts {
     /// Width of one attention head.
     pub head_dim: usize,
     /// True if the feed-forward's activation is gated (SwiGLU and the like).
-    pub gated: bool,
+    #[serde(rename = "gated")]
+    pub has_gated_activation: bool,
     /// True for multi-head latent attention (MLA), which determines the sites of the inner norms (see
     /// [`spec`](super::spec)).
     #[serde(default, skip_serializing_if = "serde_forms::is_default")]
-    pub latent: bool,
+    #[serde(rename = "latent")]
+    pub is_latent_attention: bool,
 }
 
 impl Default for ModelFacts {
@@ -42,8 +44,8 @@ impl Default for ModelFacts {
         Self {
             d_model: 768,
             head_dim: 64,
-            gated: true,
-            latent: false,
+            has_gated_activation: true,
+            is_latent_attention: false,
         }
     }
 }
@@ -152,7 +154,7 @@ struct Validation<'a> {
 struct BlockContext<'a> {
     case: &'a Validation<'a>,
     layer: usize,
-    spec: &'a BlockSpec,
+    spec: &'a ResolvedBlock,
 }
 
 impl<'a> Validation<'a> {
@@ -194,13 +196,13 @@ impl BlockContext<'_> {
     }
 
     /// Returns the two sub-layers and their names.
-    fn sub_layers(&self) -> [(&'static str, &SubLayer<Factor>); 2] {
+    fn sub_layers(&self) -> [(&'static str, &SubLayer<ResolvedScale>); 2] {
         [("attn", &self.spec.attn), ("ffn", &self.spec.ffn)]
     }
 }
 
-fn has_norm(block: &BlockSpec) -> bool {
-    let sub = |s: &SubLayer<Factor>| s.in_norm || s.post_norm || s.out_norm.is_some();
+fn has_norm(block: &ResolvedBlock) -> bool {
+    let sub = |s: &SubLayer<ResolvedScale>| s.in_norm || s.post_norm || s.out_norm.is_some();
     let inner = &block.attn_inner;
     let heads = [inner.q_norm, inner.k_norm, inner.v_norm, inner.ctx_norm];
     let ffn = &block.ffn_inner;
@@ -212,19 +214,19 @@ fn has_norm(block: &BlockSpec) -> bool {
         || ffn.mid_norm
 }
 
-fn has_unit_length(block: &BlockSpec) -> bool {
+fn has_unit_length(block: &ResolvedBlock) -> bool {
     [&block.attn, &block.ffn]
         .iter()
         .any(|sub| sub.combine == Combine::LerpUnit)
 }
 
 /// True if the state after this sub-layer is normalized or has unit length.
-fn sub_layer_output_is_normalized(sub: &SubLayer<Factor>) -> bool {
+fn sub_layer_output_is_normalized(sub: &SubLayer<ResolvedScale>) -> bool {
     sub.post_norm || sub.combine == Combine::LerpUnit
 }
 
 /// True if the state after this block is normalized or has unit length.
-fn block_output_is_normalized(block: &BlockSpec) -> bool {
+fn block_output_is_normalized(block: &ResolvedBlock) -> bool {
     match block.topology {
         Topology::Sequential => sub_layer_output_is_normalized(&block.ffn),
         Topology::ParallelShared | Topology::ParallelTwo => {
@@ -233,4 +235,4 @@ fn block_output_is_normalized(block: &BlockSpec) -> bool {
     }
 }
 
-const ONE: Factor = Factor::Const(1.0);
+const ONE: ResolvedScale = ResolvedScale::Const(1.0);

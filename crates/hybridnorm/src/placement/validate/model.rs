@@ -4,7 +4,7 @@ use super::super::error::PlacementError;
 use super::super::error::PlacementErrorKind::{self, Conflict, NoEffect, OutOfRange};
 use super::super::norm_functions::names_with_alpha;
 use super::super::spec::{
-    Embed, Factor, Gain, Init, InitScheme, Logits, NormSpec, RoleGains, Scale, StdRule,
+    Embed, Gain, Init, InitScheme, Logits, NormSpec, ResolvedScale, RoleGains, Scale, StdRule,
 };
 use super::{ONE, Validation, block_output_is_normalized};
 
@@ -82,15 +82,15 @@ fn embed(case: &Validation, embed: &Embed) -> Result<(), PlacementError> {
     if let Some(std) = embed.init_std {
         positive(std, "embed.init_std", "the standard deviation")?;
     }
-    if case.resolved.embed_scale == Factor::Const(0.0) {
+    if case.resolved.embed_scale == ResolvedScale::Const(0.0) {
         return fail(
             OutOfRange,
             "embed.scale",
             "a factor of 0 removes the input; give another number",
         );
     }
-    let rescales = case.resolved.norm.rescales();
-    if embed.norm && rescales && case.resolved.embed_scale != ONE {
+    let is_scale_invariant = case.resolved.norm.is_scale_invariant();
+    if embed.norm && is_scale_invariant && case.resolved.embed_scale != ONE {
         return fail(
             NoEffect,
             "embed.scale",
@@ -112,7 +112,7 @@ fn logits(case: &Validation, logits: &Logits) -> Result<(), PlacementError> {
         return fail(OutOfRange, "logits.z_loss", problem);
     }
     match case.resolved.logits.scale {
-        Factor::Const(0.0) => fail(
+        ResolvedScale::Const(0.0) => fail(
             OutOfRange,
             "logits.scale",
             "a factor of 0 removes the logits",

@@ -3,7 +3,7 @@
 use super::super::error::PlacementError;
 use super::super::error::PlacementErrorKind::{Conflict, NoEffect};
 use super::super::spec::{
-    Combine, Factor, Init, InitScheme, Scale, Skip, StdRule, SubLayer, Topology,
+    Combine, Init, InitScheme, ResolvedScale, Scale, Skip, StdRule, SubLayer, Topology,
 };
 use super::model::roles;
 use super::{BlockContext, ONE, Validation};
@@ -37,7 +37,7 @@ pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
     if case.placement.embed.init_std.is_some() {
         return no_effect("embed.init_std");
     }
-    if case.facts.latent {
+    if case.facts.is_latent_attention {
         return Err(PlacementError::new(
             Conflict,
             "unit_weights",
@@ -61,7 +61,7 @@ pub(super) fn check_block(site: &BlockContext) -> Result<(), PlacementError> {
 fn lerp_unit(
     site: &BlockContext,
     name: &str,
-    sub: &SubLayer<Factor>,
+    sub: &SubLayer<ResolvedScale>,
 ) -> Result<(), PlacementError> {
     let (field, problem) = match sub {
         _ if site.case.resolved.streams.is_dual() => (

@@ -2,8 +2,10 @@
 
 use super::super::layers::layers;
 use super::super::norm_functions::EpsTerm;
-use super::super::resolve::Role;
-use super::super::spec::{BlockSpec, Factor, HeadNorm, InitScheme, Scale, Skip, Streams, Topology};
+use super::super::resolve::Projection;
+use super::super::spec::{
+    HeadNorm, InitScheme, ResolvedBlock, ResolvedScale, Scale, Skip, Streams, Topology,
+};
 use super::{
     BlockContext, Validation, Warning, WarningRule, block_output_is_normalized,
     sub_layer_output_is_normalized,
@@ -165,7 +167,8 @@ fn unbounded(case: &Validation, all: &mut Vec<Warning>) {
             || spec.ffn_inner.mid_norm
             || sub_layer_output_is_normalized(&spec.attn)
             || (parallel && input_is_normalized(&site))
-            || (spec.ffn_inner.up_norm && (spec.ffn_inner.gate_norm || !case.facts.gated));
+            || (spec.ffn_inner.up_norm
+                && (spec.ffn_inner.gate_norm || !case.facts.has_gated_activation));
         if !ffn_normed {
             warn(
                 all,
@@ -181,9 +184,9 @@ fn unbounded(case: &Validation, all: &mut Vec<Warning>) {
 
 /// Warns if a model without norms adds outputs at full size; those of ReZero start small.
 fn model_without_norms(case: &Validation, all: &mut Vec<Warning>) {
-    let starts_small = |factor: Factor| match factor {
-        Factor::Const(value) => value.abs() < 1.0,
-        Factor::Learned { init, .. } => init.abs() < 1.0,
+    let starts_small = |factor: ResolvedScale| match factor {
+        ResolvedScale::Const(value) => value.abs() < 1.0,
+        ResolvedScale::Learned { init, .. } => init.abs() < 1.0,
     };
     for site in sites(case) {
         for (name, rule, sub) in [
@@ -235,7 +238,7 @@ fn hybrid_init(case: &Validation, all: &mut Vec<Warning>) {
     if !matches!(scheme, InitScheme::Normal | InitScheme::DepthScaled) || case.without_norms() {
         return;
     }
-    let hybrid = |block: &BlockSpec| {
+    let hybrid = |block: &ResolvedBlock| {
         let inner = &block.attn_inner;
         let heads = [inner.q_norm, inner.k_norm, inner.v_norm];
         block.ffn.skip == Skip::Normed
@@ -272,17 +275,17 @@ fn eps(case: &Validation, all: &mut Vec<Warning>) {
         && !attn.in_norm
         && !r.embed_norm
         && r.streams != Streams::Siamese
-        && !(case.facts.latent && term == EpsTerm::Sum);
+        && !(case.facts.is_latent_attention && term == EpsTerm::Sum);
     if !applies {
         return;
     }
-    let start = |factor: Factor| match factor {
-        Factor::Const(value) => value,
-        Factor::Learned { init, .. } => init,
+    let start = |factor: ResolvedScale| match factor {
+        ResolvedScale::Const(value) => value,
+        ResolvedScale::Learned { init, .. } => init,
     };
     let d = r.d_model;
     let input = r.embed_std() * start(r.embed_scale) * start(attn.in_scale);
-    let variance = d as f64 * (r.weight_std(0, Role::Q, d, d) * input).powi(2);
+    let variance = d as f64 * (r.weight_std(0, Projection::Q, d, d) * input).powi(2);
     let (of_norm, field) = match inner.norm_eps {
         Some(eps) => (eps, "block.attn_inner.norm_eps"),
         None => (r.norm.eps, "norm.eps"),

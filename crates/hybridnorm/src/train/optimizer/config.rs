@@ -167,7 +167,7 @@ impl OptimizerConfig {
             beta1,
             beta2,
             eps: self.eps,
-            clip: self.clip_grad_norm,
+            max_grad_norm: self.clip_grad_norm,
             weight_decay,
         }
     }
@@ -178,8 +178,8 @@ impl OptimizerConfig {
             momentum: self.momentum(),
             nesterov: true,
             iterations: NEWTON_SCHULZ,
-            clip: self.clip_grad_norm,
-            slots: parameters,
+            max_grad_norm: self.clip_grad_norm,
+            parameters,
         }
     }
 

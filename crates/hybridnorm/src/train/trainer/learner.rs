@@ -2,7 +2,7 @@
 
 use crate::data::{Batch, BatchStream};
 use crate::error::Result;
-use crate::model::{Activations, Model};
+use crate::model::{BlockActivationStats, Model};
 use crate::train::optimizer::{Optimizer, OptimizerConfig};
 use crate::train::schedule::Schedule;
 use crate::train::step::{StepOutcome, StepShape, TrainingStep};
@@ -28,7 +28,7 @@ pub(super) struct Passes {
     /// The micro-batch with the largest loss, which is dumped if something is wrong.
     pub(super) max_loss_batch: Batch,
     /// Activations of the first micro-batch, if requested.
-    pub(super) activations: Option<Vec<Activations>>,
+    pub(super) activations: Option<Vec<BlockActivationStats>>,
 }
 
 impl Learner {
@@ -165,7 +165,11 @@ impl Learner {
 
     /// Returns activations for about one in [`SAMPLED_ONE_IN`] tokens of a step of `sequences`: whole sequences of
     /// its first micro-batch, or the beginning of one where there are fewer sequences than that.
-    fn sample_activations(&mut self, batch: &Batch, sequences: usize) -> Result<Vec<Activations>> {
+    fn sample_activations(
+        &mut self,
+        batch: &Batch,
+        sequences: usize,
+    ) -> Result<Vec<BlockActivationStats>> {
         let seq = batch.seq_len;
         let sampled = (sequences / SAMPLED_ONE_IN).clamp(1, batch.len());
         let positions = match sequences < SAMPLED_ONE_IN {
@@ -181,10 +185,10 @@ impl Learner {
         batch: &Batch,
         sequences: usize,
         positions: usize,
-    ) -> Result<Vec<Activations>> {
+    ) -> Result<Vec<BlockActivationStats>> {
         let rows = batch.inputs.chunks(batch.seq_len).take(sequences);
         let ids: Vec<i32> = rows.flat_map(|row| row[..positions].to_vec()).collect();
-        self.model.activations(&ids, sequences, positions)
+        self.model.activation_stats(&ids, sequences, positions)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Observation of a step: its metrics, and whether they are finite.
 
-use crate::model::{Activations, Routing};
+use crate::model::{BlockActivationStats, RouterStatistics};
 use crate::train::metrics::{Metrics, RouterMetrics};
 use crate::train::recorder::Weights;
 use crate::train::step::StepOutcome;
@@ -44,7 +44,10 @@ pub(super) fn non_finite(metrics: &Metrics) -> Option<(String, Weights)> {
 }
 
 /// Replaces the routing of a sampled part of a step by that of the whole step, block by block.
-pub(super) fn replace_routing(activations: &mut [Activations], routing: Vec<Routing>) {
+pub(super) fn replace_routing(
+    activations: &mut [BlockActivationStats],
+    routing: Vec<RouterStatistics>,
+) {
     let sampled = activations
         .iter_mut()
         .filter_map(|block| block.routing.as_mut());

@@ -1,18 +1,18 @@
 //! Attention with the transform of queries, keys and values fused into it.
 
 use super::*;
-use crate::norm::{Gain, Norm, NormFn};
+use crate::norm::{Gain, NormConfig, NormFn};
 use crate::qkv::{self, QkOrder, rope_table};
 
-/// Returns a preparation with norms on every head and a factor, or with rotation only.
-fn preparation(
+/// Returns a transform with norms on every head and a factor, or with rotation only.
+fn transform(
     a: &Attention,
     normed: bool,
     order: QkOrder,
     seed: u64,
 ) -> (QkvTransform, [Vec<f32>; 3]) {
     let norm = |groups: usize| {
-        normed.then_some(Norm {
+        normed.then_some(NormConfig {
             function: NormFn::Rmsnorm,
             eps: 1e-5,
             gain: Gain::Plain,
@@ -21,7 +21,7 @@ fn preparation(
             groups,
         })
     };
-    let form = QkvTransform {
+    let spec = QkvTransform {
         heads: a.heads,
         kv_heads: a.kv_heads,
         head_dim: a.head_dim,
@@ -34,8 +34,8 @@ fn preparation(
         clip: None,
     };
     let mut rng = Rng::new(seed);
-    let params = [form.q, form.k, form.v].map(|n| rng.normal(n.map_or(0, |n| n.params_len())));
-    (form, params)
+    let params = [spec.q, spec.k, spec.v].map(|n| rng.normal(n.map_or(0, |n| n.params_len())));
+    (spec, params)
 }
 
 #[test]
@@ -62,9 +62,9 @@ fn fused_transform_matches_separate_transform() {
             };
             let (qkv, dctx) = random(&a, 96);
             let rope = rope_table(100.0, a.head_dim, 0, seq);
-            let (mut form, params) = preparation(&a, normed, order, 97);
-            form.clip = clip;
-            let p = BoundQkvTransform::new(&form, &rope, params.each_ref().map(|x| &x[..]));
+            let (mut spec, params) = transform(&a, normed, order, 97);
+            spec.clip = clip;
+            let p = BoundQkvTransform::new(&spec, &rope, params.each_ref().map(|x| &x[..]));
 
             let mut rows = vec![f32::NAN; qkv.len()];
             qkv::forward(&p, &qkv, &mut rows);
@@ -92,23 +92,23 @@ fn fused_transform_matches_separate_transform() {
 #[should_panic(expected = "a norm spans several heads")]
 fn norm_over_all_heads_cannot_be_fused() {
     let a = SMALL;
-    let (mut form, _) = preparation(&a, true, QkOrder::BeforeRope, 98);
-    form.q = form.q.map(|n| Norm { width: 8, ..n });
+    let (mut spec, _) = transform(&a, true, QkOrder::BeforeRope, 98);
+    spec.q = spec.q.map(|n| NormConfig { width: 8, ..n });
     let (wide, narrow) = ([1.0; 16], [1.0; 8]);
     let rope = rope_table(100.0, 4, 0, a.seq);
-    let p = BoundQkvTransform::new(&form, &rope, [&wide, &narrow, &narrow]);
+    let p = BoundQkvTransform::new(&spec, &rope, [&wide, &narrow, &narrow]);
     forward_transformed(&a, &p, &[0.0; 128], &mut [0.0; 64], &mut [0.0; 16]);
 }
 
 #[test]
-#[should_panic(expected = "prepared values are as wide as keys")]
+#[should_panic(expected = "a fused transform requires value_dim = head_dim")]
 fn values_of_another_width_cannot_be_fused() {
     let a = Attention {
         value_dim: 3,
         ..SMALL
     };
-    let (form, _) = preparation(&a, false, QkOrder::BeforeRope, 98);
+    let (spec, _) = transform(&a, false, QkOrder::BeforeRope, 98);
     let rope = rope_table(100.0, 4, 0, a.seq);
-    let p = BoundQkvTransform::new(&form, &rope, [&[]; 3]);
+    let p = BoundQkvTransform::new(&spec, &rope, [&[]; 3]);
     forward_transformed(&a, &p, &[0.0; 120], &mut [0.0; 48], &mut [0.0; 16]);
 }

@@ -1,32 +1,33 @@
 //! Repetition of runs of elements: a factor of a key/value head for every query head of its group.
 
-use super::{Backward, Io, Operation};
+use super::{BackwardContext, Io, Operation};
 use crate::graph::{Type, Value};
 
 /// Every run of `width` elements repeated `times` times consecutively.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Tile {
+pub struct RepeatInterleave {
     width: usize,
     times: usize,
 }
 
-/// Gradient of [`Tile`]: the sum over the repetitions.
+/// Gradient of [`RepeatInterleave`]: the sum over the repetitions.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TileGrad(Tile);
+pub struct RepeatInterleaveGrad(RepeatInterleave);
 
-/// Repeats every run of `width` elements of a vector (n) `times` times consecutively: (n · times).
+/// Repeats every run of `width` elements of a vector (n) `times` times consecutively: (n · times), as
+/// `torch.repeat_interleave`, by runs of `width`.
 ///
 /// # Panics
 /// If the vector does not consist of such runs.
-pub fn tile(x_n: Value<'_>, width: usize, times: usize) -> Value<'_> {
+pub fn repeat_interleave(x_n: Value<'_>, width: usize, times: usize) -> Value<'_> {
     if times == 1 {
         return x_n;
     }
-    let [y] = x_n.builder().op(Tile { width, times }, &[x_n]);
+    let [y] = x_n.builder().op(RepeatInterleave { width, times }, &[x_n]);
     y
 }
 
-impl Tile {
+impl RepeatInterleave {
     /// Calls `f(index of an element, index of one of its repetitions)`.
     fn for_each(&self, elements: usize, mut f: impl FnMut(usize, usize)) {
         for x in 0..elements {
@@ -38,7 +39,7 @@ impl Tile {
     }
 }
 
-impl Operation for Tile {
+impl Operation for RepeatInterleave {
     fn name(&self) -> &'static str {
         "tile"
     }
@@ -49,8 +50,8 @@ impl Operation for Tile {
         vec![Type::f32([n * self.times])]
     }
 
-    fn backward<'g>(&self, at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
-        let [dx] = at.graph().op(TileGrad(*self), &[at.gradient()]);
+    fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
+        let [dx] = at.graph().op(RepeatInterleaveGrad(*self), &[at.gradient()]);
         vec![Some(dx)]
     }
 
@@ -65,7 +66,7 @@ impl Operation for Tile {
     }
 }
 
-impl Operation for TileGrad {
+impl Operation for RepeatInterleaveGrad {
     fn name(&self) -> &'static str {
         "tile, gradient"
     }
@@ -95,7 +96,7 @@ mod tests {
     #[test]
     fn each_run_is_repeated_where_it_stands() {
         let mut found = Vec::new();
-        let tile = Tile { width: 2, times: 2 };
+        let tile = RepeatInterleave { width: 2, times: 2 };
         tile.for_each(4, |from, to| found.push((to, from)));
         found.sort_unstable();
         let order: Vec<usize> = found.into_iter().map(|(_, from)| from).collect();
@@ -105,7 +106,7 @@ mod tests {
     #[test]
     fn runs_are_repeated() {
         for (n, width, times) in [(6, 3, 4), (1, 1, 7), (4, 4, 1)] {
-            check(&[floats(1, [n])], |_, x| tile(x[0], width, times));
+            check(&[floats(1, [n])], |_, x| repeat_interleave(x[0], width, times));
         }
     }
 }

@@ -1,22 +1,22 @@
-//! Rotary position embedding: the angles of positions.
+//! Rotary position embedding: the table of cosines and sines of positions.
 
-use hybridnorm_kernels::qkv::rope_table;
+use hybridnorm_kernels::qkv;
 
-use super::{Backward, Io, Operation};
+use super::{BackwardContext, Io, Operation};
 use crate::graph::{Builder, Type, Value};
 
 /// Cosines and sines of the positions of a run, from [`Arguments::past`](super::Arguments::past) on.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Rotations {
+pub struct RopeTable {
     theta: f64,
     channels: usize,
     positions: usize,
 }
 
-/// Computes the rotations (t, k) of t positions and k channels, in each row k/2 cosines, then as many sines, of
+/// Computes the rotary table (t, k) of t positions and k channels, in each row k/2 cosines, then as many sines, of
 /// `position · theta^(-2i/k)` (arXiv 2104.09864).
-pub fn rotations(graph: &Builder, theta: f64, channels: usize, positions: usize) -> Value<'_> {
-    let op = Rotations {
+pub fn rope_table(graph: &Builder, theta: f64, channels: usize, positions: usize) -> Value<'_> {
+    let op = RopeTable {
         theta,
         channels,
         positions,
@@ -25,7 +25,7 @@ pub fn rotations(graph: &Builder, theta: f64, channels: usize, positions: usize)
     table
 }
 
-impl Operation for Rotations {
+impl Operation for RopeTable {
     fn name(&self) -> &'static str {
         "rotations"
     }
@@ -34,7 +34,7 @@ impl Operation for Rotations {
         vec![Type::f32([self.positions, self.channels])]
     }
 
-    fn backward<'g>(&self, _at: &Backward<'g>) -> Vec<Option<Value<'g>>> {
+    fn backward<'g>(&self, _at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         Vec::new()
     }
 
@@ -53,7 +53,7 @@ impl Operation for Rotations {
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let past = io.arguments().past;
-        let table = rope_table(self.theta, self.channels, past, self.positions);
+        let table = qkv::rope_table(self.theta, self.channels, past, self.positions);
         io.write().copy_from_slice(&table);
     }
 }
@@ -67,7 +67,7 @@ mod tests {
     fn positions_begin_at_the_past() {
         let rows = |past: usize| {
             let after = Executors::new(&[]).run(arguments_after(past), &[], |g, _, _| {
-                vec![rotations(g, 100.0, 6, 3)]
+                vec![rope_table(g, 100.0, 6, 3)]
             });
             after.cpu.outputs[0].clone()
         };

@@ -6,7 +6,7 @@ use super::tensor_stats::max_propagating_nan;
 use super::{Io, Operation};
 use crate::graph::{Type, Value};
 
-/// Max attention logit, and mean attention entropy.
+/// Max attention logit after any soft cap, and mean attention entropy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionStats(pub(crate) Spec);
 
@@ -14,8 +14,8 @@ pub struct AttentionStats(pub(crate) Spec);
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MaxAttentionLogits(pub(crate) Spec);
 
-/// Computes the max attention logit of causal attention, and the mean entropy `-Σ p ln p` of its weights over
-/// sequences, heads and queries, in nats: (2) in double precision. `qkv` is packed and transformed, as
+/// Computes the max attention logit of causal attention, after the soft cap, if any, and the mean entropy
+/// `-Σ p ln p` of its weights over sequences, heads and queries, in nats: (2) in double precision. `qkv` is packed and transformed, as
 /// attention reads it. Not differentiable.
 ///
 /// NaN if a logit is not finite.
@@ -31,7 +31,7 @@ pub fn attention_stats(qkv: Value<'_>, spec: Spec) -> Value<'_> {
 /// mask leaves, before any soft cap: (h). `qkv` is packed and transformed, as attention reads it. Not
 /// differentiable.
 ///
-/// NaN for a head with a NaN product, negative infinity for no products.
+/// NaN for a head with a NaN logit, negative infinity without logits.
 ///
 /// # Panics
 /// If `qkv` is not packed as in `spec`.
@@ -47,7 +47,7 @@ fn width(spec: &Spec) -> usize {
 
 fn check(name: &str, spec: &Spec, inputs: &[Type]) {
     let [qkv] = inputs else {
-        panic!("{name} reads packed queries, keys and values")
+        panic!("{name}: expected packed queries, keys and values")
     };
     assert!(spec.heads > 0 && spec.kv_heads > 0, "{name}: no heads");
     assert_eq!(
@@ -59,8 +59,8 @@ fn check(name: &str, spec: &Spec, inputs: &[Type]) {
     assert_eq!(*qkv, packed, "{name}: packed q·k·v");
 }
 
-/// Returns `scale q k` of a query with every key visible to it.
-fn products(spec: &Spec, qkv: &[f64], sequence: usize, head: usize, query: usize) -> Vec<f64> {
+/// Returns `scale q k` of a query with every unmasked key.
+fn logits(spec: &Spec, qkv: &[f64], sequence: usize, head: usize, query: usize) -> Vec<f64> {
     let row = |position: usize| &qkv[(sequence * spec.seq + position) * width(spec)..];
     let kv_head = head / (spec.heads / spec.kv_heads);
     let q = &row(query)[head * spec.head_dim..][..spec.head_dim];
@@ -73,17 +73,17 @@ fn products(spec: &Spec, qkv: &[f64], sequence: usize, head: usize, query: usize
 }
 
 impl Operation for AttentionStats {
-    fn is_eager(&self) -> bool {
+    fn is_scheduled_early(&self) -> bool {
         true
     }
 
     fn name(&self) -> &'static str {
-        "attention scores"
+        "attention statistics"
     }
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         check(self.name(), &self.0, inputs);
-        assert!(self.0.seq > 0, "attention scores: no positions");
+        assert!(self.0.seq > 0, "attention statistics: no positions");
         vec![Type::f64([2])]
     }
 
@@ -93,15 +93,15 @@ impl Operation for AttentionStats {
         for sequence in 0..spec.batch {
             for head in 0..spec.heads {
                 for query in 0..spec.seq {
-                    let mut scores = products(spec, qkv, sequence, head, query);
+                    let mut logits = logits(spec, qkv, sequence, head, query);
                     if let Some(cap) = spec.softcap.map(f64::from) {
-                        scores.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
+                        logits.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
                     }
-                    let is_finite = scores.iter().all(|s| s.is_finite());
-                    let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let is_finite = logits.iter().all(|s| s.is_finite());
+                    let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                     let top = if is_finite { top } else { f64::NAN };
-                    let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
-                    for s in scores {
+                    let total: f64 = logits.iter().map(|s| (s - top).exp()).sum();
+                    for s in logits {
                         let log_p = s - top - total.ln();
                         entropies -= log_p.exp() * log_p;
                     }
@@ -115,14 +115,14 @@ impl Operation for AttentionStats {
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
-        let found = attention::score_statistics(&self.0, io.read(0));
+        let found = attention::attention_stats(&self.0, io.read(0));
         io.write_doubles()
             .copy_from_slice(&[f64::from(found.max), found.entropy]);
     }
 }
 
 impl Operation for MaxAttentionLogits {
-    fn is_eager(&self) -> bool {
+    fn is_scheduled_early(&self) -> bool {
         true
     }
 
@@ -141,8 +141,8 @@ impl Operation for MaxAttentionLogits {
             *largest = f64::NEG_INFINITY;
             for sequence in 0..spec.batch {
                 for query in 0..spec.seq {
-                    let products = products(spec, qkv, sequence, head, query);
-                    *largest = products.into_iter().fold(*largest, max_propagating_nan);
+                    let logits = logits(spec, qkv, sequence, head, query);
+                    *largest = logits.into_iter().fold(*largest, max_propagating_nan);
                 }
             }
         }
@@ -209,8 +209,8 @@ mod tests {
         let query = 4 * width(&spec) + spec.head_dim;
         for broken in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             let qkv = floats(1, [2, 5, width(&spec)]).with(query, broken);
-            let [scores, maxima] = find(spec, qkv);
-            assert!(scores.iter().all(|x| x.is_nan()), "{scores:?}");
+            let [stats, maxima] = find(spec, qkv);
+            assert!(stats.iter().all(|x| x.is_nan()), "{stats:?}");
             assert!(maxima[0].is_finite() && maxima[2].is_finite(), "{maxima:?}");
             assert!(!maxima[1].is_finite());
             assert_eq!(maxima[1].is_nan(), broken.is_nan());
@@ -220,13 +220,13 @@ mod tests {
     #[test]
     fn without_sequences_there_is_nothing_to_find() {
         let spec = spec(0, 3, 2, 1);
-        let [scores, maxima] = find(spec, floats(1, [0, 3, width(&spec)]));
-        assert!(scores[0] == f64::NEG_INFINITY && scores[1].is_nan());
+        let [stats, maxima] = find(spec, floats(1, [0, 3, width(&spec)]));
+        assert!(stats[0] == f64::NEG_INFINITY && stats[1].is_nan());
         assert_eq!(maxima, [f64::NEG_INFINITY; 2]);
     }
 
     #[test]
-    #[should_panic(expected = "attention scores: packed q·k·v")]
+    #[should_panic(expected = "attention statistics: packed q·k·v")]
     fn rows_of_another_width_are_refused() {
         let (g, spec) = (Builder::new(), spec(2, 5, 3, 3));
         attention_stats(g.input("qkv", Type::f32([2, 5, width(&spec) + 1])), spec);

@@ -1,4 +1,4 @@
-//! Statistics of the attention scores, which attention itself never stores.
+//! Statistics of the attention logits, which attention itself never stores.
 
 use super::{Attention, KEY_TILE, QUERY_TILE, QkvLayout};
 use crate::math::{exp, tanh};
@@ -9,29 +9,29 @@ use rayon::prelude::*;
 /// Query positions per task; each task packs the keys that it reads.
 const SPAN: usize = 512;
 
-/// Keys whose scores are computed side by side.
+/// Keys whose logits are computed side by side.
 const ROWS_AT_ONCE: usize = 4;
 
-/// Statistics of the scores of all heads over the unmasked keys.
+/// Statistics of the logits of all heads over the unmasked keys.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct ScoreStatistics {
+pub struct AttentionStats {
     /// Max attention logit, after the soft cap.
     pub max: f32,
     /// Mean attention entropy `-Σ p ln p` over sequences, heads and queries, in nats.
     pub entropy: f64,
 }
 
-/// Computes the statistics for packed and prepared `qkv`, as [`super::forward`] reads it. For
-/// inspection, not for training: it is as slow as a plain loop. Both are NaN if a score is not finite.
-pub fn score_statistics(a: &Attention, qkv: &[f32]) -> ScoreStatistics {
-    a.check_qkv("attention::scores", qkv);
+/// Computes the statistics for packed and transformed `qkv`, as [`super::forward`] reads it. For
+/// inspection, not for training: it is as slow as a plain loop. Both are NaN if a logit is not finite.
+pub fn attention_stats(a: &Attention, qkv: &[f32]) -> AttentionStats {
+    a.check_qkv("attention::attention_stats", qkv);
     let layout = a.packed(qkv, None);
-    let heads: Vec<ScoreStatistics> = (0..a.batch * a.heads)
+    let heads: Vec<AttentionStats> = (0..a.batch * a.heads)
         .into_par_iter()
         .map(|head| of_head(a, &layout, head / a.heads, head % a.heads))
         .collect();
     let queries = (a.batch * a.heads * a.seq) as f64;
-    ScoreStatistics {
+    AttentionStats {
         max: heads
             .iter()
             .map(|head| head.max)
@@ -40,15 +40,15 @@ pub fn score_statistics(a: &Attention, qkv: &[f32]) -> ScoreStatistics {
     }
 }
 
-/// Returns the largest score of a head, and the sum of its queries' entropies.
-fn of_head(a: &Attention, layout: &QkvLayout, b: usize, h: usize) -> ScoreStatistics {
+/// Returns the max attention logit of a head, and the sum of its queries' entropies.
+fn of_head(a: &Attention, layout: &QkvLayout, b: usize, h: usize) -> AttentionStats {
     let d = a.head_dim;
     let [k, _] = layout
         .keys_and_values(a, b, h / (a.heads / a.kv_heads))
         .map(|head| head.rows);
     let q = layout.queries(a, b, h).rows;
     let mut row = vec![0.0; a.seq];
-    let mut found = ScoreStatistics {
+    let mut found = AttentionStats {
         max: f32::NEG_INFINITY,
         entropy: 0.0,
     };
@@ -59,12 +59,12 @@ fn of_head(a: &Attention, layout: &QkvLayout, b: usize, h: usize) -> ScoreStatis
             || {
                 let (groups, rest) = row.as_chunks_mut::<ROWS_AT_ONCE>();
                 let whole = ROWS_AT_ONCE * groups.len();
-                for (g, scores) in groups.iter_mut().enumerate() {
+                for (g, logits) in groups.iter_mut().enumerate() {
                     let keys = std::array::from_fn(|i| k.row(ROWS_AT_ONCE * g + i, d));
-                    *scores = dots::<ROWS_AT_ONCE>(q.row(t, d), keys);
+                    *logits = dots::<ROWS_AT_ONCE>(q.row(t, d), keys);
                 }
-                for (s, score) in rest.iter_mut().enumerate() {
-                    [*score] = dots(q.row(t, d), [k.row(whole + s, d)]);
+                for (s, logit) in rest.iter_mut().enumerate() {
+                    [*logit] = dots(q.row(t, d), [k.row(whole + s, d)]);
                 }
                 row.iter_mut().for_each(|s| *s *= a.logit_scale());
                 if let Some(cap) = a.softcap {
@@ -88,10 +88,10 @@ fn of_head(a: &Attention, layout: &QkvLayout, b: usize, h: usize) -> ScoreStatis
 }
 
 /// Returns the max attention logit of each query head: the largest `scale q k` over all sequences and
-/// unmasked keys, before the soft cap; `qkv` is packed and prepared, as [`super::forward`] reads it.
+/// unmasked keys, before the soft cap; `qkv` is packed and transformed, as [`super::forward`] reads it.
 /// NaN for a head with a NaN logit, negative infinity without logits.
 pub fn max_attention_logits(a: &Attention, qkv: &[f32]) -> Vec<f32> {
-    a.check_qkv("attention::head_maxima", qkv);
+    a.check_qkv("attention::max_attention_logits", qkv);
     let layout = a.packed(qkv, None);
     let shared = a.heads / a.kv_heads;
     let spans = a.seq.div_ceil(SPAN);
@@ -124,7 +124,7 @@ fn span_maxima(
     let [k, _] = layout.keys_and_values(a, b, kv_head).map(|head| head.rows);
     let end = a.seq.min(first + SPAN);
     let mut keys = vec![[0.0; PANEL]; panels(KEY_TILE) * d];
-    let mut scores = vec![0.0; QUERY_TILE * KEY_TILE];
+    let mut logits = vec![0.0; QUERY_TILE * KEY_TILE];
     let mut maxima = vec![f32::NEG_INFINITY; shared];
     for start in (0..end).step_by(KEY_TILE) {
         let count = KEY_TILE.min(end - start);
@@ -136,7 +136,7 @@ fn span_maxima(
             for first in (first + skipped..end).step_by(QUERY_TILE) {
                 let n = QUERY_TILE.min(end - first);
                 let visible_keys = |row: usize| (first + row + 1).saturating_sub(start).min(count);
-                let scores = &mut scores[..n * count];
+                let logits = &mut logits[..n * count];
                 PackedMatmul {
                     a: q.from(first),
                     left: LhsLayout::RowMajor,
@@ -144,7 +144,7 @@ fn span_maxima(
                     b: &keys[..panels(count) * d],
                     inner: d,
                     n: count,
-                    c: scores,
+                    c: logits,
                     c_stride: count,
                     accumulate: false,
                 }
@@ -155,7 +155,7 @@ fn span_maxima(
                 dispatch(
                     #[inline(always)]
                     || {
-                        for (i, row) in scores.chunks_exact_mut(count).enumerate() {
+                        for (i, row) in logits.chunks_exact_mut(count).enumerate() {
                             let row = &mut row[..visible_keys(i)];
                             row.iter_mut().for_each(|s| *s *= a.scale);
                             *max_logit = larger_or_nan(*max_logit, nan_max(row));

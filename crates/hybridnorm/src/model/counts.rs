@@ -21,7 +21,8 @@ pub struct Counts {
     /// output head counts, tied or not).
     pub active_matrices: u64,
     /// Parameters of the matrices within blocks, including all experts.
-    pub inner_matrices: u64,
+    #[serde(rename = "inner_matrices")]
+    pub block_matrices: u64,
     /// FLOPs of one training step per token at `seq_len`: `6 · matrix parameters`
     /// plus `3 · L · h·(k + value width) · (T + 1)` for causal attention (forward and backward).
     pub train_flops_per_token: u64,
@@ -64,7 +65,7 @@ pub fn counts(config: &ModelConfig, seq_len: usize) -> Result<Counts> {
         }
     }
     matrices += (config.vocab_size * config.d_model) as u64;
-    // A pair of positions takes a dot product of a query and a key, and the multiple of a value.
+    // Each query-key pair costs one dot product and one scaled value row.
     let widths = config.head_dim() + config.value_dim();
     let attention = (config.n_layers * config.n_heads * widths) as u64;
     let t = seq_len as u64;
@@ -73,7 +74,7 @@ pub fn counts(config: &ModelConfig, seq_len: usize) -> Result<Counts> {
         total: decoder.registry().elements() as u64,
         active,
         active_matrices: matrices,
-        inner_matrices: inner,
+        block_matrices: inner,
         train_flops_per_token: 6 * matrices + 3 * attention * (t + 1),
         decode_flops_per_token: 2 * matrices + decode_attention_flops_per_position(config) * t,
         seq_len,

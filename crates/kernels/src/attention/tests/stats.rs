@@ -1,4 +1,4 @@
-//! Statistics of attention scores.
+//! Statistics of attention logits.
 
 use super::*;
 use crate::testing::close;
@@ -25,26 +25,26 @@ fn scores_match_the_reference() {
         for (b, h, t) in
             (0..2).flat_map(|b| (0..4).flat_map(move |h| (0..37).map(move |t| (b, h, t))))
         {
-            let score = |s: usize| {
+            let logit = |s: usize| {
                 let (q, k) = (row(b, t, h), row(b, s, 4 + h * kv_heads / 4));
                 let u = 0.9 * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
                 softcap.map_or(u, |c| f64::from(c) * (u / f64::from(c)).tanh())
             };
-            let e: Vec<f64> = (0..=t).map(|s| score(s).exp()).collect();
+            let e: Vec<f64> = (0..=t).map(|s| logit(s).exp()).collect();
             let total: f64 = e.iter().sum();
-            top = (0..=t).map(score).fold(top, f64::max);
+            top = (0..=t).map(logit).fold(top, f64::max);
             entropy -= e.iter().map(|e| e / total * (e / total).ln()).sum::<f64>();
         }
-        let found = score_statistics(&a, &qkv);
+        let found = attention_stats(&a, &qkv);
         close(found.max, top, 1e-5);
         close(found.entropy as f32, entropy / (2.0 * 4.0 * 37.0), 1e-5);
         assert_bit_identical_for_any_thread_count(|| {
-            let ScoreStatistics { max, entropy } = score_statistics(&a, &qkv);
+            let AttentionStats { max, entropy } = attention_stats(&a, &qkv);
             vec![max, entropy as f32]
         });
         let mut broken = qkv.clone();
         broken[5] = f32::NAN;
-        let found = score_statistics(&a, &broken);
+        let found = attention_stats(&a, &broken);
         assert!(found.max.is_nan() && found.entropy.is_nan());
     }
 }
@@ -78,11 +78,11 @@ fn head_maxima_match_the_reference() {
             .map(|h| {
                 let pairs = (0..batch)
                     .flat_map(|b| (0..seq).flat_map(move |t| (0..=t).map(move |s| (b, t, s))));
-                let score = |(b, t, s)| {
+                let logit = |(b, t, s)| {
                     let (q, k) = (row(b, t, h), row(b, s, heads + h * kv_heads / heads));
                     f64::from(scale) * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>()
                 };
-                pairs.map(score).fold(f64::MIN, f64::max)
+                pairs.map(logit).fold(f64::MIN, f64::max)
             })
             .collect();
         all_close(&max_attention_logits(&a, &qkv), &want, 1e-6);
@@ -92,7 +92,7 @@ fn head_maxima_match_the_reference() {
             max_attention_logits(&uncapped, &qkv),
             max_attention_logits(&a, &qkv)
         );
-        // The first query of the last head sees only the first key, and only the last query the last key.
+        // The first query of the last head attends only to the first key, and only the last query the last key.
         let shared = heads / kv_heads;
         let parts = [
             (0, heads - 1, heads - 1..heads),
