@@ -85,7 +85,10 @@ fn invalid_model_settings_are_rejected() {
             "model.d_model=1000000",
             &["GiB of memory, this process may have"],
         ),
-        ("model.n_layers=1000000", &["1000000 blocks are too many"]),
+        (
+            "model.n_layers=1000000",
+            &["n_layers = 1000000, expected at most"],
+        ),
         (
             "model.n_layers=0",
             &["model.n_layers = 0, expected at least 1"],

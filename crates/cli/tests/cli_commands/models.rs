@@ -56,7 +56,7 @@ fn placements_are_listed_and_explained() {
     dir.expect_error(
         2,
         &["placement", "explain", "pre-norm", "--layers", "100000000"],
-        &["too many"],
+        &["n_layers = 100000000, expected at most"],
     );
 }
 

@@ -1,4 +1,4 @@
-//! Blocks that an override selects, and the rule of every block after all overrides.
+//! Blocks that an override selects, and the configuration of every block after all overrides.
 
 use std::collections::BTreeMap;
 
@@ -80,16 +80,16 @@ pub fn layers(selector: &Selector, n_layers: usize) -> Result<Vec<usize>, Placem
     }
 }
 
-/// Rule of one block and the indices of the overrides applied to it.
+/// Configuration of one block after its overrides, and the indices of the overrides applied to it.
 #[derive(Debug, Clone)]
-pub(super) struct LayerRule {
-    pub rule: UnresolvedBlock,
+pub(super) struct PatchedBlock {
+    pub block: UnresolvedBlock,
     pub patches: Vec<usize>,
 }
 
-impl LayerRule {
+impl PatchedBlock {
     /// Returns the path of the field `path` of a block in the placement: in the last patch that sets it,
-    /// or in the block rule.
+    /// or in the block configuration of the placement.
     pub fn origin(&self, placement: &Placement, path: &str) -> String {
         let sets = |patch: &&usize| {
             let mut value = &placement.overrides[**patch].set;
@@ -113,16 +113,16 @@ pub(super) fn check_depth(n_layers: usize) -> Result<(), PlacementError> {
     match n_layers <= MAX_LAYERS {
         true => Ok(()),
         false => {
-            let problem = format!("{n_layers} blocks are too many; at most {MAX_LAYERS}");
+            let problem = format!("n_layers = {n_layers}, expected at most {MAX_LAYERS}");
             Err(PlacementError::new(OutOfRange, "", problem))
         }
     }
 }
 
-pub(super) fn rules(
+pub(super) fn patched_blocks(
     placement: &Placement,
     n_layers: usize,
-) -> Result<Vec<LayerRule>, PlacementError> {
+) -> Result<Vec<PatchedBlock>, PlacementError> {
     check_depth(n_layers)?;
     let mut patches = vec![Vec::new(); n_layers];
     for (number, patch) in placement.overrides.iter().enumerate() {
@@ -136,27 +136,30 @@ pub(super) fn rules(
     patches
         .into_iter()
         .map(|patches| {
-            let rule = match known.get(&patches) {
-                Some(rule) => rule.clone(),
-                None => patched(placement, &patches)?,
+            let block = match known.get(&patches) {
+                Some(block) => block.clone(),
+                None => apply_patches(placement, &patches)?,
             };
-            known.insert(patches.clone(), rule.clone());
-            Ok(LayerRule { rule, patches })
+            known.insert(patches.clone(), block.clone());
+            Ok(PatchedBlock { block, patches })
         })
         .collect()
 }
 
-fn patched(placement: &Placement, patches: &[usize]) -> Result<UnresolvedBlock, PlacementError> {
-    let mut rule = placement.block.clone();
+fn apply_patches(
+    placement: &Placement,
+    patches: &[usize],
+) -> Result<UnresolvedBlock, PlacementError> {
+    let mut block = placement.block.clone();
     for &number in patches {
-        rule = apply(&rule, &placement.overrides[number].set)
+        block = apply(&block, &placement.overrides[number].set)
             .map_err(|e| e.under(&format!("overrides[{number}].set")))?;
     }
-    Ok(rule)
+    Ok(block)
 }
 
-/// Applies one patch to a rule.
-fn apply(rule: &UnresolvedBlock, patch: &Value) -> Result<UnresolvedBlock, PlacementError> {
+/// Applies one patch to a block configuration.
+fn apply(block: &UnresolvedBlock, patch: &Value) -> Result<UnresolvedBlock, PlacementError> {
     if !patch.is_object() {
         return Err(PlacementError::new(
             InvalidValue,
@@ -164,21 +167,21 @@ fn apply(rule: &UnresolvedBlock, patch: &Value) -> Result<UnresolvedBlock, Place
             "expected a table of block fields, such as { ffn = { skip = \"raw\" } }",
         ));
     }
-    let mut value = to_json(rule)?;
+    let mut value = to_json(block)?;
     json_value::merge(&mut value, patch, &block_template()?);
     json_value::read(&value)
 }
 
 impl Placement {
-    /// Adds an override for the selected blocks: the fields that `change` changes in the rule of all blocks.
+    /// Adds an override for the selected blocks: the fields that `change` changes in the configuration of all blocks.
     ///
     /// ```
-    /// use hybridnorm::placement::{Selector, Skip, layer_rules, named};
+    /// use hybridnorm::placement::{Selector, Skip, unresolved_blocks, named};
     /// let placement = named("hybridnorm")?
     ///     .with_override(Selector::Last(2), |block| block.ffn.skip = Skip::Raw);
     /// assert_eq!(placement.overrides[0].set.to_string(), r#"{"ffn":{"skip":"raw"}}"#);
-    /// let rules = layer_rules(&placement, 12)?;
-    /// assert_eq!((rules[9].ffn.skip, rules[10].ffn.skip), (Skip::Normed, Skip::Raw));
+    /// let blocks = unresolved_blocks(&placement, 12)?;
+    /// assert_eq!((blocks[9].ffn.skip, blocks[10].ffn.skip), (Skip::Normed, Skip::Raw));
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
     #[must_use]
@@ -189,21 +192,22 @@ impl Placement {
     ) -> Self {
         let mut changed = self.block.clone();
         change(&mut changed);
-        let set = block_difference(&self.block, &changed).expect("a rule is plain data");
+        let set =
+            block_difference(&self.block, &changed).expect("a block configuration is plain data");
         self.overrides.push(Override { layers, set });
         self
     }
 }
 
-/// Returns the patch that turns a rule into another; it may be empty.
+/// Returns the patch that turns a block configuration into another; it may be empty.
 fn block_difference(
     base: &UnresolvedBlock,
     changed: &UnresolvedBlock,
 ) -> Result<Value, PlacementError> {
     let template = block_template()?;
-    let full = |rule: &UnresolvedBlock| {
+    let full = |block: &UnresolvedBlock| {
         let mut value = template.clone();
-        json_value::merge(&mut value, &to_json(rule)?, &template);
+        json_value::merge(&mut value, &to_json(block)?, &template);
         Ok::<_, PlacementError>(value)
     };
     let patch = json_value::difference(&full(base)?, &full(changed)?, &template);
@@ -239,23 +243,23 @@ pub(super) fn normalize_overrides(mut placement: Placement) -> Result<Placement,
     Ok(placement)
 }
 
-/// Returns the rule of every block after the overrides, with unresolved scales.
+/// Returns the configuration of every block after the overrides, with unresolved scales.
 ///
 /// # Errors
-/// A selector that is invalid at this depth, or a patch that does not fit the block rule.
+/// A selector that is invalid at this depth, or a patch that does not fit the block configuration.
 ///
 /// ```
-/// use hybridnorm::placement::{layer_rules, named};
-/// let rules = layer_rules(&named("hybridnorm-star")?, 12)?;
-/// assert!(rules[0].attn.in_norm && !rules[1].attn.in_norm);
+/// use hybridnorm::placement::{unresolved_blocks, named};
+/// let blocks = unresolved_blocks(&named("hybridnorm-star")?, 12)?;
+/// assert!(blocks[0].attn.in_norm && !blocks[1].attn.in_norm);
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
-pub fn layer_rules(
+pub fn unresolved_blocks(
     placement: &Placement,
     n_layers: usize,
 ) -> Result<Vec<UnresolvedBlock>, PlacementError> {
-    Ok(rules(placement, n_layers)?
+    Ok(patched_blocks(placement, n_layers)?
         .into_iter()
-        .map(|layer| layer.rule)
+        .map(|layer| layer.block)
         .collect())
 }

@@ -1,8 +1,8 @@
-//! The placement algebra: types, named placements, layer overrides, validation, equations.
+//! Specification of norm placements: types, named placements, layer overrides, validation, equations.
 //!
 //! A [`Placement`] is plain data. [`from_value`] reads one from a configuration, [`named`] returns
-//! published ones, [`validate()`] checks one at a depth, [`resolve()`] evaluates it to numbers for
-//! every block, [`Explanation`] prints it as equations and [`Placement::hash`] identifies it. This
+//! published ones, [`validate()`] checks one for a number of layers, [`resolve()`] evaluates its formulas
+//! for every block, [`Explanation`] prints it as equations and [`Placement::hash`] identifies it. This
 //! module does not depend on tensors.
 //!
 //! The kind of attention, multi-head or multi-head latent, is not part of a placement but of
@@ -30,7 +30,7 @@ pub use choice::{PlacementConfig, from_value};
 pub use error::{PlacementError, PlacementErrorKind};
 pub use explain::{Equation, Explanation, Group, Math};
 pub use hash::canonical_hash;
-pub use layers::{layer_rules, layers};
+pub use layers::{layers, unresolved_blocks};
 pub use named::{NamedPlacement, find_named, named, named_placements};
 pub use resolve::{
     Projection, Resolved, ResolvedInit, ResolvedLogits, RoleFactors, ScaleContext, resolve,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::error::PlacementErrorKind::{InvalidValue, OutOfRange};
 use super::error::{PlacementError, join};
 use super::hash::canonical_hash;
-use super::layers::{check_depth, rules};
+use super::layers::{check_depth, patched_blocks};
 use super::serde_forms;
 use super::spec::{
     AttnInner, Block, FfnInner, HeadNorm, InitScheme, NormScalar, NormSpec, OutNorm, Placement,
@@ -45,7 +45,7 @@ pub struct Resolved {
     pub logits: ResolvedLogits,
     /// Distribution of the initial weights.
     pub init: ResolvedInit,
-    /// True if the vectors of every matrix along the width are kept at length 1, at initialization and
+    /// True if the vectors of every matrix along the width are normalized to unit length, at initialization and
     /// after every optimizer step.
     #[serde(default, skip_serializing_if = "serde_forms::is_default")]
     pub unit_weights: bool,
@@ -256,7 +256,7 @@ impl Resolved {
     }
 }
 
-/// Maximum number of blocks, so that a typing error does not exhaust memory.
+/// Maximum number of blocks, so that a typo does not exhaust memory.
 pub const MAX_LAYERS: usize = 10_000;
 
 /// Resolves a placement for `n_layers` blocks of width `d_model`.
@@ -348,10 +348,10 @@ fn block_specs(
     placement: &Placement,
     outside: ScaleContext,
 ) -> Result<Vec<ResolvedBlock>, PlacementError> {
-    let rules = rules(placement, outside.n_layers)?;
-    let resolved = rules.iter().enumerate().map(|(layer, rule)| {
-        block_spec(&rule.rule, &|path, scale| {
-            scale.factor(outside.in_block(layer), &rule.origin(placement, path))
+    let blocks = patched_blocks(placement, outside.n_layers)?;
+    let resolved = blocks.iter().enumerate().map(|(layer, patched)| {
+        resolve_block(&patched.block, &|path, scale| {
+            scale.factor(outside.in_block(layer), &patched.origin(placement, path))
         })
     });
     resolved.collect()
@@ -377,11 +377,14 @@ fn resolve_init(
 
 type Evaluate<'a> = &'a dyn Fn(&str, &Scale) -> Result<ResolvedScale, PlacementError>;
 
-fn block_spec(rule: &UnresolvedBlock, value: Evaluate) -> Result<ResolvedBlock, PlacementError> {
-    let (inner, ffn_inner) = (&rule.attn_inner, &rule.ffn_inner);
+fn resolve_block(
+    block: &UnresolvedBlock,
+    value: Evaluate,
+) -> Result<ResolvedBlock, PlacementError> {
+    let (inner, ffn_inner) = (&block.attn_inner, &block.ffn_inner);
     Ok(Block {
-        topology: rule.topology,
-        attn: sub_layer(&rule.attn, "attn", value)?,
+        topology: block.topology,
+        attn: sub_layer(&block.attn, "attn", value)?,
         attn_inner: AttnInner {
             clip_qkv: inner.clip_qkv,
             q_norm: inner.q_norm,
@@ -395,7 +398,7 @@ fn block_spec(rule: &UnresolvedBlock, value: Evaluate) -> Result<ResolvedBlock, 
             head_gain: inner.head_gain,
             norm_eps: inner.norm_eps,
         },
-        ffn: sub_layer(&rule.ffn, "ffn", value)?,
+        ffn: sub_layer(&block.ffn, "ffn", value)?,
         ffn_inner: FfnInner {
             gate_norm: ffn_inner.gate_norm,
             up_norm: ffn_inner.up_norm,
@@ -407,27 +410,27 @@ fn block_spec(rule: &UnresolvedBlock, value: Evaluate) -> Result<ResolvedBlock, 
 }
 
 fn sub_layer(
-    rule: &SubLayer<Scale>,
+    sub: &SubLayer<Scale>,
     name: &str,
     value: Evaluate,
 ) -> Result<SubLayer<ResolvedScale>, PlacementError> {
     let value = |field: &str, scale: &Scale| value(&join(name, field), scale);
-    let out_norm = match &rule.out_norm {
+    let out_norm = match &sub.out_norm {
         Some(norm) => Some(OutNorm {
             gain_init: value("out_norm.gain_init", &norm.gain_init)?,
         }),
         None => None,
     };
     Ok(SubLayer {
-        read_scale: value("read_scale", &rule.read_scale)?,
-        in_norm: rule.in_norm,
-        in_scale: value("in_scale", &rule.in_scale)?,
-        skip: rule.skip,
-        skip_scale: value("skip_scale", &rule.skip_scale)?,
+        read_scale: value("read_scale", &sub.read_scale)?,
+        in_norm: sub.in_norm,
+        in_scale: value("in_scale", &sub.in_scale)?,
+        skip: sub.skip,
+        skip_scale: value("skip_scale", &sub.skip_scale)?,
         out_norm,
-        out_scale: value("out_scale", &rule.out_scale)?,
-        combine: rule.combine,
-        post_norm: rule.post_norm,
+        out_scale: value("out_scale", &sub.out_scale)?,
+        combine: sub.combine,
+        post_norm: sub.post_norm,
     })
 }
 
@@ -459,9 +462,9 @@ impl<S: Default + PartialEq> Block<S> {
     ///
     /// ```
     /// use hybridnorm::placement::{Placement, named};
-    /// let mut rule = named("hybridnorm")?.block;
-    /// rule.remove_norms();
-    /// assert_eq!(rule, Placement::default().block);
+    /// let mut block = named("hybridnorm")?.block;
+    /// block.remove_norms();
+    /// assert_eq!(block, Placement::default().block);
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
     pub fn remove_norms(&mut self) {

@@ -1,4 +1,4 @@
-//! Serialized forms of placement values for which the derived form would be clumsy.
+//! Serialized forms of placement values with custom serialization.
 //!
 //! A scale is a number, a formula's name or a table; a selector is a list of indices or a table; an
 //! optional value is `false` when off, so that a patch can switch it off again and every field of a
@@ -177,7 +177,7 @@ impl<'de> Deserialize<'de> for ResolvedScale {
                 init: number(&init)?,
                 start: start.as_deref().map(number).transpose()?,
             }),
-            Scale::Formula(_) => Err(D::Error::custom("a resolved factor is not a formula")),
+            Scale::Formula(_) => Err(D::Error::custom("a resolved scale cannot be a formula")),
         }
     }
 }
@@ -185,7 +185,9 @@ impl<'de> Deserialize<'de> for ResolvedScale {
 fn number<E: Error>(scale: &Scale) -> Result<f64, E> {
     match scale {
         Scale::Const(value) => Ok(*value),
-        _ => Err(E::custom("a resolved factor starts at a number")),
+        _ => Err(E::custom(
+            "`init` and `start` of a resolved scale must be numbers",
+        )),
     }
 }
 

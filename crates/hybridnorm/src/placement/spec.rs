@@ -1,12 +1,13 @@
-//! Types of the placement algebra: the sites of norms, skips and scales.
+//! Types of a placement: the norms, skips and scales of a model. A site is a position at which one of these may be set,
+//! such as `in_norm`.
 //!
-//! A block has two sub-layers, attention and feed-forward, with the same rule. With `s` the current
+//! A block has two sub-layers, attention and feed-forward, with the same equation. With `s` the current
 //! residual state, `b` the block input and `G` the sub-layer's function:
 //!
 //! ```text
 //! n  = in_norm(s)
-//! o  = out_scale · out_norm(G(in_scale · n))
-//! s' = post_norm(skip_scale · skip + o)      skip ∈ { s, n, b, s + b }
+//! g  = out_norm(G(in_scale · n))
+//! s' = post_norm(skip_scale · skip + out_scale · g)      skip ∈ { s, n, b, s + b }
 //! ```
 //!
 //! The structs are generic over the representation of scales. In a [`Placement`] it is a [`Scale`]: a
@@ -26,8 +27,8 @@
 //! s'  = A.post_norm(A.skip_scale · s + o_A + o_F)
 //! ```
 //!
-//! so the skip, its scale and the norm of the sum are set on attention; those of the feed-forward stay
-//! off. `parallel_shared` has one input norm, attention's, which the feed-forward also reads.
+//! so the skip, its scale and the norm of the sum are set on attention; those of the feed-forward must
+//! have their defaults. `parallel_shared` has one input norm, attention's, which the feed-forward also reads.
 //!
 //! With [`Combine::LerpUnit`] the state stays on the unit sphere and is interpolated towards the
 //! output (nGPT, arXiv 2410.01131):
@@ -36,12 +37,12 @@
 //! s' = unit(skip + out_scale · (out_norm(G(in_scale · n)) − skip))      unit(x) = x / |x|
 //! ```
 //!
-//! With two [`Streams`] the model carries x and y, both initialized to the embedding. A sub-layer
+//! With two [`Streams`] the model carries x and y (X and D in explanations), both initialized to the embedding. A sub-layer
 //! reads one input computed from them and writes to both:
 //!
 //! ```text
 //! s  = x                             residual_dual (ResiDual, arXiv 2304.14802)
-//! s  = read_scale · x + N(y)         siamese (SiameseNorm, arXiv 2602.08064); N is the sub-layer's own
+//! s  = read_scale · x + N(y)         siamese (SiameseNorm, arXiv 2602.08064); N: its second_norm
 //! n  = in_norm(s)
 //! g  = out_norm(G(in_scale · n))
 //! x' = post_norm(skip_scale · skip + out_scale · g)      skip ∈ { x, n }
@@ -53,11 +54,11 @@
 //! With multi-head latent attention (MLA, arXiv 2405.04434) the first projection computes
 //! `[query latent | key/value latent | rotary key]` from the state, as that of multi-head attention
 //! computes `[q | k | v]`, and the inner norms apply to these: `q_norm` to the query latent, `v_norm`
-//! to the key/value latent, in which values and the content part of keys are linear, `k_norm` to the
+//! to the key/value latent, in which values and the nope part of keys are linear, `k_norm` to the
 //! rotary key shared by all heads. So the outputs of the first projection are normalized, and decoding
 //! can still absorb the up projections and cache only latent and rotary key. Each is one vector:
 //! `per_head`, `per_head_own` and `full` all mean a norm over the whole vector with a gain;
-//! `per_head_plain` and `full_plain` one without. The heads of the context have the values' width.
+//! `per_head_plain` and `full_plain` one without. The context has `v_dim` channels per head.
 
 mod inner;
 mod model;
@@ -168,7 +169,7 @@ impl Streams {
     }
 }
 
-/// A block rule of a placement, with scales that may depend on the depth.
+/// The block of a placement, with scales that may depend on the depth.
 pub type UnresolvedBlock = Block<Scale>;
 
 /// A block resolved for one layer, as the model uses it.
@@ -204,7 +205,7 @@ pub enum Topology {
     ParallelTwo,
 }
 
-/// One application of the sub-layer rule (see the module documentation).
+/// Norms, skip and scales around one sub-layer; see the equation in the module documentation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(
     default,
@@ -281,10 +282,10 @@ pub enum Skip {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Combine {
-    /// `skip_scale · skip + out_scale · o`.
+    /// `skip_scale · skip + out_scale · g`.
     #[default]
     Add,
-    /// `unit(skip + out_scale · (o − skip))` with `unit(x) = x / |x|`, without parameters for any norm
+    /// `unit(skip + out_scale · (g − skip))` with `unit(x) = x / |x|`, without parameters for any norm
     /// function (nGPT, arXiv 2410.01131).
     LerpUnit,
 }

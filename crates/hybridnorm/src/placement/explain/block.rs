@@ -1,4 +1,4 @@
-//! Equations of one block rule.
+//! Equations of one block configuration.
 
 use super::super::spec::{Combine, Scale, Skip, Streams, SubLayer, Topology, UnresolvedBlock};
 use super::inner;
@@ -11,42 +11,48 @@ pub(super) struct BlockText {
     pub definitions: Vec<Equation>,
 }
 
-/// Facts outside the block rule that its equations depend on.
+/// Facts outside the block configuration that its equations depend on.
 #[derive(Clone, Copy)]
 pub(super) struct EquationContext {
     pub streams: Streams,
-    pub gated: bool,
-    pub latent: bool,
+    pub has_gated_activation: bool,
+    pub is_latent_attention: bool,
 }
 
 pub(super) fn equations(
-    rule: &UnresolvedBlock,
+    block: &UnresolvedBlock,
     scales: Scales,
-    setting: EquationContext,
+    context: EquationContext,
 ) -> BlockText {
     let mut writer = Writer {
-        streams: setting.streams,
-        numbered: needs_norm_indices(rule, setting.streams),
-        normed_skips: normed_skips(rule),
+        streams: context.streams,
+        numbered: needs_norm_indices(block, context.streams),
+        normed_skips: normed_skips(block),
         norms: 0,
         states: 0,
         out: Vec::new(),
         notes: Vec::new(),
         scales,
     };
-    let (a, f) = (inner::attention_name(&rule.attn_inner), plain("F"));
+    let (a, f) = (inner::attention_name(&block.attn_inner), plain("F"));
     let (x, y, next) = (plain("X"), plain("Y"), sym("X′", "X'"));
-    match rule.topology {
-        _ if setting.streams.is_dual() => writer.two_streams(rule, &a, &f),
+    match block.topology {
+        _ if context.streams.is_dual() => writer.two_streams(block, &a, &f),
         Topology::Sequential => {
-            writer.sub_layer(&rule.attn, &a, &x, &x, y.clone());
-            writer.sub_layer(&rule.ffn, &f, &y, &x, next);
+            writer.sub_layer(&block.attn, &a, &x, &x, y.clone());
+            writer.sub_layer(&block.ffn, &f, &y, &x, next);
         }
-        Topology::ParallelShared | Topology::ParallelTwo => writer.parallel(rule, &a, &f, &x, next),
+        Topology::ParallelShared | Topology::ParallelTwo => {
+            writer.parallel(block, &a, &f, &x, next)
+        }
     }
     let scales = &mut writer.scales;
-    let mut definitions = inner::attention(&rule.attn_inner, setting.latent, scales);
-    definitions.push(inner::feed_forward(&rule.ffn_inner, setting.gated, scales));
+    let mut definitions = inner::attention(&block.attn_inner, context.is_latent_attention, scales);
+    definitions.push(inner::feed_forward(
+        &block.ffn_inner,
+        context.has_gated_activation,
+        scales,
+    ));
     definitions.append(&mut writer.notes);
     definitions.append(&mut writer.scales.lines);
     BlockText {
@@ -122,8 +128,8 @@ impl Writer {
     }
 
     /// `X' = N(c·X + A(N₁(X)) + F(N₂(X)))`, with one input norm where it is shared.
-    fn parallel(&mut self, rule: &UnresolvedBlock, a: &Math, f: &Math, x: &Math, lhs: Math) {
-        let shared = rule.topology == Topology::ParallelShared && rule.attn.in_norm;
+    fn parallel(&mut self, block: &UnresolvedBlock, a: &Math, f: &Math, x: &Math, lhs: Math) {
+        let shared = block.topology == Topology::ParallelShared && block.attn.in_norm;
         let (n_a, n_f) = if shared {
             let n = self.norm(x);
             let z = self.named_state(n);
@@ -133,13 +139,13 @@ impl Writer {
                 true => self.norm(x),
                 false => x.clone(),
             };
-            (read(rule.attn.in_norm), read(rule.ffn.in_norm))
+            (read(block.attn.in_norm), read(block.ffn.in_norm))
         };
-        let skip_scale = self.scales.factor(&rule.attn.skip_scale);
+        let skip_scale = self.scales.factor(&block.attn.skip_scale);
         let skip = times(skip_scale, x.clone());
-        let o_a = self.output(&rule.attn, a, n_a);
-        let o_f = self.output(&rule.ffn, f, n_f);
-        let total = self.apply_post_norm(&rule.attn, sum(&[skip, o_a, o_f]));
+        let o_a = self.output(&block.attn, a, n_a);
+        let o_f = self.output(&block.ffn, f, n_f);
+        let total = self.apply_post_norm(&block.attn, sum(&[skip, o_a, o_f]));
         self.out.push(Equation::new(lhs, total));
     }
 
@@ -198,8 +204,8 @@ fn unit_length() -> Equation {
     )
 }
 
-fn normed_skips(rule: &UnresolvedBlock) -> usize {
-    [&rule.attn, &rule.ffn]
+fn normed_skips(block: &UnresolvedBlock) -> usize {
+    [&block.attn, &block.ffn]
         .iter()
         .filter(|sub| sub.skip == Skip::Normed)
         .count()
@@ -207,7 +213,7 @@ fn normed_skips(rule: &UnresolvedBlock) -> usize {
 
 /// True if norms need an index: one line has two of them, or one has a different initial gain. With
 /// two streams the sum is on a separate line.
-fn needs_norm_indices(rule: &UnresolvedBlock, streams: Streams) -> bool {
+fn needs_norm_indices(block: &UnresolvedBlock, streams: Streams) -> bool {
     let on_line = |sub: &SubLayer<Scale>| {
         usize::from(sub.in_norm && sub.skip != Skip::Normed)
             + usize::from(sub.out_norm.is_some())
@@ -218,11 +224,11 @@ fn needs_norm_indices(rule: &UnresolvedBlock, streams: Streams) -> bool {
             .as_ref()
             .is_some_and(|norm| norm.gain_init != Scale::Const(1.0))
     };
-    let (a, f) = (on_line(&rule.attn), on_line(&rule.ffn));
-    let has_two_norms_on_a_line = match rule.topology {
+    let (a, f) = (on_line(&block.attn), on_line(&block.ffn));
+    let has_two_norms_on_a_line = match block.topology {
         Topology::Sequential => a > 1 || f > 1,
         Topology::ParallelTwo => a + f > 1,
         Topology::ParallelShared => a + f > 2,
     };
-    has_two_norms_on_a_line || special(&rule.attn) || special(&rule.ffn)
+    has_two_norms_on_a_line || special(&block.attn) || special(&block.ffn)
 }

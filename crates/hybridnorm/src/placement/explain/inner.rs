@@ -27,7 +27,7 @@ fn sites(inner: &AttnInner<Scale>) -> [(char, HeadNorm); 4] {
     ]
 }
 
-/// Operands of the attention scores and the context.
+/// Operands of the attention logits and the context.
 pub(super) struct AttentionOperands {
     pub q: Math,
     pub k: Math,

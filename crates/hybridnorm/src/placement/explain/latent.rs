@@ -102,7 +102,7 @@ fn notes(inner: &AttnInner<Scale>) -> Vec<Equation> {
     let norms = [inner.q_norm, inner.v_norm, inner.k_norm];
     let prose = [
         "query latent",
-        "key/value latent, up-projected to values and the content part of keys",
+        "key/value latent, up-projected to values and the nope part of keys",
         "rotary key, shared by all heads",
     ];
     let mut lines: Vec<_> = latents()
@@ -126,7 +126,7 @@ fn notes(inner: &AttnInner<Scale>) -> Vec<Equation> {
     if !matches!(inner.attn_scale, AttnScale::Const(_)) {
         lines.push(Equation::note(
             sym("hd", "d_h"),
-            "width of a query head, content and rotary part",
+            "width of a query head, nope and rotary part",
         ));
     }
     lines

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use math::{Equation, Math};
 
 use super::error::PlacementError;
-use super::layers::layer_rules;
+use super::layers::unresolved_blocks;
 use super::resolve::{Resolved, resolve};
 use super::spec::{Placement, UnresolvedBlock};
 use super::symbolic_count::SymbolicCount;
@@ -35,7 +35,7 @@ pub struct Explanation {
     pub facts: ModelFacts,
     /// Equations from the token to the first block.
     pub embedding: Vec<Equation>,
-    /// Groups of blocks with the same rule, in order of their first block.
+    /// Groups of blocks with the same configuration, in order of their first block.
     pub groups: Vec<Group>,
     /// Equations from the last block to logits and loss.
     pub head: Vec<Equation>,
@@ -57,7 +57,7 @@ pub struct Explanation {
     pub resolved: Resolved,
 }
 
-/// Blocks with the same rule.
+/// Blocks with the same configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Group {
@@ -171,33 +171,33 @@ fn groups(
     facts: &ModelFacts,
 ) -> Result<Vec<Group>, PlacementError> {
     let mut kinds: Vec<(UnresolvedBlock, Vec<usize>)> = Vec::new();
-    for (layer, mut rule) in layer_rules(placement, r.n_layers())?
+    for (layer, mut block) in unresolved_blocks(placement, r.n_layers())?
         .into_iter()
         .enumerate()
     {
         if r.norm.kind.is_none() {
-            rule.remove_norms();
+            block.remove_norms();
         }
-        match kinds.iter_mut().find(|(known, _)| *known == rule) {
+        match kinds.iter_mut().find(|(known, _)| *known == block) {
             Some((_, layers)) => layers.push(layer),
-            None => kinds.push((rule, vec![layer])),
+            None => kinds.push((block, vec![layer])),
         }
     }
     Ok(kinds
         .into_iter()
-        .map(|(rule, layers)| group(&rule, layers, r, facts))
+        .map(|(block, layers)| group(&block, layers, r, facts))
         .collect())
 }
 
-fn group(rule: &UnresolvedBlock, layers: Vec<usize>, r: &Resolved, facts: &ModelFacts) -> Group {
+fn group(block: &UnresolvedBlock, layers: Vec<usize>, r: &Resolved, facts: &ModelFacts) -> Group {
     let (first, last) = (layers[0], layers[layers.len() - 1]);
     let scales = Scales::new(r.n_layers(), r.d_model, Some((first + 1, last + 1)));
-    let setting = block::EquationContext {
+    let context = block::EquationContext {
         streams: r.streams,
-        gated: facts.has_gated_activation,
-        latent: facts.is_latent_attention,
+        has_gated_activation: facts.has_gated_activation,
+        is_latent_attention: facts.is_latent_attention,
     };
-    let text = block::equations(rule, scales, setting);
+    let text = block::equations(block, scales, context);
     Group {
         title: title(&layers),
         equations: text.equations,

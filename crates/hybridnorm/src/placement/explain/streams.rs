@@ -7,11 +7,11 @@ use super::math::{Equation, Math, indexed, plain, sum, sym, times};
 impl Writer {
     /// Writes the equations from `X` and `D` to `X′` and `D′`: input, output and residual updates of each
     /// sub-layer.
-    pub fn two_streams(&mut self, rule: &UnresolvedBlock, a: &Math, f: &Math) {
+    pub fn two_streams(&mut self, block: &UnresolvedBlock, a: &Math, f: &Math) {
         let (x, y, d) = (plain("X"), plain("Y"), plain("D"));
-        let first = self.shared(&rule.attn, a, 1, (&x, &d), y.clone());
+        let first = self.shared(&block.attn, a, 1, (&x, &d), y.clone());
         let between = sum(&[d.clone(), first.clone()]);
-        let second = self.shared(&rule.ffn, f, 2, (&y, &between), sym("X′", "X'"));
+        let second = self.shared(&block.ffn, f, 2, (&y, &between), sym("X′", "X'"));
         let gathered = sum(&[d.clone(), first, second]);
         self.out.push(Equation::new(sym("D′", "D'"), gathered));
         self.notes.push(Equation::note(

@@ -195,7 +195,7 @@ pub(super) fn vector_from(init: Scale, start: Scale) -> Scale {
     }
 }
 
-/// Gains of the weights that a sub-layer's output is proportional to: all but q and k.
+/// Gains of all weights but q and k: those that a sub-layer's output is proportional to.
 pub(super) fn all_but_qk(gains: &mut RoleGains) -> Vec<&mut Scale> {
     vec![
         &mut gains.v,

@@ -1,8 +1,8 @@
 //! HybridNorm and the ablation family of its paper (arXiv 2503.04598, appendix G).
 //!
-//! With # a subset of q, k, v and the context c: `#-post` has norms on #, no norm before attention
-//! and a normalized feed-forward skip; `#-pre` has a raw feed-forward skip; the prefix `pre-` adds
-//! the norm before attention. Head norms are per head, before the rotary embedding, with one gain for
+//! With `#` a subset of q, k, v and the context c, `#-post` has norms on the subset, no input norm before attention
+//! and a normalized feed-forward skip; `#-pre` has a raw feed-forward skip; the prefix `pre-` adds the input norm
+//! before attention. Head norms are per head, before the rotary embedding, with one gain for
 //! all heads. All members use the official initialization, `full_megatron` with σ = 1/√(2.5·d), so
 //! that they differ in norms only.
 
@@ -48,7 +48,7 @@ pub(super) fn hybridnorm_7b() -> Placement {
     hybridnorm_star().attn(out_norm_from(formula(Formula::InvSqrt2Depth)))
 }
 
-/// The write-up divides by √(l₀+1), i.e. √l; the authors' two-stream code divides by √(2l).
+/// The SiameseNorm paper divides by √(l₀+1), i.e. √l; the authors' two-stream code divides by √(2l).
 pub(super) fn hybridnorm_ds() -> Placement {
     hybridnorm().sub_layers(out_scale(Scale::Formula(Formula::InvSqrtLayer)))
 }

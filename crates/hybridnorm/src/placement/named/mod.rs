@@ -1,7 +1,6 @@
 //! Registry of published placements by name.
 //!
-//! Each name maps to one placement, defined in the family files with the builder steps of `build.rs`,
-//! so that a definition reads like a row of a table.
+//! Each name maps to one placement, defined in the family files with the builder steps of `build.rs`.
 //!
 //! Unless stated otherwise, a placement keeps the defaults: RMSNorm with a plain gain and eps 1e-5,
 //! raw skips, a final norm, and one initial standard deviation `1/√(2.5·d)` for every matrix.

@@ -24,7 +24,7 @@ pub(super) fn gemma3() -> Placement {
     placement
 }
 
-/// The model's other side paths are not part of a placement.
+/// AltUp, LAuReL and per-layer embeddings of the model are not part of a placement.
 pub(super) fn gemma3n() -> Placement {
     gemma()
         .inner(head_norms("qk", HeadNorm::PerHead))

@@ -106,7 +106,7 @@ impl Scale {
         }
     }
 
-    /// Returns the value of a scale that must not be learned: `part` of a learned one.
+    /// Evaluates the field `part` (`init` or `start`) of a learned scale, which must not be learned itself.
     fn number(&self, at: ScaleContext, field: &str, part: &str) -> Result<f64, PlacementError> {
         match self.factor(at, field)? {
             ResolvedScale::Const(value) => Ok(value),

@@ -32,7 +32,7 @@ pub struct AttnInner<S: Default + PartialEq> {
     pub qk_post_scale: S,
     /// Scale of `q·k` before the softmax.
     pub attn_scale: AttnScale,
-    /// `c · tanh(score / c)` on the scaled scores (Gemma 2: 50). `false` is off.
+    /// `c · tanh(s / c)` on the scaled attention logits s (Gemma 2: 50). `false` is off.
     #[serde(with = "serde_forms::number_or_false")]
     pub attn_softcap: Option<f64>,
     /// Norm on the context (the weighted sum of values) before the output projection.
@@ -74,7 +74,7 @@ pub enum HeadNorm {
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
 pub enum AttnScale {
-    /// `1/√(head width)`; in latent attention that of a query head, content and rotary part together.
+    /// `1/√(head width)`; in latent attention that of a query head, nope and rotary part together.
     #[default]
     InvSqrtHeadDim,
     /// `√(head width)`, for unit-length q and k.

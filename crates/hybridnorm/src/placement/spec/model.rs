@@ -76,7 +76,7 @@ pub struct Init {
     pub scheme: InitScheme,
     /// The base standard deviation; no effect on `depth_scaled` and `xavier`.
     pub std: StdRule,
-    /// Factors by role on top of the scheme.
+    /// Factors on the initial standard deviation by role (the `gain` of `torch.nn.init`).
     pub gains: RoleGains,
 }
 

@@ -1,8 +1,8 @@
-//! Factors: numbers, closed formulas of the depth and width, parameters.
+//! Scales: numbers, closed formulas of depth and width, or learned parameters.
 
 use serde::{Deserialize, Serialize};
 
-/// A factor as written in a placement.
+/// A scale as written in a placement.
 ///
 /// In a file: a number (`0.5`), a formula (`"inv_sqrt_layer"`, `{ depth_power = { k = 2, p = 0.25 } }`)
 /// or a parameter (`{ learned = { shape = "vector", init = 0.1 } }`, where `init` and the optional
@@ -27,7 +27,7 @@ pub enum Scale {
         /// Initial value of the factor. Must not be learned itself.
         init: Box<Scale>,
         /// Initial value of the underlying parameter: the factor is the parameter times `init / start`, which
-        /// changes how far a step of Adam moves it (nGPT, arXiv 2410.01131). If absent, the parameter is the
+        /// changes the effective learning rate of the scale under Adam (nGPT, arXiv 2410.01131). If absent, the parameter is the
         /// factor. Must be neither learned nor 0.
         start: Option<Box<Scale>>,
     },

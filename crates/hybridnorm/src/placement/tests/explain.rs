@@ -341,7 +341,7 @@ fn scales_caps_and_clips_are_visible() {
 }
 
 #[test]
-fn groups_say_which_blocks_they_are() {
+fn group_titles_list_their_blocks() {
     let titles = |value: Value| -> Vec<String> {
         let e = Explanation::of(&of(value)).unwrap();
         e.groups.into_iter().map(|group| group.title).collect()

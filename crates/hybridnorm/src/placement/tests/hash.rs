@@ -111,7 +111,7 @@ fn every_field_counts() {
 }
 
 #[test]
-fn different_writings_of_the_same_blocks_agree_once_resolved() {
+fn equivalent_placements_have_equal_resolved_hashes() {
     let star = resolve(&get("hybridnorm-star"), 1, 64).unwrap();
     let first = resolve(&get("pre-qkv-pre"), 1, 64).unwrap();
     assert_eq!(star.hash(), first.hash());

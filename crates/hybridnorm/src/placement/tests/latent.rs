@@ -51,7 +51,7 @@ fn most_names_are_valid_with_latent_attention() {
 }
 
 #[test]
-fn what_is_not_defined_for_latents_is_rejected() {
+fn unsupported_latent_settings_are_rejected() {
     let plain = json!("per_head_plain");
     let learned = json!({ "learned": { "shape": "scalar", "init": 1 } });
     for (field, value) in [
@@ -119,7 +119,7 @@ fn latents_are_counted_by_their_widths() {
 }
 
 #[test]
-fn gains_on_values_are_on_the_rows_that_give_them() {
+fn value_gain_is_applied_to_the_value_up_projection() {
     let facts = ModelFacts {
         is_latent_attention: true,
         ..ModelFacts::default()
@@ -144,10 +144,10 @@ where
   q              = [q_c; RoPE(q_r)]
   k              = [k_c; RoPE(k_r)]
   c_q            : query latent; normalized over its full width
-  c_kv           : key/value latent, up-projected to values and the content part of keys; \
+  c_kv           : key/value latent, up-projected to values and the nope part of keys; \
 normalized over its full width
   k_r            : rotary key, shared by all heads; no norm
-  hd             : width of a query head, content and rotary part
+  hd             : width of a query head, nope and rotary part
   F(u)           = W_down (φ(W_gate u) ⊙ W_up u)
   per block: 2d + d_q + d_kv norm parameters, 2d + d_q + d_kv normalized elements per token
 ";
@@ -176,7 +176,7 @@ fn scales_caps_and_clips_of_latents_are_visible() {
 }
 
 #[test]
-fn an_explanation_of_latents_is_whole_in_every_form() {
+fn latent_explanation_is_complete_in_text_latex_and_json() {
     for n in named_placements() {
         let Ok(e) = Explanation::new(&n.placement(), 12, &LATENT) else {
             continue;

@@ -152,7 +152,7 @@ fn only_the_placement_that_diverged_warns() {
 }
 
 #[test]
-fn hybridnorm_is_what_the_paper_says() {
+fn hybridnorm_matches_the_paper() {
     let r = resolve(&get("hybridnorm"), 12, 2048).unwrap();
     let block = &r.blocks[7];
     assert!(!block.attn.in_norm && block.attn.skip == Skip::Raw);

@@ -3,7 +3,7 @@ use serde_json::json;
 use super::*;
 
 #[test]
-fn selectors_name_the_blocks_they_say() {
+fn selectors_match_expected_blocks() {
     let chosen = |s: Selector| layers(&s, 12).unwrap();
     assert_eq!(chosen(Selector::Indices(vec![3, 1, 3])), [1, 3]);
     assert_eq!(chosen(Selector::Range { start: 2, end: 4 }), [2, 3]);
@@ -46,7 +46,7 @@ fn an_override_turns_the_block_of_any_placement_into_that_of_any_other() {
             from.overrides.clear();
             let changed = from.with_override(Selector::Every(1), |block| *block = to.block.clone());
             assert_eq!(
-                layer_rules(&changed, 2).unwrap(),
+                unresolved_blocks(&changed, 2).unwrap(),
                 [to.block.clone(), to.block]
             );
         }
@@ -54,7 +54,7 @@ fn an_override_turns_the_block_of_any_placement_into_that_of_any_other() {
 }
 
 #[test]
-fn later_patches_win_and_leave_the_rest() {
+fn later_patches_take_precedence() {
     let p = of(json!({
         "base": "hybridnorm",
         "overrides": [

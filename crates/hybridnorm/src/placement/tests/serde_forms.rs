@@ -91,7 +91,7 @@ fn attention_scales_read_like_scales() {
 }
 
 #[test]
-fn whatever_can_be_off_is_false() {
+fn optional_values_serialize_to_false_when_off() {
     let p = of(json!({
         "base": "gemma2",
         "logits": { "softcap": false },

@@ -12,7 +12,7 @@ fn dual(streams: &str, fields: Value) -> Value {
 }
 
 #[test]
-fn named_values_are_what_their_sources_say() {
+fn named_two_stream_placements_match_their_papers() {
     let r = resolve(&get("resi-dual"), 4, 64).unwrap();
     assert_eq!(r.streams, Streams::ResidualDual);
     assert!(!r.final_norm && !r.merge_norm);
@@ -64,7 +64,7 @@ fn fields_of_two_streams_need_them() {
 }
 
 #[test]
-fn two_streams_are_sequential_sums_of_what_is_there() {
+fn two_streams_require_sequential_topology_and_existing_skips() {
     for streams in ["residual_dual", "siamese"] {
         let parallel = json!({ "topology": "parallel_two" });
         rejects(dual(streams, parallel), "block.topology", "sequential");

@@ -146,7 +146,7 @@ fn zero_start_of_a_learned_scale_is_rejected() {
 }
 
 #[test]
-fn hidden_scales_have_something_to_scale() {
+fn gate_and_up_scales_require_a_gated_activation() {
     let inner = |value: Value| block("pre-norm", json!({ "ffn_inner": value }));
     let facts = ModelFacts {
         has_gated_activation: false,

@@ -74,12 +74,12 @@ fn a_scale_before_normed_projections_has_no_effect() {
 }
 
 #[test]
-fn errors_name_the_patch_that_made_them() {
+fn errors_name_the_offending_patch() {
     rejects(
         json!({ "base": "hybridnorm",
             "overrides": [{ "layers": [3], "set": { "attn": { "skip": "normed" } } }] }),
         "overrides[0].set.attn.skip",
-        "normed skip",
+        "normalized skip (\"normed\")",
     );
 }
 

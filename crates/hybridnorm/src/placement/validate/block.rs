@@ -1,4 +1,4 @@
-//! Errors of the wiring of one block: its sub-layers and how they are connected.
+//! Errors of the connections of one block: its sub-layers and their inputs and skips.
 
 use super::super::error::PlacementError;
 use super::super::error::PlacementErrorKind::{Conflict, InvalidValue, NoEffect, OutOfRange};
@@ -23,7 +23,7 @@ fn sub_layer(
             Conflict,
             &format!("{name}.skip"),
             format!(
-                "a normed skip is the output of {name}.in_norm, which is off; set {name}.in_norm = \
+                "a normalized skip (\"normed\") is the output of {name}.in_norm, which is off; set {name}.in_norm = \
                  true or {name}.skip = \"raw\""
             ),
         );

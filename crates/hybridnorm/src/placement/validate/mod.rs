@@ -1,5 +1,5 @@
-//! Validation of a placement at a depth and size: errors for settings that cannot work or have no
-//! effect, warnings for settings that are known to work badly.
+//! Validation of a placement at a depth and size: errors for invalid settings or settings without effect, warnings for
+//! settings that are known to train badly.
 
 mod block;
 mod inner;
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::PlacementError;
 use super::error::PlacementErrorKind::{self, OutOfRange};
-use super::layers::{LayerRule, rules};
+use super::layers::{PatchedBlock, patched_blocks};
 use super::resolve::{Resolved, resolve_keeping_norms};
 use super::serde_forms;
 use super::spec::{Combine, HeadNorm, Placement, ResolvedBlock, ResolvedScale, SubLayer, Topology};
@@ -50,7 +50,7 @@ impl Default for ModelFacts {
     }
 }
 
-/// A setting that is valid but known to work badly.
+/// A setting that is valid but known to train badly.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Warning {
@@ -75,9 +75,9 @@ impl fmt::Display for Warning {
 pub enum WarningRule {
     /// A norm of an already normalized state on the same path.
     DoubleNorm,
-    /// Attention writes the raw stream back through its value and output projections, without a norm.
+    /// No norm between residual stream and attention output.
     UnboundedAttention,
-    /// The feed-forward reads and writes the raw stream, without a norm.
+    /// No norm between residual stream and feed-forward output.
     UnboundedFfn,
     /// Inputs and initial weights both shrink with depth.
     DepthScaledTwice,
@@ -92,7 +92,7 @@ pub enum WarningRule {
 /// Validates a placement at a depth and size.
 ///
 /// # Errors
-/// The first setting that cannot work or has no effect; the message states problem, reason and remedy.
+/// The first setting that is invalid or has no effect; the message states problem, reason and remedy.
 ///
 /// ```
 /// use hybridnorm::placement::{ModelFacts, WarningRule, named, validate};
@@ -120,10 +120,10 @@ pub fn validate(
         ));
     }
     let resolved = resolve_keeping_norms(placement, n_layers, facts.d_model)?;
-    let rules = rules(placement, n_layers)?;
+    let blocks = patched_blocks(placement, n_layers)?;
     let case = Validation {
         placement,
-        rules: &rules,
+        blocks: &blocks,
         resolved: &resolved,
         facts,
     };
@@ -145,7 +145,7 @@ pub fn validate(
 /// A placement under validation.
 struct Validation<'a> {
     placement: &'a Placement,
-    rules: &'a [LayerRule],
+    blocks: &'a [PatchedBlock],
     resolved: &'a Resolved,
     facts: &'a ModelFacts,
 }
@@ -182,7 +182,7 @@ impl<'a> Validation<'a> {
 impl BlockContext<'_> {
     /// Returns the path at which this block's value of a field was set.
     fn origin(&self, path: &str) -> String {
-        self.case.rules[self.layer].origin(self.case.placement, path)
+        self.case.blocks[self.layer].origin(self.case.placement, path)
     }
 
     /// Returns an error at a field of this block.

@@ -57,7 +57,7 @@ pub(super) fn check_block(site: &BlockContext) -> Result<(), PlacementError> {
     Ok(())
 }
 
-/// `s' = unit(skip + out_scale · (o − skip))`
+/// `s' = unit(skip + out_scale · (g − skip))`
 fn lerp_unit(
     site: &BlockContext,
     name: &str,
@@ -86,7 +86,7 @@ fn lerp_unit(
         ),
         sub if sub.out_scale == ONE => (
             "out_scale",
-            "replaces the state by the output, so that nothing is left of the skip; use a smaller \
+            "replaces the state by the output and so removes the skip connection; use a smaller \
              number or a learned scale, such as nGPT's 0.05",
         ),
         _ => return Ok(()),

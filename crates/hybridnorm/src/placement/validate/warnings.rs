@@ -1,4 +1,4 @@
-//! Warnings about placements that are valid but known to work badly.
+//! Warnings about placements that are valid but known to train badly.
 
 use super::super::layers::layers;
 use super::super::norm_functions::EpsTerm;
@@ -136,7 +136,7 @@ fn double_end(case: &Validation, all: &mut Vec<Warning>) {
 /// Warns about sub-layers without a norm between the residual stream and their output. QK-Post, whose
 /// attention passes the raw stream through W_V and W_O, diverged in the HybridNorm paper; QKC-Post and
 /// OLMo 2, which normalize the context or the output, did not. A second stream is only read through a
-/// norm, so the main one decides.
+/// norm, so only the main stream is checked.
 fn unbounded(case: &Validation, all: &mut Vec<Warning>) {
     if case.has_no_norms() {
         return model_without_norms(case, all);
@@ -182,7 +182,7 @@ fn unbounded(case: &Validation, all: &mut Vec<Warning>) {
     }
 }
 
-/// Warns if a model without norms adds outputs at full size; those of ReZero start small.
+/// Warns if a model without norms adds unscaled branch outputs (ReZero initializes their scale to 0).
 fn model_without_norms(case: &Validation, all: &mut Vec<Warning>) {
     let starts_small = |factor: ResolvedScale| match factor {
         ResolvedScale::Const(value) => value.abs() < 1.0,
@@ -216,8 +216,8 @@ fn depth_scaled_twice(case: &Validation, all: &mut Vec<Warning>) {
     }
     let shrinks = |scale: &Scale| matches!(scale, Scale::Formula(f) if f.depends_on_layer());
     for site in sites(case) {
-        let rule = &case.rules[site.layer].rule;
-        for (name, sub) in [("attn", &rule.attn), ("ffn", &rule.ffn)] {
+        let block = &case.blocks[site.layer].block;
+        for (name, sub) in [("attn", &block.attn), ("ffn", &block.ffn)] {
             if shrinks(&sub.in_scale) {
                 warn(
                     all,
