@@ -95,15 +95,15 @@ def report(found):
     speed, memory = median("tokens_per_second"), median("peak_rss_bytes")
     faster = {run: speed["hybridnorm"] / speed[run] for run in found}
     leaner = {run: memory["hybridnorm"] / memory[run] for run in found}
-    print(f"{'':16} {'tokens/s':>10} {'GFLOP/s':>9} {'ours is':>9} {'memory':>10} {'ours is':>9}")
+    print(f"{'':16} {'tokens/s':>10} {'GFLOP/s':>9} {'speed ratio':>11} {'memory':>10} {'memory ratio':>12}")
     for run in found:
-        print(f"{run:16} {speed[run]:10,.0f} {flops * speed[run]:9.1f} {faster[run]:8.2f}x "
-              f"{memory[run] / 2**20:6.0f} MiB {leaner[run]:8.2f}x")
+        print(f"{run:16} {speed[run]:10,.0f} {flops * speed[run]:9.1f} {faster[run]:10.2f}x "
+              f"{memory[run] / 2**20:6.0f} MiB {leaner[run]:11.2f}x")
     best = max((run for run in found if run.startswith("pytorch")), key=speed.get)
     print(f"against the better PyTorch ({best}): {faster[best]:.2f}x its tokens/s, "
           f"{leaner[best]:.2f}x its memory")
     shares = [r["sgemm_share"] for r in found["hybridnorm"]]
-    print(f"share of the best matrix product: {statistics.median(shares):.1%}")
+    print(f"fraction of peak (fastest matmul): {statistics.median(shares):.1%}")
 
 
 def main():

@@ -56,13 +56,13 @@ for name, (settings, steps) in SHAPES.items():
     tokens = found[1]["tokens"] - found[0]["tokens"]
     seconds = {row["step"]: tokens / row["tokens_per_second"] for row in found}
     plain = statistics.median(s for step, s in seconds.items() if step % EVERY)
-    looks = [
+    recordings = [
         seconds[step] - statistics.median([seconds[step - 2], seconds[step - 1], seconds[step + 1]])
         for step in seconds
         if step % EVERY == 0 and {step - 2, step + 1} <= seconds.keys()
     ]
-    look = statistics.median(looks)
+    recording = statistics.median(recordings)
     print(
-        f"{name}: a step {1e3 * plain:.1f} ms, a look {1e3 * look:.2f} ms, "
-        f"every ten steps {10 * look / plain:.2f} % of the time"
+        f"{name}: step {1e3 * plain:.1f} ms, recording {1e3 * recording:.2f} ms, "
+        f"overhead at every ten steps {10 * recording / plain:.2f} %"
     )

@@ -1,11 +1,11 @@
 //! Train transformer language models, and measure where to normalize.
 //!
-//! The positions of norms in a block, and the input of its skip connections, are a value: a
+//! The positions of norms in a block, and the input of its skip connections, are configured by one value, a
 //! [`placement::Placement`]. 49 published ones have names, HybridNorm
 //! ([arXiv 2503.04598](https://arxiv.org/abs/2503.04598)) among them; any other is built from the same fields, checked,
 //! printed as equations and trained.
 //!
-//! # A placement
+//! # Placement
 //!
 //! ```
 //! use hybridnorm::placement::{Explanation, Formula, Scale, named};
@@ -17,7 +17,7 @@
 //! # Ok::<(), hybridnorm::Error>(())
 //! ```
 //!
-//! # A training
+//! # Training
 //!
 //! ```
 //! # #[cfg(feature = "model")]
@@ -41,18 +41,19 @@
 //! # fn main() {}
 //! ```
 //!
-//! Called inside [`threads::run`], all of this is as fast as the command line, whose every command is a function here.
+//! Call these functions inside [`threads::run`] to get the speed of the command line. Every command is a function of
+//! this crate.
 //!
 //! # Modules
 //!
 //! | module | contents | feature |
 //! |---|---|---|
-//! | [`placement`] | the algebra: named placements, overrides by layer, validation, equations | |
+//! | [`placement`] | specification of norms, skips and scales: named placements, overrides by layer, validation, equations | |
 //! | [`kernels`] | CPU kernels over slices: attention, norms, matmuls, optimizers | |
 //! | [`model`] | the decoder: [`ModelConfig`](model::ModelConfig), parameters, forward pass, key/value cache | `model` |
-//! | [`train`] | configuration, [`Trainer`](train::Trainer), optimizers, schedules, checkpoints, metrics | `model` |
+//! | [`train`] | configuration, [`Trainer`](train::Trainer), optimizers with gradient clipping, schedules, atomic checkpoints, metrics | `model` |
 //! | [`eval`] | loss on data sets, generation | `model` |
-//! | [`graph`], [`ops`], [`passes`], [`plan`], [`exec`] | what a model runs on: symbolic graph, differentiable ops, gradients and fusion, memory plan, executors | `model` |
+//! | [`graph`], [`ops`], [`passes`], [`plan`], [`exec`] | the compiler: symbolic graph, differentiable ops, passes (gradients, fusion), memory plan, executors | `model` |
 //! | [`data`] | datasets of tokens and batches; with `data` text of many formats, tokenizers, prepared folders | `model`, `data` |
 //! | [`interop`] | import of checkpoints of the official code and of Hugging Face | `interop` |
 //! | [`lab`] | quickstart, probe, replay, and studies with their statistics | `lab` |
@@ -60,9 +61,22 @@
 //! | [`bench`](mod@bench) | cost of a step, a token, an op, a placement | `bench` |
 //! | [`tensors`], [`files`], [`memory`], [`threads`] | safetensors files, atomic writes and locks, resources | `model` |
 //!
+//! # Where to find
+//!
+//! | what | file in `crates/hybridnorm/src` |
+//! |---|---|
+//! | HybridNorm's equation in the forward pass | `model/block.rs`; norms and skip around a sub-layer: `SubLayer::forward` in `model/sublayer.rs`; norms of q, k and v: `model/attention/grouped_query.rs` |
+//! | its definition as a placement | `placement/named/hybrid.rs` |
+//! | gradient clipping | `clip_coefficient` in `ops/gradient_norm.rs`, applied by the updates in `ops/adamw.rs` and `ops/muon.rs` |
+//! | atomic writing of a checkpoint | `save` in `train/checkpoint.rs`, with `files/staged.rs` |
+//! | a new norm function | `ops/norm.rs`, `placement/norm_functions.rs`, and `src/norm.rs` of the kernels |
+//! | a norm of the model: its parameters and its op | `model/norm.rs` |
+//! | backward pass | `passes/gradients.rs`, and `backward` of each op |
+//! | training loop and step | `train/trainer.rs`, `train/step.rs` |
+//!
 //! All features are on by default. With default features off, `model` alone compiles no tokenizers and no charts.
 //!
-//! Functions fail with an [`Error`] whose variants tell a caller what to act on: a key that does not exist, a value out
+//! Functions fail with an [`Error`] whose variants callers can match on: a key that does not exist, a value out
 //! of range, a setting without effect, a corrupt file, a loss that is not finite.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

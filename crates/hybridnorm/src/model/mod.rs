@@ -4,6 +4,22 @@
 //! heads, k head width, c packed q·k·v width `(h + 2g)·k`, f feed-forward width, v vocabulary,
 //! e experts, n tokens of all sequences, m slots (token-expert pairs).
 //!
+//! | file | contents |
+//! |---|---|
+//! | `block.rs` | decoder block: HybridNorm's equation, sequential and parallel sub-layers |
+//! | `sublayer.rs` | norms, skip connection and scales around a sub-layer |
+//! | `attention/grouped_query.rs` | grouped-query attention with the norms of q, k and v |
+//! | `attention/multi_head_latent.rs` | multi-head latent attention |
+//! | `feed_forward/` | dense feed-forward (`mlp.rs`), mixture of experts (`mixture.rs`) |
+//! | `norm.rs`, `scale.rs` | declaration and application of a norm or a scale |
+//! | `decoder.rs` | the whole model: embedding, blocks, output head, losses |
+//! | `model.rs` | [`Model`]: a decoder with its parameters on an executor |
+//! | `registry.rs`, `parameter_builder.rs` | parameters: names, shapes, roles, initial values |
+//! | `config.rs`, `counts.rs` | [`ModelConfig`]; parameter and FLOP counts |
+//! | `taps.rs`, `routing.rs` | statistics of activations and routers |
+//! | `balance.rs`, `qk_clip.rs`, `unit_weights.rs` | changes of weights beside the optimizer |
+//! | `cache.rs`, `losses.rs`, `load.rs` | KV cache, planned losses, loading of parameters |
+//!
 //! Weights are (out, in), as in PyTorch checkpoints. Parameter names are module paths:
 //! `embedding`, `blocks.3.attention.qkv`, `blocks.3.ffn.in_norm.gain`, `final_norm.gain`, `head`.
 

@@ -37,8 +37,8 @@
 //! s' = unit(skip + out_scale · (out_norm(G(in_scale · n)) − skip))      unit(x) = x / |x|
 //! ```
 //!
-//! With two [`Streams`] the model carries x and y (X and D in explanations), both initialized to the embedding. A sub-layer
-//! reads one input computed from them and writes to both:
+//! With two [`Streams`] the model carries x and y (X and D in explanations), both initialized to the
+//! embedding. A sub-layer reads one input computed from them and writes to both:
 //!
 //! ```text
 //! s  = x                             residual_dual (ResiDual, arXiv 2304.14802)

@@ -131,7 +131,8 @@ pub fn check_does_not_exist(path: &Path) -> Result<()> {
     }
 }
 
-/// Writes a checkpoint at `path`, whose parent must exist: a run directory that was removed is not recreated.
+/// Writes a checkpoint at `path` atomically: it appears under its name only when complete. The parent must exist: a run
+/// directory that was removed is not recreated.
 ///
 /// # Errors
 /// If anything cannot be written, or the path already exists.

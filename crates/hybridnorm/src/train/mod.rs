@@ -1,4 +1,18 @@
-//! Training: configuration, loop, optimizer, schedule, checkpoints, metrics.
+//! Training: configuration, loop, optimizer with gradient clipping, schedule, atomic checkpoints, metrics.
+//!
+//! | file | contents |
+//! |---|---|
+//! | `config.rs` | sections of the configuration file |
+//! | `trainer.rs`, `trainer/` | [`Trainer`], the training loop: opening, resuming, steps, files |
+//! | `step.rs`, `gradients.rs` | programs of an optimizer step, gradients of the objective |
+//! | `optimizer.rs`, `schedule.rs` | AdamW and Muon (both clip gradients in their update ops, `ops/adamw.rs` and `ops/muon.rs`), learning rate |
+//! | `checkpoint.rs` | checkpoints, written atomically |
+//! | `run_directory.rs`, `claim.rs` | the directory of a run and its lock |
+//! | `segments.rs`, `history.rs` | what each process ran, and configuration changes between them |
+//! | `sources.rs` | training and validation data |
+//! | `metrics.rs`, `layers.rs`, `records.rs` | `metrics.jsonl`, `layers.jsonl` |
+//! | `recorder.rs`, `spikes.rs`, `tensorboard.rs` | flight recorder, spike detection, event files |
+//! | `inventory.rs` | memory estimate |
 
 pub mod checkpoint;
 pub(crate) mod config;

@@ -28,7 +28,7 @@ fn depths_beyond_the_limit_are_errors() {
     let depth = usize::MAX / 2;
     let errors = [
         layers(&Selector::Every(1), depth).err(),
-        layer_rules(&placement, depth).err(),
+        unresolved_blocks(&placement, depth).err(),
         resolve(&placement, depth, 8).err(),
         validate(&placement, depth, &SMALL).err(),
     ];

@@ -45,7 +45,9 @@ pub struct OptimizerConfig {
     pub decay_norms: bool,
     /// True if the embedding is decayed (official: dense no, MoE yes).
     pub decay_embeddings: bool,
-    /// Maximum global gradient norm, to which larger gradients are scaled down; 0 disables clipping.
+    /// Maximum global gradient norm, to which larger gradients are scaled down, as by
+    /// `torch.nn.utils.clip_grad_norm_`; 0 disables clipping. Applied in the update op ([`AdamW`](crate::ops::AdamW),
+    /// [`Muon`](crate::ops::Muon)).
     pub clip_grad_norm: f64,
     /// Muon's momentum; 0.95 by default.
     #[serde(skip_serializing_if = "Option::is_none")]

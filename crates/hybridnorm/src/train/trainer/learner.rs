@@ -136,7 +136,8 @@ impl Learner {
         })
     }
 
-    /// Clips the global gradient norm and updates the parameters; nothing is updated if the gradient is not finite.
+    /// Clips the global gradient norm and updates the parameters, both in the update ops ([`AdamW`](crate::ops::AdamW),
+    /// [`Muon`](crate::ops::Muon)); nothing is updated if the gradient is not finite.
     ///
     /// # Panics
     /// If a micro-batch of the step has not run yet.
