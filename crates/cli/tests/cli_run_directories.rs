@@ -292,7 +292,7 @@ fn exceeding_the_file_size_limit_has_a_message() {
     let output = command.output().unwrap();
     let stderr = stderr(&output);
     assert_eq!(code(&output), 1, "{stderr}");
-    assert!(stderr.contains("larger than a file may become"), "{stderr}");
+    assert!(stderr.contains("exceeds the maximum file size"), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }
 

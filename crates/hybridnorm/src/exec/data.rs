@@ -51,7 +51,7 @@ impl TensorRef<'_> {
 
 impl Tensor {
     /// Returns the elements, borrowed.
-    pub fn as_data(&self) -> TensorRef<'_> {
+    pub fn as_tensor_ref(&self) -> TensorRef<'_> {
         match self {
             Self::F32(x) => TensorRef::F32(x),
             Self::F64(x) => TensorRef::F64(x),

@@ -68,8 +68,8 @@ impl Builder {
         self.leaf(ty, Source::Input(name.into()))
     }
 
-    /// Declares a value that reads `ty.elements()` elements of a buffer from `offset` on. Repeated declarations of the same
-    /// range and type return the same value.
+    /// Declares a value that reads `ty.elements()` elements of a buffer from `offset` on. Repeated declarations of the
+    /// same range and type return the same value.
     pub fn state(&self, buffer: Buffer, offset: usize, ty: Type) -> Value<'_> {
         let mut states = self.states.borrow_mut();
         let id = states

@@ -1,10 +1,10 @@
 //! QK-clip: scales query and key weights down if attention logits grew too large (MuonClip, Kimi K2, arXiv
 //! 2507.20534).
 //!
-//! If the max attention logit S of a head exceeds the threshold τ, its logits are multiplied by γ = τ/S:
-//! query and key projections by √γ each if the head has its own key; the query projection by γ if the key is shared by
-//! all heads (MLA's rotary key). If a group of heads shares a key, the key is multiplied by the smallest √γ of the group, and each
-//! query by the remainder of its γ.
+//! If the max attention logit S of a head exceeds the threshold τ, its logits are multiplied by γ = τ/S: query and key
+//! projections by √γ each if the head has its own key; the query projection by γ if the key is shared by all heads (MLA's
+//! rotary key). If a group of heads shares a key, the key is multiplied by the smallest √γ of the group, and each query by
+//! the remainder of its γ.
 
 use super::attention::Attention;
 use super::config::ModelConfig;
@@ -115,7 +115,8 @@ impl ModelConfig {
                 ["optimizer.qk_clip", "placement"],
                 format!(
                     "optimizer.qk_clip cannot limit attention logits: {what} cancels the scale of queries and \
-                     keys; remove optimizer.qk_clip, or use a placement without this norm, such as \"pre-norm\""
+                     keys; remove optimizer.qk_clip, or use a placement that normalizes neither queries \
+                     and keys nor weights, such as \"pre-norm\""
                 ),
             ))
         };

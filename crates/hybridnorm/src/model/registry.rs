@@ -140,7 +140,7 @@ impl ParamSpec {
     }
 
     /// Draws the initial values and passes them to `write` in chunks, each with the index of its first element. They
-    /// depend on seed and name only, so that parts with the same name have equal values in both models.
+    /// depend on seed and name only, so that parts with the same name have equal values in any two models.
     pub fn initialize(&self, seed: u64, mut write: impl FnMut(usize, &[f32])) {
         let mut chunk = Vec::with_capacity(CHUNK);
         let mut fill = |at: usize, count: usize, values: &mut dyn Iterator<Item = f32>| {

@@ -15,8 +15,8 @@ pub struct AttentionStats(pub(crate) Spec);
 pub struct MaxAttentionLogits(pub(crate) Spec);
 
 /// Computes the max attention logit of causal attention, after the soft cap, if any, and the mean entropy
-/// `-Σ p ln p` of its weights over sequences, heads and queries, in nats: (2) in double precision. `qkv` is packed and transformed, as
-/// attention reads it. Not differentiable.
+/// `-Σ p ln p` of its weights over sequences, heads and queries, in nats: (2) in double precision. `qkv` is packed and
+/// transformed, as attention reads it. Not differentiable.
 ///
 /// NaN if a logit is not finite.
 ///

@@ -68,8 +68,8 @@ pub trait Operation: std::fmt::Debug + Send + Sync {
         0..0
     }
 
-    /// True if it is scheduled as soon as its inputs are available, wherever it was recorded: a reduction for the host, or
-    /// an addition to state that no other op of the program reads.
+    /// True if it is scheduled as soon as its inputs are available, wherever it was recorded: a reduction for the host,
+    /// or an addition to state that no other op of the program reads.
     fn is_scheduled_early(&self) -> bool {
         false
     }

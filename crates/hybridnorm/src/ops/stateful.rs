@@ -57,7 +57,7 @@ impl Session {
         let program = Program::new(g.finish(), &outputs, Options::default());
         let tensors: Vec<_> = given.iter().map(|x| x.tensor(self.precision)).collect();
         let data = names.iter().zip(&tensors);
-        let data: Vec<_> = data.map(|(name, x)| (&**name, x.as_data())).collect();
+        let data: Vec<_> = data.map(|(name, x)| (&**name, x.as_tensor_ref())).collect();
         self.executor.run(&program, arguments, &data).unwrap();
         let output = |&id| self.executor.output(&program, id).into_f64();
         let buffer = |(&buffer, &size)| self.executor.read(buffer, 0..size).into_f64();

@@ -251,7 +251,7 @@ impl<'a> Case<'a> {
             .collect();
         let data: Vec<_> = tensors
             .iter()
-            .map(|(name, x)| (*name, x.as_data()))
+            .map(|(name, x)| (*name, x.as_tensor_ref()))
             .collect();
         executor.run(&program, Arguments::default(), &data).unwrap();
         let output = |&id| executor.output(&program, id).into_f64();

@@ -51,7 +51,7 @@ impl<E: Executor + Default> BenchmarkProgram<E> {
             }
             let buffer = executor.allocate(ty.dtype, copies * size)?;
             for (copy, values) in operands.iter_mut().enumerate() {
-                executor.write(buffer, copy * size, elements.as_data());
+                executor.write(buffer, copy * size, elements.as_tensor_ref());
                 values.push(graph.state(buffer, copy * size, ty));
             }
         }
@@ -84,7 +84,7 @@ impl<E: Executor> BenchmarkProgram<E> {
     pub fn run(&mut self) -> Result<f64> {
         let inputs = self.inputs.iter();
         let inputs: Vec<(&str, TensorRef)> = inputs
-            .map(|(name, index)| (&**name, self.overwritten[*index].as_data()))
+            .map(|(name, index)| (&**name, self.overwritten[*index].as_tensor_ref()))
             .collect();
         self.executor.start_profile();
         self.executor.run(&self.program, self.arguments, &inputs)?;
