@@ -1,6 +1,6 @@
 //! Third-party parsers of untrusted files, run so that their panics become errors.
 //!
-//! Such a panic is caused by the file, not by a defect of this program: the panic hook checks
+//! Such a panic is caused by the file, not by a bug of hybridnorm: the panic hook checks
 //! [`is_parsing_untrusted`] and prints nothing.
 
 use std::cell::Cell;
@@ -34,7 +34,7 @@ pub(crate) fn catch_panic_on_large_stack<T: Send>(
         let reader = thread::Builder::new().stack_size(STACK);
         let reader = reader
             .spawn_scoped(scope, || catch_panic(work))
-            .map_err(|error| format!("no thread to read it on: {error}"))?;
+            .map_err(|error| format!("cannot start a thread to parse it: {error}"))?;
         Ok(reader.join().ok().flatten())
     })
 }

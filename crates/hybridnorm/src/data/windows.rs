@@ -32,7 +32,7 @@ pub enum Windows {
 }
 
 /// Number of tokens of a dataset that are targets, and the remaining tokens by reason.
-/// `all_tokens = tokens + left_out`.
+/// `all_tokens = tokens + omissions`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Coverage {

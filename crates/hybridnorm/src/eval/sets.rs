@@ -111,7 +111,7 @@ pub struct SetLoss {
     pub notes: Vec<String>,
 }
 
-/// A mean over tokens and its coverage: `all_tokens = tokens + left_out`.
+/// A mean over tokens and its coverage: `all_tokens = tokens + omissions`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct LossWithCoverage {

@@ -57,7 +57,8 @@ pub(crate) fn to_json_list_with_checksums<T: Serialize>(
     Ok(format!("[{}]", texts.join(",\n")))
 }
 
-/// Reads the output of [`seal_list`], or a list of an earlier version, in which no object has a checksum.
+/// Reads the output of [`to_json_list_with_checksums`], or a list of an earlier version, in which no object has
+/// a checksum.
 pub(crate) fn open_list<T: DeserializeOwned>(bytes: &[u8]) -> Result<Vec<Checked<T>>, String> {
     let values: Vec<Value> = parse(bytes)?;
     if values.iter().all(|value| value.get(KEY).is_none()) {
@@ -77,7 +78,7 @@ pub(crate) fn open_list<T: DeserializeOwned>(bytes: &[u8]) -> Result<Vec<Checked
     opened.collect()
 }
 
-/// Reads the output of [`seal`], or an object of an earlier version without checksum.
+/// Reads the output of [`to_json_with_checksum`], or an object of an earlier version without checksum.
 pub(crate) fn open<T: DeserializeOwned>(bytes: &[u8]) -> Result<Checked<T>, String> {
     match verify(parse(bytes)?, "")? {
         Some(checked) => Checked::with_checksum(checked),

@@ -85,14 +85,16 @@ pub struct Schedule {
     steps: usize,
     warmup: usize,
     decay: usize,
-    min_lr_ratio: f64,
+    floor: f64,
 }
 
 impl ScheduleConfig {
     /// Resolves the schedule of a run of `steps` steps of `tokens_per_step` tokens.
     ///
     /// # Errors
-    /// [`Error::NoEffect`], [`Error::OutOfRange`] or [`Error::Conflict`] naming the key.
+    /// [`Error::NoEffect`] for a key that the kind of schedule does not use, [`Error::OutOfRange`] for
+    /// `min_lr_ratio`, [`Error::Conflict`] if both warm-up keys are given, or warm-up and decay are longer
+    /// than the run.
     pub fn resolve(&self, peak: f64, steps: usize, tokens_per_step: u64) -> Result<Schedule> {
         if self.kind == ScheduleKind::Constant && self.min_lr_ratio.is_some() {
             return Err(Error::no_effect(
@@ -100,11 +102,11 @@ impl ScheduleConfig {
                 " with schedule.kind = \"constant\"",
             ));
         }
-        let min_lr_ratio = self.min_lr_ratio.unwrap_or(0.1);
-        if !(0.0..=1.0).contains(&min_lr_ratio) {
+        let floor = self.min_lr_ratio.unwrap_or(0.1);
+        if !(0.0..=1.0).contains(&floor) {
             return Err(Error::out_of_range(
                 "schedule.min_lr_ratio",
-                min_lr_ratio,
+                floor,
                 "0 to 1",
             ));
         }
@@ -150,7 +152,7 @@ impl ScheduleConfig {
             steps,
             warmup,
             decay,
-            min_lr_ratio,
+            floor,
         })
     }
 }
@@ -160,14 +162,14 @@ impl Schedule {
     /// one formula, and the last step.
     pub(super) fn breakpoints(&self) -> Vec<usize> {
         let decay_start = self.steps - self.decay;
-        let breakpoints = [
+        let turns = [
             self.warmup,
             self.warmup + 1,
             decay_start,
             decay_start + 1,
             self.steps,
         ];
-        breakpoints.to_vec()
+        turns.to_vec()
     }
 
     /// Returns the learning rate of step `step`, counted from 1. Constant after the last step.
@@ -185,7 +187,7 @@ impl Schedule {
             ScheduleKind::Linear | ScheduleKind::Wsd => 1.0 - progress,
             ScheduleKind::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * progress).cos()),
         };
-        self.peak * (self.min_lr_ratio + (1.0 - self.min_lr_ratio) * remaining)
+        self.peak * (self.floor + (1.0 - self.floor) * remaining)
     }
 }
 
@@ -212,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn curves_end_at_min_lr_ratio() {
+    fn curves_end_where_they_should() {
         assert_eq!(schedule(ScheduleKind::Constant).lr(110), 2.0);
         for kind in [
             ScheduleKind::Linear,

@@ -38,7 +38,7 @@ impl DataOrder {
     }
 }
 
-/// Counts of used and omitted tokens of a run's data: for each, `all_tokens = tokens + left_out`.
+/// Counts of used and omitted tokens of a run's data: for each, `all_tokens = tokens + omissions`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataCoverage {
     /// Training data, once per epoch.

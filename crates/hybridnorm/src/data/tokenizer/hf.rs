@@ -325,7 +325,6 @@ impl HfTokenizer {
     }
 }
 
-/// Returns the tokenizer in `made`, created with `make` on first use.
 /// Returns for each id whether it is a special token that text must not be encoded as.
 fn special_tokens(
     tokenizer: &tokenizers::Tokenizer,
@@ -343,11 +342,12 @@ fn special_tokens(
     special
 }
 
+/// Returns the tokenizer in `cell`, which is created on first use.
 fn get_or_init(
-    made: &OnceLock<Variant>,
-    make: impl FnOnce() -> Variant,
+    cell: &OnceLock<Variant>,
+    create: impl FnOnce() -> Variant,
 ) -> Result<&tokenizers::Tokenizer, String> {
-    made.get_or_init(make).as_ref().map_err(Clone::clone)
+    cell.get_or_init(create).as_ref().map_err(Clone::clone)
 }
 
 /// Message for a panic of the `tokenizers` crate.
