@@ -76,8 +76,8 @@ pub struct DecodeReport {
     /// Read bandwidth of memory in bytes per second, the best of two measurements halfway and after
     /// the tokens.
     pub bandwidth_bytes_per_second: f64,
-    /// `bytes_per_token · tokens_per_second / bandwidth_bytes_per_second`. Above 1 if a processor
-    /// cache holds the weights.
+    /// Memory bandwidth utilization (MBU): `bytes_per_token · tokens_per_second / bandwidth_bytes_per_second`.
+    /// Above 1 if a processor cache holds the weights.
     pub bandwidth_share: f64,
     /// Peak resident memory of the process during generation, where the system reports it, without the
     /// buffer of the bandwidth measurement.
@@ -188,7 +188,7 @@ struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    /// Creates the cache and processes the prompt.
+    /// Creates the KV cache and runs the prefill.
     fn new(model: &'a mut Model, prompt: &'a [i32], capacity: usize) -> Result<Self> {
         let mut decoder = Self {
             cache: model.new_cache(1, capacity)?,

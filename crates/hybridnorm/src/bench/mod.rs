@@ -4,15 +4,15 @@
 //! bandwidth for decoding and for memory-bound ops.
 
 mod decode;
-mod floors;
 pub mod machine;
+mod min_speedups;
 pub mod ops;
 pub mod placements;
 mod step;
 mod timing;
 
 pub use decode::{DecodeOptions, DecodeReport, decode};
-pub use floors::Floors;
+pub use min_speedups::MinSpeedups;
 pub use ops::{OpsOptions, OpsReport, ops};
 pub use placements::{PlacementsOptions, PlacementsReport, placements};
 pub use step::{StepOptions, StepReport, step};

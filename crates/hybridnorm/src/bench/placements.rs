@@ -40,7 +40,7 @@ impl Default for PlacementsOptions {
 
 /// A kind of measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Measure {
+pub enum BenchmarkKind {
     /// A training step; see [`step()`].
     Step,
     /// Generation of a token; see [`decode()`].
@@ -58,7 +58,7 @@ pub struct Candidate {
 
 /// Result of a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Measured {
+pub struct Measurement {
     /// Throughput in tokens per second.
     pub tokens_per_second: f64,
     /// Peak resident memory of the process in bytes, where the system reports it.
@@ -66,7 +66,7 @@ pub struct Measured {
 }
 
 /// Function that measures one candidate.
-pub type MeasureFn<'a> = &'a mut dyn FnMut(Measure, &Candidate) -> Result<Measured>;
+pub type MeasureFn<'a> = &'a mut dyn FnMut(BenchmarkKind, &Candidate) -> Result<Measurement>;
 
 /// Progress of the comparison.
 #[derive(Debug, Clone, Copy)]
@@ -95,9 +95,9 @@ pub struct PlacementsReport {
     /// Placement that all placements are compared with.
     pub reference: &'static str,
     /// Medians of the reference's training over all its measurements; `None` without a placement.
-    pub reference_step: Option<Measured>,
+    pub reference_step: Option<Measurement>,
     /// Medians of the reference's decoding.
-    pub reference_decode: Option<Measured>,
+    pub reference_decode: Option<Measurement>,
     /// One row per placement.
     pub rows: Vec<PlacementRow>,
     /// Placements that could not be measured.
@@ -148,21 +148,21 @@ pub struct SkippedPlacement {
 pub fn in_process(
     seconds: f64,
     device: Device,
-) -> impl FnMut(Measure, &Candidate) -> Result<Measured> + use<> {
+) -> impl FnMut(BenchmarkKind, &Candidate) -> Result<Measurement> + use<> {
     move |measure, candidate| {
         let Candidate { config, .. } = candidate;
         let model = config.model_config()?;
         Ok(match measure {
-            Measure::Step => {
+            BenchmarkKind::Step => {
                 let report = step(&model, &StepOptions::of(config, seconds), device)?;
-                Measured {
+                Measurement {
                     tokens_per_second: report.tokens_per_second,
                     peak_rss_bytes: report.peak_rss_bytes,
                 }
             }
-            Measure::Decode => {
+            BenchmarkKind::Decode => {
                 let report = decode(&model, &DecodeOptions::of(config, seconds), device)?;
-                Measured {
+                Measurement {
                     tokens_per_second: report.tokens_per_second,
                     peak_rss_bytes: report.peak_rss_bytes,
                 }
@@ -193,7 +193,7 @@ pub fn in_process(
 /// // Measurements of this example; `in_process` really measures.
 /// let mut measure = |_, candidate: &hybridnorm::bench::placements::Candidate| {
 ///     let tokens_per_second = if candidate.name == "pre-norm" { 1000.0 } else { 900.0 };
-///     Ok(Measured { tokens_per_second, peak_rss_bytes: None })
+///     Ok(Measurement { tokens_per_second, peak_rss_bytes: None })
 /// };
 /// let stop = AtomicBool::new(false);
 /// let report = placements(&config, &options, &mut measure, &stop, &mut |_| {})?;
@@ -300,8 +300,8 @@ fn candidate(config: &Config, name: &'static str) -> Result<Candidate> {
 /// Measurements of the reference and, after it, of the placement.
 #[derive(Clone, Copy)]
 struct Pair {
-    reference: Measured,
-    placement: Measured,
+    reference: Measurement,
+    placement: Measurement,
 }
 
 /// Pairs of measurements of one placement.
@@ -343,8 +343,8 @@ impl Session<'_> {
     ) -> Result<Outcome> {
         let mut pairs = Pairs::default();
         let kinds = [
-            (Measure::Step, &mut pairs.step),
-            (Measure::Decode, &mut pairs.decode),
+            (BenchmarkKind::Step, &mut pairs.step),
+            (BenchmarkKind::Decode, &mut pairs.decode),
         ];
         let end = self.done + 4 * rounds;
         for (kind, measured) in kinds {
@@ -406,13 +406,13 @@ impl Compared {
 }
 
 /// Returns the median of each value; `None` without measurements.
-fn medians(measured: impl Iterator<Item = Measured>) -> Option<Measured> {
+fn medians(measured: impl Iterator<Item = Measurement>) -> Option<Measurement> {
     let (mut speeds, mut memory) = (Vec::new(), Vec::new());
     for measured in measured {
         speeds.push(measured.tokens_per_second);
         memory.extend(measured.peak_rss_bytes.map(|bytes| bytes as f64));
     }
-    (!speeds.is_empty()).then(|| Measured {
+    (!speeds.is_empty()).then(|| Measurement {
         tokens_per_second: median(&speeds),
         peak_rss_bytes: (!memory.is_empty()).then(|| median(&memory) as u64),
     })

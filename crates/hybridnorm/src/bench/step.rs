@@ -86,7 +86,7 @@ pub struct StepReport {
     pub gflops: f64,
     /// Peak GEMM throughput of the machine just after the steps, in GFLOP/s.
     pub sgemm_gflops: f64,
-    /// `gflops / sgemm_gflops`.
+    /// Model FLOPs utilization (MFU) relative to the measured GEMM peak: `gflops / sgemm_gflops`.
     pub sgemm_share: f64,
     /// Peak resident memory of the process during the steps, where the system reports it.
     pub peak_rss_bytes: Option<u64>,
@@ -190,7 +190,7 @@ impl Session {
         })
     }
 
-    /// Runs steps until one takes no new memory.
+    /// Runs warm-up steps until one allocates no new memory.
     fn warm_up(&mut self) -> Result<()> {
         for step in 1..=MAX_WARM_UP_STEPS {
             let faults = machine::page_faults();

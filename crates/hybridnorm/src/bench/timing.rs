@@ -40,7 +40,7 @@ mod tests {
     }
 
     #[test]
-    fn endless_times_are_rejected() {
+    fn invalid_durations_are_rejected() {
         assert!(check_seconds(0.0).is_ok());
         for seconds in [-1.0, f64::NAN, f64::INFINITY] {
             assert!(check_seconds(seconds).is_err());

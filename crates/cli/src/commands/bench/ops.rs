@@ -2,7 +2,7 @@
 
 use hybridnorm::Error;
 use hybridnorm::bench::ops::{Bound, OpRow};
-use hybridnorm::bench::{self, Floors, OpsOptions, OpsReport};
+use hybridnorm::bench::{self, MinSpeedups, OpsOptions, OpsReport};
 
 use crate::args::BenchOpsArgs;
 use crate::console::Console;
@@ -12,7 +12,7 @@ use crate::table::numeric_table;
 pub fn run(args: &BenchOpsArgs, console: &Console) -> Result<(), Error> {
     let config = args.model.load_config()?;
     let options = OpsOptions::of(&config, args.seconds);
-    let floors = args.floors.as_ref().map(Floors::load).transpose()?;
+    let floors = args.floors.as_ref().map(MinSpeedups::load).transpose()?;
     let mut display = Display::new(console);
     let report = bench::ops(&config.model_config()?, &options, &mut |done, total| {
         display.show_count("ops", done as u64, Some(total as u64), "kernels");
@@ -54,7 +54,7 @@ fn text(report: &OpsReport) -> String {
 
 fn cells(row: &OpRow) -> [String; 9] {
     let unit = match row.bound {
-        Bound::Arithmetic => "GFLOP/s",
+        Bound::Compute => "GFLOP/s",
         Bound::Read | Bound::ReadWrite => "GB/s",
     };
     let scaled = if row.reference_fraction < 1.0 {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hybridnorm::Error;
 use hybridnorm::bench::placements::{
-    Candidate, Compared, Measure, Measured, PlacementsEvent, REFERENCE,
+    BenchmarkKind, Candidate, Compared, Measurement, PlacementsEvent, REFERENCE,
 };
 use hybridnorm::bench::{self, PlacementsOptions, PlacementsReport};
 
@@ -73,13 +73,13 @@ fn sets_placement(setting: &str) -> bool {
 /// Measures in a separate process, whose peak memory is that of this measurement alone.
 fn measure_in_subprocess(
     args: &BenchPlacementsArgs,
-    measure: Measure,
+    measure: BenchmarkKind,
     candidate: &Candidate,
     signals: &Signals,
-) -> Result<Measured, Error> {
+) -> Result<Measurement, Error> {
     let benchmark = match measure {
-        Measure::Step => "step",
-        Measure::Decode => "decode",
+        BenchmarkKind::Step => "step",
+        BenchmarkKind::Decode => "decode",
     };
     run_benchmark(args, benchmark, candidate.name, signals).map_err(|problem| {
         Error::External(format!(
@@ -95,7 +95,7 @@ fn run_benchmark(
     benchmark: &str,
     placement: &str,
     signals: &Signals,
-) -> Result<Measured, String> {
+) -> Result<Measurement, String> {
     let mut command = benchmark_command(args, benchmark, placement)?;
     let child = command
         .stdin(Stdio::null())
@@ -191,7 +191,7 @@ fn text(report: &PlacementsReport) -> String {
         cells.extend(cells_of(&row.decode));
         table.add_row(cells);
     }
-    let absolute = |measured: &Option<Measured>| {
+    let absolute = |measured: &Option<Measurement>| {
         measured.map_or("not measured".into(), |measured| {
             format!(
                 "{} tokens/s, {}",

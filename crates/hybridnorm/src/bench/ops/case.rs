@@ -64,7 +64,7 @@ impl Problem {
     }
 
     /// Sets the number of past positions, which the caches hold.
-    pub fn after(mut self, past: usize) -> Self {
+    pub fn with_past_positions(mut self, past: usize) -> Self {
         self.arguments.past = past;
         self
     }
@@ -88,7 +88,7 @@ pub fn all_outputs(value: Value<'_>) -> Vec<Value<'_>> {
         .nodes()
         .iter()
         .find(|n| n.outputs.contains(&value.id()));
-    let outputs = &node.expect("made by an op").outputs;
+    let outputs = &node.expect("produced by an op").outputs;
     outputs
         .iter()
         .map(|&id| value.builder().value(id))
@@ -153,13 +153,13 @@ impl Operand {
 
     /// Returns its elements, which depend on the seed.
     pub fn elements(&self, seed: usize) -> Tensor {
-        let mut draw = Draw(seed as u32);
+        let mut random = Lcg(seed as u32);
         let count = 0..self.ty.elements();
         match &self.contents {
-            Contents::Uniform => Tensor::F32(count.map(|_| draw.uniform()).collect()),
-            Contents::Squares => Tensor::F32(count.map(|_| draw.uniform().powi(2)).collect()),
+            Contents::Uniform => Tensor::F32(count.map(|_| random.uniform()).collect()),
+            Contents::Squares => Tensor::F32(count.map(|_| random.uniform().powi(2)).collect()),
             Contents::Below(end) => {
-                let below = |_| (draw.bits() as usize % end) as i32;
+                let below = |_| (random.bits() as usize % end) as i32;
                 Tensor::I32(count.map(below).collect())
             }
             Contents::Given(tensor) => tensor.clone(),
@@ -168,9 +168,9 @@ impl Operand {
 }
 
 /// Pseudorandom numbers (a linear congruential generator).
-struct Draw(u32);
+struct Lcg(u32);
 
-impl Draw {
+impl Lcg {
     /// Returns 24 bits.
     fn bits(&mut self) -> u32 {
         self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -3,7 +3,7 @@
 use hybridnorm_kernels::activation::Activation;
 use hybridnorm_kernels::experts::DispatchLayout;
 
-use super::Bound::Arithmetic;
+use super::Bound::Compute;
 use super::case::{Case, Operand, Problem, floats, given, vjp};
 use super::shape::Shape;
 use crate::exec::Tensor;
@@ -15,7 +15,7 @@ use crate::ops;
 enum Load {
     /// Every expert gets the same number of tokens.
     Balanced,
-    /// The first expert gets every token; the remaining slots are shared by the other experts.
+    /// The first expert gets every token; the remaining assignments are shared by the other experts.
     Unbalanced,
 }
 
@@ -61,7 +61,7 @@ impl Sizes {
         self.activation.inputs(self.width)
     }
 
-    fn slots(&self) -> usize {
+    fn assignments(&self) -> usize {
         self.tokens * self.layout.top_k
     }
 
@@ -71,17 +71,17 @@ impl Sizes {
         direction: &'static str,
         problem: impl Fn(Self) -> Problem + 'static,
     ) -> Case {
-        Case::new(op, direction, Arithmetic, self.tokens, move |tokens| {
+        Case::new(op, direction, Compute, self.tokens, move |tokens| {
             problem(Self { tokens, ..self })
         })
     }
 
-    /// Records the up projection: from rows of tokens to rows of slots.
+    /// Records the up projection: from rows of tokens to rows of assignments.
     fn up<'g>(self, [x, w, dispatch]: [Value<'g>; 3]) -> Value<'g> {
         ops::expert_up(x, w, dispatch, self.layout)
     }
 
-    /// Records the activation and the down projection: from rows of slots back to rows of tokens.
+    /// Records the activation and the down projection: from rows of assignments back to rows of tokens.
     fn down<'g>(self, [x, w, weights, dispatch]: [Value<'g>; 4]) -> Value<'g> {
         let hidden = ops::activation(x, self.activation);
         let shape = [1, self.tokens, self.d_model].into();
@@ -100,7 +100,7 @@ fn up(op: &'static str, load: Load, sizes: Sizes) -> [Case; 2] {
     let forward = move |s: Sizes| Problem::new(operands(s), move |x| vec![s.up(x)]);
     let backward = move |s: Sizes| {
         let [x, w, dispatch] = operands(s);
-        let dy = floats([1, s.slots(), s.up_width()]);
+        let dy = floats([1, s.assignments(), s.up_width()]);
         Problem::new([x, w, dispatch, dy], move |[x, w, dispatch, dy]| {
             vjp(s.up([x, w, dispatch]), dy, &[x, w])
         })
@@ -114,7 +114,7 @@ fn up(op: &'static str, load: Load, sizes: Sizes) -> [Case; 2] {
 fn down(op: &'static str, load: Load, sizes: Sizes) -> [Case; 2] {
     let operands = move |s: Sizes| {
         [
-            floats([1, s.slots(), s.up_width()]),
+            floats([1, s.assignments(), s.up_width()]),
             floats([s.layout.experts * s.d_model, s.width]),
             floats([s.tokens, s.layout.top_k]),
             dispatch(load, s),
@@ -135,18 +135,18 @@ fn down(op: &'static str, load: Load, sizes: Sizes) -> [Case; 2] {
     ]
 }
 
-/// Returns the dispatch of tokens to the slots of their experts.
+/// Returns the dispatch of tokens to their experts.
 fn dispatch(load: Load, sizes: Sizes) -> Operand {
     let DispatchLayout { experts, top_k } = sizes.layout;
-    let expert_of_slot = |slot: usize| match load {
-        Load::Balanced => slot % experts,
-        Load::Unbalanced if slot.is_multiple_of(top_k) || experts == 1 => 0,
-        Load::Unbalanced => 1 + slot % (experts - 1),
+    let expert_of_assignment = |assignment: usize| match load {
+        Load::Balanced => assignment % experts,
+        Load::Unbalanced if assignment.is_multiple_of(top_k) || experts == 1 => 0,
+        Load::Unbalanced => 1 + assignment % (experts - 1),
     };
     let mut dispatch = vec![0; sizes.layout.elements(sizes.tokens)];
-    let chosen = sizes.layout.selected(dispatch.len());
-    for (slot, chosen) in dispatch[chosen].iter_mut().enumerate() {
-        *chosen = expert_of_slot(slot) as i32;
+    let selected = sizes.layout.selected(dispatch.len());
+    for (assignment, expert) in dispatch[selected].iter_mut().enumerate() {
+        *expert = expert_of_assignment(assignment) as i32;
     }
     sizes.layout.fill(&mut dispatch);
     given(Type::i32([dispatch.len()]), Tensor::I32(dispatch))

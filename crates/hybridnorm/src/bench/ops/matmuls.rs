@@ -2,7 +2,7 @@
 
 use hybridnorm_kernels::attention::Attention;
 
-use super::Bound::{Arithmetic, Read};
+use super::Bound::{Compute, Read};
 use super::case::{Case, Problem, all_outputs, floats, ids, vjp};
 use super::memory_bound::{on_heads, rope_table};
 use super::shape::Shape;
@@ -38,18 +38,18 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
 }
 
 fn linears(op: &'static str, rows: usize, i: usize, o: usize) -> [Case; 3] {
-    let forward = Case::new(op, "forward", Arithmetic, rows, move |rows| {
+    let forward = Case::new(op, "forward", Compute, rows, move |rows| {
         Problem::new([floats([rows, i]), floats([o, i])], |[x, w]| {
             vec![ops::linear(x, w)]
         })
     });
     let operands = move |rows| [floats([rows, i]), floats([o, i]), floats([rows, o])];
-    let of_input = Case::new(op, "backward input", Arithmetic, rows, move |rows| {
+    let of_input = Case::new(op, "backward input", Compute, rows, move |rows| {
         Problem::new(operands(rows), |[x, w, dy]| {
             vjp(ops::linear(x, w), dy, &[x])
         })
     });
-    let of_weight = Case::new(op, "backward weight", Arithmetic, rows, move |rows| {
+    let of_weight = Case::new(op, "backward weight", Compute, rows, move |rows| {
         Problem::new(operands(rows), |[x, w, dy]| {
             vjp(ops::linear(x, w), dy, &[w])
         })
@@ -102,7 +102,7 @@ impl AttentionUnits {
         make: impl Fn(Attention) -> Problem + 'static,
     ) -> Case {
         let make = move |n| make(self.take(n));
-        Case::new(op, direction, Arithmetic, self.count(), make)
+        Case::new(op, direction, Compute, self.count(), make)
     }
 
     /// Returns the attention of `n` units.
@@ -156,7 +156,7 @@ fn attentions(shape: &Shape) -> [Case; 3] {
         Problem::new([floats(packed(&a)), cache], move |[qkv, cache]| {
             vec![ops::cached_attention(qkv, cache, a)]
         })
-        .after(whole.seq - 1)
+        .with_past_positions(whole.seq - 1)
     });
     [forward, backward, cached]
 }
@@ -199,12 +199,12 @@ fn losses(shape: &Shape) -> [Case; 2] {
             ids([rows], vocab),
         ]
     };
-    let loss = Case::new("loss", "forward", Arithmetic, rows, move |rows| {
+    let loss = Case::new("loss", "forward", Compute, rows, move |rows| {
         Problem::new(operands(rows), move |[x, w, targets]| {
             ops::cross_entropy(ops::linear(x, w), targets, Z_LOSS, rows as f64).to_vec()
         })
     });
-    let with_gradients = Case::new("loss", "with gradients", Arithmetic, rows, move |rows| {
+    let with_gradients = Case::new("loss", "with gradients", Compute, rows, move |rows| {
         Problem::new(operands(rows), move |[x, w, targets]| {
             let losses = ops::cross_entropy(ops::linear(x, w), targets, Z_LOSS, rows as f64);
             let gradients = gradients(losses[0], &[x, w]);

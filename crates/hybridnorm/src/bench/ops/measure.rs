@@ -2,7 +2,7 @@
 
 use super::Bound;
 use super::case::{Case, Problem};
-use super::trial::BenchmarkProgram;
+use super::program::BenchmarkProgram;
 use crate::bench::timing::median;
 use crate::error::Result;
 use crate::exec::{Cpu, Executor, Reference};
@@ -46,7 +46,7 @@ pub fn measure(case: &Case, seconds: f64) -> Result<Timing> {
     let problem = (case.problem)(case.units);
     let mut program = BenchmarkProgram::<Cpu>::new(&problem, 1)?;
     let work = program.flops_or_bytes(case.bound);
-    if case.bound != Bound::Arithmetic {
+    if case.bound != Bound::Compute {
         let copies = (BEYOND_CACHES as f64 / work) as usize + 2;
         program = BenchmarkProgram::new(&problem, copies.min(MAX_COPIES))?;
     }
@@ -110,10 +110,10 @@ pub fn largest_difference(problem: &Problem, expected: &[Vec<f64>]) -> Result<f6
 /// Returns the largest difference between two elements, relative to the largest expected element.
 pub fn difference(found: &[f64], expected: &[f64]) -> f64 {
     assert_eq!(found.len(), expected.len(), "elements of an output");
-    let apart = largest(found.iter().zip(expected).map(|(a, b)| a - b));
-    match apart == 0.0 {
+    let max_difference = largest(found.iter().zip(expected).map(|(a, b)| a - b));
+    match max_difference == 0.0 {
         true => 0.0,
-        false => apart / largest(expected.iter().copied()),
+        false => max_difference / largest(expected.iter().copied()),
     }
 }
 

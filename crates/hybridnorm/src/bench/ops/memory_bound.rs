@@ -24,7 +24,7 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
         cases.extend(norms(op, function, shape.rows(), shape.d_model));
     }
     cases.push(add_norm(shape.rows(), shape.d_model));
-    cases.extend(preparations(shape));
+    cases.extend(qkv_transforms(shape));
     for (op, act) in [
         ("activation swiglu", Activation::Swiglu),
         ("activation geglu", Activation::Geglu),
@@ -105,7 +105,7 @@ pub(super) fn rope_table(head_dim: usize, seq: usize) -> Operand {
 }
 
 /// Returns the cases of per-head norms and RoPE. Units are sequences.
-fn preparations(shape: &Shape) -> [Case; 2] {
+fn qkv_transforms(shape: &Shape) -> [Case; 2] {
     let spec = on_heads(shape.heads, shape.kv_heads, shape.head_dim);
     let (seq, width, head_dim) = (shape.seq, shape.packed(), shape.head_dim);
     let operands = move |n| {

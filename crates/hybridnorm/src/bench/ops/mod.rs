@@ -13,8 +13,8 @@ mod experts;
 mod matmuls;
 mod measure;
 mod memory_bound;
+mod program;
 mod shape;
-mod trial;
 
 use derive_setters::Setters;
 use serde::Serialize;
@@ -69,7 +69,8 @@ impl OpsOptions {
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
     /// Peak GEMM throughput, in GFLOP/s.
-    Arithmetic,
+    #[serde(rename = "arithmetic")]
+    Compute,
     /// Read bandwidth of memory, in GB/s.
     Read,
     /// Read and write bandwidth of memory, in GB/s.
@@ -131,7 +132,7 @@ pub struct OpRow {
 /// Measures every kernel at the shapes of a model. `on_progress` receives the numbers of finished and of all
 /// kernels.
 ///
-/// Attention is causal without softcap, its preparation normalizes the q, k and v of every head, and the
+/// Attention is causal without softcap, the QKV transform normalizes q, k and v of every head, and the
 /// optimizer step is that of the largest matrix, the embedding.
 ///
 /// # Errors
@@ -207,7 +208,7 @@ fn cases(shape: &Shape) -> Vec<Case> {
 fn row(case: &Case, timing: &Timing, limits: &Limits) -> OpRow {
     let rate = 1e-9 * timing.flops_or_bytes / timing.seconds;
     let limit = match case.bound {
-        Bound::Arithmetic => limits.sgemm,
+        Bound::Compute => limits.sgemm,
         Bound::Read => limits.read,
         Bound::ReadWrite => limits.read_write,
     };
@@ -261,8 +262,8 @@ mod tests {
     use hybridnorm_kernels::activation::Activation;
 
     use super::measure::{difference, largest_difference};
+    use super::program::BenchmarkProgram;
     use super::shape::Experts;
-    use super::trial::BenchmarkProgram;
     use super::*;
     use crate::exec::{Cpu, Reference};
 
@@ -293,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kernel_computes_what_its_reference_does() {
+    fn kernels_match_their_references() {
         let cases = small();
         assert!(cases.len() > 50);
         for case in &cases {
@@ -314,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn copies_compute_the_same_in_different_places() {
+    fn copies_give_equal_outputs_in_disjoint_memory() {
         for case in small() {
             let problem = (case.problem)(case.units);
             let mut one = BenchmarkProgram::<Cpu>::new(&problem, 1).unwrap();
@@ -330,9 +331,9 @@ mod tests {
                 three.flops_or_bytes(case.bound),
                 one.flops_or_bytes(case.bound)
             );
-            let places = |trial: &BenchmarkProgram<Cpu>| {
-                let outputs = trial.program().outputs().iter();
-                let mut places: Vec<_> = outputs.map(|&id| trial.program().place(id)).collect();
+            let places = |benchmark: &BenchmarkProgram<Cpu>| {
+                let outputs = benchmark.program().outputs().iter();
+                let mut places: Vec<_> = outputs.map(|&id| benchmark.program().place(id)).collect();
                 places.sort();
                 places.dedup();
                 places.len()
@@ -361,8 +362,8 @@ mod tests {
             ("loss", "with gradients", &["head and loss"]),
         ] {
             let case = case(op, direction);
-            let trial = BenchmarkProgram::<Cpu>::new(&(case.problem)(case.units), 1).unwrap();
-            let nodes = trial.program().graph().nodes().iter();
+            let benchmark = BenchmarkProgram::<Cpu>::new(&(case.problem)(case.units), 1).unwrap();
+            let nodes = benchmark.program().graph().nodes().iter();
             let found: Vec<_> = nodes.map(|node| node.op.operation().name()).collect();
             assert_eq!(found, expected, "{op} {direction}");
         }
@@ -372,15 +373,15 @@ mod tests {
     #[test]
     fn in_place_ops_copy_nothing() {
         for case in small() {
-            let trial = BenchmarkProgram::<Cpu>::new(&(case.problem)(case.units), 2).unwrap();
-            for step in trial.program().steps() {
+            let benchmark = BenchmarkProgram::<Cpu>::new(&(case.problem)(case.units), 2).unwrap();
+            for step in benchmark.program().steps() {
                 assert!(step.copies.is_empty(), "{} {}", case.op, case.direction);
             }
         }
     }
 
     #[test]
-    fn work_is_that_of_the_op_alone() {
+    fn flops_and_bytes_are_those_of_the_op_alone() {
         let work = |op, direction| {
             let case = case(op, direction);
             BenchmarkProgram::<Cpu>::new(&(case.problem)(case.units), 1)
@@ -401,9 +402,9 @@ mod tests {
             work("embedding", "forward"),
             4.0 * (21.0 + 2.0 * 21.0 * 24.0)
         );
-        let product = 2.0 * (3.0 * 28.0) * (4.0 * 6.0);
-        assert_eq!(work("attention", "forward"), 2.0 * product);
-        assert_eq!(work("normed attention", "backward"), 5.0 * product);
+        let matmul_flops = 2.0 * (3.0 * 28.0) * (4.0 * 6.0);
+        assert_eq!(work("attention", "forward"), 2.0 * matmul_flops);
+        assert_eq!(work("normed attention", "backward"), 5.0 * matmul_flops);
         assert_eq!(
             work("loss", "with gradients"),
             3.0 * 2.0 * 21.0 * 24.0 * 37.0

@@ -24,7 +24,7 @@ fn ratios_are_those_of_pairs() {
     // The machine slows down steadily; a placement takes twice as long.
     let mut speed = 1024.0;
     let mut order = Vec::new();
-    let mut measure = |kind: Measure, candidate: &Candidate| {
+    let mut measure = |kind: BenchmarkKind, candidate: &Candidate| {
         order.push((kind, candidate.name));
         let own = if candidate.name == REFERENCE {
             1.0
@@ -32,7 +32,7 @@ fn ratios_are_those_of_pairs() {
             0.5
         };
         speed *= 0.5;
-        Ok(Measured {
+        Ok(Measurement {
             tokens_per_second: own * speed,
             peak_rss_bytes: Some(if own == 1.0 { 100 } else { 150 }),
         })
@@ -48,16 +48,16 @@ fn ratios_are_those_of_pairs() {
     assert_eq!(report.reference_step.unwrap().tokens_per_second, 128.0);
     assert_eq!(row.decode.relative_memory, Some(1.5));
     assert_eq!(order.len(), 12);
-    assert_eq!(order[0], (Measure::Step, REFERENCE));
-    assert_eq!(order[1], (Measure::Step, "pre-norm-qk"));
-    assert_eq!(order[11], (Measure::Decode, "pre-norm-qk"));
+    assert_eq!(order[0], (BenchmarkKind::Step, REFERENCE));
+    assert_eq!(order[1], (BenchmarkKind::Step, "pre-norm-qk"));
+    assert_eq!(order[11], (BenchmarkKind::Decode, "pre-norm-qk"));
 }
 
 #[test]
-fn what_cannot_be_measured_is_listed() {
-    let mut measure = |_: Measure, candidate: &Candidate| match candidate.name {
+fn placements_that_cannot_be_measured_are_listed() {
+    let mut measure = |_: BenchmarkKind, candidate: &Candidate| match candidate.name {
         "sandwich" => Err(Error::config("too large")),
-        _ => Ok(Measured {
+        _ => Ok(Measurement {
             tokens_per_second: 1.0,
             peak_rss_bytes: None,
         }),
@@ -73,10 +73,10 @@ fn what_cannot_be_measured_is_listed() {
 }
 
 #[test]
-fn it_stops_when_asked_to() {
+fn stop_flag_interrupts_the_benchmark() {
     let stop = AtomicBool::new(false);
     let mut count = 0;
-    let mut measure = |_: Measure, _: &Candidate| {
+    let mut measure = |_: BenchmarkKind, _: &Candidate| {
         count += 1;
         stop.store(true, Ordering::Relaxed);
         Err(Error::config("interrupted"))
@@ -86,7 +86,7 @@ fn it_stops_when_asked_to() {
 }
 
 #[test]
-fn a_library_user_measures_in_process() {
+fn in_process_measures_training_and_decoding() {
     let mut measure = in_process(0.0, Device::Cpu);
     let stop = AtomicBool::new(false);
     let report = run(&only(&["hybridnorm"]), &mut measure, &stop);

@@ -1,4 +1,4 @@
-//! A regression gate: minimum speedup of each op over the plain loops of the reference executor.
+//! A regression gate: minimum speedup of each op over the reference executor.
 //!
 //! Both sides of the ratio are measured in one run, so that it depends little on the machine and much on
 //! the code.
@@ -11,22 +11,22 @@ use super::ops::OpsReport;
 use crate::error::{Error, Result};
 use crate::files;
 
-/// Maximum bytes of a file of floors.
+/// Maximum bytes of a file of minimum speedups.
 const LIMIT: u64 = 1 << 20;
 
-/// Largest allowed difference between a kernel and its reference, relative to the largest output.
+/// Maximum difference between a kernel and its reference, relative to the largest output.
 const DIFFERENCE: f64 = 1e-4;
 
-/// Content of a file of floors: `[[kernel]]` tables with `op`, `direction` and `speedup`.
+/// Content of a file of minimum speedups: `[[kernel]]` tables with `op`, `direction` and `speedup`.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Floors {
+pub struct MinSpeedups {
     path: PathBuf,
-    kernels: Vec<Floor>,
+    kernels: Vec<MinSpeedup>,
 }
 
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Floor {
+struct MinSpeedup {
     op: String,
     direction: String,
     speedup: f64,
@@ -35,14 +35,14 @@ struct Floor {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Contents {
-    kernel: Vec<Floor>,
+    kernel: Vec<MinSpeedup>,
 }
 
-impl Floors {
-    /// Reads a file of floors.
+impl MinSpeedups {
+    /// Reads a file of minimum speedups.
     ///
     /// # Errors
-    /// If the file cannot be read or parsed, names no kernel, or has a floor that is not above 0.
+    /// If the file cannot be read or parsed, names no kernel, or has a speedup that is not above 0.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = files::read_small(path, LIMIT)?;
@@ -51,12 +51,12 @@ impl Floors {
         if contents.kernel.is_empty() {
             return Err(Error::format(path, "names no kernel"));
         }
-        if let Some(floor) = (contents.kernel.iter())
-            .find(|floor| !(floor.speedup.is_finite() && floor.speedup > 0.0))
+        if let Some(minimum) = (contents.kernel.iter())
+            .find(|minimum| !(minimum.speedup.is_finite() && minimum.speedup > 0.0))
         {
             return Err(Error::format(
                 path,
-                format!("speedup = {} is not above 0", floor.speedup),
+                format!("speedup = {} is not above 0", minimum.speedup),
             ));
         }
         Ok(Self {
@@ -74,7 +74,7 @@ impl Floors {
         let problems: Vec<String> = self
             .kernels
             .iter()
-            .filter_map(|floor| floor.problem(report))
+            .filter_map(|minimum| minimum.problem(report))
             .collect();
         match problems.is_empty() {
             true => Ok(()),
@@ -83,7 +83,7 @@ impl Floors {
     }
 }
 
-impl Floor {
+impl MinSpeedup {
     fn problem(&self, report: &OpsReport) -> Option<String> {
         let Self {
             op,
@@ -98,7 +98,7 @@ impl Floor {
             None => Some(format!("there is no kernel `{op}`, `{direction}`")),
             Some(row) if row.largest_difference.is_nan() || row.largest_difference > DIFFERENCE => {
                 Some(format!(
-                    "{op} {direction} differs from plain loops by {:.0e}, expected at most {DIFFERENCE:.0e}",
+                    "{op} {direction} differs from the reference by {:.0e}, expected at most {DIFFERENCE:.0e}",
                     row.largest_difference
                 ))
             }
@@ -106,7 +106,7 @@ impl Floor {
                 if row.speedup_over_reference.is_nan() || row.speedup_over_reference < *speedup =>
             {
                 Some(format!(
-                    "{op} {direction} is {:.1} times as fast as plain loops, expected at least {speedup}",
+                    "{op} {direction} is {:.1} times as fast as the reference, expected at least {speedup}",
                     row.speedup_over_reference
                 ))
             }

@@ -113,7 +113,7 @@ impl<E: Executor> BenchmarkProgram<E> {
     pub fn flops_or_bytes(&self, bound: Bound) -> f64 {
         let graph = self.program.graph();
         let work = |node: &&Node| match bound {
-            Bound::Arithmetic => node.op.operation().flops(&types(graph, &node.inputs)),
+            Bound::Compute => node.op.operation().flops(&types(graph, &node.inputs)),
             Bound::Read | Bound::ReadWrite => moved_bytes(graph, node),
         };
         let all: u64 = measured(&self.program).iter().map(work).sum();
