@@ -186,13 +186,13 @@ fn wrong_types_in_a_configuration_are_reported_by_key() {
             "deepseek-v3",
             "rms_norm_eps",
             json!([]),
-            "expected a number, found a list",
+            "expected a number, found an array",
         ),
         (
             "deepseek-v3",
             "hidden_act",
             json!({}),
-            "expected text in quotation marks, found a table",
+            "expected a string, found a table",
         ),
     ] {
         let dir = dir(family);

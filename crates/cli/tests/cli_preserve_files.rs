@@ -63,7 +63,7 @@ fn unrelated_files_in_a_run_directory_are_preserved() {
     dir.expect_error(
         2,
         &["train", "a/config.toml", "--run", "a"],
-        &["config.toml", "another --run"],
+        &["config.toml", "another directory"],
     );
     dir.ok(&[
         "train",

@@ -78,7 +78,7 @@ fn invalid_probes_are_rejected() {
     dir.expect_error(
         2,
         &["probe", "tiny.toml", "--steps", "0"],
-        &["steps = 0, expected 1 to train.steps = 20 (--steps)"],
+        &["steps = 0, expected 1 to train.steps = 20"],
     );
     dir.expect_error(
         2,

@@ -281,7 +281,7 @@ fn invalid_replays_are_rejected() {
     dir.expect_error(
         2,
         &["replay", "run", "--step", "13"],
-        &["run-replay-13 already contains a run; choose another --out"],
+        &["run-replay-13 already contains a run; choose another directory"],
     );
     dir.expect_error(
         2,

@@ -140,11 +140,7 @@ fn invalid_report_sources_are_rejected() {
     );
     dir.write("garbage.json", "[1]");
     let garbage = ["report", "garbage.json", "--format", "json"];
-    dir.expect_error(
-        1,
-        &garbage,
-        &["garbage.json: not an output of `probe --out`"],
-    );
+    dir.expect_error(1, &garbage, &["garbage.json: not a probe report"]);
     dir.train("run", &[]);
     dir.expect_error(2, &["report", "run"], &["--out is missing"]);
 }

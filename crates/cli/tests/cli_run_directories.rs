@@ -54,7 +54,7 @@ fn a_run_killed_before_its_first_step_is_restarted_by_the_same_command() {
         )
         .unwrap();
     }
-    dir.train_fails(2, "rows", &[], &["restart it with --resume"]);
+    dir.train_fails(2, "rows", &[], &["resume the run to restart it"]);
     dir.train("rows", &["--resume"]);
     assert_eq!(
         dir.reproducible_metrics("rows"),

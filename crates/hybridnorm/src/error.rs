@@ -68,7 +68,7 @@ pub enum Error {
     /// A value that cannot be read, or that names nothing: a specification, a pattern, a path.
     #[error("{}", one_line(&plain_message(problem)))]
     InvalidValue {
-        /// The key, the option or the kind of value: `data.tokenizer`, `--set`, `pattern`.
+        /// The key, the option or the kind of value: `data.tokenizer`, `settings`, `pattern`.
         key: String,
         /// The value, what is wrong with it, and what was expected.
         problem: String,
@@ -99,7 +99,7 @@ pub enum Error {
         /// Shape in the model.
         expected: Vec<usize>,
     },
-    /// More memory is needed than this process may have.
+    /// More memory is needed than is available to this process.
     #[error("{}", one_line(problem))]
     OutOfMemory {
         /// Bytes that are needed.

@@ -49,17 +49,17 @@ fn found_type(found: &str) -> String {
     let inner = |kind: &str| found.strip_prefix(kind);
     let ticked = |kind: &str| inner(kind).map(|value| value.trim_matches('`').to_owned());
     if let Some(text) = inner("string ") {
-        return format!("the text {text}");
+        return format!("the string {text}");
     }
     let number = ticked("integer ")
         .or_else(|| ticked("floating point "))
         .or_else(|| ticked("boolean "));
     match found {
         _ if number.is_some() => number.unwrap_or_default(),
-        "sequence" => "a list".into(),
+        "sequence" => "an array".into(),
         "map" => "a table".into(),
         "null" | "unit value" | "Option value" => "null".into(),
-        "unit variant" => "a word, true or false".into(),
+        "unit variant" => "a string or boolean".into(),
         "newtype variant" | "tuple variant" | "struct variant" => "a table".into(),
         other => other.to_owned(),
     }
@@ -77,25 +77,23 @@ pub(crate) fn expected_type(expected: &str) -> Cow<'_, str> {
         .strip_prefix("an array of length ")
         .or_else(|| expected.strip_prefix("a tuple of size "))
     {
-        return format!("a list of {length}").into();
+        return format!("an array of {length}").into();
     }
     match expected {
         "i8" | "i16" | "i32" | "i64" | "isize" | "i128" => "an integer".into(),
         "bool" | "a boolean" => "true or false".into(),
-        "a string" | "str" | "string" | "path string" | "a character" => {
-            "text in quotation marks".into()
-        }
-        "a sequence" | "a tuple" => "a list".into(),
+        "a string" | "str" | "string" | "path string" | "a character" => "a string".into(),
+        "a sequence" | "a tuple" => "an array".into(),
         "a map" | "map" => "a table".into(),
         "string only" | "string or map" | "string or table" | "variant identifier" => {
-            "a word in quotation marks".into()
+            "a string".into()
         }
         "unit" => "nothing".into(),
         _ if expected.starts_with("struct ") || expected.starts_with("internally tagged ") => {
             "a table".into()
         }
         _ if expected.starts_with("enum ") || expected.starts_with("adjacently tagged ") => {
-            "a word in quotation marks".into()
+            "a string".into()
         }
         _ => expected.into(),
     }
@@ -144,7 +142,7 @@ mod tests {
         for (message, expected) in [
             (
                 "a.toml: line 3: invalid type: string \"1e-3\", expected f64",
-                "a.toml: line 3: expected a number, found the text \"1e-3\"; write 1e-3 without \
+                "a.toml: line 3: expected a number, found the string \"1e-3\"; write 1e-3 without \
                  quotation marks",
             ),
             (
@@ -157,23 +155,23 @@ mod tests {
             ),
             (
                 "invalid type: map, expected a sequence",
-                "expected a list, found a table",
+                "expected an array, found a table",
             ),
             (
                 "invalid type: sequence, expected struct TrainSection",
-                "expected a table, found a list",
+                "expected a table, found an array",
             ),
             (
                 "invalid type: boolean `true`, expected string or map",
-                "expected a word in quotation marks, found true",
+                "expected a string, found true",
             ),
             (
                 "invalid length 3, expected an array of length 2",
-                "expected a list of 2, found 3 elements",
+                "expected an array of 2, found 3 elements",
             ),
             (
                 "invalid type: string \"a, expected b\", expected a boolean",
-                "expected true or false, found the text \"a, expected b\"",
+                "expected true or false, found the string \"a, expected b\"",
             ),
             ("missing field `x`", "missing field `x`"),
             ("invalid type: ", "invalid type: "),

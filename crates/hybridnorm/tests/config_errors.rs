@@ -141,9 +141,9 @@ const MISSPELLED: &[(&str, &str)] = &[
     ),
     (
         "optimizer=[]",
-        "optimizer: expected a section, found a list",
+        "optimizer: expected a section, found an array",
     ),
-    ("train=[2]", "train: expected a section, found a list"),
+    ("train=[2]", "train: expected a section, found an array"),
     ("log=true", "as in log = { layers_every = 10 }"),
     ("train.steps='many'", "as in steps = 1000"),
     (
@@ -156,7 +156,7 @@ const MISSPELLED: &[(&str, &str)] = &[
     ),
     (
         "model.norm={kind='rmsnorm',eps='1e-6'}",
-        "the text \"1e-6\"",
+        "the string \"1e-6\"",
     ),
     ("model.norm={kind='layer-normal'}", "\"layer-normal\""),
 ];

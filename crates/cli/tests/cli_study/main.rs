@@ -124,7 +124,7 @@ fn invalid_studies_are_rejected_before_training() {
         ),
         (
             &["--jobs", "99", "--threads", "2"],
-            &["jobs = 99, expected 1 to 2", "--threads"],
+            &["jobs = 99, expected 1 to 2", "one of the 2 threads"],
         ),
     ];
     for (more, words) in cases {

@@ -120,7 +120,7 @@ fn merged_shards_equal_the_full_study() {
 #[test]
 fn resume_needs_an_existing_study() {
     let dir = test_dir();
-    let words = ["typo: folder not found", "start one without --resume"];
+    let words = ["typo: folder not found", "start a new one instead"];
     dir.expect_error(1, &args("typo", &["--resume"]), &words);
     assert!(!dir.path("typo").exists());
     // A missing study file is restored.

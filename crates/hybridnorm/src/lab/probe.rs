@@ -172,25 +172,24 @@ fn configs_to_probe(config: &Config, options: &Options) -> Result<Vec<(String, C
         return Err(Error::out_of_range(
             "steps",
             options.steps,
-            format!("1 to train.steps = {most} (--steps)"),
+            format!("1 to train.steps = {most}"),
         ));
     }
     let mut configs: Vec<(String, Config)> = Vec::new();
     for name in &options.placements {
         if configs.iter().any(|(known, _)| known == name) {
             return Err(Error::invalid_value(
-                "--placements",
-                format!("--placements has a duplicate: {name}"),
+                "placements",
+                format!("placements has a duplicate: {name}"),
             ));
         }
         let mut config = config.clone();
-        let section = config
-            .model
-            .as_mut()
-            .ok_or_else(|| Error::missing("[model]", ": --placements needs a model section"))?;
+        let section = config.model.as_mut().ok_or_else(|| {
+            Error::missing("[model]", ": placements are those of a model section")
+        })?;
         section.placement = Value::String(name.clone());
         config.check().map_err(|error| {
-            Error::invalid_value("--placements", format!("--placements {name}: {error}"))
+            Error::invalid_value("placements", format!("placement {name}: {error}"))
         })?;
         configs.push((name.clone(), config));
     }

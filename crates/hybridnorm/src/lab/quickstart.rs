@@ -237,7 +237,7 @@ fn prepare_run_directory(run: &Path, locking: Locking) -> Result<()> {
         return Err(Error::exists(
             run,
             format!(
-                "{} contains files not created by quickstart; choose another --out",
+                "{} contains files not created by quickstart; choose another folder",
                 run.display()
             ),
         ));

@@ -173,9 +173,9 @@ impl de::Error for PlacementError {
 
 fn describe(found: de::Unexpected<'_>) -> String {
     match found {
-        de::Unexpected::Str(text) => format!("the text {:?}", shorten(text)),
+        de::Unexpected::Str(text) => format!("the string {:?}", shorten(text)),
         de::Unexpected::Map => "a table".into(),
-        de::Unexpected::Seq => "a list".into(),
+        de::Unexpected::Seq => "an array".into(),
         de::Unexpected::Unit | de::Unexpected::Option => "null".into(),
         de::Unexpected::Bool(value) => value.to_string(),
         de::Unexpected::Unsigned(value) => value.to_string(),

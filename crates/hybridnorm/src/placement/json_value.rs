@@ -175,7 +175,7 @@ fn expected_name_error(found: &Value, names: &[&str]) -> PlacementError {
 fn describe(value: &Value) -> String {
     match value {
         Value::Object(_) => "a table".into(),
-        Value::Array(_) => "a list".into(),
+        Value::Array(_) => "an array".into(),
         other => other.to_string(),
     }
 }

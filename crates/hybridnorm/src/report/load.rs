@@ -76,7 +76,7 @@ impl Document {
 fn probe(path: &Path) -> Result<ProbeReport> {
     let bytes = files::read_small(path, PROBE_LIMIT)?;
     serde_json::from_slice(&bytes)
-        .map_err(|error| Error::format(path, format!("not an output of `probe --out`: {error}")))
+        .map_err(|error| Error::format(path, format!("not a probe report: {error}")))
 }
 
 fn title(paths: &[PathBuf]) -> String {

@@ -35,7 +35,7 @@ pub fn check_output_path(out: &Path, inputs: &[PathBuf]) -> Result<()> {
     match inputs.iter().find(is_part) {
         None => Ok(()),
         Some(input) => Err(Error::conflict(
-            ["--out", "paths"],
+            ["out", "paths"],
             format!(
                 "{} is a part of the input {}; choose another name",
                 out.display(),

@@ -102,9 +102,7 @@ pub(super) fn check_no_run(run: &Path) -> Result<()> {
     if checkpoint::exists(run)? {
         return Err(Error::exists(
             run,
-            format!(
-                "{run_name} already contains a run; resume it with --resume, or choose another --run"
-            ),
+            format!("{run_name} already contains a run; resume it, or choose another directory"),
         ));
     }
     match find_run_output(run)? {
@@ -112,8 +110,8 @@ pub(super) fn check_no_run(run: &Path) -> Result<()> {
         Some(name) => Err(Error::exists(
             run,
             format!(
-                "{run_name} already contains {name}, of a run without checkpoints or an unrelated file; restart the \
-                 run with --resume, or choose another --run"
+                "{run_name} already contains {name}, of a run without checkpoints or an unrelated file; resume the \
+                 run to restart it, or choose another directory"
             ),
         )),
     }
@@ -125,7 +123,7 @@ pub(super) fn check_no_run_for_branch(run: &Path) -> Result<()> {
         true => Err(Error::exists(
             run,
             format!(
-                "{} already contains a run; choose another --out",
+                "{} already contains a run; choose another directory",
                 run.display()
             ),
         )),
@@ -146,7 +144,7 @@ fn find_run_output(run: &Path) -> Result<Option<&'static str>> {
     if !is_empty(Metrics::FILE)? {
         return Ok(Some(Metrics::FILE));
     }
-    // Segments are written first: files beside them without a step are leftovers of a kill.
+    // Segments are written first: other files without a step are leftovers of a kill.
     if files::exists(run.join(segments::FILE))? {
         return Ok(None);
     }
@@ -173,8 +171,8 @@ pub(super) fn mark_unfinished(
         return Err(Error::exists(
             run,
             format!(
-                "{} contains an unfinished run of another kind ({UNFINISHED}); choose another --out, or \
-             remove it",
+                "{} contains an unfinished run of another kind ({UNFINISHED}); choose another \
+             directory, or remove it",
                 run.display()
             ),
         ));
@@ -195,7 +193,7 @@ pub(super) fn require_run(run: &Path) -> Result<()> {
     }
     Err(Error::missing(
         format!("a run to resume in {}", run.display()),
-        "; omit --resume to start a new run, or choose another --run",
+        "; start a new run instead, or choose another directory",
     ))
 }
 

@@ -76,12 +76,12 @@ impl DataCoverage {
     /// Describes the training and the validation data, one line each, and the text that they were prepared from.
     pub fn lines(&self) -> Vec<String> {
         let line = |name: &str, found: &Coverage| {
-            let left_out: Vec<_> = found.omissions.lines();
+            let omissions: Vec<_> = found.omissions.lines();
             format!(
                 "{name}: {} of {} tokens are targets; {}",
                 with_thousands_separators(found.tokens),
                 with_thousands_separators(found.all_tokens),
-                left_out.join("; ")
+                omissions.join("; ")
             )
         };
         let text = |name: &str, text: &Option<TextStats>| {

@@ -126,7 +126,7 @@ impl StudyFolder {
         if options.resume && !files::exists(&self.0)? {
             return Err(Error::format(
                 &self.0,
-                "folder not found: there is no study to resume; start one without --resume",
+                "folder not found: there is no study to resume; start a new one instead",
             ));
         }
         let mut lock = self.lock_to_start(options)?;
@@ -191,7 +191,7 @@ impl StudyFolder {
         Err(Error::exists(
             &self.0,
             format!(
-                "{} already holds {which} study; resume it with --resume, or choose another --out",
+                "{} already holds {which} study; resume it, or choose another folder",
                 self.0.display()
             ),
         ))

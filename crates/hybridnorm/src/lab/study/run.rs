@@ -149,7 +149,7 @@ fn check_data(
     problem.map_or(Ok(()), |problem| {
         Err(Error::conflict(
             ["data.train", "data.validation"],
-            format!("{problem}; restore the original data, or start a new study in another --out"),
+            format!("{problem}; restore the original data, or start a new study in another folder"),
         ))
     })
 }

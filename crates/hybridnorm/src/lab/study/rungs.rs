@@ -62,7 +62,7 @@ impl StudyFolder {
             ["study", "study.halving"],
             format!(
                 "{}: successive halving has already ranked other runs; a study with halving cannot change: start \
-                 a new one in another --out",
+                 a new one in another folder",
                 self.path().display()
             ),
         )

@@ -205,9 +205,7 @@ fn check_options(study: &Study, options: &Options) -> Result<()> {
         return Err(Error::out_of_range(
             "jobs",
             options.jobs,
-            format!(
-                "1 to {threads}: each job needs at least one of the {threads} threads (--jobs, --threads)"
-            ),
+            format!("1 to {threads}: each job needs at least one of the {threads} threads"),
         ));
     }
     let Some(halving) = &study.config.study.halving else {

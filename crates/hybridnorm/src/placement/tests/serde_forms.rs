@@ -242,11 +242,11 @@ fn wrong_kinds_are_named_with_their_path() {
         ),
         (
             json!({ "block": { "attn": { "in_norm": "yes" } } }),
-            "placement.block.attn.in_norm: expected true or false, found the text \"yes\"",
+            "placement.block.attn.in_norm: expected true or false, found the string \"yes\"",
         ),
         (
             json!({ "norm": { "eps": [] } }),
-            "placement.norm.eps: expected a number, found a list",
+            "placement.norm.eps: expected a number, found an array",
         ),
         (
             json!({ "overrides": [{ "layers": [-1], "set": {} }] }),

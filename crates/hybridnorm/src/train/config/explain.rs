@@ -29,10 +29,11 @@ pub(super) fn in_settings(
     path: &str,
     error: &toml::de::Error,
 ) -> Error {
-    let invalid_setting = invalid_setting
-        .map(|setting| format!(" {setting}"))
-        .unwrap_or_default();
-    invalid(path, error, &format!("--set{invalid_setting}: "))
+    let place = match invalid_setting {
+        Some(setting) => format!("setting {setting}: "),
+        None => "settings: ".to_owned(),
+    };
+    invalid(path, error, &place)
 }
 
 /// Returns the error of a key that does not exist, or of a value that cannot be read; `place` is the start of its message.

@@ -82,7 +82,7 @@ fn check_sections(table: &toml::Table) -> Result<()> {
         Some(name) => Err(Error::invalid_value(
             *name,
             format!(
-                "{name}: expected a section, found a list; write [{name}] with a key = value on each line below"
+                "{name}: expected a section, found an array; write [{name}] with a key = value on each line below"
             ),
         )),
     }
@@ -92,8 +92,8 @@ fn check_sections(table: &toml::Table) -> Result<()> {
 fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
     let (key, value) = setting.split_once('=').ok_or_else(|| {
         Error::invalid_value(
-            "--set",
-            format!("--set {setting}: expected section.key=value, e.g. --set train.steps=100"),
+            "settings",
+            format!("setting {setting}: expected section.key=value, e.g. train.steps=100"),
         )
     })?;
     let value = value.trim();
@@ -103,9 +103,9 @@ fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
         .and_then(|mut table| table.remove("value"));
     if parsed.is_none() && value.parse::<i128>().is_ok() {
         return Err(Error::invalid_value(
-            "--set",
+            "settings",
             format!(
-                "--set {setting}: expected an integer of at most {}",
+                "setting {setting}: expected an integer of at most {}",
                 i64::MAX
             ),
         ));
@@ -115,8 +115,8 @@ fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
     let last = path.pop().unwrap_or_default();
     if last.is_empty() || path.iter().any(|part| part.is_empty()) {
         return Err(Error::invalid_value(
-            "--set",
-            format!("--set {setting}: {key:?} is not a key, expected section.key"),
+            "settings",
+            format!("setting {setting}: {key:?} is not a key, expected section.key"),
         ));
     }
     let mut at = table;
@@ -125,7 +125,7 @@ fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
             .entry(part)
             .or_insert_with(|| toml::Value::Table(toml::Table::new()));
         at = next.as_table_mut().ok_or_else(|| {
-            Error::unknown_key(part, format!("--set {setting}: {part} is not a section"))
+            Error::unknown_key(part, format!("setting {setting}: {part} is not a section"))
         })?;
     }
     at.insert(last.to_owned(), parsed);
