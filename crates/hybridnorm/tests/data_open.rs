@@ -114,7 +114,7 @@ fn shards_are_verified() {
     let error = opened(&[&a], Split::Train, &options)
         .unwrap_err()
         .to_string();
-    assert!(error.contains("the shard is damaged"), "{error}");
+    assert!(error.contains("the shard is corrupt"), "{error}");
     let trusting = options.with_verify(false);
     opened(&[&a], Split::Train, &trusting).unwrap();
 }

@@ -270,7 +270,7 @@ fn damaged_shards_are_rejected() {
     let mut flipped = shard.clone();
     flipped[77] ^= 4;
     fs::write(at("train-00000.bin"), &flipped).unwrap();
-    assert!(error_of(&at("")).contains("the shard is damaged"));
+    assert!(error_of(&at("")).contains("the shard is corrupt"));
     fs::remove_file(at("train-00000.bin")).unwrap();
     assert!(error_of(&at("")).ends_with("train-00000.bin: no such file or folder"));
 }
@@ -283,7 +283,7 @@ fn changed_manifests_are_rejected() {
     let changed = manifest.replacen("\"seed\": 0", "\"seed\": 1", 1);
     assert_ne!(changed, manifest);
     fs::write(at("manifest.json"), changed).unwrap();
-    assert!(error_of(&at("")).contains("manifest.json: its content is not what its checksum"));
+    assert!(error_of(&at("")).contains("manifest.json: its content does not match its checksum"));
     fs::remove_file(at("manifest.json")).unwrap();
     assert!(error_of(&at("")).ends_with("manifest.json: no such file or folder"));
     assert!(error_of(&at("none")).ends_with("none: no such file or folder"));

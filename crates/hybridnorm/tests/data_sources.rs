@@ -71,7 +71,7 @@ fn every_kind_of_file() {
 }
 
 #[test]
-fn long_texts_are_cut_at_blank_lines() {
+fn long_texts_are_split_at_blank_lines() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("book.txt");
     let paragraph = "x".repeat(60) + "\n\n";
@@ -85,7 +85,7 @@ fn long_texts_are_cut_at_blank_lines() {
     assert_eq!(pieces(100)[0], "x".repeat(60) + "\n\n" + &"x".repeat(60));
     assert_eq!(pieces(10_000).len(), 1);
     assert_eq!(pieces(100).join("\n\n"), pieces(0)[0]);
-    // Without blank lines, cut at line ends; without those, not cut.
+    // Without blank lines, split at line ends; without those, not split.
     fs::write(&path, "yyyyyyyyy\n".repeat(100)).unwrap();
     assert_eq!(pieces(50).len(), 5);
     fs::write(&path, "z".repeat(1000)).unwrap();
@@ -140,9 +140,9 @@ fn inputs_without_text_are_rejected() {
     assert!(message(at("none.txt")).ends_with("none.txt: no such file or folder"));
     assert!(message(folder.path()).contains("in this folder or below"));
     fs::write(at("empty.txt"), "").unwrap();
-    assert!(message(at("empty.txt")).ends_with("empty.txt: no text in it"));
+    assert!(message(at("empty.txt")).ends_with("empty.txt: contains no text"));
     fs::write(at("empty.jsonl"), "{\"text\": \"\"}\n").unwrap();
-    assert!(message(at("empty.jsonl")).contains("no text in it"));
+    assert!(message(at("empty.jsonl")).contains("contains no text"));
     assert!(Sources::resolve(&[], &SourceOptions::default()).is_err());
     assert!(message("").contains("path is empty"));
 }

@@ -169,7 +169,7 @@ fn pieces_give_the_tokens_of_the_whole_text() {
         if name == "XLM-R" {
             assert!(tokenizer.encode(&"to\n".repeat(400_000)).is_ok());
         }
-        // Long enough to be refused if it could not be cut, with spaces and without.
+        // Long enough to be rejected if it could not be split, with spaces and without.
         if ["Gemma", "first", "prefix"].contains(&name) {
             assert!(tokenizer.encode(&text.repeat(17)).is_ok(), "{name}");
             assert!(tokenizer.encode(&"to".repeat(530_000)).is_ok(), "{name}");
@@ -177,7 +177,7 @@ fn pieces_give_the_tokens_of_the_whole_text() {
     }
 }
 
-/// If tokens span spaces, a text is cut only after 1 MiB, and two tokens may differ there.
+/// If tokens span spaces, a text is split only after 1 MiB, and two tokens may differ there.
 #[test]
 fn tokens_across_spaces() {
     let mut model = bpe('\u{2581}');

@@ -16,7 +16,7 @@ use tokenizers::utils::SysRegex;
 
 use crate::error::{Error, Result};
 
-use super::tokenizer::{Cut, SOFT_LIMIT, in_parallel, pieces};
+use super::tokenizer::{SOFT_LIMIT, SplitPoints, in_parallel, pieces};
 use super::{Progress, ProgressFn};
 
 /// The special token that ends every document.
@@ -29,7 +29,9 @@ const MIN_COUNT: i64 = 2;
 /// Maximum length of a word in bytes; longer ones are counted in parts.
 const MAX_WORD_LEN: usize = 64 << 10;
 
-const WORDS: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+/// GPT-2's pre-tokenization pattern.
+const GPT2_PATTERN: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 type Pair = (u32, u32);
 
@@ -54,7 +56,8 @@ impl BpeTrainer {
                 "257 to 1000000",
             ));
         }
-        let words = SysRegex::new(WORDS).map_err(|error| Error::config(error.to_string()))?;
+        let words =
+            SysRegex::new(GPT2_PATTERN).map_err(|error| Error::config(error.to_string()))?;
         Ok(Self {
             vocab_size,
             words,
@@ -67,7 +70,7 @@ impl BpeTrainer {
         let words = &self.words;
         let counted = in_parallel(texts, threads, |text| {
             let mut counts: HashMap<&str, u64> = HashMap::new();
-            for piece in pieces(text, Cut::Anywhere, SOFT_LIMIT) {
+            for piece in pieces(text, SplitPoints::Anywhere, SOFT_LIMIT) {
                 for (from, to) in words.find_iter(piece) {
                     let mut word = &piece[from..to];
                     while word.len() > MAX_WORD_LEN {
@@ -98,7 +101,7 @@ impl BpeTrainer {
         let mut words: Vec<_> = self.counts.into_iter().collect();
         words.sort_unstable();
         let mut state = Merger::new(words);
-        let wanted = self.vocab_size - 257;
+        let n_merges = self.vocab_size - 257;
         let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
         tokens.push(END_OF_TEXT.into());
         let mut known: HashSet<Vec<u8>> = tokens.iter().cloned().collect();
@@ -126,7 +129,7 @@ impl BpeTrainer {
                 progress(Progress {
                     stage: "learn merges",
                     done: tokens.len() as u64 - 257,
-                    total: Some(wanted as u64),
+                    total: Some(n_merges as u64),
                     unit: "merges",
                 });
             }

@@ -1,7 +1,7 @@
-//! Token streams and arrays, cut into instances for training and into windows for evaluation.
+//! Token streams and arrays, split into instances for training and into windows for evaluation.
 //!
 //! An instance is `seq_len + 1` tokens: inputs are all but the last, targets all but the first. A
-//! stream of tokens is cut into instances that share one token with their neighbours (instance i
+//! stream of tokens is split into instances that share one token with their neighbours (instance i
 //! covers tokens `i*seq_len ..= (i+1)*seq_len`), so every token but the first is a target once
 //! per epoch. Rows of two-dimensional arrays are independent streams: no window spans two rows.
 //!
@@ -95,8 +95,8 @@ impl TokenDataset {
                     match width {
                         0 | 1 => String::new(),
                         _ => format!(
-                            "; set the sequence length to {}, or save the array with one dimension so \
-                             that it is cut anew",
+                            "; set the sequence length to {}, or save the array with one dimension, so \
+                             that it is split into sequences of that length",
                             width - 1
                         ),
                     }
@@ -132,7 +132,7 @@ impl TokenDataset {
 
     fn push(&mut self, tokens: TokenStream, streams: u64, stride: u64, identity: &str) {
         let all = tokens.len();
-        let part = Part::cut(
+        let part = Part::split(
             tokens,
             streams,
             self.seq_len as u64,
@@ -227,7 +227,7 @@ impl TokenDataset {
         found
     }
 
-    /// Returns the SHA-256 of the parts; equal only for the same data, cut the same way.
+    /// Returns the SHA-256 of the parts; equal only for the same data, split into the same instances.
     pub fn fingerprint(&self) -> String {
         crate::files::hex(&self.identity.clone().finalize())
     }

@@ -88,7 +88,10 @@ fn check(cache: &Path) -> Result<Vec<PathBuf>> {
         .iter()
         .map(|(name, expected)| {
             if !is_plain(name) {
-                return Err(Error::format(&path, format!("bad name {name:?}; {advice}")));
+                return Err(Error::format(
+                    &path,
+                    format!("invalid file name {name:?}; {advice}"),
+                ));
             }
             let book = cache.join(name);
             if files::fingerprint(&book)? != *expected {

@@ -131,16 +131,16 @@ mod tests {
 
     #[test]
     fn errors_name_problem_and_position() {
-        let flaw = |record: &str| text_field(record, "text").unwrap_err();
-        let missing = flaw(r#"{"body": "x", "id": 1}"#);
+        let error_of = |record: &str| text_field(record, "text").unwrap_err();
+        let missing = error_of(r#"{"body": "x", "id": 1}"#);
         assert_eq!(
             missing.problem,
             "no field `text`; the fields are `body`, `id`"
         );
         assert_eq!(missing.reason, "no field `text`");
         for value in ["1", "-1", "0.5", "true", "[1]", "{\"a\":1}", "NaN"] {
-            let flaw = flaw(&format!("{{\"text\":{value}}}"));
-            assert_eq!(flaw.reason, "field `text` is not a string");
+            let error = error_of(&format!("{{\"text\":{value}}}"));
+            assert_eq!(error.reason, "field `text` is not a string");
         }
         for (record, problem, at) in [
             ("", "the record ends, expected a value", 0),
@@ -172,16 +172,20 @@ mod tests {
             (r#"{"text":"\u12"}"#, "four hexadecimal digits", 9),
             ("{\"text\":\"a\tb\"}", "control character 0x09", 10),
         ] {
-            let flaw = flaw(record);
-            assert!(flaw.problem.contains(problem), "{record}: {flaw:?}");
+            let error = error_of(record);
+            assert!(error.problem.contains(problem), "{record}: {error:?}");
             assert_eq!(
-                (flaw.at, flaw.reason.as_str()),
+                (error.at, error.reason.as_str()),
                 (Some(at), "not valid JSON")
             );
         }
-        assert!(flaw("[1, 2]").problem.contains("found an array"));
+        assert!(error_of("[1, 2]").problem.contains("found an array"));
         let deep = format!("{{\"n\":{}", "[".repeat(20_000));
-        assert!(flaw(&deep).problem.contains("nested more than 10000 deep"));
+        assert!(
+            error_of(&deep)
+                .problem
+                .contains("nested more than 10000 deep")
+        );
     }
 
     #[test]

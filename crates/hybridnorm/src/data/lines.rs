@@ -61,9 +61,9 @@ impl Lines {
         };
         // Decompressed bytes are checked here; uncompressed ones were checked on opening.
         let head = lines.fill()?;
-        let is_marked = head.starts_with(b"\xef\xbb\xbf");
+        let has_bom = head.starts_with(b"\xef\xbb\xbf");
         compressed::check_encoding(head).map_err(|problem| Error::format(path, problem))?;
-        if is_marked {
+        if has_bom {
             lines.reader.consume(3);
             lines.offset = 3;
         }
@@ -114,13 +114,13 @@ impl Lines {
     fn read_line(&mut self) -> Result<Vec<u8>> {
         let mut bytes = Vec::new();
         loop {
-            let room =
+            let remaining =
                 (RECORD_LIMIT + 1 - bytes.len()).min(bytes.len().max(MEMORY_CHECK_THRESHOLD));
             let read = (&mut self.reader)
-                .take(room as u64)
+                .take(remaining as u64)
                 .read_until(b'\n', &mut bytes)
                 .map_err(|error| self.read_error(&error))?;
-            if read < room || bytes.ends_with(b"\n") || bytes.len() > RECORD_LIMIT {
+            if read < remaining || bytes.ends_with(b"\n") || bytes.len() > RECORD_LIMIT {
                 return Ok(bytes);
             }
             // The buffer doubles, and the text is copied out of it.
@@ -199,7 +199,7 @@ impl Lines {
         Err(InvalidRecord {
             reason: "invalid UTF-8".into(),
             message: format!(
-                "invalid UTF-8 (0x{byte:02x}) at byte {}{of}, line {}; convert the file to UTF-8 or allow replacing invalid bytes (--replace-invalid-utf8)",
+                "invalid UTF-8 (0x{byte:02x}) at byte {}{of}, line {}; convert the file to UTF-8, or allow replacing invalid bytes (invalid_utf8)",
                 self.start + at as u64,
                 self.number
             ),

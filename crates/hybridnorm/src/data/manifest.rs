@@ -14,7 +14,7 @@ use super::text_stats::LiteralSpecialToken;
 
 /// Name of the manifest in a prepared folder; written last.
 pub const MANIFEST_NAME: &str = "manifest.json";
-/// Version of the format that this program writes and reads.
+/// Version of the format that is written and read.
 pub const MANIFEST_VERSION: u32 = 1;
 const FORMAT: &str = "hybridnorm-tokens";
 const MANIFEST_LIMIT: u64 = 64 << 20;
@@ -148,7 +148,7 @@ pub struct Manifest {
     pub seed: u64,
     /// Fraction of documents held out for validation; absent where validation inputs were named.
     pub validation_fraction: Option<f64>,
-    /// Number of characters after which plain text files were cut; absent with a separator, and in folders
+    /// Number of characters after which plain text files were split; absent with a separator, and in folders
     /// of earlier versions.
     #[serde(default)]
     pub document_chars: Option<usize>,
@@ -252,12 +252,14 @@ pub struct SourceRecord {
     pub documents: u64,
     /// Bytes of UTF-8 text in them.
     pub text_bytes: u64,
-    /// Plain text files that were cut because of their length.
+    /// Plain text files that were split because of their length.
     #[serde(default)]
-    pub cut_texts: u64,
-    /// Documents that resulted from cutting them.
+    #[serde(rename = "cut_texts")]
+    pub split_texts: u64,
+    /// Documents that resulted from splitting them.
     #[serde(default)]
-    pub cut_documents: u64,
+    #[serde(rename = "cut_documents")]
+    pub split_documents: u64,
     /// Lines and records in which invalid UTF-8 was replaced.
     #[serde(default)]
     pub replaced_lines: u64,
@@ -289,8 +291,8 @@ impl SourceRecord {
             records: stats.records,
             documents: stats.documents,
             text_bytes: stats.text_bytes,
-            cut_texts: stats.cut_texts,
-            cut_documents: stats.cut_documents,
+            split_texts: stats.split_texts,
+            split_documents: stats.split_documents,
             replaced_lines: stats.replaced_lines,
             replaced_surrogates: stats.replaced_surrogates,
             separators: stats.separators,
@@ -358,7 +360,7 @@ impl Manifest {
         }
         if head.version != Some(MANIFEST_VERSION) {
             return Err(format!(
-                "manifest version {}, this program reads version {MANIFEST_VERSION}; prepare the data again",
+                "manifest version {}, hybridnorm reads version {MANIFEST_VERSION}; prepare the data again",
                 head.version.map_or("missing".into(), |v| v.to_string())
             ));
         }

@@ -9,10 +9,10 @@ use crate::error::{Error, Result};
 pub enum Tokenizer {}
 
 impl Tokenizer {
-    /// Fails.
+    /// Always fails: tokenizers need the feature `data`.
     ///
     /// # Errors
-    /// Always: the feature `data` is off.
+    /// Always.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         Err(Error::format(
             path,

@@ -3,19 +3,19 @@
 use super::manifest::{Manifest, SourceRecord};
 
 impl Manifest {
-    /// Returns a line for everything that was omitted, cut or replaced, and for special tokens that appear
+    /// Returns a line for everything that was omitted, split or replaced, and for special tokens that appear
     /// literally in the text. Empty if all text was used unchanged.
     pub fn notes(&self) -> Vec<String> {
         let sum = |of: fn(&SourceRecord) -> u64| self.sources.iter().map(of).sum::<u64>();
         let mut notes = self.omissions.lines();
-        let (texts, documents) = (sum(|s| s.cut_texts), sum(|s| s.cut_documents));
+        let (texts, documents) = (sum(|s| s.split_texts), sum(|s| s.split_documents));
         if texts > 0 {
             let chars = match self.document_chars {
                 Some(chars) => format!(" after {chars} characters"),
                 None => String::new(),
             };
             notes.push(format!(
-                "{} cut into {documents} documents at blank lines{chars}; document_chars 0 (--document-chars 0) disables cutting",
+                "{} split into {documents} documents at blank lines{chars}; document_chars = 0 disables splitting",
                 were(texts, "text")
             ));
         }
@@ -52,7 +52,7 @@ impl Manifest {
         }
         for spelled in &self.literal_special_tokens {
             notes.push(format!(
-                "the special token `{}` appears literally {} in {}, where it is encoded as plain characters; if it separates documents, set separator (--separator '{}')",
+                "the special token `{}` appears literally {} in {}, where it is encoded as plain characters; if it separates documents, set separator to `{}`",
                 spelled.token,
                 number(spelled.count, "time"),
                 number(spelled.documents, "document"),

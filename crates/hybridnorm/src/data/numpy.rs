@@ -30,7 +30,10 @@ pub(super) fn parse(file: &[u8]) -> Result<Array, String> {
     reject_numpy_scalars(&text[10..])?;
     let header = NpyHeader::from_reader(text).map_err(|error| {
         let text = error.to_string();
-        format!("bad header: {}", text.lines().next().unwrap_or_default())
+        format!(
+            "invalid header: {}",
+            text.lines().next().unwrap_or_default()
+        )
     })?;
     let dtype = integer_type(&header.dtype())?;
     let shape = header.shape().to_vec();
@@ -91,7 +94,7 @@ fn data_offset(file: &[u8]) -> Result<usize, String> {
 /// Rejects headers that would make a parser recurse deeply or overflow 64 bits.
 fn reject_unsafe_header(header: &[u8]) -> Result<(), String> {
     if header.iter().filter(|byte| b"([{".contains(byte)).count() > 8 {
-        return Err("bad header: too deeply nested for an array of numbers".into());
+        return Err("invalid header: too deeply nested for an array of numbers".into());
     }
     header
         .split(|byte| !byte.is_ascii_digit())
@@ -117,8 +120,8 @@ fn reject_numpy_scalars(header: &[u8]) -> Result<(), String> {
         .take(40)
         .collect();
     Err(format!(
-        "bad header: `{}` where a plain number is expected, which NumPy 2 writes for a shape of NumPy \
-         integers (as in open_memmap) and no reader takes; write the file again with \
+        "invalid header: `{}` where a plain number is expected, which NumPy 2 writes for a shape of NumPy \
+         integers (as in open_memmap) and NumPy itself cannot read; save the file again with \
          shape=tuple(int(n) for n in shape)",
         call.split_inclusive(')').next().unwrap_or_default()
     ))

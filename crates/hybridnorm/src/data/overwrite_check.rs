@@ -34,7 +34,7 @@ pub(super) fn check(out: &Path, overwrite: bool) -> Result<()> {
         return Err(Error::exists(
             out,
             format!(
-                "{}: already holds prepared data; choose another folder, or allow overwriting (--overwrite)",
+                "{}: already holds prepared data; choose another folder, or allow overwriting",
                 out.display()
             ),
         ));

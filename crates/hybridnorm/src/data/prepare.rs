@@ -5,9 +5,9 @@
 //!
 //! **The split** is by document. A document is held out when a hash of (seed, text) falls below
 //! the fraction, so the choice does not depend on the order of inputs, and copies of one document
-//! are always in the same split. If one side would be empty by chance, the document nearest to the
+//! are always in the same split. If one split would be empty by chance, the document nearest to the
 //! threshold is moved to it, so that two documents yield one for each. BPE is trained on the
-//! training side only.
+//! training split only.
 
 use std::path::{Path, PathBuf};
 
@@ -24,7 +24,7 @@ use super::manifest::{Dtype, FirstTokenBytes, Manifest, SourceRecord};
 use super::overwrite_check;
 use super::shard::ShardWriter;
 use super::source::{SourceOptions, Sources};
-use super::tokenizer::{TokenizationLoss, Tokenizer, TokenizerSpec};
+use super::tokenizer::{LostText, Tokenizer, TokenizerSpec};
 use super::{Progress, ProgressFn};
 
 /// Text tokenized per batch, in bytes.
@@ -150,7 +150,7 @@ struct Preparation<'j> {
 struct SplitPlan {
     /// Bytes of text, for the progress of the second pass.
     text_bytes: Option<u64>,
-    /// Index of a document that changes sides, and true if it becomes validation text.
+    /// Index of a document that is moved to the other split, and true if that is the validation split.
     reassigned: Option<(u64, bool)>,
 }
 
@@ -203,7 +203,7 @@ impl<'j> Preparation<'j> {
         hash < (self.fraction * 2_f64.powi(64)) as u64
     }
 
-    /// Reads all text once: finds the document that must change sides, and feeds the trainer.
+    /// Reads all text once: finds the document that must be moved to the other split, and feeds the trainer.
     fn scan(
         &self,
         mut trainer: Option<&mut BpeTrainer>,
@@ -399,7 +399,7 @@ struct ShardOutput<'t> {
     /// Bytes of text of the first token of each split.
     first: FirstTokenBytes,
     /// Text lost in tokenization, by input.
-    losses: Vec<TokenizationLoss>,
+    lost_text: Vec<LostText>,
 }
 
 impl<'t> ShardOutput<'t> {
@@ -421,7 +421,7 @@ impl<'t> ShardOutput<'t> {
             literal_special_tokens: LiteralSpecialTokenCounter::new(
                 tokenizer.literal_special_token_names(),
             ),
-            losses: Vec::new(),
+            lost_text: Vec::new(),
             first: FirstTokenBytes::default(),
         }
     }
@@ -447,16 +447,16 @@ impl<'t> ShardOutput<'t> {
         let tokenizer = self.tokenizer;
         let dropped = tokenizer.dropped_chars(&texts, self.threads)?;
         for (dropped, (.., input)) in dropped.into_iter().zip(&self.texts) {
-            if self.losses.len() <= *input {
-                self.losses.resize(input + 1, TokenizationLoss::default());
+            if self.lost_text.len() <= *input {
+                self.lost_text.resize(input + 1, LostText::default());
             }
-            self.losses[*input].dropped_chars += dropped;
+            self.lost_text[*input].dropped_chars += dropped;
         }
         let unknown = tokenizer.unknown_id();
         tokenizer.encode_each(&texts, self.threads, |index, tokens, is_last| {
             let (text, held_out, input) = &self.texts[index];
             let unknown = tokens.iter().filter(|&&id| Some(id) == unknown);
-            self.losses[*input].unknown_tokens += unknown.count() as u64;
+            self.lost_text[*input].unknown_tokens += unknown.count() as u64;
             let (shards, first) = match held_out {
                 true => (&mut self.validation, &mut self.first.validation),
                 false => (&mut self.train, &mut self.first.train),
@@ -479,9 +479,9 @@ impl<'t> ShardOutput<'t> {
     /// Closes the shards, and adds their records and the statistics of all sources to the manifest.
     fn complete(self, manifest: &mut Manifest) -> Result<()> {
         manifest.first_token_bytes = self.first;
-        for (source, loss) in manifest.sources.iter_mut().zip(&self.losses) {
-            source.unknown_tokens = loss.unknown_tokens;
-            source.dropped_chars = loss.dropped_chars;
+        for (source, lost) in manifest.sources.iter_mut().zip(&self.lost_text) {
+            source.unknown_tokens = lost.unknown_tokens;
+            source.dropped_chars = lost.dropped_chars;
         }
         for source in &manifest.sources {
             manifest.omissions.extend(&source.omissions);

@@ -7,7 +7,7 @@
 //! | `.bin` | a raw stream of u16, u32 or u64, detected from the bytes; if ambiguous, the type must be named |
 //! | `.u16`, `.u32` | a raw stream of that type |
 //! | `.bin` with the header of llm.c (magic 20240520 or 20240801) | a stream, u16 or u32 |
-//! | `.bin` beside a Megatron `.idx` | a raw stream of the type that the index records |
+//! | `.bin` next to a Megatron `.idx` | a raw stream of the type that the index records |
 //! | any of these followed by `:u16`, `:u32`, `:u64`, `:u8`, `:i8`, `:i16`, `:i32` or `:i64` | a raw stream of that type |
 //!
 //! The last row also covers OLMo's data: raw u16 or u32 in files named `.npy`. All files are little-endian
@@ -168,7 +168,7 @@ fn named(file: &Mapped, path: &str, dtype: Dtype, input: &str) -> Result<Layout,
 /// Bytes of a Megatron index up to the token type, inclusive.
 const MEGATRON_HEADER: usize = 18;
 
-/// Returns the token type recorded in the Megatron index beside a `.bin`, if there is one.
+/// Returns the token type recorded in the Megatron index next to a `.bin`, if there is one.
 fn megatron_type(path: &Path) -> Result<Option<Result<Dtype, u8>>> {
     let index = path.with_extension("idx");
     if path.extension().is_none_or(|name| name != "bin") || !files::exists(&index)? {
@@ -193,14 +193,14 @@ fn megatron_type(path: &Path) -> Result<Option<Result<Dtype, u8>>> {
 fn megatron(file: &Mapped, path: &str, dtype: Result<Dtype, u8>) -> Result<Layout, String> {
     let dtype = dtype.map_err(|code| {
         format!(
-            "the Megatron index beside it records type {code}, expected integers; specify the type of the tokens: \
+            "the Megatron index next to it records type {code}, expected integers; specify the type of the tokens: \
              `{path}:u16` or `{path}:u32`"
         )
     })?;
     let found = stream(file, 0, dtype)?;
     Ok(Layout {
         note: Some(format!(
-            "{path}: read as {}, as the Megatron index beside it records",
+            "{path}: read as {}, as the Megatron index next to it records",
             dtype.name()
         )),
         ..found

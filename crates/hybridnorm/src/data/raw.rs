@@ -61,7 +61,7 @@ impl Scan {
         }
     }
 
-    fn fits(&self, dtype: Dtype, vocab_size: usize) -> bool {
+    fn fits_vocabulary(&self, dtype: Dtype, vocab_size: usize) -> bool {
         self.bytes.is_multiple_of(dtype.size() as u64) && self.largest(dtype) < vocab_size as u64
     }
 
@@ -74,7 +74,7 @@ impl Scan {
     }
 
     /// Counts the non-zero numbers of `dtype` if all of them are at even positions; otherwise 0.
-    fn only_even(&self, dtype: Dtype) -> u64 {
+    fn nonzero_if_only_even(&self, dtype: Dtype) -> u64 {
         match (dtype, self.nonzero_words(), self.largest_u32) {
             (Dtype::U16, [even, 0], _) => even,
             (Dtype::U32, _, [_, 0]) => self.nonzero[0].max(self.nonzero[1]),
@@ -83,7 +83,7 @@ impl Scan {
     }
 
     /// True if nearly all 16-bit words at even, or at odd, positions are 0, but not the others.
-    fn alternates(&self) -> bool {
+    fn has_alternating_zeros(&self) -> bool {
         let pairs = self.bytes / 4;
         let [even, odd] = self.nonzero_words();
         let (most, least) = (even.max(odd), even.min(odd));
@@ -103,10 +103,10 @@ pub(super) fn detect(
         ));
     }
     let scan = Scan::new(file);
-    let fits = |dtype| scan.fits(dtype, vocab_size);
+    let fits = |dtype| scan.fits_vocabulary(dtype, vocab_size);
     let (wide, only_even) = match (fits(Dtype::U16), fits(Dtype::U32), fits(Dtype::U64)) {
-        (_, _, true) => (Dtype::U64, scan.only_even(Dtype::U32)),
-        (_, true, false) => (Dtype::U32, scan.only_even(Dtype::U16)),
+        (_, _, true) => (Dtype::U64, scan.nonzero_if_only_even(Dtype::U32)),
+        (_, true, false) => (Dtype::U32, scan.nonzero_if_only_even(Dtype::U16)),
         (true, false, false) => (Dtype::U16, 0),
         (false, false, false) => return Err(no_type_fits(file, path, vocab_size)),
     };
@@ -148,7 +148,7 @@ pub(super) fn detect(
 
 /// Rejects files whose widest fitting type contradicts their length, the vocabulary or the pattern of zeros.
 fn check_plausible(scan: &Scan, path: &str, vocab_size: usize, wide: Dtype) -> Result<(), String> {
-    if wide == Dtype::U32 && scan.only_even(Dtype::U32) >= MIN_EVIDENCE {
+    if wide == Dtype::U32 && scan.nonzero_if_only_even(Dtype::U32) >= MIN_EVIDENCE {
         return Err(format!(
             "every second 32-bit number is 0, as in u64 tokens, but {} bytes are not a multiple of 8: the file is \
              truncated; if it contains u32 tokens nonetheless, write `{path}:u32`",
@@ -162,7 +162,7 @@ fn check_plausible(scan: &Scan, path: &str, vocab_size: usize, wide: Dtype) -> R
             scan.largest(Dtype::U16)
         ));
     }
-    if wide == Dtype::U16 && scan.alternates() {
+    if wide == Dtype::U16 && scan.has_alternating_zeros() {
         return Err(format!(
             "nearly every second 16-bit number is 0, as in 32-bit tokens outside the vocabulary of {vocab_size} or in \
              another byte order; specify the type: `{path}:u16` or `{path}:u32`"
@@ -184,7 +184,7 @@ pub(super) fn type_warning(file: &[u8], path: &str, named: Dtype) -> Option<Stri
         _ => Dtype::U32,
     };
     let whole = scan.bytes.is_multiple_of(wider.size() as u64);
-    (whole && scan.only_even(narrow) >= MIN_EVIDENCE).then(|| {
+    (whole && scan.nonzero_if_only_even(narrow) >= MIN_EVIDENCE).then(|| {
         format!(
             "{path}: read as {}, as specified, but every second token is 0, as if it were {}",
             named.name(),
@@ -241,7 +241,7 @@ fn other_format(file: &[u8]) -> Option<&'static str> {
         (b"GGUF", "a GGUF file"),
         (
             b"MMIDIDX",
-            "an index of Megatron's, whose tokens are in the .bin beside it",
+            "a Megatron index; its tokens are in the .bin file of the same name",
         ),
     ];
     if file.get(8..10) == Some(b"{\"") && file.get(6..8) == Some(&[0, 0]) {
@@ -280,7 +280,7 @@ mod tests {
         (0..n).map(move |i| i * 7_919 % below)
     }
 
-    fn chosen(bytes: &[u8], vocab_size: usize) -> Result<Dtype, String> {
+    fn detected_type(bytes: &[u8], vocab_size: usize) -> Result<Dtype, String> {
         detect(bytes, "f.bin", vocab_size).map(|(dtype, _)| dtype)
     }
 
@@ -289,7 +289,7 @@ mod tests {
         for vocab in [300, 5_000, 50_257, 65_536] {
             for n in [200, 201, 1_000] {
                 assert_eq!(
-                    chosen(&le::<2>(ids(n, vocab)), vocab as usize),
+                    detected_type(&le::<2>(ids(n, vocab)), vocab as usize),
                     Ok(Dtype::U16)
                 );
                 for (bytes, dtype) in [
@@ -312,7 +312,7 @@ mod tests {
         // Half of the last u64 token is missing.
         for vocab in [300, 70_000] {
             let cut = le::<8>(ids(500, 300));
-            let error = chosen(&cut[..cut.len() - 4], vocab).unwrap_err();
+            let error = detected_type(&cut[..cut.len() - 4], vocab).unwrap_err();
             assert!(
                 error.contains("as in u64 tokens, but 3996 bytes"),
                 "{error}"
@@ -320,28 +320,31 @@ mod tests {
         }
         let large = le::<4>(ids(500, 100_277));
         assert_eq!(detect(&large, "f.bin", 100_277), Ok((Dtype::U32, None)));
-        assert_eq!(chosen(&le::<8>(ids(500, 100_277)), 100_277), Ok(Dtype::U64));
+        assert_eq!(
+            detected_type(&le::<8>(ids(500, 100_277)), 100_277),
+            Ok(Dtype::U64)
+        );
         assert!(type_warning(&le::<2>(ids(500, 99)), "f.bin", Dtype::U16).is_none());
     }
 
     #[test]
     fn ambiguous_type_is_an_error() {
-        let asked = |bytes: &[u8], vocab: usize, words: &[&str]| {
-            let error = chosen(bytes, vocab).unwrap_err();
+        let assert_rejected_with = |bytes: &[u8], vocab: usize, words: &[&str]| {
+            let error = detected_type(bytes, vocab).unwrap_err();
             for word in words {
                 assert!(error.contains(word), "{error} / {word}");
             }
         };
         // Too short to decide, or all zeros.
-        asked(
+        assert_rejected_with(
             &le::<4>(ids(9, 90)),
             90,
             &["`f.bin:u16` or `f.bin:u32`", "9 tokens of u32", "18 of u16"],
         );
-        asked(&[0; 4096], 300, &["f.bin:u16", "f.bin:u32"]);
-        asked(&[0; 4096], 100_277, &["f.bin:u16", "f.bin:u32"]);
+        assert_rejected_with(&[0; 4096], 300, &["f.bin:u16", "f.bin:u32"]);
+        assert_rejected_with(&[0; 4096], 100_277, &["f.bin:u16", "f.bin:u32"]);
         // A vocabulary that u16 cannot hold.
-        asked(
+        assert_rejected_with(
             &le::<2>(ids(500, 60)),
             70_000,
             &["not u32 tokens below 70000", "f.bin:u16"],
@@ -349,7 +352,7 @@ mod tests {
         // 32-bit tokens of which few are beyond 16 bits.
         let mut mixed: Vec<u64> = ids(500, 40_000).collect();
         mixed[7] = 65_540;
-        asked(
+        assert_rejected_with(
             &le::<4>(mixed.into_iter()),
             50_257,
             &["every second", "f.bin:u32"],
@@ -358,8 +361,8 @@ mod tests {
         let swapped: Vec<u8> = (0..500_u32)
             .flat_map(|id| (id % 100).to_be_bytes())
             .collect();
-        asked(&swapped, 50_257, &["byte order"]);
-        asked(
+        assert_rejected_with(&swapped, 50_257, &["byte order"]);
+        assert_rejected_with(
             &le::<2>(ids(500, 900)),
             800,
             &[
@@ -368,7 +371,7 @@ mod tests {
                 "as u32: token",
             ],
         );
-        asked(b"abc", 800, &["3 bytes are not a multiple of 2"]);
+        assert_rejected_with(b"abc", 800, &["3 bytes are not a multiple of 2"]);
     }
 
     #[test]
@@ -384,7 +387,7 @@ mod tests {
                 "looks like text",
             ),
         ] {
-            let error = chosen(bytes, 50_257).unwrap_err();
+            let error = detected_type(bytes, 50_257).unwrap_err();
             assert!(error.contains(word) && error.contains(":u16"), "{error}");
         }
         // A cut within a character is still text.

@@ -2,7 +2,7 @@
 //!
 //! A shard contains only little-endian token ids, u16 up to 65,536 tokens of vocabulary and u32 above, so
 //! nanoGPT-style readers can use it directly. Every document is followed by the end-of-text token. The
-//! [`Manifest`] beside the shards records their sizes and checksums.
+//! [`Manifest`] next to the shards records their sizes and checksums.
 
 mod writer;
 
@@ -327,7 +327,7 @@ impl PreparedFolder {
                 return Err(Error::format(
                     &path,
                     format!(
-                        "SHA-256 {}, the manifest says {}: the shard is damaged; prepare the data again",
+                        "SHA-256 {}, expected {} (manifest): the shard is corrupt; prepare the data again",
                         found.sha256, shard.fingerprint.sha256
                     ),
                 ));
@@ -383,7 +383,7 @@ impl PreparedFolder {
         Err(Error::format(
             self.folder.join(&shard.file),
             format!(
-                "{found} bytes, the manifest says {}: the shard is {what}; prepare the data again",
+                "{found} bytes, expected {} (manifest): the shard is {what}; prepare the data again",
                 shard.fingerprint.bytes
             ),
         ))

@@ -4,7 +4,7 @@
 //!
 //! | input | documents |
 //! |---|---|
-//! | `book.txt`, `.text`, `.md` | the file, cut at [`SourceOptions::separator`] or, when long, at blank lines (see [`SourceOptions::document_chars`]) |
+//! | `book.txt`, `.text`, `.md` | the file, split at [`SourceOptions::separator`] or, when long, at blank lines (see [`SourceOptions::document_chars`]) |
 //! | `pile.jsonl`, `.ndjson` | one per line, from [`SourceOptions::text_field`] |
 //! | `pile.json` | one per line; or one per element of an array of records or strings; or records over several lines |
 //! | any of these with `.gz`, `.zst` or `.zstd` | as above, decompressed |
@@ -96,12 +96,12 @@ pub struct SourceOptions {
     pub text_field: String,
     /// Handling of bytes that are not UTF-8.
     pub invalid_utf8: InvalidUtf8,
-    /// Number of characters up to which a plain text file is one document. A longer file is cut at the next
+    /// Number of characters up to which a plain text file is one document. A longer file is split at the next
     /// blank line after that many, or, without one within four times as many, at the next line end; the
     /// last piece is shorter. Thus a few long books become many documents, and a validation split by
-    /// document is possible. 0: never cut.
+    /// document is possible. 0: never split.
     pub document_chars: usize,
-    /// Separator between the documents of plain text files, such as `<|endoftext|>`. Files are cut only
+    /// Separator between the documents of plain text files, such as `<|endoftext|>`. Files are split only
     /// there, and the separator is removed.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[setters(into)]
@@ -159,10 +159,10 @@ pub struct SourceStats {
     pub files: u64,
     /// Records of JSON and Parquet files that contain text, blank text included.
     pub records: u64,
-    /// Plain text files that were cut because of their length.
-    pub cut_texts: u64,
-    /// Documents that resulted from cutting them.
-    pub cut_documents: u64,
+    /// Plain text files that were split because of their length.
+    pub split_texts: u64,
+    /// Documents that resulted from splitting them.
+    pub split_documents: u64,
     /// Separators found between documents.
     pub separators: u64,
     /// Lines and records in which invalid UTF-8 was replaced.
@@ -180,8 +180,8 @@ impl SourceStats {
         self.text_bytes += other.text_bytes;
         self.files += other.files;
         self.records += other.records;
-        self.cut_texts += other.cut_texts;
-        self.cut_documents += other.cut_documents;
+        self.split_texts += other.split_texts;
+        self.split_documents += other.split_documents;
         self.separators += other.separators;
         self.replaced_lines += other.replaced_lines;
         self.replaced_surrogates += other.replaced_surrogates;
@@ -318,7 +318,7 @@ impl Sources {
                             crate::files::fingerprint(file)?.sha256
                         )))
                         .collect::<Result<Vec<_>>>()?,
-                    &files.left_out,
+                    &files.omissions,
                 )),
             });
         }
@@ -391,8 +391,8 @@ fn new_stories(given: &str, list: usize, known: &mut HashMap<u64, (u64, usize)>)
         Some((_, other)) if *other != list => Err(Error::invalid_value(
             "input text",
             format!(
-                "{given}: stories of the same seed are both training text and validation text, so validation would \
-                 measure memorized text; use another seed, as in `stories:{}:{}`",
+                "{given}: stories of the same seed are both training text and validation text, so training text \
+                 would leak into validation; use another seed, as in `stories:{}:{}`",
                 stories.count,
                 stories.seed + 1
             ),

@@ -41,7 +41,7 @@ impl FromStr for Stories {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        let wrong = || {
+        let invalid = || {
             Error::invalid_value(
                 "input text",
                 format!(
@@ -51,15 +51,15 @@ impl FromStr for Stories {
         };
         let mut parts = text.split(':');
         if parts.next() != Some("stories") {
-            return Err(wrong());
+            return Err(invalid());
         }
         let mut number = |default| match parts.next() {
             None => Ok(default),
-            Some(part) => part.parse().map_err(|_| wrong()),
+            Some(part) => part.parse().map_err(|_| invalid()),
         };
         let (count, seed) = (number(DEFAULT_COUNT)?, number(0)?);
         if count == 0 || parts.next().is_some() {
-            return Err(wrong());
+            return Err(invalid());
         }
         Ok(Self { count, seed })
     }

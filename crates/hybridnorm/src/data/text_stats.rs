@@ -35,10 +35,12 @@ pub struct TextStats {
     pub tokens: u64,
     /// Bytes of UTF-8 text in the documents.
     pub text_bytes: u64,
-    /// Plain text files that were cut because of their length.
-    pub cut_texts: u64,
-    /// Documents that resulted from cutting them.
-    pub cut_documents: u64,
+    /// Plain text files that were split because of their length.
+    #[serde(rename = "cut_texts")]
+    pub split_texts: u64,
+    /// Documents that resulted from splitting them.
+    #[serde(rename = "cut_documents")]
+    pub split_documents: u64,
     /// Separators found between documents.
     pub separators: u64,
     /// Lines and records in which invalid UTF-8 was replaced.
@@ -55,7 +57,7 @@ pub struct TextStats {
     /// Omissions, by reason.
     #[serde(rename = "left_out")]
     pub omissions: Omissions,
-    /// Notes on everything that was omitted, cut, replaced or spelled out.
+    /// Notes on everything that was omitted, split, replaced or spelled out.
     pub notes: Vec<String>,
 }
 
@@ -77,8 +79,8 @@ impl TextStats {
             documents: sum(|source| source.documents),
             tokens: manifest.train.tokens + manifest.validation.tokens,
             text_bytes: sum(|source| source.text_bytes),
-            cut_texts: sum(|source| source.cut_texts),
-            cut_documents: sum(|source| source.cut_documents),
+            split_texts: sum(|source| source.split_texts),
+            split_documents: sum(|source| source.split_documents),
             separators: sum(|source| source.separators),
             replaced_lines: sum(|source| source.replaced_lines),
             replaced_surrogates: sum(|source| source.replaced_surrogates),
@@ -96,8 +98,8 @@ impl TextStats {
         self.documents += other.documents;
         self.tokens += other.tokens;
         self.text_bytes += other.text_bytes;
-        self.cut_texts += other.cut_texts;
-        self.cut_documents += other.cut_documents;
+        self.split_texts += other.split_texts;
+        self.split_documents += other.split_documents;
         self.separators += other.separators;
         self.replaced_lines += other.replaced_lines;
         self.replaced_surrogates += other.replaced_surrogates;

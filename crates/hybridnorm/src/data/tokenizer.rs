@@ -11,8 +11,8 @@
 //!
 //! **Memory.** Texts are encoded in pieces (`pieces.rs`), and preparation writes the tokens of a piece
 //! before it encodes many more: besides the text, tokens and tokenizer buffers take at most 256 MiB,
-//! regardless of the length of a text. A text of more than 1 MiB that cannot be cut under a
-//! `tokenizer.json` is rejected.
+//! regardless of the length of a text. A text of more than 1 MiB that a `tokenizer.json` does
+//! not allow to be split is rejected.
 //!
 //! A `tokenizer.json` is checked against limits (`tokenizer_file.rs`, `growth.rs`): it takes up to 50 times its
 //! size, plus 256 MiB, plus 750 bytes per trie node of a Unigram model, which has at most 262,144 nodes
@@ -21,16 +21,16 @@
 mod batch;
 mod byte_tokens;
 mod continuation;
-mod cut;
 mod exact;
 mod growth;
 mod hf;
 mod json;
-mod loss;
+mod lost_text;
 mod parallel;
 mod pieces;
 mod spec;
 mod special;
+mod split_rules;
 mod stream;
 mod text_bytes;
 mod tokenizer_file;
@@ -53,9 +53,9 @@ use super::manifest::TokenizerRecord;
 
 use hf::HfTokenizer;
 use json::{configured_eos, tiktoken_json};
-pub use loss::TokenizationLoss;
+pub use lost_text::LostText;
 pub(super) use parallel::in_parallel;
-pub(super) use pieces::{Cut, SOFT_LIMIT, pieces};
+pub(super) use pieces::{SOFT_LIMIT, SplitPoints, pieces};
 pub use spec::TokenizerSpec;
 pub use stream::StreamDecoder;
 
@@ -117,7 +117,7 @@ enum Builtin {
 #[derive(Serialize, Deserialize)]
 struct Record {
     version: u32,
-    /// If absent, the `tokenizer.json` beside the record is used.
+    /// If absent, the `tokenizer.json` next to the record is used.
     builtin: Option<Builtin>,
     name: String,
     vocab_size: usize,
@@ -224,7 +224,7 @@ impl Tokenizer {
     /// Reads a `tokenizer.json`, a folder that holds one, or a folder written by
     /// [`Tokenizer::save`].
     ///
-    /// The end-of-text token is the `eos_token` of a `tokenizer_config.json` beside the file, or
+    /// The end-of-text token is the `eos_token` of a `tokenizer_config.json` next to the file, or
     /// else the first token with a well-known name.
     ///
     /// # Errors
@@ -265,10 +265,7 @@ impl Tokenizer {
         if record.version != RECORD_VERSION {
             return Err(Error::format(
                 record_path,
-                format!(
-                    "version {}, this program reads version {RECORD_VERSION}",
-                    record.version
-                ),
+                format!("version {}, expected {RECORD_VERSION}", record.version),
             ));
         }
         let tokenizer = match record.builtin {
@@ -298,7 +295,7 @@ impl Tokenizer {
                 .ok_or_else(|| format!("the configured eos_token `{name}` is not in the vocabulary")),
             None => EOS_TOKEN_NAMES.iter().find_map(|name| id_of(name)).ok_or_else(|| {
                 format!(
-                    "no end-of-text token; put `{{\"eos_token\": \"...\"}}` in a {CONFIG_NAME} beside it"
+                    "no end-of-text token; put `{{\"eos_token\": \"...\"}}` in a {CONFIG_NAME} next to it"
                 )
             }),
         }

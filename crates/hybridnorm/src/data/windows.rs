@@ -84,8 +84,8 @@ impl WindowGrid {
 }
 
 impl Part {
-    /// Cuts `streams` streams of equal length into windows.
-    pub(super) fn cut(
+    /// Splits `streams` streams of equal length into windows.
+    pub(super) fn split(
         tokens: TokenStream,
         streams: u64,
         seq_len: u64,

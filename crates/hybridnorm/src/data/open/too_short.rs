@@ -28,7 +28,7 @@ pub(super) fn error(
         ),
         Windows::Complete { .. } if dataset.has_rows() => format!(
             "{paths}: {found} {what} in rows, none of which contains a complete sequence of {} and its targets; \
-             use a shorter sequence length, or evaluate all windows (--windows all)",
+             use a shorter sequence length, or evaluate all windows",
             dataset.seq_len()
         ),
         Windows::Complete { .. } => format!(

@@ -115,8 +115,8 @@ pub(in crate::data) fn is_limit(error: &io::Error) -> bool {
 
 /// Describes the damage of compressed data.
 pub(in crate::data) fn damage(error: &io::Error) -> String {
-    let said = error.to_string();
-    match said.as_str() {
+    let message = error.to_string();
+    match message.as_str() {
         AFTER_MEMBERS => AFTER_MEMBERS.into(),
         _ if error.kind() == io::ErrorKind::UnexpectedEof => "the file is truncated".into(),
         "incomplete frame" => "the file is truncated".into(),
@@ -130,30 +130,30 @@ pub(in crate::data) fn damage(error: &io::Error) -> String {
             "a frame needs a window of more than {} bytes; compress it again with a shorter window",
             1_u64 << WINDOW_LOG_MAX
         ),
-        _ => said,
+        _ => message,
     }
 }
 
 /// Reader of all members of a gzip file. Zeros after the last member are padding, as for `gzip` itself.
 struct Members {
     state: State,
-    /// Members begun.
-    begun: u64,
+    /// Members whose decompression has started.
+    members_started: u64,
 }
 
 const AFTER_MEMBERS: &str = "trailing bytes after the last gzip member; remove them";
 
 enum State {
-    Between(BufReader<File>),
-    Within(Box<flate2::bufread::GzDecoder<BufReader<File>>>),
+    BetweenMembers(BufReader<File>),
+    InMember(Box<flate2::bufread::GzDecoder<BufReader<File>>>),
     Done,
 }
 
 impl Members {
     fn new(file: BufReader<File>) -> Self {
         Self {
-            state: State::Between(file),
-            begun: 0,
+            state: State::BetweenMembers(file),
+            members_started: 0,
         }
     }
 }
@@ -166,7 +166,7 @@ impl Read for Members {
         loop {
             match std::mem::replace(&mut self.state, State::Done) {
                 State::Done => return Ok(0),
-                State::Between(mut file) => {
+                State::BetweenMembers(mut file) => {
                     let head = file.fill_buf()?;
                     if head.is_empty() {
                         return Ok(0);
@@ -174,22 +174,23 @@ impl Read for Members {
                     let zeros = head.iter().take_while(|&&byte| byte == 0).count();
                     self.state = if zeros > 0 {
                         file.consume(zeros);
-                        State::Between(file)
-                    } else if self.begun > 0 && !b"\x1f\x8b".starts_with(&head[..head.len().min(2)])
+                        State::BetweenMembers(file)
+                    } else if self.members_started > 0
+                        && !b"\x1f\x8b".starts_with(&head[..head.len().min(2)])
                     {
                         return Err(io::Error::new(io::ErrorKind::InvalidData, AFTER_MEMBERS));
                     } else {
-                        self.begun += 1;
-                        State::Within(Box::new(flate2::bufread::GzDecoder::new(file)))
+                        self.members_started += 1;
+                        State::InMember(Box::new(flate2::bufread::GzDecoder::new(file)))
                     };
                 }
-                State::Within(mut member) => {
+                State::InMember(mut member) => {
                     let read = member.read(buffer)?;
                     if read > 0 {
-                        self.state = State::Within(member);
+                        self.state = State::InMember(member);
                         return Ok(read);
                     }
-                    self.state = State::Between(member.into_inner());
+                    self.state = State::BetweenMembers(member.into_inner());
                 }
             }
         }

@@ -30,7 +30,7 @@ pub(super) struct Files {
     /// Files to read, sorted.
     pub(super) paths: Vec<PathBuf>,
     /// Files and folders that are omitted.
-    pub(super) left_out: Omissions,
+    pub(super) omissions: Omissions,
     /// Files that an earlier input reached; if there are any, an input without other files is not an error.
     pub(super) repeated: u64,
 }
@@ -61,7 +61,7 @@ impl SeenFiles {
             Some(_) => Err(Error::invalid_value(
                 "input text",
                 format!(
-                    "{} is both training text and validation text, so validation would measure memorized text; \
+                    "{} is both training text and validation text, so training text would leak into validation; \
                      remove it from one",
                     path.display()
                 ),
@@ -95,13 +95,14 @@ impl Files {
     /// Adds the files and counts of `other`.
     pub(super) fn add(&mut self, other: Self) {
         self.paths.extend(other.paths);
-        self.left_out.extend(&other.left_out);
+        self.omissions.extend(&other.omissions);
         self.repeated += other.repeated;
     }
 
     fn repeat(&mut self, path: &Path) {
         let example = Some(path.display().to_string());
-        self.left_out.add(Unit::Files, "duplicate file", 1, example);
+        self.omissions
+            .add(Unit::Files, "duplicate file", 1, example);
         self.repeated += 1;
     }
 }
@@ -133,12 +134,12 @@ impl Filter {
     /// Returns true if a file is selected, by its path within the input.
     fn selects(&mut self, name: &Path) -> bool {
         // No short circuit: `is_used` must be updated for every rule.
-        let ask = |rules: &mut [Rule]| {
+        let matches_any = |rules: &mut [Rule]| {
             let matched = rules.iter_mut().map(|rule| rule.matches(name));
             matched.fold(false, |any, matched| any | matched)
         };
-        let included = self.include.is_empty() || ask(&mut self.include);
-        included && !ask(&mut self.exclude)
+        let included = self.include.is_empty() || matches_any(&mut self.include);
+        included && !matches_any(&mut self.exclude)
     }
 
     /// # Errors
@@ -242,7 +243,7 @@ pub(super) fn in_folder(
             folder,
             format!(
                 "no {KNOWN_KINDS} file in this folder or below{}",
-                tail(&found.left_out)
+                omission_suffix(&found.omissions)
             ),
         )),
     }
@@ -272,14 +273,14 @@ pub(super) fn matching(
         let below = path.strip_prefix(&base).unwrap_or(&path);
         let is_hidden = below.iter().any(starts_with_dot) && !shows_hidden;
         if files::is_dir(&path)? {
-            search.leave_out_folder("in a folder that a pattern matches", &path)?;
+            search.omit_folder("in a folder that a pattern matches", &path)?;
         } else if is_hidden {
-            search.leave_out("hidden", &path);
+            search.omit("hidden", &path);
         } else {
             let name = below.to_path_buf();
             match file_kind(&path) {
                 None if search.filter.selects(&name) => check_known_kind(&path)?,
-                None => search.leave_out(NOT_SELECTED, &path),
+                None => search.omit(NOT_SELECTED, &path),
                 Some(_) => entries.push(Entry {
                     path,
                     name,
@@ -298,13 +299,16 @@ pub(super) fn matching(
         false => Ok(found),
         true => Err(Error::invalid_value(
             "input text",
-            format!("no file matches `{pattern}`{}", tail(&found.left_out)),
+            format!(
+                "no file matches `{pattern}`{}",
+                omission_suffix(&found.omissions)
+            ),
         )),
     }
 }
 
-fn tail(left_out: &Omissions) -> String {
-    let lines = left_out.lines().into_iter();
+fn omission_suffix(omissions: &Omissions) -> String {
+    let lines = omissions.lines().into_iter();
     lines.fold(String::new(), |text, line| format!("{text}; {line}"))
 }
 
@@ -351,38 +355,40 @@ impl<'f> Search<'f> {
         }
     }
 
-    fn leave_out(&mut self, reason: &str, path: &Path) {
+    fn omit(&mut self, reason: &str, path: &Path) {
         let example = Some(path.display().to_string());
-        self.found.left_out.add(Unit::Files, reason, 1, example);
+        self.found.omissions.add(Unit::Files, reason, 1, example);
     }
 
     /// Counts the files of a folder that is not visited, including subfolders. Links in it are not followed.
-    fn leave_out_folder(&mut self, reason: &str, folder: &Path) -> Result<()> {
+    fn omit_folder(&mut self, reason: &str, folder: &Path) -> Result<()> {
         let mut count = 0;
-        let mut waiting = vec![folder.to_path_buf()];
-        while let Some(folder) = waiting.pop() {
+        let mut pending = vec![folder.to_path_buf()];
+        while let Some(folder) = pending.pop() {
             for entry in fs::read_dir(&folder).map_err(Error::io(&folder))? {
                 let entry = entry.map_err(Error::io(&folder))?;
                 let path = entry.path();
                 match entry.file_type().map_err(Error::io(&path))?.is_dir() {
-                    true => waiting.push(path),
+                    true => pending.push(path),
                     false => count += 1,
                 }
             }
         }
         let example = Some(folder.join("").display().to_string());
-        self.found.left_out.add(Unit::Files, reason, count, example);
+        self.found
+            .omissions
+            .add(Unit::Files, reason, count, example);
         Ok(())
     }
 
     /// Visits a folder and its subfolders.
     fn folder(&mut self, folder: &Path, name: &Path) -> Result<()> {
-        let mut waiting = vec![(folder.to_path_buf(), name.to_path_buf())];
-        while let Some((folder, name)) = waiting.pop() {
+        let mut pending = vec![(folder.to_path_buf(), name.to_path_buf())];
+        while let Some((folder, name)) = pending.pop() {
             let metadata = fs::metadata(&folder).map_err(Error::io(&folder))?;
             let identity = identity(&folder, &metadata).map_err(Error::io(&folder))?;
             if !self.seen.insert(identity) {
-                self.leave_out("duplicate folder", &folder);
+                self.omit("duplicate folder", &folder);
                 continue;
             }
             let mut entries = fs::read_dir(&folder)
@@ -394,13 +400,13 @@ impl<'f> Search<'f> {
                 let kind = entry.file_type().map_err(Error::io(&path))?;
                 let name = name.join(entry.file_name());
                 if is_hidden(&path) && kind.is_dir() {
-                    self.leave_out_folder("hidden", &path)?;
+                    self.omit_folder("hidden", &path)?;
                 } else if is_hidden(&path) {
-                    self.leave_out("hidden", &path);
+                    self.omit("hidden", &path);
                 } else if kind.is_dir() && is_prepared(&path)? {
-                    self.leave_out_folder("prepared data folder within a text input", &path)?;
+                    self.omit_folder("prepared data folder within a text input", &path)?;
                 } else if kind.is_dir() {
-                    waiting.push((path, name));
+                    pending.push((path, name));
                 } else {
                     let is_link = kind.is_symlink();
                     let entry = Entry {
@@ -438,17 +444,17 @@ impl<'f> Search<'f> {
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,
             Err(error) if entry.is_link && is_broken_link(&error) => {
-                self.leave_out("a broken link", path);
+                self.omit("a broken link", path);
                 return Ok(());
             }
             Err(error) => return Err(Error::io(path)(error)),
         };
         if !metadata.is_file() {
-            self.leave_out(not_a_file(metadata.file_type()), path);
+            self.omit(not_a_file(metadata.file_type()), path);
         } else if file_kind(path).is_none() {
-            self.leave_out("unknown kind", path);
+            self.omit("unknown kind", path);
         } else if !self.filter.selects(&entry.name) {
-            self.leave_out(NOT_SELECTED, path);
+            self.omit(NOT_SELECTED, path);
         } else if !self.seen_files.insert(path, &metadata)? {
             self.found.repeat(path);
         } else {

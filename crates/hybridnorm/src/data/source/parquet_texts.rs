@@ -152,7 +152,7 @@ impl ParquetTexts {
                     return Err(Error::format(
                         &self.path,
                         format!(
-                            "row {}: invalid UTF-8 at byte {} of the text; allow replacing invalid bytes (--replace-invalid-utf8)",
+                            "row {}: invalid UTF-8 at byte {} of the text; allow replacing invalid bytes (invalid_utf8)",
                             self.row,
                             error.valid_up_to()
                         ),
@@ -191,7 +191,7 @@ impl ParquetTexts {
                 } else {
                     "fewer"
                 };
-                let problem = format!("{than} rows than its metadata says");
+                let problem = format!("{than} rows than its metadata states");
                 return Err(self.damaged(self.group - 1, &problem));
             }
             if read == 0 {

@@ -63,7 +63,7 @@ impl Plain {
         Ok(next)
     }
 
-    /// Adds the counts of replaced lines, separators and cuts to `stats`, once.
+    /// Adds the counts of replaced lines, separators and splits to `stats`, once.
     pub(super) fn finish(&mut self, options: &SourceOptions, stats: &mut SourceStats) {
         if std::mem::replace(&mut self.is_counted, true) {
             return;
@@ -71,8 +71,8 @@ impl Plain {
         stats.replaced_lines += self.lines.replaced;
         stats.separators += self.separators;
         if options.separator.is_none() && self.pieces > 1 {
-            stats.cut_texts += 1;
-            stats.cut_documents += self.pieces;
+            stats.split_texts += 1;
+            stats.split_documents += self.pieces;
         }
     }
 
@@ -87,9 +87,9 @@ impl Plain {
             chars += line.chars().count();
             piece.push_str(&line);
             self.check_length(piece.len())?;
-            let cut = blank && chars >= document_chars
+            let splits_here = blank && chars >= document_chars
                 || chars / 4 >= document_chars && line.ends_with('\n');
-            if document_chars > 0 && cut {
+            if document_chars > 0 && splits_here {
                 break;
             }
         }
@@ -170,7 +170,7 @@ impl Plain {
         let number = self.lines.number;
         if bytes > DOCUMENT_LIMIT {
             return Err(self.lines.error(format!(
-                "line {number}: a document longer than {} MiB; let documents be cut (document_chars), or separate them (separator)",
+                "line {number}: a document longer than {} MiB; let documents be split (document_chars), or separate them (separator)",
                 DOCUMENT_LIMIT >> 20
             )));
         }

@@ -13,7 +13,7 @@ use super::plain::Plain;
 use super::records::Records;
 use super::{Document, Input, Kind, SourceOptions, SourceStats, Sources, find};
 
-const NO_TEXT: &str = "no text in it";
+const NO_TEXT: &str = "contains no text";
 const DAMAGED: &str = "damaged";
 const UNREADABLE: &str = "not readable as text";
 const REST: &str = "after the damaged part of a file";
@@ -35,7 +35,7 @@ impl<'s> Documents<'s> {
     pub(super) fn new(sources: &'s Sources) -> Self {
         let found = |kind: &Kind| match kind {
             Kind::Files(files) => SourceStats {
-                omissions: files.left_out.clone(),
+                omissions: files.omissions.clone(),
                 ..SourceStats::default()
             },
             Kind::Stories(_, first) => {
@@ -176,8 +176,8 @@ impl<'s> Documents<'s> {
 }
 
 /// Returns the error for inputs without any text, including their omissions.
-fn no_text(given: &str, left_out: &Omissions) -> Error {
-    let more = left_out
+fn no_text(given: &str, omissions: &Omissions) -> Error {
+    let more = omissions
         .lines()
         .iter()
         .filter(|line| !line.contains(NO_TEXT))
@@ -188,7 +188,7 @@ fn no_text(given: &str, left_out: &Omissions) -> Error {
 /// Returns the reason for leaving out a file that cannot be opened as text, and the full message.
 ///
 /// # Errors
-/// Returns the error itself for I/O errors, or without `skip_bad`.
+/// Returns the error itself for I/O errors, or without `skip_invalid`.
 fn unreadable(error: Error, options: &SourceOptions) -> Result<(&'static str, Option<String>)> {
     let reason = match error {
         Error::Corrupt { .. } if options.skip_invalid => DAMAGED,
@@ -201,7 +201,7 @@ fn unreadable(error: Error, options: &SourceOptions) -> Result<(&'static str, Op
 /// Returns the message for a damaged file that is omitted.
 ///
 /// # Errors
-/// Returns the error itself if it is not damage, or without `skip_bad`.
+/// Returns the error itself if it is not damage, or without `skip_invalid`.
 fn damage(error: Error, options: &SourceOptions) -> Result<Option<String>> {
     match error {
         Error::Corrupt { .. } if options.skip_invalid => Ok(Some(error.to_string())),

@@ -17,7 +17,7 @@ pub(super) struct Records {
     number: u64,
     is_counted: bool,
     /// True if the file ended within the last record.
-    is_cut: bool,
+    is_truncated: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ enum Layout {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Array {
-    Begun,
+    Start,
     AfterRecord,
     Ended,
 }
@@ -65,7 +65,7 @@ impl Records {
         lines.number = 1;
         if skip_space(&mut lines)? == Some(b'[') {
             lines.consume(1, 0);
-            return Ok(Self::new(lines, Layout::Array(Array::Begun)));
+            return Ok(Self::new(lines, Layout::Array(Array::Start)));
         }
         // If the first line is one complete value, the file has one record per line.
         let line = lines.peek_line()?;
@@ -85,7 +85,7 @@ impl Records {
             layout,
             number: 0,
             is_counted: false,
-            is_cut: false,
+            is_truncated: false,
         }
     }
 
@@ -113,7 +113,7 @@ impl Records {
             let begins_line = self.layout == Layout::Lines;
             let found = record.text.and_then(|text| {
                 text_field(&text, &options.text_field)
-                    .map_err(|flaw| with_position(&text, record.line, begins_line, flaw))
+                    .map_err(|error| with_position(&text, record.line, begins_line, error))
             });
             match found {
                 Ok(FieldValue::Text { text, replaced }) => {
@@ -189,9 +189,9 @@ impl Records {
         let expected = match (array, next) {
             (Array::Ended, None) => return Ok(Next::End),
             // The truncated record is counted already.
-            (Array::AfterRecord, None) if self.is_cut => return Ok(Next::End),
+            (Array::AfterRecord, None) if self.is_truncated => return Ok(Next::End),
             (Array::Ended, _) => "nothing after the array",
-            (Array::Begun | Array::AfterRecord, Some(b']')) => {
+            (Array::Start | Array::AfterRecord, Some(b']')) => {
                 self.lines.consume(1, 0);
                 self.layout = Layout::Array(Array::Ended);
                 return self.next_element(Array::Ended);
@@ -199,21 +199,21 @@ impl Records {
             (Array::AfterRecord, Some(b',')) => {
                 self.lines.consume(1, 0);
                 return match skip_space(&mut self.lines)? {
-                    Some(b']' | b'}' | b',') | None => self.broken("a record"),
+                    Some(b']' | b'}' | b',') | None => self.unexpected_token("a record"),
                     Some(_) => self.value(),
                 };
             }
             (Array::AfterRecord, _) => "`,` or `]`",
-            (Array::Begun, _) => {
+            (Array::Start, _) => {
                 self.layout = Layout::Array(Array::AfterRecord);
                 return self.value();
             }
         };
-        self.broken(expected)
+        self.unexpected_token(expected)
     }
 
     /// Returns the error for an unexpected token in an array.
-    fn broken(&mut self, expected: &str) -> Result<Next> {
+    fn unexpected_token(&mut self, expected: &str) -> Result<Next> {
         let next = self.lines.fill()?.first().copied();
         let found = match next {
             None => "the file ends".to_owned(),
@@ -248,7 +248,7 @@ impl Records {
                 .count();
             self.lines.consume(used, line_ends as u64);
             if ended || is_end {
-                self.is_cut = !ended;
+                self.is_truncated = !ended;
                 break;
             }
             if bytes.len() > RECORD_LIMIT {
@@ -274,7 +274,7 @@ struct Scan {
     depth: u64,
     in_string: bool,
     is_escaped: bool,
-    has_begun: bool,
+    has_started: bool,
 }
 
 impl Scan {
@@ -296,20 +296,20 @@ impl Scan {
                 continue;
             }
             match byte {
-                b'"' if self.depth == 0 && self.has_begun => return (at, true),
+                b'"' if self.depth == 0 && self.has_started => return (at, true),
                 b'"' => self.in_string = true,
-                b'{' | b'[' if self.depth == 0 && self.has_begun => return (at, true),
+                b'{' | b'[' if self.depth == 0 && self.has_started => return (at, true),
                 b'{' | b'[' => self.depth += 1,
                 b'}' | b']' if self.depth == 1 => return (at + 1, true),
                 // No value begins with these; a single one is consumed, and the parser rejects it.
                 b'}' | b']' | b',' if self.depth == 0 => {
-                    return (at + usize::from(!self.has_begun), true);
+                    return (at + usize::from(!self.has_started), true);
                 }
                 b'}' | b']' => self.depth -= 1,
                 b' ' | b'\t' | b'\r' | b'\n' if self.depth == 0 => return (at, true),
                 _ => {}
             }
-            self.has_begun = true;
+            self.has_started = true;
         }
         (chunk.len(), false)
     }
@@ -331,10 +331,10 @@ fn skip_space(lines: &mut Lines) -> Result<Option<u8>> {
     }
 }
 
-/// Adds the position to the flaw of a record that begins on `line`.
-fn with_position(record: &str, line: u64, begins_line: bool, flaw: JsonError) -> InvalidRecord {
-    let message = match flaw.at {
-        None => format!("line {line}: {}", flaw.problem),
+/// Adds the position to the error of a record that begins on `line`.
+fn with_position(record: &str, line: u64, begins_line: bool, error: JsonError) -> InvalidRecord {
+    let message = match error.at {
+        None => format!("line {line}: {}", error.problem),
         Some(at) => {
             let before = record.get(..at).unwrap_or(record);
             let lines = before.matches('\n').count() as u64;
@@ -351,12 +351,12 @@ fn with_position(record: &str, line: u64, begins_line: bool, flaw: JsonError) ->
                 "line {}, {place} {}{of}: not valid JSON: {}",
                 line + lines,
                 of_line.chars().count() + 1,
-                flaw.problem
+                error.problem
             )
         }
     };
     InvalidRecord {
-        reason: flaw.reason,
+        reason: error.reason,
         message,
     }
 }

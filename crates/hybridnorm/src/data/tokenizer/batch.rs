@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 
-use super::pieces::{Cut, SOFT_LIMIT, pieces};
+use super::pieces::{SOFT_LIMIT, SplitPoints, pieces};
 use super::{Kind, Tokenizer, in_parallel};
 
 /// Text encoded per group, in bytes. Its tokens take up to four times as much.
@@ -25,11 +25,11 @@ struct Job<'t> {
 
 impl Tokenizer {
     /// Encodes a text without special tokens. Long texts are encoded in pieces that end where no token spans;
-    /// after 1 MiB without such a position the text is cut there, which can change the two adjacent tokens.
+    /// after 1 MiB without such a position the text is split there, which can change the two adjacent tokens.
     ///
     /// # Errors
     /// If a `tokenizer.json` cannot encode it, for example because it has no unknown token, it would make
-    /// the text too long, or a text of more than 1 MiB cannot be cut.
+    /// the text too long, or a text of more than 1 MiB cannot be split.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
         for piece in self.pieces(text) {
@@ -95,15 +95,15 @@ impl Tokenizer {
     }
 
     fn pieces<'t>(&self, text: &'t str) -> impl Iterator<Item = Piece<'t>> {
-        let (cut, soft) = match &self.kind {
-            Kind::Json(json) => json.cut(),
-            _ => (Cut::Anywhere, SOFT_LIMIT),
+        let (points, soft) = match &self.kind {
+            Kind::Json(json) => json.split_points(),
+            _ => (SplitPoints::Anywhere, SOFT_LIMIT),
         };
         let with_place = |(index, text)| Piece {
             text,
             is_first: index == 0,
         };
-        pieces(text, cut, soft).enumerate().map(with_place)
+        pieces(text, points, soft).enumerate().map(with_place)
     }
 
     fn encode_piece(&self, piece: Piece) -> Result<Vec<u32>> {

@@ -31,9 +31,9 @@ impl ByteTokens {
         let (mut ids, mut encodes_literal_names) = (Vec::new(), false);
         for (id, name) in tokens {
             ids.push(id);
-            let made = || model.tokenize(&name).unwrap_or_default();
+            let tokenize = || model.tokenize(&name).unwrap_or_default();
             let is_whole = |token: &Token| token.id == id && token.offsets == (0, NAME);
-            encodes_literal_names = encodes_literal_names || made().iter().any(is_whole);
+            encodes_literal_names = encodes_literal_names || tokenize().iter().any(is_whole);
         }
         ids.sort_unstable();
         Self {
@@ -52,7 +52,7 @@ impl ByteTokens {
     }
 
     /// Tokenizes a word. If it spells byte tokens and the model would return one for such text, the word is
-    /// cut after the first character of each.
+    /// split after the first character of each.
     pub(super) fn tokenize(
         &self,
         model: &ModelWrapper,
@@ -66,20 +66,20 @@ impl ByteTokens {
         if !self.encodes_literal_names || !tokens.iter().any(encodes_literal_names) {
             return Ok(tokens);
         }
-        let mut apart = Vec::new();
+        let mut split_tokens = Vec::new();
         let mut begin = 0;
         let names = word.match_indices("<0x");
         let names = names.filter(|(at, _)| word.get(*at..at + NAME).is_some_and(is_name));
         for end in names.map(|(at, _)| at + 1).chain([word.len()]) {
             let part = model.tokenize(&word[begin..end])?;
-            apart.extend(part.into_iter().map(|mut token| {
+            split_tokens.extend(part.into_iter().map(|mut token| {
                 token.offsets.0 += begin;
                 token.offsets.1 += begin;
                 token
             }));
             begin = end;
         }
-        Ok(apart)
+        Ok(split_tokens)
     }
 }
 

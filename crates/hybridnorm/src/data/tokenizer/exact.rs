@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::cut::adds_prefix_space;
 use super::growth::kind;
+use super::split_rules::adds_prefix_space;
 use super::tokenizer_file::TokenizerFile;
 
 impl TokenizerFile {

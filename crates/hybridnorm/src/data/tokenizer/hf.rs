@@ -11,11 +11,11 @@ use crate::untrusted::{catch_panic, catch_panic_on_large_stack};
 use super::batch::Piece;
 use super::byte_tokens::{ByteTokens, encode_words};
 use super::continuation::{marks_spaces, without_prefix_space};
-use super::cut::CutRules;
 use super::growth::Growth;
 use super::json::{byte_table, parser_message};
-use super::loss::DroppedCharCounter;
-use super::pieces::{Cut, HARD_LIMIT, SOFT_LIMIT_HF, pieces};
+use super::lost_text::DroppedCharCounter;
+use super::pieces::{HARD_LIMIT, SOFT_LIMIT_HF, SplitPoints, pieces};
+use super::split_rules::SplitRules;
 use super::tokenizer_file::TokenizerFile;
 use super::without_special::without_special;
 
@@ -47,7 +47,7 @@ pub(super) struct HfTokenizer {
     /// Lock held while a large piece is encoded, to bound memory.
     large: Mutex<()>,
     growth: Growth,
-    cut_rules: CutRules,
+    split_rules: SplitRules,
     /// Reason why tokens do not determine the bytes of their text.
     inexact_bytes_reason: Option<String>,
     notes: Vec<String>,
@@ -124,7 +124,7 @@ impl HfTokenizer {
             continuation_without_special: OnceLock::new(),
             large: Mutex::new(()),
             growth,
-            cut_rules: contents.cut_rules(&of_text),
+            split_rules: contents.split_rules(&of_text),
             notes: contents.notes(),
             file,
             tokenizer: inner,
@@ -148,38 +148,38 @@ impl HfTokenizer {
         let text = piece.text;
         if text.len() > MAX_PIECE_LEN {
             return Err(format!(
-                "a text of {} bytes exceeds the limit of {HARD_LIMIT} bytes and cannot be cut without changing its tokens: split the text into documents, or use a tokenizer that splits text at spaces",
+                "a text of {} bytes exceeds the limit of {HARD_LIMIT} bytes and cannot be split without changing its tokens: split the text into documents, or use a tokenizer that splits text at spaces",
                 text.len()
             ));
         }
         let is_large = text.len() > LARGE_PIECE;
-        let _alone = is_large.then(|| self.large.lock().unwrap_or_else(PoisonError::into_inner));
+        let _guard = is_large.then(|| self.large.lock().unwrap_or_else(PoisonError::into_inner));
         self.growth.check(text)?;
-        let is_continuation = self.cut_rules.has_continuation && !piece.is_first;
-        let usual = match is_continuation {
+        let is_continuation = self.split_rules.has_continuation && !piece.is_first;
+        let with_special = match is_continuation {
             true => get_or_init(&self.continuation, || without_prefix_space(&self.tokenizer))?,
             false => &self.tokenizer,
         };
-        let mut ids = encode_with(usual, text)?;
+        let mut ids = encode_with(with_special, text)?;
         if (self.normalizer_rewrites_text || text.contains("<0x"))
             && self.byte_tokens.may_be_literal(&ids)
         {
-            ids = self.encode_words(usual, text, None)?;
+            ids = self.encode_words(with_special, text, None)?;
         }
         if !self.has_special(&ids) {
             return Ok(ids);
         }
-        let plain = get_or_init(&self.without_special, || self.parse_without_special())?;
-        let plain = match is_continuation {
+        let without_special = get_or_init(&self.without_special, || self.parse_without_special())?;
+        let without_special = match is_continuation {
             true => get_or_init(&self.continuation_without_special, || {
-                without_prefix_space(plain)
+                without_prefix_space(without_special)
             })?,
-            false => plain,
+            false => without_special,
         };
         // Words without special tokens keep their tokens.
-        ids = self.encode_words(usual, text, Some(plain))?;
+        ids = self.encode_words(with_special, text, Some(without_special))?;
         if self.has_special(&ids) {
-            ids = self.encode_words(plain, text, None)?;
+            ids = self.encode_words(without_special, text, None)?;
         }
         match self.has_special(&ids) {
             true => Err("text outside its vocabulary would be encoded as a special token; use a tokenizer with an unknown token of its own, or one that encodes every text (bytes, r50k, bpe:N)".into()),
@@ -187,20 +187,22 @@ impl HfTokenizer {
         }
     }
 
-    /// Encodes a text word by word; words that would become special tokens are encoded with `plain`.
+    /// Encodes a text word by word; words that would become special tokens are encoded with `without_special`.
     fn encode_words(
         &self,
-        usual: &tokenizers::Tokenizer,
+        with_special: &tokenizers::Tokenizer,
         text: &str,
-        plain: Option<&tokenizers::Tokenizer>,
+        without_special: Option<&tokenizers::Tokenizer>,
     ) -> Result<Vec<u32>, String> {
         let bytes = &self.byte_tokens;
         let found = catch_panic(|| {
-            encode_words(usual, text, |word| {
-                let tokens = bytes.tokenize(usual.get_model(), word)?;
-                match plain {
-                    Some(plain) if tokens.iter().any(|token| self.is_special(token.id)) => {
-                        bytes.tokenize(plain.get_model(), word)
+            encode_words(with_special, text, |word| {
+                let tokens = bytes.tokenize(with_special.get_model(), word)?;
+                match without_special {
+                    Some(without_special)
+                        if tokens.iter().any(|token| self.is_special(token.id)) =>
+                    {
+                        bytes.tokenize(without_special.get_model(), word)
                     }
                     _ => Ok(tokens),
                 }
@@ -224,8 +226,8 @@ impl HfTokenizer {
             || DroppedCharCounter::new(&self.file_without_special()?, self.drops_unknown_chars);
         let counter = self.counter.get_or_init(build).as_ref();
         let counter = counter.map_err(Clone::clone)?;
-        let (cut, soft) = self.cut();
-        pieces(text, cut, soft)
+        let (points, soft) = self.split_points();
+        pieces(text, points, soft)
             .map(|piece| counter.dropped_chars(piece))
             .sum()
     }
@@ -246,9 +248,9 @@ impl HfTokenizer {
         parsed.ok_or_else(|| TOKENIZER_PANIC_MESSAGE.to_owned())?
     }
 
-    /// Returns the positions where texts are cut, and the soft limit of a piece in bytes.
-    pub(super) fn cut(&self) -> (Cut, usize) {
-        (self.cut_rules.cut, SOFT_LIMIT_HF)
+    /// Returns the positions where texts are split, and the soft limit of a piece in bytes.
+    pub(super) fn split_points(&self) -> (SplitPoints, usize) {
+        (self.split_rules.points, SOFT_LIMIT_HF)
     }
 
     /// Returns the reason why tokens do not determine the bytes of their text, if any.
@@ -266,11 +268,11 @@ impl HfTokenizer {
         if !piece.text.starts_with(char::is_whitespace) && self.decode(&[id]).trim().is_empty() {
             return Some(0);
         }
-        let plain = self
+        let without_special = self
             .without_special
             .get()
-            .and_then(|plain| plain.as_ref().ok());
-        [Some(&self.tokenizer), plain]
+            .and_then(|without_special| without_special.as_ref().ok());
+        [Some(&self.tokenizer), without_special]
             .into_iter()
             .flatten()
             .find_map(|tokenizer| {
@@ -428,7 +430,9 @@ fn encode_with(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>
 
 /// Converts the result of the `tokenizers` crate, `None` after a panic, to messages.
 fn map_encode_error(found: Option<tokenizers::Result<Vec<u32>>>) -> Result<Vec<u32>, String> {
-    let found = found.ok_or("it cannot encode this text; leave the text out, or use another tokenizer (bytes, r50k, bpe:N)")?;
+    let found = found.ok_or(
+        "it cannot encode this text; omit the text, or use another tokenizer (bytes, r50k, bpe:N)",
+    )?;
     found.map_err(|error| {
         let message = parser_message(&*error);
         // Parts of its models' messages on a missing unknown token.

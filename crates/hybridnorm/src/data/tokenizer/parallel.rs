@@ -21,13 +21,13 @@ pub(in crate::data) fn in_parallel<'t, I: Sync, T: Send>(
         let workers: Vec<_> = (0..threads)
             .map(|_| {
                 scope.spawn(|| {
-                    let mut mine = Vec::new();
+                    let mut results = Vec::new();
                     loop {
                         let index = next.fetch_add(1, Ordering::Relaxed);
                         let Some(item) = items.get(index) else {
-                            return mine;
+                            return results;
                         };
-                        mine.push((index, work(item)));
+                        results.push((index, work(item)));
                     }
                 })
             })
@@ -35,7 +35,7 @@ pub(in crate::data) fn in_parallel<'t, I: Sync, T: Send>(
         workers
             .into_iter()
             .flat_map(|worker| match worker.join() {
-                Ok(mine) => mine,
+                Ok(results) => results,
                 Err(panic) => std::panic::resume_unwind(panic),
             })
             .collect()

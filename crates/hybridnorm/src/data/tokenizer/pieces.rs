@@ -1,18 +1,18 @@
-//! Cutting of long text into pieces that are tokenized one by one, so that memory does not grow with the
+//! Splitting of long text into pieces that are tokenized one by one, so that memory does not grow with the
 //! length of a document.
 
-/// Soft limit of a piece in bytes: it ends at the next position where a cut changes no token.
+/// Soft limit of a piece in bytes: it ends at the next position where a split changes no token.
 pub(in crate::data) const SOFT_LIMIT: usize = 256 << 10;
 /// Soft limit for tokenizers that take up to 200 bytes of memory for each byte of a piece.
 pub(super) const SOFT_LIMIT_HF: usize = 64 << 10;
-/// Hard limit of a piece in bytes: it ends here if a cut is allowed; otherwise a longer one is rejected.
+/// Hard limit of a piece in bytes: it ends here if a split is allowed; otherwise a longer one is rejected.
 pub(super) const HARD_LIMIT: usize = 1 << 20;
 /// Maximum run of white space in characters; longer runs overflow the stack of tokenizer patterns.
 const MAX_SPACE_RUN: usize = 1 << 16;
 
-/// Positions where text may be cut.
+/// Positions where text may be split.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::data) enum Cut {
+pub(in crate::data) enum SplitPoints {
     /// Before a space that follows another character, which no token spans; and anywhere after 1 MiB
     /// without such a position, which can change the two adjacent tokens.
     Anywhere,
@@ -24,9 +24,13 @@ pub(in crate::data) enum Cut {
     Nowhere,
 }
 
-/// Cuts the text into pieces, each of which ends at the first allowed position after `soft` bytes.
-/// Regardless of `cut`, runs of more than 65,536 characters of white space are cut.
-pub(in crate::data) fn pieces(text: &str, cut: Cut, soft: usize) -> impl Iterator<Item = &str> {
+/// Splits the text into pieces, each of which ends at the first allowed position after `soft` bytes.
+/// Regardless of `points`, runs of more than 65,536 characters of white space are split.
+pub(in crate::data) fn pieces(
+    text: &str,
+    points: SplitPoints,
+    soft: usize,
+) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
         if rest.is_empty() {
@@ -38,10 +42,11 @@ pub(in crate::data) fn pieces(text: &str, cut: Cut, soft: usize) -> impl Iterato
             let is_space = c.is_whitespace();
             run = if is_space { run + 1 } else { 0 };
             let is_soft = at >= soft
-                && matches!(cut, Cut::Anywhere | Cut::BeforeSpaces)
+                && matches!(points, SplitPoints::Anywhere | SplitPoints::BeforeSpaces)
                 && c == ' '
                 && !after_space;
-            let is_hard = at >= HARD_LIMIT && matches!(cut, Cut::Anywhere | Cut::AtLimit);
+            let is_hard =
+                at >= HARD_LIMIT && matches!(points, SplitPoints::Anywhere | SplitPoints::AtLimit);
             after_space = is_space;
             (run > MAX_SPACE_RUN || is_soft || is_hard).then_some(at)
         });
@@ -58,29 +63,34 @@ mod tests {
     #[test]
     fn short_text_is_one_piece_and_pieces_are_the_text() {
         assert_eq!(
-            pieces("a b", Cut::Anywhere, SOFT_LIMIT).collect::<Vec<_>>(),
+            pieces("a b", SplitPoints::Anywhere, SOFT_LIMIT).collect::<Vec<_>>(),
             ["a b"]
         );
-        assert_eq!(pieces("", Cut::Anywhere, SOFT_LIMIT).count(), 0);
+        assert_eq!(pieces("", SplitPoints::Anywhere, SOFT_LIMIT).count(), 0);
         let text = "wörd  and\n more ".repeat(100_000) + &"x".repeat(3 << 20);
-        for cut in [Cut::Anywhere, Cut::BeforeSpaces, Cut::AtLimit, Cut::Nowhere] {
-            let all: Vec<_> = pieces(&text, cut, SOFT_LIMIT).collect();
+        for points in [
+            SplitPoints::Anywhere,
+            SplitPoints::BeforeSpaces,
+            SplitPoints::AtLimit,
+            SplitPoints::Nowhere,
+        ] {
+            let all: Vec<_> = pieces(&text, points, SOFT_LIMIT).collect();
             assert_eq!(all.concat(), text);
             let longest = all.iter().map(|piece| piece.len()).max().unwrap();
-            match cut {
-                Cut::Anywhere | Cut::AtLimit => assert!(longest <= HARD_LIMIT + 4),
-                Cut::BeforeSpaces => assert!(longest >= 3 << 20 && all.len() > 4),
-                Cut::Nowhere => assert_eq!(all.len(), 1),
+            match points {
+                SplitPoints::Anywhere | SplitPoints::AtLimit => assert!(longest <= HARD_LIMIT + 4),
+                SplitPoints::BeforeSpaces => assert!(longest >= 3 << 20 && all.len() > 4),
+                SplitPoints::Nowhere => assert_eq!(all.len(), 1),
             }
-            // Cuts at spaces are before the first one.
+            // Splits at spaces are before the first one.
             let at_spaces = all.iter().skip(1).filter(|piece| piece.starts_with(' '));
             assert!(at_spaces.count() + 4 >= all.len());
         }
     }
 
     #[test]
-    fn white_space_is_cut_for_every_tokenizer() {
+    fn white_space_is_split_for_every_tokenizer() {
         let text = " ".repeat(200_000);
-        assert_eq!(pieces(&text, Cut::Nowhere, SOFT_LIMIT).count(), 4);
+        assert_eq!(pieces(&text, SplitPoints::Nowhere, SOFT_LIMIT).count(), 4);
     }
 }

@@ -55,14 +55,14 @@ impl StreamDecoder {
         self.ids.push(id);
         let before = self.tokenizer.decode(&self.ids[..self.read]);
         let all = self.tokenizer.decode(&self.ids);
-        let waiting = self.ids.len() - self.read;
-        if all.ends_with('\u{fffd}') && waiting < MAX_PENDING_IDS {
+        let n_pending = self.ids.len() - self.read;
+        if all.ends_with('\u{fffd}') && n_pending < MAX_PENDING_IDS {
             return String::new();
         }
-        if all == before && waiting < MAX_PENDING_IDS {
+        if all == before && n_pending < MAX_PENDING_IDS {
             return String::new();
         }
-        let new = self.beyond(&before, all);
+        let new = self.appended_text(&before, all);
         self.ids.drain(..self.read);
         self.read = self.ids.len();
         new
@@ -78,12 +78,12 @@ impl StreamDecoder {
         }
         let before = self.tokenizer.decode(&self.ids[..self.read]);
         let all = self.tokenizer.decode(&self.ids);
-        self.beyond(&before, all)
+        self.appended_text(&before, all)
     }
 
     /// Returns the text that `all` appends to `before`. If the new ids would change text that was already
     /// returned, as invalid bytes after a character do, returns only their own text.
-    fn beyond(&self, before: &str, mut all: String) -> String {
+    fn appended_text(&self, before: &str, mut all: String) -> String {
         match all.starts_with(before) {
             true => all.split_off(before.len()),
             false if before.starts_with(&all) => String::new(),

@@ -131,9 +131,9 @@ impl TokenizerFile {
             highest = highest.max(Some(id));
         }
         let tokens = vocab.tokens + self.added_tokens.len() as u64;
-        let most = MAX_UNUSED_IDS_PER_TOKEN * tokens + MAX_UNUSED_IDS_BASE;
+        let limit = MAX_UNUSED_IDS_PER_TOKEN * tokens + MAX_UNUSED_IDS_BASE;
         match highest {
-            Some(highest) if highest >= most => Err(format!(
+            Some(highest) if highest >= limit => Err(format!(
                 "ids up to {highest} for {tokens} tokens; most of its vocabulary would be unused"
             )),
             _ if tokens > MAX_IDS => Err(format!("{tokens} tokens; the limit is {MAX_IDS}")),
@@ -172,21 +172,21 @@ impl TokenizerFile {
         let bytes: usize = (self.added_tokens.iter())
             .map(|added| added.content.len())
             .sum();
-        let most = MAX_ADDED_BYTES_BASE + MAX_ADDED_BYTES_PER_TOKEN * self.added_tokens.len();
-        if bytes > most {
+        let limit = MAX_ADDED_BYTES_BASE + MAX_ADDED_BYTES_PER_TOKEN * self.added_tokens.len();
+        if bytes > limit {
             return Err(format!(
-                "added tokens of {bytes} bytes in total; the limit is {most}"
+                "added tokens of {bytes} bytes in total; the limit is {limit}"
             ));
         }
         Ok(())
     }
 
     fn check_parts(&self) -> Result<Growth, String> {
-        if let Some(most) = self.model.max_input_chars_per_word
-            && most > MAX_WORD_LEN
+        if let Some(max_chars) = self.model.max_input_chars_per_word
+            && max_chars > MAX_WORD_LEN
         {
             return Err(format!(
-                "its `max_input_chars_per_word` is {most}; the limit is {MAX_WORD_LEN}"
+                "its `max_input_chars_per_word` is {max_chars}; the limit is {MAX_WORD_LEN}"
             ));
         }
         let splits = steps(&self.pre_tokenizer, "pre_tokenizer", "pretokenizers")?;
@@ -225,9 +225,9 @@ impl TokenizerFile {
                 "the dropout of {dropout} in its tokenizer.json is disabled: tokenization is deterministic"
             ));
         }
-        if let Some(most) = self.truncation.get("max_length") {
+        if let Some(max_length) = self.truncation.get("max_length") {
             notes.push(format!(
-                "the truncation to {most} tokens in its tokenizer.json is disabled: no truncation"
+                "the truncation to {max_length} tokens in its tokenizer.json is disabled: no truncation"
             ));
         }
         if !self.padding.is_null() {
@@ -358,7 +358,7 @@ fn flatten<'v>(
 fn id(token: &str, value: &Value) -> Result<u64, String> {
     value.as_u64().filter(|&id| id < MAX_IDS).ok_or_else(|| {
         format!(
-            "token `{}` has the id {}; expected a whole number from 0 to {}",
+            "token `{}` has the id {}; expected an integer from 0 to {}",
             one_line(token),
             one_line(&value.to_string()),
             MAX_IDS - 1

@@ -1,4 +1,4 @@
-//! Positions where text can be cut without changing its tokens under a `tokenizer.json`.
+//! Positions where text can be split without changing its tokens under a `tokenizer.json`.
 
 use std::collections::HashMap;
 
@@ -6,22 +6,22 @@ use serde_json::Value;
 
 use super::continuation::is_prepend;
 use super::growth::kind;
-use super::pieces::Cut;
+use super::pieces::SplitPoints;
 use super::tokenizer_file::TokenizerFile;
 
-/// Rules for cutting a text into pieces and encoding them.
+/// Rules for splitting a text into pieces and encoding them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct CutRules {
-    pub(super) cut: Cut,
+pub(super) struct SplitRules {
+    pub(super) points: SplitPoints,
     /// True if pieces after the first one need a tokenizer that adds no prefix.
     pub(super) has_continuation: bool,
 }
 
 impl TokenizerFile {
     /// Returns the rules; `vocab` holds the tokens that text can be encoded to.
-    pub(super) fn cut_rules(&self, vocab: &HashMap<String, u32>) -> CutRules {
-        let nowhere = CutRules {
-            cut: Cut::Nowhere,
+    pub(super) fn split_rules(&self, vocab: &HashMap<String, u32>) -> SplitRules {
+        let nowhere = SplitRules {
+            points: SplitPoints::Nowhere,
             has_continuation: false,
         };
         let ordinary = || self.added_tokens.iter().filter(|added| !added.special);
@@ -35,16 +35,20 @@ impl TokenizerFile {
             return nowhere;
         }
         let mut words = splits.iter().skip_while(|split| isolates_non_spaces(split));
-        let cut = match words.next() {
-            Some(first) if separates_at_spaces(first, &space(&normalizer, &[])) => Cut::Anywhere,
+        let points = match words.next() {
+            Some(first) if separates_at_spaces(first, &space(&normalizer, &[])) => {
+                SplitPoints::Anywhere
+            }
             Some(first)
                 if !splits_at_replaced_spaces(first, &normalizer) && !does_not_split(first) =>
             {
                 return nowhere;
             }
             _ if !self.is_position_independent() => return nowhere,
-            _ if space_only_starts_tokens(vocab, &space(&normalizer, &splits)) => Cut::Anywhere,
-            _ => Cut::AtLimit,
+            _ if space_only_starts_tokens(vocab, &space(&normalizer, &splits)) => {
+                SplitPoints::Anywhere
+            }
+            _ => SplitPoints::AtLimit,
         };
         let prepends = normalizer.iter().any(|step| is_prepend(step));
         let has_prefix = prepends || splits.iter().any(|split| adds_prefix_space(split));
@@ -52,19 +56,21 @@ impl TokenizerFile {
         let is_of_words = splits.iter().skip(1).any(|split| adds_prefix_space(split));
         let has_ordinary = ordinary().next().is_some();
         match (has_prefix, has_ordinary) {
-            (true, false) if is_of_words && (prepends || cut != Cut::Anywhere) => nowhere,
-            (true, false) if is_of_words => CutRules {
-                cut,
+            (true, false) if is_of_words && (prepends || points != SplitPoints::Anywhere) => {
+                nowhere
+            }
+            (true, false) if is_of_words => SplitRules {
+                points,
                 has_continuation: false,
             },
-            (true, true) if prepends || cut == Cut::AtLimit => nowhere,
+            (true, true) if prepends || points == SplitPoints::AtLimit => nowhere,
             // A piece that begins with a space gets no additional one.
-            (true, true) => CutRules {
-                cut: Cut::BeforeSpaces,
+            (true, true) => SplitRules {
+                points: SplitPoints::BeforeSpaces,
                 has_continuation: false,
             },
-            (has_continuation, _) => CutRules {
-                cut,
+            (has_continuation, _) => SplitRules {
+                points,
                 has_continuation,
             },
         }

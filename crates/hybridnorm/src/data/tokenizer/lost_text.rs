@@ -12,9 +12,9 @@ use crate::untrusted::{catch_panic, catch_panic_on_large_stack};
 use super::hf::parse;
 use super::json::parser_message;
 
-/// Losses of tokenization.
+/// Text lost in tokenization.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct TokenizationLoss {
+pub struct LostText {
     /// Unknown tokens; each may represent several characters.
     pub unknown_tokens: u64,
     /// Characters, except white space, that no token represents; for a byte-level vocabulary that lacks
@@ -22,7 +22,7 @@ pub struct TokenizationLoss {
     pub dropped_chars: u64,
 }
 
-impl AddAssign for TokenizationLoss {
+impl AddAssign for LostText {
     fn add_assign(&mut self, other: Self) {
         self.unknown_tokens += other.unknown_tokens;
         self.dropped_chars += other.dropped_chars;
