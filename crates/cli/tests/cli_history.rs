@@ -86,7 +86,7 @@ fn modified_segments_are_rejected() {
         let mut segments = of.clone();
         segments[index].as_object_mut().unwrap().remove("sha256");
         dir.write(path, Value::from(segments).to_string());
-        dir.expect_error(1, &report, &["segments.json: an object without checksum"]);
+        dir.expect_error(1, &report, &["segments.json: an object lacks its checksum"]);
     }
 }
 

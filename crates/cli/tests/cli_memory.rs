@@ -180,7 +180,7 @@ fn memory_for_one_record_is_a_multiple_of_its_size() {
     }
 }
 
-/// Tokenizers from files take much more memory than the text they encode, so it is cut into pieces.
+/// Tokenizers from files take much more memory than the text they encode, so it is split into pieces.
 #[test]
 fn memory_for_tokenizer_files_is_constant() {
     let dir = TestDir::new();
@@ -351,7 +351,8 @@ fn assert_refused(output: &Output) {
     let stderr = common::stderr(output);
     assert_eq!(common::code(output), 2, "{stderr}");
     assert!(
-        stderr.contains("MiB of memory, this process may have"),
+        stderr.contains("MiB of memory, but")
+            && stderr.contains("are available to this process"),
         "{stderr}"
     );
     assert_eq!(stderr.lines().count(), 1, "{stderr}");

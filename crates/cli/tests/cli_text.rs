@@ -117,7 +117,7 @@ fn counts_of_read_and_omitted_text_add_up() {
         "duplicate file",
         "duplicate folder",
         "not selected",
-        "no text in it",
+        "contains no text",
         "omitted 1 record: field `text` is null",
         "omitted 1 document: blank",
         "unpaired surrogates",
@@ -208,7 +208,7 @@ fn training_reports_omitted_text_with_and_without_the_cache() {
         ]);
         let stderr = common::stderr(&output);
         assert!(
-            stderr.contains("data: 1 text was cut into 3 documents at blank lines after 20000"),
+            stderr.contains("data: 1 text was split into 3 documents at blank lines after 20000"),
             "{stderr}"
         );
     }

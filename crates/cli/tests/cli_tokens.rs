@@ -68,7 +68,7 @@ fn generated_text_continues_its_prompt_and_reports_omissions() {
     let output = dir.run(&args);
     assert_eq!(
         stderr(&output),
-        "omitted 5 tokens: the beginning of the prompt, which has no room in the context of 16 tokens\n"
+        "omitted 5 tokens: beginning of the prompt, which does not fit into the context of 16 tokens\n"
     );
     let quiet = [&args[..], &["--quiet", "--json"]].concat();
     let found = dir.json(&quiet);

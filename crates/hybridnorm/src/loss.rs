@@ -52,9 +52,9 @@ impl Loss {
 /// # let mut model = Model::new(&config, 0, Device::Cpu)?;
 /// let tokens: Vec<u32> = (0..22).map(|i| i % 8).collect();
 /// let data = TokenDataset::from_tokens(&tokens, 8, 8)?;
-/// let found = eval::loss(&mut model, &data, 2, Windows::All)?;
-/// assert_eq!(found.tokens, 21);
-/// assert_eq!(found.perplexity, found.loss.exp());
+/// let loss = eval::loss(&mut model, &data, 2, Windows::All)?;
+/// assert_eq!(loss.tokens, 21);
+/// assert_eq!(loss.perplexity, loss.loss.exp());
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 ///
@@ -83,12 +83,12 @@ pub fn loss(
             "the evaluation data contain no target token",
         ));
     }
-    let found = Loss::mean(sum, tokens);
-    if !found.loss.is_finite() {
+    let loss = Loss::mean(sum, tokens);
+    if !loss.loss.is_finite() {
         return Err(Error::not_finite(format!(
-            "the loss on {tokens} tokens is {}; the model's weights are broken",
-            found.loss
+            "the loss on {tokens} tokens is {}; the model's weights may be corrupt",
+            loss.loss
         )));
     }
-    Ok(found)
+    Ok(loss)
 }

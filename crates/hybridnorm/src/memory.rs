@@ -29,7 +29,7 @@ pub fn check_available(bytes: u64, what: &str) -> Result<()> {
             needed: bytes,
             available: Some(available),
             problem: format!(
-                "{what} need {}, this process may have {}",
+                "{what} need {}, but {} are available to this process",
                 match bytes {
                     ..LARGE => format!("{} MiB of memory", bytes.div_ceil(MIB)),
                     LARGE.. => format!("{:.1} GiB of memory", gib(bytes)),
@@ -54,8 +54,8 @@ pub fn check_available_for_text(bytes: u64, what: &str) -> Result<()> {
             needed: bytes,
             available: Some(available),
             problem: format!(
-                "{what} needs {} MiB of memory more, and this process may have {} MiB more; allow it more memory, \
-                 or make it shorter",
+                "{what} needs another {} MiB of memory, but {} MiB are available; increase the memory limit, \
+                 or shorten the text",
                 bytes.div_ceil(MIB),
                 available / MIB
             ),

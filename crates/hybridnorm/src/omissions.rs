@@ -101,13 +101,13 @@ impl Omissions {
             } = omission;
             let mut examples = examples.iter().cloned();
             self.add(*unit, reason, *count, examples.next());
-            let ours = self.0.iter_mut();
-            let ours = ours
+            let existing = self.0.iter_mut();
+            let existing = existing
                 .rev()
-                .find(|ours| ours.unit == *unit && ours.reason == *reason);
-            if let Some(ours) = ours {
-                let room = EXAMPLES.saturating_sub(ours.examples.len());
-                ours.examples.extend(examples.take(room));
+                .find(|existing| existing.unit == *unit && existing.reason == *reason);
+            if let Some(existing) = existing {
+                let remaining = EXAMPLES.saturating_sub(existing.examples.len());
+                existing.examples.extend(examples.take(remaining));
             }
         }
     }

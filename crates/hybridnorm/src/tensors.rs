@@ -212,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_those_of_the_format_s_own_writer() {
+    fn written_files_equal_those_of_the_safetensors_crate() {
         let values: Vec<f32> = (0..CHUNK + 30).map(|i| i as f32 / 7.0).collect();
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         let names = ["a.\"quoted\"", "b", "b.c", "empty"];

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_middle_of_a_long_text_is_counted() {
+    fn truncation_states_the_number_of_omitted_characters() {
         let found = one_line(&format!("begin{}end", "x".repeat(9992))).into_owned();
         assert!(
             found.starts_with("beginx") && found.ends_with("xend"),

@@ -60,7 +60,7 @@ pub fn pool(threads: usize) -> Result<rayon::ThreadPool> {
 }
 
 fn cannot_start(error: rayon::ThreadPoolBuildError) -> Error {
-    Error::External(format!("cannot start threads to compute with: {error}"))
+    Error::External(format!("cannot start compute threads: {error}"))
 }
 
 /// Runs `work` on one of the compute threads.

@@ -62,7 +62,7 @@ fn logits_losses_and_gradients_match_the_reference() {
                 "{name} {what}: {found}, expected {expected}"
             );
         }
-        let expected = official::translate_all(tensors(&bytes, "grad."), model.config()).unwrap();
+        let expected = official::convert_all(tensors(&bytes, "grad."), model.config()).unwrap();
         assert_eq!(expected.len(), model.parameters().count());
         let gradient = gradient_deviation(&gradients, &expected);
         println!("{name} logits {logits:.1e} gradient {gradient:.1e}");

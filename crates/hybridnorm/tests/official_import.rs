@@ -55,7 +55,7 @@ fn pytorch_and_safetensors_files_give_equal_weights() {
         let (shape, data) = (view.shape().to_vec(), data.collect());
         Some((name, HostTensor { shape, data }))
     });
-    let expected = official::translate_all(weights.collect(), model.config()).unwrap();
+    let expected = official::convert_all(weights.collect(), model.config()).unwrap();
     assert_eq!(found.len(), expected.len());
     for (name, expected) in expected {
         assert!(found[&name].data == expected.data, "{name}");

@@ -103,7 +103,7 @@ fn measure(name: &str) -> Deviations {
         train::gradients(&mut model, &inputs, &targets, [b, t], divisor, options).unwrap();
     let loss = gradients.stats.losses.objective;
     found.loss = (loss - reference.json["loss_first_batch"].as_f64().unwrap()).abs();
-    let expected = official::translate_all(reference.tensors("grad."), model.config()).unwrap();
+    let expected = official::convert_all(reference.tensors("grad."), model.config()).unwrap();
     assert_eq!(
         expected.keys().cloned().collect::<Vec<_>>(),
         model.values().into_keys().collect::<Vec<_>>(),

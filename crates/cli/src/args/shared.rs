@@ -111,7 +111,7 @@ impl TextArgs {
         let mut overrides = TextOverrides::default()
             .with_include(self.include)
             .with_exclude(self.exclude)
-            .with_skip_bad(self.skip_bad)
+            .with_skip_invalid(self.skip_bad)
             .with_replace_invalid_utf8(self.replace_invalid_utf8);
         overrides.text_field = self.text_field;
         overrides.separator = self.separator;

@@ -94,7 +94,7 @@ fn summary(manifest: &Manifest) -> String {
     format!("{table}\n{}", notes(manifest))
 }
 
-/// Returns notes on text that was omitted, cut or replaced, one per line.
+/// Returns notes on text that was omitted, split or replaced, one per line.
 fn notes(manifest: &Manifest) -> String {
     let notes = manifest.notes();
     notes

@@ -60,7 +60,7 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
         _ => format_sets(&found),
     };
     if let Some(options) = &found.text_options {
-        text.push_str(&format!("{}\n", one_line(&options.line())));
+        text.push_str(&format!("{}\n", one_line(&options.summary())));
     }
     console::print(&text)?;
     Ok(Outcome::Completed)
@@ -71,7 +71,7 @@ fn bits_per_byte(measured: &LossWithCoverage) -> String {
     bits.map_or("-".into(), |bits| format!("{bits:.4}"))
 }
 
-/// Returns the notes on a data set: text read, omitted, cut and replaced, and unknown tokens among the targets.
+/// Returns the notes on a data set: text read, omitted, split and replaced, and unknown tokens among the targets.
 fn data_notes(set: &SetLoss) -> Vec<String> {
     let mut lines = Vec::new();
     if let Some(text) = &set.text {

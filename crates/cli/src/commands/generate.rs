@@ -42,7 +42,7 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
     let stop = signals.defer();
     let mut generator = TextGenerator::new(&mut model, &tokenizer, &args.prompt, sampling)?;
     let prompt_coverage = generator.prompt().clone();
-    let dropped_prompt_tokens = generator.left_out().lines();
+    let dropped_prompt_tokens = generator.omissions().lines();
     for line in prompt_coverage.lines().iter().chain(&dropped_prompt_tokens) {
         console.note(line);
     }
@@ -51,7 +51,7 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
         return Ok(Outcome::Completed);
     };
     let prompt_tokens = generator.prompt_tokens();
-    let omissions = generator.left_out();
+    let omissions = generator.omissions();
     sink.write(&generator.finish())?;
     if !args.output.json {
         console::print("\n")?;

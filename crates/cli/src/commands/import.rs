@@ -38,7 +38,7 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Outcome, Error> {
     let Imported {
         model,
         tensors,
-        mut left_out,
+        omissions: mut left_out,
         files,
         notes,
         ..

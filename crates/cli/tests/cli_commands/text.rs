@@ -149,11 +149,11 @@ fn invalid_sampling_options_are_rejected() {
         ),
         (
             &["--temperature", "0", "--top-k", "5", "--top-p", "1"],
-            "top-k and top-p has no effect",
+            "top_k and top_p has no effect",
         ),
         (
             &["--top-k", "1", "--seed", "0"],
-            "seed has no effect with greedy decoding (top-k = 1",
+            "seed has no effect with greedy decoding (top_k = 1",
         ),
     ] {
         let args = [&["generate", "run", "--prompt", "a"], options].concat();
@@ -162,7 +162,7 @@ fn invalid_sampling_options_are_rejected() {
     dir.expect_error(
         2,
         &["generate", "run", "--prompt", "a", "--top-p", "0"],
-        &["top-p = 0"],
+        &["top_p = 0"],
     );
 }
 

@@ -65,7 +65,7 @@ fn files_of_skipped_folders_are_counted() {
     dir.expect_error(
         2,
         &prepare(&["zero.parquet"], "p3", &[]),
-        &["no text in it", "too short for a Parquet file"],
+        &["contains no text", "too short for a Parquet file"],
     );
 }
 

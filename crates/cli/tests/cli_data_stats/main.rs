@@ -1,4 +1,4 @@
-//! Every command reports how much of the text of its data was read, omitted and cut.
+//! Every command reports how much of the text of its data was read, omitted and split.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -149,7 +149,12 @@ fn unknown_tokens_and_dropped_characters_are_counted() {
     dir.write("t.txt", "ab axb \u{e9}\u{5de8}ab a\u{e9}b ab ab ba ab");
     for (tokenizer, unknown, dropped, note) in [
         ("u.json", 4, 0, "4 of the targets are the unknown token"),
-        ("d.json", 0, 4, "no token stands for 4 characters"),
+        (
+            "d.json",
+            0,
+            4,
+            "4 characters of the text are not in the vocabulary",
+        ),
     ] {
         let out = format!("p-{tokenizer}");
         let args = [

@@ -29,7 +29,7 @@ fn eval_reports_omitted_and_truncated_text() {
         "unknown kind",
         "is null",
         "blank",
-        "cut into 2 documents",
+        "split into 2 documents",
     ] {
         assert!(table.contains(words), "{words}\n{table}");
     }

@@ -66,7 +66,7 @@ impl Sampling {
         }
         match self.top_p {
             Some(top_p) if !(top_p > 0.0 && top_p <= 1.0) => {
-                Err(Error::out_of_range("top-p", top_p, "above 0 and at most 1"))
+                Err(Error::out_of_range("top_p", top_p, "above 0 and at most 1"))
             }
             _ => self.check_greedy(),
         }
@@ -77,12 +77,12 @@ impl Sampling {
         let is_top_1 = self.top_k == Some(1);
         let greedy = match self.temperature == 0.0 {
             true => "temperature = 0",
-            false if is_top_1 => "top-k = 1",
+            false if is_top_1 => "top_k = 1",
             false => return Ok(()),
         };
         let ignored: Vec<&str> = [
-            ("top-k", self.top_k.is_some() && !is_top_1),
-            ("top-p", self.top_p.is_some()),
+            ("top_k", self.top_k.is_some() && !is_top_1),
+            ("top_p", self.top_p.is_some()),
             ("seed", self.seed.is_some()),
         ]
         .into_iter()
@@ -101,7 +101,7 @@ impl Sampling {
 /// Autoregressive generation of tokens with a KV cache.
 ///
 /// A prompt that does not fit into the context of `max_seq_len` tokens is truncated at its start. When the
-/// context is full, its later half becomes the new context. [`Generator::left_out`] counts the dropped tokens.
+/// context is full, its later half becomes the new context. [`Generator::omissions`] counts the dropped tokens.
 ///
 /// ```
 /// use hybridnorm::Device;
@@ -129,7 +129,7 @@ pub struct Generator<'a> {
     random: ChaCha8Rng,
     cache: KvCache,
     context: Vec<i32>,
-    unread: usize,
+    n_uncached: usize,
     vocab: usize,
     /// Truncated tokens of the prompt.
     truncated_prompt: usize,
@@ -153,13 +153,13 @@ impl<'a> Generator<'a> {
         }
         model.check_ids(prompt, 1, prompt.len())?;
         let longest = model.config().max_seq_len;
-        // Room for at least one new token.
+        // Leaves space for at least one new token.
         let kept = prompt.len().min(longest.max(2) - 1);
         let context = prompt[prompt.len() - kept..].to_vec();
         Ok(Self {
             cache: model.new_cache(1, longest)?,
             random: ChaCha8Rng::seed_from_u64(sampling.seed.unwrap_or(0)),
-            unread: context.len(),
+            n_uncached: context.len(),
             truncated_prompt: prompt.len() - kept,
             dropped: 0,
             context,
@@ -177,19 +177,22 @@ impl<'a> Generator<'a> {
 
     /// Returns the tokens that the last sample did not depend on: truncated tokens of the prompt, and earlier
     /// ones dropped when the context was full.
-    pub fn left_out(&self) -> Omissions {
+    pub fn omissions(&self) -> Omissions {
         let longest = self.model.config().max_seq_len;
-        let mut left_out = Omissions::default();
+        let mut omissions = Omissions::default();
         let mut add = |count: usize, reason: &str| {
             let reason = format!("{reason} the context of {longest} tokens");
-            left_out.add(Unit::Tokens, &reason, count as u64, None);
+            omissions.add(Unit::Tokens, &reason, count as u64, None);
         };
         add(
             self.truncated_prompt,
-            "the beginning of the prompt, which has no room in",
+            "beginning of the prompt, which does not fit into",
         );
-        add(self.dropped, "the earlier half, whenever the text filled");
-        left_out
+        add(
+            self.dropped,
+            "first half of the context, dropped whenever the text filled",
+        );
+        omissions
     }
 
     /// Samples the next token.
@@ -203,13 +206,13 @@ impl<'a> Generator<'a> {
             self.dropped += self.context.len() - keep;
             self.context.drain(..self.context.len() - keep);
             self.cache.clear();
-            self.unread = keep;
+            self.n_uncached = keep;
         }
-        let new = &self.context[self.context.len() - self.unread..];
+        let new = &self.context[self.context.len() - self.n_uncached..];
         let logits = self.model.next_logits(new, &mut self.cache, false)?;
         let token = sample_token(&logits[..self.vocab], &self.sampling, &mut self.random)?;
         self.context.push(token);
-        self.unread = 1;
+        self.n_uncached = 1;
         Ok(token)
     }
 }
@@ -218,7 +221,7 @@ impl<'a> Generator<'a> {
 fn sample_token(logits: &[f32], sampling: &Sampling, random: &mut ChaCha8Rng) -> Result<i32> {
     if logits.iter().any(|x| x.is_nan() || *x == f32::INFINITY) {
         return Err(Error::not_finite(
-            "the model's logits are not finite; its weights are broken",
+            "the model's logits are not finite; its weights may be corrupt",
         ));
     }
     let mut order: Vec<usize> = (0..logits.len()).collect();
@@ -246,10 +249,10 @@ fn sample_token(logits: &[f32], sampling: &Sampling, random: &mut ChaCha8Rng) ->
         })
         .map_or(weights.len(), |last| last + 1);
     weights.truncate(kept);
-    let drawn = WeightedIndex::new(&weights)
-        .map_err(|error| Error::not_finite(format!("cannot draw a token: {error}")))?
+    let sampled = WeightedIndex::new(&weights)
+        .map_err(|error| Error::not_finite(format!("cannot sample a token: {error}")))?
         .sample(random);
-    Ok(order[drawn] as i32)
+    Ok(order[sampled] as i32)
 }
 
 impl Drop for Generator<'_> {
@@ -267,7 +270,7 @@ mod tests {
 
     const LOGITS: [f32; 4] = [0.0, 3.0, 1.0, 2.0];
 
-    fn drawn(sampling: Sampling, n: usize) -> Vec<i32> {
+    fn sample_n(sampling: Sampling, n: usize) -> Vec<i32> {
         let mut random = ChaCha8Rng::seed_from_u64(sampling.seed.unwrap_or(0));
         (0..n)
             .map(|_| sample_token(&LOGITS, &sampling, &mut random).unwrap())
@@ -292,7 +295,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "freed")]
-    fn a_generator_gives_its_cache_back() {
+    fn dropping_a_generator_frees_its_cache() {
         let mut model = Model::new(&tiny(), 0, Device::Cpu).unwrap();
         let mut generator = Generator::new(&mut model, &[1, 2], plain()).unwrap();
         generator.next_token().unwrap();
@@ -307,34 +310,34 @@ mod tests {
             temperature: 0.0,
             ..plain()
         };
-        assert_eq!(drawn(greedy, 3), [1, 1, 1]);
+        assert_eq!(sample_n(greedy, 3), [1, 1, 1]);
     }
 
     #[test]
-    fn top_k_and_top_p_cut_the_tail() {
+    fn top_k_and_top_p_remove_the_tail() {
         let top_k = Sampling {
             top_k: Some(2),
             ..plain()
         };
-        assert!(drawn(top_k, 500).iter().all(|id| [1, 3].contains(id)));
+        assert!(sample_n(top_k, 500).iter().all(|id| [1, 3].contains(id)));
         // p(1) = 0.644, p(1) + p(3) = 0.881
         let top_p = Sampling {
             top_p: Some(0.8),
             ..plain()
         };
-        let ids = drawn(top_p, 500);
+        let ids = sample_n(top_p, 500);
         assert!(ids.contains(&3) && ids.iter().all(|id| [1, 3].contains(id)));
         let narrow = Sampling {
             top_p: Some(0.5),
             ..plain()
         };
-        assert!(drawn(narrow, 100).iter().all(|&id| id == 1));
+        assert!(sample_n(narrow, 100).iter().all(|&id| id == 1));
     }
 
     #[test]
     fn draws_follow_the_softmax() {
         let n = 20_000;
-        let ids = drawn(plain(), n);
+        let ids = sample_n(plain(), n);
         let total: f64 = LOGITS.iter().map(|&x| f64::from(x).exp()).sum();
         for (id, logit) in LOGITS.iter().enumerate() {
             let expected = f64::from(*logit).exp() / total;
@@ -344,9 +347,9 @@ mod tests {
     }
 
     #[test]
-    fn the_seed_decides() {
-        assert_eq!(drawn(plain(), 50), drawn(plain(), 50));
-        assert_ne!(drawn(plain(), 50), drawn(plain().with_seed(2), 50));
+    fn equal_seeds_give_equal_samples() {
+        assert_eq!(sample_n(plain(), 50), sample_n(plain(), 50));
+        assert_ne!(sample_n(plain(), 50), sample_n(plain().with_seed(2), 50));
     }
 
     #[test]

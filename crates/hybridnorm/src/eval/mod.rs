@@ -2,9 +2,9 @@
 
 mod generate;
 #[cfg(feature = "data")]
-mod sets;
+mod overlap;
 #[cfg(feature = "data")]
-mod shared;
+mod sets;
 #[cfg(feature = "data")]
 mod text;
 #[cfg(feature = "data")]

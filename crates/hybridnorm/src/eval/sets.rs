@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use derive_setters::Setters;
 use serde::Serialize;
 
-use super::shared;
+use super::overlap;
 use super::text_options::{self, TextOptions, TextOverrides};
 use crate::data::open::TokenizerChoice;
 use crate::data::{
@@ -43,7 +43,7 @@ pub struct EvalOptions {
     pub seq_len: Option<usize>,
     /// Windows per batch.
     pub batch_size: usize,
-    /// Windows that are measured.
+    /// Windows that are evaluated.
     pub windows: Windows,
     /// Checkpoint of the model, whose run defines how raw text is read.
     pub checkpoint: Option<PathBuf>,
@@ -70,7 +70,7 @@ impl Default for EvalOptions {
 pub struct EvalSet {
     /// Name as given.
     pub name: String,
-    /// Split that is measured.
+    /// Split that is evaluated.
     pub split: Split,
     /// Tokens.
     pub data: TokenDataset,
@@ -80,7 +80,7 @@ pub struct EvalSet {
     pub text_bytes: Option<u64>,
     /// Those of them in first tokens, which are not targets; if the prepared data record them.
     pub first_token_bytes: Option<u64>,
-    /// Account of the text that it was made from, over all splits of a prepared folder; `None` for token
+    /// Statistics of the text that it was prepared from, over all splits of a prepared folder; `None` for token
     /// files.
     pub text: Option<TextStats>,
     /// Options that its text was read with; `None` for prepared folders and token files.
@@ -95,14 +95,14 @@ pub struct EvalSet {
 pub struct SetLoss {
     /// Name as given.
     pub name: String,
-    /// Split that was measured: `train`, `validation` or `all`.
+    /// Split that was evaluated: `train`, `validation` or `all`.
     pub split: &'static str,
     /// Loss and its coverage.
     #[serde(flatten)]
     pub measured: LossWithCoverage,
     /// Targets that are the unknown token of the vocabulary.
     pub unknown_tokens: u64,
-    /// Account of the text that the set was made from, over all splits of a prepared folder; absent for token
+    /// Statistics of the text that the set was prepared from, over all splits of a prepared folder; absent for token
     /// files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<TextStats>,
@@ -118,18 +118,18 @@ pub struct LossWithCoverage {
     /// Mean loss.
     #[serde(flatten)]
     pub loss: Loss,
-    /// Bits per byte of text: the total loss of all measured tokens, end-of-document tokens included, over the
+    /// Bits per byte of text: the total loss of all evaluated tokens, end-of-document tokens included, over the
     /// bytes that these tokens represent. `None` if the bytes are not known.
     pub bits_per_byte: Option<f64>,
     /// Reason why there are no bits per byte.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[serde(rename = "no_bits_per_byte")]
     pub bits_per_byte_missing_reason: Option<String>,
-    /// Bytes that the measured tokens represent.
+    /// Bytes that the evaluated tokens represent.
     pub text_bytes: Option<u64>,
     /// Number of all tokens.
     pub all_tokens: u64,
-    /// Tokens that are not measured, by reason.
+    /// Tokens that are not evaluated, by reason.
     #[serde(rename = "left_out")]
     pub omissions: Omissions,
 }
@@ -156,7 +156,7 @@ pub struct Evaluation {
 /// [`Split::Validation`] is the part that training on that set alone holds out, also of raw text.
 ///
 /// # Errors
-/// If one is missing, damaged, given twice, made with another tokenizer, or has nothing to measure.
+/// If one is missing, damaged, given twice, made with another tokenizer, or has nothing to evaluate.
 pub fn open_sets(
     paths: &[String],
     options: &EvalOptions,
@@ -304,7 +304,7 @@ fn parts(
     taken.map(|(record, first, _)| (record, first))
 }
 
-/// Measures a model on every data set.
+/// Evaluates a model on every data set.
 ///
 /// # Errors
 /// [`Error::Missing`] without a set; otherwise see [`loss`], and the message names the set.
@@ -322,13 +322,13 @@ pub fn evaluate(model: &mut Model, sets: &[EvalSet], options: &EvalOptions) -> R
             },
             error => error,
         })?;
-        let bytes = measured_bytes(set, options);
+        let bytes = evaluated_bytes(set, options);
         let unknown_tokens = unknown_tokens(set, options)?;
         let mut notes = set.notes.clone();
         notes.extend(not_predicted(set, unknown_tokens, bytes.is_ok()));
         let Coverage {
             all_tokens,
-            omissions: left_out,
+            omissions,
             ..
         } = set.data.coverage(options.windows);
         found.push(SetLoss {
@@ -342,7 +342,7 @@ pub fn evaluate(model: &mut Model, sets: &[EvalSet], options: &EvalOptions) -> R
                 text_bytes: bytes.ok(),
                 loss: measured,
                 all_tokens,
-                omissions: left_out,
+                omissions,
             },
             notes,
         });
@@ -351,7 +351,7 @@ pub fn evaluate(model: &mut Model, sets: &[EvalSet], options: &EvalOptions) -> R
         pooled: pooled(&found),
         sets: found,
         text_options: sets.iter().find_map(|set| set.text_options.clone()),
-        notes: shared::notes(sets)?,
+        notes: overlap::overlap_notes(sets)?,
     })
 }
 
@@ -374,10 +374,10 @@ fn not_predicted(set: &EvalSet, unknown_tokens: u64, has_bits: bool) -> Option<S
     let what = match (unknown_tokens, dropped) {
         (0, 0) => return None,
         (unknown, 0) => format!("{unknown} of the targets are the unknown token"),
-        (0, dropped) => format!("no token stands for {dropped} characters of the text"),
+        (0, dropped) => format!("{dropped} characters of the text are not in the vocabulary"),
         (unknown, dropped) => format!(
-            "{unknown} of the targets are the unknown token, and no token stands for {dropped} characters of \
-             the text"
+            "{unknown} of the targets are the unknown token, and {dropped} characters of the text are \
+             not in the vocabulary"
         ),
     };
     let bits = match has_bits {
@@ -409,9 +409,9 @@ fn pooled(sets: &[SetLoss]) -> LossWithCoverage {
             measured().map(|set| set.loss.tokens).sum(),
         ),
     };
-    let mut left_out = Omissions::default();
+    let mut omissions = Omissions::default();
     for set in measured() {
-        left_out.extend(&set.omissions);
+        omissions.extend(&set.omissions);
     }
     let text_bytes = measured().map(|set| set.text_bytes).sum::<Option<u64>>();
     LossWithCoverage {
@@ -420,12 +420,12 @@ fn pooled(sets: &[SetLoss]) -> LossWithCoverage {
         bits_per_byte_missing_reason: no_bits_per_byte(sets),
         text_bytes,
         all_tokens: measured().map(|set| set.all_tokens).sum(),
-        omissions: left_out,
+        omissions,
     }
 }
 
 /// Returns the bytes of text that the measured tokens represent, or the reason why they are not known.
-fn measured_bytes(set: &EvalSet, options: &EvalOptions) -> Result<u64, String> {
+fn evaluated_bytes(set: &EvalSet, options: &EvalOptions) -> Result<u64, String> {
     let Some(tokenizer) = &set.tokenizer else {
         return Err("the tokenizer of the tokens is not known".into());
     };
@@ -434,12 +434,12 @@ fn measured_bytes(set: &EvalSet, options: &EvalOptions) -> Result<u64, String> {
         None => bytes_of_tokens(set, options, tokenizer)?,
     };
     match bytes {
-        0 => Err("the measured tokens stand for no text".into()),
+        0 => Err("the evaluated tokens represent no text".into()),
         bytes => Ok(bytes),
     }
 }
 
-/// Returns the bytes that the measured tokens represent, if the bytes of each token are known.
+/// Returns the bytes that the evaluated tokens represent, if the bytes of each token are known.
 fn bytes_of_tokens(
     set: &EvalSet,
     options: &EvalOptions,
@@ -463,24 +463,24 @@ fn bytes_of_tokens(
     Ok(bytes)
 }
 
-/// Returns the bytes that the measured tokens represent if those of a token are not known for `reason`: the
-/// bytes of the text without its first tokens, if all of it is measured.
+/// Returns the bytes that the evaluated tokens represent if those of a token are not known for `reason`: the
+/// bytes of the text without its first tokens, if all of it is evaluated.
 fn bytes_of_text(set: &EvalSet, options: &EvalOptions, reason: &str) -> Result<u64, String> {
     let Some(bytes) = set.text_bytes else {
         return Err(format!(
-            "{reason}; the bytes are known where the text itself is prepared and measured here"
+            "{reason}; give the raw text or a prepared folder, whose bytes are recorded"
         ));
     };
     let all = set.data.coverage(Windows::All).tokens;
     if set.data.coverage(options.windows).tokens != all {
         return Err(format!(
-            "{reason}; the bytes are known where all windows are measured"
+            "{reason}; evaluate all windows to get bits per byte"
         ));
     }
     match set.first_token_bytes {
         Some(of_firsts) => Ok(bytes.saturating_sub(of_firsts)),
         None => Err(format!(
-            "{reason}, and how many bytes its first token stands for is no whole number of characters, or not recorded, as in folders that earlier versions prepared"
+            "{reason}, and the bytes of the first token are not known: it ends within a character, or the folder was prepared by an earlier version"
         )),
     }
 }

@@ -9,7 +9,7 @@ use crate::model::Model;
 use crate::omissions::Omissions;
 use crate::text::one_line;
 
-/// Account of a prompt: the parts of its text that its tokens do not represent.
+/// Coverage of a prompt: parts of its text that its tokens do not represent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct PromptCoverage {
     /// Number of unknown tokens.
@@ -49,7 +49,7 @@ impl PromptCoverage {
             ),
             (
                 self.dropped_chars,
-                "characters omitted, since no token of the vocabulary stands for them",
+                "characters omitted, since they are not in the vocabulary",
             ),
         ];
         let counts = counts.into_iter().filter(|(count, _)| *count > 0);
@@ -99,21 +99,21 @@ impl<'a> TextGenerator<'a> {
             ));
         }
         let end = tokenizer.eos_id() as i32;
-        let read = tokenizer.encode(prompt)?;
-        let mut ids: Vec<i32> = read.iter().map(|&id| id as i32).collect();
+        let encoded = tokenizer.encode(prompt)?;
+        let mut ids: Vec<i32> = encoded.iter().map(|&id| id as i32).collect();
         if ids.is_empty() {
             // This token separates texts from each other.
             ids.push(end);
         }
         Ok(Self {
-            prompt: PromptCoverage::of(tokenizer, prompt, &read)?,
+            prompt: PromptCoverage::of(tokenizer, prompt, &encoded)?,
             generator: Generator::new(model, &ids, sampling)?
                 .with_vocab_size(tokenizer.vocab_size()),
-            decoder: tokenizer.stream_decoder_with_context(&read),
+            decoder: tokenizer.stream_decoder_with_context(&encoded),
             end,
-            prompt_tokens: read.len(),
+            prompt_tokens: encoded.len(),
             spaces: trailing_spaces(prompt)
-                .saturating_sub(trailing_spaces(&tokenizer.decode(&read))),
+                .saturating_sub(trailing_spaces(&tokenizer.decode(&encoded))),
         })
     }
 
@@ -131,7 +131,7 @@ impl<'a> TextGenerator<'a> {
         Ok(Some(strip_repeated_spaces(piece, &mut self.spaces)))
     }
 
-    /// Returns the account of the prompt.
+    /// Returns the coverage of the prompt.
     pub fn prompt(&self) -> &PromptCoverage {
         &self.prompt
     }
@@ -141,12 +141,12 @@ impl<'a> TextGenerator<'a> {
         self.prompt_tokens
     }
 
-    /// Returns the tokens omitted; see [`Generator::left_out`].
-    pub fn left_out(&self) -> Omissions {
-        self.generator.left_out()
+    /// Returns the tokens omitted; see [`Generator::omissions`].
+    pub fn omissions(&self) -> Omissions {
+        self.generator.omissions()
     }
 
-    /// Returns the text held back for lack of a complete character.
+    /// Returns the buffered text of an incomplete UTF-8 character at the end.
     pub fn finish(mut self) -> String {
         strip_repeated_spaces(self.decoder.finish(), &mut self.spaces)
     }

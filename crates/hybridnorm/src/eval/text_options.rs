@@ -28,7 +28,7 @@ pub struct TextOverrides {
     /// See [`SourceOptions::exclude`].
     pub exclude: Vec<String>,
     /// See [`SourceOptions::skip_invalid`].
-    pub skip_bad: bool,
+    pub skip_invalid: bool,
     /// True if invalid UTF-8 is replaced.
     pub replace_invalid_utf8: bool,
 }
@@ -62,22 +62,22 @@ impl TextOverrides {
         if !self.exclude.is_empty() {
             options.exclude.clone_from(&self.exclude);
         }
-        options.skip_invalid |= self.skip_bad;
+        options.skip_invalid |= self.skip_invalid;
         if self.replace_invalid_utf8 {
             options.invalid_utf8 = InvalidUtf8::Replace;
         }
         Ok(options)
     }
 
-    /// Returns the names of the given options.
-    fn given(&self) -> Vec<&'static str> {
+    /// Returns the names of the overridden options.
+    fn overridden(&self) -> Vec<&'static str> {
         let all = [
             ("text_field", self.text_field.is_some()),
             ("separator", self.separator.is_some()),
             ("document_chars", self.document_chars.is_some()),
             ("include", !self.include.is_empty()),
             ("exclude", !self.exclude.is_empty()),
-            ("skip_bad", self.skip_bad),
+            ("skip_bad", self.skip_invalid),
             ("invalid_utf8", self.replace_invalid_utf8),
         ];
         let given = all.into_iter().filter(|(_, is_given)| *is_given);
@@ -93,7 +93,8 @@ pub struct TextOptions {
     /// read.
     pub from: Option<PathBuf>,
     /// Options given for this evaluation, which override those of the run.
-    pub given: Vec<&'static str>,
+    #[serde(rename = "given")]
+    pub overridden: Vec<&'static str>,
     /// Effective options.
     pub options: SourceOptions,
 }
@@ -110,7 +111,7 @@ impl TextOptions {
         };
         Ok(Self {
             from,
-            given: overrides.given(),
+            overridden: overrides.overridden(),
             options: SourceOptions {
                 // Options that the run needs for its own text may have no effect here.
                 allow_unused_options: true,
@@ -119,10 +120,10 @@ impl TextOptions {
         })
     }
 
-    /// Describes the options in a line.
-    pub fn line(&self) -> String {
+    /// Describes the options in one line.
+    pub fn summary(&self) -> String {
         let found = serde_json::json!(self.options);
-        let usual = serde_json::json!(SourceOptions::default());
+        let defaults = serde_json::json!(SourceOptions::default());
         let source = match &self.from {
             Some(path) => path.display().to_string(),
             None => "the default".into(),
@@ -130,10 +131,10 @@ impl TextOptions {
         let all = found.as_object().into_iter().flatten();
         let named: Vec<String> = all
             .filter(|(name, value)| {
-                self.given.contains(&name.as_str()) || usual.get(*name) != Some(*value)
+                self.overridden.contains(&name.as_str()) || defaults.get(*name) != Some(*value)
             })
             .map(|(name, value)| {
-                let by = match self.given.contains(&name.as_str()) {
+                let by = match self.overridden.contains(&name.as_str()) {
                     true => "as given",
                     false => &source,
                 };
@@ -178,7 +179,7 @@ fn run_text_options(checkpoint: &Path) -> Result<Option<(PathBuf, SourceOptions)
 
 /// Checks that each given option has an effect on a raw text input.
 pub(super) fn check_overrides_used(raw: &[String], overrides: &TextOverrides) -> Result<()> {
-    match overrides.given().first() {
+    match overrides.overridden().first() {
         None => Ok(()),
         Some(first) if raw.is_empty() => {
             Err(Error::no_effect(*first, ": none of the data is raw text"))

@@ -70,8 +70,7 @@ pub(crate) fn open_list<T: DeserializeOwned>(bytes: &[u8]) -> Result<Vec<Checked
     }
     let mut previous_checksum = String::new();
     let opened = values.into_iter().map(|value| {
-        let checked =
-            verify(value, &previous_checksum)?.ok_or("an object without checksum among others")?;
+        let checked = verify(value, &previous_checksum)?.ok_or("an object lacks its checksum")?;
         previous_checksum = checked.1.clone();
         Checked::with_checksum(checked)
     });
@@ -116,7 +115,7 @@ fn verify(mut value: Value, previous_checksum: &str) -> Result<Option<(Value, St
             Ok(Some((value, sum)))
         }
         Some(_) => Err(format!(
-            "its content is not what its checksum ({KEY}) says: the file is damaged or was changed"
+            "its content does not match its checksum ({KEY}): the file is corrupt or was modified"
         )),
     }
 }
@@ -151,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn layout_does_not_matter_and_content_does() {
+    fn checksum_depends_on_content_not_on_layout() {
         let (text, sum) = to_json_with_checksum(&lists(), "").unwrap();
         let other = format!(" {{ \"on\" : [\"b\"],\n\"{KEY}\":\"{sum}\", \"of\":[\"a\",\"b\"]}}");
         for text in [&text, &other] {
@@ -170,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_checksum_is_read_and_known_as_such() {
+    fn objects_without_checksum_are_read_and_marked() {
         let opened = read(r#"{"of":["a","b"],"on":["b"]}"#).unwrap();
         assert_eq!((opened.content, opened.checksum), (lists(), None));
         let twice = r#"{"of":["a"],"of":["a","b"],"on":["b"]}"#;
@@ -187,7 +186,7 @@ mod tests {
         let swapped = format!("[{},{}]", lines[1], lines[0]);
         assert!(opened(&swapped).unwrap_err().contains("checksum"));
         let mixed = format!("[{},{{\"of\":[],\"on\":[]}}]", lines[0]);
-        assert!(opened(&mixed).unwrap_err().contains("without checksum"));
+        assert!(opened(&mixed).unwrap_err().contains("lacks its checksum"));
         let pretty = to_pretty_json_with_checksum(&lists()).unwrap();
         assert!(read(&pretty).unwrap().checksum.is_some());
         assert!(pretty.lines().count() > 5, "{pretty}");

@@ -28,7 +28,7 @@ mod tests {
     use super::super::{open, read_small, write};
 
     #[test]
-    fn pointers_are_named_and_other_files_are_read_from_their_beginning() {
+    fn lfs_pointers_are_rejected_and_other_files_are_read_from_the_start() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("weights");
         let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n";

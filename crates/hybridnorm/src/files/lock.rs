@@ -62,8 +62,8 @@ impl Lock {
                 Err(TryLockError::Error(error)) if has_no_locks(&error) => {
                     return Err(Error::format(
                         super::parent(path),
-                        "this file system has no locks (flock), which keep a second process from \
-                         writing here; --no-lock works without, if you start no second one",
+                        "this file system does not support file locks (flock), which prevent a second \
+                         process from writing here; turn locking off if no other process uses this folder",
                     ));
                 }
                 Err(TryLockError::Error(error)) => return Err(Error::io(path)(error)),
@@ -102,7 +102,7 @@ fn open(path: &Path) -> Result<File> {
         options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32);
     }
     let unlike = |kind: fs::FileType| {
-        let kind = super::kind_in_words(kind);
+        let kind = super::describe_file_type(kind);
         Error::format(
             path,
             format!("{kind}, expected the regular file that is locked; remove it"),
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_holds_it_or_several_share_it() {
+    fn lock_is_exclusive_or_shared() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
         let alone = Lock::exclusive(&path, Locking::Required, "busy").unwrap();
@@ -158,7 +158,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn what_is_no_file_is_named() {
+    fn non_regular_files_are_rejected_by_kind() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
         rustix::fs::mkfifoat(
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn file_systems_without_locks_are_told_from_others() {
+    fn missing_lock_support_is_distinguished_from_other_errors() {
         assert!(has_no_locks(&io::Error::from_raw_os_error(37)));
         assert!(has_no_locks(&io::ErrorKind::Unsupported.into()));
         assert!(!has_no_locks(&io::Error::from_raw_os_error(5)));

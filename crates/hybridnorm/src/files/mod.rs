@@ -1,12 +1,12 @@
 //! Atomic writes of files and folders.
 //!
 //! Everything this crate writes for later reading goes through [`AtomicFile`] or [`StagedFolder`]: bytes are
-//! written to a temporary file beside the target with a random name, flushed to disk and renamed over the
+//! written to a temporary file next to the target with a random name, flushed to disk and renamed over the
 //! target, and the folder is flushed. A reader never sees an incomplete file, whatever stops the writer, and two
 //! writers never collide.
 //!
 //! Existing files are checked by functions that return an error if the system does ([`exists`],
-//! [`create_new_dir`]): a failed check is not the answer "no".
+//! [`create_new_dir`]): a failed check is reported, not taken for absence.
 
 mod atomic;
 pub(crate) mod checksummed;
@@ -80,7 +80,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<File> {
     if !kind.is_file() {
         return Err(Error::format(
             path,
-            format!("{}, expected a regular file", kind_in_words(kind)),
+            format!("{}, expected a regular file", describe_file_type(kind)),
         ));
     }
     match lfs::is_pointer(&file).map_err(Error::io(path))? {
@@ -89,7 +89,7 @@ pub fn open(path: impl AsRef<Path>) -> Result<File> {
     }
 }
 
-fn kind_in_words(kind: fs::FileType) -> &'static str {
+fn describe_file_type(kind: fs::FileType) -> &'static str {
     if kind.is_dir() {
         return "is a folder";
     }
@@ -182,7 +182,7 @@ pub fn require_folder(path: impl AsRef<Path>, expected: &str) -> Result<()> {
         true => Ok(()),
         false => Err(Error::format(
             path,
-            format!("{}, expected {expected}", kind_in_words(kind)),
+            format!("{}, expected {expected}", describe_file_type(kind)),
         )),
     }
 }
@@ -299,7 +299,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_file_appears_whole_with_its_fingerprint() {
+    fn writes_are_atomic_and_return_the_fingerprint() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
         let written = write(&path, b"abc").unwrap();
@@ -311,7 +311,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_abandoned_writer_leaves_the_old_file_and_no_other() {
+    fn dropped_writer_keeps_the_old_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
         write(&path, b"old").unwrap();
@@ -330,7 +330,7 @@ pub(crate) mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_pipe_is_refused_without_waiting_for_its_writer() {
+    fn pipe_is_an_error_without_blocking() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pipe");
         rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
@@ -348,7 +348,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_folder_is_new_only_for_the_one_that_created_it() {
+    fn create_new_dir_reports_whether_it_created_the_folder() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("a");
         assert!(create_new_dir(&folder).unwrap());
@@ -369,7 +369,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_link_where_the_temporary_file_could_be_is_not_written_through() {
+    fn temporary_files_do_not_follow_existing_links() {
         let folder = tempfile::tempdir().unwrap();
         let (target, victim) = (folder.path().join("out"), folder.path().join("victim"));
         write(&victim, b"precious").unwrap();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use super::temporary;
 use crate::error::{Error, Result};
 
-/// A folder that is written under a temporary name beside its target and renamed when it is
+/// A folder that is written under a temporary name next to its target and renamed when it is
 /// complete. Removed if dropped before that.
 #[derive(Debug)]
 pub struct StagedFolder {
@@ -75,7 +75,7 @@ impl StagedFolder {
     }
 
     /// Renames the folder to its target and removes the old one. At every moment the target is the old folder or
-    /// the new one, or, on file systems that cannot exchange two names, absent, with the old folder beside it until
+    /// the new one, or, on file systems that cannot exchange two names, absent, with the old folder next to it until
     /// the next writer restores it.
     ///
     /// `may_remove` checks the old folder, which has a temporary name by then, before its removal: other files may
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_appears_whole_and_an_abandoned_one_leaves_nothing() {
+    fn publishing_is_atomic_and_dropped_folders_are_removed() {
         let parent = tempfile::tempdir().unwrap();
         let target = parent.path().join("out");
         drop(staged(&target, "x"));
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn two_renamings_do_where_names_cannot_be_exchanged() {
+    fn replacing_falls_back_to_two_renames() {
         let parent = tempfile::tempdir().unwrap();
         let target = parent.path().join("out");
         staged(&target, "old").publish().unwrap();

@@ -69,18 +69,18 @@ fn create(target: &Path, make: impl Fn(&Path) -> io::Result<File>) -> Result<(Fi
     }
     Err(Error::format(
         target,
-        "no temporary file could be created beside it",
+        "no temporary file could be created next to it",
     ))
 }
 
-/// Returns a new name beside `target`.
+/// Returns a new name next to `target`.
 pub(super) fn sibling(target: &Path, suffix: &str) -> PathBuf {
     // Seeded by the system.
     let random = RandomState::new().build_hasher().finish();
     target.with_file_name(format!("{}.{random:016x}{suffix}", stem(target)))
 }
 
-/// Returns a new name beside `target` for the folder that it replaces.
+/// Returns a new name next to `target` for the folder that it replaces.
 pub(super) fn backup_path(target: &Path) -> PathBuf {
     sibling(target, BACKUP_SUFFIX)
 }
@@ -106,9 +106,9 @@ pub(super) fn open_folder(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-/// Removes temporary files that killed writers of `target` left beside it, and restores a folder that one of
-/// them had moved aside. Files of running processes stay. Errors are ignored, since the next writer does not
-/// depend on this; it retries the removal.
+/// Removes temporary files that killed writers of `target` left next to it, and restores the backup of a
+/// folder that one of them was replacing. Files of running processes stay. Errors are ignored, since the next
+/// writer does not depend on this; it retries the removal.
 pub fn remove_stale(target: &Path) {
     let stem = stem(target);
     remove_in(super::parent(target), |name| {
@@ -190,7 +190,7 @@ mod tests {
     use crate::files::tests::names;
 
     #[test]
-    fn what_a_living_writer_holds_stays_and_what_a_dead_one_left_goes() {
+    fn only_files_of_killed_writers_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("out");
         let living = create_file(&target).unwrap();
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_other_names_stay() {
+    fn unrelated_files_are_kept() {
         let folder = tempfile::tempdir().unwrap();
         let others = [
             "out",
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_was_moved_aside_gets_its_name_back() {
+    fn backup_folder_is_restored() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("out");
         let backup = backup_path(&target);

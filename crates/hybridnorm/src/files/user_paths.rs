@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{kind_in_words, parent, remove_stale, write};
+use super::{describe_file_type, parent, remove_stale, write};
 use crate::error::{Error, Result};
 
 /// Maximum length of a chain of links, as in Linux.
@@ -35,7 +35,7 @@ pub fn resolve_links(target: &Path) -> Result<PathBuf> {
             Err(error) => return Err(Error::io(target)(error)),
         }
     }
-    Err(Error::format(target, "a link that leads in a circle"))
+    Err(Error::format(target, "symbolic links form a cycle"))
 }
 
 /// Writes a file given by the user: atomically, but through links. A target that is not a regular file, such as
@@ -129,11 +129,11 @@ fn refuse_pipe(target: &Path) -> Result<()> {
         if kind.is_fifo() || kind.is_socket() {
             return Err(Error::format(
                 target,
-                format!("{}, expected the name of a file", kind_in_words(kind)),
+                format!("{}, expected the name of a file", describe_file_type(kind)),
             ));
         }
     }
-    let _ = (found, kind_in_words);
+    let _ = (found, describe_file_type);
     Ok(())
 }
 
@@ -143,7 +143,7 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     #[test]
-    fn links_are_followed_to_what_is_not_there_yet() {
+    fn links_to_missing_targets_are_resolved() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("deep")).unwrap();
@@ -156,7 +156,7 @@ mod tests {
         assert!(at("first").is_symlink() && at("deep/second").is_symlink());
         symlink("round", at("round")).unwrap();
         let found = resolve_links(&at("round")).unwrap_err().to_string();
-        assert!(found.contains("in a circle"), "{found}");
+        assert!(found.contains("form a cycle"), "{found}");
     }
 
     #[test]
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_in_the_way_of_a_folder_is_named() {
+    fn existing_file_in_a_folder_path_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
         fs::write(&file, "x").unwrap();

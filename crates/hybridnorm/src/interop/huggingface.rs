@@ -45,13 +45,13 @@ pub fn families() -> Vec<&'static str> {
 /// Reads a checkpoint of one of the [`families`].
 ///
 /// # Errors
-/// If a file is missing or broken, the configuration has an unsupported feature, or the weights do not match
+/// If a file is missing or format_error, the configuration has an unsupported feature, or the weights do not match
 /// the configuration.
 pub fn import(folder: &Path, device: Device) -> Result<Model> {
     read(folder, device).map(|imported| imported.model)
 }
 
-/// Reads a checkpoint as [`import`] does; returns an account of the tensors, too.
+/// Reads a checkpoint as [`import`] does; also returns tensor counts and omissions.
 ///
 /// # Errors
 /// As [`import`].
@@ -70,18 +70,18 @@ pub fn read(folder: &Path, device: Device) -> Result<Imported> {
     let weights = 4 * counts::parameters(config)?;
     memory::check_available(weights.saturating_mul(3), "reading the checkpoint")?;
     let wrapper = source.wrapper().to_owned();
-    let broken =
+    let format_error =
         |problem: String| Error::format(&path, source::with_prefix_note(&wrapper, problem));
-    let converted = weights::convert(family.as_ref(), source).map_err(broken)?;
+    let converted = weights::convert(family.as_ref(), source).map_err(format_error)?;
     // Allocated after them, so that a small folder cannot request a large model.
     let mut model = Model::uninitialized(config, device)?;
     model
         .load(converted.values)
-        .map_err(|error| broken(error.to_string()))?;
+        .map_err(|error| format_error(error.to_string()))?;
     Ok(Imported {
         model,
         tensors: converted.tensors,
-        left_out: converted.left_out,
+        omissions: converted.omissions,
         files,
         notes,
     })
@@ -97,13 +97,13 @@ pub fn read_config(path: &Path) -> Result<ModelConfig> {
 
 /// Reads a `config.json` and checks that its placement can be resolved.
 fn read_family(path: &Path) -> Result<Box<dyn Family>> {
-    let broken = |problem: String| Error::format(path, problem);
+    let format_error = |problem: String| Error::format(path, problem);
     let json = files::read_small(path, TEXT_LIMIT)?;
-    let family = family::read(&json).map_err(broken)?;
+    let family = family::read(&json).map_err(format_error)?;
     family
         .config()
         .resolve()
-        .map_err(|error| broken(error.to_string()))?;
+        .map_err(|error| format_error(error.to_string()))?;
     Ok(family)
 }
 

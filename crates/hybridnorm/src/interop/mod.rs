@@ -21,7 +21,7 @@ use crate::omissions::Omissions;
 
 pub use tokenizer_files::{ImportedTokenizer, tokenizer, unread_files};
 
-/// A model and an account of the tensors it was read from.
+/// A model, with counts of the tensors that it was read from and of omitted ones.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Imported {
@@ -30,14 +30,14 @@ pub struct Imported {
     /// Numbers of tensors in the checkpoint and of those that were read.
     pub tensors: TensorCounts,
     /// Tensors that were not read, by reason.
-    pub left_out: Omissions,
+    pub omissions: Omissions,
     /// Files of the folder that were read.
     pub files: Vec<String>,
     /// Notes for the user.
     pub notes: Vec<String>,
 }
 
-/// Counts of a checkpoint's tensors. Those that were not read are in [`Imported::left_out`].
+/// Counts of a checkpoint's tensors. Those that were not read are in [`Imported::omissions`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct TensorCounts {
@@ -52,7 +52,7 @@ pub struct TensorCounts {
 /// # Errors
 /// If it does not exist, or is not a folder.
 pub fn require_folder(folder: &Path) -> Result<()> {
-    let expected = "a folder with config.json or config.yaml and the weights beside it";
+    let expected = "a folder with config.json or config.yaml and the weights next to it";
     files::require_folder(folder, expected)
 }
 

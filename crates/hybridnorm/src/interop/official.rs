@@ -1,4 +1,4 @@
-//! Checkpoints of the official HybridNorm code (a fork of OLMo): `config.yaml` beside
+//! Checkpoints of the official HybridNorm code (a fork of OLMo): `config.yaml` next to
 //! `model.safetensors` or `model.pt`.
 
 mod config;
@@ -29,13 +29,13 @@ const CONFIG_LIMIT: u64 = 4 << 20;
 /// Reads an official checkpoint.
 ///
 /// # Errors
-/// If a file is missing or broken, the configuration has an unsupported feature, or the weights do not match
+/// If a file is missing or corrupt, the configuration has an unsupported feature, or the weights do not match
 /// the configuration.
 pub fn import(folder: &Path, device: Device) -> Result<Model> {
     read(folder, device).map(|imported| imported.model)
 }
 
-/// Reads a checkpoint as [`import`] does; returns an account of the tensors, too.
+/// Reads a checkpoint as [`import`] does; also returns tensor counts and omissions.
 ///
 /// # Errors
 /// As [`import`].
@@ -49,25 +49,25 @@ pub fn read(folder: &Path, device: Device) -> Result<Imported> {
         .into_iter()
         .map(|(name, values)| (name[wrapper.len()..].to_owned(), values))
         .collect();
-    let broken =
+    let format_error =
         |error: Error| Error::format(&path, source::with_prefix_note(&wrapper, error.to_string()));
     let all = tensors.len() as u64;
-    let mut left_out = Omissions::default();
+    let mut omissions = Omissions::default();
     for name in tensors.keys() {
         check_name(name).map_err(|problem| Error::format(&path, problem))?;
     }
     if config.tie_embeddings && tensors.contains_key(HEAD) {
         let reason = "equal to the embedding, to which the head is tied";
-        left_out.add(Unit::Tensors, reason, 1, Some(HEAD.into()));
+        omissions.add(Unit::Tensors, reason, 1, Some(HEAD.into()));
     }
-    let values = translate_all(tensors, &config).map_err(broken)?;
+    let values = convert_all(tensors, &config).map_err(format_error)?;
     let mut model = Model::uninitialized(&config, device)?;
-    model.load(values).map_err(broken)?;
-    let read = all - left_out.count(Unit::Tensors);
+    model.load(values).map_err(format_error)?;
+    let read = all - omissions.count(Unit::Tensors);
     Ok(Imported {
         model,
         tensors: TensorCounts { all, read },
-        left_out,
+        omissions,
         files: [CONFIG.to_owned()]
             .into_iter()
             .chain(
@@ -106,29 +106,29 @@ pub fn read_config(path: &Path) -> Result<ModelConfig> {
 /// # Errors
 /// [`Error::InvalidValue`] if a name or a shape is not one of an official checkpoint; [`Error::Conflict`] if the
 /// embeddings are tied, but the head differs from the embedding.
-pub fn translate_all(
+pub fn convert_all(
     mut tensors: BTreeMap<String, HostTensor>,
     config: &ModelConfig,
 ) -> Result<BTreeMap<String, HostTensor>> {
     let invalid = |problem| Error::invalid_value("tensors", problem);
     let stacks = take_experts(&mut tensors, config).map_err(invalid)?;
-    let mut ours = tensors
+    let mut converted = tensors
         .into_iter()
-        .map(|(name, tensor)| translate(&name, tensor, config))
+        .map(|(name, tensor)| convert_tensor(&name, tensor, config))
         .collect::<Result<BTreeMap<_, _>, _>>()
         .map_err(invalid)?;
-    ours.extend(stacks);
+    converted.extend(stacks);
     // Official checkpoints with tied embeddings may contain the head as a second copy.
     if config.tie_embeddings
-        && let Some(head) = ours.remove("head")
-        && ours.get("embedding") != Some(&head)
+        && let Some(head) = converted.remove("head")
+        && converted.get("embedding") != Some(&head)
     {
         return Err(Error::conflict(
             ["weight_tying", HEAD],
-            "weight_tying is set, but transformer.ff_out.weight is not transformer.wte.weight",
+            "weight_tying is set, but transformer.ff_out.weight differs from transformer.wte.weight",
         ));
     }
-    Ok(ours)
+    Ok(converted)
 }
 
 fn read_tensors(folder: &Path) -> Result<(std::path::PathBuf, BTreeMap<String, HostTensor>)> {
@@ -181,7 +181,7 @@ fn take_experts(
 }
 
 /// Converts an official tensor name and layout to this crate's.
-fn translate(
+fn convert_tensor(
     name: &str,
     tensor: HostTensor,
     config: &ModelConfig,
@@ -190,7 +190,7 @@ fn translate(
     let inner = name.strip_prefix("transformer.").ok_or_else(unknown)?;
     if let Some(rest) = inner.strip_prefix("blocks.") {
         let (layer, rest) = rest.split_once('.').ok_or_else(unknown)?;
-        let ours = match rest {
+        let converted = match rest {
             "att_proj.weight" => "attention.qkv",
             "attn_out.weight" => "attention.out",
             "ff_proj.weight" => {
@@ -220,9 +220,9 @@ fn translate(
                 return Ok((format!("blocks.{layer}.{site}.{field}"), tensor));
             }
         };
-        return Ok((format!("blocks.{layer}.{ours}"), tensor));
+        return Ok((format!("blocks.{layer}.{converted}"), tensor));
     }
-    let ours = match inner {
+    let converted = match inner {
         "wte.weight" => "embedding".to_owned(),
         "ff_out.weight" => "head".to_owned(),
         _ => {
@@ -230,7 +230,7 @@ fn translate(
             format!("final_norm.{}", field.ok_or_else(unknown)?)
         }
     };
-    Ok((ours, tensor))
+    Ok((converted, tensor))
 }
 
 fn norm_field(name: &str) -> Option<&'static str> {

@@ -1,8 +1,8 @@
 //! Reader of the tensors of a PyTorch file, `model.pt`.
 //!
-//! Memory: the archive's directory; its pickle as objects, up to 300 times its size, which is at most
+//! Memory: the archive's directory; its pickle as objects, up to 300 times its size, which is at limit
 //! [`PICKLE_MIN_LIMIT`], 1/[`PICKLE_FILE_DIVISOR`] of the file, or [`PICKLE_PER_TENSOR`] per tensor up to
-//! [`PICKLE_PER_TENSOR_LIMIT`]; and the tensors, at most twice the size of the file, widened to single precision.
+//! [`PICKLE_PER_TENSOR_LIMIT`]; and the tensors, at limit twice the size of the file, widened to single precision.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,7 +21,7 @@ use crate::untrusted;
 
 /// Bytes of a pickle that is read in any case: names and shapes of about 600 tensors.
 const PICKLE_MIN_LIMIT: u64 = 128 << 10;
-/// A longer one is read if it is at most this fraction of the file, or has at most [`PICKLE_PER_TENSOR`] bytes
+/// A longer one is read if it is at limit this fraction of the file, or has at limit [`PICKLE_PER_TENSOR`] bytes
 /// per member of the archive, as files of many small tensors do.
 const PICKLE_FILE_DIVISOR: u64 = 64;
 const PICKLE_PER_TENSOR: u64 = 256;
@@ -34,29 +34,29 @@ const PICKLE_PER_TENSOR_LIMIT: u64 = 512 << 10;
 /// If it is not an archive of `torch.save` with uncompressed members, a tensor is not of F32, F16 or BF16, or
 /// tensors are larger than the file.
 pub(super) fn read(path: &Path) -> Result<BTreeMap<String, HostTensor>> {
-    let broken = |problem: String| Error::format(path, problem);
-    let unfit = || broken("not a PyTorch checkpoint: inconsistent archive".into());
+    let format_error = |problem: String| Error::format(path, problem);
+    let inconsistent = || format_error("not a PyTorch checkpoint: inconsistent archive".into());
     let archive = files::open(path)?;
     let file = archive.metadata().map_err(Error::io(path))?.len();
     untrusted::catch_panic(|| check(archive))
-        .ok_or_else(unfit)?
-        .map_err(broken)?;
+        .ok_or_else(inconsistent)?
+        .map_err(format_error)?;
     let reader = untrusted::catch_panic(|| PytorchReader::new(path))
-        .ok_or_else(unfit)?
-        .map_err(|error| broken(format!("not a PyTorch checkpoint: {error}")))?;
-    check_sizes(&reader, file).map_err(broken)?;
+        .ok_or_else(inconsistent)?
+        .map_err(|error| format_error(format!("not a PyTorch checkpoint: {error}")))?;
+    check_sizes(&reader, file).map_err(format_error)?;
     let mut all = BTreeMap::new();
     for (name, tensor) in reader.tensors() {
         let shape = tensor.shape().to_vec();
         let bytes = untrusted::catch_panic(|| tensor.read())
-            .ok_or_else(|| broken(format!("tensor {name}: inconsistent storage")))?
-            .map_err(|error| broken(format!("tensor {name}: {error}")))?;
+            .ok_or_else(|| format_error(format!("tensor {name}: inconsistent storage")))?
+            .map_err(|error| format_error(format!("tensor {name}: {error}")))?;
         let dtype = match tensor.dtype() {
             DType::F32 => Dtype::F32,
             DType::F16 => Dtype::F16,
             DType::BF16 => Dtype::BF16,
             other => {
-                return Err(broken(format!(
+                return Err(format_error(format!(
                     "tensor {name} is {other:?}, expected F32, F16 or BF16"
                 )));
             }
@@ -103,24 +103,24 @@ fn check(mut file: File) -> Result<(), String> {
         );
     }
     let length = file.metadata().map_err(|error| error.to_string())?.len();
-    let not_whole = |error| format!("not a PyTorch checkpoint, or truncated: {error}");
-    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(not_whole)?;
+    let invalid_archive = |error| format!("not a PyTorch checkpoint, or truncated: {error}");
+    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(invalid_archive)?;
     let members = archive.len() as u64;
     for index in 0..archive.len() {
-        let member = archive.by_index_raw(index).map_err(not_whole)?;
-        let name = member.name().map_err(not_whole)?;
+        let member = archive.by_index_raw(index).map_err(invalid_archive)?;
+        let name = member.name().map_err(invalid_archive)?;
         if member.compression() != CompressionMethod::Stored {
             return Err(format!(
                 "member {name} is compressed, which torch.save never does; load it in PyTorch and \
                  save it again"
             ));
         }
-        let most = PICKLE_MIN_LIMIT
+        let limit = PICKLE_MIN_LIMIT
             .max(length / PICKLE_FILE_DIVISOR)
             .max(PICKLE_PER_TENSOR_LIMIT.min(PICKLE_PER_TENSOR * members));
-        if name.ends_with("data.pkl") && member.size() > most {
+        if name.ends_with("data.pkl") && member.size() > limit {
             return Err(format!(
-                "{name} has {} bytes, expected at most {most} for names and shapes of tensors; save \
+                "{name} has {} bytes, expected at limit {limit} for names and shapes of tensors; save \
                  the model's state_dict alone",
                 member.size()
             ));

@@ -18,7 +18,7 @@ const WRAPPERS: [(&str, &str); 4] = [
 pub(super) struct TensorSource {
     files: Vec<TensorFile>,
     /// Index of the file, and the name there, by name.
-    places: BTreeMap<String, (usize, String)>,
+    locations: BTreeMap<String, (usize, String)>,
     /// Prefix that was removed from all names.
     wrapper: String,
 }
@@ -28,20 +28,20 @@ impl TensorSource {
     pub(super) fn new(files: Vec<TensorFile>) -> Result<Self, String> {
         let names: Vec<&str> = files.iter().flat_map(TensorFile::names).collect();
         let wrapper = common_wrapper(&names);
-        let mut places = BTreeMap::new();
+        let mut locations = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
             for original_name in file.names() {
                 let name = &original_name[wrapper.len()..];
                 check_name(name)?;
-                let place = (index, original_name.to_owned());
-                if places.insert(name.to_owned(), place).is_some() {
+                let location = (index, original_name.to_owned());
+                if locations.insert(name.to_owned(), location).is_some() {
                     return Err(format!("tensor {original_name} is in two files"));
                 }
             }
         }
         Ok(Self {
             files,
-            places,
+            locations,
             wrapper,
         })
     }
@@ -66,22 +66,22 @@ impl TensorSource {
 
     /// Returns the number of remaining tensors.
     pub(super) fn len(&self) -> usize {
-        self.places.len()
+        self.locations.len()
     }
 
     /// Iterates over the names of the remaining tensors.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.places.keys().map(String::as_str)
+        self.locations.keys().map(String::as_str)
     }
 
     /// Removes a tensor; returns true if it existed.
     pub(super) fn remove(&mut self, name: &str) -> bool {
-        self.places.remove(name).is_some()
+        self.locations.remove(name).is_some()
     }
 
     /// Reads a tensor and removes it.
     pub(super) fn take(&mut self, name: &str) -> Result<Option<HostTensor>, String> {
-        let Some((index, original_name)) = self.places.remove(name) else {
+        let Some((index, original_name)) = self.locations.remove(name) else {
             return Ok(None);
         };
         let problem = |error| match error {
@@ -113,9 +113,9 @@ pub(super) fn common_wrapper(names: &[&str]) -> String {
 /// Returns a note on the prefix that was removed from all names.
 pub(super) fn prefix_note(wrapper: &str) -> Option<String> {
     let first = wrapper.split('.').next().unwrap_or_default();
-    let (_, who) = WRAPPERS.iter().find(|(known, _)| *known == first)?;
+    let (_, wrapper_name) = WRAPPERS.iter().find(|(known, _)| *known == first)?;
     Some(format!(
-        "all tensor names have the prefix `{wrapper}` of {who}, which is removed"
+        "all tensor names have the prefix `{wrapper}` of {wrapper_name}, which is removed"
     ))
 }
 
@@ -135,8 +135,8 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
     };
     match WRAPPERS.iter().find(|(wrapper, _)| is_wrapped(wrapper)) {
         None => Ok(()),
-        Some((wrapper, who)) => Err(format!(
-            "tensor {name}: `{wrapper}.` was added to the name by {who}; save the state_dict of \
+        Some((wrapper, wrapper_name)) => Err(format!(
+            "tensor {name}: `{wrapper}.` was added to the name by {wrapper_name}; save the state_dict of \
              the wrapped model, or remove `{wrapper}.` from the names"
         )),
     }

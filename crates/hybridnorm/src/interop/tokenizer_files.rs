@@ -1,4 +1,4 @@
-//! Files beside imported weights: the tokenizer, and files that are not read.
+//! Files next to imported weights: the tokenizer, and files that are not read.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ const FORMS: [&str; 5] = [
     "model.pt",
 ];
 
-/// A tokenizer found beside weights.
+/// A tokenizer found next to weights.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct ImportedTokenizer {
@@ -124,7 +124,7 @@ pub fn unread_files(folder: &Path, read: &[String], no_tokenizer: &str) -> Resul
     }
     names.sort();
     names.retain(|name| !read.contains(name));
-    let mut left_out = Omissions::default();
+    let mut omissions = Omissions::default();
     for name in names {
         let reason = match name.as_str() {
             TOKENIZER | TOKENIZER_CONFIG => no_tokenizer,
@@ -133,9 +133,9 @@ pub fn unread_files(folder: &Path, read: &[String], no_tokenizer: &str) -> Resul
             }
             _ => "not needed for the weights or the tokenizer",
         };
-        left_out.add(Unit::Files, reason, 1, Some(name));
+        omissions.add(Unit::Files, reason, 1, Some(name));
     }
-    Ok(left_out)
+    Ok(omissions)
 }
 
 fn is_of_weights(name: &str) -> bool {

@@ -33,19 +33,19 @@ impl TensorFile {
     /// # Errors
     /// If it cannot be read, is not a regular file, or the header contradicts itself or the length.
     pub fn open(path: &Path) -> Result<Self> {
-        let broken = |problem: String| Error::format(path, problem);
+        let format_error = |problem: String| Error::format(path, problem);
         let mut file = files::open(path)?;
         let length = file.metadata().map_err(Error::io(path))?.len();
         let mut start = [0; 8];
         if length < 8 {
-            return Err(broken(format!(
+            return Err(format_error(format!(
                 "not a safetensors file: it has {length} bytes, the length of a header alone takes 8"
             )));
         }
         file.read_exact(&mut start).map_err(Error::io(path))?;
         let header = u64::from_le_bytes(start);
         if header > HEADER_LIMIT.min(length - 8) {
-            return Err(broken(format!(
+            return Err(format_error(format!(
                 "not a safetensors file: it begins with `{}`, for a header of {header} bytes, expected at most {}",
                 String::from_utf8_lossy(&start).escape_debug(),
                 HEADER_LIMIT.min(length - 8)
@@ -54,7 +54,7 @@ impl TensorFile {
         let mut json = vec![0; header as usize];
         file.read_exact(&mut json).map_err(Error::io(path))?;
         let data = 8 + header;
-        let entries = header::parse(&json, length - data).map_err(broken)?;
+        let entries = header::parse(&json, length - data).map_err(format_error)?;
         Ok(Self {
             path: path.to_path_buf(),
             data,
@@ -103,15 +103,15 @@ impl TensorFile {
     }
 
     fn entry(&self, name: &str) -> Result<(&Entry, Dtype)> {
-        let broken = |problem: String| Error::format(&self.path, problem);
+        let format_error = |problem: String| Error::format(&self.path, problem);
         let entry = self.entries.get(name);
-        let entry = entry.ok_or_else(|| broken(format!("tensor {name} is missing")))?;
+        let entry = entry.ok_or_else(|| format_error(format!("tensor {name} is missing")))?;
         let dtype = match entry.dtype.as_str() {
             "F32" => Dtype::F32,
             "F16" => Dtype::F16,
             "BF16" => Dtype::BF16,
             other => {
-                return Err(broken(format!(
+                return Err(format_error(format!(
                     "tensor {name} is {other}, expected F32, F16 or BF16"
                 )));
             }

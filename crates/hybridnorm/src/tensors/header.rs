@@ -55,18 +55,17 @@ impl Header {
 /// Parses the JSON and checks that its tensors are `data` bytes in total, without gaps.
 pub(super) fn parse(json: &[u8], data: u64) -> Result<BTreeMap<String, Entry>, String> {
     let Entries(entries) = serde_json::from_slice(json)
-        .map_err(|error| format!("not a safetensors file: its header is broken: {error}"))?;
+        .map_err(|error| format!("not a safetensors file: invalid header: {error}"))?;
     for (name, entry) in &entries {
         check(entry).map_err(|problem| format!("tensor {name}: {problem}"))?;
     }
-    let mut by_place: Vec<(&String, &Entry)> = entries.iter().collect();
-    by_place.sort_by_key(|(_, entry)| (entry.begin, entry.end));
+    let mut by_offset: Vec<(&String, &Entry)> = entries.iter().collect();
+    by_offset.sort_by_key(|(_, entry)| (entry.begin, entry.end));
     let mut at = 0;
-    for (name, entry) in by_place {
+    for (name, entry) in by_offset {
         if entry.begin != at {
             return Err(format!(
-                "tensor {name} begins at byte {} of the data, expected {at}: tensors lie one behind the \
-                 other",
+                "tensor {name} begins at byte {} of the data, expected {at}: tensors must be contiguous",
                 entry.begin
             ));
         }
@@ -100,7 +99,7 @@ fn check(entry: &Entry) -> Result<(), String> {
     match bytes {
         Some(bytes) if bytes == length => Ok(()),
         _ => Err(format!(
-            "takes {length} bytes, which are no {dtype} of shape {shape:?}"
+            "has {length} bytes, which do not match {dtype} of shape {shape:?}"
         )),
     }
 }
@@ -155,7 +154,7 @@ impl<'de> Deserialize<'de> for Entries {
                         end,
                     };
                     if all.insert(name.clone(), entry).is_some() {
-                        return Err(de::Error::custom(format!("tensor {name} is there twice")));
+                        return Err(de::Error::custom(format!("duplicate tensor {name}")));
                     }
                 }
                 Ok(all)
@@ -174,18 +173,18 @@ mod tests {
     }
 
     #[test]
-    fn places_that_contradict_each_other_are_told() {
+    fn inconsistent_byte_ranges_are_rejected() {
         let entry = |shape: &str, begin: u64, end: u64| {
             format!(r#"{{"dtype":"F32","shape":{shape},"data_offsets":[{begin},{end}]}}"#)
         };
         let one = |shape, begin, end| format!(r#"{{"a":{}}}"#, entry(shape, begin, end));
         assert_eq!(parse(one("[2]", 0, 8).as_bytes(), 8).unwrap().len(), 1);
         assert!(problem(&one("[2]", 0, 8), 9).contains("contains 9 bytes of data, but its header"));
-        assert!(problem(&one("[3]", 0, 8), 8).contains("takes 8 bytes, which are no F32"));
+        assert!(problem(&one("[3]", 0, 8), 8).contains("has 8 bytes, which do not match F32"));
         assert!(problem(&one("[2]", 8, 0), 8).contains("before it begins"));
         let large = u64::MAX / 2;
         let shape = format!("[{large},{large}]");
-        assert!(problem(&one(&shape, 0, 8), 8).contains("takes 8 bytes"));
+        assert!(problem(&one(&shape, 0, 8), 8).contains("has 8 bytes"));
         for (begin, end) in [(4, 8), (8, 12)] {
             let two = format!(
                 r#"{{"a":{},"b":{}}}"#,
@@ -198,8 +197,8 @@ mod tests {
             }
         }
         let twice = format!(r#"{{"a":{0},"a":{0}}}"#, entry("[2]", 0, 8));
-        assert!(problem(&twice, 8).contains("tensor a is there twice"));
-        assert!(problem(&one("[-1]", 0, 8), 8).contains("header is broken"));
-        assert!(problem(&"[".repeat(100_000), 8).contains("header is broken"));
+        assert!(problem(&twice, 8).contains("duplicate tensor a"));
+        assert!(problem(&one("[-1]", 0, 8), 8).contains("invalid header"));
+        assert!(problem(&"[".repeat(100_000), 8).contains("invalid header"));
     }
 }

@@ -16,9 +16,9 @@ pub(super) struct Common {
     pub(super) rms_norm_eps: f64,
     #[serde(default)]
     pub(super) tie_word_embeddings: bool,
-    #[serde(default = "std")]
+    #[serde(default = "default_initializer_range")]
     pub(super) initializer_range: f64,
-    #[serde(default = "silu")]
+    #[serde(default = "default_hidden_act")]
     hidden_act: String,
     pub(super) head_dim: Option<usize>,
     quantization_config: Option<Value>,
@@ -43,10 +43,10 @@ struct RopeParameters {
     partial_rotary_factor: Option<f64>,
 }
 
-fn std() -> f64 {
+fn default_initializer_range() -> f64 {
     0.02
 }
-fn silu() -> String {
+fn default_hidden_act() -> String {
     "silu".into()
 }
 

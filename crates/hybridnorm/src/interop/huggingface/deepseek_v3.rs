@@ -18,14 +18,14 @@ struct Config {
     qk_nope_head_dim: usize,
     qk_rope_head_dim: usize,
     v_head_dim: usize,
-    #[serde(default = "yes")]
+    #[serde(default = "default_true")]
     rope_interleave: bool,
     n_routed_experts: usize,
     n_shared_experts: usize,
     num_experts_per_tok: usize,
     moe_intermediate_size: usize,
     first_k_dense_replace: usize,
-    #[serde(default = "one")]
+    #[serde(default = "default_moe_layer_freq")]
     moe_layer_freq: usize,
     #[serde(deserialize_with = "required_nullable")]
     n_group: Option<usize>,
@@ -35,9 +35,9 @@ struct Config {
     /// `qk_nope_head_dim + qk_rope_head_dim`, if given.
     qk_head_dim: Option<usize>,
     routed_scaling_factor: f64,
-    #[serde(default = "sigmoid")]
+    #[serde(default = "default_scoring_func")]
     scoring_func: String,
-    #[serde(default = "noaux_tc")]
+    #[serde(default = "default_topk_method")]
     topk_method: String,
     /// Number of multi-token prediction layers, after the decoder's in the files.
     #[serde(default)]
@@ -50,16 +50,16 @@ struct Config {
 /// eps of the norms on latents (MLA).
 const LATENT_EPS: f64 = 1e-6;
 
-fn yes() -> bool {
+fn default_true() -> bool {
     true
 }
-fn one() -> usize {
+fn default_moe_layer_freq() -> usize {
     1
 }
-fn noaux_tc() -> String {
+fn default_topk_method() -> String {
     "noaux_tc".into()
 }
-fn sigmoid() -> String {
+fn default_scoring_func() -> String {
     "sigmoid".into()
 }
 

@@ -14,12 +14,12 @@ struct Config {
     num_experts_per_tok: usize,
     #[serde(default)]
     norm_topk_prob: bool,
-    #[serde(default = "aux_loss")]
+    #[serde(default = "default_router_aux_loss_coef")]
     router_aux_loss_coef: f64,
     clip_qkv: Option<f64>,
 }
 
-fn aux_loss() -> f64 {
+fn default_router_aux_loss_coef() -> f64 {
     0.01
 }
 
@@ -123,7 +123,7 @@ fn convert(weights: &mut Weights, config: &ModelConfig) -> Result<(), String> {
         )?;
         let moe = config
             .moe_of_layer(layer)
-            .expect("every block is a mixture");
+            .expect("every block is a mixture of experts");
         weights.experts(
             &format!("{source}.mlp.experts"),
             &format!("{block}.feed_forward.experts"),

@@ -18,14 +18,14 @@ pub(super) struct Weights {
     source: TensorSource,
     converted: BTreeMap<String, HostTensor>,
     read: u64,
-    left_out: Omissions,
+    omissions: Omissions,
 }
 
-/// Converted tensors and an account of the source.
+/// Converted tensors, with counts of the source's tensors and of omitted ones.
 pub(super) struct Converted {
     pub(super) values: BTreeMap<String, HostTensor>,
     pub(super) tensors: TensorCounts,
-    pub(super) left_out: Omissions,
+    pub(super) omissions: Omissions,
 }
 
 /// Converts all tensors of a checkpoint.
@@ -42,7 +42,7 @@ impl Weights {
             source,
             converted: BTreeMap::new(),
             read: 0,
-            left_out: Omissions::default(),
+            omissions: Omissions::default(),
         }
     }
 
@@ -59,7 +59,7 @@ impl Weights {
         let names: Vec<String> = self.source.names().map(str::to_owned).collect();
         for name in names.into_iter().filter(|name| matches(name)) {
             self.source.remove(&name);
-            self.left_out.add(Unit::Tensors, reason, 1, Some(name));
+            self.omissions.add(Unit::Tensors, reason, 1, Some(name));
         }
     }
 
@@ -114,7 +114,7 @@ impl Weights {
         self.rename(&down, format!("{converted}.down"))
     }
 
-    /// Converts the experts of a mixture: `SOURCE.0.gate_proj` and so on.
+    /// Converts the experts of a mixture-of-experts block: `SOURCE.0.gate_proj` and so on.
     pub(super) fn experts(
         &mut self,
         source: &str,
@@ -153,7 +153,7 @@ impl Weights {
             )),
             Some(_) => {
                 let reason = "equal to the embedding, to which the head is tied";
-                self.left_out
+                self.omissions
                     .add(Unit::Tensors, reason, 1, Some(HEAD.into()));
                 Ok(())
             }
@@ -174,7 +174,7 @@ impl Weights {
                     all: total as u64,
                     read: self.read,
                 },
-                left_out: self.left_out,
+                omissions: self.omissions,
             }),
         }
     }

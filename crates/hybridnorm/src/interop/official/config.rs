@@ -47,17 +47,17 @@ pub(super) struct Official {
     #[serde(default)]
     multi_query_attention: Option<bool>,
     mlp_hidden_size: Option<usize>,
-    #[serde(default = "four")]
+    #[serde(default = "default_mlp_ratio")]
     mlp_ratio: usize,
-    #[serde(default = "swiglu")]
+    #[serde(default = "default_activation_type")]
     activation_type: String,
-    #[serde(default = "sequential")]
+    #[serde(default = "default_block_type")]
     block_type: String,
     #[serde(default)]
     alibi: bool,
     #[serde(default)]
     rope: bool,
-    #[serde(default = "theta")]
+    #[serde(default = "default_rope_theta")]
     rope_theta: f64,
     #[serde(default)]
     attention_dropout: f64,
@@ -68,15 +68,15 @@ pub(super) struct Official {
     #[serde(default)]
     include_bias: bool,
     bias_for_layer_norm: Option<bool>,
-    #[serde(default = "layer_norm")]
+    #[serde(default = "default_layer_norm_type")]
     layer_norm_type: String,
-    #[serde(default = "yes")]
+    #[serde(default = "default_true")]
     layer_norm_with_affine: bool,
-    #[serde(default = "eps")]
+    #[serde(default = "default_norm_eps")]
     layer_norm_eps: f64,
     #[serde(default)]
     attention_layer_norm: bool,
-    #[serde(default = "yes")]
+    #[serde(default = "default_true")]
     attention_layer_norm_with_affine: bool,
     clip_qkv: Option<f64>,
     #[serde(default)]
@@ -85,14 +85,14 @@ pub(super) struct Official {
     embedding_layer_norm: bool,
     #[serde(default)]
     scale_emb_init: bool,
-    #[serde(default = "yes")]
+    #[serde(default = "default_true")]
     weight_tying: bool,
     max_sequence_length: usize,
     vocab_size: usize,
     embedding_size: Option<usize>,
     #[serde(default)]
     init_fn: String,
-    #[serde(default = "init_std")]
+    #[serde(default = "default_init_std")]
     init_std: f64,
     #[serde(default)]
     attn_norm: bool,
@@ -116,10 +116,10 @@ pub(super) struct Official {
     norm_after: bool,
     #[serde(default)]
     moe_num_experts: Option<usize>,
-    #[serde(default = "two")]
+    #[serde(default = "default_top_k")]
     moe_top_k: usize,
     moe_expert_hidden_size: Option<usize>,
-    #[serde(default = "yes")]
+    #[serde(default = "default_true")]
     moe_dropless: bool,
     #[serde(default)]
     moe_shared_expert: bool,
@@ -127,40 +127,40 @@ pub(super) struct Official {
     moe_interleave: bool,
     #[serde(default)]
     moe_normalize_expert_weights: Option<f64>,
-    #[serde(default = "loss_weight")]
+    #[serde(default = "default_moe_loss_weight")]
     moe_loss_weight: f64,
     #[serde(default)]
     moe_zloss_weight: Option<f64>,
 }
 
-fn four() -> usize {
+fn default_mlp_ratio() -> usize {
     4
 }
-fn two() -> usize {
+fn default_top_k() -> usize {
     2
 }
-fn loss_weight() -> f64 {
+fn default_moe_loss_weight() -> f64 {
     0.1
 }
-fn yes() -> bool {
+fn default_true() -> bool {
     true
 }
-fn eps() -> f64 {
+fn default_norm_eps() -> f64 {
     1e-5
 }
-fn theta() -> f64 {
+fn default_rope_theta() -> f64 {
     10_000.0
 }
-fn init_std() -> f64 {
+fn default_init_std() -> f64 {
     0.02
 }
-fn swiglu() -> String {
+fn default_activation_type() -> String {
     "swiglu".into()
 }
-fn sequential() -> String {
+fn default_block_type() -> String {
     "sequential".into()
 }
-fn layer_norm() -> String {
+fn default_layer_norm_type() -> String {
     "default".into()
 }
 

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::format_number::with_thousands_separators;
 
 /// Returns a line for every two sets that share documents, or whole token streams.
-pub(super) fn notes(sets: &[EvalSet]) -> Result<Vec<String>> {
+pub(super) fn overlap_notes(sets: &[EvalSet]) -> Result<Vec<String>> {
     if sets.len() < 2 {
         return Ok(Vec::new());
     }
