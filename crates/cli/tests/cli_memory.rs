@@ -351,8 +351,7 @@ fn assert_refused(output: &Output) {
     let stderr = common::stderr(output);
     assert_eq!(common::code(output), 2, "{stderr}");
     assert!(
-        stderr.contains("MiB of memory, but")
-            && stderr.contains("are available to this process"),
+        stderr.contains("MiB of memory, but") && stderr.contains("are available to this process"),
         "{stderr}"
     );
     assert_eq!(stderr.lines().count(), 1, "{stderr}");

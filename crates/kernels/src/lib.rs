@@ -41,6 +41,9 @@ mod parallel;
 pub mod qkv;
 pub mod router;
 mod simd;
+#[cfg(any(test, feature = "testing"))]
+#[doc(hidden)]
+pub mod splitmix64;
 pub mod tensor_stats;
 #[cfg(test)]
 mod testing;

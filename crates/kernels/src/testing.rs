@@ -1,24 +1,18 @@
 //! Test utilities of all ops: random numbers, comparisons, derivatives, thread pools.
 
-/// SplitMix64 (Steele, Lea, Flood 2014): small, seedable, good enough for tests.
-pub(crate) struct Rng(u64);
+use crate::splitmix64::SplitMix64;
+
+/// Pseudorandom inputs.
+pub(crate) struct Rng(SplitMix64);
 
 impl Rng {
     pub(crate) fn new(seed: u64) -> Self {
-        Rng(seed)
-    }
-
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        Self(SplitMix64::new(seed))
     }
 
     /// Uniform in [0, 1).
     pub(crate) fn uniform(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+        (self.0.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
     /// Roughly normal, variance 1 (sum of twelve uniforms).
@@ -30,7 +24,7 @@ impl Rng {
     /// Integers below `end`.
     pub(crate) fn below(&mut self, end: usize, len: usize) -> Vec<i32> {
         (0..len)
-            .map(|_| (self.next() % end as u64) as i32)
+            .map(|_| (self.0.next_u64() % end as u64) as i32)
             .collect()
     }
 }
@@ -93,7 +87,7 @@ pub(crate) fn check_gradient(f: impl Fn(&[f64]) -> f64, x: &[f32], gradient: &[f
         (0..x.len()).collect()
     } else {
         (0..24)
-            .map(|_| (rng.next() % x.len() as u64) as usize)
+            .map(|_| (rng.0.next_u64() % x.len() as u64) as usize)
             .collect()
     };
     for i in coordinates {

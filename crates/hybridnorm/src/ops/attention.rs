@@ -378,7 +378,8 @@ mod tests {
                 let table = rope_table(100.0, 6, 0, 5);
                 let table: Vec<f64> = table.into_iter().map(f64::from).collect();
                 let given = [
-                    floats(1, [2, 5, 48]),
+                    // No element is at the limit of the clip, where the difference is not the derivative.
+                    floats(6, [2, 5, 48]),
                     mapped_floats(2, [q_len], |x| 1.0 + 0.3 * x),
                     mapped_floats(3, [k_len], |x| 1.0 + 0.3 * x),
                     mapped_floats(4, [v_len], |x| 1.0 + 0.3 * x),

@@ -1,6 +1,8 @@
 //! Tests of ops: the CPU kernel against the reference, the reference against central differences,
 //! fused programs against unfused ones.
 
+use hybridnorm_kernels::splitmix64::SplitMix64;
+
 use crate::exec::{Cpu, Executor, Reference, Tensor};
 use crate::graph::{Builder, DType, Graph, Type, Value, ValueId};
 use crate::ops::Arguments;
@@ -45,15 +47,8 @@ impl TestInput {
 
 /// Returns pseudorandom numbers between -1 and 1.
 pub(crate) fn numbers(seed: u64, n: usize) -> Vec<f64> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        // As many bits as single precision holds.
-        f64::from(((state >> 40) as f32 / (1u64 << 23) as f32) - 1.0)
-    };
-    (0..n).map(|_| next()).collect()
+    let mut random = SplitMix64::new(seed);
+    (0..n).map(|_| f64::from(random.symmetric())).collect()
 }
 
 /// Returns an input of numbers between -1 and 1, whose gradient is checked.

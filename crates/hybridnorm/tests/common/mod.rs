@@ -13,6 +13,7 @@ use hybridnorm::placement::{self, Placement};
 use hybridnorm::plan::Options;
 use hybridnorm::tensors::HostTensor;
 use hybridnorm::train::{self, Gradients};
+use hybridnorm_kernels::splitmix64::SplitMix64;
 
 pub const VOCAB: usize = 37;
 pub const BATCH: usize = 2;
@@ -141,31 +142,24 @@ pub fn write_f64(model: &mut Model, name: &str, values: &[f64]) {
 }
 
 /// Reproducible pseudo-random numbers.
-pub struct Random(u64);
+pub struct Random(SplitMix64);
 
 impl Random {
     pub fn new(name: &str) -> Self {
-        Self(name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| {
+        let seed = name.bytes().fold(0xcbf2_9ce4_8422_2325, |h, b| {
             (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
-        }))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        });
+        Self(SplitMix64::new(seed))
     }
 
     /// Returns a number between −1 and 1.
     pub fn uniform(&mut self) -> f32 {
-        ((self.next() >> 40) as f32 / (1u64 << 23) as f32) - 1.0
+        self.0.symmetric()
     }
 
     pub fn ids(&mut self, n: usize) -> Vec<i32> {
         (0..n)
-            .map(|_| (self.next() % VOCAB as u64) as i32)
+            .map(|_| (self.0.next_u64() % VOCAB as u64) as i32)
             .collect()
     }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use hybridnorm_kernels::splitmix64::SplitMix64;
+
 use super::analysis::{AnalysisRules, Outcome, RunOutcome, analyze, comparison_text, summary_text};
 use super::layers::{
     ActivationStats, AttentionStats, BlockStats, LayerRecord, RoleStats, finite_or_none,
@@ -124,25 +126,18 @@ pub const PLACEMENTS: [SyntheticPlacement; 8] = [
 /// Learning rates of the study.
 pub const LEARNING_RATES: [f64; 5] = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2];
 
-/// A small generator of uniform numbers (SplitMix64).
-struct SplitMix64(u64);
+/// Pseudorandom numbers.
+struct Random(SplitMix64);
 
-impl SplitMix64 {
+impl Random {
     fn of(parts: &[u64]) -> Self {
-        let mut random = Self(0x5eed);
-        for part in parts {
-            random.0 ^= part.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            random.next();
-        }
-        random
+        let mut random = SplitMix64::new(0x5eed);
+        parts.iter().for_each(|&part| random.mix(part));
+        Self(random)
     }
 
     fn next(&mut self) -> f64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) as f64 / u64::MAX as f64
+        self.0.next_u64() as f64 / u64::MAX as f64
     }
 
     /// Draws an approximately normal number with mean 0 and standard deviation `sd`.
@@ -205,7 +200,7 @@ pub fn probe() -> Document {
 /// Returns a probe report of eight placements at two steps.
 pub fn probe_report() -> ProbeReport {
     let measured_step = |position: usize, placement: &SyntheticPlacement, step: u64| {
-        let mut random = SplitMix64::of(&[7, position as u64, step]);
+        let mut random = Random::of(&[7, position as u64, step]);
         let layers = layers(placement, step, 3e-3, &mut random);
         let depth = (BLOCKS - 1) as i32;
         ProbeStep {
@@ -289,7 +284,7 @@ fn runs(seeds: u64, init: Option<&str>) -> Vec<RunRecord> {
                     seed,
                     init.map_or(0, str::len) as u64,
                 ];
-                runs.push(run(placement, lr, seed, init, SplitMix64::of(&parts)));
+                runs.push(run(placement, lr, seed, init, Random::of(&parts)));
             }
         }
     }
@@ -301,7 +296,7 @@ fn run(
     lr: f64,
     seed: u64,
     init: Option<&str>,
-    mut random: SplitMix64,
+    mut random: Random,
 ) -> RunRecord {
     let over = lr / placement.limit * (1.0 + random.normal(0.35));
     let final_loss = final_loss(placement, lr, seed, &mut random);
@@ -362,8 +357,8 @@ fn run(
 }
 
 /// Returns the loss after all steps, which rises with the distance from the best learning rate.
-fn final_loss(placement: &SyntheticPlacement, lr: f64, seed: u64, random: &mut SplitMix64) -> f64 {
-    let seed_effect = SplitMix64::of(&[99, seed]).normal(0.006);
+fn final_loss(placement: &SyntheticPlacement, lr: f64, seed: u64, random: &mut Random) -> f64 {
+    let seed_effect = Random::of(&[99, seed]).normal(0.006);
     let off = (lr / placement.best).log10();
     placement.loss
         + 0.11 * off.powi(2)
@@ -372,7 +367,7 @@ fn final_loss(placement: &SyntheticPlacement, lr: f64, seed: u64, random: &mut S
         + random.normal(0.0025)
 }
 
-fn spikes(over: f64, random: &mut SplitMix64) -> SpikeCounts {
+fn spikes(over: f64, random: &mut Random) -> SpikeCounts {
     SpikeCounts {
         loss: (over > 0.4) as u64 * (3.0 * random.next()) as u64,
         grad_norm: (over > 0.3) as u64 * (9.0 * random.next()) as u64,
@@ -391,7 +386,7 @@ fn validation_losses(final_loss: f64) -> Vec<Evaluation> {
         .collect()
 }
 
-fn cost(placement: &SyntheticPlacement, steps: u64, random: &mut SplitMix64) -> Cost {
+fn cost(placement: &SyntheticPlacement, steps: u64, random: &mut Random) -> Cost {
     Cost {
         tokens_per_second: placement.speed * (1.0 + random.normal(0.01)),
         seconds: steps as f64 * 2048.0 / placement.speed,
@@ -409,7 +404,7 @@ fn loss_at(last: f64, step: u64) -> f64 {
     last + (7.6 - last) * ((1.0 - share) / (1.0 + 14.0 * share)).powf(1.15)
 }
 
-fn curve(last: f64, end: u64, finished: bool, random: &mut SplitMix64) -> Curve {
+fn curve(last: f64, end: u64, finished: bool, random: &mut Random) -> Curve {
     let mut curve = Curve::default();
     for step in (8..=end).step_by(8) {
         let left = (end - step) as f64;
@@ -431,12 +426,7 @@ fn curve(last: f64, end: u64, finished: bool, random: &mut SplitMix64) -> Curve 
     curve
 }
 
-fn layers(
-    placement: &SyntheticPlacement,
-    step: u64,
-    lr: f64,
-    random: &mut SplitMix64,
-) -> LayerRecord {
+fn layers(placement: &SyntheticPlacement, step: u64, lr: f64, random: &mut Random) -> LayerRecord {
     let time = 1.0 + step as f64 / 200.0;
     let mut size = |value: f64| {
         let value = value * (1.0 + random.normal(0.06));
