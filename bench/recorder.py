@@ -18,7 +18,7 @@ PROGRAM = ROOT / "target/release/hybridnorm"
 EVERY = 5
 FIRST = 10  # Warm-up steps, excluded from the measurement.
 
-# Settings on top of configs/bench.toml, and steps.
+# Settings on top of crates/cli/configs/bench.toml, and steps.
 SHAPES = {
     "d128": (
         [
@@ -43,7 +43,7 @@ ALWAYS = [
 def rows(settings, steps):
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        arguments = [PROGRAM, "train", ROOT / "configs/bench.toml", "--quiet", "--run", run]
+        arguments = [PROGRAM, "train", ROOT / "crates/cli/configs/bench.toml", "--quiet", "--run", run]
         for setting in [*ALWAYS, *settings, f"train.steps={steps}"]:
             arguments += ["--set", setting]
         subprocess.run(arguments, check=True)

@@ -10,7 +10,7 @@ use hybridnorm::train::Config;
 use super::shared::{OutputArgs, OverrideArgs};
 
 /// Configuration that is measured by default.
-const DEFAULT: &str = include_str!("../../../../configs/bench.toml");
+const DEFAULT: &str = include_str!("../../configs/bench.toml");
 
 /// Benchmarks.
 #[derive(Debug, Subcommand)]

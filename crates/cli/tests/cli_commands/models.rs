@@ -63,9 +63,13 @@ fn placements_are_listed_and_explained() {
 #[test]
 fn inspect_handles_every_recipe() {
     let dir = TestDir::new();
-    let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = ["../../configs", "../hybridnorm/configs", "configs"];
     let mut seen = 0;
-    for entry in fs::read_dir(configs).unwrap() {
+    for entry in folders
+        .iter()
+        .flat_map(|name| fs::read_dir(package.join(name)).unwrap())
+    {
         let path = entry.unwrap().path();
         let started = Instant::now();
         let found = dir.json(&["inspect", path.to_str().unwrap(), "--json"]);

@@ -22,7 +22,7 @@ use crate::{Device, data::Tokenizer};
 pub const PLACEMENTS: [&str; 2] = ["hybridnorm-star", "pre-norm"];
 
 /// Training recipe, without a placement.
-const RECIPE: &str = include_str!("../../../../configs/quickstart.toml");
+const RECIPE: &str = include_str!("../../configs/quickstart.toml");
 
 /// Marker file of run directories created by quickstart.
 const MARKER_FILE: &str = "made-by-quickstart";
