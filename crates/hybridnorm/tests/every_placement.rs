@@ -156,10 +156,7 @@ fn recomputation_is_bit_identical() {
         let mut model = perturbed_model(&config);
         // Two micro-batches, whose gradients are accumulated.
         let mut run = |recompute: Recompute| {
-            let options = Options {
-                recompute,
-                ..Options::default()
-            };
+            let options = Options::default().with_recompute(recompute);
             let mut sums: BTreeMap<String, Vec<f32>> = BTreeMap::new();
             let found = micro_batches().map(|[inputs, targets]| {
                 let divisor = 2 * BATCH * SEQ;
@@ -289,10 +286,7 @@ fn cpu_executor_agrees_with_reference() {
 fn fused_and_unfused(model: &mut Model) -> [Gradients; 2] {
     let [inputs, targets] = &micro_batches()[0];
     [true, false].map(|fuse| {
-        let options = Options {
-            fuse,
-            ..Options::default()
-        };
+        let options = Options::default().with_fuse(fuse);
         gradients(model, [inputs, targets], BATCH * SEQ, options)
     })
 }

@@ -38,7 +38,7 @@ impl Default for PlacementsOptions {
     }
 }
 
-/// A kind of measurement.
+/// A kind of measurement. Not `#[non_exhaustive]`: a [`MeasureFn`] has to carry out each of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BenchmarkKind {
     /// A training step; see [`step()`].
@@ -87,6 +87,7 @@ pub enum PlacementsEvent<'a> {
 
 /// The comparison.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct PlacementsReport {
     /// Number of compute threads.
     pub threads: usize,
@@ -106,6 +107,7 @@ pub struct PlacementsReport {
 
 /// One placement. If it is the reference itself, its ratios show the precision of the measurement.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct PlacementRow {
     /// Name of the placement.
     pub name: &'static str,
@@ -119,6 +121,7 @@ pub struct PlacementRow {
 
 /// Measurements of a placement and their ratios to the reference.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Compared {
     /// Median throughput in tokens per second.
     pub tokens_per_second: f64,
@@ -134,6 +137,7 @@ pub struct Compared {
 
 /// A placement that could not be measured.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct SkippedPlacement {
     /// Name of the placement.
     pub name: &'static str,

@@ -365,6 +365,7 @@ fn content_identity(tokens: &TokenStream) -> Result<String> {
 
 /// Batch of instances, one per row.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Batch {
     /// Input tokens, `[b, t]`.
     pub inputs: Vec<i32>,

@@ -83,6 +83,7 @@ pub use windows::{Coverage, Windows};
 
 /// Progress of a long-running step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Progress {
     /// The step, in a word or two: `"read text"`, `"merge tokens"`, `"write tokens"`.
     pub stage: &'static str,

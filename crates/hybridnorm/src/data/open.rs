@@ -22,7 +22,7 @@ use super::text_stats::TextStats;
 use super::tokenizer::{Tokenizer, TokenizerSpec};
 use super::windows::Windows;
 
-/// Split of the data to use.
+/// Split of the data to use. The set is fixed: a match needs no wildcard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
     /// Training tokens.
@@ -36,6 +36,7 @@ pub enum Split {
 
 /// Tokenizer of the data.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum TokenizerChoice {
     /// Specification of a tokenizer.
     Spec(TokenizerSpec),

@@ -140,6 +140,7 @@ impl Default for SourceOptions {
 
 /// One document.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Document {
     /// Its text, never blank.
     pub text: String,

@@ -14,6 +14,7 @@ use super::dataset::{Batch, TokenDataset};
 /// Order of instances within an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Order {
     /// A permutation that depends on the seed and the epoch only.
     Shuffled {

@@ -9,6 +9,7 @@ use super::shard::PreparedFolder;
 
 /// Special token and the number of its literal occurrences in text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct LiteralSpecialToken {
     /// The token.
     pub token: String,

@@ -20,6 +20,7 @@ use super::shard::TokenStream;
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Windows {
     /// All windows, including shorter last ones: every token except the first of each stream or row is a
     /// target.

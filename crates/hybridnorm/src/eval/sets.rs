@@ -67,6 +67,7 @@ impl Default for EvalOptions {
 
 /// An opened data set.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct EvalSet {
     /// Name as given.
     pub name: String,

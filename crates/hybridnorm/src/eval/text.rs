@@ -11,6 +11,7 @@ use crate::text::one_line;
 
 /// Coverage of a prompt: parts of its text that its tokens do not represent.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct PromptCoverage {
     /// Number of unknown tokens.
     #[serde(skip_serializing_if = "is_zero")]

@@ -188,7 +188,7 @@ pub struct Best {
     pub statistically_tied: usize,
 }
 
-/// Edge of the learning rate grid.
+/// Edge of the learning rate grid. The set is fixed: a grid has no other edges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Edge {
@@ -263,7 +263,7 @@ pub struct Comparison {
     pub effective_speedup: Option<f64>,
 }
 
-/// Verdict of a comparison.
+/// Verdict of a comparison. The set is fixed, so that the compiler names each place that must treat a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {

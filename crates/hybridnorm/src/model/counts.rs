@@ -10,6 +10,7 @@ use crate::error::Result;
 
 /// Counts of a model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Counts {
     /// Parameters by role.
     pub parameters: BTreeMap<&'static str, u64>,

@@ -19,6 +19,7 @@ use crate::tensors::{self, HostTensor};
 
 /// Executor of a model's programs, and its precision.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Device {
     /// CPU kernels in single precision.
     #[default]
@@ -77,6 +78,7 @@ pub(super) enum Output {
 
 /// Losses of a batch, in nats.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct BatchLosses {
     /// Training objective: the cross-entropy, the z-loss, and the weighted router losses.
     pub objective: f64,

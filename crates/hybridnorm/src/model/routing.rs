@@ -2,6 +2,7 @@
 
 /// Routing statistics of one block.
 #[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub struct RouterStatistics {
     /// Tokens of every expert, in total `top_k · tokens`.
     pub load: Vec<u64>,

@@ -13,6 +13,7 @@ use hybridnorm_kernels::tensor_stats::TensorStats;
 
 /// Statistics of one block's activations.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct BlockActivationStats {
     /// Residual stream that enters the block.
     pub residual: TensorStats,

@@ -22,6 +22,7 @@ pub(crate) use step::{Operand, Region, Step, Storage};
 /// Options of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Setters)]
 #[setters(prefix = "with_")]
+#[non_exhaustive]
 pub struct Options {
     /// True if neighbouring ops are fused where a kernel for them exists.
     pub fuse: bool,
@@ -32,6 +33,7 @@ pub struct Options {
 /// Activations that the backward pass recomputes (activation checkpointing, Chen et al. 2016, arXiv
 /// 1604.06174). Results are bit-identical in any case.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Recompute {
     /// Only cheap ones.
     #[default]

@@ -51,6 +51,7 @@ pub struct Directory {
 
 /// A peak learning rate with its first step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct PeakLr {
     /// It applies after this step.
     pub after_step: u64,
@@ -60,6 +61,7 @@ pub struct PeakLr {
 
 /// Counts of records in `metrics.jsonl`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RecordCounts {
     /// Number of different steps with a record.
     #[serde(rename = "found")]

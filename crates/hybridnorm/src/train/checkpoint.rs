@@ -56,6 +56,7 @@ struct ConfigFile {
 }
 
 /// Contents of a checkpoint to be written.
+#[non_exhaustive]
 pub struct Contents<'a, S> {
     /// The model.
     pub model: &'a Model,

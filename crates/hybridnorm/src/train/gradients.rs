@@ -131,6 +131,7 @@ impl PassTaps {
 
 /// Losses and statistics of a pass.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct PassStats {
     /// The losses.
     pub losses: BatchLosses,
@@ -142,6 +143,7 @@ pub struct PassStats {
 
 /// Gradients of a batch.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Gradients {
     /// Gradient of every trained parameter, by name, flat.
     pub by_name: BTreeMap<String, Tensor>,

@@ -12,6 +12,7 @@ use crate::plan::Program;
 
 /// Counts of a model, and its training memory.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Inventory {
     /// Counts of the model.
     #[serde(flatten)]
@@ -24,6 +25,7 @@ pub struct Inventory {
 
 /// Planned training memory by purpose, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct Memory {
     /// Weights, f32.
     pub weights: u64,

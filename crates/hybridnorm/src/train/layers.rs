@@ -31,6 +31,7 @@ pub fn finite_or_none(value: f64) -> FiniteOrNone {
 /// Statistics of the model at one step; activations are those of the weights that produced the step's gradients.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct LayerRecord {
     /// The step, counted from 1.
     pub step: u64,
@@ -44,6 +45,7 @@ pub struct LayerRecord {
 /// Statistics of one block.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct BlockStats {
     /// Residual stream at the input of the block.
     pub stream: ActivationStats,
@@ -65,6 +67,7 @@ pub struct BlockStats {
 /// Magnitude of a tensor.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct ActivationStats {
     /// Root mean square.
     pub rms: FiniteOrNone,
@@ -75,6 +78,7 @@ pub struct ActivationStats {
 /// Attention logits and weights over the positions that the causal mask leaves.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct AttentionStats {
     /// Max attention logit over all heads.
     pub max: FiniteOrNone,
@@ -85,6 +89,7 @@ pub struct AttentionStats {
 /// Load and router statistics of a mixture of experts.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Experts {
     /// Load of every expert over the mean load; 1 if perfectly balanced.
     pub load: Vec<FiniteOrNone>,
@@ -100,6 +105,7 @@ pub struct Experts {
 
 /// Parameters grouped by role.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct RoleStats {
     /// Norm of the gradients before clipping.
     pub grad_norm: BTreeMap<String, FiniteOrNone>,

@@ -17,6 +17,7 @@ pub use config::{OptimizerConfig, OptimizerKind};
 
 /// Euclidean norms of a parameter in a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[non_exhaustive]
 pub struct ParameterNorms {
     /// Gradient norm, before clipping.
     pub gradient: f64,
@@ -28,6 +29,7 @@ pub struct ParameterNorms {
 
 /// Euclidean norms of an optimizer step.
 #[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub struct StepNorms {
     /// Global gradient norm, before clipping.
     pub gradient: f64,

@@ -22,6 +22,7 @@ pub const FLIGHT: &str = "flight";
 /// State of the model at a spike, or at a value that is not finite: `flight/step-N.json` of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Dump {
     /// The step, counted from 1.
     pub step: u64,
@@ -92,6 +93,7 @@ fn dump_path(run: &Path, step: u64) -> PathBuf {
 /// Reason for a dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum DumpReason {
     /// A value far above its recent mean; the run continued.
     Spike,
@@ -102,6 +104,7 @@ pub enum DumpReason {
 /// Weights before or after a step's update.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Weights {
     /// Before the update.
     Before,
@@ -112,6 +115,7 @@ pub enum Weights {
 /// Euclidean norms of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct DumpedNorms {
     /// Norm of the gradient before clipping.
     pub grad_norm: FiniteOrNone,

@@ -56,6 +56,7 @@ impl Default for ScheduleConfig {
 /// The curve after warm-up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum ScheduleKind {
     /// Constant at the peak.
     Constant,

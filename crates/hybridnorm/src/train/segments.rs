@@ -20,6 +20,7 @@ const LIMIT: u64 = 16 << 20;
 /// A configuration key whose value differs from the previous segment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Change {
     /// Section and key: `optimizer.lr`.
     pub key: String,
@@ -32,6 +33,7 @@ pub struct Change {
 /// Steps run by one process.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct Segment {
     /// Last step before the segment.
     pub after_step: u64,

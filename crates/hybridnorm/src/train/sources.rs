@@ -20,6 +20,7 @@ pub use open::{cache_dir, open};
 /// `data.order`: order of instances within an epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum DataOrder {
     /// Shuffled by (seed, epoch).
     #[default]
@@ -40,6 +41,7 @@ impl DataOrder {
 
 /// Counts of used and omitted tokens of a run's data: for each, `all_tokens = tokens + omissions`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct DataCoverage {
     /// Training data, once per epoch.
     pub train: Coverage,
@@ -116,6 +118,7 @@ impl DataCoverage {
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Sources {
     /// Training data.
     pub train: TokenDataset,

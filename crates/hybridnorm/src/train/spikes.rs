@@ -21,6 +21,7 @@ pub const THRESHOLD: f64 = 6.0;
 /// A quantity in which spikes are detected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Quantity {
     /// The training loss.
     Loss,
@@ -55,6 +56,7 @@ impl Quantity {
 
 /// A value far above its recent mean.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Spike {
     /// The quantity that spiked.
     pub quantity: Quantity,
@@ -82,6 +84,7 @@ impl fmt::Display for Spike {
 /// Number of spikes by quantity.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct SpikeCounts {
     /// Spikes of the loss.
     pub loss: u64,
@@ -100,6 +103,7 @@ impl SpikeCounts {
 
 /// Fractions of the last [`WINDOW`] steps that spiked, between 0 and 1.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct SpikeScores {
     /// Spike score of the loss.
     pub loss: f64,

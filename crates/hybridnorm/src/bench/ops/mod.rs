@@ -64,7 +64,7 @@ impl OpsOptions {
     }
 }
 
-/// Limit of the machine that bounds an op.
+/// Limit of the machine that bounds an op. The set is fixed, since each limit has its own unit in a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
@@ -79,6 +79,7 @@ pub enum Bound {
 
 /// Results of the op benchmark.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct OpsReport {
     /// Number of compute threads; the reference uses one.
     pub threads: usize,
@@ -98,6 +99,7 @@ pub struct OpsReport {
 
 /// One kernel.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct OpRow {
     /// Name of the op, with its variant if there are several.
     pub op: &'static str,

@@ -14,6 +14,7 @@ use super::json::parser_message;
 
 /// Text lost in tokenization.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LostText {
     /// Unknown tokens; each may represent several characters.
     pub unknown_tokens: u64,

@@ -62,6 +62,7 @@ pub struct OptimizerConfig {
 /// Update rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum OptimizerKind {
     /// Adam with decoupled weight decay (arXiv 1711.05101).
     AdamW,
