@@ -171,15 +171,17 @@ fn inspection() {
     assert!(report.sample.len() > 300);
 }
 
+/// Returns the error message, which is one line.
+fn message(result: Result<Manifest>) -> String {
+    let error = result.unwrap_err().to_string();
+    assert_eq!(error.lines().count(), 1, "{error}");
+    error
+}
+
 #[test]
 fn invalid_options_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
-    let message = |result: Result<Manifest>| {
-        let error = result.unwrap_err().to_string();
-        assert_eq!(error.lines().count(), 1, "{error}");
-        error
-    };
     for fraction in [-0.1, 1.0, f64::NAN] {
         let error = message(prepare_inputs(
             "stories:3",
@@ -220,7 +222,15 @@ fn invalid_options_are_rejected() {
         ))
         .contains("no such")
     );
-    // A folder is overwritten only on request, and only if it holds nothing else.
+    assert!(
+        message(prepare_inputs("stories:3", "bytes", &empty, &options(0.1))).contains("empty.txt")
+    );
+}
+
+#[test]
+fn folders_are_overwritten_on_request_if_they_hold_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
     prepare_inputs("stories:3", "bytes", &out, &options(0.1)).unwrap();
     let error = message(prepare_inputs("stories:3", "bytes", &out, &options(0.1)));
     assert!(error.contains("already holds prepared data"), "{error}");
@@ -232,9 +242,6 @@ fn invalid_options_are_rejected() {
     assert!(
         error.contains("contains other files (thesis.tex)"),
         "{error}"
-    );
-    assert!(
-        message(prepare_inputs("stories:3", "bytes", &empty, &options(0.1))).contains("empty.txt")
     );
 }
 

@@ -211,6 +211,16 @@ fn no_query_norm_without_query_compression() {
 
 /// Losses of the first row of the fixture by a plain implementation in double precision
 /// (`fixtures/hf/deepseek_v3_plain.py`).
+/// Returns the mean cross-entropy of logits (t, vocabulary) in double precision, in nats.
+fn mean_loss(logits: &[f32], vocabulary: usize, targets: &[i32]) -> f64 {
+    let losses = logits.chunks(vocabulary).zip(targets);
+    let losses = losses.map(|(logits, target)| {
+        let sum: f64 = logits.iter().map(|z| f64::from(*z).exp()).sum();
+        sum.ln() - f64::from(logits[*target as usize])
+    });
+    losses.sum::<f64>() / targets.len() as f64
+}
+
 #[test]
 fn deepseek_v3_variants_match_a_plain_implementation() {
     type Weights = fn(&mut BTreeMap<String, HostTensor>);
@@ -263,12 +273,7 @@ fn deepseek_v3_variants_match_a_plain_implementation() {
         let inputs = &row[..row.len() - 1];
         let logits = model.logits(inputs, 1, inputs.len()).unwrap().into_f32();
         let vocabulary = model.config().vocab_size;
-        let losses = logits.chunks(vocabulary).zip(&row[1..]);
-        let losses = losses.map(|(logits, target)| {
-            let sum: f64 = logits.iter().map(|z| f64::from(*z).exp()).sum();
-            sum.ln() - f64::from(logits[*target as usize])
-        });
-        let found = losses.sum::<f64>() / (row.len() - 1) as f64;
+        let found = mean_loss(&logits, vocabulary, &row[1..]);
         assert!(
             (found - expected).abs() < 2e-6,
             "{change}: {found}, expected {expected}"

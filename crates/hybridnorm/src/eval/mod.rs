@@ -8,6 +8,8 @@ mod sets;
 #[cfg(feature = "data")]
 mod text;
 #[cfg(feature = "data")]
+mod text_bytes;
+#[cfg(feature = "data")]
 mod text_options;
 
 pub use crate::loss::{Loss, loss};

@@ -8,6 +8,7 @@ use derive_setters::Setters;
 use serde::Serialize;
 
 use super::overlap;
+use super::text_bytes::{evaluated_bytes, no_bits_per_byte};
 use super::text_options::{self, TextOptions, TextOverrides};
 use crate::data::open::TokenizerChoice;
 use crate::data::{
@@ -423,80 +424,6 @@ fn pooled(sets: &[SetLoss]) -> LossWithCoverage {
         all_tokens: measured().map(|set| set.all_tokens).sum(),
         omissions,
     }
-}
-
-/// Returns the bytes of text that the measured tokens represent, or the reason why they are not known.
-fn evaluated_bytes(set: &EvalSet, options: &EvalOptions) -> Result<u64, String> {
-    let Some(tokenizer) = &set.tokenizer else {
-        return Err("the tokenizer of the tokens is not known".into());
-    };
-    let bytes = match tokenizer.inexact_text_bytes_reason() {
-        Some(reason) => bytes_of_text(set, options, reason)?,
-        None => bytes_of_tokens(set, options, tokenizer)?,
-    };
-    match bytes {
-        0 => Err("the evaluated tokens represent no text".into()),
-        bytes => Ok(bytes),
-    }
-}
-
-/// Returns the bytes that the evaluated tokens represent, if the bytes of each token are known.
-fn bytes_of_tokens(
-    set: &EvalSet,
-    options: &EvalOptions,
-    tokenizer: &Tokenizer,
-) -> Result<u64, String> {
-    let of_token = |id: u32| {
-        let length = tokenizer.token_text_bytes(id);
-        length.ok_or_else(|| format!("token id {id} is not in the vocabulary of the tokenizer"))
-    };
-    if let (Some(bytes), Windows::All) = (set.text_bytes, options.windows) {
-        let firsts = set.data.first_tokens().map_err(|error| error.to_string())?;
-        let of_firsts: u64 = firsts.into_iter().map(of_token).sum::<Result<_, _>>()?;
-        return Ok(bytes.saturating_sub(of_firsts));
-    }
-    let mut bytes = 0;
-    for batch in set.data.windows(64, options.windows) {
-        for &id in &batch.map_err(|error| error.to_string())?.targets {
-            bytes += of_token(id as u32)?;
-        }
-    }
-    Ok(bytes)
-}
-
-/// Returns the bytes that the evaluated tokens represent if those of a token are not known for `reason`: the
-/// bytes of the text without its first tokens, if all of it is evaluated.
-fn bytes_of_text(set: &EvalSet, options: &EvalOptions, reason: &str) -> Result<u64, String> {
-    let Some(bytes) = set.text_bytes else {
-        return Err(format!(
-            "{reason}; give the raw text or a prepared folder, whose bytes are recorded"
-        ));
-    };
-    let all = set.data.coverage(Windows::All).tokens;
-    if set.data.coverage(options.windows).tokens != all {
-        return Err(format!(
-            "{reason}; evaluate all windows to get bits per byte"
-        ));
-    }
-    match set.first_token_bytes {
-        Some(of_firsts) => Ok(bytes.saturating_sub(of_firsts)),
-        None => Err(format!(
-            "{reason}, and the bytes of the first token are not known: it ends within a character, or the folder was prepared by an earlier version"
-        )),
-    }
-}
-
-/// Returns the reasons why all sets together have no bits per byte.
-fn no_bits_per_byte(sets: &[SetLoss]) -> Option<String> {
-    let reason = |set: &SetLoss| {
-        let why = set.measured.bits_per_byte_missing_reason.as_ref()?;
-        Some(match sets {
-            [_] => why.clone(),
-            _ => format!("{}: {why}", set.name),
-        })
-    };
-    let reasons: Vec<String> = sets.iter().filter_map(reason).collect();
-    (!reasons.is_empty()).then(|| reasons.join("; "))
 }
 
 #[cfg(test)]

@@ -300,18 +300,11 @@ fn run(
 ) -> RunRecord {
     let over = lr / placement.limit * (1.0 + random.normal(0.35));
     let final_loss = final_loss(placement, lr, seed, &mut random);
-    let end = match over > 1.0 {
-        true => 80 + (400.0 * random.next()) as u64,
-        false => STEPS,
-    };
-    let status = match over > 1.0 {
-        true => RunStatus::Diverged {
-            step: end,
-            reason: "training loss above that of token frequencies for 50 steps".to_owned(),
-        },
-        false => RunStatus::Finished,
-    };
-    let finished = end == STEPS;
+    let diverged_at = (over > 1.0).then(|| 80 + (400.0 * random.next()) as u64);
+    let (end, finished) = (diverged_at.unwrap_or(STEPS), diverged_at.is_none());
+    let reason = "training loss above that of token frequencies for 50 steps".to_owned();
+    let diverged = |step| RunStatus::Diverged { step, reason };
+    let status = diverged_at.map_or(RunStatus::Finished, diverged);
     let curve = curve(final_loss, end, finished, &mut random);
     let id = format!("{:016x}", (random.next() * u64::MAX as f64) as u64);
     RunRecord {
@@ -334,16 +327,14 @@ fn run(
         tokens: end * 2048,
         validation_loss: finished.then_some(final_loss),
         train_loss: finished.then_some(final_loss - 0.03),
-        max_grad_norm: if finished {
-            3.0 + 4.0 * random.next()
-        } else {
-            180.0
+        max_grad_norm: match finished {
+            true => 3.0 + 4.0 * random.next(),
+            false => 180.0,
         },
         spikes: spikes(over, &mut random),
-        validation: if finished {
-            validation_losses(final_loss)
-        } else {
-            Vec::new()
+        validation: match finished {
+            true => validation_losses(final_loss),
+            false => Vec::new(),
         },
         layers: (0..=20)
             .map(|row| (row * STEPS / 20).max(1))
