@@ -10,6 +10,21 @@ use crate::text::one_line;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// All errors of this crate. Every message is one line that names the file or the key.
+///
+/// ```
+/// use hybridnorm::Error;
+/// use hybridnorm::train::{Config, ModelSection, TrainSection};
+///
+/// let config = Config::default()
+///     .with_model(ModelSection::new("hybridnorm"))
+///     .with_train(TrainSection::default().with_steps(0));
+/// match config.check() {
+///     Err(Error::OutOfRange { key, value, .. }) => {
+///         assert_eq!((key.as_str(), value.as_str()), ("train.steps", "0"));
+///     }
+///     other => panic!("{other:?}"),
+/// }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

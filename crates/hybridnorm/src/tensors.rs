@@ -19,6 +19,31 @@ use crate::model::{Model, PARAMETERS};
 pub use file::TensorFile;
 
 /// A tensor on the host.
+///
+/// ```
+/// use hybridnorm::Device;
+/// use hybridnorm::model::Model;
+/// # use hybridnorm::model::ModelConfig;
+///
+/// # let config = ModelConfig::default()
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_n_kv_heads(2)
+/// #     .with_d_ff(32)
+/// #     .with_vocab_size(8)
+/// #     .with_max_seq_len(8)
+/// #     .with_placement(hybridnorm::placement::named("hybridnorm")?);
+/// let mut model = Model::new(&config, 0, Device::Cpu)?;
+/// let mut values = model.values();
+/// let embedding = values.get_mut("embedding").unwrap();
+/// assert_eq!(embedding.shape, [8, 16]);
+/// // The row of token 3.
+/// embedding.data[3 * 16..4 * 16].fill(0.0);
+/// model.load(values)?;
+/// assert_eq!(model.values()["embedding"].data[48], 0.0);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct HostTensor {
     /// Sizes of the dimensions.

@@ -189,10 +189,17 @@ pub fn in_process(
 ///
 /// use hybridnorm::bench::placements::Measured;
 /// use hybridnorm::bench::{PlacementsOptions, placements};
-/// use hybridnorm::train::Config;
+/// use hybridnorm::train::{Config, ModelSection, TrainSection};
 ///
-/// let model = "[model]\nd_model = 16\nn_layers = 1\nn_heads = 2\nd_ff = 32\nvocab_size = 40\n";
-/// let config = Config::parse(&format!("{model}[train]\nseq_len = 8"), &[])?;
+/// let model = ModelSection::new("hybridnorm")
+///     .with_d_model(16)
+///     .with_n_layers(1)
+///     .with_n_heads(2)
+///     .with_d_ff(32)
+///     .with_vocab_size(40);
+/// let config = Config::default()
+///     .with_model(model)
+///     .with_train(TrainSection::default().with_seq_len(8));
 /// let options = PlacementsOptions::default().with_only(["hybridnorm".to_owned()]);
 /// // Measurements of this example; `in_process` really measures.
 /// let mut measure = |_, candidate: &hybridnorm::bench::placements::Candidate| {

@@ -242,6 +242,25 @@ impl Part {
 }
 
 /// Folder of tokens that [`super::prepare()`] wrote.
+///
+/// ```
+/// use hybridnorm::data::{PrepareOptions, PreparedFolder, TokenizerSpec, prepare, quiet};
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let out = folder.path().join("tokens");
+/// let inputs = ["stories:20".to_owned()];
+/// let options = PrepareOptions::default().with_validation_fraction(0.2);
+/// prepare(&inputs, &TokenizerSpec::Bytes, &out, &options, &mut quiet)?;
+///
+/// let prepared = PreparedFolder::open(&out)?;
+/// prepared.verify()?;
+/// let tokens = prepared.train()?;
+/// let mut first = [0; 8];
+/// tokens.read(0, &mut first)?;
+/// println!("{:?}", prepared.tokenizer()?.decode(&first));
+/// assert_eq!(tokens.len(), prepared.manifest().train.tokens);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct PreparedFolder {
     folder: PathBuf,

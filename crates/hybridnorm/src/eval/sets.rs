@@ -67,6 +67,34 @@ impl Default for EvalOptions {
 }
 
 /// An opened data set.
+///
+/// ```
+/// use hybridnorm::data::{Split, quiet};
+/// use hybridnorm::eval::{EvalOptions, open_sets};
+/// # use hybridnorm::Device;
+/// # use hybridnorm::data::Tokenizer;
+/// # use hybridnorm::model::{Model, ModelConfig};
+///
+/// # let tokenizer = Tokenizer::bytes();
+/// # let config = ModelConfig::default()
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_n_kv_heads(2)
+/// #     .with_d_ff(32)
+/// #     .with_vocab_size(tokenizer.vocab_size())
+/// #     .with_max_seq_len(8)
+/// #     .with_placement(hybridnorm::placement::named("hybridnorm")?);
+/// # let model = Model::new(&config, 0, Device::Cpu)?;
+/// let paths = ["stories:5".to_owned()];
+/// let sets = open_sets(&paths, &EvalOptions::default(), &model, Some(&tokenizer), &mut quiet)?;
+/// let set = &sets[0];
+/// // All of the text, since it is no prepared folder that holds a part out.
+/// assert_eq!(set.split, Split::All);
+/// // Each document is followed by one token that is no text.
+/// assert_eq!(set.data.tokens(), set.text_bytes.unwrap() + 5);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct EvalSet {
@@ -159,6 +187,34 @@ pub struct Evaluation {
 ///
 /// # Errors
 /// If one is missing, damaged, given twice, made with another tokenizer, or has nothing to evaluate.
+///
+/// ```
+/// use hybridnorm::data::{Split, quiet};
+/// use hybridnorm::eval::{EvalOptions, open_sets};
+/// # use hybridnorm::Device;
+/// # use hybridnorm::data::Tokenizer;
+/// # use hybridnorm::model::{Model, ModelConfig};
+///
+/// # let tokenizer = Tokenizer::bytes();
+/// # let config = ModelConfig::default()
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_n_kv_heads(2)
+/// #     .with_d_ff(32)
+/// #     .with_vocab_size(tokenizer.vocab_size())
+/// #     .with_max_seq_len(8)
+/// #     .with_placement(hybridnorm::placement::named("hybridnorm")?);
+/// # let model = Model::new(&config, 0, Device::Cpu)?;
+/// let paths = ["stories:5", "stories:5:5"].map(str::to_owned);
+/// let options = EvalOptions::default().with_split(Split::All);
+/// let sets = open_sets(&paths, &options, &model, Some(&tokenizer), &mut quiet)?;
+/// assert_eq!(sets[1].name, "stories:5:5");
+///
+/// let twice = ["stories:5", "stories:5"].map(str::to_owned);
+/// assert!(open_sets(&twice, &options, &model, Some(&tokenizer), &mut quiet).is_err());
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn open_sets(
     paths: &[String],
     options: &EvalOptions,
@@ -310,6 +366,35 @@ fn parts(
 ///
 /// # Errors
 /// [`Error::Missing`] without a set; otherwise see [`loss`], and the message names the set.
+///
+/// ```
+/// use hybridnorm::data::{Windows, quiet};
+/// use hybridnorm::eval::{EvalOptions, evaluate, open_sets};
+/// # use hybridnorm::Device;
+/// # use hybridnorm::data::Tokenizer;
+/// # use hybridnorm::model::{Model, ModelConfig};
+///
+/// # let tokenizer = Tokenizer::bytes();
+/// # let config = ModelConfig::default()
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_n_kv_heads(2)
+/// #     .with_d_ff(32)
+/// #     .with_vocab_size(tokenizer.vocab_size())
+/// #     .with_max_seq_len(8)
+/// #     .with_placement(hybridnorm::placement::named("hybridnorm")?);
+/// # let mut model = Model::new(&config, 0, Device::Cpu)?;
+/// let paths = ["stories:5", "stories:5:5"].map(str::to_owned);
+/// let options = EvalOptions::default().with_windows(Windows::Complete { limit: Some(4) });
+/// let sets = open_sets(&paths, &options, &model, Some(&tokenizer), &mut quiet)?;
+/// let found = evaluate(&mut model, &sets, &options)?;
+/// let tokens: Vec<u64> = found.sets.iter().map(|set| set.measured.loss.tokens).collect();
+/// assert_eq!(tokens, [4 * 8, 4 * 8]);
+/// assert_eq!(found.pooled.loss.tokens, 64);
+/// assert!(found.pooled.bits_per_byte.is_some(), "the tokens are bytes");
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn evaluate(model: &mut Model, sets: &[EvalSet], options: &EvalOptions) -> Result<Evaluation> {
     if sets.is_empty() {
         return Err(Error::missing("data", ": no set to evaluate on"));

@@ -67,6 +67,40 @@ impl PromptCoverage {
 }
 
 /// Streaming text generator.
+///
+/// ```
+/// use hybridnorm::Device;
+/// use hybridnorm::data::Tokenizer;
+/// use hybridnorm::eval::{Sampling, TextGenerator};
+/// use hybridnorm::model::Model;
+/// # use hybridnorm::model::ModelConfig;
+///
+/// let tokenizer = Tokenizer::bytes();
+/// # let config = ModelConfig::default()
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_n_kv_heads(2)
+/// #     .with_d_ff(32)
+/// #     .with_vocab_size(tokenizer.vocab_size())
+/// #     .with_max_seq_len(8)
+/// #     .with_placement(hybridnorm::placement::named("hybridnorm")?);
+/// let mut model = Model::new(&config, 0, Device::Cpu)?;
+/// let sampling = Sampling::default().with_temperature(0.0);
+/// let mut generator = TextGenerator::new(&mut model, &tokenizer, "One", sampling)?;
+/// assert_eq!(generator.prompt_tokens(), 3);
+/// let mut text = String::new();
+/// for _ in 0..4 {
+///     match generator.next_piece()? {
+///         // Empty while a character is incomplete.
+///         Some(piece) => text.push_str(&piece),
+///         None => break,
+///     }
+/// }
+/// text.push_str(&generator.finish());
+/// println!("One{text}");
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub struct TextGenerator<'a> {
     prompt: PromptCoverage,
     generator: Generator<'a>,

@@ -19,6 +19,27 @@ pub use data::{Tensor, TensorRef};
 pub use reference::Reference;
 
 /// Executor of programs, with the state that outlives a run: parameters, moments, caches.
+///
+/// ```
+/// use hybridnorm::exec::{Cpu, Data, Executor};
+/// use hybridnorm::graph::{Builder, DType, Type};
+/// use hybridnorm::ops::Arguments;
+/// use hybridnorm::plan::{Options, Program};
+///
+/// /// Returns the sum of a buffer and an input.
+/// fn sum(executor: &mut dyn Executor) -> hybridnorm::Result<Vec<f32>> {
+///     let buffer = executor.allocate(DType::F32, 3)?;
+///     executor.write(buffer, 0, Data::F32(&[1.0, 2.0, 3.0]));
+///     let g = Builder::new();
+///     let y = (g.state(buffer, 0, Type::f32([3])) + g.input("x", Type::f32([3]))).id();
+///     let program = Program::new(g.finish(), &[y], Options::default());
+///     executor.run(&program, Arguments::default(), &[("x", Data::F32(&[10.0, 20.0, 30.0]))])?;
+///     Ok(executor.output(&program, y).into_f32())
+/// }
+///
+/// assert_eq!(sum(&mut Cpu::new())?, [11.0, 22.0, 33.0]);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub trait Executor: Send {
     /// Allocates a buffer of zeros.
     ///

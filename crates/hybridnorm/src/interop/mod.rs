@@ -22,6 +22,18 @@ use crate::omissions::Omissions;
 pub use tokenizer_files::{ImportedTokenizer, tokenizer, unread_files};
 
 /// A model, with counts of the tensors that it was read from and of omitted ones.
+///
+/// ```
+/// use std::path::Path;
+///
+/// use hybridnorm::{Device, interop};
+///
+/// let imported = interop::import(Path::new("tests/fixtures/hf/olmoe"), Device::Cpu)?;
+/// assert_eq!(imported.tensors.read, imported.tensors.all);
+/// assert!(imported.files.contains(&"config.json".to_owned()));
+/// assert!(imported.model.config().moe.is_some());
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Imported {

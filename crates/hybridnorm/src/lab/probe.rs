@@ -121,6 +121,40 @@ pub struct DepthGrowth {
 ///
 /// # Errors
 /// If a placement is unknown or invalid, or the data cannot be read. Divergence is a result, not an error.
+///
+/// ```
+/// use hybridnorm::Device;
+/// use hybridnorm::lab::probe::{self, Options};
+/// # use hybridnorm::train::{Config, DataSection, ModelSection, TrainSection};
+///
+/// # let model = ModelSection::new("hybridnorm")
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_d_ff(32);
+/// # let data = DataSection::default()
+/// #     .with_train(vec!["stories:20".to_owned()])
+/// #     .with_tokenizer("bytes");
+/// # let train = TrainSection::default()
+/// #     .with_steps(4)
+/// #     .with_batch_size(2)
+/// #     .with_seq_len(16)
+/// #     .with_eval_sequences(2);
+/// # let config = Config::default()
+/// #     .with_model(model)
+/// #     .with_data(data)
+/// #     .with_train(train);
+/// let names = ["pre-norm", "post-norm"].map(str::to_owned);
+/// let options = Options::default().with_placements(names).with_steps(3);
+/// let report = probe::run(&config, &options, Device::Cpu, &false.into(), &mut |_, _| {})?;
+/// let report = report.expect("nobody stopped it");
+/// for probed in &report.placements {
+///     let steps: Vec<u64> = probed.measured_steps.iter().map(|measured| measured.step).collect();
+///     assert_eq!(steps, [1, 3]);
+///     assert_eq!(probed.measured_steps[0].stream_grad.len(), 2, "one for each block");
+/// }
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn run(
     config: &Config,
     options: &Options,

@@ -108,6 +108,32 @@ pub const PROMPT: &str = "Once upon a time";
 ///
 /// # Errors
 /// If the text is unavailable or training fails.
+///
+/// ```
+/// use std::sync::atomic::{AtomicBool, Ordering};
+///
+/// use hybridnorm::Device;
+/// use hybridnorm::lab::quickstart::{self, Options};
+/// use hybridnorm::train::Event;
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let out = folder.path();
+/// let options = Options::new(out).with_data(["stories:80".to_owned()]).with_steps(50);
+/// let stop = AtomicBool::new(false);
+/// let mut losses = Vec::new();
+/// // Reports every step, and stops after the first one.
+/// let mut on_event = |placement: &str, _steps: u64, event: Event<'_>| {
+///     if let Event::Step(metrics) = event {
+///         losses.push((placement.to_owned(), metrics.loss));
+///         stop.store(true, Ordering::Relaxed);
+///     }
+/// };
+/// let results = quickstart::run(&options, Device::Cpu, &stop, &mut on_event)?;
+/// assert_eq!(results, None);
+/// assert_eq!(losses.len(), 1);
+/// assert_eq!(losses[0].0, "hybridnorm-star");
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn run(
     options: &Options,
     device: Device,

@@ -148,6 +148,48 @@ pub struct Pair {
 /// # Errors
 /// If the run has no such step, a changed key does not allow resuming from its checkpoint, or the weights that
 /// the run started from are no longer available.
+///
+/// ```
+/// use hybridnorm::Device;
+/// use hybridnorm::lab::replay;
+/// use hybridnorm::train::{Start, Trainer};
+/// # use hybridnorm::train::{Config, DataSection, ModelSection, TrainSection};
+///
+/// # let model = ModelSection::new("hybridnorm")
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_d_ff(32);
+/// # let data = DataSection::default()
+/// #     .with_train(vec!["stories:20".to_owned()])
+/// #     .with_tokenizer("bytes");
+/// # let train = TrainSection::default()
+/// #     .with_steps(4)
+/// #     .with_batch_size(2)
+/// #     .with_seq_len(16)
+/// #     .with_eval_sequences(2);
+/// # let config = Config::default()
+/// #     .with_model(model)
+/// #     .with_data(data)
+/// #     .with_train(train);
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let run = folder.path().join("run");
+/// let stop = false.into();
+/// let mut trainer = Trainer::open(config, &run, Start::Fresh, Device::Cpu, &mut |_| {})?;
+/// trainer.run(&stop, &mut |_| {})?;
+///
+/// // Without changes, the replay has the same metrics to the last bit.
+/// let options = replay::Options::new(3, folder.path().join("replay"));
+/// let same = replay::run(&run, &options, Device::Cpu, &stop, &mut |_| {})?;
+/// assert_eq!(same.expect("nobody stopped it").comparison.first_difference, None);
+///
+/// let options = replay::Options::new(3, folder.path().join("slower"))
+///     .with_settings(["optimizer.lr=1e-5".to_owned()]);
+/// let slower = replay::run(&run, &options, Device::Cpu, &stop, &mut |_| {})?;
+/// let difference = slower.expect("nobody stopped it").comparison.first_difference;
+/// assert_eq!(difference.map(|found| (found.step, found.quantity)), Some((1, "learning rate")));
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn run(
     run: &Path,
     options: &Options,

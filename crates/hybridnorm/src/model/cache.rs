@@ -9,6 +9,33 @@ use crate::plan::Program;
 ///
 /// It stores the inputs of attention: keys and values after all norms, scales and rotations; for latent attention,
 /// the normalized latent and the rotated key.
+///
+/// ```
+/// use hybridnorm::Device;
+/// use hybridnorm::model::Model;
+/// # use hybridnorm::model::ModelConfig;
+///
+/// # let config = ModelConfig::default()
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_n_kv_heads(2)
+/// #     .with_d_ff(32)
+/// #     .with_vocab_size(8)
+/// #     .with_max_seq_len(8)
+/// #     .with_placement(hybridnorm::placement::named("hybridnorm")?);
+/// let mut model = Model::new(&config, 0, Device::Cpu)?;
+/// let mut cache = model.new_cache(1, 8)?;
+/// let prompt = model.next_logits(&[1, 2, 3], &mut cache, false)?;
+/// model.next_logits(&[4], &mut cache, false)?;
+/// assert_eq!((cache.len(), cache.capacity()), (4, 8));
+///
+/// // The next text of the same length gets the same logits.
+/// cache.clear();
+/// assert_eq!(model.next_logits(&[1, 2, 3], &mut cache, false)?, prompt);
+/// model.free_cache(cache);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct KvCache {
     buffers: Vec<Buffer>,

@@ -14,6 +14,33 @@ use crate::ops;
 
 /// A decoder language model, `head(final_norm(blocks(embed(tokens))))`: its parameter declarations and
 /// computation, without parameter values.
+///
+/// ```
+/// use hybridnorm::graph::{Builder, Type};
+/// use hybridnorm::model::Decoder;
+/// # use hybridnorm::model::ModelConfig;
+///
+/// # let config = ModelConfig::default()
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_n_kv_heads(2)
+/// #     .with_d_ff(32)
+/// #     .with_vocab_size(8)
+/// #     .with_max_seq_len(8)
+/// #     .with_placement(hybridnorm::placement::named("hybridnorm")?);
+/// let decoder = Decoder::new(&config)?;
+/// let names: Vec<&str> = decoder.registry().iter().map(|spec| spec.name.as_str()).collect();
+/// assert_eq!(names[0], "embedding");
+/// assert!(names.contains(&"blocks.1.attention.qkv"));
+///
+/// // Two sequences of four tokens, with logits for each of eight tokens.
+/// let g = Builder::new();
+/// let ids = g.input("ids", Type::i32([2, 4]));
+/// let hidden = decoder.forward(ids, None).hidden;
+/// assert_eq!(decoder.logits(hidden).shape().sizes(), [2, 4, 8]);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decoder {
     /// Token embedding, (v, d); also the output head if tied.

@@ -206,6 +206,27 @@ pub enum Topology {
 }
 
 /// Norms, skip and scales around one sub-layer; see the equation in the module documentation.
+///
+/// ```
+/// use hybridnorm::placement::{Formula, OutNorm, Placement, Scale, Skip, SubLayer, named};
+///
+/// // Post-norm: nothing before the function, and a norm of the sum.
+/// let post = SubLayer { post_norm: true, ..SubLayer::default() };
+/// assert_eq!(named("post-norm")?.block.attn, post);
+///
+/// // A normalized skip, and a norm of the output whose gain starts at 1/√(2L).
+/// let gain_init = Scale::Formula(Formula::InvSqrt2Depth);
+/// let ffn = SubLayer {
+///     in_norm: true,
+///     skip: Skip::Normed,
+///     out_norm: Some(OutNorm { gain_init }),
+///     ..SubLayer::default()
+/// };
+/// let mut placement = Placement::default();
+/// placement.block.ffn = ffn;
+/// assert_ne!(placement.hash(), Placement::default().hash());
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(
     default,

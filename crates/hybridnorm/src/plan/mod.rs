@@ -58,6 +58,26 @@ impl Default for Options {
 }
 
 /// Ops in order with the memory regions of their operands, for an [`Executor`](crate::exec::Executor).
+///
+/// ```
+/// use hybridnorm::graph::{Builder, Type};
+/// use hybridnorm::ops;
+/// use hybridnorm::plan::{Options, Program};
+///
+/// let g = Builder::new();
+/// let x = g.input("x", Type::f32([4, 16]));
+/// let w = g.input("w", Type::f32([8, 16]));
+/// let y = ops::linear(x, w);
+/// let _unused = ops::scale(y, 2.0);
+/// let output = y.id();
+///
+/// let program = Program::new(g.finish(), &[output], Options::default());
+/// let names: Vec<&str> = program.inputs().map(|(name, _)| name).collect();
+/// assert_eq!(names, ["x", "w"]);
+/// assert_eq!(program.graph().nodes().len(), 1, "without the op that nothing reads");
+/// // x, w and y in single precision; each starts at a multiple of some bytes.
+/// assert!(program.arena_bytes() >= 4 * (4 * 16 + 8 * 16 + 4 * 8));
+/// ```
 #[derive(Debug)]
 pub struct Program {
     graph: Graph,

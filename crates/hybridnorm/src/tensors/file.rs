@@ -19,6 +19,33 @@ const CHUNK: usize = 1 << 18;
 
 /// A safetensors file. Tensors are read one by one, and memory is taken only for the header and the tensor: a
 /// header that describes more data than the file holds is rejected.
+///
+/// ```
+/// use hybridnorm::Device;
+/// use hybridnorm::model::Model;
+/// use hybridnorm::tensors::{self, TensorFile};
+/// # use hybridnorm::model::ModelConfig;
+///
+/// # let config = ModelConfig::default()
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_n_kv_heads(2)
+/// #     .with_d_ff(32)
+/// #     .with_vocab_size(8)
+/// #     .with_max_seq_len(8)
+/// #     .with_placement(hybridnorm::placement::named("hybridnorm")?);
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let path = folder.path().join("model.safetensors");
+/// let model = Model::new(&config, 0, Device::Cpu)?;
+/// tensors::write(&path, &tensors::parameters(&model), model.executor())?;
+///
+/// let file = TensorFile::open(&path)?;
+/// assert_eq!(file.names().count(), model.parameters().count());
+/// assert_eq!(file.shape("embedding"), Some(&[8, 16][..]));
+/// assert_eq!(file.read("embedding")?, model.values()["embedding"]);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct TensorFile {
     path: PathBuf,

@@ -29,6 +29,38 @@ pub fn finite_or_none(value: f64) -> FiniteOrNone {
 }
 
 /// Statistics of the model at one step; activations are those of the weights that produced the step's gradients.
+///
+/// ```
+/// use hybridnorm::Device;
+/// # use hybridnorm::data::TokenDataset;
+/// use hybridnorm::train::layers::LayerRecord;
+/// use hybridnorm::train::{LogSection, Start, Trainer, records};
+/// # use hybridnorm::train::{Config, ModelSection, Sources, TrainSection};
+///
+/// # let model = ModelSection::new("hybridnorm")
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_d_ff(32)
+/// #     .with_vocab_size(8);
+/// # let train = TrainSection::default().with_steps(4).with_batch_size(4).with_seq_len(8);
+/// # let config = Config::default().with_model(model).with_train(train);
+/// # let tokens: Vec<u32> = (0..200).map(|i| i % 8).collect();
+/// # let sources = Sources::new(&config, TokenDataset::from_tokens(&tokens, 8, 8)?, None);
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let run = folder.path().join("run");
+/// let config = config.with_log(LogSection::default().with_layers_every(2));
+/// let mut trainer = Trainer::open_on(config, sources, &run, Start::Fresh, Device::Cpu, &mut |_| {})?;
+/// trainer.run(&false.into(), &mut |_| {})?;
+///
+/// let layers: Vec<LayerRecord> = records::read(&run)?;
+/// let steps: Vec<u64> = layers.iter().map(|record| record.step).collect();
+/// assert_eq!(steps, [2, 4]);
+/// for block in &layers[0].blocks {
+///     assert!(block.stream.rms > Some(0.0) && block.scores.entropy > Some(0.0));
+/// }
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]

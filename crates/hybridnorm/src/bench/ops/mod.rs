@@ -140,6 +140,28 @@ pub struct OpRow {
 /// # Errors
 /// If the configuration is not valid or has `mla`, the buffers do not fit into memory, a size is 0, or the
 /// time is negative or not finite.
+///
+/// The limits of the machine alone take some seconds to measure.
+///
+/// ```no_run
+/// use hybridnorm::bench::{OpsOptions, ops};
+/// use hybridnorm::train::{Config, ModelSection, TrainSection};
+///
+/// let model = ModelSection::new("hybridnorm")
+///     .with_d_model(64)
+///     .with_n_layers(2)
+///     .with_n_heads(4)
+///     .with_d_ff(128)
+///     .with_vocab_size(256);
+/// let config = Config::default()
+///     .with_model(model)
+///     .with_train(TrainSection::default().with_batch_size(4).with_seq_len(32));
+/// let report = ops(&config.model_config()?, &OpsOptions::of(&config, 0.1), &mut |_, _| {})?;
+/// for row in &report.rows {
+///     println!("{} {}: {:.1} times plain loops", row.op, row.direction, row.speedup_over_naive);
+/// }
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn ops(
     config: &ModelConfig,
     options: &OpsOptions,

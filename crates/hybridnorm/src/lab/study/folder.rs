@@ -49,10 +49,36 @@ pub(super) struct StartedStudy {
 /// Folder of a study.
 ///
 /// ```
-/// use hybridnorm::lab::study::StudyFolder;
+/// use hybridnorm::Device;
+/// use hybridnorm::lab::study::{self, Options, Study, StudyFolder, StudySettings};
+/// # use hybridnorm::train::{Config, DataSection, ModelSection, TrainSection};
 ///
-/// let folder = StudyFolder::new("runs/no-study-here");
+/// # let model = ModelSection::new("hybridnorm")
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_d_ff(32);
+/// # let data = DataSection::default()
+/// #     .with_train(vec!["stories:20".to_owned()])
+/// #     .with_tokenizer("bytes");
+/// # let train = TrainSection::default()
+/// #     .with_steps(4)
+/// #     .with_batch_size(2)
+/// #     .with_seq_len(16)
+/// #     .with_eval_sequences(2);
+/// # let config = Config::default()
+/// #     .with_model(model)
+/// #     .with_data(data)
+/// #     .with_train(train);
+/// # let parent = tempfile::tempdir().unwrap();
+/// let folder = StudyFolder::new(parent.path().join("study"));
 /// assert!(!folder.has_study()?);
+/// let study = Study::from_config(&config, StudySettings::new(["pre-norm"], [3e-3], [1]))?;
+/// let (options, stop) = (Options::default(), false.into());
+/// study::run(&study, &folder, &options, Device::Cpu, &stop, &|_| {})?;
+/// assert!(folder.has_study()?);
+/// assert_eq!(folder.study()?.runs, study.runs);
+/// assert_eq!(folder.records(&study.runs)?.len(), 1);
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]

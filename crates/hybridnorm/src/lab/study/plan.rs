@@ -20,6 +20,28 @@ use crate::train::{Config, LogSection, OptimizerConfig};
 const NUMERICS_VERSION: u32 = 1;
 
 /// Validated study.
+///
+/// ```
+/// use hybridnorm::lab::study::{Study, StudyConfig, StudySettings};
+/// use hybridnorm::train::{DataSection, ModelSection};
+///
+/// let model = ModelSection::new("hybridnorm")
+///     .with_d_model(64)
+///     .with_n_layers(2)
+///     .with_n_heads(4)
+///     .with_d_ff(128);
+/// let grid = StudySettings::new(["pre-norm", "hybridnorm"], [1e-3, 3e-3], [1, 2]);
+/// let data = DataSection::default()
+///     .with_train(vec!["stories:2000".to_owned()])
+///     .with_tokenizer("bytes");
+/// let study = Study::new(StudyConfig::new(grid, model).with_data(data))?;
+/// assert_eq!(study.runs.len(), 2 * 2 * 2);
+/// let first = &study.runs[0];
+/// assert_eq!((first.config.seed, first.config.optimizer.lr), (1, 1e-3));
+/// // The file of the study plans the same runs.
+/// assert_eq!(Study::parse(&study.to_toml(), &[])?, study);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct Study {
@@ -73,14 +95,17 @@ impl Study {
     ///
     /// ```
     /// use hybridnorm::lab::study::{Study, StudySettings};
-    /// use hybridnorm::train::{Config, ModelSection};
-    /// use serde_json::json;
+    /// use hybridnorm::train::{Config, DataSection, ModelSection, TrainSection};
     ///
-    /// let shape = json!({ "d_model": 64, "n_layers": 2, "n_heads": 4, "d_ff": 128 });
-    /// let mut config = Config::default();
-    /// config.model = Some(serde_json::from_value::<ModelSection>(shape).unwrap());
-    /// config.data.train = vec!["stories:2000".into()];
-    /// config.train.steps = 200;
+    /// let model = ModelSection::new("hybridnorm")
+    ///     .with_d_model(64)
+    ///     .with_n_layers(2)
+    ///     .with_n_heads(4)
+    ///     .with_d_ff(128);
+    /// let config = Config::default()
+    ///     .with_model(model)
+    ///     .with_data(DataSection::default().with_train(vec!["stories:2000".to_owned()]))
+    ///     .with_train(TrainSection::default().with_steps(200));
     /// let grid = StudySettings::new(["pre-norm", "hybridnorm"], [1e-3, 3e-3], [1, 2, 3]);
     /// let study = Study::from_config(&config, grid)?;
     /// assert_eq!(study.runs.len(), 2 * 2 * 3);

@@ -139,6 +139,45 @@ pub enum StudyEvent<'a> {
 /// # Errors
 /// If the folder has a study and `resume` is not set, another process works on it, a record does not match
 /// its run, or data or files are invalid. Diverged runs are results, not errors.
+///
+/// ```
+/// use hybridnorm::Device;
+/// use hybridnorm::lab::study::{self, Options, Study, StudyFolder, StudySettings};
+/// # use hybridnorm::train::{Config, DataSection, ModelSection, TrainSection};
+///
+/// # let model = ModelSection::new("hybridnorm")
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_d_ff(32);
+/// # let data = DataSection::default()
+/// #     .with_train(vec!["stories:20".to_owned()])
+/// #     .with_tokenizer("bytes");
+/// # let train = TrainSection::default()
+/// #     .with_steps(4)
+/// #     .with_batch_size(2)
+/// #     .with_seq_len(16)
+/// #     .with_eval_sequences(2);
+/// # let config = Config::default()
+/// #     .with_model(model)
+/// #     .with_data(data)
+/// #     .with_train(train);
+/// # let parent = tempfile::tempdir().unwrap();
+/// let grid = StudySettings::new(["pre-norm", "hybridnorm"], [3e-3], [1]);
+/// let study = Study::from_config(&config, grid)?;
+/// let folder = StudyFolder::new(parent.path().join("study"));
+/// let (options, stop) = (Options::default(), false.into());
+/// let records = study::run(&study, &folder, &options, Device::Cpu, &stop, &|_| {})?;
+/// let records = records.expect("nobody stopped it");
+/// assert_eq!(records[1].grid_point.placement, "hybridnorm");
+/// assert!(records.iter().all(|record| record.validation_loss.is_some()));
+///
+/// // Finished runs are never repeated.
+/// let options = options.with_resume(true);
+/// let again = study::run(&study, &folder, &options, Device::Cpu, &stop, &|_| {})?;
+/// assert_eq!(again, Some(records));
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 pub fn run(
     study: &Study,
     folder: &StudyFolder,

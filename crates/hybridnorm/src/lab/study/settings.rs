@@ -203,6 +203,39 @@ pub(super) fn check_unique<T: PartialEq>(key: &str, items: impl Iterator<Item = 
 /// After each fraction of the steps in `at`, the learning rates of a placement are ranked by the mean over seeds
 /// of the training loss over the last twentieth of the steps done, where a diverged run counts as infinite; the
 /// best fraction `keep` of them, rounded up, continues.
+///
+/// ```
+/// use hybridnorm::lab::study::{Halving, Study, StudySettings};
+/// # use hybridnorm::train::{Config, DataSection, ModelSection, TrainSection};
+///
+/// # let model = ModelSection::new("hybridnorm")
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_d_ff(32);
+/// # let data = DataSection::default()
+/// #     .with_train(vec!["stories:20".to_owned()])
+/// #     .with_tokenizer("bytes");
+/// # let train = TrainSection::default()
+/// #     .with_steps(4)
+/// #     .with_batch_size(2)
+/// #     .with_seq_len(16)
+/// #     .with_eval_sequences(2);
+/// # let config = Config::default()
+/// #     .with_model(model)
+/// #     .with_data(data)
+/// #     .with_train(train);
+/// // Of four learning rates, two continue after a quarter of the steps, and one after half of them.
+/// let halving = Halving::new([0.25, 0.5], 0.5);
+/// let rates = [1e-3, 2e-3, 4e-3, 8e-3];
+/// let grid = StudySettings::new(["pre-norm"], rates, [1]).with_halving(halving);
+/// let study = Study::from_config(&config, grid)?;
+/// assert!(study.runs.iter().all(|run| run.uses_halving));
+///
+/// let descending = StudySettings::new(["pre-norm"], rates, [1]).with_halving(Halving::new([0.5, 0.25], 0.5));
+/// assert!(Study::from_config(&config, descending).is_err());
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
 #[setters(prefix = "with_")]
 #[serde(deny_unknown_fields)]

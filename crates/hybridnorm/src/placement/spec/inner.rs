@@ -6,6 +6,20 @@ use serde::{Deserialize, Serialize};
 use super::super::serde_forms;
 
 /// Norms and scales inside attention, in the order in which they apply.
+///
+/// ```
+/// use hybridnorm::placement::{AttnInner, HeadNorm, named};
+///
+/// // Norms on the queries and the keys of each head, in addition to those of pre-norm.
+/// let mut placement = named("pre-norm")?;
+/// placement.block.attn_inner = AttnInner {
+///     q_norm: HeadNorm::PerHead,
+///     k_norm: HeadNorm::PerHead,
+///     ..AttnInner::default()
+/// };
+/// assert_eq!(placement, named("pre-norm-qk")?);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(
     default,

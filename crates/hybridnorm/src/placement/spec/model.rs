@@ -7,6 +7,21 @@ use super::super::serde_forms;
 use super::Scale;
 
 /// Norm function with its eps, gain and bias, used at every site of the model.
+///
+/// ```
+/// use hybridnorm::placement::{Explanation, NormFn, NormSpec, named};
+///
+/// let mut placement = named("pre-norm")?;
+/// placement.norm = NormSpec {
+///     kind: Some(NormFn::Layernorm),
+///     eps: 1e-6,
+///     bias: true,
+///     ..NormSpec::default()
+/// };
+/// let equations = Explanation::of(&placement)?.to_text();
+/// assert!(equations.contains("(x − mean(x)) / √(var(x) + 1e-6)"), "{equations}");
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, expecting = "a table of norm fields")]
 pub struct NormSpec {

@@ -82,6 +82,18 @@ pub enum LearnedShape {
 }
 
 /// A [`Scale`] resolved for one layer. Serialized like a scale, without formulas.
+///
+/// ```
+/// use hybridnorm::placement::{Factor, Formula, Scale, named, resolve};
+///
+/// let mut placement = named("pre-norm")?;
+/// placement.block.attn.out_scale = Scale::Formula(Formula::InvSqrtLayer);
+/// let resolved = resolve(&placement, 4, 64)?;
+/// let factors: Vec<Factor> = resolved.blocks.iter().map(|block| block.attn.out_scale).collect();
+/// assert_eq!(factors[0], Factor::Const(1.0));
+/// assert_eq!(factors[3], Factor::Const(0.5), "1/√4");
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub enum ResolvedScale {

@@ -16,6 +16,33 @@ use crate::train::sources::DataCoverage;
 use crate::train::spikes::{Spike, SpikeCounts, SpikeScores};
 
 /// State of a run; together with weights and moments, it determines all further steps.
+///
+/// ```
+/// use hybridnorm::Device;
+/// # use hybridnorm::data::TokenDataset;
+/// use hybridnorm::train::{Checkpoint, Start, State, Trainer};
+/// # use hybridnorm::train::{Config, ModelSection, Sources, TrainSection};
+///
+/// # let model = ModelSection::new("hybridnorm")
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_d_ff(32)
+/// #     .with_vocab_size(8);
+/// # let train = TrainSection::default().with_steps(4).with_batch_size(4).with_seq_len(8);
+/// # let config = Config::default().with_model(model).with_train(train);
+/// # let tokens: Vec<u32> = (0..200).map(|i| i % 8).collect();
+/// # let sources = Sources::new(&config, TokenDataset::from_tokens(&tokens, 8, 8)?, None);
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let run = folder.path().join("run");
+/// let mut trainer = Trainer::open_on(config, sources, &run, Start::Fresh, Device::Cpu, &mut |_| {})?;
+/// trainer.run_to(2, &false.into(), &mut |_| {})?;
+/// // A checkpoint contains the state.
+/// let state: State = Checkpoint::open(&run)?.state()?;
+/// assert_eq!(&state, trainer.state());
+/// assert_eq!((state.step, state.tokens, state.cursor.position), (2, 2 * 4 * 8, 8));
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -89,6 +116,37 @@ pub enum Event<'a> {
 }
 
 /// Result of a run.
+///
+/// ```
+/// use hybridnorm::Device;
+/// # use hybridnorm::data::TokenDataset;
+/// use hybridnorm::train::{Start, Trainer};
+/// # use hybridnorm::train::{Config, ModelSection, Sources, TrainSection};
+///
+/// # let model = ModelSection::new("hybridnorm")
+/// #     .with_d_model(16)
+/// #     .with_n_layers(2)
+/// #     .with_n_heads(2)
+/// #     .with_d_ff(32)
+/// #     .with_vocab_size(8);
+/// # let train = TrainSection::default().with_steps(4).with_batch_size(4).with_seq_len(8);
+/// # let config = Config::default().with_model(model).with_train(train);
+/// # let tokens: Vec<u32> = (0..200).map(|i| i % 8).collect();
+/// # let sources = Sources::new(&config, TokenDataset::from_tokens(&tokens, 8, 8)?, None);
+/// # let folder = tempfile::tempdir().unwrap();
+/// # let run = folder.path().join("run");
+/// // A configuration of four steps, on 200 tokens that are all for training.
+/// let mut trainer = Trainer::open_on(config, sources, &run, Start::Fresh, Device::Cpu, &mut |_| {})?;
+/// let stop = false.into();
+/// let paused = trainer.run_to(3, &stop, &mut |_| {})?;
+/// assert!(!paused.finished && paused.checkpoint.ends_with("step-00000003"));
+/// let outcome = trainer.run(&stop, &mut |_| {})?;
+/// assert!(outcome.finished);
+/// assert_eq!((outcome.step, outcome.tokens), (4, 4 * 4 * 8));
+/// assert_eq!(outcome.validation, None);
+/// assert_eq!(outcome.data.train.tokens, 192, "in complete sequences");
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Outcome {
