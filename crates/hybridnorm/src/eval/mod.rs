@@ -1,5 +1,7 @@
 //! Evaluation of a model: loss, perplexity, generation.
 
+#[cfg(feature = "data")]
+mod evaluation;
 mod generate;
 #[cfg(feature = "data")]
 mod overlap;
@@ -13,9 +15,11 @@ mod text_bytes;
 mod text_options;
 
 pub use crate::loss::{Loss, loss};
+#[cfg(feature = "data")]
+pub use evaluation::{Evaluation, LossWithCoverage, SetLoss, evaluate};
 pub use generate::{Generator, Sampling};
 #[cfg(feature = "data")]
-pub use sets::{EvalOptions, EvalSet, Evaluation, LossWithCoverage, SetLoss, evaluate, open_sets};
+pub use sets::{EvalOptions, EvalSet, open_sets};
 #[cfg(feature = "data")]
 pub use text::{PromptCoverage, TextGenerator, generate_text};
 #[cfg(feature = "data")]

@@ -1,6 +1,7 @@
 //! Bytes of text that evaluated tokens represent, for bits per byte.
 
-use super::sets::{EvalOptions, EvalSet, SetLoss};
+use super::evaluation::SetLoss;
+use super::sets::{EvalOptions, EvalSet};
 use crate::data::{Tokenizer, Windows};
 
 /// Returns the bytes of text that the measured tokens represent, or the reason why they are not known.

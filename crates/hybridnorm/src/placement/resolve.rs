@@ -1,20 +1,21 @@
 //! Resolution of a placement to numbers: the value of each formula in each block.
 
+mod init;
 mod scale;
 
 use serde::{Deserialize, Serialize};
 
-use super::error::PlacementErrorKind::{InvalidValue, OutOfRange};
+use super::error::PlacementErrorKind::OutOfRange;
 use super::error::{PlacementError, join};
 use super::hash::canonical_hash;
 use super::layers::{check_depth, patched_blocks};
 use super::serde_forms;
 use super::spec::{
-    AttnInner, Block, FfnInner, HeadNorm, InitScheme, NormScalar, NormSpec, OutNorm, Placement,
-    QkOrder, ResolvedBlock, ResolvedScale, RoleGains, Scale, Skip, StdRule, Streams, SubLayer,
-    UnresolvedBlock,
+    AttnInner, Block, FfnInner, HeadNorm, NormScalar, NormSpec, OutNorm, Placement, QkOrder,
+    ResolvedBlock, ResolvedScale, Scale, Skip, Streams, SubLayer, UnresolvedBlock,
 };
 
+pub use init::{Projection, ResolvedInit, RoleFactors};
 pub use scale::ScaleContext;
 
 /// A placement resolved at one depth and width: every formula is replaced by its value.
@@ -72,79 +73,6 @@ pub struct ResolvedLogits {
     pub scale: ResolvedScale,
     /// Coefficient of `logsumexp(z)²` in the loss; 0 is off.
     pub z_loss: f64,
-}
-
-/// Distribution of the initial weights, in numbers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct ResolvedInit {
-    /// The scheme.
-    pub scheme: InitScheme,
-    /// The base standard deviation σ.
-    pub std: f64,
-    /// Factors on the initial weights of each block.
-    pub gains: Vec<RoleFactors>,
-}
-
-/// Factors on the initial weights of one block.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs)]
-pub struct RoleFactors {
-    pub q: f64,
-    pub k: f64,
-    pub v: f64,
-    pub o: f64,
-    pub gate: f64,
-    pub up: f64,
-    pub down: f64,
-}
-
-/// Weight matrix of a block, for the gains of its initialization.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Projection {
-    /// Query projection.
-    Q,
-    /// Key projection.
-    K,
-    /// Value projection.
-    V,
-    /// Attention output projection.
-    O,
-    /// Feed-forward gate projection.
-    Gate,
-    /// Feed-forward up projection.
-    Up,
-    /// Feed-forward down projection.
-    Down,
-    /// Router of a mixture of experts.
-    Router,
-}
-
-impl RoleFactors {
-    /// Returns the factor of one role.
-    ///
-    /// ```
-    /// use hybridnorm::placement::{Projection, named, resolve};
-    /// // DeepNorm scales the value projection, but not the query projection.
-    /// let deepnorm = resolve(&named("deepnorm")?, 12, 768)?;
-    /// let gains = deepnorm.init.gains[0];
-    /// assert_eq!(gains.get(Projection::Q), 1.0);
-    /// assert!((gains.get(Projection::V) - 96f64.powf(-0.25)).abs() < 1e-12);
-    /// # Ok::<(), hybridnorm::Error>(())
-    /// ```
-    pub fn get(&self, role: Projection) -> f64 {
-        match role {
-            Projection::Q => self.q,
-            Projection::K => self.k,
-            Projection::V => self.v,
-            Projection::O => self.o,
-            Projection::Gate => self.gate,
-            Projection::Up => self.up,
-            Projection::Down => self.down,
-            Projection::Router => 1.0,
-        }
-    }
 }
 
 impl Resolved {
@@ -317,7 +245,7 @@ pub(super) fn resolve_keeping_norms(
         d_model,
     };
     let blocks = block_specs(placement, outside)?;
-    let init = resolve_init(placement, outside)?;
+    let init = init::resolve_init(placement, outside)?;
     let logits = ResolvedLogits {
         softcap: placement.logits.softcap,
         scale: placement.logits.scale.factor(outside, "logits.scale")?,
@@ -366,24 +294,6 @@ fn block_specs(
         })
     });
     resolved.collect()
-}
-
-fn resolve_init(
-    placement: &Placement,
-    outside: ScaleContext,
-) -> Result<ResolvedInit, PlacementError> {
-    let std = match placement.init.std {
-        StdRule::SmallInit => 1.0 / (2.5 * outside.d_model as f64).sqrt(),
-        StdRule::Const(value) => value,
-    };
-    let gains = (0..outside.n_layers)
-        .map(|layer| role_factors(&placement.init.gains, outside.in_block(layer)))
-        .collect::<Result<_, _>>()?;
-    Ok(ResolvedInit {
-        scheme: placement.init.scheme,
-        std,
-        gains,
-    })
 }
 
 type Evaluate<'a> = &'a dyn Fn(&str, &Scale) -> Result<ResolvedScale, PlacementError>;
@@ -442,29 +352,6 @@ fn sub_layer(
         out_scale: value("out_scale", &sub.out_scale)?,
         combine: sub.combine,
         post_norm: sub.post_norm,
-    })
-}
-
-fn role_factors(gains: &RoleGains, at: ScaleContext) -> Result<RoleFactors, PlacementError> {
-    let number = |role: &str, scale: &Scale| {
-        let field = format!("init.gains.{role}");
-        match scale.factor(at, &field)? {
-            ResolvedScale::Const(value) => Ok(value),
-            ResolvedScale::Learned { .. } => Err(PlacementError::new(
-                InvalidValue,
-                field,
-                "a gain on initial weights cannot be learned; give a number or a formula",
-            )),
-        }
-    };
-    Ok(RoleFactors {
-        q: number("q", &gains.q)?,
-        k: number("k", &gains.k)?,
-        v: number("v", &gains.v)?,
-        o: number("o", &gains.o)?,
-        gate: number("gate", &gains.gate)?,
-        up: number("up", &gains.up)?,
-        down: number("down", &gains.down)?,
     })
 }
 
