@@ -252,7 +252,7 @@ pub fn run(
 
 /// Checks that a run has a step. A diverged run has no record of the step at which it diverged.
 fn check_step(run: &Path, step: u64, recorded: &[Metrics]) -> Result<()> {
-    let newest = recorded.last().map_or(0, |row| row.step);
+    let newest = recorded.last().map_or(0, |metrics| metrics.step);
     match (1..=newest + 1).contains(&step) {
         true => Ok(()),
         false => Err(Error::invalid_value(
@@ -312,7 +312,10 @@ fn train(
 fn pair_steps(recorded: &[Metrics], replayed: Vec<Metrics>) -> Vec<Pair> {
     let pair = |replay: Metrics| Pair {
         step: replay.step,
-        run: recorded.iter().find(|row| row.step == replay.step).cloned(),
+        run: recorded
+            .iter()
+            .find(|metrics| metrics.step == replay.step)
+            .cloned(),
         replay,
     };
     replayed.into_iter().map(pair).collect()

@@ -423,8 +423,8 @@ impl StudyFolder {
         if files::exists(self.kept(id))? {
             return not_removed("the finished run is already in kept/");
         }
-        let rows: Vec<Metrics> = records::read(&work)?;
-        match rows.last().map_or(0, |row| row.step) {
+        let metrics: Vec<Metrics> = records::read(&work)?;
+        match metrics.last().map_or(0, |last| last.step) {
             step if step < record.steps => not_removed(&format!(
                 "it holds {step} of the {} steps of a run that is already recorded",
                 record.steps

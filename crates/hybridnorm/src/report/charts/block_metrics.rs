@@ -111,15 +111,15 @@ fn chart(key: &str, position: usize, name: &str) -> Chart {
 
 /// Computes geometric means over runs, at the steps that all of them have.
 fn grid(runs: &[&ReportedRun], metric: &BlockMetric) -> Grid {
-    let mut rows: BTreeMap<u64, Vec<Vec<Option<f64>>>> = BTreeMap::new();
-    for row in runs.iter().flat_map(|run| &run.layers) {
-        let blocks = row.blocks.iter();
+    let mut by_step: BTreeMap<u64, Vec<Vec<Option<f64>>>> = BTreeMap::new();
+    for record in runs.iter().flat_map(|run| &run.layers) {
+        let blocks = record.blocks.iter();
         let logs = blocks.map(|block| log((metric.value)(block).flatten()));
         let logs = logs.collect();
-        rows.entry(row.step).or_default().push(logs);
+        by_step.entry(record.step).or_default().push(logs);
     }
-    rows.retain(|_, found| found.len() == runs.len());
-    let blocks = rows.values().flatten().map(Vec::len).max().unwrap_or(0);
+    by_step.retain(|_, found| found.len() == runs.len());
+    let blocks = by_step.values().flatten().map(Vec::len).max().unwrap_or(0);
     let mean = |found: &[Vec<Option<f64>>], block: usize| -> Option<f64> {
         let logs: Option<Vec<f64>> = found
             .iter()
@@ -130,9 +130,9 @@ fn grid(runs: &[&ReportedRun], metric: &BlockMetric) -> Grid {
         Some((mean * 1e3).round() / 1e3)
     };
     Grid {
-        steps: rows.keys().copied().collect(),
+        steps: by_step.keys().copied().collect(),
         logs: (0..blocks)
-            .map(|block| rows.values().map(|found| mean(found, block)).collect())
+            .map(|block| by_step.values().map(|found| mean(found, block)).collect())
             .collect(),
     }
 }

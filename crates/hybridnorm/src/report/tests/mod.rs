@@ -101,7 +101,7 @@ fn make_not_finite(run: &mut ReportedRun) {
     run.curve.loss.fill(f32::NAN);
     run.curve.grad_norm.fill(f32::INFINITY);
     run.cost.tokens_per_second = f64::NAN;
-    for block in run.layers.iter_mut().flat_map(|row| &mut row.blocks) {
+    for block in run.layers.iter_mut().flat_map(|record| &mut record.blocks) {
         block.stream = layers::ActivationStats::default();
         block
             .roles

@@ -337,7 +337,7 @@ fn run(
             false => Vec::new(),
         },
         layers: (0..=20)
-            .map(|row| (row * STEPS / 20).max(1))
+            .map(|part| (part * STEPS / 20).max(1))
             .filter(|step| *step <= end)
             .map(|step| layers(placement, step, lr, &mut random))
             .collect(),

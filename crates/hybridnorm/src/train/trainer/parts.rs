@@ -196,7 +196,7 @@ pub enum Start {
     /// From step 0; the run directory must not contain a run.
     Fresh,
     /// From the newest valid checkpoint, or from step 0 if none was written yet. It is an error if all
-    /// are broken or there is no run.
+    /// are corrupt or there is no run.
     Resume,
     /// As [`Start::Resume`], but starts a new run if there is none.
     ResumeOrFresh,

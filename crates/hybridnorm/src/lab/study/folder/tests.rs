@@ -197,7 +197,7 @@ fn a_kill_while_finishing_keeps_the_run() {
     fixture.train(&work, "one");
     folder.write_record(&record).unwrap();
     let note = folder.complete_clean_up(&record, true).unwrap();
-    // Without rows, its progress is unknown.
+    // Without records, its progress is unknown.
     assert!(note.unwrap().contains("holds 0 of the 4 steps"));
     assert!(work.join("checkpoint").exists());
     let done = RunRecord {
