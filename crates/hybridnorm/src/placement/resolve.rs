@@ -11,8 +11,8 @@ use super::hash::canonical_hash;
 use super::layers::{check_depth, patched_blocks};
 use super::serde_forms;
 use super::spec::{
-    AttnInner, Block, FfnInner, HeadNorm, NormScalar, NormSpec, OutNorm, Placement, QkOrder,
-    ResolvedBlock, ResolvedScale, Scale, Skip, Streams, SubLayer, UnresolvedBlock,
+    AttnInner, Block, FfnInner, HeadNorm, InitScheme, NormScalar, NormSpec, OutNorm, Placement,
+    QkOrder, ResolvedBlock, ResolvedScale, Scale, Skip, Streams, SubLayer, UnresolvedBlock,
 };
 
 pub use init::{Projection, ResolvedInit, RoleFactors};
