@@ -45,7 +45,7 @@ mod tests {
     use crate::testing::{Rng, assert_bit_identical_for_any_thread_count, to_f64};
 
     #[test]
-    fn magnitudes_are_those_of_double_precision() {
+    fn tensor_stats_match_double_precision() {
         for len in [1, 7, 1000, 3 * ELEMENTS + 5] {
             let x = Rng::new(len as u64).normal(len);
             let exact = to_f64(&x);

@@ -34,8 +34,8 @@ pub(super) struct TapProgram {
 }
 
 struct BlockTaps {
-    magnitudes: [ValueId; 3],
-    scores: ValueId,
+    tensor_stats: [ValueId; 3],
+    attention_stats: ValueId,
     routing: Option<RoutingTap>,
 }
 
@@ -97,8 +97,8 @@ impl TapProgram {
                 let (packed, spec) = block.packed_qkv.expect("no cache absorbs keys and values");
                 let values = [block.input.x, block.attention, block.feed_forward];
                 BlockTaps {
-                    magnitudes: values.map(|value| ops::tensor_stats(value).id()),
-                    scores: ops::attention_stats(packed, spec).id(),
+                    tensor_stats: values.map(|value| ops::tensor_stats(value).id()),
+                    attention_stats: ops::attention_stats(packed, spec).id(),
                     routing: block
                         .routing
                         .map(|routed| RoutingTap::new(decoder, &routed)),
@@ -109,7 +109,7 @@ impl TapProgram {
             .iter()
             .flat_map(|taps| {
                 let routing = taps.routing.iter().flat_map(RoutingTap::outputs);
-                let own = taps.magnitudes.into_iter().chain([taps.scores]);
+                let own = taps.tensor_stats.into_iter().chain([taps.attention_stats]);
                 own.chain(routing).collect::<Vec<_>>()
             })
             .collect();
@@ -137,7 +137,7 @@ impl TapProgram {
             let found = executor.output(&self.program, id).into_f64();
             (found[0], found[1])
         };
-        let magnitude = |id| {
+        let tensor_stats = |id| {
             let (rms, max) = pair(id);
             TensorStats {
                 rms,
@@ -146,11 +146,11 @@ impl TapProgram {
         };
         let blocks = self.blocks.iter();
         let blocks = blocks.map(|taps| {
-            let [stream, attn, ffn] = taps.magnitudes.map(magnitude);
-            let (max, entropy) = pair(taps.scores);
+            let [residual, attn, ffn] = taps.tensor_stats.map(tensor_stats);
+            let (max, entropy) = pair(taps.attention_stats);
             let routing = taps.routing.as_ref();
             BlockActivationStats {
-                residual: stream,
+                residual,
                 attn,
                 ffn,
                 attention: AttentionStats {

@@ -262,7 +262,7 @@ mod tests {
 
     use super::super::experts::tests::{SIZES, dispatch};
     use super::super::testing::{check, floats, ints, mapped_floats};
-    use super::super::{expert_up, linear, gate_weights, top_k_dispatch};
+    use super::super::{expert_up, gate_weights, linear, top_k_dispatch};
     use super::*;
 
     const ACTIVATIONS: [Option<Activation>; 5] = [

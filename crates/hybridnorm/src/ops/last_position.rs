@@ -117,7 +117,7 @@ impl Operation for LastPositionGrad {
 mod tests {
     use super::super::testing::{check, floats};
     use super::*;
-    use crate::exec::{Cpu, TensorRef, Executor};
+    use crate::exec::{Cpu, Executor, TensorRef};
     use crate::graph::Builder;
     use crate::ops::Arguments;
     use crate::plan::{Options, Program};

@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "unit rows: no rows of 5")]
+    #[should_panic(expected = "unit rows: 12 elements do not form rows of 5")]
     fn rows_of_another_width_are_refused() {
         let g = Builder::new();
         unit_rows(g.input("x", Type::f32([4, 3])), 5);

@@ -176,7 +176,7 @@ impl Placement {
     /// Adds an override for the selected blocks: the fields that `change` changes in the configuration of all blocks.
     ///
     /// ```
-    /// use hybridnorm::placement::{Selector, Skip, unresolved_blocks, named};
+    /// use hybridnorm::placement::{Selector, Skip, named, unresolved_blocks};
     /// let placement = named("hybridnorm")?
     ///     .with_override(Selector::Last(2), |block| block.ffn.skip = Skip::Raw);
     /// assert_eq!(placement.overrides[0].set.to_string(), r#"{"ffn":{"skip":"raw"}}"#);
@@ -249,7 +249,7 @@ pub(super) fn normalize_overrides(mut placement: Placement) -> Result<Placement,
 /// A selector that is invalid at this depth, or a patch that does not fit the block configuration.
 ///
 /// ```
-/// use hybridnorm::placement::{unresolved_blocks, named};
+/// use hybridnorm::placement::{named, unresolved_blocks};
 /// let blocks = unresolved_blocks(&named("hybridnorm-star")?, 12)?;
 /// assert!(blocks[0].attn.in_norm && !blocks[1].attn.in_norm);
 /// # Ok::<(), hybridnorm::Error>(())

@@ -224,7 +224,7 @@ impl SymbolicCount {
     /// Returns the parameters of one scale over the model width.
     ///
     /// ```
-    /// use hybridnorm::placement::{ResolvedScale, LearnedShape, SymbolicCount};
+    /// use hybridnorm::placement::{LearnedShape, ResolvedScale, SymbolicCount};
     /// let learned = ResolvedScale::Learned { shape: LearnedShape::Vector, init: 1.0, start: None };
     /// assert_eq!(SymbolicCount::scale(learned).to_string(), "d");
     /// assert_eq!(SymbolicCount::scale(ResolvedScale::Const(2.0)).to_string(), "0");
@@ -236,7 +236,7 @@ impl SymbolicCount {
     /// Returns the parameters of the scale on the logits.
     ///
     /// ```
-    /// use hybridnorm::placement::{ResolvedScale, LearnedShape, SymbolicCount};
+    /// use hybridnorm::placement::{LearnedShape, ResolvedScale, SymbolicCount};
     /// let learned = ResolvedScale::Learned { shape: LearnedShape::Vector, init: 1.0, start: None };
     /// assert_eq!(SymbolicCount::logit_scale(learned).to_string(), "v");
     /// ```

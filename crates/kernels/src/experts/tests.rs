@@ -279,7 +279,9 @@ fn a_negative_expert_is_refused() {
 }
 
 #[test]
-#[should_panic(expected = "Layout: 10 elements hold no dispatch to 2 of 1 experts")]
+#[should_panic(
+    expected = "DispatchLayout: length 10 matches no dispatch with top_k 2 of 1 experts"
+)]
 fn a_slice_of_another_length_is_refused() {
     let layout = DispatchLayout {
         experts: 1,

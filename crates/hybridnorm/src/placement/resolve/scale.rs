@@ -72,7 +72,7 @@ impl Scale {
     /// of the block index outside the blocks, or a value that is not finite.
     ///
     /// ```
-    /// use hybridnorm::placement::{ScaleContext, ResolvedScale, Formula, Scale};
+    /// use hybridnorm::placement::{Formula, ResolvedScale, Scale, ScaleContext};
     /// let at = ScaleContext { layer: Some(4), n_layers: 12, d_model: 768 };
     /// let scale = Scale::Formula(Formula::InvSqrtLayer);
     /// assert_eq!(scale.factor(at, "block.attn.out_scale")?, ResolvedScale::Const(0.5));

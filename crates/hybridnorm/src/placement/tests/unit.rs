@@ -71,7 +71,7 @@ fn lerp_unit_rejects_settings_without_effect() {
     rejects(
         lerp(json!({ "out_scale": 1 })),
         "block.ffn.out_scale",
-        "nothing is left",
+        "removes the skip connection",
     );
     let attn = json!({ "attn": { "combine": "lerp_unit", "out_scale": 0.1 } });
     rejects(
