@@ -38,13 +38,13 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Outcome, Error> {
     let Imported {
         model,
         tensors,
-        omissions: mut left_out,
+        mut omissions,
         files,
         notes,
         ..
     } = interop::import(&args.folder, Device::Cpu)?;
     read.extend(files);
-    left_out.extend(&interop::unread_files(
+    omissions.extend(&interop::unread_files(
         &args.folder,
         &read,
         skip_reason(&args),
@@ -58,7 +58,7 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Outcome, Error> {
         checkpoint: args.out.display().to_string(),
         parameters: counts::parameters(model.config())?,
         tensors,
-        omissions: left_out,
+        omissions,
         notes,
         tokenizer: tokenizer.as_ref().map(|tokenizer| TokenizerReport {
             vocab_size: tokenizer.vocab_size(),
