@@ -187,7 +187,7 @@ pub fn in_process(
 /// ```
 /// use std::sync::atomic::AtomicBool;
 ///
-/// use hybridnorm::bench::placements::Measured;
+/// use hybridnorm::bench::placements::Measurement;
 /// use hybridnorm::bench::{PlacementsOptions, placements};
 /// use hybridnorm::train::{Config, ModelSection, TrainSection};
 ///

@@ -17,12 +17,12 @@ use crate::plan::{Operand, Program, Region, Step, Storage};
 /// Executor on the current thread pool, in single precision.
 ///
 /// ```
-/// use hybridnorm::exec::{Cpu, Data, Executor};
+/// use hybridnorm::exec::{Cpu, Executor, TensorRef};
 /// use hybridnorm::graph::DType;
 ///
 /// let mut cpu = Cpu::new();
 /// let weights = cpu.allocate(DType::F32, 4)?;
-/// cpu.write(weights, 1, Data::F32(&[0.5, 0.25]));
+/// cpu.write(weights, 1, TensorRef::F32(&[0.5, 0.25]));
 /// assert_eq!(cpu.read(weights, 0..4).into_f32(), [0.0, 0.5, 0.25, 0.0]);
 /// cpu.free(weights);
 /// # Ok::<(), hybridnorm::Error>(())

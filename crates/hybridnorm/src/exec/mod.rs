@@ -21,7 +21,7 @@ pub use reference::Reference;
 /// Executor of programs, with the state that outlives a run: parameters, moments, caches.
 ///
 /// ```
-/// use hybridnorm::exec::{Cpu, Data, Executor};
+/// use hybridnorm::exec::{Cpu, Executor, TensorRef};
 /// use hybridnorm::graph::{Builder, DType, Type};
 /// use hybridnorm::ops::Arguments;
 /// use hybridnorm::plan::{Options, Program};
@@ -29,11 +29,11 @@ pub use reference::Reference;
 /// /// Returns the sum of a buffer and an input.
 /// fn sum(executor: &mut dyn Executor) -> hybridnorm::Result<Vec<f32>> {
 ///     let buffer = executor.allocate(DType::F32, 3)?;
-///     executor.write(buffer, 0, Data::F32(&[1.0, 2.0, 3.0]));
+///     executor.write(buffer, 0, TensorRef::F32(&[1.0, 2.0, 3.0]));
 ///     let g = Builder::new();
 ///     let y = (g.state(buffer, 0, Type::f32([3])) + g.input("x", Type::f32([3]))).id();
 ///     let program = Program::new(g.finish(), &[y], Options::default());
-///     executor.run(&program, Arguments::default(), &[("x", Data::F32(&[10.0, 20.0, 30.0]))])?;
+///     executor.run(&program, Arguments::default(), &[("x", TensorRef::F32(&[10.0, 20.0, 30.0]))])?;
 ///     Ok(executor.output(&program, y).into_f32())
 /// }
 ///

@@ -21,13 +21,13 @@ pub use scale::ScaleContext;
 /// A placement resolved at one depth and width: every formula is replaced by its value.
 ///
 /// ```
-/// use hybridnorm::placement::{Factor, named, resolve};
+/// use hybridnorm::placement::{ResolvedScale, named, resolve};
 ///
 /// // HybridNorm* in four blocks of width 64: the first block has another rule.
 /// let resolved = resolve(&named("hybridnorm-star")?, 4, 64)?;
 /// let in_norms: Vec<bool> = resolved.blocks.iter().map(|block| block.attn.in_norm).collect();
 /// assert_eq!(in_norms, [true, false, false, false]);
-/// assert_eq!(resolved.embed_scale, Factor::Const(1.0));
+/// assert_eq!(resolved.embed_scale, ResolvedScale::Const(1.0));
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -158,7 +158,7 @@ pub struct OpRow {
 ///     .with_train(TrainSection::default().with_batch_size(4).with_seq_len(32));
 /// let report = ops(&config.model_config()?, &OpsOptions::of(&config, 0.1), &mut |_, _| {})?;
 /// for row in &report.rows {
-///     println!("{} {}: {:.1} times plain loops", row.op, row.direction, row.speedup_over_naive);
+///     println!("{} {}: {:.1} times plain loops", row.op, row.direction, row.speedup_over_reference);
 /// }
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```

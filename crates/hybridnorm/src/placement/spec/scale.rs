@@ -84,14 +84,14 @@ pub enum LearnedShape {
 /// A [`Scale`] resolved for one layer. Serialized like a scale, without formulas.
 ///
 /// ```
-/// use hybridnorm::placement::{Factor, Formula, Scale, named, resolve};
+/// use hybridnorm::placement::{Formula, ResolvedScale, Scale, named, resolve};
 ///
 /// let mut placement = named("pre-norm")?;
 /// placement.block.attn.out_scale = Scale::Formula(Formula::InvSqrtLayer);
 /// let resolved = resolve(&placement, 4, 64)?;
-/// let factors: Vec<Factor> = resolved.blocks.iter().map(|block| block.attn.out_scale).collect();
-/// assert_eq!(factors[0], Factor::Const(1.0));
-/// assert_eq!(factors[3], Factor::Const(0.5), "1/√4");
+/// let scales: Vec<ResolvedScale> = resolved.blocks.iter().map(|block| block.attn.out_scale).collect();
+/// assert_eq!(scales[0], ResolvedScale::Const(1.0));
+/// assert_eq!(scales[3], ResolvedScale::Const(0.5), "1/√4");
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
