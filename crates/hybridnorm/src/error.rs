@@ -191,6 +191,15 @@ impl Error {
         }
     }
 
+    /// Returns an [`Error::Corrupt`] at a byte of the file.
+    pub fn corrupt_at(path: impl AsRef<Path>, offset: u64, problem: impl Into<String>) -> Self {
+        Self::Corrupt {
+            path: path.as_ref().to_path_buf(),
+            offset: Some(offset),
+            problem: problem.into(),
+        }
+    }
+
     /// Returns an [`Error::UnknownKey`].
     pub fn unknown_key(key: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::UnknownKey {

@@ -105,7 +105,11 @@ impl Lines {
     pub(super) fn next_or_fail(&mut self) -> Result<Option<String>> {
         match self.next()? {
             Some(Ok(line)) => Ok(Some(line)),
-            Some(Err(problem)) => Err(Error::corrupt(&self.path, problem.message)),
+            Some(Err(problem)) => Err(match self.compression {
+                Compression::None => Error::corrupt_at(&self.path, self.start, problem.message),
+                // Offsets are those of the decompressed text.
+                _ => Error::corrupt(&self.path, problem.message),
+            }),
             None => Ok(None),
         }
     }

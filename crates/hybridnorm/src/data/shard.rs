@@ -399,8 +399,9 @@ impl PreparedFolder {
         } else {
             "too long"
         };
-        Err(Error::format(
+        Err(Error::corrupt_at(
             self.folder.join(&shard.file),
+            found.min(shard.fingerprint.bytes),
             format!(
                 "{found} bytes, expected {} (manifest): the shard is {what}; prepare the data again",
                 shard.fingerprint.bytes

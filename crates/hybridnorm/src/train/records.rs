@@ -181,8 +181,8 @@ fn scan<R: Record>(path: &Path, limit: u64, mut keep: impl FnMut(R, u64, u64)) -
             Ok(_) => is_all = false,
             Err(error) => {
                 is_all = false;
-                let number = lines.number;
-                unreadable.get_or_insert_with(|| invalid_record(path, number, &error));
+                let place = (lines.number, lines.start);
+                unreadable.get_or_insert_with(|| invalid_record(path, place, &error));
             }
         }
         at += length;
@@ -197,6 +197,10 @@ struct Lines<'a> {
     line: Vec<u8>,
     /// Number of the line last read, counted from 1.
     number: usize,
+    /// Byte offset of that line.
+    start: u64,
+    /// Byte offset of its end.
+    end: u64,
 }
 
 impl<'a> Lines<'a> {
@@ -206,6 +210,8 @@ impl<'a> Lines<'a> {
             reader: BufReader::new(files::open(path)?),
             line: Vec::new(),
             number: 0,
+            start: 0,
+            end: 0,
         })
     }
 
@@ -217,11 +223,14 @@ impl<'a> Lines<'a> {
             .read_until(b'\n', &mut self.line)
             .map_err(Error::io(self.path))?;
         self.number += 1;
+        self.start = self.end;
+        self.end += read as u64;
         let is_whole = self.line.ends_with(b"\n");
         // After a power cut a file may end in any number of zeros, which are not a line.
         if !is_whole && read as u64 == RECORD_LIMIT && self.line.iter().any(|byte| *byte != 0) {
-            return Err(Error::format(
+            return Err(Error::corrupt_at(
                 self.path,
+                self.start,
                 format!(
                     "line {} has more than {RECORD_LIMIT} bytes and is not a valid record",
                     self.number
@@ -250,7 +259,7 @@ pub fn read<R: Record>(run: &Path) -> Result<Vec<R>> {
         }
         match serde_json::from_slice::<R>(line) {
             Ok(record) => push(&mut records, record),
-            Err(error) => return Err(invalid_record(&path, lines.number, &error)),
+            Err(error) => return Err(invalid_record(&path, (lines.number, lines.start), &error)),
         }
     }
     Ok(records)
@@ -298,9 +307,11 @@ fn check_consecutive<R: Record>(
     }
 }
 
-fn invalid_record(path: &Path, number: usize, error: &serde_json::Error) -> Error {
-    Error::format(
+/// Returns the error about the record at a line, counted from 1, and byte offset.
+fn invalid_record(path: &Path, (number, offset): (usize, u64), error: &serde_json::Error) -> Error {
+    Error::corrupt_at(
         path,
+        offset,
         format!(
             "line {number} is not a valid record: {}",
             // The parser sees one line only.

@@ -49,12 +49,16 @@ fn reopening_drops_records_after_the_resume_step() {
 
 #[test]
 fn invalid_record_error_names_the_line() {
-    let run = run(&["{}\n{}\n"]);
-    let found = read::<Metrics>(run.path()).unwrap_err().to_string();
+    let first = line(1);
+    let run = run(&[&first, "{}\n"]);
+    let error = read::<Metrics>(run.path()).unwrap_err();
+    let found = error.to_string();
     assert!(
-        found.contains("metrics.jsonl: line 1 is not a valid record"),
+        found.contains("metrics.jsonl: line 2 is not a valid record"),
         "{found}"
     );
+    let expected = first.len() as u64;
+    assert!(matches!(error, Error::Corrupt { offset, .. } if offset == Some(expected)));
 }
 
 #[test]

@@ -209,7 +209,7 @@ fn open_sources(
 }
 
 #[cfg(not(feature = "data"))]
-fn open_sources(_: &Config, _: &Origin, _: &mut dyn FnMut(Event<'_>)) -> Result<Sources> {
+fn open_sources(_: &Config, _: &StartPoint, _: &mut dyn FnMut(Event<'_>)) -> Result<Sources> {
     Err(Error::missing(
         "data",
         ": reading the paths of [data] needs the feature `data` of the crate; open the run on tokens",
