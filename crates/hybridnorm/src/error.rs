@@ -148,9 +148,6 @@ pub enum Error {
         /// The problem.
         source: Box<Error>,
     },
-    /// An invalid argument without a key of its own, which callers can only display.
-    #[error("{}", one_line(&plain_message(.0)))]
-    Config(String),
     /// A placement is not valid.
     #[error("{0}")]
     Placement(#[from] crate::placement::PlacementError),
@@ -269,11 +266,6 @@ impl Error {
         }
     }
 
-    /// Returns an [`Error::Config`].
-    pub fn config(problem: impl Into<String>) -> Self {
-        Self::Config(problem.into())
-    }
-
     /// Returns an [`Error::Diverged`] outside training.
     pub fn not_finite(problem: impl Into<String>) -> Self {
         Self::Diverged {
@@ -307,7 +299,6 @@ impl Error {
             | Self::Exists { .. }
             | Self::Locked { .. }
             | Self::InFile { .. }
-            | Self::Config(_)
             | Self::Placement(_) => true,
             Self::Io { .. }
             | Self::Format { .. }

@@ -67,7 +67,7 @@
 //! |---|---|
 //! | HybridNorm's equation in the forward pass | `model/block.rs`; norms and skip around a sub-layer: `SubLayer::forward` in `model/sublayer.rs`; norms of q, k and v: `model/attention/grouped_query.rs` |
 //! | its definition as a placement | `placement/named/hybrid.rs` |
-//! | gradient clipping | `clip_coefficient` in `ops/gradient_norm.rs`, applied by the updates in `ops/adamw.rs` and `ops/muon.rs` |
+//! | gradient clipping | [`clip_coefficient`](kernels::adamw::clip_coefficient), the factor on gradients in the updates of [`kernels::adamw`] and [`kernels::muon`] |
 //! | atomic writing of a checkpoint | `save` in `train/checkpoint.rs`, with `files/staged.rs` |
 //! | a new norm function | `ops/norm.rs`, `placement/norm_functions.rs`, and `src/norm.rs` of the kernels |
 //! | a norm of the model: its parameters and its op | `model/norm.rs` |

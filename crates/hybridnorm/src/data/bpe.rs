@@ -56,8 +56,7 @@ impl BpeTrainer {
                 "257 to 1000000",
             ));
         }
-        let words =
-            SysRegex::new(GPT2_PATTERN).map_err(|error| Error::config(error.to_string()))?;
+        let words = SysRegex::new(GPT2_PATTERN).expect("the pattern is valid");
         Ok(Self {
             vocab_size,
             words,

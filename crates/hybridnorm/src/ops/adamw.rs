@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use hybridnorm_kernels::adamw::{self, ParameterState};
 
-use super::gradient_norm::{check_parameters, clip_coefficient, finite_norm, record_update, states_by_parameter};
+use super::gradient_norm::{check_parameters, finite_norm, record_update, states_by_parameter};
 use super::{Arguments, Io, Operation};
 use crate::graph::{Type, Value};
 
@@ -83,7 +83,7 @@ impl Operation for AdamW {
         let Some(norm) = finite_norm(io.read(0), io.doubles(1)) else {
             return;
         };
-        let scale = clip_coefficient(self.max_grad_norm, norm);
+        let scale = adamw::clip_coefficient(self.max_grad_norm, norm);
         let Arguments { lr, step, .. } = io.arguments();
         let [correction1, correction2] = self.corrections(step);
         let parameters = states_by_parameter(io, self.parameters()).into_iter().zip(&self.weight_decay);
@@ -118,7 +118,7 @@ impl Operation for AdamW {
             beta1: self.beta1,
             beta2: self.beta2,
             eps: self.eps,
-            clip_coefficient: adamw::clip_coefficient(self.max_grad_norm, norm),
+            clip_coefficient: adamw::clip_coefficient(self.max_grad_norm, norm) as f32,
             bias_correction1,
             bias_correction2,
         };

@@ -1,7 +1,7 @@
 //! Global gradient norm and gradient clipping, and shared parts of optimizer ops.
 //!
 //! [`SquaredNorms`] computes `Σ g²` of every gradient; the update ops, [`AdamW`](super::AdamW) and
-//! [`Muon`](super::Muon), compute the global norm from it and scale gradients by [`clip_coefficient`].
+//! [`Muon`](super::Muon), compute the global norm from it and scale gradients by [`clip_coefficient`](hybridnorm_kernels::adamw::clip_coefficient).
 
 use hybridnorm_kernels::adamw::sum_squares;
 use rayon::prelude::*;
@@ -108,15 +108,6 @@ pub(super) fn finite_norm<T: Copy + Into<f64>>(guard: &[T], squares: &[f64]) -> 
     let norm = squares.iter().sum::<f64>().sqrt();
     let is_finite = guard.iter().all(|&x| x.into().is_finite());
     (is_finite && norm.is_finite()).then_some(norm)
-}
-
-/// Returns the factor that clips gradients of this global norm to `max_norm`, in double precision: the `clip_coef` of
-/// `torch.nn.utils.clip_grad_norm_`. A `max_norm` of 0 disables clipping.
-pub(super) fn clip_coefficient(max_norm: f64, norm: f64) -> f64 {
-    match max_norm {
-        0.0 => 1.0,
-        max_norm => (max_norm / (norm + 1e-6)).min(1.0),
-    }
 }
 
 #[cfg(test)]

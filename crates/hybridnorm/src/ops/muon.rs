@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use hybridnorm_kernels::{adamw, muon};
 
-use super::gradient_norm::{check_parameters, clip_coefficient, finite_norm, record_update, states_by_parameter};
+use super::gradient_norm::{check_parameters, finite_norm, record_update, states_by_parameter};
 use super::{Arguments, Io, Operation};
 use crate::graph::{Type, Value};
 
@@ -119,7 +119,7 @@ impl Operation for Muon {
         let Some(norm) = finite_norm(io.read(0), io.doubles(1)) else {
             return;
         };
-        let scale = clip_coefficient(self.max_grad_norm, norm);
+        let scale = adamw::clip_coefficient(self.max_grad_norm, norm);
         let Arguments { lr, .. } = io.arguments();
         let parameters = states_by_parameter(io, self.parameters.len()).into_iter().zip(&self.parameters);
         for (i, ([p, m], parameter)) in parameters.enumerate() {
@@ -162,7 +162,7 @@ impl Operation for Muon {
             momentum: self.momentum,
             nesterov: self.nesterov,
             steps: self.iterations,
-            clip_coefficient: adamw::clip_coefficient(self.max_grad_norm, norm),
+            clip_coefficient: adamw::clip_coefficient(self.max_grad_norm, norm) as f32,
         };
         let parameters = states_by_parameter(io, self.parameters.len()).into_iter().zip(&self.parameters);
         let scratch: &mut [f32] = match self.scratch_elements() {

@@ -56,7 +56,7 @@ fn ratios_are_those_of_pairs() {
 #[test]
 fn placements_that_cannot_be_measured_are_listed() {
     let mut measure = |_: BenchmarkKind, candidate: &Candidate| match candidate.name {
-        "sandwich" => Err(Error::config("too large")),
+        "sandwich" => Err(Error::invalid_value("model", "too large")),
         _ => Ok(Measurement {
             tokens_per_second: 1.0,
             peak_rss_bytes: None,
@@ -79,7 +79,7 @@ fn stop_flag_interrupts_the_benchmark() {
     let mut measure = |_: BenchmarkKind, _: &Candidate| {
         count += 1;
         stop.store(true, Ordering::Relaxed);
-        Err(Error::config("interrupted"))
+        Err(Error::invalid_value("model", "interrupted"))
     };
     assert_eq!(run(&only(&[]), &mut measure, &stop).unwrap(), None);
     assert_eq!(count, 1);
