@@ -14,7 +14,7 @@ impl Placement {
     /// added after the first stored hashes count only if they are not default.
     ///
     /// Placements that are equal as values have equal hashes, regardless of order, omitted defaults and
-    /// number formats; patches and selectors are normalized first. The name is not hashed. Placements
+    /// number formats; overrides and selectors are normalized first. The name is not hashed. Placements
     /// that only happen to resolve to the same blocks at some depth differ here and agree in
     /// [`Resolved::hash`](super::Resolved::hash).
     ///

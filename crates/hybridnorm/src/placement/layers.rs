@@ -4,26 +4,26 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::choice::{block_template, to_json};
 use super::error::PlacementError;
 use super::error::PlacementErrorKind::{InvalidValue, NoEffect, OutOfRange};
 use super::json_value;
+use super::placement_config::{block_template, to_json};
 use super::resolve::MAX_LAYERS;
 use super::spec::{Override, Placement, Selector, UnresolvedBlock};
 
-/// Returns the 0-based indices of the blocks that a selector matches at this depth, in order. A
+/// Selects the blocks that a selector matches: their 0-based indices at this depth, in order. A
 /// fraction or a step may match none.
 ///
 /// # Errors
 /// An index beyond the depth, an empty list or range, a fraction outside (0, 1], a step of 0.
 ///
 /// ```
-/// use hybridnorm::placement::{Selector, layers};
-/// assert_eq!(layers(&Selector::Every(3), 7)?, [2, 5]);
-/// assert!(layers(&Selector::Last(8), 7).is_err());
+/// use hybridnorm::placement::{Selector, select_layers};
+/// assert_eq!(select_layers(&Selector::Every(3), 7)?, [2, 5]);
+/// assert!(select_layers(&Selector::Last(8), 7).is_err());
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
-pub fn layers(selector: &Selector, n_layers: usize) -> Result<Vec<usize>, PlacementError> {
+pub fn select_layers(selector: &Selector, n_layers: usize) -> Result<Vec<usize>, PlacementError> {
     check_depth(n_layers)?;
     let fail = |kind, problem: String| Err(PlacementError::new(kind, "layers", problem));
     match selector {
@@ -34,7 +34,7 @@ pub fn layers(selector: &Selector, n_layers: usize) -> Result<Vec<usize>, Placem
             match sorted.last() {
                 None => fail(
                     NoEffect,
-                    "the list of blocks is empty, so the patch has no effect".into(),
+                    "the list of blocks is empty, so the override has no effect".into(),
                 ),
                 Some(&last) if last >= n_layers => fail(
                     OutOfRange,
@@ -82,17 +82,17 @@ pub fn layers(selector: &Selector, n_layers: usize) -> Result<Vec<usize>, Placem
 
 /// Configuration of one block after its overrides, and the indices of the overrides applied to it.
 #[derive(Debug, Clone)]
-pub(super) struct PatchedBlock {
+pub(super) struct OverriddenBlock {
     pub block: UnresolvedBlock,
-    pub patches: Vec<usize>,
+    pub overrides: Vec<usize>,
 }
 
-impl PatchedBlock {
-    /// Returns the path of the field `path` of a block in the placement: in the last patch that sets it,
+impl OverriddenBlock {
+    /// Returns the path of the field `path` of a block in the placement: in the last override that sets it,
     /// or in the block configuration of the placement.
     pub fn origin(&self, placement: &Placement, path: &str) -> String {
-        let sets = |patch: &&usize| {
-            let mut value = &placement.overrides[**patch].set;
+        let sets = |number: &&usize| {
+            let mut value = &placement.overrides[**number].set;
             for (depth, step) in path.split('.').enumerate() {
                 match value.get(step) {
                     Some(inner) => value = inner,
@@ -101,8 +101,8 @@ impl PatchedBlock {
             }
             true
         };
-        match self.patches.iter().rev().find(sets) {
-            Some(patch) => format!("overrides[{patch}].set.{path}"),
+        match self.overrides.iter().rev().find(sets) {
+            Some(number) => format!("overrides[{number}].set.{path}"),
             None => format!("block.{path}"),
         }
     }
@@ -119,46 +119,46 @@ pub(super) fn check_depth(n_layers: usize) -> Result<(), PlacementError> {
     }
 }
 
-pub(super) fn patched_blocks(
+pub(super) fn overridden_blocks(
     placement: &Placement,
     n_layers: usize,
-) -> Result<Vec<PatchedBlock>, PlacementError> {
+) -> Result<Vec<OverriddenBlock>, PlacementError> {
     check_depth(n_layers)?;
-    let mut patches = vec![Vec::new(); n_layers];
-    for (number, patch) in placement.overrides.iter().enumerate() {
-        let chosen = layers(&patch.layers, n_layers)
+    let mut overrides = vec![Vec::new(); n_layers];
+    for (number, entry) in placement.overrides.iter().enumerate() {
+        let chosen = select_layers(&entry.layers, n_layers)
             .map_err(|e| e.under(&format!("overrides[{number}]")))?;
         for layer in chosen {
-            patches[layer].push(number);
+            overrides[layer].push(number);
         }
     }
     let mut known: BTreeMap<Vec<usize>, UnresolvedBlock> = BTreeMap::new();
-    patches
+    overrides
         .into_iter()
-        .map(|patches| {
-            let block = match known.get(&patches) {
+        .map(|overrides| {
+            let block = match known.get(&overrides) {
                 Some(block) => block.clone(),
-                None => apply_patches(placement, &patches)?,
+                None => apply_overrides(placement, &overrides)?,
             };
-            known.insert(patches.clone(), block.clone());
-            Ok(PatchedBlock { block, patches })
+            known.insert(overrides.clone(), block.clone());
+            Ok(OverriddenBlock { block, overrides })
         })
         .collect()
 }
 
-fn apply_patches(
+fn apply_overrides(
     placement: &Placement,
-    patches: &[usize],
+    overrides: &[usize],
 ) -> Result<UnresolvedBlock, PlacementError> {
     let mut block = placement.block.clone();
-    for &number in patches {
+    for &number in overrides {
         block = apply(&block, &placement.overrides[number].set)
             .map_err(|e| e.under(&format!("overrides[{number}].set")))?;
     }
     Ok(block)
 }
 
-/// Applies one patch to a block configuration.
+/// Applies one override to a block configuration.
 fn apply(block: &UnresolvedBlock, patch: &Value) -> Result<UnresolvedBlock, PlacementError> {
     if !patch.is_object() {
         return Err(PlacementError::new(
@@ -214,26 +214,26 @@ fn block_difference(
     Ok(patch.unwrap_or_else(|| Value::Object(Map::new())))
 }
 
-/// Normalizes patches and selectors, so that equal values have the same form.
+/// Normalizes overrides and selectors, so that equal values have the same form.
 pub(super) fn normalize_overrides(mut placement: Placement) -> Result<Placement, PlacementError> {
     let blank = UnresolvedBlock::default();
     let template = block_template()?;
-    for (number, patch) in placement.overrides.iter_mut().enumerate() {
+    for (number, entry) in placement.overrides.iter_mut().enumerate() {
         let typed =
-            apply(&blank, &patch.set).map_err(|e| e.under(&format!("overrides[{number}].set")))?;
-        patch.set = json_value::restrict_to_keys(&to_json(&typed)?, &patch.set, &template);
-        if let Selector::Range { start, end } = patch.layers
+            apply(&blank, &entry.set).map_err(|e| e.under(&format!("overrides[{number}].set")))?;
+        entry.set = json_value::restrict_to_keys(&to_json(&typed)?, &entry.set, &template);
+        if let Selector::Range { start, end } = entry.layers
             && end.saturating_sub(start) == 1
         {
-            patch.layers = Selector::Indices(vec![start]);
+            entry.layers = Selector::Indices(vec![start]);
         }
-        if let Selector::Indices(indices) = &mut patch.layers {
+        if let Selector::Indices(indices) = &mut entry.layers {
             indices.sort_unstable();
             indices.dedup();
             if let [first, .., last] = indices[..]
                 && last - first + 1 == indices.len()
             {
-                patch.layers = Selector::Range {
+                entry.layers = Selector::Range {
                     start: first,
                     end: last + 1,
                 };
@@ -246,7 +246,7 @@ pub(super) fn normalize_overrides(mut placement: Placement) -> Result<Placement,
 /// Returns the configuration of every block after the overrides, with unresolved scales.
 ///
 /// # Errors
-/// A selector that is invalid at this depth, or a patch that does not fit the block configuration.
+/// A selector that is invalid at this depth, or an override that does not fit the block configuration.
 ///
 /// ```
 /// use hybridnorm::placement::{named, unresolved_blocks};
@@ -258,7 +258,7 @@ pub fn unresolved_blocks(
     placement: &Placement,
     n_layers: usize,
 ) -> Result<Vec<UnresolvedBlock>, PlacementError> {
-    Ok(patched_blocks(placement, n_layers)?
+    Ok(overridden_blocks(placement, n_layers)?
         .into_iter()
         .map(|layer| layer.block)
         .collect())

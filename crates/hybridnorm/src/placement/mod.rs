@@ -8,7 +8,6 @@
 //! The kind of attention, multi-head or multi-head latent, is not part of a placement but of
 //! [`ModelFacts`]; [`spec`] documents the sites of the inner norms in latent attention.
 
-mod choice;
 mod error;
 mod explain;
 mod hash;
@@ -17,6 +16,7 @@ mod layers;
 mod named;
 mod norm_functions;
 mod norm_sites;
+mod placement_config;
 mod resolve;
 mod serde_forms;
 pub mod spec;
@@ -26,14 +26,15 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
-pub use choice::{PlacementConfig, from_value};
 pub use error::{PlacementError, PlacementErrorKind};
 pub use explain::{Equation, Explanation, Group, Math};
 pub use hash::canonical_hash;
-pub use layers::{layers, unresolved_blocks};
+pub use layers::{select_layers, unresolved_blocks};
 pub use named::{NamedPlacement, find_named, named, named_placements};
+pub use placement_config::{PlacementConfig, from_value};
 pub use resolve::{
-    Projection, Resolved, ResolvedInit, ResolvedLogits, RoleFactors, ScaleContext, resolve,
+    Projection, Resolved, ResolvedInit, ResolvedLogits, ResolvedProjectionGains, ScaleContext,
+    resolve,
 };
 pub use spec::*;
 pub use symbolic_count::{ModelSizes, SymbolicCount};

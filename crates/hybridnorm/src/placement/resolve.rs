@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use super::error::PlacementErrorKind::OutOfRange;
 use super::error::{PlacementError, join};
 use super::hash::canonical_hash;
-use super::layers::{check_depth, patched_blocks};
+use super::layers::{check_depth, overridden_blocks};
 use super::serde_forms;
 use super::spec::{
     AttnInner, Block, FfnInner, HeadNorm, InitScheme, NormScalar, NormSpec, OutNorm, Placement,
     QkOrder, ResolvedBlock, ResolvedScale, Scale, Skip, Streams, SubLayer, UnresolvedBlock,
 };
 
-pub use init::{Projection, ResolvedInit, RoleFactors};
+pub use init::{Projection, ResolvedInit, ResolvedProjectionGains};
 pub use scale::ScaleContext;
 
 /// A placement resolved at one depth and width: every formula is replaced by its value.
@@ -23,7 +23,7 @@ pub use scale::ScaleContext;
 /// ```
 /// use hybridnorm::placement::{ResolvedScale, named, resolve};
 ///
-/// // HybridNorm* in four blocks of width 64: the first block has another rule.
+/// // HybridNorm* in four blocks of width 64: the first block has another configuration.
 /// let resolved = resolve(&named("hybridnorm-star")?, 4, 64)?;
 /// let in_norms: Vec<bool> = resolved.blocks.iter().map(|block| block.attn.in_norm).collect();
 /// assert_eq!(in_norms, [true, false, false, false]);
@@ -35,7 +35,7 @@ pub use scale::ScaleContext;
 pub struct Resolved {
     /// Width of the model.
     pub d_model: usize,
-    /// One spec per block, first block first.
+    /// Resolved blocks, first to last.
     pub blocks: Vec<ResolvedBlock>,
     /// Number of residual streams, and how a sub-layer reads them.
     #[serde(default, skip_serializing_if = "serde_forms::is_default")]
@@ -102,7 +102,7 @@ impl Resolved {
 
     /// Returns the initial standard deviation of a block's matrix; `layer` is 0-based.
     ///
-    /// [`InitScheme`] documents the rule of each scheme; the role's gain multiplies it. Unit-length
+    /// [`InitScheme`] documents the rule of each scheme; the gain of the projection multiplies it. Unit-length
     /// vectors have elements of root mean square `1/√d`, whatever their initial distribution.
     ///
     /// # Panics
@@ -119,24 +119,30 @@ impl Resolved {
     /// );
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn weight_std(&self, layer: usize, role: Projection, fan_in: usize, fan_out: usize) -> f64 {
+    pub fn weight_std(
+        &self,
+        layer: usize,
+        projection: Projection,
+        fan_in: usize,
+        fan_out: usize,
+    ) -> f64 {
         if self.unit_weights {
             return self.inv_sqrt_width();
         }
         let depth = self.n_layers() as f64;
         let std = match self.init.scheme {
             InitScheme::Normal => self.init.std,
-            InitScheme::Megatron if matches!(role, Projection::O | Projection::Down) => {
+            InitScheme::Megatron if matches!(projection, Projection::O | Projection::Down) => {
                 self.init.std / (2.0 * depth).sqrt()
             }
             InitScheme::Megatron => self.init.std,
-            InitScheme::DepthScaled if matches!(role, Projection::O | Projection::Down) => {
+            InitScheme::DepthScaled if matches!(projection, Projection::O | Projection::Down) => {
                 1.0 / (2.0 * fan_in as f64 * (layer + 1) as f64).sqrt()
             }
             InitScheme::DepthScaled => 1.0 / (fan_in as f64).sqrt(),
             InitScheme::Xavier => (2.0 / (fan_in + fan_out) as f64).sqrt(),
         };
-        std * self.init.gains[layer].get(role)
+        std * self.init.gains[layer].get(projection)
     }
 
     /// Returns the initial standard deviation of the embedding: `1/√d` for unit-length vectors, else the
@@ -204,7 +210,7 @@ pub const MAX_LAYERS: usize = 10_000;
 /// that reads the result need not check for a norm function.
 ///
 /// # Errors
-/// No blocks or zero width, a selector or patch that does not fit, a scale without a value. Consistency
+/// No blocks or zero width, a selector or override that does not fit, a scale without a value. Consistency
 /// is checked by [`validate`](super::validate()).
 ///
 /// ```
@@ -239,16 +245,19 @@ pub(super) fn resolve_keeping_norms(
     d_model: usize,
 ) -> Result<Resolved, PlacementError> {
     check_size(n_layers, d_model)?;
-    let outside = ScaleContext {
+    let model_context = ScaleContext {
         layer: None,
         n_layers,
         d_model,
     };
-    let blocks = block_specs(placement, outside)?;
-    let init = init::resolve_init(placement, outside)?;
+    let blocks = block_specs(placement, model_context)?;
+    let init = init::resolve_init(placement, model_context)?;
     let logits = ResolvedLogits {
         softcap: placement.logits.softcap,
-        scale: placement.logits.scale.factor(outside, "logits.scale")?,
+        scale: placement
+            .logits
+            .scale
+            .resolve(model_context, "logits.scale")?,
         z_loss: placement.logits.z_loss,
     };
     Ok(Resolved {
@@ -262,7 +271,10 @@ pub(super) fn resolve_keeping_norms(
             },
             ..placement.norm.clone()
         },
-        embed_scale: placement.embed.scale.factor(outside, "embed.scale")?,
+        embed_scale: placement
+            .embed
+            .scale
+            .resolve(model_context, "embed.scale")?,
         embed_norm: placement.embed.norm,
         embed_init_std: placement.embed.init_std,
         merge_norm: placement.merge_norm,
@@ -282,15 +294,18 @@ fn check_size(n_layers: usize, d_model: usize) -> Result<(), PlacementError> {
     check_depth(n_layers)
 }
 
-/// Returns the spec of every block; `outside` holds the sizes.
+/// Returns the configuration of every block; `model_context` holds depth and width.
 fn block_specs(
     placement: &Placement,
-    outside: ScaleContext,
+    model_context: ScaleContext,
 ) -> Result<Vec<ResolvedBlock>, PlacementError> {
-    let blocks = patched_blocks(placement, outside.n_layers)?;
-    let resolved = blocks.iter().enumerate().map(|(layer, patched)| {
-        resolve_block(&patched.block, &|path, scale| {
-            scale.factor(outside.in_block(layer), &patched.origin(placement, path))
+    let blocks = overridden_blocks(placement, model_context.n_layers)?;
+    let resolved = blocks.iter().enumerate().map(|(layer, overridden)| {
+        resolve_block(&overridden.block, &|path, scale| {
+            scale.resolve(
+                model_context.in_block(layer),
+                &overridden.origin(placement, path),
+            )
         })
     });
     resolved.collect()

@@ -1,7 +1,7 @@
 //! Serialized forms of placement values with custom serialization.
 //!
 //! A scale is a number, a formula's name or a table; a selector is a list of indices or a table; an
-//! optional value is `false` when off, so that a patch can switch it off again and every field of a
+//! optional value is `false` when off, so that an override can switch it off again and every field of a
 //! placement has a serialized form, also in TOML, which has no null.
 
 use std::fmt;
@@ -360,7 +360,7 @@ fn table<S: Serializer, T: Serialize + ?Sized>(
 
 /// True if a field is omitted from the serialized form. Only fields added after the first stored
 /// hashes are omitted, so that these hashes stay valid; code that needs every field uses
-/// [`template`](super::choice::template).
+/// [`template`](super::placement_config::template).
 pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }

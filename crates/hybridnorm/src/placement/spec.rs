@@ -1,8 +1,8 @@
 //! Types of a placement: the norms, skips and scales of a model. A site is a position at which one of these may be set,
 //! such as `in_norm`.
 //!
-//! A block has two sub-layers, attention and feed-forward, with the same equation. With `s` the current
-//! residual state, `b` the block input and `G` the sub-layer's function:
+//! A block has two sub-layers, attention and feed-forward, with the same equation. With `s` the residual
+//! stream, `b` the block input and `G` the sub-layer's function:
 //!
 //! ```text
 //! n  = in_norm(s)
@@ -20,7 +20,7 @@
 //! Serialized forms are in `serde_forms.rs`: a scale is a number, the name of a formula or a small table;
 //! optional values are `false` when off.
 //!
-//! In a parallel block both sub-layers read the same state and share one sum:
+//! In a parallel block both sub-layers read the same stream and share one sum:
 //!
 //! ```text
 //! o_A = A.out_scale · A.out_norm(A(A.in_scale · A.in_norm(s)))      o_F likewise
@@ -30,7 +30,7 @@
 //! so the skip, its scale and the norm of the sum are set on attention; those of the feed-forward must
 //! have their defaults. `parallel_shared` has one input norm, attention's, which the feed-forward also reads.
 //!
-//! With [`Combine::LerpUnit`] the state stays on the unit sphere and is interpolated towards the
+//! With [`Combine::LerpUnit`] the residual stream stays on the unit sphere and is interpolated towards the
 //! output (nGPT, arXiv 2410.01131):
 //!
 //! ```text
@@ -52,7 +52,7 @@
 //! and the head reads `final_norm(merge_norm(x) + N(y))`, where N is always present.
 //!
 //! With multi-head latent attention (MLA, arXiv 2405.04434) the first projection computes
-//! `[query latent | key/value latent | rotary key]` from the state, as that of multi-head attention
+//! `[query latent | key/value latent | rotary key]` from the input, as that of multi-head attention
 //! computes `[q | k | v]`, and the inner norms apply to these: `q_norm` to the query latent, `v_norm`
 //! to the key/value latent, in which values and the nope part of keys are linear, `k_norm` to the
 //! rotary key shared by all heads. So the outputs of the first projection are normalized, and decoding
@@ -70,7 +70,7 @@ use super::serde_forms;
 
 pub use inner::{AttnInner, AttnScale, FfnInner, HeadNorm, QkOrder};
 pub use model::{
-    Embed, Gain, Init, InitScheme, Logits, NormFn, NormScalar, NormSpec, RoleGains, StdRule,
+    Embed, Gain, Init, InitScheme, Logits, NormFn, NormScalar, NormSpec, ProjectionGains, StdRule,
 };
 pub use scale::{Formula, LearnedShape, ResolvedScale, Scale};
 
@@ -78,7 +78,7 @@ pub use scale::{Formula, LearnedShape, ResolvedScale, Scale};
 ///
 /// ```
 /// use hybridnorm::placement::{HeadNorm, InitScheme, Placement, Skip, named};
-/// // HybridNorm: norms on q, k and v, and a feed-forward whose skip is the normalized state.
+/// // HybridNorm: norms on q, k and v, and a feed-forward whose skip is the normalized stream.
 /// let mut placement = Placement::default();
 /// let inner = &mut placement.block.attn_inner;
 /// (inner.q_norm, inner.k_norm, inner.v_norm) =
@@ -96,9 +96,9 @@ pub use scale::{Formula, LearnedShape, ResolvedScale, Scale};
     expecting = "a table of placement fields"
 )]
 pub struct Placement {
-    /// Rule of every block, unless overridden.
+    /// Configuration of every block, unless overridden.
     pub block: UnresolvedBlock,
-    /// Patches for some layers, applied in order; later ones take precedence.
+    /// Overrides for some blocks, applied in order; later ones take precedence.
     pub overrides: Vec<Override>,
     /// Number of residual streams, and how a sub-layer reads them.
     #[serde(skip_serializing_if = "serde_forms::is_default")]
@@ -199,9 +199,9 @@ pub enum Topology {
     /// Attention, then feed-forward on its result.
     #[default]
     Sequential,
-    /// Both read the state through one shared input norm: `s' = s + A(N(s)) + F(N(s))` (GPT-J).
+    /// Both read the residual stream through one shared input norm: `s' = s + A(N(s)) + F(N(s))` (GPT-J).
     ParallelShared,
-    /// Both read the state through separate norms: `s' = s + A(N₁(s)) + F(N₂(s))` (NeoX).
+    /// Both read the residual stream through separate norms: `s' = s + A(N₁(s)) + F(N₂(s))` (NeoX).
     ParallelTwo,
 }
 
@@ -237,7 +237,7 @@ pub struct SubLayer<S: Default + PartialEq> {
     /// Scale of the main stream where the norm of the second is added to it; siamese streams only.
     #[serde(skip_serializing_if = "serde_forms::is_default")]
     pub read_scale: S,
-    /// True if the state is normalized before the function.
+    /// True if the residual stream is normalized before the function.
     pub in_norm: bool,
     /// Scale of the function's input; not applied to a normalized skip.
     pub in_scale: S,
@@ -251,7 +251,7 @@ pub struct SubLayer<S: Default + PartialEq> {
     pub out_norm: Option<OutNorm<S>>,
     /// Scale of the (normalized) output before it is added.
     pub out_scale: S,
-    /// Combination of skip and output into the next state.
+    /// Combination of skip and output into the next residual stream.
     #[serde(skip_serializing_if = "serde_forms::is_default")]
     pub combine: Combine,
     /// True if the sum is normalized.
@@ -287,18 +287,18 @@ pub struct OutNorm<S: Default> {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Skip {
-    /// The state before `in_norm`.
+    /// The residual stream before `in_norm`.
     #[default]
     Raw,
-    /// The state after `in_norm`, as in HybridNorm's "post" feed-forward.
+    /// The residual stream after `in_norm`, as in HybridNorm's "post" feed-forward.
     Normed,
     /// The block input (SpanNorm).
     BlockInput,
-    /// The state plus the block input (B2T).
+    /// The residual stream plus the block input (B2T).
     RawPlusBlockInput,
 }
 
-/// Combination of skip and output into the next state.
+/// Combination of skip and output into the next residual stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -311,7 +311,8 @@ pub enum Combine {
     LerpUnit,
 }
 
-/// A patch of the blocks that a selector matches; [`Placement::with_override`] makes one from a changed rule.
+/// An override of the blocks that a selector matches; [`Placement::with_override`] makes one from a changed block
+/// configuration.
 ///
 /// ```
 /// use hybridnorm::placement::{Override, Selector, named, resolve};

@@ -3,7 +3,7 @@
 use super::super::norm_functions::properties;
 use super::super::resolve::Resolved;
 use super::super::spec::{
-    Gain, InitScheme, NormScalar, NormSpec, Placement, RoleGains, Scale, StdRule,
+    Gain, InitScheme, NormScalar, NormSpec, Placement, ProjectionGains, Scale, StdRule,
 };
 use super::super::validate::ModelFacts;
 use super::math::{Equation, Math, apply, bracket, comma, indexed, number, plain, sum, sym, times};
@@ -197,14 +197,14 @@ fn weights(names: &[&str]) -> Math {
     symbols.reduce(|a, b| comma(&a, &b)).unwrap_or_default()
 }
 
-/// Initial gains; roles with the same gain share a line.
-fn gains(gains: &RoleGains, r: &Resolved, facts: &ModelFacts) -> Vec<Equation> {
+/// Initial gains; projections with the same gain share a line.
+fn gains(gains: &ProjectionGains, r: &Resolved, facts: &ModelFacts) -> Vec<Equation> {
     // Latent attention projects to keys and values with rows of one matrix.
     let [q, k, v] = match facts.is_latent_attention {
         true => ["UQ", "UK", "UV"],
         false => ["q", "k", "v"],
     };
-    let roles = [
+    let projections = [
         (q, &gains.q),
         (k, &gains.k),
         (v, &gains.v),
@@ -216,12 +216,12 @@ fn gains(gains: &RoleGains, r: &Resolved, facts: &ModelFacts) -> Vec<Equation> {
     let mut scales = Scales::new(r.n_layers(), r.d_model, Some((1, r.n_layers())));
     let mut lines: Vec<Equation> = Vec::new();
     let mut done: Vec<&Scale> = vec![&Scale::Const(1.0)];
-    for (_, gain) in roles {
+    for (_, gain) in projections {
         if done.contains(&gain) {
             continue;
         }
         done.push(gain);
-        let names: Vec<_> = roles
+        let names: Vec<_> = projections
             .iter()
             .filter(|(_, other)| *other == gain)
             .map(|(name, _)| *name)

@@ -3,7 +3,8 @@
 use super::super::norm_functions::properties;
 use super::super::spec::{
     AttnInner, Combine, FfnInner, Formula, HeadNorm, Init, InitScheme, LearnedShape, NormFn,
-    OutNorm, Override, Placement, RoleGains, Scale, Selector, Skip, StdRule, Streams, SubLayer,
+    OutNorm, Override, Placement, ProjectionGains, Scale, Selector, Skip, StdRule, Streams,
+    SubLayer,
 };
 
 /// A sub-layer with unresolved scales.
@@ -31,13 +32,17 @@ pub(super) trait PlacementBuilder {
     fn sub_layers(self, step: impl Fn(&mut Sub)) -> Self;
     fn inner(self, step: impl Fn(&mut AttnInner<Scale>)) -> Self;
     fn ffn_inner(self, step: impl Fn(&mut FfnInner<Scale>)) -> Self;
-    fn patch(self, layers: Selector, set: serde_json::Value) -> Self;
+    fn override_blocks(self, layers: Selector, set: serde_json::Value) -> Self;
     fn without_final_norm(self) -> Self;
     fn streams(self, streams: Streams) -> Self;
     fn kind(self, kind: impl Into<Option<NormFn>>) -> Self;
     fn eps(self, eps: f64) -> Self;
     fn init(self, scheme: InitScheme, std: StdRule) -> Self;
-    fn gains(self, gain: Scale, roles: impl Fn(&mut RoleGains) -> Vec<&mut Scale>) -> Self;
+    fn gains(
+        self,
+        gain: Scale,
+        projections: impl Fn(&mut ProjectionGains) -> Vec<&mut Scale>,
+    ) -> Self;
 }
 
 impl PlacementBuilder for Placement {
@@ -60,7 +65,7 @@ impl PlacementBuilder for Placement {
         step(&mut self.block.ffn_inner);
         self
     }
-    fn patch(mut self, layers: Selector, set: serde_json::Value) -> Self {
+    fn override_blocks(mut self, layers: Selector, set: serde_json::Value) -> Self {
         self.overrides.push(Override { layers, set });
         self
     }
@@ -92,9 +97,13 @@ impl PlacementBuilder for Placement {
         };
         self
     }
-    fn gains(mut self, gain: Scale, roles: impl Fn(&mut RoleGains) -> Vec<&mut Scale>) -> Self {
-        for role in roles(&mut self.init.gains) {
-            *role = gain.clone();
+    fn gains(
+        mut self,
+        gain: Scale,
+        projections: impl Fn(&mut ProjectionGains) -> Vec<&mut Scale>,
+    ) -> Self {
+        for value in projections(&mut self.init.gains) {
+            *value = gain.clone();
         }
         self
     }
@@ -196,7 +205,7 @@ pub(super) fn vector_from(init: Scale, start: Scale) -> Scale {
 }
 
 /// Gains of all weights but q and k: those that a sub-layer's output is proportional to.
-pub(super) fn all_but_qk(gains: &mut RoleGains) -> Vec<&mut Scale> {
+pub(super) fn all_but_qk(gains: &mut ProjectionGains) -> Vec<&mut Scale> {
     vec![
         &mut gains.v,
         &mut gains.o,

@@ -38,7 +38,7 @@ pub(super) fn hybridnorm() -> Placement {
 }
 
 pub(super) fn hybridnorm_star() -> Placement {
-    hybridnorm().patch(
+    hybridnorm().override_blocks(
         first_block(),
         json!({ "attn": { "in_norm": true }, "ffn": { "skip": "raw" } }),
     )
@@ -54,7 +54,7 @@ pub(super) fn hybridnorm_ds() -> Placement {
 }
 
 pub(super) fn first_qkv_pre() -> Placement {
-    hybridnorm().patch(first_block(), json!({ "ffn": { "skip": "raw" } }))
+    hybridnorm().override_blocks(first_block(), json!({ "ffn": { "skip": "raw" } }))
 }
 
 pub(super) fn first_embed_norm() -> Placement {

@@ -19,7 +19,7 @@ pub(super) fn deepnorm() -> Placement {
 pub(super) fn mix_ln() -> Placement {
     let post = json!({ "in_norm": false, "post_norm": true });
     let mut placement = pre_norm_base()
-        .patch(
+        .override_blocks(
             Selector::FirstFraction(0.25),
             json!({ "attn": post, "ffn": post }),
         )
@@ -37,7 +37,7 @@ pub(super) fn keel() -> Placement {
     post_norm_base()
         .sub_layers(in_norm)
         .sub_layers(skip_scale(formula(Formula::TwoDepth)))
-        .patch(
+        .override_blocks(
             Selector::Indices(vec![0]),
             json!({
                 "attn": { "skip_scale": 1.0, "post_norm": false },
@@ -48,10 +48,12 @@ pub(super) fn keel() -> Placement {
 
 /// The paper also scales the initial weights by depth; those constants are not included.
 pub(super) fn spannorm() -> Placement {
-    post_norm_base().ffn(skip(Skip::BlockInput)).patch(
-        Selector::Indices(vec![0]),
-        json!({ "attn": { "in_norm": true } }),
-    )
+    post_norm_base()
+        .ffn(skip(Skip::BlockInput))
+        .override_blocks(
+            Selector::Indices(vec![0]),
+            json!({ "attn": { "in_norm": true } }),
+        )
 }
 
 pub(super) fn b2t() -> Placement {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::error::PlacementError;
 use super::super::error::PlacementErrorKind::InvalidValue;
-use super::super::spec::{InitScheme, Placement, ResolvedScale, RoleGains, Scale, StdRule};
+use super::super::spec::{InitScheme, Placement, ProjectionGains, ResolvedScale, Scale, StdRule};
 use super::ScaleContext;
 
 /// Distribution of the initial weights, in numbers.
@@ -16,13 +16,13 @@ pub struct ResolvedInit {
     /// The base standard deviation σ.
     pub std: f64,
     /// Factors on the initial weights of each block.
-    pub gains: Vec<RoleFactors>,
+    pub gains: Vec<ResolvedProjectionGains>,
 }
 
 /// Factors on the initial weights of one block.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs)]
-pub struct RoleFactors {
+pub struct ResolvedProjectionGains {
     pub q: f64,
     pub k: f64,
     pub v: f64,
@@ -54,8 +54,8 @@ pub enum Projection {
     Router,
 }
 
-impl RoleFactors {
-    /// Returns the factor of one role.
+impl ResolvedProjectionGains {
+    /// Returns the factor of a projection.
     ///
     /// ```
     /// use hybridnorm::placement::{Projection, named, resolve};
@@ -66,8 +66,8 @@ impl RoleFactors {
     /// assert!((gains.get(Projection::V) - 96f64.powf(-0.25)).abs() < 1e-12);
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn get(&self, role: Projection) -> f64 {
-        match role {
+    pub fn get(&self, projection: Projection) -> f64 {
+        match projection {
             Projection::Q => self.q,
             Projection::K => self.k,
             Projection::V => self.v,
@@ -82,14 +82,14 @@ impl RoleFactors {
 
 pub(super) fn resolve_init(
     placement: &Placement,
-    outside: ScaleContext,
+    model_context: ScaleContext,
 ) -> Result<ResolvedInit, PlacementError> {
     let std = match placement.init.std {
-        StdRule::SmallInit => 1.0 / (2.5 * outside.d_model as f64).sqrt(),
+        StdRule::SmallInit => 1.0 / (2.5 * model_context.d_model as f64).sqrt(),
         StdRule::Const(value) => value,
     };
-    let gains = (0..outside.n_layers)
-        .map(|layer| role_factors(&placement.init.gains, outside.in_block(layer)))
+    let gains = (0..model_context.n_layers)
+        .map(|layer| resolve_gains(&placement.init.gains, model_context.in_block(layer)))
         .collect::<Result<_, _>>()?;
     Ok(ResolvedInit {
         scheme: placement.init.scheme,
@@ -98,10 +98,13 @@ pub(super) fn resolve_init(
     })
 }
 
-fn role_factors(gains: &RoleGains, at: ScaleContext) -> Result<RoleFactors, PlacementError> {
-    let number = |role: &str, scale: &Scale| {
-        let field = format!("init.gains.{role}");
-        match scale.factor(at, &field)? {
+fn resolve_gains(
+    gains: &ProjectionGains,
+    at: ScaleContext,
+) -> Result<ResolvedProjectionGains, PlacementError> {
+    let number = |projection: &str, scale: &Scale| {
+        let field = format!("init.gains.{projection}");
+        match scale.resolve(at, &field)? {
             ResolvedScale::Const(value) => Ok(value),
             ResolvedScale::Learned { .. } => Err(PlacementError::new(
                 InvalidValue,
@@ -110,7 +113,7 @@ fn role_factors(gains: &RoleGains, at: ScaleContext) -> Result<RoleFactors, Plac
             )),
         }
     };
-    Ok(RoleFactors {
+    Ok(ResolvedProjectionGains {
         q: number("q", &gains.q)?,
         k: number("k", &gains.k)?,
         v: number("v", &gains.v)?,

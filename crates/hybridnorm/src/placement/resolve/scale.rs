@@ -75,10 +75,10 @@ impl Scale {
     /// use hybridnorm::placement::{Formula, ResolvedScale, Scale, ScaleContext};
     /// let at = ScaleContext { layer: Some(4), n_layers: 12, d_model: 768 };
     /// let scale = Scale::Formula(Formula::InvSqrtLayer);
-    /// assert_eq!(scale.factor(at, "block.attn.out_scale")?, ResolvedScale::Const(0.5));
+    /// assert_eq!(scale.resolve(at, "block.attn.out_scale")?, ResolvedScale::Const(0.5));
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn factor(&self, at: ScaleContext, field: &str) -> Result<ResolvedScale, PlacementError> {
+    pub fn resolve(&self, at: ScaleContext, field: &str) -> Result<ResolvedScale, PlacementError> {
         match self {
             Self::Const(value) => finite(*value, field).map(ResolvedScale::Const),
             Self::Formula(formula) => {
@@ -108,7 +108,7 @@ impl Scale {
 
     /// Evaluates the field `part` (`init` or `start`) of a learned scale, which must not be learned itself.
     fn number(&self, at: ScaleContext, field: &str, part: &str) -> Result<f64, PlacementError> {
-        match self.factor(at, field)? {
+        match self.resolve(at, field)? {
             ResolvedScale::Const(value) => Ok(value),
             ResolvedScale::Learned { .. } => Err(PlacementError::new(
                 InvalidValue,

@@ -91,8 +91,8 @@ pub struct Init {
     pub scheme: InitScheme,
     /// The base standard deviation; no effect on `depth_scaled` and `xavier`.
     pub std: StdRule,
-    /// Factors on the initial standard deviation by role (the `gain` of `torch.nn.init`).
-    pub gains: RoleGains,
+    /// Factors on the initial standard deviation by projection (the `gain` of `torch.nn.init`).
+    pub gains: ProjectionGains,
 }
 
 /// An initialization scheme; σ is the base standard deviation.
@@ -149,10 +149,14 @@ pub enum StdRule {
     Const(f64),
 }
 
-/// Factors on the initial weights, by role. They cannot be learned.
+/// Factors on the initial weights, by projection. They cannot be learned.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields, expecting = "a table of gains by role")]
-pub struct RoleGains {
+#[serde(
+    default,
+    deny_unknown_fields,
+    expecting = "a table of gains by projection"
+)]
+pub struct ProjectionGains {
     /// Query projection.
     pub q: Scale,
     /// Key projection.

@@ -26,9 +26,9 @@ pub enum Scale {
         shape: LearnedShape,
         /// Initial value of the factor. Must not be learned itself.
         init: Box<Scale>,
-        /// Initial value of the underlying parameter: the factor is the parameter times `init / start`, which
-        /// changes the effective learning rate of the scale under Adam (nGPT, arXiv 2410.01131). If absent, the
-        /// parameter is the factor. Must be neither learned nor 0.
+        /// Initial value of the underlying parameter (nGPT's s_scale; `init` is its s_init): the factor is the
+        /// parameter times `init / start`, which changes the effective learning rate of the scale under Adam (nGPT,
+        /// arXiv 2410.01131). If absent, the parameter is the factor. Must be neither learned nor 0.
         start: Option<Box<Scale>>,
     },
 }

@@ -39,30 +39,30 @@ fn hash_is_independent_of_spelling() {
             "skip": "raw", "out_norm": null } } })
         )
     );
-    let patched = |layers: Value, set: Value| {
+    let overridden = |layers: Value, set: Value| {
         hash(json!({ "base": "sandwich", "overrides": [{ "layers": layers, "set": set }] }))
     };
-    let first = patched(
+    let first = overridden(
         json!([0]),
         json!({ "attn": { "out_norm": { "gain_init": 1 } } }),
     );
     assert_eq!(
         first,
-        patched(
+        overridden(
             json!({ "indices": [0, 0] }),
             json!({ "attn": { "out_norm": true } })
         )
     );
     assert_eq!(
         first,
-        patched(
+        overridden(
             json!({ "range": { "start": 0, "end": 1 } }),
             json!({ "attn": { "out_norm": true } })
         )
     );
     assert_eq!(
-        patched(json!([2, 1, 3]), json!({ "attn": { "in_norm": false } })),
-        patched(
+        overridden(json!([2, 1, 3]), json!({ "attn": { "in_norm": false } })),
+        overridden(
             json!({ "range": { "start": 1, "end": 4 } }),
             json!({ "attn": { "in_norm": false } })
         )

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn selectors_match_expected_blocks() {
-    let chosen = |s: Selector| layers(&s, 12).unwrap();
+    let chosen = |s: Selector| select_layers(&s, 12).unwrap();
     assert_eq!(chosen(Selector::Indices(vec![3, 1, 3])), [1, 3]);
     assert_eq!(chosen(Selector::Range { start: 2, end: 4 }), [2, 3]);
     assert_eq!(chosen(Selector::FirstFraction(0.25)), [0, 1, 2]);
@@ -12,11 +12,13 @@ fn selectors_match_expected_blocks() {
     assert_eq!(chosen(Selector::Every(6)), [5, 11]);
     assert_eq!(chosen(Selector::Every(1)).len(), 12);
     assert_eq!(
-        layers(&Selector::FirstFraction(0.29), 100).unwrap().len(),
+        select_layers(&Selector::FirstFraction(0.29), 100)
+            .unwrap()
+            .len(),
         29
     );
     assert!(
-        layers(&Selector::FirstFraction(0.25), 3)
+        select_layers(&Selector::FirstFraction(0.25), 3)
             .unwrap()
             .is_empty()
     );
@@ -27,7 +29,7 @@ fn depths_beyond_the_limit_are_errors() {
     let placement = get("pre-norm");
     let depth = usize::MAX / 2;
     let errors = [
-        layers(&Selector::Every(1), depth).err(),
+        select_layers(&Selector::Every(1), depth).err(),
         unresolved_blocks(&placement, depth).err(),
         resolve(&placement, depth, 8).err(),
         validate(&placement, depth, &SMALL).err(),
@@ -187,11 +189,11 @@ fn zero_layers_or_width_is_rejected() {
 
 #[test]
 fn initial_weights_follow_their_scheme() {
-    let std = |scheme: &str, layer, role| {
+    let std = |scheme: &str, layer, projection| {
         let p = of(json!({ "init": { "scheme": scheme } }));
         resolve(&p, 8, 256)
             .unwrap()
-            .weight_std(layer, role, 100, 300)
+            .weight_std(layer, projection, 100, 300)
     };
     let sigma = 1.0 / 640.0_f64.sqrt();
     assert_eq!(std("normal", 3, Projection::Down), sigma);

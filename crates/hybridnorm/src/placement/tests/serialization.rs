@@ -3,7 +3,7 @@
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::choice::{block_template, template};
+use super::placement_config::{block_template, template};
 use super::*;
 
 /// Returns the field names that the deserializer of a struct accepts.
@@ -62,7 +62,7 @@ fn default_fields_are_omitted() {
     );
 }
 
-/// A patch that resets a field to its default keeps that field.
+/// An override that resets a field to its default keeps that field.
 #[test]
 fn a_patch_can_return_to_the_default() {
     let back = |combine: &str, rate: Value| {

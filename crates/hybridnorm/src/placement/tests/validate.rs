@@ -33,7 +33,7 @@ pub(super) fn warns(value: Value, rule: WarningRule, field: &str, phrase: &str) 
     assert!(all[0].message.contains(phrase), "{}", all[0]);
 }
 
-/// Returns a named placement with a patched block rule.
+/// Returns a named placement with another block configuration.
 pub(super) fn block(base: &str, block: Value) -> Value {
     json!({ "base": base, "block": block })
 }

@@ -1,4 +1,4 @@
-//! Validation of model-wide fields, selectors and patches.
+//! Validation of model-wide fields, selectors and overrides.
 
 use serde_json::json;
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::PlacementError;
 use super::error::PlacementErrorKind::{self, OutOfRange};
-use super::layers::{PatchedBlock, patched_blocks};
+use super::layers::{OverriddenBlock, overridden_blocks};
 use super::resolve::{Resolved, resolve_keeping_norms};
 use super::serde_forms;
 use super::spec::{Combine, HeadNorm, Placement, ResolvedBlock, ResolvedScale, SubLayer, Topology};
@@ -120,7 +120,7 @@ pub fn validate(
         ));
     }
     let resolved = resolve_keeping_norms(placement, n_layers, facts.d_model)?;
-    let blocks = patched_blocks(placement, n_layers)?;
+    let blocks = overridden_blocks(placement, n_layers)?;
     let case = Validation {
         placement,
         blocks: &blocks,
@@ -145,7 +145,7 @@ pub fn validate(
 /// A placement under validation.
 struct Validation<'a> {
     placement: &'a Placement,
-    blocks: &'a [PatchedBlock],
+    blocks: &'a [OverriddenBlock],
     resolved: &'a Resolved,
     facts: &'a ModelFacts,
 }

@@ -4,7 +4,7 @@ use super::super::error::PlacementError;
 use super::super::error::PlacementErrorKind::{self, Conflict, NoEffect, OutOfRange};
 use super::super::norm_functions::names_with_alpha;
 use super::super::spec::{
-    Embed, Gain, Init, InitScheme, Logits, NormSpec, ResolvedScale, RoleGains, Scale, StdRule,
+    Embed, Gain, Init, InitScheme, Logits, NormSpec, ProjectionGains, ResolvedScale, Scale, StdRule,
 };
 use super::{ONE, Validation, block_output_is_normalized};
 
@@ -65,12 +65,12 @@ fn norm(norm: &NormSpec) -> Result<(), PlacementError> {
 }
 
 fn overrides(case: &Validation) -> Result<(), PlacementError> {
-    for (number, patch) in case.placement.overrides.iter().enumerate() {
-        if patch.set.as_object().is_none_or(|set| set.is_empty()) {
+    for (number, entry) in case.placement.overrides.iter().enumerate() {
+        if entry.set.as_object().is_none_or(|set| set.is_empty()) {
             return fail(
                 NoEffect,
                 &format!("overrides[{number}].set"),
-                "the patch is not a table with fields, so it has no effect; name the fields to \
+                "the override is not a table with fields, so it has no effect; name the fields to \
                  change or remove it",
             );
         }
@@ -133,11 +133,11 @@ fn init(init: &Init) -> Result<(), PlacementError> {
             );
         }
     }
-    for (role, gain) in roles(&init.gains) {
-        if *gain == Scale::Const(0.0) && !matches!(role, "o" | "down") {
+    for (projection, gain) in gains_by_projection(&init.gains) {
+        if *gain == Scale::Const(0.0) && !matches!(projection, "o" | "down") {
             return fail(
                 OutOfRange,
-                &format!("init.gains.{role}"),
+                &format!("init.gains.{projection}"),
                 "a gain of 0 is supported for `o` and `down` only; use another number",
             );
         }
@@ -145,8 +145,8 @@ fn init(init: &Init) -> Result<(), PlacementError> {
     Ok(())
 }
 
-/// Returns the gains and the names of their roles.
-pub(super) fn roles(g: &RoleGains) -> [(&'static str, &Scale); 7] {
+/// Returns the gains and the names of their projections.
+pub(super) fn gains_by_projection(g: &ProjectionGains) -> [(&'static str, &Scale); 7] {
     [
         ("q", &g.q),
         ("k", &g.k),

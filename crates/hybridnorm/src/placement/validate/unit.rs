@@ -5,7 +5,7 @@ use super::super::error::PlacementErrorKind::{Conflict, NoEffect};
 use super::super::spec::{
     Combine, Init, InitScheme, ResolvedScale, Scale, Skip, StdRule, SubLayer, Topology,
 };
-use super::model::roles;
+use super::model::gains_by_projection;
 use super::{BlockContext, ONE, Validation};
 
 /// Rejects settings of the initial weights, whose magnitude the normalization to unit length removes.
@@ -28,11 +28,11 @@ pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
     if *std != StdRule::default() {
         return no_effect("init.std");
     }
-    if let Some((role, _)) = roles(gains)
+    if let Some((projection, _)) = gains_by_projection(gains)
         .into_iter()
         .find(|(_, gain)| **gain != Scale::default())
     {
-        return no_effect(&format!("init.gains.{role}"));
+        return no_effect(&format!("init.gains.{projection}"));
     }
     if case.placement.embed.init_std.is_some() {
         return no_effect("embed.init_std");

@@ -1,6 +1,6 @@
 //! Warnings about placements that are valid but known to train badly.
 
-use super::super::layers::layers;
+use super::super::layers::select_layers;
 use super::super::norm_functions::EpsTerm;
 use super::super::resolve::Projection;
 use super::super::spec::{
@@ -40,14 +40,14 @@ fn sites<'a>(case: &'a Validation<'a>) -> impl Iterator<Item = BlockContext<'a>>
 
 fn no_layers(case: &Validation, all: &mut Vec<Warning>) {
     let depth = case.resolved.n_layers();
-    for (number, patch) in case.placement.overrides.iter().enumerate() {
-        if layers(&patch.layers, depth).is_ok_and(|chosen| chosen.is_empty()) {
+    for (number, entry) in case.placement.overrides.iter().enumerate() {
+        if select_layers(&entry.layers, depth).is_ok_and(|chosen| chosen.is_empty()) {
             warn(
                 all,
                 WarningRule::NoLayers,
                 format!("overrides[{number}].layers"),
                 format!(
-                    "matches none of the {depth} blocks, so the patch has no effect at this depth; \
+                    "matches none of the {depth} blocks, so the override has no effect at this depth; \
                      use more blocks or another selector"
                 ),
             );
