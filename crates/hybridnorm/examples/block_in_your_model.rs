@@ -89,7 +89,7 @@ fn train() -> Result<()> {
 /// and their first and second moments.
 fn add_update(registry: &Registry, buffers: [Buffer; 3], loss: Value) {
     let g = loss.builder();
-    let params: Vec<_> = registry.groups().map(|(param, _)| param).collect();
+    let params: Vec<_> = registry.handles().map(|(param, _)| param).collect();
     let values: Vec<_> = params.iter().map(|param| param.value(g)).collect();
     let gradients: Option<Vec<_>> = passes::gradients(loss, &values).into_iter().collect();
     let gradients = gradients.expect("the loss depends on every parameter");

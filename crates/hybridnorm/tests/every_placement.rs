@@ -372,7 +372,7 @@ fn inventory_lists_all_parameters_of_the_model() {
                 total += spec.elements();
             }
             let names: Vec<&String> = registry.iter().map(|spec| &spec.name).collect();
-            let in_groups = registry.groups().flat_map(|(_, specs)| specs);
+            let in_groups = registry.handles().flat_map(|(_, specs)| specs);
             assert!(in_groups.map(|spec| &spec.name).eq(names), "{name}");
             assert_eq!(registry.elements(), total, "{name}");
             assert_eq!(counts::parameters(&config).unwrap(), total as u64);
@@ -380,7 +380,7 @@ fn inventory_lists_all_parameters_of_the_model() {
             assert_eq!(counts.total, total as u64, "{name}");
             assert_eq!(counts.parameters.values().sum::<u64>(), total as u64);
             let elements = |spec: &ParamSpec| spec.elements() as u64;
-            let inner = registry.iter().filter(|spec| spec.role.is_inner_matrix());
+            let inner = registry.iter().filter(|spec| spec.role.is_block_matrix());
             assert_eq!(counts.block_matrices, inner.map(elements).sum::<u64>());
         }
     }

@@ -20,7 +20,7 @@ mod single_query;
 mod stats;
 
 pub use backward::{backward, backward_transformed};
-pub use latent::{LatentAttention, cached_latent};
+pub use latent::{LatentAttentionConfig, cached_latent};
 pub use stats::{AttentionStats, attention_stats, max_attention_logits};
 
 /// Queries per tile.
@@ -30,7 +30,7 @@ const KEY_TILE: usize = 256;
 
 /// Shape and parameters of an attention op.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Attention {
+pub struct AttentionConfig {
     /// Sequences.
     pub batch: usize,
     /// Queries per sequence.
@@ -55,9 +55,9 @@ pub struct Attention {
 /// `lse` (batch, heads, seq) receives the log-sum-exp of each query's logits, for [`backward`].
 ///
 /// ```
-/// use hybridnorm_kernels::attention::{self, Attention};
+/// use hybridnorm_kernels::attention::{self, AttentionConfig};
 ///
-/// let one_channel = Attention {
+/// let one_channel = AttentionConfig {
 ///     batch: 1,
 ///     seq: 2,
 ///     heads: 1,
@@ -73,7 +73,7 @@ pub struct Attention {
 /// attention::forward(&one_channel, &qkv, &mut ctx, &mut lse);
 /// assert_eq!(ctx, [1.0, 2.0]);
 /// ```
-pub fn forward(a: &Attention, qkv: &[f32], ctx: &mut [f32], lse: &mut [f32]) {
+pub fn forward(a: &AttentionConfig, qkv: &[f32], ctx: &mut [f32], lse: &mut [f32]) {
     a.check_packed("attention::forward", qkv, ctx, lse);
     forward::attend(a, &a.packed(qkv, None), 0, ctx, lse);
 }
@@ -85,7 +85,7 @@ pub fn forward(a: &Attention, qkv: &[f32], ctx: &mut [f32], lse: &mut [f32]) {
 ///
 /// If a norm spans several heads, see [`QkvTransform::is_per_head`], or values are not as wide as keys.
 pub fn forward_transformed(
-    a: &Attention,
+    a: &AttentionConfig,
     p: &BoundQkvTransform,
     qkv: &[f32],
     ctx: &mut [f32],
@@ -104,7 +104,7 @@ pub fn forward_transformed(
 /// New query i attends to the cache rows `0..=past + i`. `ctx` is (batch, new, heads * value_dim);
 /// `lse` (batch, heads, new) is scratch.
 pub fn cached(
-    a: &Attention,
+    a: &AttentionConfig,
     qkv: &[f32],
     cache: &[f32],
     past: usize,
@@ -161,7 +161,7 @@ pub(crate) fn capacity(
     capacity
 }
 
-impl Attention {
+impl AttentionConfig {
     /// Returns an upper bound on the bytes that the forward functions allocate on `threads` threads.
     pub fn forward_workspace(&self, threads: usize) -> usize {
         let rows = self.batch * self.seq * self.heads;
@@ -180,7 +180,7 @@ impl Attention {
 
     /// Checks the packed projection; returns its number of rows.
     fn check_qkv(&self, name: &str, qkv: &[f32]) -> usize {
-        let Attention {
+        let AttentionConfig {
             batch,
             seq,
             heads,
@@ -209,7 +209,7 @@ impl Attention {
     }
 
     fn check_packed(&self, name: &str, qkv: &[f32], ctx: &[f32], lse: &[f32]) {
-        let Attention {
+        let AttentionConfig {
             batch, seq, heads, ..
         } = *self;
         let rows = self.check_qkv(name, qkv);
@@ -306,7 +306,7 @@ struct HeadOffsets {
 
 impl<'a> QkvLayout<'a> {
     /// Returns the queries of head `h` of a sequence.
-    fn queries(&self, a: &Attention, sequence: usize, h: usize) -> HeadRows<'a> {
+    fn queries(&self, a: &AttentionConfig, sequence: usize, h: usize) -> HeadRows<'a> {
         let stride = self.query_stride;
         HeadRows {
             rows: Rows {
@@ -319,7 +319,12 @@ impl<'a> QkvLayout<'a> {
     }
 
     /// Returns the keys and values of one head of a sequence.
-    fn keys_and_values(&self, a: &Attention, sequence: usize, kv_head: usize) -> [HeadRows<'a>; 2] {
+    fn keys_and_values(
+        &self,
+        a: &AttentionConfig,
+        sequence: usize,
+        kv_head: usize,
+    ) -> [HeadRows<'a>; 2] {
         let start = sequence * self.per_sequence * self.row_stride;
         let head = |layout: HeadOffsets, packed_head: usize| HeadRows {
             rows: Rows {

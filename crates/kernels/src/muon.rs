@@ -51,7 +51,7 @@ pub struct Muon {
     /// True for Nesterov momentum: the gradient is added again to the momentum that already contains it.
     pub nesterov: bool,
     /// Newton-Schulz iterations, usually 5.
-    pub steps: usize,
+    pub iterations: usize,
     /// Factor on the gradients, from clipping by a global norm that the caller computes.
     pub clip_coefficient: f32,
 }
@@ -206,7 +206,7 @@ impl<'a> Matrix<'a> {
             transpose(scratch.x, columns, scratch.next);
             std::mem::swap(&mut scratch.x, &mut scratch.next);
         }
-        scratch.orthogonalize(rows.min(columns), muon.steps);
+        scratch.orthogonalize(rows.min(columns), muon.iterations);
         if wide {
             transpose(scratch.x, rows, scratch.next);
             std::mem::swap(&mut scratch.x, &mut scratch.next);

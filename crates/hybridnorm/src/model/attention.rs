@@ -10,7 +10,7 @@ use super::registry::{Param, Role};
 use crate::graph::{Builder, Value};
 use crate::ops;
 use crate::placement::{self, AttnScale, HeadNorm};
-use hybridnorm_kernels::attention::Attention as Spec;
+use hybridnorm_kernels::attention::AttentionConfig;
 
 pub use grouped_query::GroupedQueryAttention;
 pub use multi_head_latent::MultiHeadLatentAttention;
@@ -56,7 +56,7 @@ pub(super) struct AttentionOutput<'g> {
     /// Output (b, t, d).
     pub(super) output: Value<'g>,
     /// Packed and transformed q·k·v, with their shape.
-    pub(super) packed: Option<(Value<'g>, Spec)>,
+    pub(super) packed: Option<(Value<'g>, AttentionConfig)>,
 }
 
 impl Attention {
@@ -159,7 +159,7 @@ impl OutputProjection {
                 parts: vec![Part {
                     path: "attention.out".into(),
                     rows: d,
-                    role: placement::Projection::O,
+                    projection: placement::Projection::O,
                     count_category: "attention out",
                 }],
                 n_interleaved_groups: 1,

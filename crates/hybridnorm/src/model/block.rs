@@ -11,7 +11,7 @@ use super::sublayer::{Residual, SubLayer, SubLayerOutput};
 use crate::error::{Error, Result};
 use crate::graph::Value;
 use crate::placement::Topology;
-use hybridnorm_kernels::attention::Attention as Spec;
+use hybridnorm_kernels::attention::AttentionConfig;
 
 /// A decoder block whose norms, skip connections and scales come from a
 /// [`ResolvedBlock`](crate::placement::ResolvedBlock).
@@ -31,7 +31,7 @@ use hybridnorm_kernels::attention::Attention as Spec;
 /// use hybridnorm::ops;
 /// # use hybridnorm::exec::{Executor, Reference, TensorRef};
 /// # use hybridnorm::graph::DType;
-/// # use hybridnorm::kernels::attention::Attention;
+/// # use hybridnorm::kernels::attention::AttentionConfig;
 /// # use hybridnorm::kernels::norm::{Gain, NormConfig, NormFn};
 /// # use hybridnorm::kernels::qkv::{QkOrder, QkvTransform};
 /// # use hybridnorm::model::ModelConfig;
@@ -59,7 +59,7 @@ use hybridnorm_kernels::attention::Attention as Spec;
 /// #     qk_scale: 1.0,
 /// #     clip: None,
 /// # };
-/// # let causal = Attention {
+/// # let causal = AttentionConfig {
 /// #     batch: b,
 /// #     seq: t,
 /// #     heads,
@@ -141,7 +141,7 @@ pub struct BlockOutput<'g> {
     /// Output of the feed-forward branch, after its output norm and scale, (b, t, d).
     pub feed_forward: Value<'g>,
     /// Packed and transformed q·k·v, and the attention that reads them; absent where decoding absorbs projections.
-    pub packed_qkv: Option<(Value<'g>, Spec)>,
+    pub packed_qkv: Option<(Value<'g>, AttentionConfig)>,
     /// Routing statistics, in a mixture of experts.
     pub routing: Option<RouterOutputs<'g>>,
 }

@@ -60,7 +60,7 @@ pub fn counts(config: &ModelConfig, seq_len: usize) -> Result<Counts> {
             _ => count,
         };
         active += active_count;
-        if spec.role.is_inner_matrix() {
+        if spec.role.is_block_matrix() {
             matrices += active_count;
             inner += count;
         }

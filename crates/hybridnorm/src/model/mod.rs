@@ -2,7 +2,7 @@
 //!
 //! Shape suffixes: b batch, t position, s cached position, d width, h query heads, g key/value
 //! heads, k head width, c packed q·k·v width `(h + 2g)·k`, f feed-forward width, v vocabulary,
-//! e experts, n tokens of all sequences, m slots (token-expert pairs).
+//! e experts, n tokens of all sequences, m assignments (token-expert pairs).
 //!
 //! | file | contents |
 //! |---|---|
@@ -17,8 +17,8 @@
 //! | `registry.rs`, `parameter_builder.rs` | parameters: names, shapes, roles, initial values |
 //! | `config.rs`, `counts.rs` | [`ModelConfig`]; parameter and FLOP counts |
 //! | `taps.rs`, `routing.rs` | statistics of activations and routers |
-//! | `balance.rs`, `qk_clip.rs`, `unit_weights.rs` | changes of weights beside the optimizer |
-//! | `cache.rs`, `losses.rs`, `load.rs` | KV cache, planned losses, loading of parameters |
+//! | `balance.rs`, `qk_clip.rs`, `unit_weights.rs` | weight updates outside the optimizer: balancing bias, QK-clip, unit-norm weights |
+//! | `cache.rs`, `losses.rs`, `load.rs` | KV cache, program of the losses, loading of parameters |
 //!
 //! Weights are (out, in), as in PyTorch checkpoints. Parameter names are module paths:
 //! `embedding`, `blocks.3.attention.qkv`, `blocks.3.ffn.in_norm.gain`, `final_norm.gain`, `head`.

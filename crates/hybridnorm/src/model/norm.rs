@@ -11,7 +11,7 @@ use hybridnorm_kernels::norm::NormConfig;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Norm {
     /// Norm function and layout of its parameters.
-    pub spec: NormConfig,
+    pub config: NormConfig,
     params: Option<Param>,
 }
 
@@ -49,9 +49,9 @@ impl Norm {
         let norm: NormSpec = builder.norm().clone();
         let function = norm
             .kind
-            .expect("without a norm function no norm is left in a resolved placement");
+            .expect("resolve() removes all norms if there is no norm function");
         let gain = if site.affine { norm.gain } else { Gain::None };
-        let spec = NormConfig {
+        let config = NormConfig {
             function,
             eps: site.eps.unwrap_or(norm.eps) as f32,
             gain,
@@ -59,7 +59,7 @@ impl Norm {
             width: site.width,
             groups: site.groups,
         };
-        let start = match gain {
+        let init = match gain {
             Gain::OnePlus => site.gain_init - 1.0,
             _ => site.gain_init,
         };
@@ -73,12 +73,12 @@ impl Norm {
         });
         // In the order in which the op reads them.
         let affine = [
-            (gain != Gain::None).then_some(("gain", channels, start)),
-            spec.bias.then_some(("bias", channels, 0.0)),
+            (gain != Gain::None).then_some(("gain", channels, init)),
+            config.bias.then_some(("bias", channels, 0.0)),
         ];
         let vectors: Vec<_> = affine.into_iter().flatten().chain(scalars).collect();
         Self {
-            spec,
+            config,
             params: builder.add_vectors(path, Role::Norm, &vectors),
         }
     }
@@ -92,18 +92,18 @@ impl Norm {
 /// Computes `norm(x)`; returns `x` without a norm.
 pub fn norm<'g>(norm: &Option<Norm>, x: Value<'g>) -> Value<'g> {
     match norm {
-        Some(norm) => ops::norm(x, norm.param_value(x), norm.spec),
+        Some(norm) => ops::norm(x, norm.param_value(x), norm.config),
         None => x,
     }
 }
 
 /// Normalizes rows to length 1: `x / |x|`.
 pub(super) fn normalize_l2(x: Value<'_>) -> Value<'_> {
-    ops::norm(x, None, l2_norm_spec(x.shape().width()))
+    ops::norm(x, None, l2_norm_config(x.shape().width()))
 }
 
 /// Returns the norm that normalizes rows to length 1.
-pub(super) fn l2_norm_spec(width: usize) -> NormConfig {
+pub(super) fn l2_norm_config(width: usize) -> NormConfig {
     NormConfig {
         function: NormFn::L2,
         eps: 1e-12,
@@ -124,14 +124,14 @@ mod tests {
         let x: Vec<f32> = (0..8).map(|i| (i as f32 - 2.0) / 4.0).collect();
         let larger: Vec<f32> = x.iter().map(|x| 3.0 * x).collect();
         for function in NormFn::ALL {
-            let spec = NormConfig {
+            let config = NormConfig {
                 function,
-                ..l2_norm_spec(x.len())
+                ..l2_norm_config(x.len())
             };
-            let params = vec![0.5; spec.params_len()];
+            let params = vec![0.5; config.params_len()];
             let [y, of_larger] = [&x, &larger].map(|x| {
                 let mut y = vec![0.0; x.len()];
-                forward(&spec, x, &params, &mut y);
+                forward(&config, x, &params, &mut y);
                 y
             });
             let is_same = y.iter().zip(&of_larger).all(|(a, b)| (a - b).abs() < 1e-5);

@@ -37,7 +37,7 @@ pub(super) struct Part {
     /// Path within the block or the model.
     pub(super) path: String,
     pub(super) rows: usize,
-    pub(super) role: placement::Projection,
+    pub(super) projection: placement::Projection,
     /// Category in [`ParamSpec::counts`].
     pub(super) count_category: &'static str,
 }
@@ -93,7 +93,7 @@ impl ParameterBuilder<'_> {
             name: self.full_path(&part.path),
             std: self
                 .resolved
-                .weight_std(layer, part.role, columns, part.rows),
+                .weight_std(layer, part.projection, columns, part.rows),
             rows: part.rows,
         });
         let init_parts: Vec<InitPart> = init_parts.collect();

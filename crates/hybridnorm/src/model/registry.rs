@@ -19,7 +19,7 @@ pub const PARAMETERS: Buffer = Buffer(0);
 /// Elements drawn at a time, so that initialization needs no copy of a matrix.
 const CHUNK: usize = 1 << 14;
 
-/// Role of a parameter, which determines weight decay, optimizer group and group in records.
+/// Role of a parameter, which determines weight decay and optimizer group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
     /// Token embedding, also the tied head.
@@ -47,7 +47,7 @@ impl Role {
     }
 
     /// True if it is a matrix within a block.
-    pub fn is_inner_matrix(self) -> bool {
+    pub fn is_block_matrix(self) -> bool {
         matches!(self, Self::Attention | Self::FeedForward | Self::Router)
     }
 }
@@ -242,7 +242,7 @@ impl Param {
 pub struct Registry {
     specs: Vec<ParamSpec>,
     /// Declared handles, each with its parameters.
-    groups: Vec<(Param, Range<usize>)>,
+    handles: Vec<(Param, Range<usize>)>,
     by_name: HashMap<String, usize>,
     elements: usize,
 }
@@ -267,7 +267,7 @@ impl Registry {
             self.specs.push(spec);
         }
         let param = Param { offset, shape };
-        self.groups.push((param, first..self.specs.len()));
+        self.handles.push((param, first..self.specs.len()));
         param
     }
 
@@ -303,10 +303,10 @@ impl Registry {
         }])
     }
 
-    /// Returns the values that layers read, each with its parameters.
-    pub fn groups(&self) -> impl Iterator<Item = (Param, &[ParamSpec])> {
+    /// Returns the handles, each with the parameters that it covers.
+    pub fn handles(&self) -> impl Iterator<Item = (Param, &[ParamSpec])> {
         let specs = |range: &Range<usize>| &self.specs[range.clone()];
-        self.groups
+        self.handles
             .iter()
             .map(move |(param, range)| (*param, specs(range)))
     }

@@ -94,7 +94,9 @@ impl TapProgram {
         let taps: Vec<BlockTaps> = blocks
             .iter()
             .map(|block| {
-                let (packed, spec) = block.packed_qkv.expect("no cache absorbs keys and values");
+                let (packed, spec) = block
+                    .packed_qkv
+                    .expect("q, k and v are packed without a KV cache");
                 let values = [block.input.x, block.attention, block.feed_forward];
                 BlockTaps {
                     tensor_stats: values.map(|value| ops::tensor_stats(value).id()),

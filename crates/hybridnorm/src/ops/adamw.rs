@@ -33,8 +33,7 @@ pub struct AdamW {
 /// are state.
 ///
 /// `squares` are the [squared norms](super::squared_norms) of all gradients of the step, including those
-/// that another op applies. Nothing is changed unless their global norm and every element of `guard`, the
-/// losses, are finite.
+/// that another op applies. Nothing is changed unless their global norm and all `losses` are finite.
 ///
 /// Returns (n, 2) in double precision: Euclidean norms of the update of each parameter, and of its values
 /// before; zeros if nothing was changed.
@@ -43,11 +42,11 @@ pub struct AdamW {
 /// If there is not one weight decay per parameter, or gradient, values and moments of a parameter differ in shape.
 pub fn adamw<'g>(
     op: AdamW,
-    guard: Value<'g>,
+    losses: Value<'g>,
     squares: Value<'g>,
     parameters: &[[Value<'g>; 4]],
 ) -> Value<'g> {
-    record_update(op, guard, squares, parameters)
+    record_update(op, losses, squares, parameters)
 }
 
 impl AdamW {

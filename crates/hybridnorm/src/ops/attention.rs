@@ -1,6 +1,6 @@
 //! Causal self-attention of packed queries, keys and values.
 
-use hybridnorm_kernels::attention::{self, Attention as Spec};
+use hybridnorm_kernels::attention::{self, AttentionConfig};
 
 use super::reference_math::softmax;
 use super::{BackwardContext, Io, Operation, QkvTransform};
@@ -9,17 +9,17 @@ use crate::graph::{Type, Value};
 /// Causal self-attention of packed q·k·v to the context, with the log-sum-exp of every query's logits,
 /// saved for backward.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Attention(pub(crate) Spec);
+pub struct Attention(pub(crate) AttentionConfig);
 
 /// Gradient of the packed q·k·v.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionGrad(pub(crate) Spec);
+pub struct AttentionGrad(pub(crate) AttentionConfig);
 
 /// [`QkvTransform`] and [`Attention`] in one op: normalized and rotated heads exist one tile at a time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QkvAttention {
     pub(crate) transform: QkvTransform,
-    pub(crate) attention: Spec,
+    pub(crate) attention: AttentionConfig,
 }
 
 /// Gradients of [`QkvAttention`], which recompute the normalized and rotated heads.
@@ -30,13 +30,13 @@ pub struct QkvAttentionGrad(pub(crate) QkvAttention);
 ///
 /// # Panics
 /// If the shapes are not those of the spec.
-pub fn attention(qkv_btc: Value<'_>, spec: Spec) -> Value<'_> {
+pub fn attention(qkv_btc: Value<'_>, spec: AttentionConfig) -> Value<'_> {
     let [context, _] = qkv_btc.builder().op(Attention(spec), &[qkv_btc]);
     context
 }
 
 /// Returns the types of context and log-sum-exp.
-fn outputs_of(spec: &Spec) -> Vec<Type> {
+fn outputs_of(spec: &AttentionConfig) -> Vec<Type> {
     vec![
         Type::f32([spec.batch, spec.seq, spec.heads * spec.value_dim]),
         Type::f32([spec.batch, spec.heads, spec.seq]),
@@ -44,7 +44,7 @@ fn outputs_of(spec: &Spec) -> Vec<Type> {
 }
 
 /// Returns the FLOPs of the forward pass's two matmuls, over the causal half of the logits.
-fn matmul_flops(spec: &Spec) -> u64 {
+fn matmul_flops(spec: &AttentionConfig) -> u64 {
     let pairs = spec.batch * spec.heads * spec.seq * (spec.seq + 1) / 2;
     2 * (pairs * (spec.head_dim + spec.value_dim)) as u64
 }
@@ -55,7 +55,7 @@ impl Operation for Attention {
     }
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
-        let Spec { batch, seq, heads, kv_heads, head_dim, value_dim, .. } = self.0;
+        let AttentionConfig { batch, seq, heads, kv_heads, head_dim, value_dim, .. } = self.0;
         let width = (heads + kv_heads) * head_dim + kv_heads * value_dim;
         assert_eq!(inputs[0], Type::f32([batch, seq, width]), "attention: packed q·k·v");
         outputs_of(&self.0)
@@ -213,12 +213,12 @@ impl Operation for QkvAttentionGrad {
 
 /// Offsets of queries, keys and values by head in row (b, t).
 struct HeadOffsets<'a> {
-    spec: &'a Spec,
+    spec: &'a AttentionConfig,
     width: usize,
 }
 
 impl<'a> HeadOffsets<'a> {
-    fn new(spec: &'a Spec) -> Self {
+    fn new(spec: &'a AttentionConfig) -> Self {
         let width = (spec.heads + spec.kv_heads) * spec.head_dim + spec.kv_heads * spec.value_dim;
         Self { spec, width }
     }
@@ -268,7 +268,7 @@ impl<'a> HeadOffsets<'a> {
 }
 
 /// Computes [`Attention`] in double precision.
-pub(super) fn forward(spec: &Spec, qkv: &[f64], ctx: &mut [f64], lse: &mut [f64]) {
+pub(super) fn forward(spec: &AttentionConfig, qkv: &[f64], ctx: &mut [f64], lse: &mut [f64]) {
     let at = HeadOffsets::new(spec);
     ctx.fill(0.0);
     at.for_each(|b, t, h| {
@@ -283,7 +283,7 @@ pub(super) fn forward(spec: &Spec, qkv: &[f64], ctx: &mut [f64], lse: &mut [f64]
 }
 
 /// Computes the gradient of [`forward`]'s input in double precision.
-pub(super) fn backward(spec: &Spec, qkv: &[f64], dctx: &[f64], dqkv: &mut [f64]) {
+pub(super) fn backward(spec: &AttentionConfig, qkv: &[f64], dctx: &[f64], dqkv: &mut [f64]) {
     let at = HeadOffsets::new(spec);
     dqkv.fill(0.0);
     at.for_each(|b, t, h| {
@@ -320,8 +320,8 @@ mod tests {
     use super::super::testing::{check, check_reordered, fixed_input, floats, mapped_floats};
     use super::*;
 
-    fn spec(seq: usize, value_dim: usize, softcap: Option<f32>) -> Spec {
-        Spec {
+    fn spec(seq: usize, value_dim: usize, softcap: Option<f32>) -> AttentionConfig {
+        AttentionConfig {
             batch: 2,
             seq,
             heads: 4,

@@ -1,6 +1,6 @@
 //! Statistics of attention logits, for taps: attention itself never stores the logits.
 
-use hybridnorm_kernels::attention::{self, Attention as Spec};
+use hybridnorm_kernels::attention::{self, AttentionConfig};
 
 use super::tensor_stats::max_propagating_nan;
 use super::{Io, Operation};
@@ -8,11 +8,11 @@ use crate::graph::{Type, Value};
 
 /// Max attention logit after any soft cap, and mean attention entropy.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AttentionStats(pub(crate) Spec);
+pub struct AttentionStats(pub(crate) AttentionConfig);
 
 /// Max attention logit of every query head before any soft cap.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct MaxAttentionLogits(pub(crate) Spec);
+pub struct MaxAttentionLogits(pub(crate) AttentionConfig);
 
 /// Computes the max attention logit of causal attention, after the soft cap, if any, and the mean entropy
 /// `-Σ p ln p` of its weights over sequences, heads and queries, in nats: (2) in double precision. `qkv` is packed and
@@ -22,7 +22,7 @@ pub struct MaxAttentionLogits(pub(crate) Spec);
 ///
 /// # Panics
 /// If `qkv` is not packed as in `spec`.
-pub fn attention_stats(qkv: Value<'_>, spec: Spec) -> Value<'_> {
+pub fn attention_stats(qkv: Value<'_>, spec: AttentionConfig) -> Value<'_> {
     let [found] = qkv.builder().op(AttentionStats(spec), &[qkv]);
     found
 }
@@ -35,17 +35,17 @@ pub fn attention_stats(qkv: Value<'_>, spec: Spec) -> Value<'_> {
 ///
 /// # Panics
 /// If `qkv` is not packed as in `spec`.
-pub fn max_attention_logits(qkv: Value<'_>, spec: Spec) -> Value<'_> {
+pub fn max_attention_logits(qkv: Value<'_>, spec: AttentionConfig) -> Value<'_> {
     let [maxima] = qkv.builder().op(MaxAttentionLogits(spec), &[qkv]);
     maxima
 }
 
 /// Returns the elements per position.
-fn width(spec: &Spec) -> usize {
+fn width(spec: &AttentionConfig) -> usize {
     (spec.heads + spec.kv_heads) * spec.head_dim + spec.kv_heads * spec.value_dim
 }
 
-fn check(name: &str, spec: &Spec, inputs: &[Type]) {
+fn check(name: &str, spec: &AttentionConfig, inputs: &[Type]) {
     let [qkv] = inputs else {
         panic!("{name}: expected packed queries, keys and values")
     };
@@ -60,7 +60,7 @@ fn check(name: &str, spec: &Spec, inputs: &[Type]) {
 }
 
 /// Returns `scale q k` of a query with every unmasked key.
-fn logits(spec: &Spec, qkv: &[f64], sequence: usize, head: usize, query: usize) -> Vec<f64> {
+fn logits(spec: &AttentionConfig, qkv: &[f64], sequence: usize, head: usize, query: usize) -> Vec<f64> {
     let row = |position: usize| &qkv[(sequence * spec.seq + position) * width(spec)..];
     let kv_head = head / (spec.heads / spec.kv_heads);
     let q = &row(query)[head * spec.head_dim..][..spec.head_dim];
@@ -162,8 +162,8 @@ mod tests {
     use crate::graph::Builder;
     use crate::ops::Arguments;
 
-    fn spec(batch: usize, seq: usize, heads: usize, kv_heads: usize) -> Spec {
-        Spec {
+    fn spec(batch: usize, seq: usize, heads: usize, kv_heads: usize) -> AttentionConfig {
+        AttentionConfig {
             batch,
             seq,
             heads,
@@ -181,7 +181,7 @@ mod tests {
             [(1, 1, 1, 1), (2, 7, 6, 3), (3, 33, 4, 1), (1, 261, 3, 3)]
         {
             for softcap in [None, Some(1.5)] {
-                let spec = Spec {
+                let spec = AttentionConfig {
                     softcap,
                     ..spec(batch, seq, heads, kv_heads)
                 };
@@ -195,7 +195,7 @@ mod tests {
     }
 
     /// Returns the outputs of both ops.
-    fn find(spec: Spec, qkv: TestInput) -> [Vec<f64>; 2] {
+    fn find(spec: AttentionConfig, qkv: TestInput) -> [Vec<f64>; 2] {
         let after = Executors::new(&[]).run(Arguments::default(), &[qkv], |_, _, x| {
             vec![attention_stats(x[0], spec), max_attention_logits(x[0], spec)]
         });

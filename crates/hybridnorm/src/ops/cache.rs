@@ -1,6 +1,6 @@
 //! KV cache for decoding, and attention over it. Inference-only: no gradients.
 
-use hybridnorm_kernels::attention::{self, Attention as Spec};
+use hybridnorm_kernels::attention::{self, AttentionConfig};
 use hybridnorm_kernels::cache::{self, Append};
 
 use super::reference_math::softmax;
@@ -13,7 +13,7 @@ pub struct CacheAppend(pub(crate) Append);
 
 /// Attention of new queries over a cache of keys and values; see [`cached_attention`].
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct CachedAttention(pub(crate) Spec);
+pub struct CachedAttention(pub(crate) AttentionConfig);
 
 /// Writes rows (b, t, c) to a cache (b, capacity, c), state that is updated, after the rows of past
 /// positions.
@@ -47,7 +47,7 @@ pub fn cache_append_columns<'g>(rows_btw: Value<'g>, first_column: usize, cache:
 ///
 /// # Panics
 /// If the shapes are not those of `spec`.
-pub fn cached_attention<'g>(packed_btw: Value<'g>, cache: Value<'g>, spec: Spec) -> Value<'g> {
+pub fn cached_attention<'g>(packed_btw: Value<'g>, cache: Value<'g>, spec: AttentionConfig) -> Value<'g> {
     let op = CachedAttention(spec);
     let [ctx] = packed_btw.builder().op(op, &[packed_btw, cache]);
     ctx
@@ -136,7 +136,7 @@ impl Operation for CachedAttention {
         let [packed, cache] = inputs else {
             panic!("cached attention: expected packed rows and a cache")
         };
-        let Spec {
+        let AttentionConfig {
             batch,
             seq,
             heads,
@@ -175,7 +175,7 @@ impl Operation for CachedAttention {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let Spec {
+        let AttentionConfig {
             batch,
             seq,
             heads,
@@ -273,14 +273,14 @@ mod tests {
             (form(4, 2, 5, 7), 12),
             (form(3, 3, 8, 8), 300),
             (
-                Spec {
+                AttentionConfig {
                     softcap: Some(0.6),
                     ..form(6, 2, 3, 5)
                 },
                 13,
             ),
         ] {
-            let Spec {
+            let AttentionConfig {
                 heads,
                 kv_heads,
                 head_dim,
@@ -293,7 +293,7 @@ mod tests {
             let mut executors = Executors::new(&[vec![1e3; b * capacity * c]]);
             let mut past = 0;
             for t in [capacity - 6, 1, 3, 1, 1] {
-                let spec = Spec {
+                let spec = AttentionConfig {
                     batch: b,
                     seq: t,
                     ..spec
@@ -321,7 +321,7 @@ mod tests {
         let (b, t, c, capacity) = (2, 3, 4, 5);
         let ty = Type::f32([b, capacity, c]);
         let mut executors = Executors::new(&[vec![0.0; 2 * ty.elements()]]);
-        let spec = Spec {
+        let spec = AttentionConfig {
             batch: b,
             seq: t,
             ..form(2, 1, 2, 2)
@@ -338,8 +338,8 @@ mod tests {
         });
     }
 
-    fn form(heads: usize, kv_heads: usize, head_dim: usize, value_dim: usize) -> Spec {
-        Spec {
+    fn form(heads: usize, kv_heads: usize, head_dim: usize, value_dim: usize) -> AttentionConfig {
+        AttentionConfig {
             batch: 1,
             seq: 1,
             heads,

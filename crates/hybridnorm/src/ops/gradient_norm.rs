@@ -44,13 +44,13 @@ impl Operation for SquaredNorms {
     }
 }
 
-/// Checks the inputs that optimizer ops share: the guard (values that must be finite for the update: the losses),
-/// squared norms, a gradient per parameter, and `states` values per parameter, with the shape of its gradient.
+/// Checks the inputs that optimizer ops share: losses (which must be finite for the update), squared norms,
+/// a gradient per parameter, and `states` values per parameter, with the shape of its gradient.
 pub(super) fn check_parameters(name: &str, inputs: &[Type], parameters: usize, states: usize) {
-    let [guard, squares, values @ ..] = inputs else {
-        panic!("{name}: expected a guard and squared norms")
+    let [losses, squares, values @ ..] = inputs else {
+        panic!("{name}: expected losses and squared norms")
     };
-    assert_eq!(guard.dtype, DType::F32, "{name}: element type of the guard");
+    assert_eq!(losses.dtype, DType::F32, "{name}: element type of the losses");
     assert_eq!(
         squares.dtype,
         DType::F64,
@@ -69,18 +69,18 @@ pub(super) fn check_parameters(name: &str, inputs: &[Type], parameters: usize, s
     }
 }
 
-/// Records an update of parameters, each given by its gradient and N - 1 states: the op's inputs are the guard, the
+/// Records an update of parameters, each given by its gradient and N - 1 states: the op's inputs are the losses, the
 /// squared norms, all gradients, then the first state of every parameter, then the second, ... Returns the norms of
 /// updates and of parameters.
 pub(super) fn record_update<'g, const N: usize>(
     op: impl Into<Op>,
-    guard: Value<'g>,
+    losses: Value<'g>,
     squares: Value<'g>,
     parameters: &[[Value<'g>; N]],
 ) -> Value<'g> {
     let parameters = (0..N).flat_map(|part| parameters.iter().map(move |parameter| parameter[part]));
-    let inputs: Vec<Value> = [guard, squares].into_iter().chain(parameters).collect();
-    let [norms] = guard.builder().op(op, &inputs);
+    let inputs: Vec<Value> = [losses, squares].into_iter().chain(parameters).collect();
+    let [norms] = losses.builder().op(op, &inputs);
     norms
 }
 
@@ -102,11 +102,11 @@ pub(super) fn states_by_parameter<'a, T, const N: usize>(
     (0..parameters).map(|_| next()).collect()
 }
 
-/// Returns the global norm of all gradients; `None`, so that nothing is updated, if it or an element of the
-/// guard is not finite.
-pub(super) fn finite_norm<T: Copy + Into<f64>>(guard: &[T], squares: &[f64]) -> Option<f64> {
+/// Returns the global norm of all gradients; `None`, so that nothing is updated, if it or one of the
+/// losses is not finite.
+pub(super) fn finite_norm<T: Copy + Into<f64>>(losses: &[T], squares: &[f64]) -> Option<f64> {
     let norm = squares.iter().sum::<f64>().sqrt();
-    let is_finite = guard.iter().all(|&x| x.into().is_finite());
+    let is_finite = losses.iter().all(|&x| x.into().is_finite());
     (is_finite && norm.is_finite()).then_some(norm)
 }
 

@@ -4,7 +4,7 @@
 //!
 //! Shape suffixes: l width of the key/value latent, r rotated channels.
 
-use hybridnorm_kernels::attention::{self, LatentAttention as Spec};
+use hybridnorm_kernels::attention::{self, LatentAttentionConfig};
 use hybridnorm_kernels::latent::{self, LatentHeads};
 
 use super::cache::weights;
@@ -22,7 +22,7 @@ pub struct AbsorbQueries {
 
 /// Attention of absorbed queries over a cache of latents; see [`latent_attention`].
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct LatentAttention(pub(crate) Spec);
+pub struct LatentAttention(pub(crate) LatentAttentionConfig);
 
 /// Context heads from latent context: applies the absorbed value up-projection; see [`project_latent_context`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -66,7 +66,7 @@ pub fn absorbed_queries<'g>(
 ///
 /// # Panics
 /// If the shapes are not those of `spec`.
-pub fn latent_attention<'g>(queries: Value<'g>, cache: Value<'g>, spec: Spec) -> Value<'g> {
+pub fn latent_attention<'g>(queries: Value<'g>, cache: Value<'g>, spec: LatentAttentionConfig) -> Value<'g> {
     let [ctx] = queries
         .builder()
         .op(LatentAttention(spec), &[queries, cache]);
@@ -172,7 +172,7 @@ impl Operation for LatentAttention {
         let [queries, cache] = inputs else {
             panic!("latent attention: expected queries and a cache")
         };
-        let Spec {
+        let LatentAttentionConfig {
             batch,
             seq,
             heads,
@@ -203,7 +203,7 @@ impl Operation for LatentAttention {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let Spec {
+        let LatentAttentionConfig {
             batch,
             seq,
             heads,
@@ -316,8 +316,8 @@ mod tests {
         ),
     ];
 
-    fn spec(batch: usize, seq: usize, latent: usize, heads: LatentHeads, softcap: Option<f32>) -> Spec {
-        Spec {
+    fn spec(batch: usize, seq: usize, latent: usize, heads: LatentHeads, softcap: Option<f32>) -> LatentAttentionConfig {
+        LatentAttentionConfig {
             batch,
             seq,
             heads: heads.heads,
@@ -371,7 +371,7 @@ mod tests {
     }
 
     /// Computes plain causal attention of packed rows of one sequence.
-    fn causal(packed: &[f64], heads: &LatentHeads, spec: &Spec) -> Vec<f64> {
+    fn causal(packed: &[f64], heads: &LatentHeads, spec: &LatentAttentionConfig) -> Vec<f64> {
         let (d, h, value) = (heads.head_dim(), heads.heads, heads.value);
         let rows: Vec<&[f64]> = packed.chunks(h * (2 * d + value)).collect();
         let mut ctx = Vec::new();
@@ -406,7 +406,7 @@ mod tests {
         kv_up: Type,
         projection_values: &[f64],
         given: &[TestInput; 3],
-        whole: &Spec,
+        whole: &LatentAttentionConfig,
         heads: &LatentHeads,
     ) -> (Vec<Vec<f64>>, Vec<f64>) {
         let mut session = Session::reference(&[projection_values.to_vec()]);

@@ -45,8 +45,7 @@ pub struct MuonParameter {
 /// Updates n parameters: gradient, values and momentum of each, of equal shape; the last two are state.
 ///
 /// `squares` are the [squared norms](super::squared_norms) of all gradients of the step, including those
-/// that another op applies. Nothing is changed unless their global norm and every element of `guard`, the
-/// losses, are finite.
+/// that another op applies. Nothing is changed unless their global norm and all `losses` are finite.
 ///
 /// Returns (n, 2) in double precision: Euclidean norms of the update of each parameter, and of its values
 /// before; zeros if nothing was changed.
@@ -56,11 +55,11 @@ pub struct MuonParameter {
 /// shape, or a parameter does not consist of its matrices.
 pub fn muon<'g>(
     op: Muon,
-    guard: Value<'g>,
+    losses: Value<'g>,
     squares: Value<'g>,
     parameters: &[[Value<'g>; 3]],
 ) -> Value<'g> {
-    record_update(op, guard, squares, parameters)
+    record_update(op, losses, squares, parameters)
 }
 
 impl Muon {
@@ -161,7 +160,7 @@ impl Operation for Muon {
             lr: io.arguments().lr,
             momentum: self.momentum,
             nesterov: self.nesterov,
-            steps: self.iterations,
+            iterations: self.iterations,
             clip_coefficient: adamw::clip_coefficient(self.max_grad_norm, norm) as f32,
         };
         let parameters = states_by_parameter(io, self.parameters.len()).into_iter().zip(&self.parameters);
@@ -271,7 +270,7 @@ mod tests {
 
     /// Runs steps with these factors of the gradients on parameters and moments in one buffer. The last
     /// input, (3, 7), is the gradient of a parameter that AdamW updates.
-    fn steps(op: &Muon, factors: &[f64], guards: &[f64]) -> Vec<RunResult> {
+    fn steps(op: &Muon, factors: &[f64], losses: &[f64]) -> Vec<RunResult> {
         let shapes = op
             .parameters
             .iter()
@@ -280,7 +279,7 @@ mod tests {
         let total = shapes.iter().map(|[rows, columns]| rows * columns).sum();
         let state = [numbers(1, total), vec![0.0; total], vec![0.0; 3 * 7]];
         let mut executors = Executors::new(&state);
-        let mut run = |step: u64, factor: f64, guard: f64| {
+        let mut run = |step: u64, factor: f64, loss: f64| {
             let arguments = Arguments {
                 lr: 0.02 / step as f64,
                 step,
@@ -288,12 +287,12 @@ mod tests {
             };
             let gradients = (10 * step..).zip(&shapes);
             let gradients = gradients.map(|(seed, shape)| mapped_floats(seed, *shape, |x| factor * x));
-            let guard = mapped_floats(step, [1], |_| guard);
-            let given: Vec<TestInput> = [guard].into_iter().chain(gradients).collect();
+            let loss = mapped_floats(step, [1], |_| loss);
+            let given: Vec<TestInput> = [loss].into_iter().chain(gradients).collect();
             executors.run(arguments, &given, |g, buffers, x| record(op, g, buffers, x)).cpu
         };
-        let each = (1..).zip(factors.iter().zip(guards));
-        each.map(|(step, (factor, guard))| run(step, *factor, *guard)).collect()
+        let each = (1..).zip(factors.iter().zip(losses));
+        each.map(|(step, (factor, loss))| run(step, *factor, *loss)).collect()
     }
 
     /// Updates parameters with Muon and the last one with AdamW.
@@ -364,8 +363,8 @@ mod tests {
     #[test]
     fn non_finite_gradients_skip_the_update() {
         for broken in [f64::NAN, f64::INFINITY] {
-            for (factor, guard) in [(broken, 1.0), (1.0, broken)] {
-                let after = steps(&rule(0.5), &[1.0, factor], &[1.0, guard]);
+            for (factor, loss) in [(broken, 1.0), (1.0, broken)] {
+                let after = steps(&rule(0.5), &[1.0, factor], &[1.0, loss]);
                 assert_eq!(after[0].buffers, after[1].buffers);
                 assert!(after[1].outputs.concat().iter().all(|x| *x == 0.0));
             }

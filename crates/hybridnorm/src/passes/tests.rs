@@ -1,7 +1,7 @@
 //! Tests of passes: graphs with fusion and recomputation against plain ones.
 
 use hybridnorm_kernels::activation::Activation;
-use hybridnorm_kernels::attention::Attention;
+use hybridnorm_kernels::attention::AttentionConfig;
 use hybridnorm_kernels::norm::{Gain, NormConfig, NormFn};
 
 use super::gradients;
@@ -175,7 +175,7 @@ fn logits_that_are_read_besides_the_loss_stay() {
 #[test]
 fn accumulation_of_a_tap_runs_right_after_it() {
     let (heads, positions) = (6, ROWS);
-    let spec = Attention {
+    let spec = AttentionConfig {
         batch: 1,
         seq: positions,
         heads,

@@ -1,7 +1,7 @@
 //! Tests of plans.
 
 use hybridnorm_kernels::activation::Activation;
-use hybridnorm_kernels::attention::Attention;
+use hybridnorm_kernels::attention::AttentionConfig;
 use hybridnorm_kernels::norm::{Gain, NormConfig, NormFn};
 use hybridnorm_kernels::qkv::{QkOrder, QkvTransform};
 use proptest::prelude::*;
@@ -44,7 +44,7 @@ const TRANSFORM: QkvTransform = QkvTransform {
     clip: None,
 };
 
-const ATTENTION: Attention = Attention {
+const ATTENTION: AttentionConfig = AttentionConfig {
     batch: 1,
     seq: SEQ,
     heads: 2,

@@ -43,14 +43,14 @@ pub(super) fn build_pass<'g>(
     let ids = Decoder::tokens(g, "ids", batch, seq);
     let targets = Decoder::tokens(g, "targets", batch, seq);
     let losses = decoder.losses(ids, targets, divisor);
-    let groups = decoder.registry().groups();
-    let groups: Vec<_> = groups
+    let handles = decoder.registry().handles();
+    let handles: Vec<_> = handles
         .filter(|(_, specs)| specs[0].role.is_trained())
         .collect();
-    let values: Vec<Value> = groups.iter().map(|(param, _)| param.value(g)).collect();
+    let values: Vec<Value> = handles.iter().map(|(param, _)| param.value(g)).collect();
     let found = passes::gradients(losses.objective, &values);
     let mut gradients = Vec::new();
-    for ((_, specs), gradient) in groups.into_iter().zip(found) {
+    for ((_, specs), gradient) in handles.into_iter().zip(found) {
         let gradient = gradient.ok_or_else(|| {
             Error::External(format!(
                 "no gradient for {}; this is a bug in hybridnorm",

@@ -2,7 +2,7 @@
 
 use super::forward::{load_queries, tile_of};
 use super::head_rows::{self, HeadRows};
-use super::{Attention, KEY_TILE, QUERY_TILE, QkvLayout};
+use super::{AttentionConfig, KEY_TILE, QUERY_TILE, QkvLayout};
 use crate::math::{exp_bounded, tanh};
 use crate::panels::{
     ActiveRegion, LhsLayout, PANEL, PackedMatmul, PanelRow, Rows, pack, pack_transposed, panels,
@@ -14,7 +14,7 @@ use rayon::prelude::*;
 /// Computes the gradient of [`forward`](super::forward): `dqkv`, shaped like `qkv`, from its inputs and
 /// outputs and `dctx`, shaped like `ctx`.
 pub fn backward(
-    a: &Attention,
+    a: &AttentionConfig,
     qkv: &[f32],
     ctx: &[f32],
     lse: &[f32],
@@ -37,7 +37,7 @@ pub fn backward(
     reason = "inputs, outputs and gradients of the forward pass"
 )]
 pub fn backward_transformed(
-    a: &Attention,
+    a: &AttentionConfig,
     p: &BoundQkvTransform,
     qkv: &[f32],
     ctx: &[f32],
@@ -68,7 +68,7 @@ struct Inputs<'a> {
 
 impl Inputs<'_> {
     /// Writes `dqkv` and returns each task's partial gradients of the norm parameters.
-    fn run(&self, name: &str, a: &Attention, dqkv: &mut [f32]) -> Vec<[Vec<f32>; 3]> {
+    fn run(&self, name: &str, a: &AttentionConfig, dqkv: &mut [f32]) -> Vec<[Vec<f32>; 3]> {
         a.check_packed(name, self.layout.queries, self.ctx, self.lse);
         assert_eq!(
             self.dctx.len(),
@@ -112,7 +112,7 @@ struct GroupGradient<'a> {
     v: Vec<&'a mut [f32]>,
 }
 
-fn split_gradient<'a>(a: &Attention, dqkv: &'a mut [f32]) -> Vec<GroupGradient<'a>> {
+fn split_gradient<'a>(a: &AttentionConfig, dqkv: &'a mut [f32]) -> Vec<GroupGradient<'a>> {
     let shared = a.heads / a.kv_heads;
     let mut groups: Vec<GroupGradient> = (0..a.batch * a.kv_heads)
         .map(|_| GroupGradient {
@@ -163,7 +163,7 @@ struct BackwardScratch {
 }
 
 /// Returns the bytes of a [`BackwardScratch`].
-pub(super) fn scratch_bytes(a: &Attention) -> usize {
+pub(super) fn scratch_bytes(a: &AttentionConfig) -> usize {
     let (seq, d, e) = (a.seq, a.head_dim, a.value_dim);
     let (queries, keys) = (QUERY_TILE.min(seq), KEY_TILE.min(seq));
     let packed = panels(seq) * (d + e) + seq * panels(d) + queries * (panels(d) + panels(e));
@@ -172,7 +172,7 @@ pub(super) fn scratch_bytes(a: &Attention) -> usize {
 }
 
 impl BackwardScratch {
-    fn new(a: &Attention, layout: &QkvLayout) -> Self {
+    fn new(a: &AttentionConfig, layout: &QkvLayout) -> Self {
         let (seq, d, e) = (a.seq, a.head_dim, a.value_dim);
         let (queries, keys) = (QUERY_TILE.min(seq), KEY_TILE.min(seq));
         let zero = [0.0; PANEL];
@@ -194,7 +194,7 @@ impl BackwardScratch {
         }
     }
 
-    fn pack(&mut self, a: &Attention, k: &HeadRows, v: &HeadRows) {
+    fn pack(&mut self, a: &AttentionConfig, k: &HeadRows, v: &HeadRows) {
         let (d, e) = (a.head_dim, a.value_dim);
         for start in (0..a.seq).step_by(KEY_TILE) {
             let n = KEY_TILE.min(a.seq - start);
@@ -215,7 +215,7 @@ impl Inputs<'_> {
     /// Computes the gradients of one group; returns its partial gradients of the norm parameters.
     fn backward_group(
         &self,
-        a: &Attention,
+        a: &AttentionConfig,
         group: &Group,
         mut gradient: GroupGradient,
         scratch: &mut BackwardScratch,
@@ -308,7 +308,7 @@ impl KeyTile {
 }
 
 /// Writes the tile's `dq`, without the factor `scale`, and adds its contribution to `dk` and `dv`.
-fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch) {
+fn backward_tile(a: &AttentionConfig, tile: &QueryTile, scratch: &mut BackwardScratch) {
     let n = tile.lse.len();
     let visible = tile.first + n;
     scratch.load_tile(a, tile);
@@ -346,7 +346,7 @@ fn backward_tile(a: &Attention, tile: &QueryTile, scratch: &mut BackwardScratch)
 impl BackwardScratch {
     /// Loads and packs the queries of a tile and the gradient of their context.
     #[inline(always)]
-    fn load_tile(&mut self, a: &Attention, tile: &QueryTile) {
+    fn load_tile(&mut self, a: &AttentionConfig, tile: &QueryTile) {
         let (n, d, e) = (tile.lse.len(), a.head_dim, a.value_dim);
         let queries = &mut self.q[..n * d];
         load_queries(a, &tile.q, tile.first, queries, &mut self.by_row);
@@ -360,7 +360,7 @@ impl BackwardScratch {
 
     /// Returns sum_j p_ij dp_ij of each query, which equals the dot product of its context with the gradient of it.
     #[inline(always)]
-    fn deltas(&self, a: &Attention, tile: &QueryTile) -> [f32; QUERY_TILE] {
+    fn deltas(&self, a: &AttentionConfig, tile: &QueryTile) -> [f32; QUERY_TILE] {
         let (n, e) = (tile.lse.len(), a.value_dim);
         let dctx = Rows {
             data: &self.dctx,
@@ -380,7 +380,7 @@ impl BackwardScratch {
 
     /// Computes the products of queries and keys (`p`), and of the gradient of the context and values (`ds`).
     #[inline(always)]
-    fn multiply_by_keys_and_values(&mut self, a: &Attention, n: usize, keys: &KeyTile) {
+    fn multiply_by_keys_and_values(&mut self, a: &AttentionConfig, n: usize, keys: &KeyTile) {
         let (d, e) = (a.head_dim, a.value_dim);
         let KeyTile { start, count, .. } = *keys;
         let tile_panels = start / PANEL..start / PANEL + panels(count);
@@ -411,7 +411,7 @@ impl BackwardScratch {
 
     /// Adds the contribution of a tile to `dk` and `dv`.
     #[inline(always)]
-    fn add_key_and_value_gradients(&mut self, a: &Attention, n: usize, keys: &KeyTile) {
+    fn add_key_and_value_gradients(&mut self, a: &AttentionConfig, n: usize, keys: &KeyTile) {
         let (d, e) = (a.head_dim, a.value_dim);
         let KeyTile { start, count, .. } = *keys;
         for (left, right, width, out) in [
@@ -441,7 +441,7 @@ impl BackwardScratch {
 
     /// Adds the contribution of a tile of keys to `dq`; that of the first one overwrites it.
     #[inline(always)]
-    fn add_query_gradients(&mut self, a: &Attention, n: usize, keys: &KeyTile) {
+    fn add_query_gradients(&mut self, a: &AttentionConfig, n: usize, keys: &KeyTile) {
         let d = a.head_dim;
         let KeyTile { start, count, .. } = *keys;
         PackedMatmul {

@@ -1,7 +1,7 @@
 //! Forward pass of attention, tile by tile.
 
 use super::head_rows::{self, HeadRows};
-use super::{Attention, KEY_TILE, QUERY_TILE, QkvLayout};
+use super::{AttentionConfig, KEY_TILE, QUERY_TILE, QkvLayout};
 use crate::math::{exp_bounded, tanh};
 use crate::panels::{
     ActiveRegion, LhsLayout, PANEL, PackedMatmul, PanelRow, Rows, pack, pack_transposed, panels,
@@ -14,7 +14,7 @@ const SPAN: usize = 512;
 
 /// Runs one task per sequence, key head and span of queries.
 pub(super) fn attend(
-    a: &Attention,
+    a: &AttentionConfig,
     layout: &QkvLayout,
     past: usize,
     ctx: &mut [f32],
@@ -57,7 +57,7 @@ struct Outputs<'a> {
 
 /// Splits the outputs into those of each task, in the order (batch, key head, span).
 fn split_outputs<'a>(
-    a: &Attention,
+    a: &AttentionConfig,
     spans: usize,
     ctx: &'a mut [f32],
     lse: &'a mut [f32],
@@ -109,7 +109,7 @@ struct Scratch {
 }
 
 /// Returns the bytes of a [`Scratch`] with all keys and values of a sequence.
-pub(super) fn scratch_bytes(a: &Attention) -> usize {
+pub(super) fn scratch_bytes(a: &AttentionConfig) -> usize {
     let (seq, d, e) = (a.seq, a.head_dim, a.value_dim);
     let (queries, keys) = (QUERY_TILE.min(seq), KEY_TILE.min(seq));
     let packed = panels(seq) * d + seq * panels(e);
@@ -118,7 +118,7 @@ pub(super) fn scratch_bytes(a: &Attention) -> usize {
 }
 
 impl Scratch {
-    fn new(a: &Attention, layout: &QkvLayout) -> Self {
+    fn new(a: &AttentionConfig, layout: &QkvLayout) -> Self {
         Scratch {
             by_row: head_rows::Scratch::new(a.head_dim, layout.transform),
             ..Scratch::default()
@@ -126,7 +126,7 @@ impl Scratch {
     }
 
     /// Packs the first `visible` keys and values.
-    fn pack(&mut self, a: &Attention, k: &HeadRows, v: &HeadRows, visible: usize) {
+    fn pack(&mut self, a: &AttentionConfig, k: &HeadRows, v: &HeadRows, visible: usize) {
         let (d, e) = (a.head_dim, a.value_dim);
         let (queries, keys) = (QUERY_TILE.min(a.seq), KEY_TILE.min(visible));
         self.keys.resize(panels(visible) * d, [0.0; PANEL]);
@@ -157,9 +157,9 @@ pub(super) fn tile_of(packed: &[PanelRow], n: usize, start: usize, width: usize)
     &packed[start * panels(width)..][..KEY_TILE.min(n - start) * panels(width)]
 }
 
-/// Loads transformed queries times [`Attention::logit_scale`].
+/// Loads transformed queries times [`AttentionConfig::logit_scale`].
 pub(super) fn load_queries(
-    a: &Attention,
+    a: &AttentionConfig,
     q: &HeadRows,
     first: usize,
     out: &mut [f32],
@@ -173,7 +173,7 @@ pub(super) fn load_queries(
 /// Computes the context of up to `QUERY_TILE` queries from number `first` on and writes it to the rows of
 /// `ctx`; query i attends to `past + i + 1` keys.
 fn attend_tile<'a>(
-    a: &Attention,
+    a: &AttentionConfig,
     q: &HeadRows,
     first: usize,
     past: usize,
@@ -240,7 +240,7 @@ impl Scratch {
     #[inline(always)]
     fn update_softmax(
         &mut self,
-        a: &Attention,
+        a: &AttentionConfig,
         n: usize,
         start: usize,
         count: usize,

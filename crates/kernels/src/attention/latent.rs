@@ -2,7 +2,7 @@
 //! channels as values (multi-head latent attention with absorbed projections, DeepSeek-V2,
 //! arXiv 2405.04434, section 2.1.2).
 
-use super::{Attention, HeadOffsets, QkvLayout, capacity, forward};
+use super::{AttentionConfig, HeadOffsets, QkvLayout, capacity, forward};
 use crate::math::{exp, tanh};
 use crate::simd::{AccumulateRows, DotProducts, SimdKernel, dispatch, map_sum, max, run_simd};
 use pulp::Simd;
@@ -17,7 +17,7 @@ const MAX_HEADS_PER_GROUP: usize = 4;
 
 /// Shape and parameters of attention to a latent cache.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LatentAttention {
+pub struct LatentAttentionConfig {
     /// Sequences.
     pub batch: usize,
     /// New positions per sequence.
@@ -39,9 +39,9 @@ pub struct LatentAttention {
 /// `q` (batch, new, heads * (latent + rope)) holds absorbed and rotated queries; `cache` (batch,
 /// capacity, latent + rope), rows `[latent | rotated key]`, already holds the new rows. New query i
 /// attends to the cache rows `0..=past + i`. `ctx` is (batch, new, heads * latent); `scratch` has at
-/// least [`LatentAttention::scratch_len`] elements for the past and new positions.
+/// least [`LatentAttentionConfig::scratch_len`] elements for the past and new positions.
 pub fn cached_latent(
-    a: &LatentAttention,
+    a: &LatentAttentionConfig,
     q: &[f32],
     cache: &[f32],
     past: usize,
@@ -49,7 +49,7 @@ pub fn cached_latent(
     scratch: &mut [f32],
 ) {
     let name = "attention::cached_latent";
-    let LatentAttention {
+    let LatentAttentionConfig {
         batch,
         seq,
         heads,
@@ -82,7 +82,7 @@ pub fn cached_latent(
     }
 }
 
-impl LatentAttention {
+impl LatentAttentionConfig {
     /// Returns the values per query head, and per row of the cache.
     fn width(&self) -> usize {
         self.latent + self.rope
@@ -108,7 +108,7 @@ impl LatentAttention {
 
 /// Runs the forward pass with groups of heads that share keys and values. `lse` is (batch, heads, seq).
 fn attend_tiled(
-    a: &LatentAttention,
+    a: &LatentAttentionConfig,
     q: &[f32],
     cache: &[f32],
     capacity: usize,
@@ -117,7 +117,7 @@ fn attend_tiled(
     lse: &mut [f32],
 ) {
     let shared = (1..=MAX_HEADS_PER_GROUP).rfind(|n| a.heads.is_multiple_of(*n));
-    let form = Attention {
+    let form = AttentionConfig {
         batch: a.batch,
         seq: a.seq,
         heads: a.heads,
@@ -144,7 +144,7 @@ fn attend_tiled(
 /// Runs one task per query and [`POSITIONS`] cache rows, each for all heads, and then merges the partial
 /// softmaxes of each head. `partials` holds the partial result of each task.
 fn attend_per_query(
-    a: &LatentAttention,
+    a: &LatentAttentionConfig,
     q: &[f32],
     cache: &[f32],
     capacity: usize,
@@ -152,7 +152,7 @@ fn attend_per_query(
     ctx: &mut [f32],
     partials: &mut [f32],
 ) {
-    let LatentAttention {
+    let LatentAttentionConfig {
         seq, heads, latent, ..
     } = *a;
     let width = a.width();
@@ -224,7 +224,7 @@ fn merge<'a>(
 
 /// Attention of all heads of a sequence to a span of cache rows.
 struct Span<'a> {
-    a: &'a LatentAttention,
+    a: &'a LatentAttentionConfig,
     q: &'a [f32],
     rows: &'a [f32],
     /// Logits of each head for the rows, replaced by their exponentials.
@@ -307,7 +307,7 @@ impl Span<'_> {
     /// Replaces products by exponentials of the logits, minus the maximum of each head.
     #[inline(always)]
     fn exponentials(&mut self) {
-        let LatentAttention { scale, softcap, .. } = *self.a;
+        let LatentAttentionConfig { scale, softcap, .. } = *self.a;
         let scale = scale / softcap.unwrap_or(1.0);
         let heads = self
             .logits

@@ -1,6 +1,6 @@
 //! Attention of a single new query to a cache, whose keys and values are read without packing.
 
-use super::{Attention, QkvLayout};
+use super::{AttentionConfig, QkvLayout};
 use crate::math::{exp, tanh};
 use crate::simd::{dispatch, dots, map_sum, max};
 use rayon::prelude::*;
@@ -9,7 +9,7 @@ use rayon::prelude::*;
 const ROWS_AT_ONCE: usize = 4;
 
 /// Runs one task per sequence and query head; the query of each sequence attends to `past + 1` keys.
-pub(super) fn attend(a: &Attention, layout: &QkvLayout, past: usize, ctx: &mut [f32]) {
+pub(super) fn attend(a: &AttentionConfig, layout: &QkvLayout, past: usize, ctx: &mut [f32]) {
     let (d, e) = (a.head_dim, a.value_dim);
     ctx.par_chunks_exact_mut(e).enumerate().for_each_init(
         || vec![0.0; past + 1],

@@ -1,6 +1,6 @@
 //! Statistics of the attention logits, which attention itself never stores.
 
-use super::{Attention, KEY_TILE, QUERY_TILE, QkvLayout};
+use super::{AttentionConfig, KEY_TILE, QUERY_TILE, QkvLayout};
 use crate::math::{exp, tanh};
 use crate::panels::{ActiveRegion, LhsLayout, PANEL, PackedMatmul, pack_transposed, panels};
 use crate::simd::{dispatch, dots, larger_or_nan, map_sum, max, nan_max};
@@ -23,7 +23,7 @@ pub struct AttentionStats {
 
 /// Computes the statistics for packed and transformed `qkv`, as [`super::forward`] reads it. For
 /// inspection, not for training: it is as slow as a plain loop. Both are NaN if a logit is not finite.
-pub fn attention_stats(a: &Attention, qkv: &[f32]) -> AttentionStats {
+pub fn attention_stats(a: &AttentionConfig, qkv: &[f32]) -> AttentionStats {
     a.check_qkv("attention::attention_stats", qkv);
     let layout = a.packed(qkv, None);
     let heads: Vec<AttentionStats> = (0..a.batch * a.heads)
@@ -41,7 +41,7 @@ pub fn attention_stats(a: &Attention, qkv: &[f32]) -> AttentionStats {
 }
 
 /// Returns the max attention logit of a head, and the sum of its queries' entropies.
-fn of_head(a: &Attention, layout: &QkvLayout, b: usize, h: usize) -> AttentionStats {
+fn of_head(a: &AttentionConfig, layout: &QkvLayout, b: usize, h: usize) -> AttentionStats {
     let d = a.head_dim;
     let [k, _] = layout
         .keys_and_values(a, b, h / (a.heads / a.kv_heads))
@@ -90,7 +90,7 @@ fn of_head(a: &Attention, layout: &QkvLayout, b: usize, h: usize) -> AttentionSt
 /// Returns the max attention logit of each query head: the largest `scale q k` over all sequences and
 /// unmasked keys, before the soft cap; `qkv` is packed and transformed, as [`super::forward`] reads it.
 /// NaN for a head with a NaN logit, negative infinity without logits.
-pub fn max_attention_logits(a: &Attention, qkv: &[f32]) -> Vec<f32> {
+pub fn max_attention_logits(a: &AttentionConfig, qkv: &[f32]) -> Vec<f32> {
     a.check_qkv("attention::max_attention_logits", qkv);
     let layout = a.packed(qkv, None);
     let shared = a.heads / a.kv_heads;
@@ -114,7 +114,7 @@ pub fn max_attention_logits(a: &Attention, qkv: &[f32]) -> Vec<f32> {
 
 /// Returns the largest `scale q k` of a span of queries, for each of the heads that share keys.
 fn span_maxima(
-    a: &Attention,
+    a: &AttentionConfig,
     layout: &QkvLayout,
     b: usize,
     kv_head: usize,

@@ -11,7 +11,7 @@ mod transform;
 /// Computes the context of queries at positions `past..past + new` of each sequence, by definition.
 /// `q`, `k` and `v` return the channels of a head at (sequence, position, head).
 fn naive<'a>(
-    a: &Attention,
+    a: &AttentionConfig,
     past: usize,
     q: impl Fn(usize, usize, usize) -> &'a [f64],
     k: impl Fn(usize, usize, usize) -> &'a [f64],
@@ -40,7 +40,7 @@ fn naive<'a>(
     ctx
 }
 
-fn naive_packed(a: &Attention, qkv: &[f64]) -> Vec<f64> {
+fn naive_packed(a: &AttentionConfig, qkv: &[f64]) -> Vec<f64> {
     let (d, e) = (a.head_dim, a.value_dim);
     let part = |first: usize, width: usize| {
         move |b: usize, t: usize, h: usize| {
@@ -51,7 +51,7 @@ fn naive_packed(a: &Attention, qkv: &[f64]) -> Vec<f64> {
     naive(a, 0, q, k, part((a.heads + a.kv_heads) * d, e))
 }
 
-fn run(a: &Attention, qkv: &[f32], dctx: &[f32]) -> [Vec<f32>; 3] {
+fn run(a: &AttentionConfig, qkv: &[f32], dctx: &[f32]) -> [Vec<f32>; 3] {
     let mut ctx = vec![f32::NAN; a.batch * a.seq * a.heads * a.value_dim];
     let mut lse = vec![f32::NAN; a.batch * a.seq * a.heads];
     let mut dqkv = vec![f32::NAN; qkv.len()];
@@ -60,7 +60,7 @@ fn run(a: &Attention, qkv: &[f32], dctx: &[f32]) -> [Vec<f32>; 3] {
     [ctx, lse, dqkv]
 }
 
-fn random(a: &Attention, seed: u64) -> (Vec<f32>, Vec<f32>) {
+fn random(a: &AttentionConfig, seed: u64) -> (Vec<f32>, Vec<f32>) {
     let mut rng = Rng::new(seed);
     let rows = a.batch * a.seq;
     (
@@ -69,14 +69,14 @@ fn random(a: &Attention, seed: u64) -> (Vec<f32>, Vec<f32>) {
     )
 }
 
-fn check(a: &Attention, seed: u64) {
+fn check(a: &AttentionConfig, seed: u64) {
     let (qkv, dctx) = random(a, seed);
     let [ctx, _, dqkv] = run(a, &qkv, &dctx);
     all_close(&ctx, &naive_packed(a, &to_f64(&qkv)), 3e-6);
     check_gradient(|x| dot_f64(&naive_packed(a, x), &dctx), &qkv, &dqkv, 2e-5);
 }
 
-const SMALL: Attention = Attention {
+const SMALL: AttentionConfig = AttentionConfig {
     batch: 1,
     seq: 8,
     heads: 2,
@@ -95,7 +95,7 @@ proptest! {
         head_dim in 1usize..12, value_dim in 1usize..20, scale in 0.2f32..1.0,
         softcap in prop::sample::select(vec![None, Some(2.0f32)]), seed in any::<u64>(),
     ) {
-        check(&Attention { batch, seq, heads: kv_heads * shared, kv_heads, head_dim, value_dim, scale, softcap }, seed);
+        check(&AttentionConfig { batch, seq, heads: kv_heads * shared, kv_heads, head_dim, value_dim, scale, softcap }, seed);
     }
 }
 
@@ -117,7 +117,7 @@ fn sequences_around_the_tile_sizes_match_the_reference() {
             (Some(1.5), 5, 19),
         ] {
             check(
-                &Attention {
+                &AttentionConfig {
                     seq,
                     softcap,
                     head_dim,
@@ -132,7 +132,7 @@ fn sequences_around_the_tile_sizes_match_the_reference() {
 
 #[test]
 fn sequences_longer_than_a_task_match_the_reference() {
-    let a = Attention {
+    let a = AttentionConfig {
         seq: 600,
         heads: 4,
         kv_heads: 2,
@@ -147,7 +147,7 @@ fn sequences_longer_than_a_task_match_the_reference() {
 
 #[test]
 fn queries_do_not_attend_to_later_positions() {
-    let a = Attention { seq: 150, ..SMALL };
+    let a = AttentionConfig { seq: 150, ..SMALL };
     let (qkv, dctx) = random(&a, 91);
     let [ctx, ..] = run(&a, &qkv, &dctx);
     let mut changed = qkv.clone();
@@ -161,7 +161,7 @@ fn queries_do_not_attend_to_later_positions() {
 
 #[test]
 fn large_scores_do_not_overflow() {
-    let a = Attention {
+    let a = AttentionConfig {
         seq: 300,
         scale: 1e4,
         ..SMALL
@@ -171,7 +171,7 @@ fn large_scores_do_not_overflow() {
 }
 
 /// Returns a cache with the keys and values of packed rows, and spare capacity.
-fn cache_of(a: &Attention, qkv: &[f32], capacity: usize) -> Vec<f32> {
+fn cache_of(a: &AttentionConfig, qkv: &[f32], capacity: usize) -> Vec<f32> {
     let width = a.packed_width();
     let kv = a.kv_heads * (a.head_dim + a.value_dim);
     let mut cache = vec![f32::NAN; a.batch * capacity * kv];
@@ -186,7 +186,7 @@ fn cache_of(a: &Attention, qkv: &[f32], capacity: usize) -> Vec<f32> {
 fn decoding_with_a_cache_gives_the_whole_context() {
     let spans = [(0, 1), (7, 1), (250, 70), (255, 1), (256, 3), (0, 130)];
     for ((past, new), value_dim) in spans.into_iter().flat_map(|s| [3, 4, 17].map(|e| (s, e))) {
-        let whole = Attention {
+        let whole = AttentionConfig {
             batch: 2,
             seq: past + new,
             heads: 4,
@@ -197,7 +197,7 @@ fn decoding_with_a_cache_gives_the_whole_context() {
         let (qkv, dctx) = random(&whole, 93);
         let [ctx, ..] = run(&whole, &qkv, &dctx);
         let cache = cache_of(&whole, &qkv, past + new + 5);
-        let part = Attention { seq: new, ..whole };
+        let part = AttentionConfig { seq: new, ..whole };
         let newest = |x: &[f32], width: usize| -> Vec<f32> {
             x.chunks(whole.seq * width)
                 .flat_map(|s| s[past * width..].to_vec())
@@ -219,7 +219,7 @@ fn decoding_with_a_cache_gives_the_whole_context() {
 
 #[test]
 fn bit_identical_for_any_thread_count() {
-    let a = Attention {
+    let a = AttentionConfig {
         batch: 2,
         seq: 333,
         heads: 4,
@@ -230,7 +230,7 @@ fn bit_identical_for_any_thread_count() {
     };
     let (qkv, dctx) = random(&a, 94);
     let cache = cache_of(&a, &qkv, a.seq);
-    let last = Attention { seq: 1, ..a };
+    let last = AttentionConfig { seq: 1, ..a };
     let queries: Vec<f32> = qkv
         .chunks(a.seq * a.packed_width())
         .flat_map(|s| s[s.len() - a.packed_width()..].to_vec())
@@ -246,6 +246,6 @@ fn bit_identical_for_any_thread_count() {
 #[test]
 #[should_panic(expected = "exceed the capacity 4")]
 fn a_cache_that_is_too_small_is_refused() {
-    let a = Attention { seq: 2, ..SMALL };
+    let a = AttentionConfig { seq: 2, ..SMALL };
     cached(&a, &[0.0; 32], &[0.0; 32], 3, &mut [0.0; 16], &mut [0.0; 4]);
 }

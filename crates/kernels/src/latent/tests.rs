@@ -1,5 +1,5 @@
 use super::*;
-use crate::attention::{self, Attention, LatentAttention};
+use crate::attention::{self, AttentionConfig, LatentAttentionConfig};
 use crate::linear;
 use crate::qkv::rope_table;
 use crate::testing::{
@@ -158,7 +158,7 @@ impl Sequences {
         let mut kv = vec![f32::NAN; n * up];
         linear::forward(&latents, &kv_up, &mut kv, LATENT, up);
         let packed = assembled(&l, &[q.clone(), kv, key.clone()], &table);
-        let a = Attention {
+        let a = AttentionConfig {
             batch,
             seq,
             heads: l.heads,
@@ -203,7 +203,7 @@ impl Sequences {
         rotate_queries(l, &mut queries, table);
         let mut absorbed = vec![f32::NAN; batch * new * l.heads * (LATENT + l.rope)];
         absorb(l, LATENT, &queries, &self.kv_up, &mut absorbed);
-        let a = LatentAttention {
+        let a = LatentAttentionConfig {
             batch,
             seq: new,
             heads: l.heads,

@@ -6,7 +6,7 @@ const MUON: Muon = Muon {
     lr: 0.02,
     momentum: 0.95,
     nesterov: true,
-    steps: 5,
+    iterations: 5,
     clip_coefficient: 1.0,
 };
 
@@ -106,7 +106,7 @@ fn orthogonal(g: &[f32], columns: usize, steps: usize) -> Vec<f32> {
     let rows = g.len() / columns;
     let muon = Muon {
         lr: -5.0 / (rows.max(columns) as f64).sqrt(),
-        steps,
+        iterations: steps,
         ..MUON
     };
     let mut state = [vec![0.0; g.len()], vec![0.0; g.len()]];
@@ -124,7 +124,7 @@ proptest! {
         clip_coefficient in prop::sample::select(vec![1.0f32, 0.25]),
         weight_decay in prop::sample::select(vec![0.0, 0.1]),
     ) {
-        let muon = Muon { nesterov, steps, clip_coefficient, ..MUON };
+        let muon = Muon { nesterov, iterations: steps, clip_coefficient, ..MUON };
         let n = rows_per_matrix.iter().sum::<usize>() * columns;
         let mut rng = Rng::new(61);
         let mut state = [rng.normal(n), vec![0.0; n]];

@@ -1,6 +1,6 @@
 //! Ops made of matmuls: linear layers, attention, the loss.
 
-use hybridnorm_kernels::attention::Attention;
+use hybridnorm_kernels::attention::AttentionConfig;
 
 use super::Bound::{Compute, Read};
 use super::case::{Case, Problem, all_outputs, floats, ids, vjp};
@@ -74,11 +74,11 @@ fn one_row(shape: &Shape) -> Case {
 
 /// The attention of a shape, in units: sequences of one key-value head with its query heads.
 #[derive(Clone, Copy)]
-struct AttentionUnits(Attention);
+struct AttentionUnits(AttentionConfig);
 
 impl AttentionUnits {
     fn new(shape: &Shape) -> Self {
-        Self(Attention {
+        Self(AttentionConfig {
             batch: shape.batch,
             seq: shape.seq,
             heads: shape.heads,
@@ -99,18 +99,18 @@ impl AttentionUnits {
         self,
         op: &'static str,
         direction: &'static str,
-        make: impl Fn(Attention) -> Problem + 'static,
+        make: impl Fn(AttentionConfig) -> Problem + 'static,
     ) -> Case {
         let make = move |n| make(self.take(n));
         Case::new(op, direction, Compute, self.count(), make)
     }
 
     /// Returns the attention of `n` units.
-    fn take(self, n: usize) -> Attention {
+    fn take(self, n: usize) -> AttentionConfig {
         let whole = self.0;
         match n == self.count() {
             true => whole,
-            false => Attention {
+            false => AttentionConfig {
                 batch: n,
                 heads: whole.heads / whole.kv_heads,
                 kv_heads: 1,
@@ -121,12 +121,12 @@ impl AttentionUnits {
 }
 
 /// Returns the sizes of the packed projection.
-fn packed(a: &Attention) -> [usize; 3] {
+fn packed(a: &AttentionConfig) -> [usize; 3] {
     [a.batch, a.seq, (a.heads + 2 * a.kv_heads) * a.head_dim]
 }
 
 /// Returns the sizes of the context.
-fn context(a: &Attention) -> [usize; 3] {
+fn context(a: &AttentionConfig) -> [usize; 3] {
     [a.batch, a.seq, a.heads * a.head_dim]
 }
 
@@ -145,7 +145,7 @@ fn attentions(shape: &Shape) -> [Case; 3] {
         })
     });
     let cached = Case::new("attention", "one row", Read, whole.kv_heads, move |n| {
-        let a = Attention {
+        let a = AttentionConfig {
             batch: 1,
             seq: 1,
             heads: n * (whole.heads / whole.kv_heads),
@@ -164,7 +164,7 @@ fn attentions(shape: &Shape) -> [Case; 3] {
 /// Returns the cases of attention fused with per-head norms and RoPE.
 fn normed_attentions(shape: &Shape) -> [Case; 2] {
     let pieces = AttentionUnits::new(shape);
-    let operands = |a: &Attention| {
+    let operands = |a: &AttentionConfig| {
         let gain = || floats([a.head_dim]);
         let rope_table = rope_table(a.head_dim, a.seq);
         [floats(packed(a)), rope_table, gain(), gain(), gain()]

@@ -3,7 +3,7 @@
 //! HybridNorm (arXiv 2503.04598) normalizes queries, keys and values here: `q_norm`, `k_norm` and `v_norm`, per head,
 //! applied by [`ops::qkv_transform`].
 
-use super::super::norm::{Norm, l2_norm_spec};
+use super::super::norm::{Norm, l2_norm_config};
 use super::super::parameter_builder::{Matrix, ParameterBuilder, Part};
 use super::super::registry::{Param, Role};
 use super::super::scale::Scale;
@@ -11,7 +11,7 @@ use super::{AttentionOutput, OutputProjection, PositionContext, head_norm, logit
 use crate::graph::Value;
 use crate::ops;
 use crate::placement::{self, AttnScale};
-use hybridnorm_kernels::attention::Attention as Spec;
+use hybridnorm_kernels::attention::AttentionConfig;
 use hybridnorm_kernels::qkv::QkvTransform;
 
 /// Minimum temperature of cosine attention (Swin-v2).
@@ -53,8 +53,8 @@ impl GroupedQueryAttention {
         let v_norm = head_norm(builder, "attention.v_norm", inner.v_norm, g, k);
         let is_cosine = inner.attn_scale == AttnScale::Cosine;
         let of_qk = |norm: Option<Norm>| match norm {
-            Some(norm) => Some(norm.spec),
-            None => is_cosine.then(|| l2_norm_spec(k)),
+            Some(norm) => Some(norm.config),
+            None => is_cosine.then(|| l2_norm_config(k)),
         };
         let qk_scale = Scale::new(builder, "attention.qk_scale", inner.qk_post_scale, g * k);
         let tau = is_cosine.then_some(("", h, COSINE_TAU_INIT));
@@ -72,7 +72,7 @@ impl GroupedQueryAttention {
                 head_dim: k,
                 q: of_qk(q_norm),
                 k: of_qk(k_norm),
-                v: v_norm.map(|norm| norm.spec),
+                v: v_norm.map(|norm| norm.config),
                 order: inner.qk_order,
                 qk_scale: qk_scale.constant().unwrap_or(1.0) as f32,
                 clip: inner.clip_qkv.map(|clip| clip as f32),
@@ -108,14 +108,14 @@ impl GroupedQueryAttention {
         }
     }
 
-    fn spec(&self, u_btd: Value<'_>) -> Spec {
+    fn spec(&self, u_btd: Value<'_>) -> AttentionConfig {
         let &[batch, seq, _] = u_btd.shape().sizes() else {
             panic!(
                 "attention: the input is {:?}, expected (b, t, d)",
                 u_btd.shape()
             )
         };
-        Spec {
+        AttentionConfig {
             batch,
             seq,
             heads: self.qkv_transform.heads,
@@ -164,10 +164,10 @@ impl GroupedQueryAttention {
 fn packed_projection(builder: &mut ParameterBuilder<'_>) -> Param {
     let config = builder.config;
     let (h, g, k) = (config.n_heads, config.n_kv_heads, config.head_dim());
-    let part = |name: &str, heads: usize, role, count_category| Part {
+    let part = |name: &str, heads: usize, projection, count_category| Part {
         path: format!("attention.qkv.{name}"),
         rows: heads * k,
-        role,
+        projection,
         count_category,
     };
     builder.add_matrix(Matrix {

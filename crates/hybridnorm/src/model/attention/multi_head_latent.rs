@@ -8,7 +8,7 @@ use crate::graph::Value;
 use crate::model::MlaConfig;
 use crate::ops;
 use crate::placement::{self, ResolvedScale};
-use hybridnorm_kernels::attention::{Attention as Spec, LatentAttention};
+use hybridnorm_kernels::attention::{AttentionConfig, LatentAttentionConfig};
 use hybridnorm_kernels::latent::LatentHeads;
 
 /// Causal attention whose keys and values are all projected from one latent per position:
@@ -146,7 +146,7 @@ impl MultiHeadLatentAttention {
         [q, norm(&self.v_norm, c_kv), norm(&self.k_norm, k_r)]
     }
 
-    fn spec(&self, u_btd: Value<'_>) -> Spec {
+    fn spec(&self, u_btd: Value<'_>) -> AttentionConfig {
         let &[batch, seq, _] = u_btd.shape().sizes() else {
             panic!("attention reads (b, t, d), not {:?}", u_btd.shape())
         };
@@ -156,7 +156,7 @@ impl MultiHeadLatentAttention {
             rope,
             value,
         } = self.heads;
-        Spec {
+        AttentionConfig {
             batch,
             seq,
             heads,
@@ -169,8 +169,8 @@ impl MultiHeadLatentAttention {
     }
 
     /// Returns the attention of absorbed queries over cached latents.
-    fn cached_spec(&self, spec: &Spec) -> LatentAttention {
-        LatentAttention {
+    fn cached_spec(&self, spec: &AttentionConfig) -> LatentAttentionConfig {
+        LatentAttentionConfig {
             batch: spec.batch,
             seq: spec.seq,
             heads: spec.heads,
@@ -183,11 +183,11 @@ impl MultiHeadLatentAttention {
 }
 
 /// Returns rows of a matrix of the attention.
-fn part(name: &str, rows: usize, role: placement::Projection) -> Part {
+fn part(name: &str, rows: usize, projection: placement::Projection) -> Part {
     Part {
         path: format!("attention.{name}"),
         rows,
-        role,
+        projection,
         count_category: "attention latents",
     }
 }

@@ -51,7 +51,7 @@ impl MixtureOfExperts {
             parts: vec![Part {
                 path: "feed_forward.router".into(),
                 rows: e,
-                role: placement::Projection::Router,
+                projection: placement::Projection::Router,
                 count_category: "router",
             }],
             n_interleaved_groups: 1,

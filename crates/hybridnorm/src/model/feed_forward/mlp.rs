@@ -68,10 +68,10 @@ impl Mlp {
         let inner = *builder.feed_forward();
         let activation = builder.config.activation;
         let d = builder.config.d_model;
-        let part = |path: &str, name: &str, rows, role, count_category| Part {
+        let part = |path: &str, name: &str, rows, projection, count_category| Part {
             path: format!("feed_forward.{path}{name}"),
             rows,
-            role,
+            projection,
             count_category,
         };
         let mut up_parts = Vec::new();

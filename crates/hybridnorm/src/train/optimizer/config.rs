@@ -160,7 +160,7 @@ impl OptimizerConfig {
 
     /// True if Muon updates parameters of this role.
     pub(super) fn orthogonalizes(&self, role: Role) -> bool {
-        self.kind == OptimizerKind::Muon && role.is_inner_matrix()
+        self.kind == OptimizerKind::Muon && role.is_block_matrix()
     }
 
     /// Returns the AdamW op for parameters with these weight decays.

@@ -2,7 +2,7 @@
 
 use super::*;
 
-const LATENT: LatentAttention = LatentAttention {
+const LATENT: LatentAttentionConfig = LatentAttentionConfig {
     batch: 2,
     seq: 1,
     heads: 3,
@@ -13,7 +13,7 @@ const LATENT: LatentAttention = LatentAttention {
 };
 
 /// Returns queries and a cache with three spare rows of NaN.
-fn random_latent(a: &LatentAttention, past: usize, seed: u64) -> [Vec<f32>; 2] {
+fn random_latent(a: &LatentAttentionConfig, past: usize, seed: u64) -> [Vec<f32>; 2] {
     let mut rng = Rng::new(seed);
     let width = a.latent + a.rope;
     let (rows, capacity) = (past + a.seq, past + a.seq + 3);
@@ -24,18 +24,18 @@ fn random_latent(a: &LatentAttention, past: usize, seed: u64) -> [Vec<f32>; 2] {
     [rng.normal(a.batch * a.seq * a.heads * width), cache]
 }
 
-fn attend_latent(a: &LatentAttention, q: &[f32], cache: &[f32], past: usize) -> Vec<f32> {
+fn attend_latent(a: &LatentAttentionConfig, q: &[f32], cache: &[f32], past: usize) -> Vec<f32> {
     let mut ctx = vec![f32::NAN; a.batch * a.seq * a.heads * a.latent];
     let mut scratch = vec![f32::NAN; a.scratch_len(past + a.seq)];
     cached_latent(a, q, cache, past, &mut ctx, &mut scratch);
     ctx
 }
 
-fn check_latent(a: &LatentAttention, past: usize, seed: u64) {
+fn check_latent(a: &LatentAttentionConfig, past: usize, seed: u64) {
     let [q, cache] = random_latent(a, past, seed);
     let ctx = attend_latent(a, &q, &cache, past);
     let (width, capacity) = (a.latent + a.rope, past + a.seq + 3);
-    let form = Attention {
+    let form = AttentionConfig {
         batch: a.batch,
         seq: a.seq,
         heads: a.heads,
@@ -60,7 +60,7 @@ proptest! {
         latent in 1usize..70, rope in 0usize..20, scale in 0.1f32..0.5,
         softcap in prop::sample::select(vec![None, Some(2.0f32)]), seed in any::<u64>(),
     ) {
-        check_latent(&LatentAttention { batch, seq, heads, latent, rope, scale, softcap }, past, seed);
+        check_latent(&LatentAttentionConfig { batch, seq, heads, latent, rope, scale, softcap }, past, seed);
     }
 }
 
@@ -75,12 +75,12 @@ fn latent_caches_around_the_sizes_of_tasks_match_the_reference() {
         (127, 4),
         (0, 4),
     ] {
-        check_latent(&LatentAttention { seq, ..LATENT }, past, 41);
+        check_latent(&LatentAttentionConfig { seq, ..LATENT }, past, 41);
     }
     for (past, seq) in [(0, 150), (200, 70)] {
         for heads in [4, 6, 7] {
             check_latent(
-                &LatentAttention {
+                &LatentAttentionConfig {
                     seq,
                     heads,
                     ..LATENT
@@ -94,7 +94,7 @@ fn latent_caches_around_the_sizes_of_tasks_match_the_reference() {
 
 #[test]
 fn large_scores_of_a_latent_cache_do_not_overflow_and_a_nan_shows() {
-    let a = LatentAttention {
+    let a = LatentAttentionConfig {
         scale: 1e4,
         ..LATENT
     };
@@ -112,7 +112,7 @@ fn large_scores_of_a_latent_cache_do_not_overflow_and_a_nan_shows() {
 #[test]
 fn latent_cache_is_bit_identical_for_any_thread_count() {
     for seq in [1, 3, 9] {
-        let a = LatentAttention { seq, ..LATENT };
+        let a = LatentAttentionConfig { seq, ..LATENT };
         let [q, cache] = random_latent(&a, 600, 44);
         assert_bit_identical_for_any_thread_count(|| attend_latent(&a, &q, &cache, 600));
     }
@@ -121,7 +121,7 @@ fn latent_cache_is_bit_identical_for_any_thread_count() {
 #[test]
 fn no_new_positions_of_a_latent_cache_give_nothing() {
     for (batch, seq) in [(0, 1), (2, 0)] {
-        let a = LatentAttention {
+        let a = LatentAttentionConfig {
             batch,
             seq,
             ..LATENT

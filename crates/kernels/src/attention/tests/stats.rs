@@ -6,7 +6,7 @@ use crate::testing::close;
 #[test]
 fn scores_match_the_reference() {
     for (kv_heads, softcap) in [(4, None), (2, Some(3.0)), (1, None)] {
-        let a = Attention {
+        let a = AttentionConfig {
             batch: 2,
             seq: 37,
             heads: 4,
@@ -59,7 +59,7 @@ fn head_maxima_match_the_reference() {
         (1, 1100, 2, 1, 20, 0.3),
     ];
     for (batch, seq, heads, kv_heads, head_dim, scale) in cases {
-        let a = Attention {
+        let a = AttentionConfig {
             batch,
             seq,
             heads,
@@ -87,7 +87,7 @@ fn head_maxima_match_the_reference() {
             .collect();
         all_close(&max_attention_logits(&a, &qkv), &want, 1e-6);
         assert_bit_identical_for_any_thread_count(|| max_attention_logits(&a, &qkv));
-        let uncapped = Attention { softcap: None, ..a };
+        let uncapped = AttentionConfig { softcap: None, ..a };
         assert_eq!(
             max_attention_logits(&uncapped, &qkv),
             max_attention_logits(&a, &qkv)
@@ -110,7 +110,7 @@ fn head_maxima_match_the_reference() {
 
 #[test]
 fn head_maxima_without_logits_are_negative_infinity() {
-    let a = Attention { seq: 0, ..SMALL };
+    let a = AttentionConfig { seq: 0, ..SMALL };
     assert_eq!(
         max_attention_logits(&a, &[]),
         vec![f32::NEG_INFINITY; a.heads]

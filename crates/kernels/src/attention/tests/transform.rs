@@ -6,7 +6,7 @@ use crate::qkv::{self, QkOrder, rope_table};
 
 /// Returns a transform with norms on every head and a factor, or with rotation only.
 fn transform(
-    a: &Attention,
+    a: &AttentionConfig,
     normed: bool,
     order: QkOrder,
     seed: u64,
@@ -50,7 +50,7 @@ fn fused_transform_matches_separate_transform() {
             (KEY_TILE + 70, 2, 20, Some(3.0), Some(1.5)),
             (600, 1, 64, None, None),
         ] {
-            let a = Attention {
+            let a = AttentionConfig {
                 batch: 2,
                 seq,
                 heads: 4,
@@ -103,7 +103,7 @@ fn norm_over_all_heads_cannot_be_fused() {
 #[test]
 #[should_panic(expected = "a fused transform requires value_dim = head_dim")]
 fn values_of_another_width_cannot_be_fused() {
-    let a = Attention {
+    let a = AttentionConfig {
         value_dim: 3,
         ..SMALL
     };
