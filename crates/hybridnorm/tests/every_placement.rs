@@ -372,8 +372,8 @@ fn inventory_lists_all_parameters_of_the_model() {
                 total += spec.elements();
             }
             let names: Vec<&String> = registry.iter().map(|spec| &spec.name).collect();
-            let in_groups = registry.handles().flat_map(|(_, specs)| specs);
-            assert!(in_groups.map(|spec| &spec.name).eq(names), "{name}");
+            let covered = registry.handles().flat_map(|(_, specs)| specs);
+            assert!(covered.map(|spec| &spec.name).eq(names), "{name}");
             assert_eq!(registry.elements(), total, "{name}");
             assert_eq!(counts::parameters(&config).unwrap(), total as u64);
             let counts = counts::counts(&config, 16).unwrap();

@@ -63,7 +63,7 @@ fn text(report: &ProbeReport) -> String {
                 placement.placement,
                 measured.step,
                 signals(measured),
-                roles(measured)
+                parameters_by_label(measured)
             );
         }
     }
@@ -86,8 +86,8 @@ fn growth(report: &ProbeReport) -> Table {
     for placement in &report.placements {
         for measured in &placement.measured_steps {
             let blocks = &measured.layers.blocks;
-            let logits = blocks.iter().filter_map(|block| block.scores.max);
-            let entropies = blocks.iter().filter_map(|block| block.scores.entropy);
+            let logits = blocks.iter().filter_map(|block| block.attention.max);
+            let entropies = blocks.iter().filter_map(|block| block.attention.entropy);
             table.add_row([
                 placement.placement.clone(),
                 measured.step.to_string(),
@@ -121,25 +121,25 @@ fn signals(measured: &ProbeStep) -> Table {
     for (index, (block, stream_grad)) in blocks.enumerate() {
         table.add_row([
             (index + 1).to_string(),
-            three_digits(block.stream.rms),
+            three_digits(block.residual.rms),
             three_digits(block.attn.rms),
             three_digits(block.ffn.rms),
-            three_digits(block.scores.max),
-            three_digits(block.scores.entropy),
+            three_digits(block.attention.max),
+            three_digits(block.attention.entropy),
             three_digits(Some(block.grad_norm() as f32)),
             three_digits(*stream_grad),
-            three_digits(block.roles.gain_drift),
+            three_digits(block.parameters.gain_drift),
         ]);
     }
     table
 }
 
-/// Tabulates gradient norms and relative updates of each block's parameters by role.
-fn roles(measured: &ProbeStep) -> Table {
+/// Tabulates gradient norms and relative updates of each block's parameters by label.
+fn parameters_by_label(measured: &ProbeStep) -> Table {
     let blocks = &measured.layers.blocks;
     let names: BTreeSet<&String> = blocks
         .iter()
-        .flat_map(|block| block.roles.grad_norm.keys())
+        .flat_map(|block| block.parameters.grad_norm.keys())
         .collect();
     let header: Vec<String> = ["block".to_owned()]
         .into_iter()
@@ -154,8 +154,8 @@ fn roles(measured: &ProbeStep) -> Table {
             names.iter().map(value).collect()
         };
         let row = [(index + 1).to_string()].into_iter();
-        let row = row.chain(of(&block.roles.grad_norm));
-        table.add_row(row.chain(of(&block.roles.update_ratio)));
+        let row = row.chain(of(&block.parameters.grad_norm));
+        table.add_row(row.chain(of(&block.parameters.update_ratio)));
     }
     table
 }

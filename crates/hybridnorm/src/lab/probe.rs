@@ -301,7 +301,7 @@ impl DepthGrowth {
         };
         let grads = each(&|index| finite_or_none(layers.blocks[index].grad_norm()));
         Self {
-            stream: fitted_ratio(&each(&|index| layers.blocks[index].stream.rms)),
+            stream: fitted_ratio(&each(&|index| layers.blocks[index].residual.rms)),
             grad: fitted_ratio(&grads),
             grad_spread: spread(&grads),
             stream_grad: fitted_ratio(stream_grad),

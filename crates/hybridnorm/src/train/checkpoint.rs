@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! step-00000100/
-//!   config.json            shape of the model, placement and its hash
+//!   config.json            model configuration, placement and its hash
 //!   model.safetensors      weights
 //!   tokenizer/             the model's tokenizer (where known)
 //!   optimizer.safetensors  moments                        ┐ only in a training run's

@@ -57,7 +57,7 @@ pub fn finite_or_none(value: f64) -> FiniteOrNone {
 /// let steps: Vec<u64> = layers.iter().map(|record| record.step).collect();
 /// assert_eq!(steps, [2, 4]);
 /// for block in &layers[0].blocks {
-///     assert!(block.stream.rms > Some(0.0) && block.scores.entropy > Some(0.0));
+///     assert!(block.residual.rms > Some(0.0) && block.attention.entropy > Some(0.0));
 /// }
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
@@ -71,7 +71,7 @@ pub struct LayerRecord {
     pub blocks: Vec<BlockStats>,
     /// Parameters outside the blocks: `embedding`, `head`, `norm`, `scale`.
     #[serde(rename = "ends")]
-    pub outside_blocks: RoleStats,
+    pub outside_blocks: ParameterStats,
 }
 
 /// Statistics of one block.
@@ -80,20 +80,22 @@ pub struct LayerRecord {
 #[non_exhaustive]
 pub struct BlockStats {
     /// Residual stream at the input of the block.
-    pub stream: ActivationStats,
+    #[serde(rename = "stream")]
+    pub residual: ActivationStats,
     /// Output of the attention branch, after its output norm and scale.
     pub attn: ActivationStats,
     /// Output of the feed-forward branch, after its output norm and scale.
     pub ffn: ActivationStats,
     /// Attention logits and weights.
-    pub scores: AttentionStats,
+    #[serde(rename = "scores")]
+    pub attention: AttentionStats,
     /// Load of the experts, in a mixture of experts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub experts: Option<Experts>,
-    /// Parameters by role: `qkv` (with latent attention `latents`, `q_up`, `kv_up`), `out`, `up` and `down`
+    pub experts: Option<ExpertStats>,
+    /// Parameters by label: `qkv` (with latent attention `latents`, `q_up`, `kv_up`), `out`, `up` and `down`
     /// (routed and shared experts together), `router`, `norm`, `scale`.
     #[serde(flatten)]
-    pub roles: RoleStats,
+    pub parameters: ParameterStats,
 }
 
 /// Magnitude of a tensor.
@@ -122,7 +124,7 @@ pub struct AttentionStats {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
-pub struct Experts {
+pub struct ExpertStats {
     /// Load of every expert over the mean load; 1 if perfectly balanced.
     pub load: Vec<FiniteOrNone>,
     /// Mean entropy of the router scores in nats.
@@ -135,10 +137,10 @@ pub struct Experts {
     pub dropped: u64,
 }
 
-/// Parameters grouped by role.
+/// Parameters grouped by label.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct RoleStats {
+pub struct ParameterStats {
     /// Norm of the gradients before clipping.
     pub grad_norm: BTreeMap<String, FiniteOrNone>,
     /// Norm of the optimizer's update over the norm of the weights.
@@ -203,22 +205,22 @@ impl BlockMetric {
 pub static BLOCK_METRICS: &[BlockMetric] = &[
     BlockMetric::new(|block| Some(finite_or_none(block.grad_norm())))
         .heat_map("gradient norm of the block's parameters").tag("grad_norm"),
-    BlockMetric::new(|block| Some(block.stream.rms))
+    BlockMetric::new(|block| Some(block.residual.rms))
         .heat_map("RMS of the residual stream at the block input").tag("stream_rms").column("stream_rms", "stream.rms"),
-    BlockMetric::new(|block| Some(block.stream.max)).column("stream_max", "stream.max"),
+    BlockMetric::new(|block| Some(block.residual.max)).column("stream_max", "stream.max"),
     BlockMetric::new(|block| Some(block.attn.rms))
         .heat_map("RMS of the attention output").tag("attn_rms").column("attn_rms", "attn.rms"),
     BlockMetric::new(|block| Some(block.attn.max)).column("attn_max", "attn.max"),
     BlockMetric::new(|block| Some(block.ffn.rms))
         .heat_map("RMS of the feed-forward output").tag("ffn_rms").column("ffn_rms", "ffn.rms"),
     BlockMetric::new(|block| Some(block.ffn.max)).column("ffn_max", "ffn.max"),
-    BlockMetric::new(|block| Some(block.scores.max))
+    BlockMetric::new(|block| Some(block.attention.max))
         .heat_map("max attention logit").tag("largest_score").column("score_max", "scores.max"),
-    BlockMetric::new(|block| Some(block.scores.entropy))
+    BlockMetric::new(|block| Some(block.attention.entropy))
         .heat_map("entropy of the attention weights (nats)").tag("entropy").column("entropy", "scores.entropy"),
     BlockMetric::new(|block| Some(block.max_update_ratio()))
         .heat_map("update-to-weight ratio, largest of the block's parameter roles"),
-    BlockMetric::new(|block| Some(block.roles.gain_drift))
+    BlockMetric::new(|block| Some(block.parameters.gain_drift))
         .heat_map("RMS distance of norm gains from their initial values"),
     BlockMetric::new(|block| Some(block.experts.as_ref()?.max_load()))
         .heat_map("load of the busiest expert over the mean load"),
@@ -243,7 +245,7 @@ impl LayerRecord {
         activations: &[BlockActivationStats],
         norms: &BTreeMap<String, ParameterNorms>,
     ) -> Self {
-        let mut roles = vec![Squares::new(); activations.len()];
+        let mut squares_of_blocks = vec![Squares::new(); activations.len()];
         let mut outside_blocks = Squares::new();
         // Squared distances of gains from their initial values, and their number.
         let mut drifts = vec![(0.0, 0usize); activations.len()];
@@ -252,7 +254,7 @@ impl LayerRecord {
             if let Some(norms) = norms.get(&spec.name) {
                 let squares = spec
                     .block
-                    .map_or(&mut outside_blocks, |block| &mut roles[block]);
+                    .map_or(&mut outside_blocks, |block| &mut squares_of_blocks[block]);
                 squares.entry(spec.label).or_default().add(norms);
             }
             if let (true, Init::Constant(start)) = (spec.records_distance_from_init, &spec.init) {
@@ -266,19 +268,19 @@ impl LayerRecord {
             }
         }
         let drift = |(sum, count): (f64, usize)| (count > 0).then(|| (sum / count as f64).sqrt());
-        let blocks = activations.iter().zip(&drifts).zip(&roles);
+        let blocks = activations.iter().zip(&drifts).zip(&squares_of_blocks);
         let blocks = blocks.map(|((activations, drifts), squares)| BlockStats {
-            stream: activations.residual.into(),
+            residual: activations.residual.into(),
             attn: activations.attn.into(),
             ffn: activations.ffn.into(),
-            scores: activations.attention.into(),
-            experts: activations.routing.as_ref().map(Experts::from),
-            roles: RoleStats::new(squares, drift(*drifts)),
+            attention: activations.attention.into(),
+            experts: activations.routing.as_ref().map(ExpertStats::from),
+            parameters: ParameterStats::new(squares, drift(*drifts)),
         });
         Self {
             step,
             blocks: blocks.collect(),
-            outside_blocks: RoleStats::new(&outside_blocks, drift(outer_drift)),
+            outside_blocks: ParameterStats::new(&outside_blocks, drift(outer_drift)),
         }
     }
 
@@ -286,12 +288,12 @@ impl LayerRecord {
     pub fn map(mut self, f: impl Fn(f32) -> f32) -> Self {
         let all = |value: &mut FiniteOrNone| *value = value.map(&f);
         for block in &mut self.blocks {
-            for part in [&mut block.stream, &mut block.attn, &mut block.ffn] {
+            for part in [&mut block.residual, &mut block.attn, &mut block.ffn] {
                 all(&mut part.rms);
                 all(&mut part.max);
             }
-            all(&mut block.scores.max);
-            all(&mut block.scores.entropy);
+            all(&mut block.attention.max);
+            all(&mut block.attention.entropy);
             if let Some(experts) = &mut block.experts {
                 experts.load.iter_mut().for_each(all);
                 for value in [
@@ -303,11 +305,11 @@ impl LayerRecord {
                 }
             }
         }
-        let roles = self.blocks.iter_mut().map(|block| &mut block.roles);
-        for roles in roles.chain([&mut self.outside_blocks]) {
-            roles.grad_norm.values_mut().for_each(all);
-            roles.update_ratio.values_mut().for_each(all);
-            all(&mut roles.gain_drift);
+        let parameters = self.blocks.iter_mut().map(|block| &mut block.parameters);
+        for statistics in parameters.chain([&mut self.outside_blocks]) {
+            statistics.grad_norm.values_mut().for_each(all);
+            statistics.update_ratio.values_mut().for_each(all);
+            all(&mut statistics.gain_drift);
         }
         self
     }
@@ -316,18 +318,18 @@ impl LayerRecord {
 impl BlockStats {
     /// Returns the norm of the gradients of all parameters of the block.
     pub fn grad_norm(&self) -> f64 {
-        let norms = self.roles.grad_norm.values();
+        let norms = self.parameters.grad_norm.values();
         let squares = norms.map(|norm| norm.map_or(f64::NAN, |norm| f64::from(norm).powi(2)));
         squares.sum::<f64>().sqrt()
     }
 
-    /// Returns the largest update ratio of the roles; `None` if one is missing.
+    /// Returns the largest update ratio of the labels; `None` if one is missing.
     pub fn max_update_ratio(&self) -> FiniteOrNone {
-        max(self.roles.update_ratio.values())
+        max(self.parameters.update_ratio.values())
     }
 }
 
-impl Experts {
+impl ExpertStats {
     /// Returns the load of the busiest expert over the mean load.
     pub fn max_load(&self) -> FiniteOrNone {
         max(self.load.iter())
@@ -340,17 +342,17 @@ fn max<'a>(values: impl Iterator<Item = &'a FiniteOrNone>) -> FiniteOrNone {
     values?.into_iter().reduce(f32::max)
 }
 
-/// Sums of squares by role.
-type Squares<'a> = BTreeMap<&'a str, RoleSquares>;
+/// Sums of squares by label.
+type Squares<'a> = BTreeMap<&'a str, LabelSquares>;
 
 #[derive(Debug, Clone, Copy, Default)]
-struct RoleSquares {
+struct LabelSquares {
     gradient: f64,
     update: f64,
     value: f64,
 }
 
-impl RoleSquares {
+impl LabelSquares {
     fn add(&mut self, norms: &ParameterNorms) {
         self.gradient += norms.gradient.powi(2);
         self.update += norms.update.powi(2);
@@ -358,11 +360,11 @@ impl RoleSquares {
     }
 }
 
-impl RoleStats {
+impl ParameterStats {
     fn new(squares: &Squares<'_>, gain_drift: Option<f64>) -> Self {
-        let each = |f: &dyn Fn(&RoleSquares) -> f64| {
-            let one = |(role, squares): (&&str, &RoleSquares)| {
-                ((*role).to_owned(), finite_or_none(f(squares)))
+        let each = |f: &dyn Fn(&LabelSquares) -> f64| {
+            let one = |(label, squares): (&&str, &LabelSquares)| {
+                ((*label).to_owned(), finite_or_none(f(squares)))
             };
             squares.iter().map(one).collect()
         };
@@ -374,7 +376,7 @@ impl RoleStats {
     }
 }
 
-impl From<&RouterStatistics> for Experts {
+impl From<&RouterStatistics> for ExpertStats {
     fn from(found: &RouterStatistics) -> Self {
         let mean = found.load.iter().sum::<u64>() as f64 / found.load.len() as f64;
         let loads = found.load.iter();
@@ -412,21 +414,21 @@ impl From<attention::AttentionStats> for AttentionStats {
 mod tests {
     use super::*;
 
-    fn roles(norms: &[FiniteOrNone]) -> BlockStats {
-        let by_role = |scale: f32| -> BTreeMap<String, FiniteOrNone> {
+    fn block_with_norms(norms: &[FiniteOrNone]) -> BlockStats {
+        let by_label = |scale: f32| -> BTreeMap<String, FiniteOrNone> {
             (norms.iter().enumerate())
-                .map(|(role, norm)| (role.to_string(), norm.map(|norm| scale * norm)))
+                .map(|(label, norm)| (label.to_string(), norm.map(|norm| scale * norm)))
                 .collect()
         };
         BlockStats {
-            stream: Default::default(),
+            residual: Default::default(),
             attn: Default::default(),
             ffn: Default::default(),
-            scores: Default::default(),
+            attention: Default::default(),
             experts: None,
-            roles: RoleStats {
-                grad_norm: by_role(1.0),
-                update_ratio: by_role(0.1),
+            parameters: ParameterStats {
+                grad_norm: by_label(1.0),
+                update_ratio: by_label(0.1),
                 gain_drift: None,
             },
         }
@@ -435,13 +437,22 @@ mod tests {
     #[test]
     fn block_grad_norm_is_root_of_summed_squares() {
         assert_eq!(
-            finite_or_none(roles(&[Some(3.0), Some(4.0)]).grad_norm()),
+            finite_or_none(block_with_norms(&[Some(3.0), Some(4.0)]).grad_norm()),
             Some(5.0)
         );
-        assert_eq!(finite_or_none(roles(&[Some(3.0), None]).grad_norm()), None);
-        assert_eq!(roles(&[Some(3.0), Some(4.0)]).max_update_ratio(), Some(0.4));
-        assert_eq!(roles(&[Some(3.0), None]).max_update_ratio(), None);
-        assert_eq!(roles(&[]).max_update_ratio(), None);
+        assert_eq!(
+            finite_or_none(block_with_norms(&[Some(3.0), None]).grad_norm()),
+            None
+        );
+        assert_eq!(
+            block_with_norms(&[Some(3.0), Some(4.0)]).max_update_ratio(),
+            Some(0.4)
+        );
+        assert_eq!(
+            block_with_norms(&[Some(3.0), None]).max_update_ratio(),
+            None
+        );
+        assert_eq!(block_with_norms(&[]).max_update_ratio(), None);
     }
 
     #[test]
@@ -468,8 +479,8 @@ mod tests {
 
     #[test]
     fn column_paths_resolve_to_the_value() {
-        let mut block = roles(&[]);
-        block.stream = ActivationStats {
+        let mut block = block_with_norms(&[]);
+        block.residual = ActivationStats {
             rms: Some(1.0),
             max: Some(2.0),
         };
@@ -481,7 +492,7 @@ mod tests {
             rms: Some(5.0),
             max: Some(6.0),
         };
-        block.scores = AttentionStats {
+        block.attention = AttentionStats {
             max: Some(7.0),
             entropy: Some(8.0),
         };

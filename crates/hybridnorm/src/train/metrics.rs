@@ -51,7 +51,7 @@ pub struct Metrics {
     pub router: Option<RouterMetrics>,
     /// Outcome of QK-clip, if enabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub qk_clip: Option<QkClip>,
+    pub qk_clip: Option<QkClipMetrics>,
     /// Mean validation loss after the update, if measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<f64>,
@@ -79,11 +79,11 @@ pub struct RouterMetrics {
     pub dropped: u64,
 }
 
-/// Outcome of QK-clip in one step.
+/// QK-clip in one step.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
-pub struct QkClip {
+pub struct QkClipMetrics {
     /// Max attention logit over all heads in the step's forward pass.
     #[serde(deserialize_with = "number")]
     #[serde(rename = "largest_score")]
@@ -170,7 +170,8 @@ pub enum Aggregate {
     Mean,
     /// Largest value of the steps.
     Max,
-    /// None: values of evaluations, which records keep apart and the chart of the training loss draws as markers.
+    /// Not aggregated: evaluations, stored separately in records and drawn as markers in the chart of the training
+    /// loss.
     Evaluations,
 }
 
@@ -314,7 +315,7 @@ pub static METRICS: &[Metric] = {
         Metric::new("expert imbalance", "", "router/imbalance", |metrics| Some(metrics.router.as_ref()?.imbalance))
             .curve(["imbalance", "max_imbalance", "largest expert load over mean load"], Router, Max, Linear),
         Metric::new("dropped tokens", "", "router/dropped", |metrics| Some(metrics.router.as_ref()?.dropped as f64))
-            .curve(["dropped", "dropped", "dropped tokens per step"], Router, Mean, Linear),
+            .curve(["dropped", "dropped", "dropped (token, expert) assignments per step"], Router, Mean, Linear),
         Metric::new("max attention logit", "", "qk_clip/largest_score", |metrics| Some(metrics.qk_clip.as_ref()?.max_attention_logit))
             .curve(["max_attention_logit", "max_attention_logit", "max attention logit"], Attention, Max, Linear),
         Metric::new("clipped heads", "", "qk_clip/clipped_heads", |metrics| Some(metrics.qk_clip.as_ref()?.clipped_heads as f64))

@@ -7,7 +7,7 @@
 //! | `step.rs`, `gradients.rs` | programs of an optimizer step, gradients of the objective |
 //! | `optimizer.rs`, `schedule.rs` | AdamW and Muon (both clip gradients in their update ops, `ops/adamw.rs` and `ops/muon.rs`), learning rate |
 //! | `checkpoint.rs` | checkpoints, written atomically |
-//! | `run_directory.rs`, `claim.rs` | the directory of a run and its lock |
+//! | `run_directory.rs`, `run_directory_guard.rs` | the directory of a run and its lock |
 //! | `segments.rs`, `history.rs` | what each process ran, and configuration changes between them |
 //! | `sources.rs` | training and validation data |
 //! | `metrics.rs`, `layers.rs`, `records.rs` | `metrics.jsonl`, `layers.jsonl` |

@@ -4,7 +4,7 @@ mod config;
 
 use std::collections::BTreeMap;
 
-use super::metrics::QkClip;
+use super::metrics::QkClipMetrics;
 use crate::error::{Error, Result};
 use crate::exec::Executor;
 use crate::graph::{Buffer, Builder, DType, Type, Value, ValueId};
@@ -38,7 +38,7 @@ pub struct StepNorms {
     /// Norms of each parameter, by name.
     pub by_name: BTreeMap<String, ParameterNorms>,
     /// Outcome of QK-clip after the update, if enabled.
-    pub qk_clip: Option<QkClip>,
+    pub qk_clip: Option<QkClipMetrics>,
 }
 
 /// Optimizer of a model: the moments of every parameter, and the number of updates.
@@ -60,7 +60,7 @@ pub struct StepNorms {
 /// #     .with_max_seq_len(8);
 /// # let mut model = Model::new(&config, 0, Device::Cpu)?;
 /// let optimizer = Optimizer::new(OptimizerConfig::default(), &mut model)?;
-/// let moments = optimizer.handles();
+/// let moments = optimizer.moment_handles();
 /// assert!(moments.contains_key("m.embedding") && moments.contains_key("v.embedding"));
 /// optimizer.free(&mut model);
 /// # Ok::<(), hybridnorm::Error>(())
@@ -165,13 +165,13 @@ impl Layout {
     }
 
     /// Adds the update of parameters and `moments` from `gradients`, by name, to the graph. Nothing is changed unless
-    /// all gradients and `guard`, the losses, are finite.
+    /// all gradients and `losses` are finite.
     pub(super) fn build_update<'g>(
         &self,
         g: &'g Builder,
         moments: [Buffer; 2],
         gradients: &BTreeMap<String, Value<'g>>,
-        guard: Value<'g>,
+        losses: Value<'g>,
     ) -> UpdateTaps {
         let gradient_of = |parameter: &ParameterState| gradients[&parameter.spec.name];
         let all: Vec<Value> = self.parameters.iter().map(gradient_of).collect();
@@ -203,11 +203,11 @@ impl Layout {
         let mut norms = Vec::new();
         if !adamw.is_empty() {
             let op = self.config.adamw(decays);
-            norms.push(ops::adamw(op, guard, squares, &adamw).id());
+            norms.push(ops::adamw(op, losses, squares, &adamw).id());
         }
         if !muon.is_empty() {
             let op = self.config.muon(muon_parameters);
-            norms.push(ops::muon(op, guard, squares, &muon).id());
+            norms.push(ops::muon(op, losses, squares, &muon).id());
         }
         UpdateTaps {
             squares: squares.id(),
@@ -377,7 +377,7 @@ impl Optimizer {
     }
 
     /// Returns the moments, named `m.NAME` and `v.NAME`; Muon's are `sum.NAME`.
-    pub fn handles(&self) -> BTreeMap<String, TensorHandle> {
+    pub fn moment_handles(&self) -> BTreeMap<String, TensorHandle> {
         let moments = self.moments();
         moments.map(|moment| (moment.name, moment.handle)).collect()
     }
@@ -408,7 +408,7 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Restores the moments of [`Optimizer::handles`] from a file.
+    /// Restores the moments of [`Optimizer::moment_handles`] from a file.
     ///
     /// # Errors
     /// If a moment is missing or has another size, or the file cannot be read.

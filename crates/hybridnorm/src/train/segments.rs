@@ -1,4 +1,4 @@
-//! History of a run: one segment for every process that trained a part of it.
+//! Segments of a run, one for every process that trained a part of it.
 //!
 //! A run may be stopped, moved and resumed with other threads, on another machine, with another version of
 //! hybridnorm, or with other values of keys that may change. `segments.json` in its directory records how each range

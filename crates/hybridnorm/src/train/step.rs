@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use derive_setters::Setters;
 
 use super::gradients::{self, PassStats, PassTaps};
-use super::metrics::QkClip;
+use super::metrics::QkClipMetrics;
 use super::optimizer::{Layout, Optimizer, StepNorms, UpdateTaps};
 use crate::error::Result;
 use crate::exec::TensorRef;
@@ -333,7 +333,7 @@ impl TrainingStep {
             norms.qk_clip = optimizer.config().qk_clip.map(|threshold| {
                 let maxima = max_attention_logits(&found);
                 let largest = maxima.iter().flatten().copied().reduce(larger_or_nan);
-                QkClip {
+                QkClipMetrics {
                     max_attention_logit: largest.map_or(f64::NAN, f64::from),
                     clipped_heads: model.apply_qk_clip(&maxima, threshold),
                 }

@@ -216,7 +216,7 @@ impl Trainer {
         let contents = Contents {
             model: &self.learner.model,
             tokenizer: self.data.tokenizer.as_ref(),
-            training: Some((self.learner.optimizer.handles(), &self.state)),
+            training: Some((self.learner.optimizer.moment_handles(), &self.state)),
         };
         let keep = self.config.train.keep_checkpoints;
         let path = self.files.save(contents, step, &self.recorder, keep)?;

@@ -49,7 +49,7 @@ const DEPTHS: [(&str, &str, Of); 5] = [
                 .layers
                 .blocks
                 .iter()
-                .map(|block| block.stream.rms)
+                .map(|block| block.residual.rms)
                 .collect()
         },
     ),
@@ -58,7 +58,7 @@ const DEPTHS: [(&str, &str, Of); 5] = [
             .layers
             .blocks
             .iter()
-            .map(|block| block.scores.max)
+            .map(|block| block.attention.max)
             .collect()
     }),
     ("Entropy of the attention weights", "nats", |measured| {
@@ -66,7 +66,7 @@ const DEPTHS: [(&str, &str, Of); 5] = [
             .layers
             .blocks
             .iter()
-            .map(|block| block.scores.entropy)
+            .map(|block| block.attention.entropy)
             .collect()
     }),
 ];

@@ -102,9 +102,9 @@ fn make_not_finite(run: &mut ReportedRun) {
     run.curve.grad_norm.fill(f32::INFINITY);
     run.cost.tokens_per_second = f64::NAN;
     for block in run.layers.iter_mut().flat_map(|record| &mut record.blocks) {
-        block.stream = layers::ActivationStats::default();
+        block.residual = layers::ActivationStats::default();
         block
-            .roles
+            .parameters
             .grad_norm
             .values_mut()
             .for_each(|norm| *norm = None);

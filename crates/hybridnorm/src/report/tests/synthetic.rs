@@ -6,7 +6,7 @@ use hybridnorm_kernels::splitmix64::SplitMix64;
 
 use super::analysis::{AnalysisRules, Outcome, RunOutcome, analyze, comparison_text, summary_text};
 use super::layers::{
-    ActivationStats, AttentionStats, BlockStats, LayerRecord, RoleStats, finite_or_none,
+    ActivationStats, AttentionStats, BlockStats, LayerRecord, ParameterStats, finite_or_none,
 };
 use super::record::{Cost, Curve, Evaluation, GridPoint, RunRecord, RunStatus};
 use super::spikes::SpikeCounts;
@@ -435,9 +435,9 @@ fn layers(placement: &SyntheticPlacement, step: u64, lr: f64, random: &mut Rando
         let scores = size(1.5 * time.sqrt() * placement.limit.powf(-0.1));
         let entropy = size(4.0 / time.powf(0.15 + 0.02 * block as f64));
         let grad = 0.3 * placement.grad.powi(depth) / time.sqrt();
-        let roles = ["down", "norm", "out", "qkv", "up"];
-        let by_role = |scale: f64| -> BTreeMap<String, Option<f32>> {
-            (roles.iter().enumerate())
+        let labels = ["down", "norm", "out", "qkv", "up"];
+        let by_label = |scale: f64| -> BTreeMap<String, Option<f32>> {
+            (labels.iter().enumerate())
                 .map(|(role, name)| {
                     (
                         (*name).to_owned(),
@@ -447,23 +447,23 @@ fn layers(placement: &SyntheticPlacement, step: u64, lr: f64, random: &mut Rando
                 .collect()
         };
         BlockStats {
-            stream,
+            residual: stream,
             attn,
             ffn,
-            scores: AttentionStats {
+            attention: AttentionStats {
                 max: scores.max,
                 entropy: entropy.rms,
             },
             experts: None,
-            roles: RoleStats {
-                grad_norm: by_role(grad * size(1.0).rms.map_or(1.0, f64::from)),
-                update_ratio: by_role(lr * (1.0 - 0.9 * step as f64 / STEPS as f64)),
+            parameters: ParameterStats {
+                grad_norm: by_label(grad * size(1.0).rms.map_or(1.0, f64::from)),
+                update_ratio: by_label(lr * (1.0 - 0.9 * step as f64 / STEPS as f64)),
                 gain_drift: finite_or_none(lr * time * (1.0 + 0.1 * block as f64)),
             },
         }
     });
     let blocks = blocks.collect();
-    let outside_blocks = RoleStats {
+    let outside_blocks = ParameterStats {
         grad_norm: BTreeMap::from([("embedding".to_owned(), finite_or_none(0.2 / time))]),
         update_ratio: BTreeMap::from([("embedding".to_owned(), finite_or_none(lr))]),
         gain_drift: finite_or_none(lr * time),

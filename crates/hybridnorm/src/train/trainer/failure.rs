@@ -25,7 +25,7 @@ pub(super) struct StepContext {
 
 impl Trainer {
     /// Checks that weights, moments and the loss of the next micro-batch are finite. Otherwise the last good
-    /// checkpoint could be pruned in favour of one from which no run can continue.
+    /// checkpoint could be pruned and only one with non-finite values would remain.
     pub(super) fn check_weights(&mut self) -> Result<()> {
         if let Some(name) = self.learner.first_non_finite() {
             let found = format!("{name} is not finite after the update");

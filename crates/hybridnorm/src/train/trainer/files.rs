@@ -37,7 +37,7 @@ pub(super) struct InitialFiles {
     /// Step of the checkpoint that the run is resumed from in its directory.
     pub(super) resumed: Option<u64>,
     /// False if the run is restarted from scratch after a kill.
-    pub(super) survives_kill: bool,
+    pub(super) resumes_after_kill: bool,
 }
 
 impl RunFiles {
@@ -88,7 +88,7 @@ impl RunFiles {
             // A process may have been killed between saving and pruning.
             checkpoint::prune(&self.run, step, config.train.keep_checkpoints)?;
         }
-        if initial.survives_kill {
+        if initial.resumes_after_kill {
             run_directory::unmark_unfinished(&self.run)?;
         }
         self.guard.disarm();
@@ -193,13 +193,13 @@ mod tests {
     }
 
     /// Returns the files of a new run, marked as unfinished.
-    fn new_run(run: &Path, survives_kill: bool) -> (RunFiles, Recorder) {
+    fn new_run(run: &Path, resumes_after_kill: bool) -> (RunFiles, Recorder) {
         let mut guard = RunDirectoryGuard::create(run, Locking::Required).unwrap();
         run_directory::mark_unfinished(run, "a test", &mut guard).unwrap();
         let initial = InitialFiles {
             writes_config: true,
             resumed: None,
-            survives_kill,
+            resumes_after_kill,
         };
         let recorder = Recorder::open(run, &Config::default().log, 0).unwrap();
         (
@@ -247,7 +247,7 @@ mod tests {
             let contents = Contents {
                 model: &model,
                 tokenizer: None,
-                training: Some((optimizer.handles(), &state)),
+                training: Some((optimizer.moment_handles(), &state)),
             };
             assert!(!files.is_saved(step));
             let path = files.save(contents, step, &recorder, 1).unwrap();
@@ -264,15 +264,15 @@ mod tests {
 
     #[test]
     fn a_run_that_does_not_survive_a_kill_is_marked_until_it_is_finished() {
-        for survives_kill in [true, false] {
+        for resumes_after_kill in [true, false] {
             let folder = tempfile::tempdir().unwrap();
             let mark = folder.path().join(run_directory::UNFINISHED);
-            let (mut files, mut recorder) = new_run(folder.path(), survives_kill);
+            let (mut files, mut recorder) = new_run(folder.path(), resumes_after_kill);
             assert!(mark.exists());
             files
                 .write_initial(&Config::default(), &mut recorder, 0)
                 .unwrap();
-            assert_eq!(mark.exists(), !survives_kill);
+            assert_eq!(mark.exists(), !resumes_after_kill);
             files.mark_finished().unwrap();
             assert!(!mark.exists());
         }

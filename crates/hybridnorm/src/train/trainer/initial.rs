@@ -1,4 +1,4 @@
-//! Initial state of a training: the model with its weights, and the optimizer with its moments.
+//! Initial state of a run: the model with its weights, and the optimizer with its moments.
 
 use std::collections::BTreeSet;
 
@@ -68,14 +68,14 @@ impl InitialModel {
         sources: &Sources,
         device: Device,
     ) -> Result<Self> {
-        let shape = match &config.model {
+        let model_config = match &config.model {
             Some(section) => section.resolve(config.train.seq_len, sources.vocab_size)?,
             None => from.config()?,
         };
-        let (_, warnings) = shape.resolve()?;
-        check_memory(config, &shape)?;
-        let mut model = Model::new(&shape, config.seed, device)?;
-        let same = parameters_with_same_layout(&from.config()?, &shape)?;
+        let (_, warnings) = model_config.resolve()?;
+        check_memory(config, &model_config)?;
+        let mut model = Model::new(&model_config, config.seed, device)?;
+        let same = parameters_with_same_layout(&from.config()?, &model_config)?;
         let new_parameters = model.load_matching(&from.weights()?, |name| same.contains(name))?;
         model.normalize_unit_weights()?;
         Ok(Self {
@@ -98,9 +98,9 @@ impl InitialModel {
         for problem in from.skipped_checkpoints() {
             on_event(Event::Note(run_directory::skipped_checkpoint_note(problem)));
         }
-        let shape = resolve_init_model(config, &from, sources)
+        let model_config = resolve_init_model(config, &from, sources)
             .map_err(|e| config.origin.prefix_error(e))?;
-        check_memory(config, &shape)?;
+        check_memory(config, &model_config)?;
         let trained = from.config()?.max_seq_len;
         if config.train.seq_len > trained {
             on_event(Event::Note(format!(
@@ -110,7 +110,9 @@ impl InitialModel {
                 from.path().display()
             )));
         }
-        let model = from.model(device)?.with_max_seq_len(shape.max_seq_len)?;
+        let model = from
+            .model(device)?
+            .with_max_seq_len(model_config.max_seq_len)?;
         Ok(Self {
             weights_from: Some(from.fingerprint().to_owned()),
             ..(model, Vec::new()).into()
@@ -124,12 +126,12 @@ impl InitialModel {
             .model
             .as_ref()
             .ok_or_else(|| Error::missing("[model]", ""))?;
-        let shape = section
+        let model_config = section
             .resolve(config.train.seq_len, sources.vocab_size)
             .map_err(in_file)?;
-        let (_, warnings) = shape.resolve().map_err(in_file)?;
-        check_memory(config, &shape)?;
-        Ok((Model::new(&shape, config.seed, device)?, warnings).into())
+        let (_, warnings) = model_config.resolve().map_err(in_file)?;
+        check_memory(config, &model_config)?;
+        Ok((Model::new(&model_config, config.seed, device)?, warnings).into())
     }
 
     /// Allocates the optimizer, and restores its moments and the state of the run from the checkpoint that it
@@ -163,7 +165,7 @@ impl InitialModel {
     }
 }
 
-/// Refuses a training that the machine's memory cannot hold.
+/// Checks that the memory of the machine suffices for a run.
 pub(super) fn check_memory(config: &Config, model: &ModelConfig) -> Result<()> {
     let train = &config.train;
     let inventory = inventory(model, train.step_shape(), &config.optimizer)?;
@@ -195,20 +197,20 @@ fn resolve_init_model(
     from: &Checkpoint,
     sources: &Sources,
 ) -> Result<ModelConfig> {
-    let mut theirs = from.config()?;
-    sources::check_vocabulary(sources, &theirs)?;
-    let longest = theirs.max_seq_len.max(config.train.seq_len);
+    let mut from_checkpoint = from.config()?;
+    sources::check_vocabulary(sources, &from_checkpoint)?;
+    let longest = from_checkpoint.max_seq_len.max(config.train.seq_len);
     let Some(section) = &config.model else {
-        theirs.max_seq_len = longest;
-        return Ok(theirs);
+        from_checkpoint.max_seq_len = longest;
+        return Ok(from_checkpoint);
     };
-    let vocab = section.vocab_size.or(Some(theirs.vocab_size));
-    let mut ours = section.resolve(config.train.seq_len, vocab)?;
+    let vocab = section.vocab_size.or(Some(from_checkpoint.vocab_size));
+    let mut requested = section.resolve(config.train.seq_len, vocab)?;
     if section.max_seq_len.is_none() {
-        ours.max_seq_len = longest;
+        requested.max_seq_len = longest;
     }
-    theirs.max_seq_len = ours.max_seq_len;
-    if ours != theirs {
+    from_checkpoint.max_seq_len = requested.max_seq_len;
+    if requested != from_checkpoint {
         return Err(Error::conflict(
             ["model", "init.from"],
             format!(
@@ -217,5 +219,5 @@ fn resolve_init_model(
             ),
         ));
     }
-    Ok(ours)
+    Ok(requested)
 }

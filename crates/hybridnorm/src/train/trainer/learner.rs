@@ -1,4 +1,4 @@
-//! The learning part of a run: model, optimizer, learning rate, and the programs of a step.
+//! Model, optimizer, learning-rate schedule, and the programs of a step.
 
 use crate::data::{Batch, BatchStream};
 use crate::error::Result;

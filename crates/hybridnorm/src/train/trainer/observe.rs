@@ -1,4 +1,4 @@
-//! Observation of a step: its metrics, and whether they are finite.
+//! Metrics of a step, and the check that they are finite.
 
 use crate::model::{BlockActivationStats, RouterStatistics};
 use crate::train::metrics::{Metrics, RouterMetrics};
@@ -23,8 +23,8 @@ pub(super) fn metrics(step: u64, lr: f64, tokens: u64, outcome: &StepOutcome) ->
     }
 }
 
-/// Returns the first of loss, gradient norm and update norm that is not finite, after those before it, and the
-/// weights that the model has then: an update is done only with a finite gradient.
+/// Describes loss, gradient norm and update norm up to the first that is not finite, and returns whether the weights
+/// are those before or after the update; `None` if all are finite.
 pub(super) fn non_finite(metrics: &Metrics) -> Option<(String, Weights)> {
     let &Metrics {
         loss,

@@ -151,7 +151,7 @@ impl Trainer {
             // A file with equal values may be hand-written, with comments: it is kept.
             writes_config: written.as_ref() != Some(&config),
             resumed: start_point.is_resumed().then_some(state.step),
-            survives_kill: options.restart_purpose.is_none(),
+            resumes_after_kill: options.restart_purpose.is_none(),
         };
         let order = config.data.order.seeded(config.seed);
         Ok(Self {
@@ -236,13 +236,13 @@ fn check_optimizer(
     model: &Model,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<()> {
-    let shape = model.config();
+    let model_config = model.config();
     if config.optimizer.qk_clip.is_some() {
-        shape
+        model_config
             .check_qk_clip()
             .map_err(|error| config.origin.prefix_error(error))?;
     }
-    if shape.placement.unit_weights && config.optimizer.weight_decay > 0.0 {
+    if model_config.placement.unit_weights && config.optimizer.weight_decay > 0.0 {
         on_event(Event::Note(
             "with unit weights, weight decay only shortens updates; nGPT uses optimizer.weight_decay = 0"
                 .into(),
@@ -266,7 +266,7 @@ fn past_segments(
         .map_err(|error| Error::format(run.join(segments::FILE), error.to_string()))
 }
 
-/// Returns the segment of this process, as if it changed nothing and resumed no weights.
+/// Returns the segment of this process, without changed keys and without the fingerprint of initial weights.
 fn new_segment(state: &State, sources: &Sources) -> Segment {
     Segment {
         after_step: state.step,

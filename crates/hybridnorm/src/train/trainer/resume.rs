@@ -66,18 +66,18 @@ pub(super) fn check_same_data(
             ),
         ));
     }
-    let Some(theirs) = checkpoint.tokenizer()? else {
+    let Some(in_checkpoint) = checkpoint.tokenizer()? else {
         return Ok(());
     };
     match &sources.tokenizer {
-        Some(ours) if ours.fingerprint() == theirs.fingerprint() => Ok(()),
-        ours => Err(Error::conflict(
+        Some(found) if found.fingerprint() == in_checkpoint.fingerprint() => Ok(()),
+        found => Err(Error::conflict(
             ["data.tokenizer"],
             format!(
                 "the tokenizer is not that of {} (data.tokenizer: expected {}, found {})",
                 checkpoint.path().display(),
-                theirs.name(),
-                ours.as_ref().map_or("none", |ours| ours.name())
+                in_checkpoint.name(),
+                found.as_ref().map_or("none", |found| found.name())
             ),
         )),
     }

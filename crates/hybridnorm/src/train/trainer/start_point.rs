@@ -1,4 +1,4 @@
-//! The state of a run directory that a training starts from.
+//! Start of a run: fresh, resumed, or branched off another one.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::{Event, OpenOptions, Start};
 use crate::error::{Error, Result};
 use crate::files;
 
-/// Start of a training.
+/// Start of a run.
 pub(super) enum StartPoint {
     /// Step 0 of a new run.
     Fresh,
@@ -36,7 +36,7 @@ impl StartPoint {
                 let found = run_directory::find_resume_point(run, on_event)?;
                 if found.is_none() {
                     on_event(Event::Note(
-                        "no checkpoint to resume from; starting from step 1".into(),
+                        "no checkpoint to resume from; starting from step 0".into(),
                     ));
                 }
                 Ok(found.map_or(Self::Fresh, Self::Resumed))
@@ -52,7 +52,7 @@ impl StartPoint {
         }
     }
 
-    /// True if the training continues a run.
+    /// True if an existing run is resumed.
     pub(super) fn is_resumed(&self) -> bool {
         matches!(self, Self::Resumed(_))
     }

@@ -1,4 +1,4 @@
-//! A training step: batches, forward and backward passes, update, observation. [`Trainer::run_to`] records its result.
+//! A training step: batches, forward and backward passes, update, metrics. [`Trainer::run_to`] records its result.
 
 use std::time::Instant;
 
