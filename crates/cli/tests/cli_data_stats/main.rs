@@ -8,7 +8,7 @@ mod sets;
 use common::{TestDir, stderr};
 use serde_json::Value;
 
-/// A dir with a trained run in `run`.
+/// A directory with a trained run in `run`.
 fn trained(settings: &[&str]) -> (TestDir, Value) {
     let dir = TestDir::new();
     dir.write("own.jsonl", RECORDS);

@@ -12,7 +12,7 @@ pub fn fixture(family: &str) -> PathBuf {
     crates.join("hybridnorm/tests/fixtures/hf").join(family)
 }
 
-/// Creates a folder with a model of a family in the folder `their`.
+/// Creates a test directory with a model of a family in its folder `their`.
 pub fn dir(family: &str) -> TestDir {
     let dir = TestDir::new();
     for name in ["config.json", "model.safetensors"] {

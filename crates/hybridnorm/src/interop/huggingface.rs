@@ -45,7 +45,7 @@ pub fn families() -> Vec<&'static str> {
 /// Reads a checkpoint of one of the [`families`].
 ///
 /// # Errors
-/// If a file is missing or format_error, the configuration has an unsupported feature, or the weights do not match
+/// If a file is missing or corrupt, the configuration has an unsupported feature, or the weights do not match
 /// the configuration.
 pub fn import(folder: &Path, device: Device) -> Result<Model> {
     read(folder, device).map(|imported| imported.model)

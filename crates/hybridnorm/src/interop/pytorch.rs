@@ -1,8 +1,8 @@
 //! Reader of the tensors of a PyTorch file, `model.pt`.
 //!
-//! Memory: the archive's directory; its pickle as objects, up to 300 times its size, which is at limit
+//! Memory: the archive's directory; its pickle as objects, up to 300 times its size, which is at most
 //! [`PICKLE_MIN_LIMIT`], 1/[`PICKLE_FILE_DIVISOR`] of the file, or [`PICKLE_PER_TENSOR`] per tensor up to
-//! [`PICKLE_PER_TENSOR_LIMIT`]; and the tensors, at limit twice the size of the file, widened to single precision.
+//! [`PICKLE_PER_TENSOR_LIMIT`]; and the tensors, at most twice the size of the file, widened to single precision.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,7 +21,7 @@ use crate::untrusted;
 
 /// Bytes of a pickle that is read in any case: names and shapes of about 600 tensors.
 const PICKLE_MIN_LIMIT: u64 = 128 << 10;
-/// A longer one is read if it is at limit this fraction of the file, or has at limit [`PICKLE_PER_TENSOR`] bytes
+/// A longer one is read if it is at most this fraction of the file, or has at most [`PICKLE_PER_TENSOR`] bytes
 /// per member of the archive, as files of many small tensors do.
 const PICKLE_FILE_DIVISOR: u64 = 64;
 const PICKLE_PER_TENSOR: u64 = 256;
@@ -120,7 +120,7 @@ fn check(mut file: File) -> Result<(), String> {
             .max(PICKLE_PER_TENSOR_LIMIT.min(PICKLE_PER_TENSOR * members));
         if name.ends_with("data.pkl") && member.size() > limit {
             return Err(format!(
-                "{name} has {} bytes, expected at limit {limit} for names and shapes of tensors; save \
+                "{name} has {} bytes, expected at most {limit} for names and shapes of tensors; save \
                  the model's state_dict alone",
                 member.size()
             ));

@@ -139,7 +139,8 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Returns tokens of the caller as the data of a run. `config` bounds the sequences of an evaluation.
+    /// Returns tokens of the caller as the data of a run, with the larger vocabulary of both. `config` bounds the
+    /// sequences of an evaluation.
     pub fn new(config: &Config, train: TokenDataset, validation: Option<TokenDataset>) -> Self {
         let of_validation = validation.as_ref().map_or(0, TokenDataset::vocab_size);
         let vocab_size = train.vocab_size().max(of_validation);

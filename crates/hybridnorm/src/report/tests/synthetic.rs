@@ -389,7 +389,7 @@ fn cost(placement: &SyntheticPlacement, steps: u64, random: &mut Random) -> Cost
     }
 }
 
-/// Returns the loss at a step of a curve that outside_blocks at `last`.
+/// Returns the loss at a step of a curve that ends at `last`.
 fn loss_at(last: f64, step: u64) -> f64 {
     let share = step as f64 / STEPS as f64;
     last + (7.6 - last) * ((1.0 - share) / (1.0 + 14.0 * share)).powf(1.15)

@@ -13,9 +13,9 @@ impl Trainer {
     /// segment that records the change.
     ///
     /// # Errors
-    /// If the configuration is not valid, the run cannot continue with the configuration (another model, other data or data order, another
-    /// optimizer kind), a step would exceed memory or its budget, or the history cannot be written. `[log]` must
-    /// not change either.
+    /// If the configuration is not valid, or the run cannot continue with it (another model, other data or data order,
+    /// another optimizer kind), a step would exceed memory or its budget, or the history cannot be written. `[log]`
+    /// must not change either.
     pub fn set_config(&mut self, config: Config) -> Result<()> {
         config
             .check()
