@@ -21,7 +21,8 @@ pub enum BenchCommand {
     Decode(BenchArgs),
     /// Every named placement in training and decoding: throughput and memory relative to pre-norm.
     Placements(BenchPlacementsArgs),
-    /// Each op on the CPU: time, fraction of the machine's limit, speed-up over the f64 reference loops.
+    /// Each op on the CPU: time, fraction of its roofline (peak FLOP/s or memory bandwidth), speed-up over the f64
+    /// reference loops.
     Ops(BenchOpsArgs),
 }
 

@@ -51,7 +51,8 @@ pub struct PrepareArgs {
     /// `.zstd`; `.parquet`), folders, globs; `gutenberg`; `stories:N`.
     #[arg(required = true, value_name = "INPUT")]
     pub inputs: Vec<String>,
-    /// `bytes`, `r50k`, `cl100k`, `bpe:N` to train one of N tokens, or a `tokenizer.json`.
+    /// Tokenizer: `bytes`, `r50k`, `cl100k`, `bpe:N` (trained on the text, N tokens), or the path of a
+    /// `tokenizer.json`.
     #[arg(long, value_name = "SPEC")]
     pub tokenizer: String,
     /// Output folder.

@@ -78,13 +78,13 @@ pub struct ProbeArgs {
 pub struct ReplayArgs {
     /// Run directory.
     pub run: PathBuf,
-    /// Step of interest; the replay starts from the nearest checkpoint before it.
+    /// Step of interest; the replay starts from the newest checkpoint before it.
     #[arg(long, value_name = "S")]
     pub step: u64,
     /// Number of steps to replay after it.
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub after: u64,
-    /// Use another placement; parameters that both have keep their values.
+    /// Use another placement; parameters that exist in both placements are loaded from the checkpoint.
     #[arg(long, value_name = "NAME")]
     pub placement: Option<String>,
     /// Overrides of the configuration.

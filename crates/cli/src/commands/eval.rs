@@ -22,7 +22,7 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
     let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
     let windows = match args.windows {
         EvalWindows::All => Windows::All,
-        EvalWindows::Full => Windows::Complete { limit: None },
+        EvalWindows::Full => Windows::Full { limit: None },
     };
     let mut options = EvalOptions::default()
         .with_checkpoint(checkpoint.path())

@@ -111,7 +111,7 @@ fn text(replay: &Replay, step: u64) -> String {
         "update norm (run)",
         "update norm (replay)",
     ]);
-    let near = |pair: &&replay::Pair| pair.step.abs_diff(step) <= CONTEXT_STEPS;
+    let near = |pair: &&replay::StepPair| pair.step.abs_diff(step) <= CONTEXT_STEPS;
     for pair in replay.steps.iter().filter(near) {
         let run = |f: fn(&Metrics) -> f64| {
             let run = pair.run.as_ref();
@@ -130,8 +130,8 @@ fn text(replay: &Replay, step: u64) -> String {
         ]);
     }
     text += &format!("{table}\n");
-    if let Some(ended) = &replay.ended {
-        text += &format!("the replay ended: {ended}\n");
+    if let Some(reason) = &replay.early_end_reason {
+        text += &format!("the replay ended: {reason}\n");
     }
     text
 }

@@ -188,7 +188,7 @@ fn loss_cell(rate: &LearningRateSummary) -> String {
     let notes: Vec<String> = [
         (rate.diverged, "diverged"),
         (rate.not_learned, "not learned yet"),
-        (rate.halved, "eliminated"),
+        (rate.eliminated, "eliminated"),
     ]
     .into_iter()
     .filter(|(count, _)| *count > 0)

@@ -37,7 +37,7 @@ pub struct TokenDataset {
     seq_len: usize,
     instances: u64,
     has_rows: bool,
-    identity: Sha256,
+    fingerprint: Sha256,
 }
 
 impl TokenDataset {
@@ -54,7 +54,7 @@ impl TokenDataset {
             seq_len,
             instances: 0,
             has_rows: false,
-            identity: Sha256::new(),
+            fingerprint: Sha256::new(),
         })
     }
 
@@ -67,9 +67,9 @@ impl TokenDataset {
             return Err(Error::out_of_range("vocab_size", vocab_size, "1 to 2^31"));
         }
         let stream = TokenStream::from_tokens(tokens, vocab_size);
-        let identity = content_identity(&stream)?;
+        let content_hash = content_hash(&stream)?;
         let mut dataset = Self::new(seq_len)?;
-        dataset.push_stream(stream, &identity);
+        dataset.push_stream(stream, &content_hash);
         Ok(dataset)
     }
 
@@ -112,13 +112,13 @@ impl TokenDataset {
     /// # Errors
     /// If the file cannot be read.
     pub fn push_pretokenized_rows(&mut self, file: PretokenizedFile) -> Result<()> {
-        let identity = content_identity(file.tokens())?;
+        let content_hash = content_hash(file.tokens())?;
         match file.row_width() {
-            None => self.push_stream(file.into_tokens(), &identity),
+            None => self.push_stream(file.into_tokens(), &content_hash),
             Some(width) => {
                 let tokens = file.into_tokens();
                 let rows = tokens.len() / width.max(1);
-                self.push(tokens, rows, width, &identity);
+                self.push(tokens, rows, width, &content_hash);
                 self.has_rows = true;
             }
         }
@@ -139,8 +139,8 @@ impl TokenDataset {
             self.instances,
             identity,
         );
-        let instances = part.complete.len();
-        self.identity
+        let instances = part.full.len();
+        self.fingerprint
             .update(format!("{stride} {instances} {all} {identity}\n"));
         self.parts.push(part);
         self.instances += instances;
@@ -210,7 +210,7 @@ impl TokenDataset {
         let mut targets = self.instances * seq_len;
         match windows {
             Windows::All => targets += partial,
-            Windows::Complete { limit } => {
+            Windows::Full { limit } => {
                 for (part, grid) in self.partial() {
                     let of = if part.streams > 1 { "row" } else { "stream" };
                     let reason =
@@ -229,7 +229,7 @@ impl TokenDataset {
 
     /// Returns the SHA-256 of the parts; equal only for the same data, split into the same instances.
     pub fn fingerprint(&self) -> String {
-        crate::files::hex(&self.identity.clone().finalize())
+        crate::files::hex(&self.fingerprint.clone().finalize())
     }
 
     /// True if both datasets share a non-empty stream or array.
@@ -252,7 +252,7 @@ impl TokenDataset {
             for stream in 0..part.streams {
                 let mut token = [0];
                 part.tokens
-                    .read(stream * part.complete.stream_stride, &mut token)?;
+                    .read(stream * part.full.stream_stride, &mut token)?;
                 firsts.extend(token);
             }
         }
@@ -272,11 +272,11 @@ impl TokenDataset {
     fn read(&self, id: u64, tokens: &mut [u32]) -> Result<()> {
         let part = self
             .parts
-            .partition_point(|part| part.start + part.complete.len() <= id);
+            .partition_point(|part| part.start + part.full.len() <= id);
         match self.parts.get(part) {
             Some(part) => part
                 .tokens
-                .read(part.complete.start_of(id - part.start), tokens),
+                .read(part.full.start_of(id - part.start), tokens),
             None => Err(Error::out_of_range(
                 "instance",
                 id,
@@ -322,7 +322,7 @@ impl TokenDataset {
     ) -> impl Iterator<Item = Result<Batch>> {
         let limit = match windows {
             Windows::All => None,
-            Windows::Complete { limit } => limit,
+            Windows::Full { limit } => limit,
         };
         let shorter = (windows == Windows::All).then(|| self.shorter(batch_size.max(1) as u64));
         self.sequential(batch_size, limit)
@@ -351,7 +351,7 @@ impl TokenDataset {
 }
 
 /// Returns the SHA-256 over all tokens as u32.
-fn content_identity(tokens: &TokenStream) -> Result<String> {
+fn content_hash(tokens: &TokenStream) -> Result<String> {
     let mut digest = Sha256::new();
     tokens.for_each_chunk(|tokens| {
         let bytes: Vec<u8> = tokens

@@ -15,7 +15,7 @@ impl TokenDataset {
     pub fn document_hashes(&self, end: u32) -> Result<HashMap<u64, u64>> {
         let mut found = HashMap::new();
         for part in &self.parts {
-            let stride = part.complete.stream_stride;
+            let stride = part.full.stream_stride;
             let (mut position, mut tokens) = (0_u64, 0_u64);
             let mut hasher = DefaultHasher::new();
             part.tokens.for_each(|token| {

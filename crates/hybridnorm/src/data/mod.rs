@@ -81,11 +81,11 @@ pub use tokenizer::Tokenizer;
 pub use tokenizer::{StreamDecoder, TokenizerSpec};
 pub use windows::{Coverage, Windows};
 
-/// Progress of a long-running step.
+/// Progress of a long-running operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// The step, in a word or two: `"read text"`, `"merge tokens"`, `"write tokens"`.
+    /// Stage, in a word or two: `"read text"`, `"merge tokens"`, `"write tokens"`.
     pub stage: &'static str,
     /// Units done.
     pub done: u64,

@@ -22,7 +22,7 @@ use super::text_stats::TextStats;
 use super::tokenizer::{Tokenizer, TokenizerSpec};
 use super::windows::Windows;
 
-/// Split of the data to use. The set is fixed: a match needs no wildcard.
+/// Split of the data to use. Not `#[non_exhaustive]`: a `match` needs no wildcard arm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Split {
     /// Training tokens.
@@ -86,7 +86,7 @@ pub struct OpenOptions {
     pub prepare: PrepareOptions,
     /// True to verify the checksums of prepared folders first. Pre-tokenized files are always read completely.
     pub verify: bool,
-    /// Windows to use: complete ones only, as in training, or all.
+    /// Windows to use: full ones only, as in training, or all.
     pub windows: Windows,
     /// True if rows of two-dimensional arrays may have any length, as in evaluation. In training each row is
     /// one instance.
@@ -103,7 +103,7 @@ impl OpenOptions {
             cache,
             prepare: PrepareOptions::default(),
             verify: true,
-            windows: Windows::Complete { limit: None },
+            windows: Windows::Full { limit: None },
             allow_any_row_length: false,
         }
     }
@@ -327,35 +327,35 @@ fn agreed_tokenizer(entries: &[Entry], options: &OpenOptions) -> Result<Option<T
         let Entry::Folder(folder) = entry else {
             continue;
         };
-        let theirs = folder.tokenizer()?;
+        let in_folder = folder.tokenizer()?;
         if let Some(TokenizerChoice::Spec(spec @ TokenizerSpec::Bpe { .. })) = &options.tokenizer
-            && theirs.name() != spec.to_string()
+            && in_folder.name() != spec.to_string()
         {
             return Err(Error::format(
                 folder.folder(),
                 format!(
                     "tokenized with {} ({} tokens), but {spec} was requested; omit the tokenizer \
                      to use that of the folder, or prepare the text again",
-                    theirs.name(),
-                    theirs.vocab_size()
+                    in_folder.name(),
+                    in_folder.vocab_size()
                 ),
             ));
         }
         match &agreed {
-            Some(ours) if ours.fingerprint() != theirs.fingerprint() => {
+            Some(requested) if requested.fingerprint() != in_folder.fingerprint() => {
                 return Err(Error::format(
                     folder.folder(),
                     format!(
                         "tokenized with {} ({} tokens), but {} ({} tokens) was requested; prepare the text again with the requested tokenizer",
-                        theirs.name(),
-                        theirs.vocab_size(),
-                        ours.name(),
-                        ours.vocab_size()
+                        in_folder.name(),
+                        in_folder.vocab_size(),
+                        requested.name(),
+                        requested.vocab_size()
                     ),
                 ));
             }
             Some(_) => {}
-            None => agreed = Some(theirs),
+            None => agreed = Some(in_folder),
         }
     }
     Ok(agreed)
@@ -472,7 +472,7 @@ fn collect(
                         )
                     })?;
                 let file = PretokenizedFile::open(input, vocab_size)?;
-                // Pushing computes the fingerprint, which reads and checks every token.
+                // Pushing hashes the content, which reads and checks every token.
                 notes.extend(file.note().map(str::to_owned));
                 match options.allow_any_row_length {
                     true => dataset.push_pretokenized_rows(file)?,

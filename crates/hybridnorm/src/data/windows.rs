@@ -26,7 +26,7 @@ pub enum Windows {
     /// target.
     All,
     /// Windows of `seq_len` targets, as in training; the first `limit` of them if given.
-    Complete {
+    Full {
         /// Maximum number of windows.
         limit: Option<u64>,
     },
@@ -53,7 +53,7 @@ pub(super) struct Part {
     /// Number of streams: the rows of an array, or 1.
     pub(super) streams: u64,
     /// Windows of `seq_len` targets.
-    pub(super) complete: WindowGrid,
+    pub(super) full: WindowGrid,
     /// Index of the first of these windows in the dataset.
     pub(super) start: u64,
     /// The shorter window at the end of each stream.
@@ -102,14 +102,14 @@ impl Part {
             per_stream,
             targets,
         };
-        let (complete, rest) = (targets / seq_len, targets % seq_len);
+        let (full, rest) = (targets / seq_len, targets % seq_len);
         Self {
             tokens,
             identity: identity.to_owned(),
             streams: streams * u64::from(length > 0),
-            complete: grid(0, complete, seq_len),
+            full: grid(0, full, seq_len),
             start,
-            partial: grid(complete * seq_len, u64::from(rest > 0), rest),
+            partial: grid(full * seq_len, u64::from(rest > 0), rest),
         }
     }
 }

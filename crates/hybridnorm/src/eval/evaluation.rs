@@ -43,7 +43,7 @@ pub struct LossWithCoverage {
     /// Mean loss.
     #[serde(flatten)]
     pub loss: Loss,
-    /// Bits per byte of text: the total loss of all evaluated tokens, end-of-document tokens included, over the
+    /// Bits per byte of text: the total loss of all evaluated tokens, end-of-text tokens included, over the
     /// bytes that these tokens represent. `None` if the bytes are not known.
     pub bits_per_byte: Option<f64>,
     /// Reason why there are no bits per byte.
@@ -100,7 +100,7 @@ pub struct Evaluation {
 /// #     .with_placement(hybridnorm::placement::named("hybridnorm")?);
 /// # let mut model = Model::new(&config, 0, Device::Cpu)?;
 /// let paths = ["stories:5", "stories:5:5"].map(str::to_owned);
-/// let options = EvalOptions::default().with_windows(Windows::Complete { limit: Some(4) });
+/// let options = EvalOptions::default().with_windows(Windows::Full { limit: Some(4) });
 /// let sets = open_sets(&paths, &options, &model, Some(&tokenizer), &mut quiet)?;
 /// let found = evaluate(&mut model, &sets, &options)?;
 /// let tokens: Vec<u64> = found.sets.iter().map(|set| set.measured.loss.tokens).collect();
@@ -126,7 +126,7 @@ pub fn evaluate(model: &mut Model, sets: &[EvalSet], options: &EvalOptions) -> R
         let bytes = evaluated_bytes(set, options);
         let unknown_tokens = unknown_tokens(set, options)?;
         let mut notes = set.notes.clone();
-        notes.extend(not_predicted(set, unknown_tokens, bytes.is_ok()));
+        notes.extend(unpredicted_text_note(set, unknown_tokens, bytes.is_ok()));
         let Coverage {
             all_tokens,
             omissions,
@@ -170,7 +170,7 @@ fn unknown_tokens(set: &EvalSet, options: &EvalOptions) -> Result<u64> {
 }
 
 /// Returns a note if the text contains bytes that no token predicts.
-fn not_predicted(set: &EvalSet, unknown_tokens: u64, has_bits: bool) -> Option<String> {
+fn unpredicted_text_note(set: &EvalSet, unknown_tokens: u64, has_bits: bool) -> Option<String> {
     let dropped = set.text.as_ref().map_or(0, |text| text.dropped_chars);
     let what = match (unknown_tokens, dropped) {
         (0, 0) => return None,

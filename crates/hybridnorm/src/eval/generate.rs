@@ -18,7 +18,7 @@ use crate::omissions::{Omissions, Unit};
 /// Sampling::default().with_top_k(40).with_seed(1).check()?;
 /// let greedy = Sampling::default().with_temperature(0.0);
 /// greedy.check()?;
-/// // Greedy decoding draws nothing.
+/// // Greedy decoding does not sample, so a seed has no effect.
 /// assert!(greedy.with_seed(1).check().is_err());
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```

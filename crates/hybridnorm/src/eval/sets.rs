@@ -23,7 +23,7 @@ use crate::train::sources;
 ///
 /// let options = EvalOptions::default()
 ///     .with_split(Split::Validation)
-///     .with_windows(Windows::Complete { limit: Some(100) })
+///     .with_windows(Windows::Full { limit: Some(100) })
 ///     .with_text(TextOverrides::default().with_text_field("body"));
 /// assert_eq!(options.text.text_field.as_deref(), Some("body"));
 /// ```
@@ -83,9 +83,9 @@ impl Default for EvalOptions {
 /// let paths = ["stories:5".to_owned()];
 /// let sets = open_sets(&paths, &EvalOptions::default(), &model, Some(&tokenizer), &mut quiet)?;
 /// let set = &sets[0];
-/// // All of the text, since it is no prepared folder that holds a part out.
+/// // Raw text is not split: only a prepared folder can have a validation split.
 /// assert_eq!(set.split, Split::All);
-/// // Each document is followed by one token that is no text.
+/// // Each document is followed by an end-of-text token, which is no part of the text.
 /// assert_eq!(set.data.tokens(), set.text_bytes.unwrap() + 5);
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```

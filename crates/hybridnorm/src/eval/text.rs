@@ -113,7 +113,7 @@ pub struct TextGenerator<'a> {
 }
 
 impl<'a> TextGenerator<'a> {
-    /// Starts from a prompt; an empty one means the beginning of a text.
+    /// Starts from a prompt; for an empty one, from the end-of-text token.
     ///
     /// # Errors
     /// If the tokenizer's vocabulary is larger than the model's, or a setting is out of range.

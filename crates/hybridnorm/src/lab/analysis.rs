@@ -77,8 +77,7 @@ impl RunOutcome {
 pub enum Outcome {
     /// Finished with this validation loss, in nats per token. A loss that is not finite counts as diverged.
     Loss(f64),
-    /// Finished with this validation loss, without falling below the unigram loss: the training budget is
-    /// too short, which is not a failure.
+    /// Finished with this validation loss, without falling below the unigram loss. It does not count as diverged.
     NotLearned(f64),
     /// Diverged: values became non-finite, the training loss rose again, or the final loss is far above the best
     /// of its placement.
@@ -165,7 +164,8 @@ pub struct LearningRateSummary {
     #[serde(default)]
     pub not_learned: u64,
     /// Number of runs eliminated by successive halving.
-    pub halved: u64,
+    #[serde(rename = "halved")]
+    pub eliminated: u64,
     /// Validation loss of the finished runs, in nats per token.
     pub loss: Option<Summary>,
 }
@@ -188,7 +188,7 @@ pub struct Best {
     pub statistically_tied: usize,
 }
 
-/// Edge of the learning rate grid. The set is fixed: a grid has no other edges.
+/// Edge of the learning rate grid. Not `#[non_exhaustive]`: a grid has no other edges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Edge {
@@ -263,7 +263,7 @@ pub struct Comparison {
     pub effective_speedup: Option<f64>,
 }
 
-/// Verdict of a comparison. The set is fixed, so that the compiler names each place that must treat a verdict.
+/// Verdict of a comparison. Not `#[non_exhaustive]`, so that the compiler names each place that must treat a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -292,7 +292,7 @@ impl Analysis {
 impl LearningRateSummary {
     /// Returns the number of runs.
     pub fn runs(&self) -> u64 {
-        self.finished + self.diverged + self.not_learned + self.halved
+        self.finished + self.diverged + self.not_learned + self.eliminated
     }
 }
 
@@ -341,14 +341,14 @@ pub fn analyze(runs: &[RunOutcome], rules: &AnalysisRules) -> Analysis {
 }
 
 /// As [`analyze`], for one group of a study, of which `planned` runs are planned and whose other groups lack
-/// `missing_elsewhere` runs.
+/// `missing_in_other_groups` runs.
 ///
 /// While a run is missing in any group, nothing is compared in any group, since runs need not be missing at
 /// random.
 pub fn analyze_planned(
     runs: &[RunOutcome],
     planned: usize,
-    missing_elsewhere: usize,
+    missing_in_other_groups: usize,
     rules: &AnalysisRules,
 ) -> Analysis {
     let sweeps = Sweep::all(runs, rules.diverged_above_best);
@@ -361,13 +361,15 @@ pub fn analyze_planned(
         .map(|sweep| sweep.summary(rules, loss_cap))
         .collect();
     let recorded = runs.len();
-    let is_complete = recorded >= planned && missing_elsewhere == 0;
+    let is_complete = recorded >= planned && missing_in_other_groups == 0;
     if is_complete {
         compare::all(&sweeps, &mut placements, rules);
     } else {
         let reason = match recorded < planned {
             true => format!("incomplete: {recorded} of {planned} runs"),
-            false => format!("incomplete: {missing_elsewhere} runs of other groups are missing"),
+            false => {
+                format!("incomplete: {missing_in_other_groups} runs of other groups are missing")
+            }
         };
         for placement in &mut placements {
             if placement.placement != rules.baseline {

@@ -147,7 +147,7 @@ pub struct DepthGrowth {
 /// let names = ["pre-norm", "post-norm"].map(str::to_owned);
 /// let options = Options::default().with_placements(names).with_steps(3);
 /// let report = probe::run(&config, &options, Device::Cpu, &false.into(), &mut |_, _| {})?;
-/// let report = report.expect("nobody stopped it");
+/// let report = report.expect("`stop` is false");
 /// for probed in &report.placements {
 ///     let steps: Vec<u64> = probed.measured_steps.iter().map(|measured| measured.step).collect();
 ///     assert_eq!(steps, [1, 3]);

@@ -107,9 +107,10 @@ pub struct Replay {
     /// Comparison of the metrics of the run and the replay.
     pub comparison: Comparison,
     /// Replayed steps, paired with those of the run.
-    pub steps: Vec<Pair>,
+    pub steps: Vec<StepPair>,
     /// Reason for ending early, if any.
-    pub ended: Option<String>,
+    #[serde(rename = "ended")]
+    pub early_end_reason: Option<String>,
     /// Used and omitted tokens of the data.
     pub data: DataCoverage,
     /// Omissions from the data, by reason.
@@ -130,7 +131,7 @@ pub struct ConfigChange {
 /// One step in the run and in the replay.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
-pub struct Pair {
+pub struct StepPair {
     /// Step, counted from 1.
     pub step: u64,
     /// Metrics of the run; `None` if it did not reach this step.
@@ -178,15 +179,15 @@ pub struct Pair {
 /// let mut trainer = Trainer::open(config, &run, Start::Fresh, Device::Cpu, &mut |_| {})?;
 /// trainer.run(&stop, &mut |_| {})?;
 ///
-/// // Without changes, the replay has the same metrics to the last bit.
+/// // Without changes, the metrics of the replay are bit-identical to those of the run.
 /// let options = replay::Options::new(3, folder.path().join("replay"));
 /// let same = replay::run(&run, &options, Device::Cpu, &stop, &mut |_| {})?;
-/// assert_eq!(same.expect("nobody stopped it").comparison.first_difference, None);
+/// assert_eq!(same.expect("`stop` is false").comparison.first_difference, None);
 ///
 /// let options = replay::Options::new(3, folder.path().join("slower"))
 ///     .with_settings(["optimizer.lr=1e-5".to_owned()]);
 /// let slower = replay::run(&run, &options, Device::Cpu, &stop, &mut |_| {})?;
-/// let difference = slower.expect("nobody stopped it").comparison.first_difference;
+/// let difference = slower.expect("`stop` is false").comparison.first_difference;
 /// assert_eq!(difference.map(|found| (found.step, found.quantity)), Some((1, "learning rate")));
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
@@ -223,10 +224,11 @@ pub fn run(
         from + 1,
         options.step
     )));
-    let ended = match train(&mut trainer, &segments, last, options.step, stop, on_event)? {
-        Trained::Reached => None,
-        Trained::Diverged(problem) => Some(problem),
-        Trained::Stopped => return Ok(None),
+    let early_end_reason = match train(&mut trainer, &segments, last, options.step, stop, on_event)?
+    {
+        ReplayEnd::StepReached => None,
+        ReplayEnd::Diverged(problem) => Some(problem),
+        ReplayEnd::Stopped => return Ok(None),
     };
     let replayed: Vec<Metrics> = records::read(&options.out)?;
     trainer.mark_finished()?;
@@ -244,7 +246,7 @@ pub fn run(
         new_parameters: trainer.new_parameters().to_vec(),
         comparison: Comparison::new(&steps, from, &history, trainer.segment()),
         steps,
-        ended,
+        early_end_reason,
         omissions: trainer.data_coverage().omissions(),
         data: trainer.data_coverage().clone(),
     }))
@@ -266,13 +268,13 @@ fn check_step(run: &Path, step: u64, recorded: &[Metrics]) -> Result<()> {
     }
 }
 
-/// End of a training.
-enum Trained {
+/// Reason why the replay ended.
+enum ReplayEnd {
     /// The step of interest was reached.
-    Reached,
-    /// Training ended early, with this problem.
+    StepReached,
+    /// The replay diverged, with this problem.
     Diverged(String),
-    /// Training was stopped before the step of interest.
+    /// The replay was stopped before the step of interest.
     Stopped,
 }
 
@@ -284,7 +286,7 @@ fn train(
     step: u64,
     stop: &AtomicBool,
     on_event: &mut dyn FnMut(Event<'_>),
-) -> Result<Trained> {
+) -> Result<ReplayEnd> {
     for (at, segment) in segments.iter().enumerate() {
         if at > 0 {
             for change in &segment.changed {
@@ -299,18 +301,20 @@ fn train(
         let end = segments.get(at + 1).map_or(last, |next| next.after);
         match trainer.run_to(end, stop, on_event) {
             Ok(outcome) if outcome.step >= end => {}
-            Ok(outcome) if outcome.step < step => return Ok(Trained::Stopped),
+            Ok(outcome) if outcome.step < step => return Ok(ReplayEnd::Stopped),
             Ok(_) => break,
-            Err(error @ Error::Diverged { .. }) => return Ok(Trained::Diverged(error.to_string())),
+            Err(error @ Error::Diverged { .. }) => {
+                return Ok(ReplayEnd::Diverged(error.to_string()));
+            }
             Err(error) => return Err(error),
         }
     }
-    Ok(Trained::Reached)
+    Ok(ReplayEnd::StepReached)
 }
 
 /// Pairs the replayed steps with those of the run.
-fn pair_steps(recorded: &[Metrics], replayed: Vec<Metrics>) -> Vec<Pair> {
-    let pair = |replay: Metrics| Pair {
+fn pair_steps(recorded: &[Metrics], replayed: Vec<Metrics>) -> Vec<StepPair> {
+    let pair = |replay: Metrics| StepPair {
         step: replay.step,
         run: recorded
             .iter()

@@ -202,13 +202,14 @@ fn run_facts(document: &Document) -> Vec<String> {
 }
 
 fn status_counts(runs: &[ReportedRun]) -> String {
-    let (mut finished, mut diverged, mut not_learned, mut halved, mut unfinished) = (0, 0, 0, 0, 0);
+    let (mut finished, mut diverged, mut not_learned, mut eliminated, mut unfinished) =
+        (0, 0, 0, 0, 0);
     for run in runs {
         match run.status {
             RunStatus::Finished => finished += 1,
             RunStatus::Diverged { .. } => diverged += 1,
             RunStatus::NotLearned { .. } => not_learned += 1,
-            RunStatus::Eliminated { .. } => halved += 1,
+            RunStatus::Eliminated { .. } => eliminated += 1,
             RunStatus::Unfinished { .. } => unfinished += 1,
         }
     }
@@ -216,7 +217,7 @@ fn status_counts(runs: &[ReportedRun]) -> String {
     for (n, word) in [
         (diverged, DIVERGED),
         (not_learned, NOT_LEARNED),
-        (halved, ELIMINATED),
+        (eliminated, ELIMINATED),
         (unfinished, "unfinished"),
     ] {
         if n > 0 {

@@ -27,11 +27,11 @@ pub fn markdown(document: &Document) -> String {
         markdown_line(&document.title, CELL_CHARS),
         markdown_text(&summary_line(document, &views, &styles))
     );
-    let remarks = sections::incomplete(document)
+    let warnings = sections::incomplete(document)
         .into_iter()
         .chain(incomparable_note(&document.data_groups));
-    for remark in remarks {
-        let _ = writeln!(text, "**{}**\n", markdown_text(&remark));
+    for warning in warnings {
+        let _ = writeln!(text, "**{}**\n", markdown_text(&warning));
     }
     for view in &views {
         let level = match view.name.is_empty() {
@@ -58,8 +58,8 @@ fn study(text: &mut String, level: &str, view: &View, styles: &PlacementStyles) 
             let bold = if position == 0 { "**" } else { "" };
             let _ = writeln!(text, "{bold}{}{bold}\n", markdown_text(sentence));
         }
-        for remark in &group.caveats {
-            let _ = writeln!(text, "**{}**\n", markdown_text(remark));
+        for caveat in &group.caveats {
+            let _ = writeln!(text, "**{}**\n", markdown_text(caveat));
         }
         let _ = writeln!(
             text,
@@ -88,8 +88,8 @@ fn study(text: &mut String, level: &str, view: &View, styles: &PlacementStyles) 
         text.push_str(&tables::stability(view, styles).markdown());
         text.push_str(&tables::cost(view, styles).markdown());
         let _ = writeln!(text, "{}\n", markdown_text(&machines(view)));
-        for remark in history::caveats(view) {
-            let _ = writeln!(text, "- {}", markdown_text(&remark));
+        for caveat in history::caveats(view) {
+            let _ = writeln!(text, "- {}", markdown_text(&caveat));
         }
         if view.runs.iter().any(|run| run.directory.is_some()) {
             let _ = write!(

@@ -143,8 +143,8 @@ fn runs(page: &mut Page, view: &View, styles: &PlacementStyles) {
     let key = &view.key;
     page.html(&history::differing_keys(view, styles).html(&format!("{key}-differences-table")));
     page.html(&tables::outcomes(view, styles).html(&format!("{key}-outcomes-table")));
-    for remark in history::caveats(view) {
-        page.note(&remark);
+    for caveat in history::caveats(view) {
+        page.note(&caveat);
     }
     page.html(&history::segments(view, styles).html(&format!("{key}-segments-table")));
 }
@@ -255,7 +255,7 @@ fn trained_on(run: &ReportedRun) -> Vec<String> {
     }
 }
 
-/// Constants of the model of effective speed-up.
+/// Constants of the power law of effective speed-up.
 pub(super) struct PowerLaw {
     /// Irreducible loss `E`.
     pub(super) irreducible: f64,
@@ -265,7 +265,7 @@ pub(super) struct PowerLaw {
     pub(super) factor: String,
 }
 
-/// Returns the model as used for a view.
+/// Returns the power law of a group of runs.
 pub(super) fn power_law(view: &View) -> Option<PowerLaw> {
     let rules = &view.group?.analysis.rules;
     let name = rules.baseline.as_str();
@@ -306,10 +306,11 @@ pub(super) fn power_law(view: &View) -> Option<PowerLaw> {
     })
 }
 
-/// Limitations of the model.
-pub(super) const LIMITATIONS: &str = "This is a model, not a measurement. E and the exponent are constants \
-    of the study and were not fitted here; A is set by a single point, the baseline. Gains of placements without a \
-    significant difference are noise. The model does not extend to other sizes, more tokens or other data.";
+/// Limitations of the power law.
+pub(super) const LIMITATIONS: &str = "This is extrapolated by a power law, not measured. E and the exponent are \
+    constants of the study and were not fitted here; A is set by a single point, the baseline. Gains of placements \
+    without a significant difference are noise. The power law does not extend to other sizes, more tokens or other \
+    data.";
 
 fn speedup(page: &mut Page, view: &View, _: &PlacementStyles) {
     let Some(law) = power_law(view) else {

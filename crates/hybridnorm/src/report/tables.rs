@@ -43,7 +43,7 @@ pub(super) fn losses(view: &View, styles: &PlacementStyles) -> Table {
             for (number, word) in [
                 (found.diverged, DIVERGED),
                 (found.not_learned, NOT_LEARNED),
-                (found.halved, ELIMINATED),
+                (found.eliminated, ELIMINATED),
                 (found.unfinished, "unfinished"),
             ] {
                 if number > 0 {
@@ -185,7 +185,7 @@ pub(super) fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Table> 
             let of_next = |summary: &&LearningRateSummary| Some(summary.lr) == next;
             Cell::new(learning_rate(lr)).note(
                 match (next, summary.learning_rates.iter().find(of_next)) {
-                    (Some(next), Some(found)) if found.halved > 0 => {
+                    (Some(next), Some(found)) if found.eliminated > 0 => {
                         format!("{} was eliminated", learning_rate(next))
                     }
                     (Some(next), _) => format!("{} is outside", learning_rate(next)),
@@ -210,8 +210,8 @@ pub(super) fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Table> 
 pub(super) fn stability(view: &View, styles: &PlacementStyles) -> Table {
     let mut table = Table::new(
         "Run status and spikes over all learning rates and seeds: number of runs that finished, diverged, had not \
-         learned yet (no improvement over token frequencies) or were eliminated by successive halving, and number of \
-         spikes",
+         learned yet (no improvement over the unigram baseline) or were eliminated by successive halving, and number \
+         of spikes",
     )
     .text("placement")
     .number("runs")
@@ -231,7 +231,7 @@ pub(super) fn stability(view: &View, styles: &PlacementStyles) -> Table {
         let finished = count_of(|status| matches!(status, RunStatus::Finished));
         let diverged = count_of(|status| matches!(status, RunStatus::Diverged { .. }));
         let not_learned = count_of(|status| matches!(status, RunStatus::NotLearned { .. }));
-        let halved = count_of(|status| matches!(status, RunStatus::Eliminated { .. }));
+        let eliminated = count_of(|status| matches!(status, RunStatus::Eliminated { .. }));
         table.row(vec![
             placement(styles, name),
             with_thousands_separators(view.runs_of(name).count() as u64).into(),
@@ -246,7 +246,7 @@ pub(super) fn stability(view: &View, styles: &PlacementStyles) -> Table {
             } else {
                 ""
             }),
-            with_thousands_separators(halved as u64).into(),
+            with_thousands_separators(eliminated as u64).into(),
             with_thousands_separators(loss).into(),
             with_thousands_separators(grad).into(),
             with_thousands_separators(update).into(),

@@ -37,7 +37,7 @@ pub(super) struct RunsAtLr<'a> {
     /// Number of runs that had not learned yet.
     pub(super) not_learned: usize,
     /// Number of runs that were eliminated by successive halving.
-    pub(super) halved: usize,
+    pub(super) eliminated: usize,
     /// Number of unfinished runs.
     pub(super) unfinished: usize,
 }
@@ -170,7 +170,7 @@ impl<'a> View<'a> {
         RunsAtLr {
             diverged: has_status(|status| matches!(status, RunStatus::Diverged { .. })),
             not_learned: has_status(|status| matches!(status, RunStatus::NotLearned { .. })),
-            halved: has_status(|status| matches!(status, RunStatus::Eliminated { .. })),
+            eliminated: has_status(|status| matches!(status, RunStatus::Eliminated { .. })),
             unfinished: has_status(|status| matches!(status, RunStatus::Unfinished { .. })),
             runs: runs.len(),
             losses: (runs.iter())

@@ -150,7 +150,7 @@ impl Sources {
         };
         Self {
             coverage: DataCoverage {
-                train: train.coverage(Windows::Complete { limit: None }),
+                train: train.coverage(Windows::Full { limit: None }),
                 validation: validation
                     .as_ref()
                     .map(|data| data.coverage(validation_windows(config))),
@@ -167,11 +167,11 @@ impl Sources {
     }
 }
 
-/// Returns the windows of validation data evaluated in training: complete windows only, at
-/// most `train.eval_sequences`.
+/// Returns the windows of validation data evaluated in training: full windows only, at most
+/// `train.eval_sequences`.
 pub fn validation_windows(config: &Config) -> Windows {
     let limit = config.train.eval_sequences as u64;
-    Windows::Complete {
+    Windows::Full {
         limit: (limit > 0).then_some(limit),
     }
 }

@@ -64,7 +64,7 @@ impl OpsOptions {
     }
 }
 
-/// Limit of the machine that bounds an op. The set is fixed, since each limit has its own unit in a table.
+/// Limit of the machine that bounds an op. Not `#[non_exhaustive]`, since each limit has its own unit in a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {

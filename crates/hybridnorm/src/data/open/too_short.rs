@@ -26,12 +26,12 @@ pub(super) fn error(
         Windows::All => format!(
             "{paths}: {found} {what}: no targets, since every target needs a preceding token in its stream"
         ),
-        Windows::Complete { .. } if dataset.has_rows() => format!(
+        Windows::Full { .. } if dataset.has_rows() => format!(
             "{paths}: {found} {what} in rows, none of which contains a complete sequence of {} and its targets; \
              use a shorter sequence length, or evaluate all windows",
             dataset.seq_len()
         ),
-        Windows::Complete { .. } => format!(
+        Windows::Full { .. } => format!(
             "{paths}: {found} {what}, fewer than one sequence of {} and its targets; {advice}, or use a shorter \
              sequence length",
             dataset.seq_len()

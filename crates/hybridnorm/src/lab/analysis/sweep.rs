@@ -45,7 +45,7 @@ impl LearningRateRuns {
         self.count(|outcome| matches!(outcome, Outcome::NotLearned(_)))
     }
 
-    fn halved(&self) -> usize {
+    fn eliminated(&self) -> usize {
         self.count(|outcome| outcome == Outcome::Eliminated)
     }
 
@@ -98,7 +98,7 @@ impl LearningRateRuns {
             diverged: self.diverged() as u64,
             lost: self.diverged() as u64,
             not_learned: self.not_learned() as u64,
-            halved: self.halved() as u64,
+            eliminated: self.eliminated() as u64,
             loss: self.loss(),
         }
     }
@@ -241,10 +241,10 @@ impl<'a> Sweep<'a> {
     /// The noise is the interaction of learning rates and seeds in the better half of the learning rates: a
     /// common seed effect does not influence the choice, and bad learning rates are often noisier.
     pub fn statistically_tied(&self) -> usize {
-        let halved = self
+        let eliminated = self
             .learning_rates
             .iter()
-            .filter(|lr_runs| lr_runs.halved() > 0)
+            .filter(|lr_runs| lr_runs.eliminated() > 0)
             .count();
         let mut rows: Vec<(f64, Vec<f64>)> = (self.candidates.iter())
             .filter_map(|&index| {
@@ -257,10 +257,10 @@ impl<'a> Sweep<'a> {
         rows.sort_by(|a, b| a.0.total_cmp(&b.0));
         let better = &rows[..(rows.len() / 2 + 1).min(rows.len())];
         match significant_difference(better) {
-            None => rows.len() + halved,
+            None => rows.len() + eliminated,
             Some(limit) => {
                 let is_tied = |row: &&(f64, Vec<f64>)| row.0 - rows[0].0 <= limit;
-                rows.iter().filter(is_tied).count() + halved
+                rows.iter().filter(is_tied).count() + eliminated
             }
         }
     }
@@ -283,7 +283,7 @@ impl<'a> Sweep<'a> {
             largest_stable_lr: (self.learning_rates.iter())
                 .take_while(|lr_runs| lr_runs.diverged() == 0)
                 // If all runs were eliminated, they might have diverged later.
-                .filter(|lr_runs| lr_runs.halved() < lr_runs.runs.len())
+                .filter(|lr_runs| lr_runs.eliminated() < lr_runs.runs.len())
                 .last()
                 .map(|lr_runs| lr_runs.lr),
             lr_tolerance: self.tolerance(rules.tolerance),
@@ -334,7 +334,7 @@ impl<'a> Sweep<'a> {
         if self
             .learning_rates
             .iter()
-            .any(|lr_runs| lr_runs.halved() > 0)
+            .any(|lr_runs| lr_runs.eliminated() > 0)
         {
             return None;
         }

@@ -82,7 +82,7 @@ fn rates_are_counted_in_ascending_order() {
     points.push(point("a", 1e-4, 2, Outcome::Eliminated));
     let rates = single_summary(&points).learning_rates;
     let counts: Vec<_> = (rates.iter())
-        .map(|rate| (rate.lr, rate.finished, rate.diverged, rate.halved))
+        .map(|rate| (rate.lr, rate.finished, rate.diverged, rate.eliminated))
         .collect();
     assert_eq!(counts, [(1e-4, 2, 0, 1), (1e-3, 2, 0, 0), (1e-2, 2, 2, 0)]);
     let loss = rates[2].loss.unwrap();
@@ -240,9 +240,9 @@ fn tied_learning_rates_are_counted() {
     let single = study(&[("a", 1e-4, &[3.0]), ("a", 1e-3, &[4.0])]);
     assert_eq!(statistically_tied(&single), 2);
     // Eliminated learning rates may have been as good.
-    let mut halved = curve;
-    halved.push(point("a", 1e-1, 0, Outcome::Eliminated));
-    assert_eq!(statistically_tied(&halved), 3);
+    let mut eliminated = curve;
+    eliminated.push(point("a", 1e-1, 0, Outcome::Eliminated));
+    assert_eq!(statistically_tied(&eliminated), 3);
 }
 
 /// Returns a baseline and three placements: clearly better, clearly worse, similar.

@@ -264,13 +264,13 @@ fn lr_ranges(analysis: &Analysis) -> String {
         .placements
         .iter()
         .flat_map(|entry| &entry.learning_rates);
-    let halved = match rates.any(|rate| rate.halved > 0) {
+    let eliminated = match rates.any(|rate| rate.eliminated > 0) {
         true => "; learning rates eliminated by halving count as outside",
         false => "",
     };
     format!(
         "Learning rates within {} nats of a placement's best loss: {} (of those tried, whose neighbours \
-         differ by a factor of {}; ranges are at grid resolution and are not compared{halved})",
+         differ by a factor of {}; ranges are at grid resolution and are not compared{eliminated})",
         analysis.rules.tolerance,
         ranges.join(", "),
         grid_factors(analysis)

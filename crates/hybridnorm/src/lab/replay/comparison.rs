@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Pair;
+use super::StepPair;
 use crate::train::metrics::{METRICS, Metric, Metrics};
 use crate::train::segments::Segment;
 
@@ -30,7 +30,7 @@ pub struct Difference {
 
 impl Comparison {
     /// Compares the steps after step `from`; `history` is that of the run, `now` the segment of the replay.
-    pub(super) fn new(steps: &[Pair], from: u64, history: &[Segment], now: &Segment) -> Self {
+    pub(super) fn new(steps: &[StepPair], from: u64, history: &[Segment], now: &Segment) -> Self {
         let of_both = || {
             let pairs = steps.iter();
             pairs.filter_map(|pair| Some((pair.step, pair.run.as_ref()?, &pair.replay)))

@@ -21,7 +21,7 @@ pub struct StudyAnalysis {
     pub groups: Vec<Group>,
 }
 
-/// Reads the finished runs of a study in a folder and analyses them, with caveats on their reliability.
+/// Reads the records of a study in a folder and analyses them, with caveats on their reliability.
 ///
 /// # Errors
 /// As [`StudyFolder::read`].

@@ -1,4 +1,4 @@
-//! Study folder: `study.toml`, `runs/ID.json` for every finished run, `work/ID` for unfinished runs, and
+//! Study folder: `study.toml`, `runs/ID.json` for every run that ended, `work/ID` for unfinished runs, and
 //! `kept/ID` for finished runs that are kept.
 //!
 //! `history.json` holds every version of the study under which runs started, and lists the files without a checksum.

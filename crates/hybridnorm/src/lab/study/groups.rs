@@ -62,8 +62,8 @@ pub fn analyze_groups<'a>(
             .clone()
             .filter(|&grid_point| key(grid_point) == selected)
             .count();
-        let elsewhere = missing.saturating_sub(planned.saturating_sub(runs.len()));
-        let analysis = analysis::analyze_planned(&runs, planned, elsewhere, rules);
+        let missing_in_other_groups = missing.saturating_sub(planned.saturating_sub(runs.len()));
+        let analysis = analysis::analyze_planned(&runs, planned, missing_in_other_groups, rules);
         let sentence = |placement| analysis::comparison_text(placement, &analysis);
         let (init, depth) = selected;
         Group {

@@ -278,9 +278,9 @@ fn named_placements(all: &[Value]) -> Result<Vec<(String, Value)>> {
             Value::Object(table) => take_name(table).map_err(|error| entry(KEY, index, error))?,
             other => (None, other.clone()),
         };
-        let choice =
+        let config =
             PlacementConfig::from_value(&value).map_err(|error| entry(KEY, index, error))?;
-        named.push((name.unwrap_or_else(|| choice.label()), value));
+        named.push((name.unwrap_or_else(|| config.label()), value));
     }
     check_unique(KEY, named.iter().map(|(name, _)| name))?;
     Ok(named)

@@ -1,4 +1,4 @@
-//! Record of a finished run.
+//! Record of a run that ended: finished, diverged, not learned yet, or eliminated.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +10,8 @@ use crate::train::metrics::Aggregate;
 use crate::train::spikes;
 
 impl RunRecord {
-    /// True if two records are equal in all but cost, and validation data and further curves that only one of
-    /// them has.
+    /// True if two records are equal, ignoring cost, and ignoring validation data and additional curves if one
+    /// record lacks them.
     pub fn is_same(&self, other: &Self) -> bool {
         let (ours, theirs) = (&self.validation_data, &other.validation_data);
         let mut other = Self {
@@ -59,7 +59,7 @@ pub enum RunStatus {
         /// Reason, as text.
         reason: String,
     },
-    /// All steps were done, but the loss never fell below the unigram loss: the training budget was too short.
+    /// All steps were done, but the loss never fell below the unigram loss.
     NotLearned {
         /// Reason, as text.
         reason: String,
@@ -146,7 +146,7 @@ impl Curve {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
-pub struct Evaluation {
+pub struct ValidationLoss {
     /// Step after which it was measured.
     pub step: u64,
     /// Mean loss, in nats per token.
@@ -176,7 +176,7 @@ pub struct Cost {
     pub version: Option<String>,
 }
 
-/// Record of a finished run: `runs/ID.json` of a study.
+/// Record of a run that ended: `runs/ID.json` of a study.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -220,7 +220,7 @@ pub struct RunRecord {
     /// Training curves.
     pub curve: Curve,
     /// Validation losses during training.
-    pub validation: Vec<Evaluation>,
+    pub validation: Vec<ValidationLoss>,
     /// Layer statistics during training.
     pub layers: Vec<LayerRecord>,
     /// Hardware and speed.

@@ -1,4 +1,4 @@
-//! Records of finished runs, `runs/ID.json` of a study.
+//! Records of runs that ended, `runs/ID.json` of a study.
 
 use super::folder::{RUNS, StudyFolder};
 use super::history::{History, missing_checksum};
@@ -44,7 +44,7 @@ impl StudyFolder {
         }
     }
 
-    /// Reads the records of the finished runs among `runs`, in the order of the plan.
+    /// Reads the records of those `runs` that ended, in the order of the plan.
     ///
     /// # Errors
     /// As [`StudyFolder::read`].
@@ -52,7 +52,7 @@ impl StudyFolder {
         self.read(runs).map(|read| read.records)
     }
 
-    /// Reads the records of the finished runs among `runs`, in the order of the plan.
+    /// Reads the records of those `runs` that ended, in the order of the plan.
     ///
     /// # Errors
     /// If a record cannot be read, is corrupt, lacks its required checksum, contradicts itself or does not match

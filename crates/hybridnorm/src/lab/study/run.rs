@@ -36,9 +36,9 @@ pub enum RunProgress {
 pub struct Options<'a> {
     /// Divergence threshold; see [`StudySettings::diverged_above`](super::StudySettings::diverged_above).
     pub diverged_above: f64,
-    /// Step limit for now.
+    /// Step limit of this call: a rung of successive halving.
     pub limit: Option<u64>,
-    /// True if the process does nothing else: its peak memory is that of the run.
+    /// True if the process trains one run at a time, so that its peak memory is that of the run.
     pub exclusive_process: bool,
     /// Compute device.
     pub device: Device,

@@ -168,7 +168,7 @@ pub enum StudyEvent<'a> {
 /// let folder = StudyFolder::new(parent.path().join("study"));
 /// let (options, stop) = (Options::default(), false.into());
 /// let records = study::run(&study, &folder, &options, Device::Cpu, &stop, &|_| {})?;
-/// let records = records.expect("nobody stopped it");
+/// let records = records.expect("`stop` is false");
 /// assert_eq!(records[1].grid_point.placement, "hybridnorm");
 /// assert!(records.iter().all(|record| record.validation_loss.is_some()));
 ///

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::record::{Cost, Curve, Evaluation, GridPoint, RunRecord, RunStatus};
+use super::record::{Cost, Curve, GridPoint, RunRecord, RunStatus, ValidationLoss};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::placement::{Explanation, PlacementConfig, canonical_hash};
@@ -206,9 +206,9 @@ pub(super) fn record(
     })
 }
 
-fn evaluations(records: &[Metrics]) -> Vec<Evaluation> {
+fn evaluations(records: &[Metrics]) -> Vec<ValidationLoss> {
     let evaluation = |record: &Metrics| {
-        Some(Evaluation {
+        Some(ValidationLoss {
             step: record.step,
             loss: record.validation_loss?,
         })

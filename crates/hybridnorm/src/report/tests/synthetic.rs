@@ -8,7 +8,7 @@ use super::analysis::{AnalysisRules, Outcome, RunOutcome, analyze, comparison_te
 use super::layers::{
     ActivationStats, AttentionStats, BlockStats, LayerRecord, ParameterStats, finite_or_none,
 };
-use super::record::{Cost, Curve, Evaluation, GridPoint, RunRecord, RunStatus};
+use super::record::{Cost, Curve, GridPoint, RunRecord, RunStatus, ValidationLoss};
 use super::spikes::SpikeCounts;
 use super::{DepthGrowth, Document, Group, ProbePlacement, ProbeReport, ProbeStep};
 
@@ -367,10 +367,10 @@ fn spikes(over: f64, random: &mut Random) -> SpikeCounts {
 }
 
 /// Returns the four evaluations of a finished run.
-fn validation_losses(final_loss: f64) -> Vec<Evaluation> {
+fn validation_losses(final_loss: f64) -> Vec<ValidationLoss> {
     (1..=4)
         .map(|part| part * STEPS / 4)
-        .map(|step| Evaluation {
+        .map(|step| ValidationLoss {
             step,
             loss: loss_at(final_loss, step) + 0.02 * (1.0 - step as f64 / STEPS as f64),
         })

@@ -48,7 +48,7 @@ pub fn open(
         text: train.text_stats(),
         validation_text,
         notes: notes.clone(),
-        train: train.dataset.coverage(Windows::Complete { limit: None }),
+        train: train.dataset.coverage(Windows::Full { limit: None }),
         validation: validation
             .as_ref()
             .map(|data| data.coverage(validation_windows(config))),

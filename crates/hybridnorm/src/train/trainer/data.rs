@@ -87,7 +87,7 @@ mod tests {
         let found = evaluate(Some(tokens(5 * SEQ + 1))).unwrap();
         assert_eq!(found.tokens, 3 * SEQ as u64);
         let mut model = Model::new(&tiny(), 0, Device::Cpu).unwrap();
-        let windows = crate::data::Windows::Complete { limit: None };
+        let windows = crate::data::Windows::Full { limit: None };
         let expected = loss::loss(&mut model, &tokens(3 * SEQ + 1), 2, windows).unwrap();
         assert_eq!(found, expected);
     }

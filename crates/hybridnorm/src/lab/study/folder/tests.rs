@@ -1,6 +1,6 @@
 use serde_json::Value;
 
-use super::super::record::{Cost, Curve, Evaluation, RunStatus};
+use super::super::record::{Cost, Curve, RunStatus, ValidationLoss};
 use super::super::rungs::HALVING;
 use super::*;
 use crate::files::checksummed;
@@ -61,7 +61,7 @@ fn record_of(run: &PlannedRun) -> RunRecord {
             )]
             .into(),
         },
-        validation: vec![Evaluation {
+        validation: vec![ValidationLoss {
             step: 4,
             loss: 4.854_457_018_012_825,
         }],
