@@ -59,7 +59,7 @@ fn found_type(found: &str) -> String {
         "sequence" => "an array".into(),
         "map" => "a table".into(),
         "null" | "unit value" | "Option value" => "null".into(),
-        "unit variant" => "a string or boolean".into(),
+        "unit variant" => "a string, true or false".into(),
         "newtype variant" | "tuple variant" | "struct variant" => "a table".into(),
         other => other.to_owned(),
     }

@@ -434,7 +434,7 @@ proptest! {
             shard[at.index(whole.len())] ^= 1 << bit;
             fs::write(&path, shard).unwrap();
             let error = error_of(&folder.path().join("d"));
-            assert!(error.contains("damaged"));
+            assert!(error.contains("corrupt"));
             fs::write(&path, whole).unwrap();
         });
     }
