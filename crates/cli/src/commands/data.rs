@@ -4,7 +4,7 @@ use hybridnorm::Error;
 use hybridnorm::data::{self, Inspection, Manifest, PrepareOptions, SplitReport, TokenizerSpec};
 use hybridnorm::text::one_line;
 
-use super::Outcome;
+use super::{Outcome, with_flags};
 use crate::args::{DataCommand, OutputArgs, PrepareArgs, PublicText};
 use crate::console::{self, Console};
 use crate::progress::Display;
@@ -51,7 +51,8 @@ fn prepare(args: PrepareArgs, console: &Console) -> Result<(), Error> {
         &mut |progress| {
             display.show_data_progress(&progress);
         },
-    )?;
+    );
+    let manifest = manifest.map_err(|error| with_flags(error, "--overwrite and --out"))?;
     display.finish();
     for note in &manifest.tokenizer.notes {
         console.note(&format!("{}: {note}", one_line(&manifest.tokenizer.name)));

@@ -60,6 +60,16 @@ fn open_checkpoint(path: &Path, console: &Console) -> Result<Checkpoint, Error> 
     Ok(checkpoint)
 }
 
+/// Adds the flags that decide what happens with existing output to the library's error about it.
+fn with_flags(error: Error, flags: &str) -> Error {
+    match error {
+        Error::Exists { path, problem, .. } => {
+            Error::exists(path, format!("{problem} (see {flags})"))
+        }
+        error => error,
+    }
+}
+
 /// Returns this command line with `--resume`, quoted for a POSIX shell.
 fn resume_command() -> String {
     let args = std::env::args_os().skip(1);

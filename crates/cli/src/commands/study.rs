@@ -11,7 +11,7 @@ use hybridnorm::train::{DataCoverage, Event};
 use hybridnorm::{Device, Error};
 use serde::Serialize;
 
-use super::{Outcome, default_run, resume_command};
+use super::{Outcome, default_run, resume_command, with_flags};
 use crate::args::{MergeArgs, OutputArgs, StudyArgs, StudyCommand};
 use crate::console::Console;
 use crate::progress::StudyDisplay;
@@ -73,7 +73,8 @@ fn train(args: &StudyArgs, console: &Console) -> Result<Outcome, Error> {
         &|event| observer.event(&event),
     );
     let data = observer.finish();
-    if records?.is_none() {
+    let records = records.map_err(|error| with_flags(error, "--resume and --out"))?;
+    if records.is_none() {
         console.note(&format!("interrupted; resume with: {}", resume_command()));
         return Ok(Outcome::Interrupted);
     }

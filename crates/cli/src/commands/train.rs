@@ -9,7 +9,7 @@ use hybridnorm::train::spikes::SpikeCounts;
 use hybridnorm::train::{self, Config, Event, OpenOptions, Start, Trainer};
 use hybridnorm::{Device, Error};
 
-use super::{Outcome, default_run, resume_command};
+use super::{Outcome, default_run, resume_command, with_flags};
 use crate::args::TrainArgs;
 use crate::console::{self, Console};
 use crate::progress::Display;
@@ -29,7 +29,8 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Outcome, Error> {
     let mut on_event = |event: Event<'_>| display.show_event("train", steps, &event);
     let options = OpenOptions::default().with_locking(args.lock.mode());
     let device = Device::Cpu;
-    let mut trainer = Trainer::open_with(config, &run, start, &options, device, &mut on_event)?;
+    let trainer = Trainer::open_with(config, &run, start, &options, device, &mut on_event);
+    let mut trainer = trainer.map_err(|error| with_flags(error, "--resume and --run"))?;
     print_notes(&trainer, console);
     let outcome = trainer.run(signals.defer(), &mut on_event)?;
     display.finish();
