@@ -46,7 +46,7 @@ fn files_that_were_not_opened_are_counted() {
         "pytorch_model-00001.bin",
         "LICENSE",
     ] {
-        dir.write(&format!("their/{name}"), "not looked at");
+        dir.write(&format!("their/{name}"), "not read");
     }
     let found = dir.json(&[&IMPORT[..], &["--no-tokenizer"]].concat());
     assert_files_add_up(&dir, &found, 2);

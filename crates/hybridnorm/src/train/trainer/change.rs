@@ -1,6 +1,7 @@
 //! Configuration changes in the middle of a run.
 
 use super::initial::check_memory;
+use super::open::check_config;
 use super::{Trainer, resume};
 use crate::error::{Error, Result};
 use crate::machine;
@@ -17,9 +18,7 @@ impl Trainer {
     /// another optimizer kind), a step would exceed memory or its budget, or the history cannot be written. `[log]`
     /// must not change either.
     pub fn set_config(&mut self, config: Config) -> Result<()> {
-        config
-            .check()
-            .map_err(|error| config.origin.prefix_error(error))?;
+        check_config(&config)?;
         resume::check_same_run(&self.config, &config, &self.files.run)?;
         let kept = [
             ("[data]", self.config.data == config.data),

@@ -168,7 +168,7 @@ impl Trainer {
 }
 
 /// Checks a configuration, which was not checked before if it was built in Rust.
-fn check_config(config: &Config) -> Result<()> {
+pub(super) fn check_config(config: &Config) -> Result<()> {
     let checked = config.check();
     checked.map_err(|error| config.origin.prefix_error(error))
 }
