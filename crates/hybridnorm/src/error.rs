@@ -140,6 +140,13 @@ pub enum Error {
         /// Operation of the process that holds the lock.
         problem: String,
     },
+    /// The file system of a folder that has to be locked does not support file locks.
+    #[error("{}", one_line(&format!("{}: this file system does not support file locks (flock), which prevent a \
+        second process from writing here; turn locking off if no other process uses this folder", path.display())))]
+    NoFileLocks {
+        /// The folder.
+        path: PathBuf,
+    },
     /// An invalid value of a configuration file.
     #[error("{}", one_line(&format!("{}: {source}", path.display())))]
     InFile {
@@ -303,6 +310,7 @@ impl Error {
             Self::Io { .. }
             | Self::Format { .. }
             | Self::Corrupt { .. }
+            | Self::NoFileLocks { .. }
             | Self::Diverged { .. }
             | Self::External(_) => false,
         }

@@ -33,7 +33,7 @@ pub enum Outcome {
 
 /// Runs a command.
 pub fn run(command: Command, console: &Console) -> Result<Outcome, Error> {
-    match command {
+    let outcome = match command {
         Command::Quickstart(args) => quickstart::run(args, console),
         Command::Train(args) => train::run(args, console),
         Command::Probe(args) => probe::run(args, console),
@@ -47,7 +47,8 @@ pub fn run(command: Command, console: &Console) -> Result<Outcome, Error> {
         Command::Inspect(args) => inspect::run(args, console),
         Command::Bench { command } => bench::run(command, console),
         Command::Import(args) => import::run(args, console),
-    }
+    };
+    outcome.map_err(with_no_lock)
 }
 
 /// Opens the checkpoint at `path`, or the newest valid one of the run directory there; prints a note on each broken
@@ -66,6 +67,14 @@ fn with_flags(error: Error, flags: &str) -> Error {
         Error::Exists { path, problem, .. } => {
             Error::exists(path, format!("{problem} (see {flags})"))
         }
+        error => error,
+    }
+}
+
+/// Adds the flag that turns locking off to the library's error about a file system without locks.
+fn with_no_lock(error: Error) -> Error {
+    match error {
+        Error::NoFileLocks { .. } => Error::External(format!("{error} (--no-lock)")),
         error => error,
     }
 }
@@ -101,6 +110,19 @@ fn default_run(config: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_system_without_locks_is_an_error_that_names_the_flag() {
+        let path = PathBuf::from("runs");
+        let message = with_no_lock(Error::NoFileLocks { path }).to_string();
+        assert!(message.starts_with("runs: "), "{message}");
+        assert!(message.ends_with("(--no-lock)"), "{message}");
+        let locked = Error::locked("runs", "is in use").to_string();
+        assert_eq!(
+            with_no_lock(Error::locked("runs", "is in use")).to_string(),
+            locked
+        );
+    }
 
     #[test]
     fn words_are_quoted_for_the_shell() {

@@ -18,7 +18,12 @@ pub fn run(args: ProbeArgs, console: &Console) -> Result<Outcome, Error> {
     let config = Config::load(&args.config, &args.overrides.settings)?;
     let all = config.train.steps as u64;
     let options = Options::default()
-        .with_placements(args.placements)
+        .with_placements(
+            args.placements
+                .into_iter()
+                .map(Into::into)
+                .collect::<Vec<_>>(),
+        )
         .with_steps(args.steps.unwrap_or(all.min(100)));
     if let Some(path) = &args.out {
         files::check_writable(path)?;

@@ -24,7 +24,7 @@ pub fn run(args: ReplayArgs, console: &Console) -> Result<Outcome, Error> {
         .with_steps_after(args.after)
         .with_settings(args.overrides.settings)
         .with_locking(args.lock.mode());
-    options.placement = args.placement;
+    options.placement = args.placement.map(Into::into);
     let signals = Signals::install()?;
     let mut display = Display::new(console);
     let last = step.saturating_add(args.after);

@@ -27,8 +27,8 @@ impl Lock {
     /// Takes the lock exclusively. The file is created if it is missing, and stays.
     ///
     /// # Errors
-    /// [`Error::Locked`] with the message `busy` if another process holds it. Otherwise if locks are required and
-    /// not supported.
+    /// [`Error::Locked`] with the message `busy` if another process holds it; [`Error::NoFileLocks`] if locks are
+    /// required and not supported.
     pub fn exclusive(path: &Path, locking: Locking, busy: &str) -> Result<Self> {
         Self::acquire(path, locking, busy, File::try_lock)
     }
@@ -60,11 +60,8 @@ impl Lock {
                 }
                 Err(TryLockError::Error(_)) if locking == Locking::Off => {}
                 Err(TryLockError::Error(error)) if has_no_locks(&error) => {
-                    return Err(Error::format(
-                        super::parent(path),
-                        "this file system does not support file locks (flock), which prevent a second \
-                         process from writing here; turn locking off if no other process uses this folder",
-                    ));
+                    let path = super::parent(path).to_path_buf();
+                    return Err(Error::NoFileLocks { path });
                 }
                 Err(TryLockError::Error(error)) => return Err(Error::io(path)(error)),
             }

@@ -18,18 +18,24 @@ use crate::train::{Config, DataCoverage, Event, Start, Trainer};
 ///
 /// ```
 /// use hybridnorm::lab::probe::Options;
+/// use hybridnorm::placement::named;
 ///
-/// let names = ["pre-norm", "post-norm"].map(str::to_owned);
-/// let options = Options::default().with_placements(names).with_steps(20);
+/// let mut custom = named("hybridnorm")?;
+/// custom.final_norm = false;
+/// let options = Options::default()
+///     .with_placements(["pre-norm".into(), custom.into()])
+///     .with_steps(20);
 /// assert_eq!(options.placements.len(), 2);
+/// # Ok::<(), hybridnorm::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Setters)]
 #[setters(prefix = "with_")]
 #[non_exhaustive]
 pub struct Options {
-    /// Names of placements; if empty, the placement of the configuration.
+    /// Names of placements, [`Placement`](crate::placement::Placement)s, or tables of placement fields; if empty, the
+    /// placement of the configuration.
     #[setters(into)]
-    pub placements: Vec<String>,
+    pub placements: Vec<Value>,
     /// Steps to train; the first and the last are measured.
     pub steps: u64,
 }
@@ -144,7 +150,7 @@ pub struct DepthGrowth {
 /// #     .with_model(model)
 /// #     .with_data(data)
 /// #     .with_train(train);
-/// let names = ["pre-norm", "post-norm"].map(str::to_owned);
+/// let names = ["pre-norm".into(), "post-norm".into()];
 /// let options = Options::default().with_placements(names).with_steps(3);
 /// let report = probe::run(&config, &options, Device::Cpu, &false.into(), &mut |_, _| {})?;
 /// let report = report.expect("`stop` is false");
@@ -210,8 +216,9 @@ fn configs_to_probe(config: &Config, options: &Options) -> Result<Vec<(String, C
         ));
     }
     let mut configs: Vec<(String, Config)> = Vec::new();
-    for name in &options.placements {
-        if configs.iter().any(|(known, _)| known == name) {
+    for placement in &options.placements {
+        let name = label(placement)?;
+        if configs.iter().any(|(known, _)| *known == name) {
             return Err(Error::invalid_value(
                 "placements",
                 format!("placements has a duplicate: {name}"),
@@ -221,11 +228,11 @@ fn configs_to_probe(config: &Config, options: &Options) -> Result<Vec<(String, C
         let section = config.model.as_mut().ok_or_else(|| {
             Error::missing("[model]", ": placements are those of a model section")
         })?;
-        section.placement = Value::String(name.clone());
+        section.placement = placement.clone();
         config.check().map_err(|error| {
             Error::invalid_value("placements", format!("placement {name}: {error}"))
         })?;
-        configs.push((name.clone(), config));
+        configs.push((name, config));
     }
     if configs.is_empty() {
         let name = match &config.model {
@@ -239,6 +246,14 @@ fn configs_to_probe(config: &Config, options: &Options) -> Result<Vec<(String, C
         config.log.tensorboard = false;
     }
     Ok(configs)
+}
+
+/// Returns a name as it was given; the label of a placement that has no name.
+fn label(placement: &Value) -> Result<String> {
+    match placement {
+        Value::String(name) => Ok(name.clone()),
+        table => Ok(PlacementConfig::from_value(table)?.label()),
+    }
 }
 
 fn probe_placement(

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicBool;
 
 use derive_setters::Setters;
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::Device;
 use crate::error::{Error, Result};
@@ -41,9 +42,10 @@ pub struct Options {
     pub step: u64,
     /// Number of steps to replay after it.
     pub steps_after: u64,
-    /// Placement that replaces that of the run.
+    /// Placement that replaces that of the run: a name, a [`Placement`](crate::placement::Placement), or a table of
+    /// placement fields.
     #[setters(into)]
-    pub placement: Option<String>,
+    pub placement: Option<Value>,
     /// `section.key=value` settings on top of the run's configuration.
     #[setters(into)]
     pub settings: Vec<String>,
@@ -68,20 +70,27 @@ impl Options {
     }
 
     /// Returns the changes as `section.key=value` settings.
-    fn changes(&self) -> Vec<String> {
-        let placement = self.placement.iter();
-        let placement = placement.map(|name| format!("model.placement=\"{name}\""));
-        self.settings.iter().cloned().chain(placement).collect()
+    fn changes(&self) -> Result<Vec<String>> {
+        let mut changes = self.settings.clone();
+        if let Some(placement) = &self.placement {
+            let placement = toml::Value::try_from(placement)
+                .map_err(|error| Error::invalid_value("placement", error.to_string()))?;
+            changes.push(format!("model.placement={placement}"));
+        }
+        Ok(changes)
     }
 
     /// Returns the text that marks an unfinished replay, so that the same replay can replace it after a kill.
     fn unfinished_marker(&self, run: &Path) -> String {
+        let placement = self.placement.as_ref().map(|placement| match placement {
+            Value::String(name) => name.clone(),
+            table => table.to_string(),
+        });
         format!(
-            "an unfinished replay of step {} and {} more of {}, with {:?} {:?}\n",
+            "an unfinished replay of step {} and {} more of {}, with {placement:?} {:?}\n",
             self.step,
             self.steps_after,
             run.display(),
-            self.placement,
             self.settings
         )
     }
@@ -153,6 +162,7 @@ pub struct StepPair {
 /// ```
 /// use hybridnorm::Device;
 /// use hybridnorm::lab::replay;
+/// use hybridnorm::placement::named;
 /// use hybridnorm::train::{Start, Trainer};
 /// # use hybridnorm::train::{Config, DataSection, ModelSection, TrainSection};
 ///
@@ -189,6 +199,13 @@ pub struct StepPair {
 /// let slower = replay::run(&run, &options, Device::Cpu, &stop, &mut |_| {})?;
 /// let difference = slower.expect("`stop` is false").comparison.first_difference;
 /// assert_eq!(difference.map(|found| (found.step, found.quantity)), Some((1, "learning rate")));
+///
+/// let mut custom = named("hybridnorm")?;
+/// custom.final_norm = false;
+/// let options = replay::Options::new(3, folder.path().join("custom")).with_placement(custom);
+/// let other = replay::run(&run, &options, Device::Cpu, &stop, &mut |_| {})?;
+/// let difference = other.expect("`stop` is false").comparison.first_difference;
+/// assert_eq!(difference.map(|found| (found.step, found.quantity)), Some((1, "loss")));
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 pub fn run(
@@ -241,7 +258,7 @@ pub fn run(
         run: run.to_path_buf(),
         out: options.out.clone(),
         from,
-        changed: options.changes(),
+        changed: options.changes()?,
         config_changes: followed.collect(),
         new_parameters: trainer.new_parameters().to_vec(),
         comparison: Comparison::new(&steps, from, &history, trainer.segment()),

@@ -4,7 +4,7 @@ use std::f64::consts::FRAC_2_SQRT_PI;
 use std::ops::Range;
 
 use hybridnorm_kernels::norm::{self, Gain, NormConfig, NormFn, NormScalar};
-use statrs::function::erf::erf;
+use libm::erf;
 
 use super::{BackwardContext, Io, Operation, fill};
 use crate::graph::{Type, Value};

@@ -218,6 +218,11 @@ impl Recorder {
         files.events.as_ref().map_or(Ok(()), EventFile::sync)
     }
 
+    /// Returns the run directory.
+    pub(super) fn run(&self) -> &Path {
+        &self.run
+    }
+
     fn events(&mut self) -> Option<&mut EventFile> {
         self.files.as_mut()?.events.as_mut()
     }

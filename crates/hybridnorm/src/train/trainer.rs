@@ -2,6 +2,7 @@
 
 mod change;
 mod data;
+mod dumps;
 mod failure;
 mod files;
 mod initial;
@@ -12,6 +13,8 @@ mod parts;
 mod resume;
 mod start_point;
 mod step;
+#[cfg(test)]
+mod testing;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -88,7 +88,7 @@ fn apply_changes(run: &Path, old: &Config, options: &Options, from: u64) -> Resu
             ),
         ));
     }
-    let changes = options.changes();
+    let changes = options.changes()?;
     let config = match changes.as_slice() {
         [] => old.clone(),
         changes => Config {

@@ -1,27 +1,13 @@
-//! Losses, gradients and weights that are not finite: detection, dump and error.
+//! Checks before a checkpoint is written, and the error of a run whose values are not finite.
 
 use std::collections::BTreeMap;
 
 use super::Trainer;
+use super::dumps::{self, StepContext};
 use crate::data::Batch;
 use crate::error::{Error, Result};
-use crate::train::checkpoint;
-use crate::train::layers::{LayerRecord, finite_or_none};
 use crate::train::metrics::Metrics;
-use crate::train::optimizer::ParameterNorms;
-use crate::train::recorder::{Dump, DumpReason, Weights};
-
-/// Context of a step for a dump, besides its metrics.
-pub(super) struct StepContext {
-    /// Ids of the step's instances.
-    pub(super) instances: Vec<u64>,
-    /// The micro-batch whose activations are dumped.
-    pub(super) batch: Batch,
-    /// Weights of the model: those before the step's update or after it.
-    pub(super) weights: Weights,
-    /// Norms of every parameter.
-    pub(super) norms: BTreeMap<String, ParameterNorms>,
-}
+use crate::train::recorder::Weights;
 
 impl Trainer {
     /// Checks that weights, moments and the loss of the next micro-batch are finite. Otherwise the last good
@@ -63,77 +49,12 @@ impl Trainer {
             weights: Weights::Before,
             norms: BTreeMap::new(),
         };
-        self.dump_divergence(&metrics, &context, found)
-    }
-
-    /// Dumps a step with a result that is not finite; returns the error.
-    pub(super) fn dump_divergence(
-        &mut self,
-        metrics: &Metrics,
-        context: &StepContext,
-        found: String,
-    ) -> Error {
-        let problem = format!(
-            "{found}; batch instances {:?}; {}",
-            context.instances,
-            self.last_good_checkpoint(metrics.step)
-        );
-        let dump = self
-            .build_dump(metrics, context, DumpReason::NotFinite, vec![found])
-            .and_then(|dump| self.recorder.dump(&dump));
-        let problem = match dump {
-            Ok(path) => format!("{problem}; see {}", path.display()),
-            Err(error) => format!("{problem}; no dump: {error}"),
-        };
-        Error::Diverged {
-            step: Some(metrics.step),
-            problem,
-        }
-    }
-
-    /// Returns the dump of a step.
-    pub(super) fn build_dump(
-        &mut self,
-        metrics: &Metrics,
-        context: &StepContext,
-        kind: DumpReason,
-        reasons: Vec<String>,
-    ) -> Result<Dump> {
-        let batch = &context.batch;
-        let activations = self
-            .learner
-            .activations(batch, batch.len(), batch.seq_len)?;
-        let parameters = context.norms.iter();
-        Ok(Dump {
-            step: metrics.step,
-            kind,
-            reasons,
-            loss: finite_or_none(metrics.loss),
-            grad_norm: finite_or_none(metrics.grad_norm),
-            update_norm: finite_or_none(metrics.update_norm),
-            lr: metrics.lr,
-            instances: context.instances.clone(),
-            weights: context.weights,
-            layers: LayerRecord::new(
-                metrics.step,
-                &self.learner.model,
-                &activations,
-                &context.norms,
-            ),
-            parameters: parameters
-                .map(|(name, norms)| (name.clone(), norms.into()))
-                .collect(),
-        })
-    }
-
-    /// Describes the newest checkpoint before that of `step`, for messages.
-    fn last_good_checkpoint(&self, step: u64) -> String {
-        match checkpoint::newest_before(&self.files.run, step) {
-            Ok(checkpoint::Newest {
-                checkpoint: Some((_, checkpoint)),
-                ..
-            }) => format!("last good checkpoint: {}", checkpoint.path().display()),
-            _ => "there is no earlier checkpoint".into(),
-        }
+        dumps::divergence(
+            &mut self.learner,
+            &mut self.recorder,
+            &metrics,
+            &context,
+            found,
+        )
     }
 }

@@ -196,21 +196,9 @@ impl Learner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Device;
-    use crate::data::{Cursor, Order, TokenDataset};
     use crate::model::testing::tiny;
     use crate::plan::Recompute;
-    use crate::train::{ScheduleConfig, ScheduleKind};
-
-    const SEQ: usize = 8;
-    const LR: f64 = 1e-2;
-
-    fn learner() -> Learner {
-        let mut model = Model::new(&tiny(), 0, Device::Cpu).unwrap();
-        let optimizer = Optimizer::new(OptimizerConfig::default(), &mut model).unwrap();
-        let schedule = ScheduleConfig::default().with_kind(ScheduleKind::Constant);
-        Learner::new(model, optimizer, schedule.resolve(LR, 100, 1).unwrap())
-    }
+    use crate::train::trainer::testing::{LR, SEQ, batches, learner};
 
     fn shape(micro_batch: usize, grad_accum_steps: usize) -> StepShape {
         StepShape {
@@ -219,15 +207,6 @@ mod tests {
             grad_accum_steps,
             recompute: Recompute::None,
         }
-    }
-
-    /// Returns two sequences of which the first `known` tokens are in the model's vocabulary.
-    fn batches(known: usize) -> BatchStream {
-        let vocab = tiny().vocab_size;
-        let token = |i: usize| if i < known { i * i % vocab } else { vocab };
-        let tokens: Vec<u32> = (0..2 * SEQ + 1).map(|i| token(i) as u32).collect();
-        let dataset = TokenDataset::from_tokens(&tokens, SEQ, vocab + 1).unwrap();
-        BatchStream::new(dataset, Order::Sequential, Cursor::default()).unwrap()
     }
 
     fn step(learner: &mut Learner, batches: &mut BatchStream, shape: StepShape) -> StepOutcome {

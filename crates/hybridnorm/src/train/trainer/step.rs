@@ -2,13 +2,12 @@
 
 use std::time::Instant;
 
-use super::failure::StepContext;
+use super::dumps::{self, StepContext};
 use super::{Step, Trainer, observe};
 use crate::error::Result;
 use crate::train::layers::LayerRecord;
 use crate::train::metrics::Metrics;
-use crate::train::recorder::{DumpReason, Weights};
-use crate::train::spikes::Spike;
+use crate::train::recorder::Weights;
 
 impl Trainer {
     /// Does one optimizer step.
@@ -49,7 +48,8 @@ impl Trainer {
         if seconds > 0.0 {
             metrics.tokens_per_second = self.config.train.tokens_per_step() as f64 / seconds;
         }
-        let spikes = self.detect_spikes(&metrics, &context)?;
+        let spikes =
+            dumps::detect_spikes(&mut self.learner, &mut self.recorder, &metrics, &context)?;
         Ok(Step {
             metrics,
             layers,
@@ -65,7 +65,10 @@ impl Trainer {
             return Ok(context);
         };
         let context = StepContext { weights, ..context };
-        Err(self.dump_divergence(metrics, &context, found))
+        let (learner, recorder) = (&mut self.learner, &mut self.recorder);
+        Err(dumps::divergence(
+            learner, recorder, metrics, &context, found,
+        ))
     }
 
     /// Moves the state of the run to the end of a step.
@@ -74,16 +77,5 @@ impl Trainer {
         self.state.tokens = metrics.tokens;
         self.state.cursor = self.data.stream.cursor();
         self.state.max_grad_norm = self.state.max_grad_norm.max(metrics.grad_norm);
-    }
-
-    /// Returns the spikes of the step, of which the first ones are dumped.
-    fn detect_spikes(&mut self, metrics: &Metrics, context: &StepContext) -> Result<Vec<Spike>> {
-        let spikes = self.recorder.detect_spikes(metrics);
-        if !spikes.is_empty() && self.recorder.may_dump() {
-            let reasons = spikes.iter().map(Spike::to_string).collect();
-            let dump = self.build_dump(metrics, context, DumpReason::Spike, reasons)?;
-            self.recorder.dump(&dump)?;
-        }
-        Ok(spikes)
     }
 }
