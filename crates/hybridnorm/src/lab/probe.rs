@@ -18,10 +18,10 @@ use crate::train::{Config, DataCoverage, Event, Start, Trainer};
 ///
 /// ```
 /// use hybridnorm::lab::probe::Options;
-/// use hybridnorm::placement::named;
+/// use hybridnorm::placement::{Scale, named};
 ///
 /// let mut custom = named("hybridnorm")?;
-/// custom.final_norm = false;
+/// custom.block.ffn.out_scale = Scale::Const(0.5);
 /// let options = Options::default()
 ///     .with_placements(["pre-norm".into(), custom.into()])
 ///     .with_steps(20);

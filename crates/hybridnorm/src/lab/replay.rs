@@ -162,7 +162,7 @@ pub struct StepPair {
 /// ```
 /// use hybridnorm::Device;
 /// use hybridnorm::lab::replay;
-/// use hybridnorm::placement::named;
+/// use hybridnorm::placement::{Scale, named};
 /// use hybridnorm::train::{Start, Trainer};
 /// # use hybridnorm::train::{Config, DataSection, ModelSection, TrainSection};
 ///
@@ -201,7 +201,7 @@ pub struct StepPair {
 /// assert_eq!(difference.map(|found| (found.step, found.quantity)), Some((1, "learning rate")));
 ///
 /// let mut custom = named("hybridnorm")?;
-/// custom.final_norm = false;
+/// custom.block.ffn.out_scale = Scale::Const(0.5);
 /// let options = replay::Options::new(3, folder.path().join("custom")).with_placement(custom);
 /// let other = replay::run(&run, &options, Device::Cpu, &stop, &mut |_| {})?;
 /// let difference = other.expect("`stop` is false").comparison.first_difference;

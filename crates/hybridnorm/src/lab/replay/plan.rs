@@ -93,8 +93,8 @@ fn apply_changes(run: &Path, old: &Config, options: &Options, from: u64) -> Resu
         [] => old.clone(),
         changes => Config {
             origin: old.origin.clone(),
-            ..Config::parse(&old.to_toml(), changes)
-                .map_err(|error| old.origin.prefix_error(error))?
+            // The configuration of the run is valid, so that an error is about the changes.
+            ..Config::parse(&old.to_toml(), changes)?
         },
     };
     let fixed = [
