@@ -73,8 +73,8 @@ pub struct DecodeReport {
     pub bytes_per_token: u64,
     /// Bytes of keys and values read per token, the median over the tokens.
     pub cache_bytes_per_token: f64,
-    /// Read bandwidth of memory in bytes per second, the best of two measurements halfway and after
-    /// the tokens.
+    /// Read bandwidth of memory in bytes per second, the best of two measurements: halfway through the tokens and after
+    /// them.
     pub bandwidth_bytes_per_second: f64,
     /// Memory bandwidth utilization (MBU): `bytes_per_token · tokens_per_second / bandwidth_bytes_per_second`.
     /// Above 1 if a processor cache holds the weights.
@@ -88,8 +88,8 @@ pub struct DecodeReport {
 /// full.
 ///
 /// # Errors
-/// If the configuration is not valid or does not fit into memory, the sequence is shorter than 2
-/// or longer than the model's, or the time is negative or not finite.
+/// If the configuration is not valid or does not fit into memory, `seq_len` is less than 2 or exceeds `max_seq_len`, or
+/// `seconds` is negative or not finite.
 ///
 /// ```no_run
 /// use hybridnorm::Device;
@@ -117,13 +117,16 @@ pub fn decode(
         return Err(Error::out_of_range(
             "train.seq_len",
             seq_len,
-            format!("2 to model.max_seq_len = {} to decode", config.max_seq_len),
+            format!(
+                "2 to model.max_seq_len = {} for decoding",
+                config.max_seq_len
+            ),
         ));
     }
     let counts = counts(config, seq_len)?;
     memory::check_available(
         4 * counts.total + machine::Bandwidth::BYTES as u64,
-        "the model's weights and the buffer to measure the memory's bandwidth with",
+        "the model's weights and the buffer of the bandwidth benchmark",
     )?;
     let mut model = Model::new(config, 1, device)?;
     let mut random = ChaCha8Rng::seed_from_u64(1);
@@ -172,14 +175,14 @@ fn weight_bytes(config: &ModelConfig, parameters: u64) -> u64 {
     F32 * (parameters - unread)
 }
 
-/// Time and number of cached positions of each token.
+/// Measurements of the generated tokens: wall time and number of cached positions of each.
 #[derive(Default)]
 struct Tokens {
     seconds: Vec<f64>,
     positions: Vec<f64>,
 }
 
-/// A prompt and its continuation.
+/// Greedy decoder, which starts from one prompt.
 struct Decoder<'a> {
     model: &'a mut Model,
     prompt: &'a [i32],

@@ -7,11 +7,11 @@ use hybridnorm_kernels::elementwise::add_to;
 use hybridnorm_kernels::gemm::matmul;
 use rayon::prelude::*;
 
-/// Side of the matrices of the GEMM measurement.
+/// M, N and K of the GEMM benchmark.
 const SIDE: usize = 1024;
 
-/// Measures the peak of 1024 × 1024 × 1024 matmuls on the current threads, in GFLOP/s: the largest of
-/// several repetitions, since slower ones were disturbed.
+/// Measures the peak of 1024 × 1024 × 1024 matmuls on the current threads, in GFLOP/s: the best of several repetitions,
+/// since slower ones were affected by other load.
 pub fn sgemm_gflops() -> f64 {
     let a: Vec<f32> = (0..SIDE * SIDE).map(|i| (i % 7) as f32).collect();
     let b: Vec<f32> = (0..SIDE * SIDE).map(|i| (i % 5) as f32).collect();
@@ -34,23 +34,23 @@ pub fn sgemm_gflops() -> f64 {
         .fold(0.0, f64::max)
 }
 
-/// Measures the read bandwidth of memory outside the caches with all threads, in bytes per second.
+/// Measures the memory read bandwidth with all threads, on a buffer larger than the caches, in bytes per second.
 pub fn read_bandwidth() -> f64 {
     Bandwidth::new().read()
 }
 
-/// A buffer larger than any cache, for measuring the bandwidth of memory.
+/// Benchmark of memory bandwidth, on a buffer larger than any cache.
 pub struct Bandwidth(Vec<f32>);
 
 impl Bandwidth {
-    /// Elements of each half. Not a multiple of a page: two streams at such a distance would map to the same
-    /// cache sets and memory banks.
+    /// Elements of each half. Not a whole number of pages: two streams a multiple of the page size apart would map to
+    /// the same cache sets and memory banks.
     const HALF: usize = 33_004_032;
     /// Bytes of the buffer.
     pub const BYTES: usize = 2 * Self::HALF * size_of::<f32>();
     /// Elements per task.
     const CHUNK: usize = 1 << 16;
-    /// Repetitions, of which the best counts, since slower ones were disturbed.
+    /// Number of repetitions; the fastest is reported, since slower ones were affected by other load.
     const REPETITIONS: usize = 5;
 
     /// Allocates the buffer.
@@ -59,7 +59,7 @@ impl Bandwidth {
         Self(vec![1.0; 2 * Self::HALF])
     }
 
-    /// Measures reading with all threads, in bytes per second.
+    /// Measures the read bandwidth with all threads, in bytes per second.
     pub fn read(&self) -> f64 {
         best(Self::REPETITIONS, Self::BYTES, || {
             let chunks = self.0.par_chunks(Self::CHUNK);
@@ -78,7 +78,8 @@ impl Bandwidth {
         })
     }
 
-    /// Measures `y = y + x` with all threads, in bytes per second: two elements read and one written.
+    /// Measures the bandwidth of `y = y + x` with all threads, in bytes per second: two elements read and one written
+    /// per addition.
     pub fn read_write(&mut self) -> f64 {
         let (y, x) = self.0.split_at_mut(Self::HALF);
         best(Self::REPETITIONS, Self::BYTES / 2 * 3, || {

@@ -49,7 +49,10 @@ impl MinSpeedups {
         let contents: Contents = toml::from_slice(&bytes)
             .map_err(|error| Error::format(path, error.message().to_owned()))?;
         if contents.kernel.is_empty() {
-            return Err(Error::format(path, "names no kernel"));
+            return Err(Error::format(
+                path,
+                "contains no [[kernel]] table, expected at least one",
+            ));
         }
         if let Some(minimum) = (contents.kernel.iter())
             .find(|minimum| !(minimum.speedup.is_finite() && minimum.speedup > 0.0))
@@ -65,8 +68,8 @@ impl MinSpeedups {
         })
     }
 
-    /// Checks that every kernel named in the file reaches its minimum speedup, and agrees with its
-    /// reference to 1e-4.
+    /// Checks that every kernel named in the file reaches its minimum speedup, and matches its reference to within
+    /// 1e-4.
     ///
     /// # Errors
     /// If a kernel does not, or was not measured; the message names all of these.

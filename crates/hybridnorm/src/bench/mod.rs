@@ -1,7 +1,8 @@
 //! Benchmarks of training and generation, relative to the limits of this machine.
 //!
-//! Every report compares with limits measured in the same process: peak GEMM throughput for training, memory
-//! bandwidth for decoding and for memory-bound ops.
+//! The step, decode and op reports are relative to limits measured in the same process: peak GEMM throughput for
+//! training and compute-bound ops, memory bandwidth for decoding and memory-bound ops. The placement report is relative
+//! to pre-norm.
 
 mod decode;
 pub mod machine;

@@ -38,7 +38,7 @@ impl Default for PlacementsOptions {
     }
 }
 
-/// A kind of measurement. Not `#[non_exhaustive]`: a [`MeasureFn`] has to carry out each of them.
+/// A kind of measurement. Not `#[non_exhaustive]`: a [`MeasureFn`] must handle every kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BenchmarkKind {
     /// A training step; see [`step()`].
@@ -95,9 +95,9 @@ pub struct PlacementsReport {
     pub rounds: usize,
     /// Placement that all placements are compared with.
     pub reference: &'static str,
-    /// Medians of the reference's training over all its measurements; `None` without a placement.
+    /// Medians over all training measurements of the reference; `None` if no placement was measured.
     pub reference_step: Option<Measurement>,
-    /// Medians of the reference's decoding.
+    /// Medians over all decoding measurements of the reference.
     pub reference_decode: Option<Measurement>,
     /// One row per placement.
     pub rows: Vec<PlacementRow>,
@@ -125,7 +125,7 @@ pub struct PlacementRow {
 pub struct Compared {
     /// Median throughput in tokens per second.
     pub tokens_per_second: f64,
-    /// Median over the rounds of its throughput divided by that of the reference just before.
+    /// Median over the rounds of its throughput divided by the reference's, measured just before.
     pub relative_speed: f64,
     /// This ratio in every round.
     pub relative_speeds: Vec<f64>,
@@ -147,8 +147,8 @@ pub struct SkippedPlacement {
 
 /// Returns a function that measures in this process, for about `seconds` each.
 ///
-/// Memory is that of the whole process, and memory that an allocator retains from one model counts for the
-/// next; if memory matters, measure in separate processes.
+/// Peak memory is that of the whole process, so memory that the allocator retains from one model is included for the
+/// next; to compare memory, measure in separate processes.
 pub fn in_process(
     seconds: f64,
     device: Device,
@@ -201,7 +201,7 @@ pub fn in_process(
 ///     .with_model(model)
 ///     .with_train(TrainSection::default().with_seq_len(8));
 /// let options = PlacementsOptions::default().with_only(["hybridnorm".to_owned()]);
-/// // Measurements of this example; `in_process` really measures.
+/// // Stub for this example; `in_process` returns a function that measures.
 /// let mut measure = |_, candidate: &hybridnorm::bench::placements::Candidate| {
 ///     let tokens_per_second = if candidate.name == "pre-norm" { 1000.0 } else { 900.0 };
 ///     Ok(Measurement { tokens_per_second, peak_rss_bytes: None })
@@ -300,7 +300,7 @@ fn candidate(config: &Config, name: &'static str) -> Result<Candidate> {
     let model = config.model.as_mut().ok_or_else(|| {
         Error::missing(
             "[model]",
-            "; a checkpoint has the placement it was made with",
+            "; the placement of a checkpoint cannot be changed",
         )
     })?;
     model.placement = name.into();

@@ -19,7 +19,7 @@ use crate::plan::Recompute;
 use crate::train::inventory::inventory;
 use crate::train::{Config, Optimizer, OptimizerConfig, StepShape, TrainingStep};
 
-/// Maximum warm-up steps; the measurement starts once a step takes no new memory.
+/// Maximum warm-up steps; the measurement starts once a step causes no page faults.
 const MAX_WARM_UP_STEPS: usize = 8;
 
 /// Options of the step benchmark.
@@ -42,7 +42,7 @@ pub struct StepOptions {
 }
 
 impl StepOptions {
-    /// Returns options for AdamW without gradient accumulation and recomputation, measured for about 5 seconds.
+    /// Returns options for AdamW without gradient accumulation or recomputation, measured for about 5 seconds.
     pub fn new(batch_size: usize, seq_len: usize) -> Self {
         Self {
             batch_size,
@@ -96,7 +96,7 @@ pub struct StepReport {
     pub seconds_by_op: BTreeMap<&'static str, f64>,
 }
 
-/// Measures the training of a model on random tokens.
+/// Measures training steps of a model on random tokens.
 ///
 /// # Errors
 /// If the configuration is not valid or does not fit into memory, or the time is negative or not finite.
@@ -129,7 +129,8 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: Device) -> Resu
     session.warm_up()?;
     let samples = session.measure(options.seconds)?;
     drop(session);
-    // Measured afterwards, since the allocator retains its matrices.
+    // Measured last: the allocator retains the matrices of the GEMM benchmark, which would count as memory of the
+    // model.
     let sgemm_gflops = machine::sgemm_gflops().max(machine::sgemm_gflops());
     Ok(samples.report(options, &inventory.counts, sgemm_gflops))
 }
@@ -165,7 +166,7 @@ impl StepOptions {
     }
 }
 
-/// A model in training on random tokens.
+/// State of training on random tokens.
 struct Session {
     model: Model,
     optimizer: Optimizer,
@@ -190,7 +191,7 @@ impl Session {
         })
     }
 
-    /// Runs warm-up steps until one allocates no new memory.
+    /// Runs at least two warm-up steps, until one causes no page faults; at most [`MAX_WARM_UP_STEPS`].
     fn warm_up(&mut self) -> Result<()> {
         for step in 1..=MAX_WARM_UP_STEPS {
             let faults = machine::page_faults();

@@ -13,7 +13,7 @@ pub fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// Checks that a measurement of this duration ends.
+/// Checks that the duration of a measurement is finite and not negative.
 ///
 /// # Errors
 /// If it is negative or not finite.

@@ -5,7 +5,7 @@
 //! merged repeatedly. Ties go to the pair with the smaller ids, and words are visited in sorted order, so
 //! the same text yields the same file for any number of threads.
 //!
-//! A word of more than 64 KiB, such as a text without white space, counts as several words of up to
+//! A word of more than 64 KiB, such as a text without whitespace, counts as several words of up to
 //! 64 KiB. Besides the current text, memory holds each distinct word once: its bytes, four bytes for
 //! each of them while merges are learned, and about 200 bytes.
 
@@ -94,8 +94,8 @@ impl BpeTrainer {
         }
     }
 
-    /// Learns the merges and returns the `tokenizer.json` text. The vocabulary is smaller than
-    /// requested if no more pairs of the text occur twice.
+    /// Learns the merges and returns the `tokenizer.json` text. The vocabulary is smaller than requested if no
+    /// remaining pair occurs at least twice.
     pub fn finish(self, progress: ProgressFn) -> String {
         let mut words: Vec<_> = self.counts.into_iter().collect();
         words.sort_unstable();

@@ -82,7 +82,7 @@ impl TokenDataset {
     /// Appends a pre-tokenized file: its stream, or its rows, which must be instances.
     ///
     /// # Errors
-    /// If its rows are not of `seq_len + 1` tokens, or the file cannot be read.
+    /// If its rows do not have `seq_len + 1` tokens, or the file cannot be read.
     pub fn push_pretokenized(&mut self, file: PretokenizedFile) -> Result<()> {
         let needed = self.seq_len as u64 + 1;
         match file.row_width() {

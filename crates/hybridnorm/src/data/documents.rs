@@ -7,7 +7,7 @@ use super::dataset::TokenDataset;
 use crate::error::Result;
 
 impl TokenDataset {
-    /// Returns the number of tokens of every document by its hash. Documents end at the token `end` and at
+    /// Returns the number of tokens of every document, keyed by its hash. Documents end at the token `eos_id` and at
     /// the ends of streams and rows; duplicates count once.
     ///
     /// # Errors

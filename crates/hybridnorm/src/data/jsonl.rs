@@ -1,4 +1,4 @@
-//! Extraction of one string field from a JSON record, without building the other values.
+//! Extraction of one string field from a JSON record, without parsing the other values into memory.
 //!
 //! As tolerant as Python's `json`, which writes most of these files: `NaN`, `Infinity` and `-Infinity` are
 //! numbers, an unpaired surrogate is a character (U+FFFD here), numbers may have any number of digits, and
@@ -184,7 +184,7 @@ mod tests {
         assert!(
             error_of(&deep)
                 .problem
-                .contains("nested more than 10000 deep")
+                .contains("nested more than 10000 levels deep")
         );
     }
 

@@ -75,7 +75,7 @@ impl Lines {
         &self.path
     }
 
-    /// Returns the next line with its line end; `None` at the end of the file. After an invalid line,
+    /// Returns the next line with its newline; `None` at the end of the file. After an invalid line,
     /// reading continues with the next one.
     pub(super) fn next(&mut self) -> Result<Option<Result<String, InvalidRecord>>> {
         let bytes = self.read_line()?;
@@ -164,7 +164,7 @@ impl Lines {
         self.reader.fill_buf().map_err(Error::io(&self.path))
     }
 
-    /// Consumes bytes returned by [`Lines::fill`], which contain `line_ends` line ends.
+    /// Consumes bytes returned by [`Lines::fill`], which contain `newlines` newlines.
     pub(super) fn consume(&mut self, bytes: usize, line_ends: u64) {
         self.reader.consume(bytes);
         self.offset += bytes as u64;
@@ -184,7 +184,7 @@ impl Lines {
         self.start = self.offset;
     }
 
-    /// Decodes a line or record that begins where [`Lines::begin_record`] was called.
+    /// Decodes a line or record that begins at the byte `start`, which [`Lines::next`] and [`Lines::begin_record`] set.
     pub(super) fn decode(&mut self, bytes: Vec<u8>) -> Result<String, InvalidRecord> {
         let error = match String::from_utf8(bytes) {
             Ok(text) => return Ok(text),

@@ -16,6 +16,7 @@ pub(crate) struct LiteralSpecialTokenCounter {
 struct Group {
     /// Common prefix of the tokens.
     prefix: String,
+    /// Counts of the tokens, and true for those that occur in the current document.
     tokens: Vec<(LiteralSpecialToken, bool)>,
 }
 

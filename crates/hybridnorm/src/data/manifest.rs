@@ -272,7 +272,7 @@ pub struct SourceRecord {
     /// Occurrences of the vocabulary's unknown token.
     #[serde(default)]
     pub unknown_tokens: u64,
-    /// Characters, except white space, that no token represents.
+    /// Characters, except whitespace, that no token represents.
     #[serde(default)]
     pub dropped_chars: u64,
     /// Omissions, by reason.
@@ -355,7 +355,7 @@ impl Manifest {
         let head: Head = serde_json::from_slice(json).map_err(|error| error.to_string())?;
         if head.format.as_deref() != Some(FORMAT) {
             return Err(format!(
-                "not a manifest of tokens (format is not `{FORMAT}`)"
+                "not the manifest of a prepared folder (format is not `{FORMAT}`)"
             ));
         }
         if head.version != Some(MANIFEST_VERSION) {
@@ -383,7 +383,7 @@ impl Manifest {
         let expected = Dtype::for_vocab(vocab);
         if self.dtype != expected {
             return Err(format!(
-                "dtype {}, expected {} for {vocab} tokens of vocabulary",
+                "dtype {}, expected {} for a vocabulary of {vocab} tokens",
                 self.dtype.name(),
                 expected.name()
             ));

@@ -85,13 +85,13 @@ pub use windows::{Coverage, Windows};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// Stage, in a word or two: `"read text"`, `"merge tokens"`, `"write tokens"`.
+    /// Stage, in a word or two: `"read text"`, `"learn merges"`, `"write tokens"`.
     pub stage: &'static str,
     /// Units done.
     pub done: u64,
     /// Total units, if known.
     pub total: Option<u64>,
-    /// Unit of the counts: `"bytes"`, `"merges"`, `"documents"`.
+    /// Unit of the counts: `"bytes"` or `"merges"`.
     pub unit: &'static str,
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// A tokenizer. There is none without the feature `data`: models are trained on tokens then.
+/// Tokenizer; uninhabited without the feature `data`, where models can only be trained on pre-tokenized data.
 #[derive(Debug, Clone)]
 pub enum Tokenizer {}
 

@@ -3,8 +3,8 @@
 use super::manifest::{Manifest, SourceRecord};
 
 impl Manifest {
-    /// Returns a line for everything that was omitted, split or replaced, and for special tokens that appear
-    /// literally in the text. Empty if all text was used unchanged.
+    /// Returns a line for everything that was omitted, split, replaced or dropped, for unknown tokens, and for special
+    /// tokens that appear literally in the text. Empty if all text was used unchanged.
     pub fn notes(&self) -> Vec<String> {
         let sum = |of: fn(&SourceRecord) -> u64| self.sources.iter().map(of).sum::<u64>();
         let mut notes = self.omissions.lines();
@@ -16,14 +16,21 @@ impl Manifest {
             };
             notes.push(format!(
                 "{} split into {documents} documents at blank lines{chars}; document_chars = 0 disables splitting",
-                were(texts, "text")
+                were(texts, "plain text file")
             ));
         }
         let lines = sum(|s| s.replaced_lines);
         if lines > 0 {
             notes.push(format!(
                 "invalid UTF-8 was replaced by U+FFFD in {}",
-                number(lines, "line")
+                format!(
+                    "{lines} {}",
+                    if lines == 1 {
+                        "line or record"
+                    } else {
+                        "lines or records"
+                    }
+                )
             ));
         }
         let surrogates = sum(|s| s.replaced_surrogates);

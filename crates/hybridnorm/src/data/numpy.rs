@@ -246,11 +246,12 @@ mod tests {
             at in any::<prop::sample::Index>(), bit in 0..8_u8, cut in any::<prop::sample::Index>()
         ) {
             let mut bytes = file("'<u2'", "False", "(5, 3)", 30);
-            let at = at.index(bytes.len());
-            bytes[at] ^= 1 << bit;
-            let _ = parse(&bytes);
             let cut = cut.index(bytes.len());
             prop_assert!(parse(&bytes[..cut]).is_err());
+            let at = at.index(bytes.len());
+            bytes[at] ^= 1 << bit;
+            // A changed digit of the shape may fit the shorter file.
+            let _ = (parse(&bytes), parse(&bytes[..cut]));
         }
     }
 }

@@ -76,10 +76,10 @@ pub struct OpenOptions {
     /// compared by name).
     #[setters(into)]
     pub tokenizer: Option<TokenizerChoice>,
-    /// Exclusive upper bound of ids in pre-tokenized files; if absent, the tokenizer's vocabulary size.
+    /// Exclusive upper bound of token ids in pre-tokenized files; if absent, the tokenizer's vocabulary size.
     pub vocab_size: Option<usize>,
-    /// Cache folder for tokenized raw text, which is stored under a name derived from its content. Only
-    /// needed for raw text.
+    /// Cache folder for tokenized raw text, which is stored under a hash of the input names, their content, the
+    /// tokenizer and the options. Only needed for raw text.
     #[setters(into)]
     pub cache: Option<PathBuf>,
     /// Options for tokenizing raw text.
@@ -334,7 +334,7 @@ fn agreed_tokenizer(entries: &[Entry], options: &OpenOptions) -> Result<Option<T
             return Err(Error::format(
                 folder.folder(),
                 format!(
-                    "tokenized with {} ({} tokens), but {spec} was requested; omit the tokenizer \
+                    "tokenized with {} (vocabulary of {} tokens), but {spec} was requested; omit the tokenizer \
                      to use that of the folder, or prepare the text again",
                     in_folder.name(),
                     in_folder.vocab_size()
@@ -346,7 +346,7 @@ fn agreed_tokenizer(entries: &[Entry], options: &OpenOptions) -> Result<Option<T
                 return Err(Error::format(
                     folder.folder(),
                     format!(
-                        "tokenized with {} ({} tokens), but {} ({} tokens) was requested; prepare the text again with the requested tokenizer",
+                        "tokenized with {} (vocabulary of {} tokens), but {} (vocabulary of {} tokens) was requested; prepare the text again with the requested tokenizer",
                         in_folder.name(),
                         in_folder.vocab_size(),
                         requested.name(),

@@ -13,7 +13,7 @@ use crate::files;
 use super::manifest::{self, MANIFEST_NAME};
 use super::tokenizer::RECORD_NAME;
 
-/// Checks that `out` is free, or holds only prepared data that may be replaced.
+/// Checks that `out` does not exist, is empty, or contains only prepared data that may be replaced.
 pub(super) fn check(out: &Path, overwrite: bool) -> Result<()> {
     files::check_folder_name(out)?;
     files::create_parent(out)?;
@@ -42,8 +42,10 @@ pub(super) fn check(out: &Path, overwrite: bool) -> Result<()> {
     check_only_prepared_files(out)
 }
 
+/// Checks that a folder contains only files that a preparation wrote.
+///
 /// # Errors
-/// If the folder holds anything that a preparation did not write.
+/// If it contains anything else.
 pub(super) fn check_only_prepared_files(folder: &Path) -> Result<()> {
     let listed = manifest::listed_files(folder)?;
     let mut entries = fs::read_dir(folder)

@@ -273,7 +273,7 @@ impl<'j> Preparation<'j> {
         Ok(manifest)
     }
 
-    /// Rejects a separator that never occurred.
+    /// Rejects a separator that occurs in no plain text input.
     fn check_separators(&self, found: u64) -> Result<()> {
         let source = &self.options.source;
         match &source.separator {
@@ -364,7 +364,7 @@ fn feed(trainer: &mut Option<&mut BpeTrainer>, batch: &mut Vec<String>, threads:
     batch.clear();
 }
 
-/// Calls `each` with index, input index and text of every document; returns the records of the inputs.
+/// Calls `each` with the index, input index and text of every document; returns one [`SourceRecord`] per input.
 fn read_all(
     sources: &Sources,
     validation: bool,

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `.npy` of one dimension, of integers | a stream |
 //! | `.npy` of two dimensions | one instance per row, in the given order |
-//! | `.bin` | a raw stream of u16, u32 or u64, detected from the bytes; if ambiguous, the type must be named |
+//! | `.bin` | a raw stream of u16, u32 or u64, detected from the bytes; if ambiguous, the type must be specified |
 //! | `.u16`, `.u32` | a raw stream of that type |
 //! | `.bin` with the header of llm.c (magic 20240520 or 20240801) | a stream, u16 or u32 |
 //! | `.bin` next to a Megatron `.idx` | a raw stream of the type that the index records |
@@ -54,8 +54,8 @@ pub fn parse_name(input: &str) -> Option<(&Path, Option<Dtype>)> {
 }
 
 impl PretokenizedFile {
-    /// Opens `input` according to the table above; ids must be below `vocab_size`, which is checked
-    /// when they are read.
+    /// Opens `input` according to the table in the [module documentation](self); ids must be below `vocab_size`, which
+    /// is checked when they are read.
     ///
     /// # Errors
     /// If it cannot be mapped, is of another kind, or its length does not match its header or type.
@@ -104,7 +104,7 @@ impl PretokenizedFile {
         self.width
     }
 
-    /// Returns a note on how the data type was detected, or on evidence against the named type, if any.
+    /// Returns a note on how the data type was detected, or on evidence against the specified type, if any.
     pub fn note(&self) -> Option<&str> {
         self.note.as_deref()
     }
@@ -141,7 +141,7 @@ fn stream(file: &Mapped, offset: usize, dtype: Dtype) -> Result<Layout, String> 
     })
 }
 
-/// Returns the layout of a raw stream whose type was named.
+/// Returns the layout of a raw stream whose type was specified.
 fn named(file: &Mapped, path: &str, dtype: Dtype, input: &str) -> Result<Layout, String> {
     #[cfg(feature = "data")]
     if numpy::is_numpy(file) {
@@ -254,8 +254,7 @@ fn llm_c_type(file: &[u8]) -> Result<Option<Dtype>, String> {
         (Some(20_240_801), Some(7)) => Ok(Some(Dtype::U32)),
         (Some(magic @ (20_240_520 | 20_240_801)), Some(version)) if file.len() >= LLM_C_HEADER => {
             Err(format!(
-                "the header of llm.c (magic {magic}) in version {version}; versions 1 of 20240520 and 7 of \
-                 20240801 are supported"
+                "llm.c header with magic {magic} and version {version}, expected magic 20240520 with version 1 or magic 20240801 with version 7"
             ))
         }
         _ => Ok(None),

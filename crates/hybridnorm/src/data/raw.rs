@@ -3,11 +3,11 @@
 //! With a vocabulary of at most 65,536 tokens, every file of u32 tokens also reads as u16, with 0 at
 //! every second position, and a file of u64 tokens reads as u32 in the same way. A file is read as the
 //! wider type if so many numbers are non-zero while every second position is 0 that this cannot be chance.
-//! If the bytes are ambiguous or contradict the vocabulary, the type must be named.
+//! If the bytes are ambiguous or contradict the vocabulary, the type must be specified.
 
 use super::manifest::Dtype;
 
-/// Number of non-zero numbers, all at even positions, that rules out chance (2^-64).
+/// Number of non-zero integers, all at even positions, at which chance is ruled out (probability 2^-64).
 const MIN_EVIDENCE: u64 = 64;
 /// Bytes examined to distinguish text from tokens.
 const SAMPLE: usize = 1 << 16;
@@ -91,7 +91,7 @@ impl Scan {
     }
 }
 
-/// Detects the type of a raw file that is not named; also returns a note on the choice, if needed.
+/// Detects the type of a raw file for which none is specified; also returns a note on the choice, if needed.
 pub(super) fn detect(
     file: &[u8],
     path: &str,
@@ -171,7 +171,7 @@ fn check_plausible(scan: &Scan, path: &str, vocab_size: usize, wide: Dtype) -> R
     Ok(())
 }
 
-/// Returns a warning if the bytes contradict the named type.
+/// Returns a warning if the bytes contradict the specified type.
 pub(super) fn type_warning(file: &[u8], path: &str, named: Dtype) -> Option<String> {
     let wider = match named {
         Dtype::U16 | Dtype::I16 => Dtype::U32,
@@ -209,7 +209,7 @@ fn no_type_fits(file: &[u8], path: &str, vocab_size: usize) -> String {
         })
         .join(", ");
     format!(
-        "no token type fits the vocabulary size {vocab_size}: {readings}; correct the vocabulary size or the tokenizer, \
+        "no integer type fits the vocabulary size {vocab_size}: {readings}; correct the vocabulary size or the tokenizer, \
          or specify another type, as in `{path}:u8`"
     )
 }
@@ -221,14 +221,14 @@ fn other_format(file: &[u8]) -> Option<&'static str> {
             b"version https://git-lfs",
             "a Git LFS pointer (fetch the file with `git lfs pull`)",
         ),
-        (b"\x1f\x8b\x08", "a gzip file (unpack it)"),
+        (b"\x1f\x8b\x08", "a gzip file (decompress it)"),
         (
             b"PK\x03\x04",
-            "a zip file, such as torch.save or numpy.savez write",
+            "a zip file, as written by torch.save or numpy.savez",
         ),
-        (b"\x28\xb5\x2f\xfd", "a zstd file (unpack it)"),
-        (b"\xfd7zXZ\0", "an xz file (unpack it)"),
-        (b"BZh91AY", "a bzip2 file (unpack it)"),
+        (b"\x28\xb5\x2f\xfd", "a zstd file (decompress it)"),
+        (b"\xfd7zXZ\0", "an xz file (decompress it)"),
+        (b"BZh91AY", "a bzip2 file (decompress it)"),
         (b"\x80\x02\x8a\x0a", "a pickle, such as torch.save writes"),
         (b"\x80\x03\x8a\x0a", "a pickle"),
         (b"\x80\x02c", "a pickle"),
@@ -236,7 +236,7 @@ fn other_format(file: &[u8]) -> Option<&'static str> {
         (b"\x80\x04\x95", "a pickle"),
         (b"\x80\x05\x95", "a pickle"),
         (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
-        (b"PAR1", "a parquet file"),
+        (b"PAR1", "a Parquet file"),
         (b"ARROW1", "an Arrow file"),
         (b"GGUF", "a GGUF file"),
         (
@@ -250,7 +250,7 @@ fn other_format(file: &[u8]) -> Option<&'static str> {
     let known = KINDS.iter().find(|(magic, _)| file.starts_with(magic));
     known
         .map(|(_, kind)| *kind)
-        .or_else(|| is_text(file).then_some("looks like text (give it a name such as .txt)"))
+        .or_else(|| is_text(file).then_some("looks like text (rename it to end in `.txt`)"))
 }
 
 /// True if the start of the file is long enough and plain UTF-8, which 16-bit tokens are not.

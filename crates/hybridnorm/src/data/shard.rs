@@ -1,7 +1,7 @@
 //! Token shards, read as one memory-mapped stream.
 //!
-//! A shard contains only little-endian token ids, u16 up to 65,536 tokens of vocabulary and u32 above, so
-//! nanoGPT-style readers can use it directly. Every document is followed by the end-of-text token. The
+//! A shard contains only little-endian token ids, u16 for vocabularies of up to 65,536 tokens and u32 for larger ones,
+//! so nanoGPT-style readers can use it directly. Every document is followed by the end-of-text token. The
 //! [`Manifest`] next to the shards records their sizes and checksums.
 
 mod writer;
@@ -69,7 +69,7 @@ struct Part {
     /// Position of its first token in the stream.
     start: u64,
     tokens: u64,
-    /// True if a manifest records the type, so that the user cannot name another.
+    /// True if a manifest records the type, so that the user cannot specify another.
     is_prepared: bool,
 }
 
@@ -276,7 +276,7 @@ impl PreparedFolder {
     pub fn open(folder: impl AsRef<Path>) -> Result<Self> {
         let folder = folder.as_ref().to_path_buf();
         if !files::is_dir(&folder)? {
-            // Returns the error of the operating system, such as "no such file or folder".
+            // Returns the I/O error, such as `NotFound` or `NotADirectory`.
             std::fs::read_dir(&folder).map_err(Error::io(&folder))?;
         }
         let (manifest, has_checksum) = Manifest::read(&folder)?;
@@ -327,7 +327,7 @@ impl PreparedFolder {
         if tokenizer.fingerprint() != expected.fingerprint {
             return Err(Error::format(
                 &self.folder,
-                "the tokenizer in this folder is not the one of its tokens; prepare the data again",
+                "the tokenizer in this folder is not the one that its tokens were encoded with; prepare the data again",
             ));
         }
         Ok(tokenizer.with_name(&expected.name))

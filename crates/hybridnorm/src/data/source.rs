@@ -15,11 +15,11 @@
 //! | `gutenberg` | 18 classic books (see [`super::gutenberg`]) |
 //!
 //! To read a file named `stories` or `gutenberg`, write `./stories`. Symbolic links are followed, and each
-//! file is read once, through the first input that reaches it; this also holds for stories of equal seeds.
+//! file is read once, through the first input that reaches it; the same holds for stories with the same seed.
 //! Text that is both training and validation text is an error.
 //!
 //! Text is not normalized; only a byte order mark at the start of a file is removed. In plain text, blank
-//! lines before a document, line ends after it, and separators are not part of any document. Records
+//! lines before a document, trailing newlines, and separators are not part of any document. Records
 //! are not trimmed.
 //!
 //! Omissions are counted by reason in [`SourceStats::omissions`]:
@@ -97,9 +97,9 @@ pub struct SourceOptions {
     /// Handling of bytes that are not UTF-8.
     pub invalid_utf8: InvalidUtf8,
     /// Number of characters up to which a plain text file is one document. A longer file is split at the next
-    /// blank line after that many, or, without one within four times as many, at the next line end; the
-    /// last piece is shorter. Thus a few long books become many documents, and a validation split by
-    /// document is possible. 0: never split.
+    /// blank line after that many, or, without one within four times as many, at the next newline; the last part is
+    /// shorter. Thus a few long books become many documents, and a validation split by document is possible. 0: never
+    /// split.
     pub document_chars: usize,
     /// Separator between the documents of plain text files, such as `<|endoftext|>`. Files are split only
     /// there, and the separator is removed.
@@ -190,7 +190,7 @@ impl SourceStats {
     }
 }
 
-/// Resolved and sorted inputs, which can be read any number of times.
+/// Resolved inputs in the given order, each with its sorted files; they can be read any number of times.
 ///
 /// ```
 /// use hybridnorm::data::{SourceOptions, Sources};
@@ -220,7 +220,7 @@ enum Kind {
     Stories(Stories, u64),
 }
 
-/// True if `input` names text that [`Sources::resolve`] reads, judged by its spelling only.
+/// True if `input` names text that [`Sources::resolve`] reads, judged by its name only.
 pub fn is_text_input(input: &str) -> bool {
     is_generated(input) || file_kind(Path::new(input)).is_some() || is_pattern(input)
 }
@@ -297,8 +297,8 @@ impl Sources {
         })
     }
 
-    /// Returns the SHA-256 of everything that determines the documents: the options and the content of every
-    /// file; and of the omissions. Reads all files once.
+    /// Returns the SHA-256 of everything that determines the documents, which is the options and the content of every
+    /// file, and of the omissions. Reads all files once.
     ///
     /// # Errors
     /// If a file cannot be read.

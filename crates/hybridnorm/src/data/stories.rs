@@ -31,7 +31,7 @@ const VERSION: u32 = 1;
 /// Specification of generated stories: `stories`, `stories:N` or `stories:N:SEED`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stories {
-    /// Number of stories, 0 to `count - 1` of the seed.
+    /// Number of stories: those with indices 0 to `count - 1`.
     pub count: u64,
     /// The seed.
     pub seed: u64,
@@ -100,7 +100,7 @@ struct Plot {
     paragraphs: &'static [&'static [&'static [&'static str]]],
 }
 
-/// Random choices of one story.
+/// Random number generator of one story.
 struct StoryRng(ChaCha8Rng);
 
 impl StoryRng {

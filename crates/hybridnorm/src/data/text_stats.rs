@@ -50,7 +50,7 @@ pub struct TextStats {
     pub replaced_surrogates: u64,
     /// Occurrences of the vocabulary's unknown token.
     pub unknown_tokens: u64,
-    /// Characters, except white space, that no token represents.
+    /// Characters, except whitespace, that no token represents.
     pub dropped_chars: u64,
     /// Special tokens that appear literally in the text, where they are encoded as plain characters.
     #[serde(rename = "spelled_special_tokens")]
@@ -58,7 +58,8 @@ pub struct TextStats {
     /// Omissions, by reason.
     #[serde(rename = "left_out")]
     pub omissions: Omissions,
-    /// Notes on everything that was omitted, split, replaced or spelled out.
+    /// Notes on everything that was omitted, split, replaced or dropped, on unknown tokens, and on special tokens that
+    /// appear literally.
     pub notes: Vec<String>,
 }
 

@@ -3,16 +3,15 @@
 //!
 //! [`Tokenizer::encode`] never returns special tokens, whatever the model: the end-of-text token and the
 //! added tokens that a `tokenizer.json` marks as special. Text that contains `<|endoftext|>` or `</s>` is
-//! encoded as plain characters, even if the vocabulary holds that string as an ordinary piece. Three kinds
+//! encoded as plain characters, even if the vocabulary contains that string as an ordinary token. Three kinds
 //! of tokens are returned even if marked as special, since some text has no other encoding: the unknown
 //! token, for text outside the vocabulary; tokens of one character; and with byte fallback the tokens
 //! `<0x00>` to `<0xFF>`, each for a byte of a character outside the vocabulary, but not for text that
 //! contains `<0x41>`. Added tokens not marked as special are returned. No start token is added.
 //!
-//! **Memory.** Texts are encoded in pieces (`pieces.rs`), and preparation writes the tokens of a piece
-//! before it encodes many more: besides the text, tokens and tokenizer buffers take at most 256 MiB,
-//! regardless of the length of a text. A text of more than 1 MiB that a `tokenizer.json` does
-//! not allow to be split is rejected.
+//! **Memory.** Texts are encoded in chunks (`chunks.rs`), and preparation writes the tokens of a chunk before it
+//! encodes many more: besides the text, tokens and tokenizer buffers take at most 256 MiB, regardless of the length of
+//! a text. A text of more than 1 MiB that a `tokenizer.json` does not allow to be split is rejected.
 //!
 //! A `tokenizer.json` is checked against limits (`tokenizer_file.rs`, `growth.rs`): it takes up to 50 times its
 //! size, plus 256 MiB, plus 750 bytes per trie node of a Unigram model, which has at most 262,144 nodes
@@ -63,7 +62,7 @@ const JSON_NAME: &str = "tokenizer.json";
 const CONFIG_NAME: &str = "tokenizer_config.json";
 pub(super) const RECORD_NAME: &str = "hybridnorm-tokenizer.json";
 const RECORD_VERSION: u32 = 1;
-/// Maximum size of a `tokenizer.json` in bytes. Reading it takes up to about 20 times its size.
+/// Maximum size of a `tokenizer.json` in bytes; for the memory that it takes, see the module documentation.
 const JSON_LIMIT: u64 = 128 << 20;
 
 /// Common names of the end-of-text token, in order of preference.

@@ -46,6 +46,7 @@ pub struct Coverage {
     pub omissions: Omissions,
 }
 
+/// Streams of equal length, split into windows.
 #[derive(Debug)]
 pub(super) struct Part {
     pub(super) tokens: TokenStream,

@@ -13,7 +13,7 @@ pub struct Case {
     pub bound: Bound,
     /// Number of independent units: rows, sequences or elements.
     pub units: usize,
-    /// The problem of a number of units.
+    /// Creates the problem for a number of units.
     pub problem: Box<dyn Fn(usize) -> Problem>,
 }
 
@@ -45,7 +45,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// `record` returns the outputs of the op to measure, and the state that it updates.
+    /// Returns a problem; `record` returns the outputs of the op to measure and the state that it updates.
     pub fn new<const N: usize>(
         operands: [Operand; N],
         record: impl for<'g> Fn([Value<'g>; N]) -> Vec<Value<'g>> + 'static,
@@ -98,8 +98,7 @@ pub fn all_outputs(value: Value<'_>) -> Vec<Value<'_>> {
 /// An operand of an op.
 pub struct Operand {
     pub ty: Type,
-    /// True if the op writes an output in place of this operand, as for a gradient that has no other
-    /// reader.
+    /// True if the op writes an output into the buffer of this operand, as for a gradient that no other op reads.
     pub is_overwritten: bool,
     contents: Contents,
 }

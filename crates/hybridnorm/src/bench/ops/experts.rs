@@ -1,4 +1,4 @@
-//! Matmuls of a mixture of experts, with balanced and unbalanced loads.
+//! Grouped GEMMs over dispatched tokens of a mixture of experts, with balanced and unbalanced load.
 
 use hybridnorm_kernels::activation::Activation;
 use hybridnorm_kernels::experts::DispatchLayout;

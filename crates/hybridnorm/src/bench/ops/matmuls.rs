@@ -57,7 +57,7 @@ fn linears(op: &'static str, rows: usize, i: usize, o: usize) -> [Case; 3] {
     [forward, of_input, of_weight]
 }
 
-/// Returns the case of the head on a single token, which reads a matrix once. Units are outputs.
+/// Returns the case of the LM head on a single token, which reads its weight once. Units are logits.
 fn one_row(shape: &Shape) -> Case {
     let width = shape.d_model;
     Case::new(
@@ -120,12 +120,12 @@ impl AttentionUnits {
     }
 }
 
-/// Returns the sizes of the packed projection.
+/// Returns the shape of the packed q, k and v.
 fn packed(a: &AttentionConfig) -> [usize; 3] {
     [a.batch, a.seq, (a.heads + 2 * a.kv_heads) * a.head_dim]
 }
 
-/// Returns the sizes of the context.
+/// Returns the shape of the attention context.
 fn context(a: &AttentionConfig) -> [usize; 3] {
     [a.batch, a.seq, a.heads * a.head_dim]
 }
@@ -188,7 +188,8 @@ fn normed_attentions(shape: &Shape) -> [Case; 2] {
     [forward, backward]
 }
 
-/// Returns the cases of the head with its loss, without and with gradients, which the forward pass computes.
+/// Returns the cases of the LM head fused with the cross-entropy loss, without gradients and with them; the fused op
+/// computes them in its forward pass.
 fn losses(shape: &Shape) -> [Case; 2] {
     const Z_LOSS: f64 = 1e-5;
     let (rows, width, vocab) = (shape.rows(), shape.d_model, shape.vocab);

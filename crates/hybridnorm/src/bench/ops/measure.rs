@@ -7,9 +7,9 @@ use crate::bench::timing::median;
 use crate::error::Result;
 use crate::exec::{Cpu, Executor, Reference};
 
-/// Bytes that exceed all caches.
+/// Size of the operands of memory-bound ops, in bytes; larger than any cache.
 pub const BEYOND_CACHES: usize = 256 << 20;
-/// Maximum copies. Only shapes of tests are so small that some of their data stay in a cache.
+/// Maximum number of copies. Only the shapes of tests reach it, and some of their data then stay in a cache.
 const MAX_COPIES: usize = 256;
 /// Minimum time of a part of the reference that is extrapolated, in seconds.
 const MIN_PARTIAL_SECONDS: f64 = 0.05;
@@ -81,7 +81,7 @@ fn reference(case: &Case, seconds: f64) -> Result<ReferenceTiming> {
     }
 }
 
-/// Returns the median time of a call, over at least `least` calls and `seconds`.
+/// Returns the median time of a call, over at least `min_calls` calls and `seconds` seconds.
 fn time<E: Executor>(program: &mut BenchmarkProgram<E>, least: usize, seconds: f64) -> Result<f64> {
     let (mut times, mut spent) = (Vec::new(), 0.0);
     while times.len() * program.copies() < least || spent < seconds {

@@ -82,7 +82,7 @@ fn add_norm(rows: usize, width: usize) -> Case {
     })
 }
 
-/// Returns HybridNorm's per-head norms, and RoPE.
+/// Returns the QKV transform of HybridNorm: per-head norms of q, k and v, then RoPE.
 pub(super) fn on_heads(heads: usize, kv_heads: usize, head_dim: usize) -> QkvTransform {
     let norm = Some(with_gain(NormFn::Rmsnorm, head_dim));
     QkvTransform {
@@ -156,7 +156,7 @@ fn sum(shape: &Shape) -> Case {
     })
 }
 
-/// Returns the cases of a factor per head on the attention context.
+/// Returns the cases of a per-head scale on the attention context.
 fn scales(shape: &Shape) -> [Case; 2] {
     let (op, rows) = ("scale heads", shape.rows());
     let (heads, repeat) = (shape.heads, shape.head_dim);

@@ -1,12 +1,12 @@
 //! Benchmark of each op on the CPU, relative to the reference executor and to the limit of the machine.
 //!
-//! A case is a small program of the public op builders, fused as in training. [`Cpu`](crate::exec::Cpu)
+//! A case is a small program built with the public op builders and fused as in training. [`Cpu`](crate::exec::Cpu)
 //! and [`Reference`](crate::exec::Reference) run it on the same operands; only the op that produces its
 //! outputs is timed.
 //!
-//! Matmuls, attention and loss are compared with the peak GEMM throughput of the machine, memory-bound ops
-//! with the bandwidth of memory. The program of a memory-bound op contains copies of it whose operands together
-//! exceed all caches, since in training its data come from memory as well.
+//! Matmuls, attention and loss are compared with the peak GEMM throughput of the machine, memory-bound ops with memory
+//! bandwidth. The program of a memory-bound op contains copies of it whose operands together exceed all caches, since
+//! in training its data come from memory as well.
 
 mod case;
 mod experts;
@@ -57,14 +57,15 @@ impl OpsOptions {
         }
     }
 
-    /// Returns the shapes that a configuration trains with.
+    /// Returns the options for the micro-batch shape of a configuration.
     pub fn of(config: &Config, seconds: f64) -> Self {
         let shape = config.train.step_shape();
         Self::new(shape.micro_batch, shape.seq_len, seconds)
     }
 }
 
-/// Limit of the machine that bounds an op. Not `#[non_exhaustive]`, since each limit has its own unit in a table.
+/// Limit of the machine that bounds an op. Not `#[non_exhaustive]`: a table must have a label and a unit for every
+/// limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
@@ -87,7 +88,7 @@ pub struct OpsReport {
     pub micro_batch: usize,
     /// Tokens per sequence.
     pub seq_len: usize,
-    /// Peak GEMM throughput before, between and after the ops, in GFLOP/s.
+    /// Peak GEMM throughput, the best of measurements before, between and after the ops, in GFLOP/s.
     pub sgemm_gflops: f64,
     /// Peak read bandwidth at these times, in GB/s.
     pub read_gb_per_second: f64,
@@ -97,7 +98,7 @@ pub struct OpsReport {
     pub rows: Vec<OpRow>,
 }
 
-/// One kernel.
+/// Measurements of one kernel: an op in one direction.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct OpRow {
@@ -126,8 +127,8 @@ pub struct OpRow {
     /// `reference_seconds / seconds`.
     #[serde(rename = "speedup_over_naive")]
     pub speedup_over_reference: f64,
-    /// Largest difference between the two on that fraction, relative to the largest element of the
-    /// reference's output.
+    /// Largest difference between the outputs of the kernel and of the reference on that fraction, relative to the
+    /// largest element of the reference's output.
     pub largest_difference: f64,
 }
 
@@ -440,7 +441,7 @@ mod tests {
         assert_eq!(difference(&[1.0, 2.0], &[1.0, 4.0]), 0.5);
         assert_eq!(difference(&[0.0, 0.0], &[0.0, 0.0]), 0.0);
         assert!(difference(&[f64::NAN, 0.0], &[1.0, 1.0]).is_nan());
-        // The reference runs one step more, so its parameters differ.
+        // The reference runs one more step, so its parameters differ.
         let problem = (case("adamw", "step").problem)(5);
         let mut reference = BenchmarkProgram::<Reference>::new(&problem, 1).unwrap();
         reference.run().unwrap();

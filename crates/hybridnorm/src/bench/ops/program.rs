@@ -10,13 +10,14 @@ use crate::plan::{Options, Program};
 
 /// A program that computes copies of a problem, each on separate operands.
 ///
-/// Operands are state of the executor, overwritten ones inputs of the program; all of them exist before the
-/// first op runs, and all outputs until the last one has run. So copies use different memory.
+/// Overwritten operands are inputs of the program, all others are state of the executor. All operands are allocated
+/// before the first op runs and all outputs stay allocated until the last op has run, so the copies use disjoint
+/// memory.
 pub struct BenchmarkProgram<E> {
     executor: E,
     program: Program,
     arguments: Arguments,
-    /// Name and elements of each input.
+    /// Name of each input, and the index of its elements in `overwritten`.
     inputs: Vec<(String, usize)>,
     overwritten: Vec<Tensor>,
     copies: usize,
@@ -63,7 +64,11 @@ impl<E: Executor + Default> BenchmarkProgram<E> {
             .iter()
             .map(|node| node.op.operation().name())
             .collect();
-        assert_eq!(names.len(), copies, "outputs are made by {names:?}");
+        assert_eq!(
+            names.len(),
+            copies,
+            "expected one op per copy, but the outputs are produced by {names:?}"
+        );
         Ok(Self {
             op: names[0],
             executor,

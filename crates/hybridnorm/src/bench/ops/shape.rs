@@ -4,7 +4,7 @@ use hybridnorm_kernels::activation::Activation;
 
 use crate::model::ModelConfig;
 
-/// Sizes that the ops of a model have.
+/// Sizes of a model's ops. Not the shape of a tensor, which is `graph::Shape`.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
     pub batch: usize,
@@ -13,9 +13,9 @@ pub struct Shape {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
-    /// Inner width of a dense feed-forward; 0 if there is none.
+    /// Hidden width of the dense feed-forward network; 0 if there is none.
     pub d_ff: usize,
-    /// Width of the feed-forward's first projection.
+    /// Output width of the feed-forward network's up projection, including the gate.
     pub up: usize,
     pub vocab: usize,
     pub activation: Activation,
@@ -28,7 +28,7 @@ pub struct Experts {
     pub count: usize,
     /// Experts per token.
     pub top_k: usize,
-    /// Inner width of each expert.
+    /// Hidden width of each expert.
     pub width: usize,
 }
 
@@ -58,7 +58,7 @@ impl Shape {
         self.batch * self.seq
     }
 
-    /// Returns the channels of a token's hidden activations.
+    /// Returns the hidden width of the feed-forward network per token, over all its experts.
     pub fn hidden(&self) -> usize {
         let routed = self
             .experts
@@ -71,8 +71,8 @@ impl Shape {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
 
-    /// Returns the bytes of the largest op, which reads and writes at most four arrays as large as the embedding
-    /// or a gated feed-forward's projection: the reference holds each in double precision, and copies the
+    /// Returns the bytes of the largest op, which reads and writes at most four arrays as large as the embedding or the
+    /// up projection of a gated feed-forward network: the reference holds each in double precision, and copies the
     /// inputs of an op.
     pub fn largest_bytes(&self) -> u64 {
         let widest = (2 * self.hidden()).max(self.packed()) as u64;

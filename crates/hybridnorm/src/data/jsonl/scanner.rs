@@ -15,7 +15,7 @@ pub(super) enum Value<'t> {
     Other(&'static str),
 }
 
-/// Scanner and its byte position.
+/// JSON text and the byte position of the scan.
 pub(super) struct Scanner<'t> {
     text: &'t str,
     at: usize,
@@ -34,7 +34,7 @@ impl<'t> Scanner<'t> {
         self.text.as_bytes().get(self.at).copied()
     }
 
-    /// Skips white space.
+    /// Skips whitespace.
     pub(super) fn space(&mut self) {
         while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.peek() {
             self.at += 1;
@@ -146,7 +146,7 @@ impl<'t> Scanner<'t> {
             };
             if let Some(close) = empty {
                 if open.len() == DEPTH_LIMIT {
-                    return Err(self.syntax(format!("nested more than {DEPTH_LIMIT} deep")));
+                    return Err(self.syntax(format!("nested more than {DEPTH_LIMIT} levels deep")));
                 }
                 self.at += 1;
                 self.space();

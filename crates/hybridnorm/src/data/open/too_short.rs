@@ -3,7 +3,7 @@
 use crate::data::{Split, TokenDataset, Windows};
 use crate::error::Error;
 
-/// Returns the error for data without a window to train on or to evaluate, with what to change.
+/// Returns the error for data without a window to train on or to evaluate; its message says how to fix it.
 pub(super) fn error(
     paths: &[String],
     split: Split,

@@ -19,7 +19,8 @@ pub struct ShardWriter {
 }
 
 impl ShardWriter {
-    /// Starts a split. A shard is closed after the document with which it reaches `shard_tokens`.
+    /// Returns a writer for the shards of one split. A shard is closed after the document with which it reaches
+    /// `shard_tokens`.
     pub fn new(
         folder: &Path,
         split: &'static str,
@@ -43,10 +44,10 @@ impl ShardWriter {
         self.current.is_none() && self.record.shards.is_empty()
     }
 
-    /// Appends one document, made from `text_bytes` bytes of text, and the end-of-text token.
+    /// Appends one document, encoded from `text_bytes` bytes of text, and the end-of-text token.
     ///
     /// # Errors
-    /// If writing fails, or a token does not fit the type.
+    /// If writing fails, or a token does not fit into the type.
     pub fn push(&mut self, tokens: &[u32], text_bytes: u64) -> Result<()> {
         self.append(tokens)?;
         self.end_document(text_bytes)
@@ -84,7 +85,7 @@ impl ShardWriter {
                 _ => {
                     return Err(Error::format(
                         &path,
-                        format!("token {token} does not fit {}", self.dtype.name()),
+                        format!("token {token} does not fit into {}", self.dtype.name()),
                     ));
                 }
             }
@@ -94,7 +95,7 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Ends a document, made from `text_bytes` bytes of text, with the end-of-text token.
+    /// Ends a document, encoded from `text_bytes` bytes of text, with the end-of-text token.
     ///
     /// # Errors
     /// As [`ShardWriter::push`].

@@ -51,7 +51,7 @@ fn check_head(head: &[u8], compression: Compression) -> Result<(), String> {
         && window > 1 << WINDOW_LOG_MAX
     {
         return Err(format!(
-            "its zstd frame needs a window of {window} bytes, more than the {} that are accepted; compress it again with a shorter window",
+            "its zstd frame needs a window of {window} bytes, but at most {} are accepted; recompress it with a smaller window",
             1_u64 << WINDOW_LOG_MAX
         ));
     }
@@ -127,7 +127,7 @@ pub(in crate::data) fn damage(error: &io::Error) -> String {
             "checksum mismatch: the data before this position is damaged".into()
         }
         WINDOW => format!(
-            "a frame needs a window of more than {} bytes; compress it again with a shorter window",
+            "a frame needs a window of more than {} bytes; recompress it with a smaller window",
             1_u64 << WINDOW_LOG_MAX
         ),
         _ => message,

@@ -142,6 +142,8 @@ impl Filter {
         included && !matches_any(&mut self.exclude)
     }
 
+    /// Checks that every pattern matched a file.
+    ///
     /// # Errors
     /// If a pattern matched nothing.
     pub(super) fn check_used(&self) -> Result<()> {
@@ -154,7 +156,7 @@ impl Filter {
                 return Err(Error::invalid_value(
                     option,
                     format!(
-                        "{option} `{}`: matches no {which} (a pattern with `/` is compared with the path below the input, one without with every name in it)",
+                        "{option} `{}`: matches no {which} (a pattern with `/` is matched against the path below the input, a pattern without `/` against each component of that path)",
                         rule.pattern
                     ),
                 ));
@@ -312,8 +314,10 @@ fn omission_suffix(omissions: &Omissions) -> String {
     lines.fold(String::new(), |text, line| format!("{text}; {line}"))
 }
 
+/// Checks that a file is of a known kind.
+///
 /// # Errors
-/// If a file is of an unknown kind.
+/// If it is of an unknown kind.
 pub(super) fn check_known_kind(path: &Path) -> Result<()> {
     match file_kind(path) {
         Some(_) => Ok(()),
@@ -470,7 +474,7 @@ impl<'f> Search<'f> {
     }
 }
 
-/// True for the error of a link to nothing or to itself.
+/// True for the error of a dangling or cyclic symbolic link.
 fn is_broken_link(error: &io::Error) -> bool {
     #[cfg(unix)]
     if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {

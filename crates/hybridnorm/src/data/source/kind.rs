@@ -17,7 +17,7 @@ pub(in crate::data) struct FileKind {
 pub(in crate::data) enum Format {
     /// Plain text.
     Plain,
-    /// One record of JSON per line.
+    /// One JSON record per line.
     JsonLines,
     /// As `JsonLines`, or one array, or records over several lines.
     Json,

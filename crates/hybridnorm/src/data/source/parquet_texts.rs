@@ -25,7 +25,7 @@ use super::{InvalidUtf8, SourceOptions, SourceStats, pages};
 const BATCH: usize = 32;
 /// Maximum footer size in bytes; the footer is read completely.
 const FOOTER_LIMIT: u64 = 256 << 20;
-/// Minimum size of a file with rows in bytes: leading magic, footer length, trailing magic.
+/// Minimum size of a Parquet file, in bytes: leading magic, footer length, trailing magic.
 const MIN_FILE_LEN: u64 = 12;
 /// First and last bytes of a Parquet file.
 const MAGIC: &[u8] = b"PAR1";
@@ -62,6 +62,8 @@ impl ParquetTexts {
         Ok(metadata.len() < MIN_FILE_LEN)
     }
 
+    /// Opens the text column `field` of a Parquet file.
+    ///
     /// # Errors
     /// If this is not a Parquet file or has no such text column.
     pub(super) fn open(path: &Path, field: &str) -> Result<Self> {

@@ -23,7 +23,7 @@ pub(super) struct Plain {
     buffer: String,
     /// Start of the next document in `buffer`.
     begin: usize,
-    /// Pieces returned.
+    /// Documents returned.
     pieces: u64,
     /// Separators found.
     separators: u64,
@@ -170,7 +170,7 @@ impl Plain {
         let number = self.lines.number;
         if bytes > DOCUMENT_LIMIT {
             return Err(self.lines.error(format!(
-                "line {number}: a document longer than {} MiB; let documents be split (document_chars), or separate them (separator)",
+                "line {number}: a document longer than {} MiB; set document_chars to split long text, or separator to separate documents",
                 DOCUMENT_LIMIT >> 20
             )));
         }
@@ -189,7 +189,7 @@ struct Separated {
     is_last: bool,
 }
 
-/// Strips leading blank lines and trailing line ends of a document; `None` if it is blank.
+/// Strips leading blank lines and trailing newlines of a document; `None` if it is blank.
 fn without_blank_ends(text: &str) -> Option<&str> {
     let visible = text.len() - text.trim_start().len();
     let begin = text[..visible].rfind('\n').map_or(0, |at| at + 1);

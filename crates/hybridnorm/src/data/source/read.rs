@@ -188,7 +188,7 @@ fn no_text(given: &str, omissions: &Omissions) -> Error {
 /// Returns the reason for leaving out a file that cannot be opened as text, and the full message.
 ///
 /// # Errors
-/// Returns the error itself for I/O errors, or without `skip_invalid`.
+/// The given error if it is an I/O error, or without `skip_invalid`.
 fn unreadable(error: Error, options: &SourceOptions) -> Result<(&'static str, Option<String>)> {
     let reason = match error {
         Error::Corrupt { .. } if options.skip_invalid => DAMAGED,
@@ -201,7 +201,7 @@ fn unreadable(error: Error, options: &SourceOptions) -> Result<(&'static str, Op
 /// Returns the message for a damaged file that is omitted.
 ///
 /// # Errors
-/// Returns the error itself if it is not damage, or without `skip_invalid`.
+/// The given error if it is not damage, or without `skip_invalid`.
 fn damage(error: Error, options: &SourceOptions) -> Result<Option<String>> {
     match error {
         Error::Corrupt { .. } if options.skip_invalid => Ok(Some(error.to_string())),
@@ -250,7 +250,7 @@ enum Reader {
     Plain(Plain),
     Records(Box<Records>),
     Parquet(Box<ParquetTexts>),
-    /// Parquet file that is too short to hold a row.
+    /// File that is too short for a Parquet file.
     TooShort,
 }
 
@@ -279,7 +279,7 @@ impl OpenFile {
 }
 
 impl Reader {
-    /// Ends the reading of a damaged file; returns the number of remaining records, 1 if unknown.
+    /// Adds the counts so far to `stats` after damage; returns the number of remaining records, 1 if unknown.
     fn finish(&mut self, options: &SourceOptions, stats: &mut SourceStats) -> u64 {
         match self {
             Self::Plain(plain) => plain.finish(options, stats),

@@ -13,7 +13,7 @@ use super::{SourceOptions, SourceStats};
 pub(super) struct Records {
     lines: Lines,
     layout: Layout,
-    /// Number of records begun.
+    /// Number of records started.
     number: u64,
     is_counted: bool,
     /// True if the file ended within the last record.
@@ -24,7 +24,7 @@ pub(super) struct Records {
 enum Layout {
     /// One record per line; blank lines are skipped.
     Lines,
-    /// Records one after another, with white space between them.
+    /// Records one after another, with whitespace between them.
     Values,
     /// Records in one array, and the position in it.
     Array(Array),
@@ -190,7 +190,7 @@ impl Records {
             (Array::Ended, None) => return Ok(Next::End),
             // The truncated record is counted already.
             (Array::AfterRecord, None) if self.is_truncated => return Ok(Next::End),
-            (Array::Ended, _) => "nothing after the array",
+            (Array::Ended, _) => "the end of the file",
             (Array::Start | Array::AfterRecord, Some(b']')) => {
                 self.lines.consume(1, 0);
                 self.layout = Layout::Array(Array::Ended);
@@ -315,7 +315,7 @@ impl Scan {
     }
 }
 
-/// Skips white space and returns the byte that follows.
+/// Skips whitespace and returns the byte that follows.
 fn skip_space(lines: &mut Lines) -> Result<Option<u8>> {
     loop {
         let chunk = lines.fill()?;

@@ -12,7 +12,7 @@ const GROUP: usize = 8 << 20;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Piece<'t> {
     pub(super) text: &'t str,
-    /// True if the text begins with it.
+    /// True for the first chunk of its text.
     pub(super) is_first: bool,
 }
 
@@ -24,12 +24,12 @@ struct Job<'t> {
 }
 
 impl Tokenizer {
-    /// Encodes a text without special tokens. Long texts are encoded in pieces that end where no token spans;
-    /// after 1 MiB without such a position the text is split there, which can change the two adjacent tokens.
+    /// Encodes a text without special tokens. Long texts are encoded in chunks that end at positions that no token
+    /// spans; after 1 MiB without such a position the text is split anyway, which can change the two adjacent tokens.
     ///
     /// # Errors
-    /// If a `tokenizer.json` cannot encode it, for example because it has no unknown token, it would make
-    /// the text too long, or a text of more than 1 MiB cannot be split.
+    /// If a `tokenizer.json` cannot encode it, for example because it has no unknown token, its normalizer would expand
+    /// the text too much, or a text of more than 1 MiB cannot be split.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
         for piece in self.pieces(text) {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use tokenizers::models::ModelWrapper;
 use tokenizers::{Model, OffsetType, PreTokenizer, Token, Tokenizer};
 
-/// Byte-fallback tokens, and a flag that the model also returns them for text that spells them.
+/// Byte-fallback tokens, and a flag that is true if the model also returns them for text that contains their names.
 #[derive(Debug, Default)]
 pub(super) struct ByteTokens {
     /// Sorted ids; empty without byte fallback.
@@ -46,13 +46,13 @@ impl ByteTokens {
         self.ids.binary_search(&id).is_ok()
     }
 
-    /// True if some of these ids may come from text that spells a byte token.
+    /// True if some of these ids may come from text that contains the name of a byte token.
     pub(super) fn may_be_literal(&self, ids: &[u32]) -> bool {
         self.encodes_literal_names && ids.iter().any(|&id| self.contains(id))
     }
 
-    /// Tokenizes a word. If it spells byte tokens and the model would return one for such text, the word is
-    /// split after the first character of each.
+    /// Tokenizes a word. If it contains names of byte tokens and the model would return one for a name, the word is
+    /// split after the first character of each name.
     pub(super) fn tokenize(
         &self,
         model: &ModelWrapper,

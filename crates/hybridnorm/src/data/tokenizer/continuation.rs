@@ -25,7 +25,7 @@ pub(super) fn is_prepend(step: &Value) -> bool {
     step["prepend"].is_string()
 }
 
-/// True for a normalizer that replaces spaces by other characters, or prepends one to a text.
+/// True for a normalizer that only replaces spaces by another character, or prepends one to a text.
 pub(super) fn marks_spaces(step: &Value) -> bool {
     let is_mark = |text: &Value| {
         text.as_str()

@@ -52,7 +52,7 @@ impl TokenizerFile {
     }
 }
 
-/// True if the concatenated words of a pre-tokenizer are the text.
+/// True if the words that a pre-tokenizer returns concatenate to the text.
 fn keeps_text(split: &Value) -> bool {
     match kind(split) {
         "ByteLevel" | "Digits" | "FixedLength" => true,

@@ -1,7 +1,7 @@
 //! Bounds on the growth of text by the normalizer of a `tokenizer.json`.
 //!
 //! A sequence of a few replacements can double a text thirty times. The maximum growth of a step follows
-//! from its settings; if that is too large, the steps are tried one by one on short segments of the text
+//! from its settings; if that is too large, the steps are run one by one on short segments of the text and measured
 //! before the whole text is normalized.
 
 use serde_json::Value;
@@ -16,7 +16,7 @@ use super::tokenizer_file::unknown_part;
 const MAX_NORMALIZER_GROWTH: f64 = 65_536.0;
 /// Maximum growth factor of a decoder.
 const MAX_DECODER_GROWTH: f64 = 4096.0;
-/// Maximum size in bytes of a normalized text without a trial.
+/// Bound on the size of the normalized text, in bytes, up to which no trial is needed.
 const UNTRIED_BYTES: f64 = (64 << 20) as f64;
 /// Maximum growth factor of a normalized text, in addition to [`GROWTH_SLACK`] bytes.
 const MAX_TEXT_GROWTH: usize = 32;
@@ -130,7 +130,7 @@ pub(super) fn kind(part: &Value) -> &str {
     part["type"].as_str().unwrap_or_default()
 }
 
-/// Returns the maximum number of bytes that a step makes of each byte of text.
+/// Returns the maximum number of output bytes of a step per byte of input.
 fn factor(step: &Value) -> Result<f64, String> {
     Ok(match kind(step) {
         "Lowercase" | "Strip" | "StripAccents" | "Nmt" => 3.0,
@@ -196,7 +196,8 @@ fn matches_empty(pattern: &str) -> bool {
         .unwrap_or(true)
 }
 
-/// Returns the longest replacement in a SentencePiece table, after checking the table.
+/// Returns the length in bytes of the longest replacement in a SentencePiece table, at least 1, after checking the
+/// table.
 fn precompiled(step: &Value) -> Result<f64, String> {
     let broken = || "its `precompiled_charsmap` is damaged".to_owned();
     let table = step["precompiled_charsmap"].as_str().ok_or_else(broken)?;

@@ -23,7 +23,7 @@ use super::without_special::without_special;
 const MAX_PIECE_LEN: usize = HARD_LIMIT + 4;
 /// Size above which pieces are tokenized one at a time, regardless of the number of threads.
 const LARGE_PIECE: usize = 4 * SOFT_LIMIT_HF;
-/// Text that is encoded on trial when a file is read.
+/// Text that is encoded once when a file is read, to find files on which the tokenizer panics.
 const TRIAL: &str = "The red kite, 12 of them!\n  na\u{ef}ve \u{5de8}\u{5927} \u{1f989} </s>\t";
 
 /// Tokenizer of the `tokenizers` crate with derived properties.
@@ -39,7 +39,7 @@ pub(super) struct HfTokenizer {
     byte_tokens: ByteTokens,
     /// True if the normalizer does more than mark spaces.
     normalizer_rewrites_text: bool,
-    /// Tokenizer without special tokens, for text that spells one.
+    /// Tokenizer without special tokens, for text that contains the name of one.
     without_special: OnceLock<Variant>,
     /// Variants of `tokenizer` and `without_special` for pieces after the first one.
     continuation: OnceLock<Variant>,
@@ -64,7 +64,7 @@ pub(super) struct HfTokenizer {
 type Variant = Result<tokenizers::Tokenizer, String>;
 
 impl HfTokenizer {
-    /// Reads a file; `find_end` selects the end-of-text token, given a function from name to id.
+    /// Reads a file; `find_eos` selects the end-of-text token, given a function from name to id.
     pub(super) fn read(
         file: Vec<u8>,
         find_end: impl FnOnce(&dyn Fn(&str) -> Option<u32>) -> Result<u32, String> + Send,
@@ -241,7 +241,7 @@ impl HfTokenizer {
         ids.iter().any(|&id| self.is_special(id))
     }
 
-    /// Returns the tokenizer for text that spells a special token.
+    /// Returns the tokenizer for text that contains the name of a special token.
     fn parse_without_special(&self) -> Result<tokenizers::Tokenizer, String> {
         let file = self.file_without_special()?;
         let parsed = catch_panic_on_large_stack(|| parse(&file))?;
@@ -404,7 +404,7 @@ fn malformed(problem: String) -> String {
     format!("not a tokenizer: {problem}")
 }
 
-/// Reads a file whose contents was checked.
+/// Reads a file whose contents were checked.
 pub(super) fn parse(file: &[u8]) -> Result<tokenizers::Tokenizer, String> {
     let mut inner = tokenizers::Tokenizer::from_bytes(file).map_err(|error| {
         let message = parser_message(&*error);
@@ -415,7 +415,7 @@ pub(super) fn parse(file: &[u8]) -> Result<tokenizers::Tokenizer, String> {
     })?;
     inner.set_encode_special_tokens(true);
     inner.with_padding(None);
-    // No special tokens are added to a text, so this has no use; a template could repeat the text.
+    // No special tokens are added to a text, so the post-processor is not needed; its template could repeat the text.
     inner.with_post_processor(None::<PostProcessorWrapper>);
     inner
         .with_truncation(None)

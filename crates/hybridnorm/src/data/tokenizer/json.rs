@@ -29,7 +29,7 @@ pub(super) fn configured_eos(path: &Path) -> Result<Option<String>> {
     let config: Config = serde_json::from_slice(&text).map_err(|error| match error.is_data() {
         true => Error::format(
             path,
-            "expected a JSON object, and its `eos_token` to be a text or `{\"content\": ...}`",
+            "expected a JSON object, and its `eos_token` to be a string or `{\"content\": ...}`",
         ),
         false => Error::format(path, error.to_string()),
     })?;

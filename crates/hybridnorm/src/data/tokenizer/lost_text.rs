@@ -18,7 +18,7 @@ use super::json::parser_message;
 pub struct LostText {
     /// Unknown tokens; each may represent several characters.
     pub unknown_tokens: u64,
-    /// Characters, except white space, that no token represents; for a byte-level vocabulary that lacks
+    /// Characters, except whitespace, that no token represents; for a byte-level vocabulary that lacks
     /// bytes, these bytes.
     pub dropped_chars: u64,
 }
@@ -63,7 +63,7 @@ impl DroppedCharCounter {
             && !(falls_back && all_fallbacks())
     }
 
-    /// Returns the counter for a file whose special tokens no text spells.
+    /// Returns the counter for a file whose special tokens were renamed so that they match no text.
     pub(super) fn new(file: &[u8], marks_unknown: bool) -> Result<Self, String> {
         const MARKER: &str = "\u{10ffff}dropped";
         let mut json: Value = serde_json::from_slice(file).map_err(|error| error.to_string())?;

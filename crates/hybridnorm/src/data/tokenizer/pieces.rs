@@ -7,7 +7,7 @@ pub(in crate::data) const SOFT_LIMIT: usize = 256 << 10;
 pub(super) const SOFT_LIMIT_HF: usize = 64 << 10;
 /// Hard limit of a piece in bytes: it ends here if a split is allowed; otherwise a longer one is rejected.
 pub(super) const HARD_LIMIT: usize = 1 << 20;
-/// Maximum run of white space in characters; longer runs overflow the stack of tokenizer patterns.
+/// Maximum run of whitespace in characters; longer runs overflow the stack of the regex engine.
 const MAX_SPACE_RUN: usize = 1 << 16;
 
 /// Positions where text may be split.
@@ -25,7 +25,7 @@ pub(in crate::data) enum SplitPoints {
 }
 
 /// Splits the text into pieces, each of which ends at the first allowed position after `soft` bytes.
-/// Regardless of `points`, runs of more than 65,536 characters of white space are split.
+/// Regardless of `points`, runs of more than 65,536 characters of whitespace are split.
 pub(in crate::data) fn pieces(
     text: &str,
     points: SplitPoints,
@@ -82,7 +82,7 @@ mod tests {
                 SplitPoints::BeforeSpaces => assert!(longest >= 3 << 20 && all.len() > 4),
                 SplitPoints::Nowhere => assert_eq!(all.len(), 1),
             }
-            // Splits at spaces are before the first one.
+            // A chunk that is split off at a space begins with that space.
             let at_spaces = all.iter().skip(1).filter(|piece| piece.starts_with(' '));
             assert!(at_spaces.count() + 4 >= all.len());
         }

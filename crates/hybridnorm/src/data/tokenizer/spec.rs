@@ -36,7 +36,7 @@ pub enum TokenizerSpec {
 }
 
 impl TokenizerSpec {
-    /// Returns the vocabulary of a common name, which is not a path.
+    /// Returns the built-in tokenizer with this common name; `None` if there is none.
     pub(super) fn by_common_name(name: &str) -> Option<Self> {
         let plain = name.to_ascii_lowercase().replace(['-', '_', ' '], "");
         Some(match plain.as_str() {

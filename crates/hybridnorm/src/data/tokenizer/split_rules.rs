@@ -9,7 +9,7 @@ use super::growth::kind;
 use super::pieces::SplitPoints;
 use super::tokenizer_file::TokenizerFile;
 
-/// Rules for splitting a text into pieces and encoding them.
+/// Rules for splitting a text into chunks and encoding them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SplitRules {
     pub(super) points: SplitPoints,
@@ -134,7 +134,7 @@ fn isolates_non_spaces(split: &Value) -> bool {
     }
 }
 
-/// True for one character class without space, optionally repeated.
+/// True for one character class that excludes whitespace, optionally repeated.
 fn is_class(regex: &str) -> bool {
     let body = match (regex.strip_suffix('+'), regex.strip_suffix('}')) {
         (Some(body), _) => body,

@@ -10,8 +10,8 @@ const CONTEXT: usize = 4096;
 /// Decoder that converts ids to text one by one and holds back bytes until characters are complete.
 ///
 /// The concatenated results of [`StreamDecoder::push`] and [`StreamDecoder::finish`] are the text that
-/// [`Tokenizer::decode`] returns for all ids at once, after that of the context, which determines, for
-/// example, if a word begins with a space.
+/// [`Tokenizer::decode`] returns for all ids at once, after that of the context, which determines, for example, whether
+/// a word begins with a space.
 ///
 /// ```
 /// use hybridnorm::data::Tokenizer;

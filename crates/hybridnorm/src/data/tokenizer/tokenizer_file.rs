@@ -227,11 +227,14 @@ impl TokenizerFile {
         }
         if let Some(max_length) = self.truncation.get("max_length") {
             notes.push(format!(
-                "the truncation to {max_length} tokens in its tokenizer.json is disabled: no truncation"
+                "the truncation to {max_length} tokens in its tokenizer.json is disabled: texts are encoded completely"
             ));
         }
         if !self.padding.is_null() {
-            notes.push("the padding in its tokenizer.json is disabled: no padding".to_owned());
+            notes.push(
+                "the padding in its tokenizer.json is disabled: token sequences keep their length"
+                    .to_owned(),
+            );
         }
         let model = &self.model;
         let is_bpe = model.merges.is_some();
@@ -338,7 +341,7 @@ fn flatten<'v>(
     found: &mut Vec<&'v Value>,
 ) -> Result<(), String> {
     if depth > MAX_DEPTH {
-        return Err(format!("is nested more than {MAX_DEPTH} deep"));
+        return Err(format!("is nested more than {MAX_DEPTH} levels deep"));
     }
     if found.len() >= MAX_STEPS {
         return Err(format!("has more than {MAX_STEPS} steps"));

@@ -1,4 +1,4 @@
-//! A `tokenizer.json` whose special tokens cannot be spelled by any text.
+//! A `tokenizer.json` whose special tokens match no text.
 
 use std::collections::HashSet;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::files;
 
-/// Renames the tokens in `special`, so that text which spells them is encoded as other tokens. Ids are
+/// Renames the tokens in `special`, so that text that contains their names is encoded as other tokens. Ids are
 /// kept. Merges with a special token, truncation, padding, the post-processor and dropout are removed.
 pub(super) fn without_special(file: &[u8], special: &HashSet<String>) -> Result<Vec<u8>, String> {
     let mut json: Value = serde_json::from_slice(file).map_err(|error| error.to_string())?;
