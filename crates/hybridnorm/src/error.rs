@@ -49,7 +49,7 @@ pub enum Error {
     Corrupt {
         /// The file.
         path: PathBuf,
-        /// Byte offset of the first corrupted place, where it is known.
+        /// Byte offset of the first corrupted byte, if known.
         offset: Option<u64>,
         /// Position in it, and what was found.
         problem: String,
@@ -67,7 +67,7 @@ pub enum Error {
     Missing {
         /// The key with its section: `model.d_ff`.
         key: String,
-        /// Continuation of the message: what to give, or where it may be absent. May be empty.
+        /// Continuation of the message: the value to set, or when the key may be omitted. May be empty.
         hint: String,
     },
     /// A value outside its allowed range.
@@ -80,7 +80,8 @@ pub enum Error {
         /// Allowed range.
         expected: String,
     },
-    /// A value that cannot be read, or that names nothing: a specification, a pattern, a path.
+    /// A value that cannot be parsed, or that refers to something that does not exist: a specification, a pattern, a
+    /// path.
     #[error("{}", one_line(&plain_message(problem)))]
     InvalidValue {
         /// The key, the option or the kind of value: `data.tokenizer`, `settings`, `pattern`.
@@ -96,7 +97,7 @@ pub enum Error {
         /// Continuation of the message: why, as in `: the model has no experts`.
         reason: String,
     },
-    /// Values that are each valid, but not together.
+    /// Values that are valid individually, but not in combination.
     #[error("{}", one_line(problem))]
     Conflict {
         /// The keys or options.
@@ -104,7 +105,7 @@ pub enum Error {
         /// The values, and the condition that they do not meet.
         problem: String,
     },
-    /// A parameter of a file has another shape than that of the model.
+    /// A parameter in a file has a different shape than in the model.
     #[error("{}", one_line(&format!("parameter {name} has shape {found:?}, expected {expected:?}")))]
     ShapeMismatch {
         /// Name of the parameter.
@@ -119,7 +120,7 @@ pub enum Error {
     OutOfMemory {
         /// Bytes that are needed.
         needed: u64,
-        /// Bytes that are available; `None` if only the system's refusal is known.
+        /// Bytes that are available; `None` if an allocation failed and the available amount is not known.
         available: Option<u64>,
         /// Purpose, both amounts, and what to change.
         problem: String,
@@ -137,7 +138,7 @@ pub enum Error {
     Locked {
         /// The locked file or folder.
         path: PathBuf,
-        /// Operation of the process that holds the lock.
+        /// The operation that holds the lock: `another process is replacing this folder`.
         problem: String,
     },
     /// The file system of a folder that has to be locked does not support file locks.
@@ -147,7 +148,7 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
-    /// An invalid value of a configuration file.
+    /// An invalid value in a configuration file.
     #[error("{}", one_line(&format!("{}: {source}", path.display())))]
     InFile {
         /// The configuration file.
@@ -158,7 +159,7 @@ pub enum Error {
     /// A placement is not valid.
     #[error("{0}")]
     Placement(#[from] crate::placement::PlacementError),
-    /// Losses or other values of a model are not finite.
+    /// A loss, a parameter, a gradient or an activation is NaN or infinite.
     #[error("{}", one_line(&format!("{}{problem}", at_step(*step))))]
     Diverged {
         /// Training step; `None` outside training.
@@ -292,7 +293,7 @@ impl Error {
         }
     }
 
-    /// True if the user can fix this by other arguments (exit code 2 on the command line).
+    /// True if the user can fix this by changing arguments or the configuration (exit code 2 on the command line).
     pub fn is_user_error(&self) -> bool {
         match self {
             Self::UnknownKey { .. }

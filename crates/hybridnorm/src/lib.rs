@@ -41,8 +41,8 @@
 //! # fn main() {}
 //! ```
 //!
-//! Call these functions inside [`threads::run`] to get the speed of the command line. Every command is a function of
-//! this crate.
+//! Call these functions inside [`threads::run`], as the command line does: otherwise every op wakes the calling thread,
+//! which is slower. Every command is a function of this crate.
 //!
 //! # Modules
 //!
@@ -54,14 +54,14 @@
 //! | [`train`] | configuration, [`Trainer`](train::Trainer), optimizers with gradient clipping, schedules, atomic checkpoints, metrics | `model` |
 //! | [`eval`] | loss on data sets, generation | `model` |
 //! | [`graph`], [`ops`], [`passes`], [`plan`], [`exec`] | the compiler: symbolic graph, differentiable ops, passes (gradients, fusion), memory plan, executors | `model` |
-//! | [`data`] | datasets of tokens and batches; with `data` text of many formats, tokenizers, prepared folders | `model`, `data` |
+//! | [`data`] | token datasets and batches; with `data` also text in many formats, tokenizers, prepared datasets | `model`, `data` |
 //! | [`interop`] | import of checkpoints of the official code and of Hugging Face | `interop` |
 //! | [`lab`] | quickstart, probe, replay, and studies with their statistics | `lab` |
 //! | [`report`] | one offline HTML page of recorded results | `report` |
-//! | [`bench`](mod@bench) | cost of a step, a token, an op, a placement | `bench` |
+//! | [`bench`](mod@bench) | benchmarks: training step, decoding, ops, placements | `bench` |
 //! | [`tensors`], [`files`], [`memory`], [`threads`] | safetensors files, atomic writes and locks, resources | `model` |
 //!
-//! # Where to find
+//! # Where things are implemented
 //!
 //! | what | file in `crates/hybridnorm/src` |
 //! |---|---|
@@ -135,5 +135,6 @@ pub use error::{Error, Result};
 pub use hybridnorm_kernels as kernels;
 #[cfg(feature = "model")]
 pub use model::Device;
-/// The crate of the JSON values in configurations: overrides of blocks, `norm` and `init` of a model.
+/// Re-export of `serde_json`, whose `Value` appears in configurations: block overrides, and `norm` and `init` of a
+/// model.
 pub use serde_json;

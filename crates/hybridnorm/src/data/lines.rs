@@ -203,7 +203,8 @@ impl Lines {
         Err(InvalidRecord {
             reason: "invalid UTF-8".into(),
             message: format!(
-                "invalid UTF-8 (0x{byte:02x}) at byte {}{of}, line {}; convert the file to UTF-8, or allow replacing invalid bytes (invalid_utf8)",
+                "invalid UTF-8 (0x{byte:02x}) at byte {}{of}, line {}; convert the file to UTF-8, or allow replacing \
+                 invalid bytes (invalid_utf8)",
                 self.start + at as u64,
                 self.number
             ),

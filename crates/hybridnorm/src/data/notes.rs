@@ -21,16 +21,12 @@ impl Manifest {
         }
         let lines = sum(|s| s.replaced_lines);
         if lines > 0 {
+            let unit = match lines {
+                1 => "line or record",
+                _ => "lines or records",
+            };
             notes.push(format!(
-                "invalid UTF-8 was replaced by U+FFFD in {}",
-                format!(
-                    "{lines} {}",
-                    if lines == 1 {
-                        "line or record"
-                    } else {
-                        "lines or records"
-                    }
-                )
+                "invalid UTF-8 was replaced by U+FFFD in {lines} {unit}"
             ));
         }
         let surrogates = sum(|s| s.replaced_surrogates);
@@ -59,7 +55,8 @@ impl Manifest {
         }
         for spelled in &self.literal_special_tokens {
             notes.push(format!(
-                "the special token `{}` appears literally {} in {}, where it is encoded as plain characters; if it separates documents, set separator to `{}`",
+                "the special token `{}` appears literally {} in {}, where it is encoded as plain characters; if it \
+                 separates documents, set separator to `{}`",
                 spelled.token,
                 number(spelled.count, "time"),
                 number(spelled.documents, "document"),

@@ -260,7 +260,8 @@ fn classify(given: &str) -> Result<Option<Vec<Entry>>> {
     Err(Error::format(
         path,
         format!(
-            "unknown kind of data; expected a prepared folder, `.npy`, `.bin`, `.u16`, `.u32`, {KNOWN_KINDS}, `stories:N` or `gutenberg`"
+            "unknown kind of data; expected a prepared folder, `.npy`, `.bin`, `.u16`, `.u32`, {KNOWN_KINDS}, \
+             `stories:N` or `gutenberg`"
         ),
     ))
 }
@@ -346,7 +347,8 @@ fn agreed_tokenizer(entries: &[Entry], options: &OpenOptions) -> Result<Option<T
                 return Err(Error::format(
                     folder.folder(),
                     format!(
-                        "tokenized with {} (vocabulary of {} tokens), but {} (vocabulary of {} tokens) was requested; prepare the text again with the requested tokenizer",
+                        "tokenized with {} (vocabulary of {} tokens), but {} (vocabulary of {} tokens) was requested; \
+                         prepare the text again with the requested tokenizer",
                         in_folder.name(),
                         in_folder.vocab_size(),
                         requested.name(),

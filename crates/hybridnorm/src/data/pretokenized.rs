@@ -64,7 +64,8 @@ impl PretokenizedFile {
             return Err(Error::invalid_value(
                 "data path",
                 format!(
-                    "{input}: not a token file; expected `.npy`, `.bin`, `.u16`, `.u32`, or a type at the end as in `{input}:u16`"
+                    "{input}: not a token file; expected `.npy`, `.bin`, `.u16`, `.u32`, or a type at the end as in \
+                     `{input}:u16`"
                 ),
             ));
         };
@@ -254,7 +255,8 @@ fn llm_c_type(file: &[u8]) -> Result<Option<Dtype>, String> {
         (Some(20_240_801), Some(7)) => Ok(Some(Dtype::U32)),
         (Some(magic @ (20_240_520 | 20_240_801)), Some(version)) if file.len() >= LLM_C_HEADER => {
             Err(format!(
-                "llm.c header with magic {magic} and version {version}, expected magic 20240520 with version 1 or magic 20240801 with version 7"
+                "llm.c header with magic {magic} and version {version}, expected magic 20240520 with version 1 or \
+                 magic 20240801 with version 7"
             ))
         }
         _ => Ok(None),

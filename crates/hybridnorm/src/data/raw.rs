@@ -99,7 +99,8 @@ pub(super) fn detect(
 ) -> Result<(Dtype, Option<String>), String> {
     if let Some(kind) = other_format(file) {
         return Err(format!(
-            "{kind}, not raw tokens; if it contains tokens nonetheless, specify their type: `{path}:u16` or `{path}:u32`"
+            "{kind}, not raw tokens; if it contains tokens nonetheless, specify their type: `{path}:u16` or \
+             `{path}:u32`"
         ));
     }
     let scan = Scan::new(file);

@@ -158,7 +158,8 @@ impl Tokenizer {
                     Error::invalid_value(
                         "tokenizer",
                         format!(
-                            "`{spec}` is not a tokenizer: expected bytes, r50k (also gpt2), cl100k (also gpt4), bpe:N, or the path of a tokenizer.json or of a folder that holds one"
+                            "`{spec}` is not a tokenizer: expected bytes, r50k (also gpt2), cl100k (also gpt4), \
+                             bpe:N, or the path of a tokenizer.json or of a folder that holds one"
                         ),
                     )
                 })?;

@@ -71,7 +71,7 @@ impl Executor for Cpu {
                 to.iter_mut().zip(x).for_each(|(to, x)| *to = *x as f32);
             }
             (dtype, data) => {
-                assert_eq!(dtype, data.dtype(), "elements of another type");
+                assert_eq!(dtype, data.dtype(), "elements of a different type");
                 to.copy_from_slice(bytes_of(data));
             }
         }
@@ -280,7 +280,7 @@ struct Memory {
 
 impl Memory {
     /// # Errors
-    /// If the system refuses the memory.
+    /// If the allocation fails.
     fn zeros(bytes: usize) -> Result<Self> {
         if bytes == 0 {
             return Ok(Self::default());
@@ -295,7 +295,7 @@ impl Memory {
         })?;
         #[cfg(target_os = "linux")]
         if bytes >= HUGE_PAGE_MIN_BYTES {
-            // Without huge pages in the system, the pages are small.
+            // Best effort: if the system has no huge pages, normal pages are used.
             let _ = pages.advise(memmap2::Advice::HugePage);
         }
         Ok(Self {

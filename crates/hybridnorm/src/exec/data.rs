@@ -1,4 +1,4 @@
-//! Elements on the host.
+//! Tensor elements on the host, without a shape.
 
 use crate::graph::DType;
 

@@ -83,9 +83,9 @@ pub trait Executor: Send {
     /// Copies an output of the last program run to the host.
     fn output(&self, program: &Program, output: ValueId) -> Tensor;
 
-    /// Starts to measure the wall time of ops, from zero.
+    /// Starts profiling: resets and then measures the wall time of each op.
     fn start_profile(&mut self);
 
-    /// Ends the measurement; returns the wall time by [name](crate::ops::Operation::name) of the op.
+    /// Ends profiling; returns the wall time by [name](crate::ops::Operation::name) of the op.
     fn take_profile(&mut self) -> BTreeMap<&'static str, Duration>;
 }

@@ -58,7 +58,7 @@ impl Value {
             (Self::Int(to), Self::Int(from)) => {
                 to[offset..offset + from.len()].copy_from_slice(&from);
             }
-            _ => panic!("elements of another type"),
+            _ => panic!("elements of a different type"),
         }
     }
 

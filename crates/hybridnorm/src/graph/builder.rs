@@ -58,7 +58,7 @@ pub struct Value<'g> {
 }
 
 impl Builder {
-    /// Creates an empty graph.
+    /// Creates a builder with an empty graph.
     pub fn new() -> Self {
         Self::default()
     }

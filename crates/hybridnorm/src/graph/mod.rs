@@ -36,7 +36,7 @@ use crate::ops::Op;
 pub use builder::{Builder, Value};
 pub use types::{DType, Shape, Type};
 
-/// A value of a graph.
+/// Id of a value in a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ValueId(pub(crate) usize);
 
@@ -51,7 +51,7 @@ pub enum Source {
     Computed,
     /// Provided by the host before each run.
     Input(Arc<str>),
-    /// Elements of a buffer, from this one on.
+    /// Elements of a buffer, starting at this offset (in elements).
     State(Buffer, usize),
 }
 
@@ -104,7 +104,7 @@ impl Graph {
         self.values[id.0].ty
     }
 
-    /// Adds a value to be computed by an op.
+    /// Adds a value with this source: an input, a buffer or the output of an op.
     pub(crate) fn add_value(&mut self, ty: Type, source: Source) -> ValueId {
         self.values.push(ValueInfo { ty, source });
         ValueId(self.values.len() - 1)

@@ -7,7 +7,7 @@ use std::fmt;
 pub enum DType {
     /// Single precision.
     F32,
-    /// Double precision, for sums and norms that the host reads.
+    /// Double precision, for sums and gradient norms that the host reads.
     F64,
     /// Token ids, and the dispatch of tokens to experts.
     I32,

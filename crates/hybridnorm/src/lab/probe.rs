@@ -105,8 +105,8 @@ pub struct ProbeStep {
     pub growth: DepthGrowth,
 }
 
-/// Ratios of the last block to the first: 1 means no change with depth. All but `grad_spread` come from a line fitted to
-/// the logarithms.
+/// Ratios of the last block to the first: 1 means no change with depth. All but `grad_spread` come from a line fitted
+/// to the logarithms.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]

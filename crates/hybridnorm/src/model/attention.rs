@@ -24,14 +24,15 @@ pub enum Attention {
     MultiHeadLatent(MultiHeadLatentAttention),
 }
 
-/// Positions of a forward pass: their rotations, and the KV cache of a block, if any.
+/// Positions of a forward pass: their RoPE table, and the KV cache of a block, if any.
 #[derive(Debug, Clone, Copy)]
 pub struct PositionContext<'g> {
-    /// Rotary factors (t, rotated channels), see [`ops::rope_table`].
+    /// Cosines and sines of the rotary embedding (t, rotary channels), see [`ops::rope_table`].
     pub rope_table: Value<'g>,
     /// KV cache (b, capacity, c): state that is updated.
     pub cache: Option<Value<'g>>,
-    /// True if the cache is empty, so that these positions attend only to each other.
+    /// True if there is no cache, or an empty one and more than one position: these positions attend only to each
+    /// other.
     pub is_prefill: bool,
 }
 
@@ -46,16 +47,17 @@ impl<'g> PositionContext<'g> {
     }
 }
 
-/// Records the rotary factors (t, rotated channels) of `seq` positions.
+/// Records the cosines and sines of the rotary embedding (t, rotary channels) of `seq` positions.
 pub(super) fn rope_table<'g>(graph: &'g Builder, config: &ModelConfig, seq: usize) -> Value<'g> {
     ops::rope_table(graph, config.rope_theta, config.rope_dim(), seq)
 }
 
-/// Output of attention, with the queries and keys of its logits.
+/// Output of attention, and the packed queries, keys and values that it reads.
 pub(super) struct AttentionOutput<'g> {
     /// Output (b, t, d).
     pub(super) output: Value<'g>,
-    /// Packed and transformed q·k·v, with their shape.
+    /// Packed `[q | k | v]` after norms, rotation and scales, with the attention configuration; `None` where decoding
+    /// absorbs the up-projections.
     pub(super) packed: Option<(Value<'g>, AttentionConfig)>,
 }
 
@@ -77,7 +79,7 @@ impl Attention {
         self.forward(u_btd, positions).output
     }
 
-    /// Computes [`Attention::output`], with the queries and keys of its logits.
+    /// Computes [`Attention::output`], and returns the packed queries, keys and values with it.
     pub(super) fn forward<'g>(
         &self,
         u_btd: Value<'g>,

@@ -19,7 +19,7 @@ use hybridnorm_kernels::attention::AttentionConfig;
 /// With HybridNorm (arXiv 2503.04598) it is
 ///
 /// ```text
-/// Y  = X + A(X)            A normalizes queries, keys and values by head
+/// Y  = X + A(X)            A normalizes queries, keys and values per head
 /// X' = N(Y) + F(N(Y))
 /// ```
 ///
@@ -136,18 +136,21 @@ pub struct BlockOutput<'g> {
     pub residual: Residual<'g>,
     /// Residual streams that entered the block, (b, t, d).
     pub input: Residual<'g>,
-    /// Output of the attention branch, after its output norm and scale, (b, t, d).
+    /// Output of the attention branch, after its output norm and scale, (b, t, d); with `lerp_unit` the interpolation
+    /// step `out_scale · (g − skip)`.
     pub attention: Value<'g>,
-    /// Output of the feed-forward branch, after its output norm and scale, (b, t, d).
+    /// Output of the feed-forward branch, after its output norm and scale, (b, t, d); with `lerp_unit` the
+    /// interpolation step `out_scale · (g − skip)`.
     pub feed_forward: Value<'g>,
-    /// Packed and transformed q·k·v, and the attention that reads them; absent where decoding absorbs projections.
+    /// Packed `[q | k | v]` after norms, rotation and scales, with the attention configuration; `None` where decoding
+    /// absorbs the up-projections.
     pub packed_qkv: Option<(Value<'g>, AttentionConfig)>,
     /// Routing statistics, in a mixture of experts.
     pub routing: Option<RouterOutputs<'g>>,
 }
 
 impl Block {
-    /// Declares block `layer` (0-based) of a model alone, for custom graphs.
+    /// Declares only block `layer` (0-based) of a model, for custom graphs.
     ///
     /// # Errors
     /// If the configuration is invalid, or [`Error::OutOfRange`] if it has no such block.

@@ -30,7 +30,7 @@ use crate::plan::Program;
 /// model.next_logits(&[4], &mut cache, false)?;
 /// assert_eq!((cache.len(), cache.capacity()), (4, 8));
 ///
-/// // The next text of the same length gets the same logits.
+/// // After clearing, the same prompt yields the same logits.
 /// cache.clear();
 /// assert_eq!(model.next_logits(&[1, 2, 3], &mut cache, false)?, prompt);
 /// model.free_cache(cache);
@@ -128,7 +128,7 @@ mod tests {
         cache.program(1, false, program);
         for seq in 2..100 {
             cache.program(seq, false, program);
-            cache.program(1, false, |_| unreachable!("decodes every token"));
+            cache.program(1, false, |_| unreachable!("the decode program is cached"));
         }
         assert_eq!(cache.programs.len(), LruCache::<(), ()>::CAPACITY);
     }

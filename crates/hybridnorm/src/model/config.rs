@@ -146,7 +146,7 @@ impl ModelConfig {
         self.moe.as_ref().map_or(self.n_layers, first_dense)
     }
 
-    /// Returns the facts about the model that resolving a placement needs.
+    /// Returns the properties of the model that validating and explaining a placement depend on.
     pub fn facts(&self) -> ModelFacts {
         ModelFacts {
             d_model: self.d_model,
@@ -197,7 +197,7 @@ impl ModelConfig {
             (0, 0) => Ok(()),
             (0, d_ff) => Err(Error::no_effect(
                 format!("model.d_ff = {d_ff}"),
-                ": every block is a mixture of experts of model.moe.d_expert",
+                ": every block is a mixture of experts, of inner width model.moe.d_expert",
             )),
             (_, 0) => Err(Error::missing("model.d_ff", " or 0, expected at least 1")),
             (_, d_ff) if d_ff > MAX_WIDTH => {

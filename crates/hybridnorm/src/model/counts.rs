@@ -12,7 +12,7 @@ use crate::error::Result;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Counts {
-    /// Parameters by role.
+    /// Parameters by category, see [`ParamSpec::counts`](super::ParamSpec::counts).
     pub parameters: BTreeMap<&'static str, u64>,
     /// All parameters.
     pub total: u64,
@@ -27,7 +27,7 @@ pub struct Counts {
     /// FLOPs of one training step per token at `seq_len`: `6 · matrix parameters`
     /// plus `3 · L · h·(k + value width) · (T + 1)` for causal attention (forward and backward).
     pub train_flops_per_token: u64,
-    /// FLOPs of decoding one token after `seq_len` others: `2 · matrix parameters`
+    /// FLOPs of decoding one token with `seq_len` cached positions: `2 · matrix parameters`
     /// plus `2 · L · h·(k + value width) · T`; with latent attention the widths are those of latents.
     pub decode_flops_per_token: u64,
     /// Sequence length at which FLOPs are counted.

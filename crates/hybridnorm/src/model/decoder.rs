@@ -69,7 +69,7 @@ pub struct Decoder {
 
 /// Outputs of a forward pass.
 pub struct ForwardOutput<'g> {
-    /// Residual stream after the final norm, (b, t, d): the input of the output head.
+    /// Hidden states after the final norm, (b, t, d): the input of the output head.
     pub hidden: Value<'g>,
     /// Outputs of the blocks, for taps.
     pub blocks: Vec<BlockOutput<'g>>,
@@ -92,7 +92,7 @@ pub struct KvCaches<'a> {
     pub buffers: &'a [Buffer],
     /// Capacity of each, in positions.
     pub capacity: usize,
-    /// True if they are empty.
+    /// True if they are empty and the run has more than one position.
     pub is_prefill: bool,
 }
 
@@ -170,7 +170,7 @@ impl Decoder {
         g.input(name, Type::i32([batch, seq]))
     }
 
-    /// Computes the residual stream after the final norm, from ids (b, t).
+    /// Computes the hidden states after the final norm, from ids (b, t).
     ///
     /// # Panics
     /// If the sequence is longer than `max_seq_len`.

@@ -11,7 +11,7 @@ pub use mlp::Mlp;
 
 /// The feed-forward sub-layer of a block, dense or a mixture of experts.
 #[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "there is one of them a block")]
+#[expect(clippy::large_enum_variant, reason = "there is one per block")]
 pub enum FeedForward {
     /// One MLP for all tokens.
     Dense(Mlp),

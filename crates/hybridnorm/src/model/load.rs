@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::tensors::{self, HostTensor, TensorFile};
 
 impl Model {
-    /// Replaces the values of all parameters; `values` must contain each in its shape.
+    /// Replaces the values of all parameters; `values` must contain each with its shape.
     ///
     /// # Errors
     /// [`Error::Missing`], [`Error::UnknownKey`] or [`Error::ShapeMismatch`] with the name of the parameter.
@@ -84,8 +84,8 @@ impl Model {
         }
     }
 
-    /// Replaces the values of those parameters that `file` has in the right shape and that `is_wanted`; returns the
-    /// names of all others.
+    /// Replaces the values of those parameters that `file` has with the same shape and for which `is_wanted` is true;
+    /// returns the names of all others.
     ///
     /// # Errors
     /// If the file cannot be read.

@@ -1,7 +1,7 @@
 //! The model as a graph builder, and a model with its parameters on an executor.
 //!
 //! Shape suffixes: b batch, t position, s cached position, d width, h query heads, g key/value
-//! heads, k head width, c packed q·k·v width `(h + 2g)·k`, f feed-forward width, v vocabulary,
+//! heads, k head width, c packed `[q | k | v]` width `(h + 2g)·k`, f feed-forward width, v vocabulary,
 //! e experts, n tokens of all sequences, m assignments (token-expert pairs).
 //!
 //! | file | contents |

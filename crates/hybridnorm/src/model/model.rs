@@ -125,7 +125,7 @@ impl Model {
         })
     }
 
-    /// Returns the model with another maximum sequence length, on which no parameter depends.
+    /// Returns the model with a different maximum sequence length, on which no parameter depends.
     ///
     /// # Errors
     /// If the length is not valid.
@@ -218,7 +218,7 @@ impl Model {
             .collect()
     }
 
-    /// Returns the name of a parameter that is not finite, if any.
+    /// Returns the name of the first parameter with a NaN or infinite element, if any.
     pub fn first_non_finite(&self) -> Option<String> {
         let mut parameters = tensors::parameters(self).into_iter();
         let broken = parameters.find(|(_, values)| !values.is_finite(self.executor()));
@@ -241,7 +241,7 @@ impl Model {
             false => Err(Error::out_of_range(
                 "sequence length",
                 seq,
-                format!("at most the model's {longest}"),
+                format!("at most max_seq_len = {longest}"),
             )),
         }
     }
@@ -285,7 +285,7 @@ impl Model {
         }
     }
 
-    /// Computes the residual stream after the final norm, (b, t, d), for ids (b, t): the input of the output head.
+    /// Computes the hidden states after the final norm, (b, t, d), for ids (b, t): the input of the output head.
     ///
     /// # Errors
     /// As [`Model::check_batch`], or if there is not enough memory.
@@ -408,8 +408,8 @@ impl Model {
         }
     }
 
-    /// Computes the logits of new positions, `ids` (b, t), after those in the cache, and appends them to it: of the
-    /// last position of each sequence (b, v), or with `all_positions` of every position (b, t, v).
+    /// Runs new positions, `ids` (b, t), that follow those in the cache, and appends them to it. Returns the logits of
+    /// the last position of each sequence (b, v), or of every position (b, t, v) with `all_positions`.
     ///
     /// # Errors
     /// As [`Model::check_batch`], if the positions exceed those of the cache, or there is not enough memory.
@@ -451,7 +451,7 @@ impl Model {
         let positions = past + seq;
         self.check_length(positions)?;
         if positions > cache.capacity() {
-            let expected = format!("at most the {} of the cache", cache.capacity());
+            let expected = format!("at most {}, the capacity of the cache", cache.capacity());
             return Err(Error::out_of_range("positions", positions, expected));
         }
         let decoder = &self.decoder;

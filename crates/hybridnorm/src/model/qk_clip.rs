@@ -2,9 +2,9 @@
 //! 2507.20534).
 //!
 //! If the max attention logit S of a head exceeds the threshold τ, its logits are multiplied by γ = τ/S: query and key
-//! projections by √γ each if the head has its own key; the query projection by γ if the key is shared by all heads (MLA's
-//! rotary key). If a group of heads shares a key, the key is multiplied by the smallest √γ of the group, and each query by
-//! the remainder of its γ.
+//! projections by √γ each if the head has its own key; the query projection by γ if the key is shared by all heads
+//! (MLA's rotary key). If a group of heads shares a key, the key is multiplied by the smallest √γ of the group, and
+//! each query by its γ divided by that factor.
 
 use super::attention::Attention;
 use super::config::ModelConfig;

@@ -32,7 +32,7 @@ pub enum Role {
     FeedForward,
     /// Projection to the router logits of a mixture of experts.
     Router,
-    /// Bias on the scores for expert selection: adjusted by their load, without a gradient.
+    /// Bias on the scores for expert selection, adjusted by the load of the experts instead of a gradient.
     BalancingBias,
     /// Gain, bias, α or shift of a norm.
     Norm,
@@ -76,7 +76,7 @@ pub struct InitPart {
     pub name: String,
     /// Standard deviation.
     pub std: f64,
-    /// Rows of the matrix.
+    /// Number of rows of the part.
     pub rows: usize,
 }
 
@@ -89,7 +89,7 @@ pub struct ParamSpec {
     pub shape: Vec<usize>,
     /// Role of the parameter.
     pub role: Role,
-    /// Group in records of a run: the last part of a matrix's name, `norm` or `scale`.
+    /// Group in the records of a run: the last part of a matrix's name, or `norm`, `scale` or `selection_bias`.
     pub label: &'static str,
     /// Block of the parameter, 0-based.
     pub block: Option<usize>,
@@ -106,7 +106,7 @@ pub struct ParamSpec {
     pub init: Init,
     /// True if the distance from its initial values is recorded: a norm's gain.
     pub records_distance_from_init: bool,
-    /// True for a parameter of the attention function, whose rows belong to heads.
+    /// True for a parameter inside attention, whose layout depends on the number of heads.
     pub is_attention: bool,
     /// Offset of its first element in the parameter buffer.
     pub offset: usize,
@@ -213,7 +213,7 @@ impl Param {
         self.value_in(PARAMETERS, graph)
     }
 
-    /// Returns its counterpart in another buffer with the parameters' layout: moments, gradient sums.
+    /// Returns its counterpart in another buffer with the same layout: optimizer moments, accumulated gradients.
     pub fn value_in<'g>(&self, buffer: Buffer, graph: &'g Builder) -> Value<'g> {
         graph.state(buffer, self.offset, Type::f32(self.shape))
     }

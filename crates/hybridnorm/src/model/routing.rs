@@ -1,6 +1,6 @@
 //! Router statistics of a forward pass.
 
-/// Routing statistics of one block.
+/// Router statistics of one block.
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct RouterStatistics {

@@ -16,7 +16,7 @@ pub enum Scale {
 }
 
 impl Scale {
-    /// Declares the scale of a resolved factor for rows of `width` channels.
+    /// Declares a resolved scale for rows of `width` channels.
     pub(super) fn new(
         builder: &mut ParameterBuilder<'_>,
         path: &str,

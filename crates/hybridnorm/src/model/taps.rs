@@ -17,9 +17,9 @@ use hybridnorm_kernels::tensor_stats::TensorStats;
 pub struct BlockActivationStats {
     /// Residual stream that enters the block.
     pub residual: TensorStats,
-    /// Output of the attention branch, after its output norm and scale.
+    /// Output of the attention branch, after its output norm and scale; with `lerp_unit` the interpolation step.
     pub attn: TensorStats,
-    /// Output of the feed-forward branch, after its output norm and scale.
+    /// Output of the feed-forward branch, after its output norm and scale; with `lerp_unit` the interpolation step.
     pub ffn: TensorStats,
     /// Max attention logit and attention entropy.
     pub attention: AttentionStats,

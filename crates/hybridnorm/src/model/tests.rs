@@ -58,7 +58,7 @@ fn derived_sizes_of_an_empty_configuration_are_zero() {
 fn batches_that_the_model_cannot_run_are_errors() {
     let mut model = model();
     let none = "there are no token ids";
-    let long = "sequence length = 33, expected at most the model's 32";
+    let long = "sequence length = 33, expected at most max_seq_len = 32";
     for (ids, batch, seq, expected) in [(&[][..], 0, 0, none), (&[1; 33], 1, 33, long)] {
         let errors = [
             model.logits(ids, batch, seq).err(),
@@ -73,7 +73,7 @@ fn batches_that_the_model_cannot_run_are_errors() {
     let mut cache = model.new_cache(1, 2).unwrap();
     model.next_logits(&[1, 2], &mut cache, false).unwrap();
     let full = model.next_logits(&[3], &mut cache, false).unwrap_err();
-    let expected = "positions = 3, expected at most the 2 of the cache";
+    let expected = "positions = 3, expected at most 2, the capacity of the cache";
     assert_eq!(full.to_string(), expected);
     let empty = model.next_logits(&[], &mut cache, false).unwrap_err();
     assert_eq!(empty.to_string(), none);

@@ -1,4 +1,4 @@
-//! Removal of unused ops.
+//! Dead-code elimination.
 
 use crate::graph::{Graph, ValueId};
 

@@ -183,7 +183,8 @@ fn norm_grad_add(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     Some(vec![(index, vec![]), (add_at, vec![fused])])
 }
 
-/// Fuses norms and rotations right before attention into it, which then reads the plain projection.
+/// Fuses the norms and rotations directly before attention into the attention op, which then reads the output of the
+/// projection.
 ///
 /// The last bits of the norm parameters' gradients may differ, since they are summed head by head.
 fn qkv_attention(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
@@ -229,7 +230,7 @@ fn qkv_attention(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     Some(rewrite)
 }
 
-/// Fuses an activation right before the experts' output projection into it.
+/// Fuses the activation directly before the experts' output projection into that op.
 fn expert_activation(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let down = uses.node(index);
     let Op::ExpertDown(spec) = down.op else {
@@ -305,7 +306,7 @@ fn reuse_recomputed_activation(uses: &DefUse<'_>, index: usize) -> Option<Rewrit
     ])
 }
 
-/// Fuses both gradients of a projection, one right after the other.
+/// Fuses the input gradient and the weight gradient of a linear layer if the two ops are adjacent.
 fn linear_grad(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let (one, other) = (uses.node(index), uses.graph.nodes.get(index + 1)?);
     let (Op::LinearInputGrad(ops::LinearInputGrad(spec)), Op::LinearWeightGrad(same)) =
@@ -343,8 +344,8 @@ fn embedding_grad_add(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
 
 /// Fuses output projection, scale, soft cap and cross-entropy, with their gradients if needed.
 ///
-/// The last bits of results may differ: the matmuls run over chunks of rows, and apply the scale, including that
-/// of the soft cap; the derivative of the soft cap is a factor of the softmax's.
+/// The last bits of results may differ: the matmuls run over chunks of rows and apply the logit scale, including the
+/// division by the cap; the derivative of the soft cap is multiplied into the gradient of the softmax.
 fn head_loss(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let loss = uses.node(index);
     let (Op::CrossEntropy(ops::CrossEntropy(spec)), &[logits, targets]) =

@@ -10,8 +10,8 @@ use crate::ops::{BackwardContext, fill};
 /// in the reverse order of these ops.
 ///
 /// # Panics
-/// If `output` does not have exactly one element, or depends on the values through an op that has no
-/// vector-Jacobian product.
+/// If `output` does not have exactly one element, or depends on `sources` through an op that has no vector-Jacobian
+/// product.
 pub fn gradients<'g>(output: Value<'g>, sources: &[Value<'g>]) -> Vec<Option<Value<'g>>> {
     assert_eq!(
         output.shape().elements(),

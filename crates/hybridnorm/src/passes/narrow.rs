@@ -8,7 +8,8 @@ use std::ops::Range;
 use crate::graph::{Graph, Node, Source, Type, ValueId};
 use crate::ops::{LastPosition, Op};
 
-/// Moves [`LastPosition`] before ops that compute [each position independently](crate::ops::Operation::positionwise_inputs):
+/// Moves [`LastPosition`] before ops that compute [each position
+/// independently](crate::ops::Operation::positionwise_inputs):
 /// `last(f(x, y))` becomes `f(last(x), last(y))`. After the last attention of a prompt, the rest of a model then
 /// runs on one position of each sequence.
 ///
@@ -44,7 +45,7 @@ struct Pass<'a> {
     graph: &'a mut Graph,
     /// Number of readers of all positions of a value: ops, and the host.
     readers: Vec<usize>,
-    /// Value that holds the last position of each key value, where only that is needed.
+    /// Maps a value to the value that holds its last position, where only that is needed.
     last: BTreeMap<ValueId, ValueId>,
     reversed: Vec<Node>,
 }
@@ -102,7 +103,7 @@ impl Pass<'_> {
             && node.outputs.iter().any(|id| self.last.contains_key(id))
     }
 
-    /// Returns the last position of a value, which is a new value unless another op reads it.
+    /// Returns the value that holds the last position of `value`; adds it unless an op already reads that position.
     fn last_of(&mut self, value: ValueId) -> ValueId {
         let (_, ty) = LastPosition::of(self.graph.ty(value)).expect("positions");
         let add_value = || self.graph.add_value(ty, Source::Computed);

@@ -1,5 +1,5 @@
-//! Early scheduling: taps and gradient sums run as soon as their inputs are available, which shortens the lifetimes of
-//! the inputs.
+//! Early scheduling: taps and gradient accumulation run as soon as their inputs are available, which shortens the
+//! lifetimes of the inputs.
 
 use crate::graph::Graph;
 

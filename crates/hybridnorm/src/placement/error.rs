@@ -157,7 +157,7 @@ impl de::Error for PlacementError {
     fn invalid_type(found: de::Unexpected<'_>, expected: &dyn de::Expected) -> Self {
         let expected = match expected.to_string().as_str() {
             "f64" => "a number".to_string(),
-            "usize" => "an integer of at least 0".to_string(),
+            "usize" => "a non-negative integer".to_string(),
             "a boolean" => "true or false".to_string(),
             other => crate::parse_errors::expected_type(other).into_owned(),
         };

@@ -15,8 +15,8 @@ pub(super) fn read<T: DeserializeOwned>(value: &Value) -> Result<T, PlacementErr
     T::deserialize(Node(value))
 }
 
-/// Merges `patch` into `base`. Tables are merged if `template` also has a table there, i.e. for structs
-/// of the algebra; other values are replaced as a whole.
+/// Merges `patch` into `base`. Tables are merged if `template` also has a table there, i.e. for structs of the
+/// placement; other values are replaced as a whole.
 pub(super) fn merge(base: &mut Value, patch: &Value, template: &Value) {
     match (base, patch, template) {
         (Value::Object(base), Value::Object(patch), Value::Object(template)) => {
@@ -88,10 +88,7 @@ impl<'de> Deserializer<'de> for Node<'de> {
                     _ => Err(PlacementError::new(
                         InvalidValue,
                         "",
-                        format!(
-                            "a table with one key is expected here, found {}",
-                            fields.len()
-                        ),
+                        format!("expected a table with one key, found {} keys", fields.len()),
                     )),
                 }
             }

@@ -11,8 +11,8 @@ use super::placement_config::{block_template, to_json};
 use super::resolve::MAX_LAYERS;
 use super::spec::{Override, Placement, Selector, UnresolvedBlock};
 
-/// Selects the blocks that a selector matches: their 0-based indices at this depth, in order. A
-/// fraction or a step may match none.
+/// Returns the 0-based indices, in ascending order, of the blocks that a selector matches in a model of `n_layers`
+/// blocks. A fraction or a step may match none.
 ///
 /// # Errors
 /// An index beyond the depth, an empty list or range, a fraction outside (0, 1], a step of 0.
@@ -173,7 +173,8 @@ fn apply(block: &UnresolvedBlock, patch: &Value) -> Result<UnresolvedBlock, Plac
 }
 
 impl Placement {
-    /// Adds an override for the selected blocks: the fields that `change` changes in the configuration of all blocks.
+    /// Adds an override for the selected blocks that sets the fields in which `change` modifies the base block
+    /// configuration.
     ///
     /// ```
     /// use hybridnorm::placement::{Selector, Skip, named, unresolved_blocks};

@@ -5,7 +5,7 @@
 //! for every block, [`Explanation`] prints it as equations and [`Placement::hash`] identifies it. This
 //! module does not depend on tensors.
 //!
-//! The kind of attention, multi-head or multi-head latent, is not part of a placement but of
+//! The kind of attention, grouped-query or multi-head latent, is not part of a placement but of
 //! [`ModelFacts`]; [`spec`] documents the sites of the inner norms in latent attention.
 
 mod error;

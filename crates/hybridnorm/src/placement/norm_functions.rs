@@ -1,7 +1,7 @@
 //! Table of norm function properties, used by validation, equations and serialization.
 //!
-//! To add a norm function, add its variant and its kernel in `hybridnorm_kernels::norm`, its arm of
-//! the reference in `ops/norm.rs`, and its row here.
+//! To add a norm function, add its variant and its kernel in `hybridnorm_kernels::norm`, its match arm in the reference
+//! of `ops/norm.rs`, and its entry in [`properties`].
 
 use hybridnorm_kernels::norm::{NormFn, NormScalar};
 
@@ -15,7 +15,7 @@ pub(super) struct NormProperties {
     pub(super) text: &'static str,
     /// The function before gain and bias in LaTeX.
     pub(super) latex: &'static str,
-    /// True if it divides by the magnitude of the row, so that a factor on the row has no effect, up to eps.
+    /// True if it divides by the magnitude of the row, so that scaling the row has no effect, up to eps.
     pub(super) is_scale_invariant: bool,
     /// The term to which eps is added; `None` for a function without eps.
     pub(super) eps: Option<EpsTerm>,
@@ -149,8 +149,7 @@ impl NormSpec {
         }
     }
 
-    /// True if norms divide by the magnitude of their input, so that a factor on it has no effect, up to
-    /// eps.
+    /// True if norms divide by the magnitude of their input, so that scaling the input has no effect, up to eps.
     ///
     /// ```
     /// use hybridnorm::placement::{NormFn, NormSpec};

@@ -10,7 +10,7 @@ use super::spec::{
 use super::symbolic_count::SymbolicCount;
 
 impl Resolved {
-    /// Returns the parameters of all norms of a block, including those of a second stream; `latent` selects
+    /// Returns the number of parameters of all norms of a block, including those of a second stream; `latent` selects
     /// multi-head latent attention.
     ///
     /// # Panics
@@ -28,7 +28,7 @@ impl Resolved {
         parameters(self.sites(layer, latent), &self.norm)
     }
 
-    /// Returns the elements per token that pass through a norm of a block. Panics like
+    /// Returns the number of elements per token that pass through the norms of a block. Panics like
     /// [`norm_parameters`](Self::norm_parameters).
     ///
     /// ```
@@ -74,7 +74,7 @@ impl Resolved {
     }
 }
 
-/// Returns the parameters of these norms.
+/// Returns the number of parameters of these norms.
 pub(super) fn parameters(sites: Vec<Site>, norm: &NormSpec) -> SymbolicCount {
     let each = sites.into_iter().map(|site| site.parameters(norm));
     each.fold(SymbolicCount::ZERO, Add::add)
@@ -136,7 +136,7 @@ impl Site {
         })
     }
 
-    /// Returns the parameters of the norm.
+    /// Returns the number of parameters of the norm.
     pub(super) fn parameters(&self, norm: &NormSpec) -> SymbolicCount {
         let (Some(width), Some(_)) = (self.gain, norm.kind) else {
             return SymbolicCount::ZERO;

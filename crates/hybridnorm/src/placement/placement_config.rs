@@ -110,7 +110,7 @@ impl PlacementConfig {
         })
     }
 
-    /// Returns the choice for the placement of a checkpoint, with its name if a named placement equals it.
+    /// Returns the configuration for the placement of a checkpoint, with its name if it equals a named placement.
     ///
     /// ```
     /// use hybridnorm::placement::{PlacementConfig, named};
@@ -130,7 +130,7 @@ impl PlacementConfig {
         }
     }
 
-    /// Returns a label for tables and file names: the name, or the name or `custom` with a short hash.
+    /// Returns a label for tables and file names: `NAME`, `NAME+HASH` if modified, or `custom+HASH` without a base.
     ///
     /// ```
     /// use hybridnorm::placement::{Placement, PlacementConfig};
@@ -189,25 +189,25 @@ pub fn from_value(value: Value) -> Result<Placement, PlacementError> {
 impl From<Placement> for Value {
     /// Returns the serialized form, which [`from_value`] reads.
     fn from(placement: Placement) -> Self {
-        to_json(&placement).expect("a placement is plain data with text keys")
+        to_json(&placement).expect("a placement serializes to a table with string keys")
     }
 }
 
 impl From<NormSpec> for Value {
     /// Returns the serialized form, with every field.
     fn from(norm: NormSpec) -> Self {
-        to_json(&norm).expect("a norm is plain data with text keys")
+        to_json(&norm).expect("a norm serializes to a table with string keys")
     }
 }
 
 impl From<Init> for Value {
     /// Returns the serialized form, with every field.
     fn from(init: Init) -> Self {
-        to_json(&init).expect("an initialization is plain data with text keys")
+        to_json(&init).expect("an initialization serializes to a table with string keys")
     }
 }
 
-/// Serializes a value of the placement algebra.
+/// Serializes a placement or a part of one.
 pub(super) fn to_json<T: Serialize>(value: &T) -> Result<Value, PlacementError> {
     serde_json::to_value(value)
         .map_err(|e| PlacementError::new(InvalidValue, "", format!("cannot be serialized: {e}")))
@@ -225,7 +225,7 @@ pub(super) fn template() -> Result<Value, PlacementError> {
     Ok(template)
 }
 
-/// Returns the [`template`] of a block rule.
+/// Returns the [`template`] of a block configuration.
 pub(super) fn block_template() -> Result<Value, PlacementError> {
     let mut template = to_json(&UnresolvedBlock::default())?;
     let sub_layer = json!({ "read_scale": 1.0, "combine": "add" });
@@ -244,7 +244,7 @@ fn kind(value: &Value) -> &'static str {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
         Value::Number(_) => "a number",
-        Value::String(_) => "text",
+        Value::String(_) => "a string",
         Value::Array(_) => "an array",
         Value::Object(_) => "a table",
     }

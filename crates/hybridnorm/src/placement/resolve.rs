@@ -63,7 +63,7 @@ pub struct Resolved {
     pub unit_weights: bool,
 }
 
-/// Scale and soft cap of the logits, in numbers: `softcap(scale · z)`.
+/// Resolved scale and soft cap of the logits: `softcap(scale · z)`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ResolvedLogits {
@@ -165,7 +165,8 @@ impl Resolved {
         })
     }
 
-    /// Returns the initial standard deviation of an untied output head: σ for `normal`, else `1/√d`.
+    /// Returns the initial standard deviation of an untied output head: `1/√d` for unit-length vectors, else σ for
+    /// `normal` and `1/√d` for the other schemes.
     ///
     /// ```
     /// use hybridnorm::placement::{named, resolve};
@@ -210,8 +211,8 @@ pub const MAX_LAYERS: usize = 10_000;
 /// that reads the result need not check for a norm function.
 ///
 /// # Errors
-/// No blocks or zero width, a selector or override that does not fit, a scale without a value. Consistency
-/// is checked by [`validate`](super::validate()).
+/// `n_layers` or `d_model` is 0, a selector or override is invalid at this depth, or a scale cannot be evaluated.
+/// Consistency is checked by [`validate`](super::validate()).
 ///
 /// ```
 /// use hybridnorm::placement::{ResolvedScale, named, resolve};
@@ -238,7 +239,7 @@ pub fn resolve(
     Ok(resolved)
 }
 
-/// Resolves without removing norms if there is no norm function.
+/// Resolves, keeping the norms even if there is no norm function.
 pub(super) fn resolve_keeping_norms(
     placement: &Placement,
     n_layers: usize,
@@ -294,7 +295,7 @@ fn check_size(n_layers: usize, d_model: usize) -> Result<(), PlacementError> {
     check_depth(n_layers)
 }
 
-/// Returns the configuration of every block; `model_context` holds depth and width.
+/// Returns every block with resolved scales; `model_context` holds depth and width.
 fn block_specs(
     placement: &Placement,
     model_context: ScaleContext,
@@ -371,7 +372,8 @@ fn sub_layer(
 }
 
 impl<S: Default + PartialEq> Block<S> {
-    /// Turns every norm off and makes every normalized skip raw.
+    /// Turns every norm off, makes every normalized skip raw, and resets `qk_order` and `qk_post_scale`, which require
+    /// norms on q and k.
     ///
     /// ```
     /// use hybridnorm::placement::{Placement, named};

@@ -17,7 +17,7 @@ use super::spec::{
     AttnScale, Formula, LearnedShape, NormFn, ResolvedScale, Scale, Selector, StdRule,
 };
 
-/// Formulas that are written as one name: the name, alternative spellings, and the formula.
+/// Formulas without arguments: the name, its aliases, and the formula.
 const FORMULAS: [(&str, &[&str], Formula); 8] = [
     ("inv_sqrt_layer", &["inv_sqrt_l"], Formula::InvSqrtLayer),
     ("inv_sqrt_2_layer", &["inv_sqrt_2l"], Formula::InvSqrt2Layer),
@@ -30,7 +30,7 @@ const FORMULAS: [(&str, &[&str], Formula); 8] = [
 ];
 
 impl Formula {
-    /// Names of the formulas that are written as one name.
+    /// Names of the formulas without arguments.
     pub const NAMES: &'static [&'static str] = &{
         let mut names = [""; FORMULAS.len()];
         let mut i = 0;

@@ -10,9 +10,9 @@
 //! s' = post_norm(skip_scale · skip + out_scale · g)      skip ∈ { s, n, b, s + b }
 //! ```
 //!
-//! The structs are generic over the representation of scales. In a [`Placement`] it is a [`Scale`]: a
-//! constant, a closed formula of the depth, or a learned parameter. After
-//! [`resolve`](super::resolve()) it is a [`ResolvedScale`], a plain number for one layer.
+//! The structs are generic over the representation of scales. In a [`Placement`] it is a [`Scale`]: a constant, a
+//! closed-form expression of block index, depth or width, or a learned parameter. After [`resolve`](super::resolve())
+//! it is a [`ResolvedScale`], a plain number for one layer.
 //!
 //! The structs are exhaustive, so that every crate can build them with `..Default::default()`; do so,
 //! since fields may be added. The enums are `#[non_exhaustive]`.
@@ -52,11 +52,11 @@
 //! and the head reads `final_norm(merge_norm(x) + N(y))`, where N is always present.
 //!
 //! With multi-head latent attention (MLA, arXiv 2405.04434) the first projection computes
-//! `[query latent | key/value latent | rotary key]` from the input, as that of multi-head attention
-//! computes `[q | k | v]`, and the inner norms apply to these: `q_norm` to the query latent, `v_norm`
-//! to the key/value latent, in which values and the nope part of keys are linear, `k_norm` to the
-//! rotary key shared by all heads. So the outputs of the first projection are normalized, and decoding
-//! can still absorb the up projections and cache only latent and rotary key. Each is one vector:
+//! `[query latent | key/value latent | rotary key]` from the input, as that of grouped-query attention computes
+//! `[q | k | v]`, and the inner norms apply to these: `q_norm` to the query latent, `v_norm` to the
+//! key/value latent, from which values and the nope part of keys are up-projected, `k_norm` to the rotary key shared
+//! by all heads. So the outputs of the first projection are normalized, and decoding
+//! can still absorb the up projections and cache only the key/value latent and the rotary key. Each is one vector:
 //! `per_head`, `per_head_own` and `full` all mean a norm over the whole vector with a gain;
 //! `per_head_plain` and `full_plain` one without. The context has `v_dim` channels per head.
 
@@ -169,7 +169,7 @@ impl Streams {
     }
 }
 
-/// The block of a placement, with scales that may depend on the depth.
+/// Block configuration of a placement, with unresolved scales: numbers, formulas or parameters.
 pub type UnresolvedBlock = Block<Scale>;
 
 /// A block resolved for one layer, as the model uses it.
@@ -306,8 +306,8 @@ pub enum Combine {
     /// `skip_scale · skip + out_scale · g`.
     #[default]
     Add,
-    /// `unit(skip + out_scale · (g − skip))` with `unit(x) = x / |x|`, without parameters for any norm
-    /// function (nGPT, arXiv 2410.01131).
+    /// `unit(skip + out_scale · (g − skip))` with `unit(x) = x / |x|`: an L2 normalization without parameters, whatever
+    /// the norm function (nGPT, arXiv 2410.01131).
     LerpUnit,
 }
 

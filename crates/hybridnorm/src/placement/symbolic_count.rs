@@ -11,7 +11,7 @@ use super::spec::{AttnScale, LearnedShape, NormSpec, ResolvedBlock, ResolvedScal
 
 /// A count as a sum of multiples of the model's sizes.
 ///
-/// In latent attention, heads count with the width of their values.
+/// With latent attention, a norm of the context counts the value head dimension `hd_v` instead of `hd`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SymbolicCount {
@@ -156,7 +156,7 @@ impl SymbolicCount {
             + self.one
     }
 
-    /// Returns the parameters of all norms of a block with multi-head attention, without those of a second
+    /// Returns the number of parameters of all norms of a block with grouped-query attention, without those of a second
     /// stream.
     ///
     /// ```
@@ -170,7 +170,7 @@ impl SymbolicCount {
         parameters(sites(block, false), norm)
     }
 
-    /// Returns the parameters of one norm over the model width.
+    /// Returns the number of parameters of one norm over the model width.
     ///
     /// ```
     /// use hybridnorm::placement::{NormSpec, SymbolicCount};
@@ -182,7 +182,7 @@ impl SymbolicCount {
         Site::wide(Self::D).parameters(norm)
     }
 
-    /// Returns the elements per token that pass through a norm of a block with multi-head attention,
+    /// Returns the number of elements per token that pass through the norms of a block with grouped-query attention,
     /// without those of a second stream.
     ///
     /// ```
@@ -196,7 +196,7 @@ impl SymbolicCount {
         elements(sites(block, false))
     }
 
-    /// Returns the learned scales of a block: all parameters that a placement adds besides its norms.
+    /// Returns the number of parameters in the learned scales of a block: all that a placement adds besides its norms.
     ///
     /// ```
     /// use hybridnorm::placement::{SymbolicCount, named, resolve};
@@ -221,7 +221,7 @@ impl SymbolicCount {
         sum
     }
 
-    /// Returns the parameters of one scale over the model width.
+    /// Returns the number of parameters of one scale over the model width.
     ///
     /// ```
     /// use hybridnorm::placement::{LearnedShape, ResolvedScale, SymbolicCount};
@@ -233,7 +233,7 @@ impl SymbolicCount {
         Self::per(factor, Self::D)
     }
 
-    /// Returns the parameters of the scale on the logits.
+    /// Returns the number of parameters of the scale on the logits.
     ///
     /// ```
     /// use hybridnorm::placement::{LearnedShape, ResolvedScale, SymbolicCount};
@@ -244,7 +244,7 @@ impl SymbolicCount {
         Self::per(factor, Self::VOCAB)
     }
 
-    /// Returns the parameters of a scale whose vectors have this width.
+    /// Returns the number of parameters of a scale whose vectors have this width.
     fn per(factor: ResolvedScale, width: Self) -> Self {
         match factor {
             ResolvedScale::Const(_) => Self::ZERO,

@@ -13,7 +13,7 @@ pub(crate) struct MemoryLayout {
     pub(crate) regions: Vec<Option<Region>>,
     /// Scratch region of each op that needs one.
     pub(crate) scratch: Vec<Option<Region>>,
-    /// True if an output reuses the region of this input of the op, by op and pair of the op.
+    /// For each op and each of its in-place (input, output) pairs, true if the output reuses the region of the input.
     pub(crate) aliased: Vec<Vec<bool>>,
     /// Size of the arena in bytes.
     pub(crate) bytes: usize,
@@ -112,8 +112,8 @@ impl<'a> Lifetimes<'a> {
         self.blocks.len() - 1
     }
 
-    /// Creates the blocks of an op's outputs. Those computed in place get the block of the input if nothing else
-    /// needs it; returns for which pairs of the op that holds.
+    /// Creates the blocks of an op's outputs. An output computed in place gets the block of its input if nothing else
+    /// needs that input; returns this for each in-place pair of the op.
     fn add_outputs(&mut self, at: usize) -> Vec<bool> {
         let (graph, node) = (self.graph, &self.graph.nodes[at]);
         let mut shares = Vec::new();
@@ -168,7 +168,7 @@ fn last_uses(graph: &Graph, outputs: &[ValueId], end: usize) -> Vec<Option<usize
 fn assign_offsets(blocks: &mut [Block]) -> usize {
     let mut order: Vec<usize> = (0..blocks.len()).filter(|&i| blocks[i].bytes > 0).collect();
     order.sort_by_key(|&i| (std::cmp::Reverse(blocks[i].bytes), i));
-    // Blocks that have an offset, in its order.
+    // Placed blocks, ordered by offset.
     let mut placed: Vec<usize> = Vec::with_capacity(order.len());
     let mut total = 0;
     for index in order {

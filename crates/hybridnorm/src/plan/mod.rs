@@ -40,12 +40,12 @@ pub enum Recompute {
     None,
     /// All within a segment of the forward pass, a block of a model: only its inputs are saved.
     Block,
-    /// Those of as few segments, the first ones, as keep the arena within this many bytes; if no number does,
-    /// of the number that needs the least.
+    /// Those of the first n segments, with the smallest n found for which the arena fits into this many bytes; if none
+    /// fits, the n with the smallest arena.
     Budget(u64),
 }
 
-/// Programs that are planned before the search for a budget is given up.
+/// Maximum number of segment counts that are sampled if bisection finds none within the budget.
 const MAX_TRIED_COUNTS: usize = 16;
 
 impl Default for Options {
@@ -75,7 +75,7 @@ impl Default for Options {
 /// let names: Vec<&str> = program.inputs().map(|(name, _)| name).collect();
 /// assert_eq!(names, ["x", "w"]);
 /// assert_eq!(program.graph().nodes().len(), 1, "without the op that nothing reads");
-/// // x, w and y in single precision; each starts at a multiple of some bytes.
+/// // x, w and y in single precision; each is aligned to a cache line.
 /// assert!(program.arena_bytes() >= 4 * (4 * 16 + 8 * 16 + 4 * 8));
 /// ```
 #[derive(Debug)]
@@ -153,13 +153,14 @@ impl Program {
         &self.graph
     }
 
-    /// Returns the bytes of all values of a run, without the executor's state.
+    /// Returns the size of the arena in bytes: values and scratch memory of a run, with reuse, without the executor's
+    /// buffers.
     pub fn arena_bytes(&self) -> usize {
         self.arena_bytes
     }
 
-    /// Returns the maximum bytes that kernels allocate beyond that at any op of a run, for the current number of
-    /// threads.
+    /// Returns the maximum number of bytes that the kernel of one op allocates in addition to the arena, for the
+    /// current number of threads.
     pub fn workspace_bytes(&self) -> usize {
         let of = |node: &Node| {
             let types: Vec<Type> = node.inputs.iter().map(|id| self.graph.ty(*id)).collect();

@@ -78,7 +78,7 @@ fn rows<'g>(g: &'g Builder, name: &str) -> Value<'g> {
     g.input(name, Type::f32([1, SEQ, WIDTH]))
 }
 
-/// Returns the parameters of random graphs: a square matrix, a projection to q·k·v, a gain.
+/// Returns the parameters of random graphs: a square matrix, a packed projection to q, k and v, a gain.
 fn parameters(g: &Builder) -> [Value<'_>; 3] {
     [
         g.input("w", Type::f32([WIDTH, WIDTH])),
@@ -208,7 +208,7 @@ fn allocations(program: &Program) -> Vec<Allocation> {
         value: Some(id),
         first,
         last: last(id).unwrap_or(first),
-        region: program.place(id).expect("a place"),
+        region: program.place(id).expect("a region"),
     };
     let mut all: Vec<Allocation> = program.inputs().map(|(_, id)| of_value(id, 0)).collect();
     for (at, node) in nodes.iter().enumerate() {
@@ -267,7 +267,7 @@ fn assert_disjoint(program: &Program) {
                 _ => false,
             };
             let is_taken_over = from.last == to.first && from.region == to.region;
-            assert!(is_declared && is_taken_over, "{from:?} meets {to:?}");
+            assert!(is_declared && is_taken_over, "{from:?} overlaps {to:?}");
         }
     }
     for at in 0..program.graph().nodes().len() {

@@ -51,7 +51,8 @@ fn check_head(head: &[u8], compression: Compression) -> Result<(), String> {
         && window > 1 << WINDOW_LOG_MAX
     {
         return Err(format!(
-            "its zstd frame needs a window of {window} bytes, but at most {} are accepted; recompress it with a smaller window",
+            "its zstd frame needs a window of {window} bytes, but at most {} are accepted; recompress it with a \
+             smaller window",
             1_u64 << WINDOW_LOG_MAX
         ));
     }

@@ -156,7 +156,8 @@ impl Filter {
                 return Err(Error::invalid_value(
                     option,
                     format!(
-                        "{option} `{}`: matches no {which} (a pattern with `/` is matched against the path below the input, a pattern without `/` against each component of that path)",
+                        "{option} `{}`: matches no {which} (a pattern with `/` is matched against the path below the \
+                         input, a pattern without `/` against each component of that path)",
                         rule.pattern
                     ),
                 ));

@@ -154,7 +154,8 @@ impl ParquetTexts {
                     return Err(Error::format(
                         &self.path,
                         format!(
-                            "row {}: invalid UTF-8 at byte {} of the text; allow replacing invalid bytes (invalid_utf8)",
+                            "row {}: invalid UTF-8 at byte {} of the text; allow replacing invalid bytes \
+                             (invalid_utf8)",
                             self.row,
                             error.valid_up_to()
                         ),

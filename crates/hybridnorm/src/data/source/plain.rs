@@ -170,7 +170,8 @@ impl Plain {
         let number = self.lines.number;
         if bytes > DOCUMENT_LIMIT {
             return Err(self.lines.error(format!(
-                "line {number}: a document longer than {} MiB; set document_chars to split long text, or separator to separate documents",
+                "line {number}: a document longer than {} MiB; set document_chars to split long text, or separator to \
+                 separate documents",
                 DOCUMENT_LIMIT >> 20
             )));
         }

@@ -148,7 +148,8 @@ impl HfTokenizer {
         let text = piece.text;
         if text.len() > MAX_PIECE_LEN {
             return Err(format!(
-                "a text of {} bytes exceeds the limit of {HARD_LIMIT} bytes and cannot be split without changing its tokens: split the text into documents, or use a tokenizer that splits text at spaces",
+                "a text of {} bytes exceeds the limit of {HARD_LIMIT} bytes and cannot be split without changing its \
+                 tokens: split the text into documents, or use a tokenizer that splits text at spaces",
                 text.len()
             ));
         }
@@ -439,7 +440,9 @@ fn map_encode_error(found: Option<tokenizers::Result<Vec<u32>>>) -> Result<Vec<u
         let lacks = ["[UNK]", "unk_id", "Unk token"];
         match lacks.iter().any(|word| message.contains(word)) {
             true => format!(
-                "{message}: the text contains characters outside the vocabulary and there is no unknown token; set one in its `model` (`unk_token`, or `unk_id` of a Unigram model), or use a tokenizer that encodes every text (bytes, r50k, bpe:N)"
+                "{message}: the text contains characters outside the vocabulary and there is no unknown token; set \
+                 one in its `model` (`unk_token`, or `unk_id` of a Unigram model), or use a tokenizer that encodes \
+                 every text (bytes, r50k, bpe:N)"
             ),
             false => message,
         }

@@ -20,7 +20,8 @@ const COSINE_TAU_MIN: f64 = 0.01;
 const COSINE_TAU_INIT: f64 = 0.1;
 
 /// Causal grouped-query attention with rotary embedding:
-/// `W_out · ctx_norm(softmax(scale · q kᵀ) v)`, q, k, v = transformed `W_qkv · u`.
+/// `W_out · ctx_norm(softmax(scale · q kᵀ) v)`, where `[q | k | v] = W_qkv · u`, clamped, normalized, rotated and
+/// scaled.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GroupedQueryAttention {
     /// Packed projection, rows `[q heads | k heads | v heads]`; ((h + 2g)·k, d).

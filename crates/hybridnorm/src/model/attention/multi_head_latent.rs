@@ -23,7 +23,7 @@ use hybridnorm_kernels::latent::LatentHeads;
 /// Decoding caches only `c_kv` and the rotated `k_r`: `W_kv` is absorbed into the query and the context.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MultiHeadLatentAttention {
-    /// Projection of the residual stream, rows `[c_q | c_kv | k_r]`; without a query latent, the first rows are the
+    /// Projection of the sub-layer input, rows `[c_q | c_kv | k_r]`; without a query latent, the first rows are the
     /// queries of all heads.
     pub(in super::super) latents: Param,
     /// Norm of the query latent, or of the queries if there is none.
@@ -74,7 +74,7 @@ impl MultiHeadLatentAttention {
         let kv_up = builder.add_matrix(matrix("attention.kv_up", "kv_up", mla.kv_rank, parts, h));
         // Queries and keys are both multiplied by it, so the logits are multiplied by its square.
         let ResolvedScale::Const(qk_scale) = inner.qk_post_scale else {
-            unreachable!("validation refuses learned factors")
+            unreachable!("validation rejects learned scales")
         };
         Self {
             latents,
@@ -148,7 +148,10 @@ impl MultiHeadLatentAttention {
 
     fn spec(&self, u_btd: Value<'_>) -> AttentionConfig {
         let &[batch, seq, _] = u_btd.shape().sizes() else {
-            panic!("attention reads (b, t, d), not {:?}", u_btd.shape())
+            panic!(
+                "attention: the input is {:?}, expected (b, t, d)",
+                u_btd.shape()
+            )
         };
         let LatentHeads {
             heads,
@@ -182,7 +185,7 @@ impl MultiHeadLatentAttention {
     }
 }
 
-/// Returns rows of a matrix of the attention.
+/// Returns a part of an attention matrix.
 fn part(name: &str, rows: usize, projection: placement::Projection) -> Part {
     Part {
         path: format!("attention.{name}"),
@@ -192,7 +195,7 @@ fn part(name: &str, rows: usize, projection: placement::Projection) -> Part {
     }
 }
 
-/// Returns a matrix of the attention that does not write the residual stream.
+/// Returns an attention matrix that does not write the residual stream.
 fn matrix<'a>(
     path: &'a str,
     label: &'static str,

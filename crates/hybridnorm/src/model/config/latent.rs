@@ -23,7 +23,7 @@ use crate::error::{Error, Result};
 #[setters(prefix = "with_", strip_option)]
 #[non_exhaustive]
 pub struct MlaConfig {
-    /// Width of the query latent; without it queries are projected from the residual stream.
+    /// Width of the query latent; without it queries are projected directly from the sub-layer input.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub q_rank: Option<usize>,
     /// Width of the key/value latent, R.
@@ -53,8 +53,8 @@ impl MlaConfig {
         self.nope_dim + self.rope_dim
     }
 
-    /// Returns the rows of the projection of the residual stream, by output: queries or their latent, the key/value
-    /// latent, the rotary key.
+    /// Returns the widths of the outputs of the first projection: queries or query latent, key/value latent, rotary
+    /// key.
     pub fn down_widths(&self, n_heads: usize) -> [usize; 3] {
         let q = self.q_rank.unwrap_or(n_heads * self.head_dim());
         [q, self.kv_rank, self.rope_dim]

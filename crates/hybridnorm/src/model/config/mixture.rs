@@ -18,7 +18,7 @@ const MAX_EXPERTS: usize = 4096;
 /// ```
 /// use hybridnorm::model::MoeConfig;
 ///
-/// // 8 experts of width 64, of which 2 compute a token, and a shared one.
+/// // 8 experts of width 64, top-2 routing, and one shared expert.
 /// let moe = MoeConfig::new(8, 2, 64).with_n_shared(1).with_bias_rate(1e-3);
 /// assert_eq!(moe.d_shared(), 64);
 /// assert_eq!(moe.load_balance, 0.01);
@@ -38,7 +38,7 @@ pub struct MoeConfig {
     /// `n_shared · d_expert` (DeepSeek, arXiv 2401.06066).
     #[serde(default, skip_serializing_if = "is_zero")]
     pub n_shared: usize,
-    /// Number of first blocks with a dense feed-forward, of inner width `model.d_ff`.
+    /// Number of leading blocks with a dense feed-forward, of inner width `model.d_ff`.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub first_dense: usize,
     /// Function from router logits to scores.
@@ -172,7 +172,7 @@ impl MoeConfig {
             }
             let expected = match key {
                 "scaling" => "a finite number above 0",
-                _ => "a finite number of at least 0",
+                _ => "a finite non-negative number",
             };
             return Err(invalid(key, value, expected));
         }

@@ -11,7 +11,7 @@ use hybridnorm_kernels::router::Router;
 
 /// `Σ_j w_j · expert_j(u) + shared(u)` over the top-k experts j of a token.
 ///
-/// Dropless: every expert computes all tokens that are dispatched to it.
+/// Dropless: every expert processes all tokens dispatched to it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MixtureOfExperts {
     /// Router projection, (e, d).

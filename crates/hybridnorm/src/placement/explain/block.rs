@@ -11,7 +11,7 @@ pub(super) struct BlockText {
     pub definitions: Vec<Equation>,
 }
 
-/// Facts outside the block configuration that its equations depend on.
+/// Properties of the model that the equations of a block depend on.
 #[derive(Clone, Copy)]
 pub(super) struct EquationContext {
     pub streams: Streams,
@@ -90,7 +90,7 @@ impl Writer {
         self.out.push(Equation::new(lhs, next));
     }
 
-    /// Returns the sub-layer input, `N(s)`, as a named state if the skip connection uses it.
+    /// Returns the sub-layer input, `N(s)`, as a named intermediate if the skip connection uses it.
     pub fn sub_layer_input(&mut self, sub: &SubLayer<Scale>, s: &Math) -> Math {
         let n = match sub.in_norm {
             true => self.norm(s),
@@ -184,7 +184,7 @@ impl Writer {
         }
     }
 
-    /// Writes a value as a named state on a separate line; returns the name.
+    /// Writes a value as a named intermediate on a separate line; returns the name.
     fn named_state(&mut self, value: Math) -> Math {
         self.states += 1;
         let name = match self.normed_skips {
@@ -211,8 +211,8 @@ fn normed_skips(block: &UnresolvedBlock) -> usize {
         .count()
 }
 
-/// True if norms need an index: one line has two of them, or one has a different initial gain. With
-/// two streams the sum is on a separate line.
+/// True if norms need an index: one line has two of them, or one has an initial gain other than 1. With two streams the
+/// residual sum is on a separate line.
 fn needs_norm_indices(block: &UnresolvedBlock, streams: Streams) -> bool {
     let on_line = |sub: &SubLayer<Scale>| {
         usize::from(sub.in_norm && sub.skip != Skip::Normed)

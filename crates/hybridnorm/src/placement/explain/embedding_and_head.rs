@@ -32,7 +32,7 @@ pub(super) fn head(placement: &Placement, r: &Resolved) -> Vec<Equation> {
         format!("W_head {}", input.text),
         format!("W_{{\\mathrm{{head}}}} \\, {}", input.latex),
     );
-    let factor = scales.factor_per("entry of the vocabulary", &placement.logits.scale);
+    let factor = scales.factor_per("vocabulary entry", &placement.logits.scale);
     let mut z = times(factor, product);
     if let Some(cap) = r.logits.softcap {
         let cap = number(cap);
@@ -163,7 +163,7 @@ pub(super) fn init(placement: &Placement, r: &Resolved, facts: &ModelFacts) -> V
             number(r.init.std / (2.0 * r.n_layers() as f64).sqrt()).text
         ),
         InitScheme::DepthScaled => {
-            "normal, σ = 1/√fan_in, o and down 1/√(2 · fan_in · l), truncated at 3σ".into()
+            "normal truncated at 3σ, σ = 1/√fan_in; W_O and W_down at 1/√(2 · fan_in · l)".into()
         }
         InitScheme::Xavier => "normal, variance 2 / (fan_in + fan_out)".into(),
     };

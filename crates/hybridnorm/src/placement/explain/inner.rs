@@ -5,7 +5,7 @@ use super::latent;
 use super::math::{Equation, Math, apply, bracket, number, plain, sym, times};
 use super::scales::Scales;
 
-/// `A` with a subscript for the normalized ones of q, k, v and the context.
+/// `A` with a subscript that lists which of q, k, v and the context are normalized.
 pub(super) fn attention_name(inner: &AttnInner<Scale>) -> Math {
     let marks: String = sites(inner)
         .iter()

@@ -178,7 +178,7 @@ fn digits(value: f64) -> String {
     }
 }
 
-/// Symbol of a closed formula.
+/// Symbol of a closed-form expression.
 pub(super) fn formula(formula: Formula) -> Math {
     match formula {
         Formula::InvSqrtLayer => sym("1/√l", "\\tfrac{1}{\\sqrt{l}}"),

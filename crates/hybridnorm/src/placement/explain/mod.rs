@@ -31,7 +31,7 @@ pub struct Explanation {
     pub hash: String,
     /// Number of blocks `L`.
     pub n_layers: usize,
-    /// Assumed model facts, which determine the values of formulas of the width.
+    /// Assumed dimensions and architecture of the model, which determine the values of formulas of the width.
     pub facts: ModelFacts,
     /// Equations from the token to the first block.
     pub embedding: Vec<Equation>,
@@ -43,13 +43,13 @@ pub struct Explanation {
     pub norm: Vec<Equation>,
     /// Initial weights.
     pub init: Vec<Equation>,
-    /// Parameters of all norms of the model.
+    /// Number of parameters of all norms of the model.
     pub norm_parameters: SymbolicCount,
-    /// Elements per token that pass through a norm, in the whole model.
+    /// Number of elements per token that pass through norms, in the whole model.
     pub normalized_elements: SymbolicCount,
-    /// Learned scales of the whole model.
+    /// Number of parameters in the learned scales of the whole model.
     pub learned_parameters: SymbolicCount,
-    /// Warnings of the validation.
+    /// Warnings from validation.
     pub warnings: Vec<Warning>,
     /// The placement itself.
     pub placement: Placement,
@@ -65,16 +65,16 @@ pub struct Group {
     pub title: String,
     /// 0-based block indices.
     pub layers: Vec<usize>,
-    /// Equations from the block's input state `X` to its output state `X′`; with two streams also from
-    /// `D` to `D′`.
+    /// Equations from the residual stream at the block's input, `X`, to that at its output, `X′`; with two streams also
+    /// from `D` to `D′`.
     pub equations: Vec<Equation>,
     /// Definitions of the symbols of the equations.
     pub definitions: Vec<Equation>,
-    /// Parameters of the norms of one block.
+    /// Number of parameters of the norms of one block.
     pub norm_parameters: SymbolicCount,
-    /// Elements per token that pass through a norm in one block.
+    /// Number of elements per token that pass through the norms of one block.
     pub normalized_elements: SymbolicCount,
-    /// Learned scales of one block.
+    /// Number of parameters in the learned scales of one block.
     pub learned_parameters: SymbolicCount,
 }
 
@@ -82,8 +82,7 @@ impl Explanation {
     /// Default number of blocks.
     pub const DEFAULT_LAYERS: usize = 12;
 
-    /// Explains a placement at a depth and size. `facts` selects multi-head attention or multi-head
-    /// latent attention.
+    /// Explains a placement at a depth and size. `facts` selects grouped-query or multi-head latent attention.
     ///
     /// # Errors
     /// The placement is invalid at this depth and size.

@@ -57,7 +57,7 @@ impl Scales {
         }
     }
 
-    /// Returns the symbol of an initial value, also for 1.
+    /// Returns the symbol of a constant factor or of an initial value, also for 1.
     pub fn start(&mut self, scale: &Scale) -> Math {
         match scale {
             Scale::Const(value) => number(*value),
@@ -78,9 +78,9 @@ impl Scales {
             Some((first, last)) if f.depends_on_layer() && first != last => {
                 let (a, b) = (self.value(f, first), self.value(f, last));
                 sym(
-                    format!("{} … {}  (l is the block's number)", a.text, b.text),
+                    format!("{} … {}  (l is the 1-based block index)", a.text, b.text),
                     format!(
-                        "{} \\ldots {} \\quad \\text{{(l is the block's number)}}",
+                        "{} \\ldots {} \\quad \\text{{(l is the 1-based block index)}}",
                         a.latex, b.latex
                     ),
                 )

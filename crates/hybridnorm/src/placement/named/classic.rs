@@ -7,13 +7,14 @@ use super::super::spec::{
 };
 use super::build::*;
 
-/// The original multiplies the embedding by √d and adds positions; here the embedding is unscaled, so
+/// The original multiplies the embedding by √d and adds positional encodings; here the embedding is unscaled, so
 /// that the placement differs from pre-norm in its norms only.
 pub(super) fn post_norm() -> Placement {
     post_norm_base()
 }
 
-/// `u' = N(u) + G(N(u))` at every sub-layer: post-norm shifted by one norm.
+/// `u' = N(u) + G(N(u))` at every sub-layer: post-norm with each norm moved from the end of a sub-layer to the start of
+/// the next one.
 pub(super) fn post_norm_entry() -> Placement {
     base().sub_layers(normed_skip)
 }

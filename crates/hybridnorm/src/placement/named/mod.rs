@@ -4,7 +4,7 @@
 //!
 //! Unless stated otherwise, a placement keeps the defaults: RMSNorm with a plain gain and eps 1e-5,
 //! raw skips, a final norm, and one initial standard deviation `1/√(2.5·d)` for every matrix.
-//! Optimizer settings (decay of gains, warm-up) are not part of a placement.
+//! Optimizer settings (weight decay of gains, learning-rate warm-up) are not part of a placement.
 
 mod build;
 mod classic;
@@ -56,7 +56,7 @@ pub fn named_placements() -> &'static [NamedPlacement] {
     NAMES
 }
 
-/// Returns the registry entry of this name or alias; case is ignored and `_` reads as `-`.
+/// Returns the registry entry with this name or alias; case is ignored, and `_` and spaces are read as `-`.
 ///
 /// ```
 /// use hybridnorm::placement::find_named;
@@ -82,7 +82,7 @@ pub fn find_named(name: &str) -> Result<&'static NamedPlacement, PlacementError>
             .join(", ");
         let advice = match near.as_str() {
             "" => format!(
-                "`hybridnorm placement list` shows the {} known ones",
+                "`hybridnorm placement list` lists all {} placements",
                 NAMES.len()
             ),
             near => format!("nearest known: {near}"),
@@ -124,7 +124,7 @@ macro_rules! registry {
 
 static NAMES: &[NamedPlacement] = registry! {
     "hybridnorm" | "qkv-post" | "hybrid-norm": hybrid::hybridnorm, "arXiv 2503.04598",
-        "norms on q, k and v; the feed-forward's skip is the normalized state";
+        "norms on q, k and v; the feed-forward's skip is the normalized residual stream";
     "hybridnorm-star" | "hybridnorm*" | "hybrid-norm-star": hybrid::hybridnorm_star,
         "arXiv 2503.04598",
         "HybridNorm whose first block is pre-norm with q, k and v norms";
@@ -178,7 +178,7 @@ static NAMES: &[NamedPlacement] = registry! {
     "normformer": classic::normformer, "arXiv 2110.09456",
         "pre-norm with head gains, an output norm on attention and a norm inside the feed-forward";
     "simple-norm" | "simplegpt": classic::simple_norm, "arXiv 2602.01212",
-        "a norm after every linear map, none before";
+        "a norm after every linear layer, none before";
     "gpt-j-parallel" | "palm-parallel": classic::gpt_j_parallel, "GPT-J; arXiv 2204.02311",
         "attention and feed-forward in parallel after one shared norm";
     "neox-parallel": classic::neox_parallel, "arXiv 2204.06745",
@@ -224,6 +224,6 @@ static NAMES: &[NamedPlacement] = registry! {
     "deepseek-v3": models::deepseek_v3, "arXiv 2412.19437",
         "pre-norm with norms on latent attention's query and key/value latents";
     "ngpt" | "normalized-gpt": models::ngpt, "arXiv 2410.01131, github NVIDIA/ngpt",
-        "state and weights of unit length; each output is interpolated into the state with a \
-         learned rate";
+        "residual stream and weights of unit length; each sub-layer output is interpolated into the residual stream \
+         with a learned rate";
 };

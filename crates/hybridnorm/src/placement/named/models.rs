@@ -47,7 +47,7 @@ pub(super) fn nanochat() -> Placement {
     placement
 }
 
-/// Norms on the query latent and the key/value latent; on q and v with multi-head attention. The
+/// Norms on the query latent and the key/value latent; on q and v with grouped-query attention. The
 /// initial standard deviation of the weights is 0.006.
 pub(super) fn deepseek_v3() -> Placement {
     pre_norm_base()
@@ -56,7 +56,7 @@ pub(super) fn deepseek_v3() -> Placement {
         .init(InitScheme::Normal, StdRule::Const(0.006))
 }
 
-/// State and weights on the unit sphere, as in the released code: it scales gate and up by √d, the
+/// Residual stream and weights on the unit sphere, as in the released code: it scales gate and up by √d, the
 /// paper's text only the gate. Its norm has no eps, here 1e-12. It takes the absolute value of the
 /// learned interpolation rates; here they may change sign.
 pub(super) fn ngpt() -> Placement {

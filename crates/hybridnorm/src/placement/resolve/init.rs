@@ -7,7 +7,7 @@ use super::super::error::PlacementErrorKind::InvalidValue;
 use super::super::spec::{InitScheme, Placement, ProjectionGains, ResolvedScale, Scale, StdRule};
 use super::ScaleContext;
 
-/// Distribution of the initial weights, in numbers.
+/// Resolved distribution of the initial weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct ResolvedInit {

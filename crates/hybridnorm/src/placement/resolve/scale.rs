@@ -1,4 +1,4 @@
-//! Values of scales, by block and site.
+//! Evaluation of scales at a block, depth and width.
 
 use super::super::error::PlacementError;
 use super::super::error::PlacementErrorKind::{InvalidValue, NoEffect, OutOfRange};
@@ -16,7 +16,7 @@ pub struct ScaleContext {
 }
 
 impl ScaleContext {
-    /// Returns the same depth and width in the block of this 0-based index.
+    /// Returns this context in the block with this 0-based index.
     pub(super) fn in_block(self, layer: usize) -> Self {
         Self {
             layer: Some(layer + 1),
@@ -65,7 +65,7 @@ impl Formula {
 }
 
 impl Scale {
-    /// Returns the factor at this site; `field` is for the error.
+    /// Evaluates the scale at this block, depth and width; `field` is the path named in errors.
     ///
     /// # Errors
     /// A learned initial value of a learned scale, a `start` of 0, an `init` of 0 with a `start`, a formula

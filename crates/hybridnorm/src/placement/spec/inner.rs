@@ -70,11 +70,11 @@ pub enum HeadNorm {
     /// No norm.
     #[default]
     None,
-    /// Over each head's width, one gain vector shared by all heads (HybridNorm, Qwen 3, Gemma 3).
+    /// Over each head's channels, with one gain vector shared by all heads (HybridNorm, Qwen 3, Gemma 3).
     PerHead,
-    /// Over each head's width, a separate gain vector for every head.
+    /// Over each head's channels, with a separate gain vector for every head.
     PerHeadOwn,
-    /// Over each head's width, without parameters (nanochat; Gemma 4's values).
+    /// Over each head's channels, without parameters (nanochat; Gemma 4's values).
     PerHeadPlain,
     /// Over all heads together (OLMo 2, Sub-LN's context).
     Full,
@@ -88,10 +88,10 @@ pub enum HeadNorm {
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
 pub enum AttnScale {
-    /// `1/√(head width)`; in latent attention that of a query head, nope and rotary part together.
+    /// `1/√head_dim`; in latent attention the head dimension of a query, nope and rotary part together.
     #[default]
     InvSqrtHeadDim,
-    /// `√(head width)`, for unit-length q and k.
+    /// `√head_dim`, for unit-length q and k.
     SqrtHeadDim,
     /// A constant.
     Const(f64),

@@ -33,10 +33,10 @@ pub struct NormSpec {
     pub eps: f64,
     /// Kind of gain.
     pub gain: Gain,
-    /// True if a bias is added. Defaults to false, also for LayerNorm; named placements whose source has a
-    /// bias set it.
+    /// True if a bias is added. Defaults to false, also for LayerNorm; a named placement sets it if its source has a
+    /// bias.
     pub bias: bool,
-    /// Initial value of DyT's α or Derf's a; `None`, in a file `false`, means 0.5.
+    /// Initial value of α in DyT or Derf; `None`, in a file `false`, means 0.5.
     #[serde(with = "serde_forms::number_or_false")]
     pub alpha_init: Option<f64>,
 }

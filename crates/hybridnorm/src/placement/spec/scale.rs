@@ -1,4 +1,4 @@
-//! Scales: numbers, closed formulas of depth and width, or learned parameters.
+//! Scales: numbers, closed-form expressions of block index, depth and width, or learned parameters.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 pub enum Scale {
     /// A number.
     Const(f64),
-    /// A closed formula of the depth.
+    /// A closed-form expression of block index, depth or width.
     Formula(Formula),
     /// A parameter.
     Learned {
@@ -39,7 +39,7 @@ impl Default for Scale {
     }
 }
 
-/// A closed formula. `l` is the 1-based block index, `L` the number of blocks, `d` the width.
+/// A closed-form expression. `l` is the 1-based block index, `L` the number of blocks, `d` the width.
 ///
 /// Deliberately not an expression language: every formula has a published source.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -13,7 +13,7 @@ pub(super) fn assert_contains_lines(name: &str, lines: &[&str]) {
     let have: Vec<String> = text.lines().map(squeeze).collect();
     for line in lines {
         let found = have.contains(&squeeze(line));
-        assert!(found, "{name} does not say\n{line}\nbut\n{text}");
+        assert!(found, "no line\n{line}\nin {name}:\n{text}");
     }
 }
 
@@ -247,7 +247,7 @@ const DEFINING_LINES: &[(&str, &[&str])] = &[
         "lns",
         &[
             "Y  = X + A((1/√l)·N(X))",
-            "1/√l = 1 … 0.2887  (l is the block's number)",
+            "1/√l = 1 … 0.2887  (l is the 1-based block index)",
         ],
     ),
     (

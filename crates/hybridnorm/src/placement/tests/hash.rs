@@ -20,7 +20,7 @@ fn different_values_hash_differently() {
     let mut seen = BTreeMap::new();
     for n in named_placements() {
         if let Some(other) = seen.insert(n.placement().hash(), n.name) {
-            panic!("{other} and {} are one value", n.name);
+            panic!("{other} and {} have the same hash", n.name);
         }
     }
 }

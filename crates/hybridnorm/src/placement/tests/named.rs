@@ -9,7 +9,7 @@ fn names_and_aliases_are_unique() {
     let mut seen = BTreeSet::new();
     for n in named_placements() {
         for word in n.aliases.iter().chain([&n.name]) {
-            assert!(seen.insert(*word), "{word} stands for two values");
+            assert!(seen.insert(*word), "{word} names two placements");
         }
         assert!(!n.description.is_empty() && !n.source.is_empty());
         assert!(!n.description.contains('\n'));

@@ -220,7 +220,10 @@ fn unknown_keys_are_named_with_their_path() {
     ];
     for (value, start) in cases {
         let message = refused(value);
-        assert!(message.starts_with(start), "{message}\nshould be {start}");
+        assert!(
+            message.starts_with(start),
+            "{message}\nshould start with {start}"
+        );
     }
 }
 
@@ -267,7 +270,10 @@ fn wrong_kinds_are_named_with_their_path() {
     ];
     for (value, start) in cases {
         let message = refused(value);
-        assert!(message.starts_with(start), "{message}\nshould be {start}");
+        assert!(
+            message.starts_with(start),
+            "{message}\nshould start with {start}"
+        );
         assert!(!message.contains('\n'));
     }
 }

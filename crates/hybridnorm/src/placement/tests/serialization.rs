@@ -104,7 +104,10 @@ fn a_misspelled_new_field_is_named() {
         ),
     ] {
         let message = refused(value);
-        assert!(message.starts_with(start), "{message}\nshould be {start}");
+        assert!(
+            message.starts_with(start),
+            "{message}\nshould start with {start}"
+        );
     }
     assert_eq!(
         of(json!({ "streams": "residual-dual" })).streams,

@@ -198,10 +198,7 @@ fn logits_may_have_a_scale_per_entry() {
     assert_eq!(warnings(scaled.clone()), []);
     let e = Explanation::of(&of(scaled)).unwrap();
     assert_eq!(e.learned_parameters.to_string(), "v");
-    assert!(
-        e.to_text()
-            .contains("one number per entry of the vocabulary")
-    );
+    assert!(e.to_text().contains("one number per vocabulary entry"));
 }
 
 #[test]

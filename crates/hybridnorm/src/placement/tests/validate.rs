@@ -33,7 +33,7 @@ pub(super) fn warns(value: Value, rule: WarningRule, field: &str, phrase: &str) 
     assert!(all[0].message.contains(phrase), "{}", all[0]);
 }
 
-/// Returns a named placement with another block configuration.
+/// Returns a table with a base placement and block fields to merge into it.
 pub(super) fn block(base: &str, block: Value) -> Value {
     json!({ "base": base, "block": block })
 }

@@ -1,4 +1,4 @@
-//! Errors of the connections of one block: its sub-layers and their inputs and skips.
+//! Validation of the topology of one block: its sub-layers, their inputs and skip connections.
 
 use super::super::error::PlacementError;
 use super::super::error::PlacementErrorKind::{Conflict, InvalidValue, NoEffect, OutOfRange};

@@ -138,7 +138,7 @@ fn qk_post_scale(site: &BlockContext) -> Result<(), PlacementError> {
         _ if !both_normed || site.case.without_norms() => site.fail(
             Conflict,
             path,
-            "requires norms on q and k, but not both have one; set attn_inner.q_norm and k_norm, \
+            "requires norms on both q and k, but at least one of them has none; set attn_inner.q_norm and k_norm, \
              or use attn_inner.attn_scale",
         ),
         ResolvedScale::Learned { .. } if has_gain(inner.q_norm) || has_gain(inner.k_norm) => site.fail(

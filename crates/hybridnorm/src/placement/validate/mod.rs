@@ -20,7 +20,7 @@ use super::resolve::{Resolved, resolve_keeping_norms};
 use super::serde_forms;
 use super::spec::{Combine, HeadNorm, Placement, ResolvedBlock, ResolvedScale, SubLayer, Topology};
 
-/// Facts about the model that validation depends on.
+/// Dimensions and architecture of the model that validation depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelFacts {
     /// Width of the model.
@@ -38,8 +38,8 @@ pub struct ModelFacts {
 }
 
 impl Default for ModelFacts {
-    /// Width 768, multi-head attention with heads of 64, gated: the smallest shape of the HybridNorm
-    /// paper's family.
+    /// Width 768, grouped-query attention with head_dim 64, a gated activation: the smallest model of the HybridNorm
+    /// paper.
     fn default() -> Self {
         Self {
             d_model: 768,
@@ -73,7 +73,7 @@ impl fmt::Display for Warning {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum WarningRule {
-    /// A norm of an already normalized state on the same path.
+    /// A norm applied to an already normalized residual stream.
     DoubleNorm,
     /// No norm between residual stream and attention output.
     UnboundedAttention,
@@ -83,7 +83,7 @@ pub enum WarningRule {
     DepthScaledTwice,
     /// HybridNorm without the initialization it needs.
     HybridInit,
-    /// eps is not small against the inputs of the first block's norms.
+    /// eps is not small compared with the variance of the inputs of the first block's norms.
     EpsTooLarge,
     /// An override that matches no block at this depth.
     NoLayers,
@@ -220,12 +220,12 @@ fn has_unit_length(block: &ResolvedBlock) -> bool {
         .any(|sub| sub.combine == Combine::LerpUnit)
 }
 
-/// True if the state after this sub-layer is normalized or has unit length.
+/// True if the residual stream after this sub-layer is normalized or has unit length.
 fn sub_layer_output_is_normalized(sub: &SubLayer<ResolvedScale>) -> bool {
     sub.post_norm || sub.combine == Combine::LerpUnit
 }
 
-/// True if the state after this block is normalized or has unit length.
+/// True if the residual stream after this block is normalized or has unit length.
 fn block_output_is_normalized(block: &ResolvedBlock) -> bool {
     match block.topology {
         Topology::Sequential => sub_layer_output_is_normalized(&block.ffn),

@@ -82,11 +82,11 @@ fn lerp_unit(
         ),
         sub if sub.post_norm => (
             "post_norm",
-            "`lerp_unit` itself normalizes the state to unit length; set post_norm = false",
+            "`lerp_unit` itself normalizes the residual stream to unit length; set post_norm = false",
         ),
         sub if sub.out_scale == ONE => (
             "out_scale",
-            "replaces the state by the output and so removes the skip connection; use a smaller \
+            "replaces the residual stream with the output, which removes the skip connection; use a smaller \
              number or a learned scale, such as nGPT's 0.05",
         ),
         _ => return Ok(()),

@@ -55,7 +55,7 @@ fn no_layers(case: &Validation, all: &mut Vec<Warning>) {
     }
 }
 
-/// True if the (main) state that enters this block was just normalized.
+/// True if the (main) residual stream that enters this block has just been normalized.
 fn input_is_normalized(site: &BlockContext) -> bool {
     match site.layer.checked_sub(1) {
         None => site.case.resolved.embed_norm,
@@ -87,7 +87,7 @@ fn double_skip(case: &Validation, all: &mut Vec<Warning>) {
                 WarningRule::DoubleNorm,
                 site.origin("attn.skip"),
                 double_norm_message(
-                    "this skip normalizes a state that is already normalized",
+                    "this skip normalizes a residual stream that is already normalized",
                     "use a raw skip or remove the norm before it",
                 ),
             );
@@ -104,7 +104,9 @@ fn double_skip(case: &Validation, all: &mut Vec<Warning>) {
                 WarningRule::DoubleNorm,
                 site.origin("ffn.skip"),
                 double_norm_message(
-                    &format!("this skip normalizes a state that {previous} already normalizes"),
+                    &format!(
+                        "this skip normalizes a residual stream that {previous} already normalizes"
+                    ),
                     "remove one of them",
                 ),
             );
@@ -112,7 +114,7 @@ fn double_skip(case: &Validation, all: &mut Vec<Warning>) {
     }
 }
 
-/// Warns if the norm that reads the last block's state is a second norm in a row. With two streams that
+/// Warns if the norm that reads the last block's output is a second norm in a row. With two streams that
 /// norm is `merge_norm`, and the final norm reads a sum.
 fn double_end(case: &Validation, all: &mut Vec<Warning>) {
     let r = case.resolved;
@@ -260,7 +262,7 @@ fn hybrid_init(case: &Validation, all: &mut Vec<Warning>) {
 /// Ratio of eps to the variance of a norm's input above which eps changes the norm.
 const EPS_SHARE: f64 = 0.05;
 
-/// Warns if eps is not small against the variance of the first block's queries, which with raw
+/// Warns if eps is not small compared with the variance of the first block's queries, which with raw
 /// embeddings is `d · σ_w² · σ_e²` at initialization. Not checked for siamese streams, which add a norm
 /// to the input, or for sums over a latent's channels, whose number is not known here.
 fn eps(case: &Validation, all: &mut Vec<Warning>) {
@@ -300,8 +302,7 @@ fn eps(case: &Validation, all: &mut Vec<Warning>) {
             WarningRule::EpsTooLarge,
             field.into(),
             format!(
-                "the first block normalizes queries of raw embeddings, whose initial variance is \
-                 about {variance:.1e}; eps is {:.0} % of it{per}, so the normalized queries have \
+                "the first block normalizes queries of raw embeddings, whose initial variance is about {variance:.1e}; eps{per} is {:.0} % of it, so the normalized queries have \
                  an RMS below 1; use a smaller eps (1e-6), normalize or scale the embedding, or \
                  set attn.in_norm in the first block (hybridnorm-star)",
                 100.0 * eps / variance
