@@ -168,13 +168,13 @@ fn wrong_types_in_a_configuration_are_reported_by_key() {
             "olmoe",
             "hidden_size",
             json!("32"),
-            "expected an integer of at least 0",
+            "expected a non-negative integer",
         ),
         (
             "olmoe",
             "num_experts",
             json!(-4),
-            "expected an integer of at least 0, found -4",
+            "expected a non-negative integer, found -4",
         ),
         (
             "olmoe",

@@ -71,7 +71,7 @@ pub(crate) fn expected_type(expected: &str) -> Cow<'_, str> {
         return "a number".into();
     }
     if is_natural(expected) {
-        return "an integer of at least 0".into();
+        return "a non-negative integer".into();
     }
     if let Some(length) = expected
         .strip_prefix("an array of length ")
@@ -147,11 +147,11 @@ mod tests {
             ),
             (
                 "invalid value: integer `-1`, expected usize at line 3 column 7",
-                "expected an integer of at least 0, found -1 at line 3 column 7",
+                "expected a non-negative integer, found -1 at line 3 column 7",
             ),
             (
                 "invalid type: floating point `1000.0`, expected usize",
-                "expected an integer of at least 0, found 1000.0; write 1000 without a point or an exponent",
+                "expected a non-negative integer, found 1000.0; write 1000 without a point or an exponent",
             ),
             (
                 "invalid type: map, expected a sequence",

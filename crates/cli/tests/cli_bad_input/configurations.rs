@@ -23,7 +23,7 @@ fn invalid_training_settings_are_rejected() {
         ),
         (
             "train.steps=-1",
-            &["train.steps=-1", "expected an integer of at least 0"],
+            &["train.steps=-1", "expected a non-negative integer"],
         ),
         (
             "train.steps=99999999999999999999",

@@ -23,7 +23,7 @@ pub fn check_seconds(seconds: f64) -> Result<()> {
         false => Err(Error::out_of_range(
             "seconds",
             seconds,
-            "a finite number of at least 0",
+            "a finite non-negative number",
         )),
     }
 }

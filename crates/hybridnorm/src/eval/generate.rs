@@ -61,7 +61,7 @@ impl Sampling {
             return Err(Error::out_of_range(
                 "temperature",
                 self.temperature,
-                "a finite number of at least 0",
+                "a finite non-negative number",
             ));
         }
         match self.top_p {

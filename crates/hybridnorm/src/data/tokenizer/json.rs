@@ -102,7 +102,7 @@ pub(super) fn parser_message(error: &dyn std::error::Error) -> String {
     let message = error.to_string();
     let words = message.lines().next().unwrap_or_default().split(' ');
     let words = words.map(|word| match word {
-        "usize" | "u64" | "u32" | "u16" | "u8" => "an integer of at least 0",
+        "usize" | "u64" | "u32" | "u16" | "u8" => "a non-negative integer",
         "isize" | "i64" | "i32" => "an integer",
         "f64" | "f32" => "a number",
         "struct" | "enum" | "variant" | "tuple" => "part",

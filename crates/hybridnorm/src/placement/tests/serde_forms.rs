@@ -253,7 +253,7 @@ fn wrong_kinds_are_named_with_their_path() {
         ),
         (
             json!({ "overrides": [{ "layers": [-1], "set": {} }] }),
-            "placement.overrides[0].layers[0]: expected an integer of at least 0, found -1",
+            "placement.overrides[0].layers[0]: expected a non-negative integer, found -1",
         ),
         (
             json!({ "overrides": [{ "layers": [0] }] }),
