@@ -10,8 +10,8 @@ use std::ops::Add;
 
 /// Hyperparameters of one step.
 ///
-/// They are in double precision, as in PyTorch: `1 - beta2` computed from a rounded 0.999 is off by
-/// one part in 10^5.
+/// Learning rate, betas and epsilon are in double precision, as in PyTorch: `1 - beta2` computed from a rounded 0.999
+/// is off by one part in 10^5.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
     /// Learning rate.

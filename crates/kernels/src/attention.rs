@@ -191,12 +191,12 @@ impl AttentionConfig {
         } = *self;
         assert!(
             head_dim > 0 && value_dim > 0 && kv_heads > 0 && heads > 0,
-            "{name}: heads must not be empty"
+            "{name}: heads, kv_heads, head_dim and value_dim must be at least 1"
         );
         assert_eq!(
             heads % kv_heads,
             0,
-            "{name}: {heads} heads do not share {kv_heads} evenly"
+            "{name}: heads, {heads}, is not a multiple of kv_heads, {kv_heads}"
         );
         let rows = batch * seq;
         let width = self.packed_width();
@@ -236,7 +236,7 @@ impl AttentionConfig {
         assert_eq!(
             (heads, kv_heads, head_dim),
             (self.heads, self.kv_heads, self.head_dim),
-            "{name}: the transform has other heads"
+            "{name}: (heads, kv_heads, head_dim) of the transform differ from those of the attention"
         );
         assert_eq!(
             self.value_dim, head_dim,
@@ -244,7 +244,7 @@ impl AttentionConfig {
         );
         assert!(
             p.positions() >= self.seq,
-            "{name}: rotations for {} of {} positions",
+            "{name}: the RoPE table has {} positions, expected at least {}",
             p.positions(),
             self.seq
         );
@@ -287,7 +287,7 @@ struct QkvLayout<'a> {
     queries: &'a [f32],
     query_stride: usize,
     keys: &'a [f32],
-    /// Rows of keys per sequence, their stride, and the offsets of keys and values in a row.
+    /// Key/value rows per sequence, their stride, and the offsets of keys and values in a row.
     per_sequence: usize,
     row_stride: usize,
     key: HeadOffsets,

@@ -1,4 +1,4 @@
-//! Key/value or latent cache of generation.
+//! Key/value or latent cache for generation.
 
 use crate::attention::capacity;
 use crate::parallel::rows_per_chunk;
@@ -27,10 +27,10 @@ pub fn append(a: &Append, rows: &[f32], past: usize, cache: &mut [f32]) {
         first_column,
         columns,
     } = *a;
-    assert!(columns > 0, "{name}: there are no columns to keep");
+    assert!(columns > 0, "{name}: columns must be at least 1");
     assert!(
         first_column + columns <= width,
-        "{name}: columns {first_column}..{} of {width}",
+        "{name}: columns {first_column}..{} exceed the row width {width}",
         first_column + columns
     );
     if batch == 0 {

@@ -1,4 +1,4 @@
-//! Output projection fused with the cross-entropy loss: only a chunk of rows has logits at a time.
+//! Output projection fused with the cross-entropy loss: logits are materialized for one chunk of rows at a time.
 //!
 //! For a row `x` with target `t`: `z = logit_scale * w x`, soft-capped to
 //! `softcap * tanh(z / softcap)` if a cap is set (Gemma 2, arXiv 2408.00118); the cross-entropy is
@@ -34,11 +34,11 @@ pub struct LossSpec {
     pub softcap: Option<f32>,
     /// Weight of the z-loss in the gradient.
     pub z_loss: f32,
-    /// Divisor of the gradient, usually the number of tokens of the whole batch.
+    /// Divisor of the gradient, usually the number of tokens of the global batch.
     pub divisor: f32,
 }
 
-/// Sums over the counted rows, undivided, in nats.
+/// Sums over the rows with a target, not divided by their number; the cross-entropy is in nats.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LossSums {
     /// Sum of `logsumexp(z) - z_target`.
@@ -163,7 +163,7 @@ pub fn loss_of_logits(spec: &LossSpec, logits: &[f32], targets: &[i32]) -> LossS
     LossSums::of(&rows)
 }
 
-/// Replaces given logits (n, vocab) by the gradient of
+/// Replaces the logits (n, vocab) by the gradient of
 /// `upstream * (cross_entropy + z_loss * z) / divisor`.
 pub fn logits_backward(spec: &LossSpec, logits: &mut [f32], targets: &[i32], upstream: f32) {
     spec.check_targets("cross_entropy::logits_backward", targets);
@@ -182,7 +182,7 @@ struct RowLoss {
     cross_entropy: f64,
 }
 
-/// Reduces the logits of a row.
+/// Computes the loss of a row from its logits.
 fn reduce(z: &[f32], target: i32) -> RowLoss {
     let Ok(target) = usize::try_from(target) else {
         return RowLoss::default();
@@ -242,7 +242,7 @@ impl LossSpec {
             let known = target == -1 || usize::try_from(target).is_ok_and(|t| t < vocab);
             assert!(
                 known,
-                "{name}: target {target} is neither -1 nor below {vocab}"
+                "{name}: target {target} is neither -1 nor in 0..{vocab}"
             );
         }
     }
@@ -293,7 +293,7 @@ impl LossSpec {
         scratch
     }
 
-    /// Applies the soft cap to the logits `z` of a row and reduces them.
+    /// Applies the soft cap to the logits `z` of a row and computes their loss.
     fn reduce(&self, z: &mut [f32], target: i32) -> RowLoss {
         if let Some(cap) = self.softcap {
             dispatch(
@@ -306,8 +306,8 @@ impl LossSpec {
         reduce(z, target)
     }
 
-    /// Runs [`LossSpec::reduce`] and [`LossSpec::logits_gradient`] in one pass, without a soft cap: the sum and
-    /// the gradient share the exponentials.
+    /// Computes the loss of a row without a soft cap and replaces its logits by their gradient; the log-sum-exp and the
+    /// gradient share the exponentials.
     fn reduce_with_gradient(&self, z: &mut [f32], target: i32) -> RowLoss {
         let Ok(target) = usize::try_from(target) else {
             z.fill(0.0);
@@ -340,7 +340,7 @@ impl LossSpec {
         }
     }
 
-    /// Reduces the logits of a row, before the soft cap, and replaces them by their gradient.
+    /// Computes the loss of a row from its logits before the soft cap, and replaces them by their gradient.
     fn reduce_to_gradient(&self, z: &mut [f32], target: i32) -> RowLoss {
         match self.softcap {
             None => self.reduce_with_gradient(z, target),

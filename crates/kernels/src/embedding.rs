@@ -75,7 +75,7 @@ fn width(name: &str, ids: &[i32], table: &[f32], rows: &[f32]) -> Option<usize> 
         return None;
     }
     let width = rows.len() / ids.len();
-    assert!(width > 0, "{name}: width 0");
+    assert!(width > 0, "{name}: the width must be at least 1");
     assert_eq!(
         rows.len(),
         ids.len() * width,
@@ -89,7 +89,7 @@ fn width(name: &str, ids: &[i32], table: &[f32], rows: &[f32]) -> Option<usize> 
     let entries = table.len() / width;
     for &id in ids {
         let known = usize::try_from(id).is_ok_and(|id| id < entries);
-        assert!(known, "{name}: id {id} is outside a table of {entries}");
+        assert!(known, "{name}: id {id} is not in 0..{entries}");
     }
     Some(width)
 }
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "id 5 is outside a table of 3")]
+    #[should_panic(expected = "id 5 is not in 0..3")]
     fn an_unknown_id_is_refused() {
         forward(&[5], &[0.0; 6], &mut [0.0; 2]);
     }

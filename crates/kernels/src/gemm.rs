@@ -6,9 +6,9 @@ use gemm_f32::gemm::f32::get_gemm_fn;
 /// Minimum number of multiply-adds for a multi-threaded matmul.
 const PARALLEL_WORK: usize = 1 << 18;
 
-/// Maximum part of the inner dimension that the `gemm-f32` crate packs at once.
+/// Maximum extent of the inner dimension that the `gemm-f32` crate packs at once.
 const PACKED_DEPTH: usize = 512;
-/// Maximum number of columns of a row-major result whose operand is packed as a whole.
+/// Maximum number of columns of `b` that it packs at once, for a row-major result.
 const PACKED_COLUMNS: usize = 768;
 
 /// Returns an upper bound on the bytes that a [`matmul`] of (m, k) and (k, n) with a row-major result

@@ -1,7 +1,7 @@
 //! CPU kernels for training decoder language models, over plain `f32` slices.
 //!
-//! Every op is one file with its forward and its backward pass; a naive `f64` reference is in its tests.
-//! There is no tensor type and no I/O here.
+//! Every op is one module with its forward pass and, where it has one, its backward pass; its tests compare with a
+//! naive `f64` reference. There is no tensor type and no I/O here.
 //!
 //! # Conventions
 //!
@@ -9,13 +9,13 @@
 //!   are `(out, in)` as in PyTorch.
 //! * **Output.** Forward and backward functions overwrite their outputs, whatever they contained.
 //! * **Lengths.** Each public function first checks the lengths of its slices and panics with a message
-//!   that names the slice. Callers validate user input before.
+//!   that names the slice. Validating user input is up to the caller.
 //! * **Threads.** Work is distributed over the current rayon pool, and results are bit-identical for any
 //!   number of threads: chunks depend only on shapes, each chunk is reduced in a fixed order, and
 //!   partial sums are added in the order of the chunks.
 //! * **Instruction sets.** Loops are compiled for the baseline, AVX2 with FMA and AVX-512, and selected
 //!   at run time. Multiply-adds are fused only where explicit in the code, so that all of these are
-//!   bit-identical; only matmuls depend on the instruction set.
+//!   bit-identical; only the matmuls of [`gemm`] depend on the instruction set.
 //! * **Numbers.** A NaN or an infinity in the input propagates to the output; it is never hidden.
 
 #![warn(missing_docs)]

@@ -9,12 +9,13 @@ use std::borrow::Cow;
 
 /// Outputs per task for a single input row.
 pub(crate) const OUTPUTS_PER_TASK: usize = 64;
-/// Rows whose stride is a multiple of this many values share one set of the L1 cache, which holds hardly
-/// more than ten of them, while a matmul packs some dozen rows side by side.
+/// Rows whose stride is a multiple of this many values map to the same set of the L1 cache, which holds about ten
+/// lines, while a matmul packs dozens of rows side by side.
 const CACHE_SET_STRIDE: usize = 1024;
 /// Padding of a row, in values, that places neighbouring rows in different cache sets.
 const PADDING: usize = 16;
-/// Multiply-adds of a matmul whose operands fill the caches.
+/// Number of multiply-adds from which the two matmuls of the backward pass run one after the other, since the operands
+/// of each fill the caches.
 const SEQUENTIAL_BACKWARD_WORK: usize = 1 << 28;
 /// Minimum number of rows of `x` for which a copy of the weights pays off.
 pub(crate) const MIN_ROWS_TO_PAD: usize = 128;
@@ -47,7 +48,7 @@ pub fn forward_workspace(n: usize, inputs: usize, outputs: usize) -> usize {
     padded + gemm::workspace(n, outputs, inputs)
 }
 
-/// Returns the stride of rows of `width` values for which neighbours do not collide in a cache.
+/// Returns the stride of rows of `width` values with which neighbouring rows do not map to the same cache set.
 pub(crate) fn row_stride(width: usize) -> usize {
     match width > 0 && width.is_multiple_of(CACHE_SET_STRIDE) {
         true => width + PADDING,
@@ -128,8 +129,8 @@ pub fn backward_weight(dy: &[f32], x: &[f32], dw: &mut [f32], inputs: usize, out
     );
 }
 
-/// Runs [`backward_input`] and [`backward_weight`]; small ones concurrently, so that threads that finish
-/// one continue with the other, large ones sequentially, so that each has the caches to itself.
+/// Runs [`backward_input`] and [`backward_weight`]; concurrently, so that threads that finish one continue with the
+/// other, unless they are too small for several threads or so large that each needs the caches for itself.
 pub fn backward(
     dy: &[f32],
     x: &[f32],
@@ -152,7 +153,7 @@ pub fn backward(
 }
 
 fn rows(name: &str, slice: &[f32], width: usize) -> usize {
-    assert!(width > 0, "{name}: width 0");
+    assert!(width > 0, "{name}: the width must be at least 1");
     assert_eq!(
         slice.len() % width,
         0,
@@ -165,12 +166,12 @@ fn check_lengths(name: &str, n: usize, x: &[f32], w: &[f32], inputs: usize, outp
     assert_eq!(
         x.len(),
         n * inputs,
-        "{name}: input side is not ({n}, {inputs})"
+        "{name}: x or dx is not ({n}, {inputs})"
     );
     assert_eq!(
         w.len(),
         outputs * inputs,
-        "{name}: weight is not ({outputs}, {inputs})"
+        "{name}: w or dw is not ({outputs}, {inputs})"
     );
 }
 

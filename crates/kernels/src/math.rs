@@ -37,7 +37,7 @@ pub(crate) fn exp_bounded(x: f32) -> f32 {
     if x < EXP_MIN { 0.0 } else { value }
 }
 
-/// (e^r, bits whose lowest hold n) with x = n ln(2) + r and |r| <= ln(2)/2.
+/// Returns e^r, and bits of which the lowest hold n, for x = n ln(2) + r and |r| <= ln(2)/2.
 #[inline(always)]
 fn exp_reduced(x: f32) -> (f32, u32) {
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
@@ -52,7 +52,7 @@ fn exp_reduced(x: f32) -> (f32, u32) {
     (q.mul_add(r * r, r + 1.0), shifted.to_bits())
 }
 
-/// Natural logarithm of a positive normal number; error below 2e-7, relative above 1.
+/// Natural logarithm of a positive normal number; error below 2e-7 times the larger of 1 and `|ln(x)|`.
 #[inline(always)]
 pub(crate) fn ln(x: f32) -> f32 {
     // x = 2^n m with sqrt(1/2) <= m < sqrt(2).

@@ -40,8 +40,8 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Packs `n` rows of `width` as the right operand (n, width): panel p holds columns `16 p ..`, with one row
-/// for each of the n; columns beyond the width are zero.
+/// Packs `n` rows of `width` as the right operand (n, width): panel p holds columns `16 p ..` as n rows; columns beyond
+/// the width are zero.
 pub(crate) fn pack(rows: Rows, n: usize, width: usize, out: &mut [PanelRow]) {
     for i in 0..n {
         let row = rows.row(i, width);
@@ -63,7 +63,7 @@ pub(crate) fn pack_transposed(rows: Rows, n: usize, width: usize, out: &mut [Pan
     for (p, panel) in out.chunks_exact_mut(width).take(panels(n)).enumerate() {
         let count = PANEL.min(n - p * PANEL);
         if count == PANEL {
-            // Columns in the outer loop: each row of the panel is written once, whole.
+            // Rows of the panel in the outer loop: each is written once, as a whole.
             let mut columns: [&[f32]; PANEL] = [&[]; PANEL];
             for (i, column) in columns.iter_mut().enumerate() {
                 *column = rows.row(p * PANEL + i, width);
@@ -114,7 +114,7 @@ pub(crate) struct PackedMatmul<'a> {
 pub(crate) struct ActiveRegion {
     /// Inner indices with nonzero terms.
     pub(crate) inner: Range<usize>,
-    /// Columns that are read afterwards; the last panel is written as a whole.
+    /// Number of leading columns that are read afterwards; their last panel is written as a whole.
     pub(crate) columns: usize,
 }
 
@@ -140,8 +140,8 @@ impl<N: Fn(Range<usize>) -> ActiveRegion> SimdKernel for Run<'_, N> {
 
     #[inline(always)]
     fn run<S: Simd, const V: usize>(self, simd: S) {
-        // Enough accumulators to hide the latency of a multiply-add, few enough to stay in registers: 16 of
-        // the 32 that hold a whole panel row each, else 12 of AVX2's 16.
+        // Enough accumulators to hide the latency of a multiply-add, few enough to stay in registers: 16 of AVX-512's
+        // 32 registers, each of which holds a panel row, else 12 of AVX2's 16.
         match V {
             1 => self.blocks::<S, V, 8, 2>(simd),
             _ => self.blocks::<S, V, 6, 1>(simd),
@@ -168,7 +168,7 @@ impl<N: Fn(Range<usize>) -> ActiveRegion> Run<'_, N> {
         }
     }
 
-    /// Computes `M` rows from `row` on by as many of `P` panels from `first` on as needed; returns `M`.
+    /// Computes rows `row..row + M` of up to `P` panels from `first` on, as far as they are active; returns `M`.
     #[inline(always)]
     fn rows<S: Simd, const V: usize, const M: usize, const P: usize>(
         &mut self,
@@ -185,7 +185,7 @@ impl<N: Fn(Range<usize>) -> ActiveRegion> Run<'_, N> {
         M
     }
 
-    /// Computes `M` rows from `row` on by `P` panels from `first` on.
+    /// Computes rows `row..row + M` of panels `first..first + P`.
     #[inline(always)]
     fn block<S: Simd, const V: usize, const M: usize, const P: usize>(
         &mut self,
@@ -226,7 +226,7 @@ impl<N: Fn(Range<usize>) -> ActiveRegion> Run<'_, N> {
                 let steps = inner.len().saturating_sub(1);
                 assert!(
                     a.len() >= steps * stride + M,
-                    "panels: the left side is too short"
+                    "panels: the left operand is too short"
                 );
                 for (l, a) in (0..inner.len()).zip(a.chunks(stride)) {
                     // A panic here would move the accumulators out of registers.
@@ -292,7 +292,7 @@ mod tests {
     use proptest::prelude::*;
     use std::cell::Cell;
 
-    /// Runs the blocks of machines whose vectors hold a whole panel row, on any machine.
+    /// Runs with the block sizes of AVX-512 on any machine.
     struct Pairs<'a, N>(Run<'a, N>);
 
     impl<N: Fn(Range<usize>) -> ActiveRegion> SimdKernel for Pairs<'_, N> {
@@ -303,7 +303,7 @@ mod tests {
         }
     }
 
-    /// Computes the matmul by definition, into or onto rows of `before`, which may be longer than n.
+    /// Computes the matmul by definition, overwriting `before` or added to it; its rows may be longer than n.
     fn naive(
         [m, n, inner]: [usize; 3],
         a: impl Fn(usize, usize) -> f32,

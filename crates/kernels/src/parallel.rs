@@ -6,7 +6,7 @@ pub(crate) const ELEMENTS: usize = 16 * 1024;
 /// Maximum number of chunks of a set of rows, which bounds the partial parameter gradients.
 const MAX_CHUNKS: usize = 128;
 
-/// Minimum number of values per task.
+/// Minimum number of elements per chunk.
 const MIN_VALUES: usize = 4 * 1024;
 
 /// Returns the rows per chunk for `rows` rows of `width` values; at least 1.

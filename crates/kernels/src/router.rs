@@ -48,7 +48,7 @@ pub struct Router {
     pub renormalize: bool,
     /// Number of groups of equally many experts; 1 for no groups.
     pub groups: usize,
-    /// Groups from which the experts of a token may be selected.
+    /// Number of groups from which the experts of a token may be selected.
     pub top_groups: usize,
     /// Factor on the weights.
     pub scaling: f32,
@@ -306,8 +306,8 @@ fn add_losses(
     }
 }
 
-/// Computes `dlogits` (n, E) of `dbalance * balance + dz * z`, see [`losses`]; the load is treated as
-/// constant.
+/// Computes `dlogits` (n, E) of `dload_balancing * load_balancing + dz * z`, see [`AuxiliaryLosses`]; the load is
+/// treated as constant.
 pub fn losses_backward(
     r: &Router,
     logits: &[f32],
@@ -397,24 +397,24 @@ impl Router {
         } = *self;
         assert!(
             0 < top_k && top_k <= experts,
-            "{name}: top_k {top_k} of {experts} experts"
+            "{name}: top_k is {top_k}, must be at least 1 and at most the number of experts, {experts}"
         );
         assert!(
             i32::try_from(experts).is_ok(),
-            "{name}: {experts} experts do not fit 31 bits"
+            "{name}: the number of experts, {experts}, does not fit into an i32"
         );
         assert!(
             groups > 0 && experts.is_multiple_of(groups),
-            "{name}: {experts} experts in {groups} groups"
+            "{name}: {experts} experts cannot be divided into {groups} groups of equal size"
         );
         assert!(
             0 < top_groups && top_groups <= groups,
-            "{name}: top_groups {top_groups} of {groups} groups"
+            "{name}: top_groups is {top_groups}, must be at least 1 and at most the number of groups, {groups}"
         );
         let allowed = top_groups * (experts / groups);
         assert!(
             top_k <= allowed,
-            "{name}: top_k {top_k} of {allowed} experts in the best groups"
+            "{name}: top_k is {top_k}, but the best {top_groups} groups have only {allowed} experts"
         );
         assert_eq!(
             logits.len() % experts,
@@ -435,7 +435,7 @@ impl Router {
         for &expert in selected {
             assert!(
                 (expert as usize) < experts,
-                "{name}: expert {expert} is outside of {experts} experts"
+                "{name}: expert {expert} is not in 0..{experts}"
             );
         }
     }

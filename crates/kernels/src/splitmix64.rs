@@ -18,7 +18,7 @@ impl SplitMix64 {
         z ^ (z >> 31)
     }
 
-    /// Returns a number from -1 up to 1, exclusive, with as many bits as single precision holds.
+    /// Returns a uniform number in [-1, 1) with 24 random bits.
     pub fn symmetric(&mut self) -> f32 {
         (self.next_u64() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }

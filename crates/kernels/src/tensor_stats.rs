@@ -1,4 +1,4 @@
-//! RMS and maximum of a tensor's elements, to record activations.
+//! RMS and maximum absolute value of a tensor, for recording activations.
 
 use crate::parallel::ELEMENTS;
 use crate::simd::{dispatch, sum_squares_f64};
@@ -32,8 +32,8 @@ pub fn tensor_stats(x: &[f32]) -> TensorStats {
     }
 }
 
-/// Returns the bits of the largest absolute value: bits of positive numbers are ordered as the numbers,
-/// with NaN above infinity.
+/// Returns the bits of the largest absolute value: the bits of non-negative numbers are ordered like the numbers, with
+/// NaN above infinity.
 #[inline(always)]
 fn largest_bits(x: &[f32]) -> u32 {
     x.iter().fold(0, |top, x| top.max(x.abs().to_bits()))

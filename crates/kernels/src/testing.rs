@@ -43,7 +43,7 @@ pub(crate) fn close(got: f32, want: f64, tolerance: f64) {
     );
 }
 
-/// Asserts `close` for every element, relative to the largest one.
+/// Asserts |got - want| <= tolerance * max(0.25, max |want|) for every element.
 #[track_caller]
 pub(crate) fn all_close(got: &[f32], want: &[f64], tolerance: f64) {
     assert_eq!(got.len(), want.len(), "lengths differ");
@@ -65,7 +65,7 @@ pub(crate) fn check_gradient(f: impl Fn(&[f64]) -> f64, x: &[f32], gradient: &[f
     assert_eq!(
         x.len(),
         gradient.len(),
-        "a gradient is as long as its input"
+        "gradient and input differ in length"
     );
     let at = to_f64(x);
     let along = |direction: &[(usize, f64)]| {

@@ -1,11 +1,10 @@
-//! Normalization of weight vectors to unit length (nGPT, arXiv 2410.01131).
+//! Normalization of weight vectors to unit norm (nGPT, arXiv 2410.01131).
 
 use crate::parallel::rows_per_chunk;
 use crate::simd::{dispatch, sum_squares_f64};
 use rayon::prelude::*;
 
-/// Divides every row of `w`, which has rows of `columns`, by its Euclidean length; rows of zeros are
-/// unchanged.
+/// Divides every row of `w` (n, `columns`) by its Euclidean norm; zero rows are unchanged.
 pub fn rows(w: &mut [f32], columns: usize) {
     let n = check("unit::rows", w, columns);
     let chunk = rows_per_chunk(n, columns) * columns;
@@ -24,8 +23,7 @@ pub fn rows(w: &mut [f32], columns: usize) {
     });
 }
 
-/// Divides every column of `w`, which has rows of `columns`, by its Euclidean length; columns of zeros are
-/// unchanged.
+/// Divides every column of `w` (n, `columns`) by its Euclidean norm; zero columns are unchanged.
 pub fn columns(w: &mut [f32], columns: usize) {
     let n = check("unit::columns", w, columns);
     let chunk = rows_per_chunk(n, columns) * columns;
@@ -69,8 +67,8 @@ pub fn columns(w: &mut [f32], columns: usize) {
     });
 }
 
-/// Returns the factor that scales a vector with this sum of squares to length one, in double precision, in
-/// which neither the smallest nor the largest numbers leave the range.
+/// Returns the factor that scales a vector with this sum of squares to unit norm. In double precision the square of
+/// no `f32` overflows or underflows.
 #[inline(always)]
 fn factor(squares: f64) -> f64 {
     if squares == 0.0 {
@@ -82,7 +80,7 @@ fn factor(squares: f64) -> f64 {
 
 /// Checks the shape; returns the number of rows.
 fn check(name: &str, w: &[f32], columns: usize) -> usize {
-    assert!(columns > 0, "{name}: width 0");
+    assert!(columns > 0, "{name}: columns must be at least 1");
     assert!(
         w.len().is_multiple_of(columns),
         "{name}: the length of w is not a multiple of {columns}"

@@ -358,7 +358,8 @@ impl BackwardScratch {
         pack(dctx, n, e, &mut self.dctx_panels[..n * panels(e)]);
     }
 
-    /// Returns sum_j p_ij dp_ij of each query, which equals the dot product of its context with the gradient of it.
+    /// Returns sum_j p_ij dp_ij of each query, which equals the dot product of its context and the gradient of its
+    /// context.
     #[inline(always)]
     fn deltas(&self, a: &AttentionConfig, tile: &QueryTile) -> [f32; QUERY_TILE] {
         let (n, e) = (tile.lse.len(), a.value_dim);
@@ -378,7 +379,7 @@ impl BackwardScratch {
         delta
     }
 
-    /// Computes the products of queries and keys (`p`), and of the gradient of the context and values (`ds`).
+    /// Computes `q k^T` (in `p`) and `dctx v^T` (in `ds`).
     #[inline(always)]
     fn multiply_by_keys_and_values(&mut self, a: &AttentionConfig, n: usize, keys: &KeyTile) {
         let (d, e) = (a.head_dim, a.value_dim);
@@ -465,8 +466,8 @@ impl BackwardScratch {
     }
 }
 
-/// Replaces the products `q k` by probabilities (`p`), and the gradients of these by those of the
-/// logits before the cap, without the factor `scale` (`ds`).
+/// Replaces the dot products `q k` by probabilities (`p`), and the gradients of the probabilities by the gradients of
+/// the logits before the soft cap, without the factor `scale` (`ds`).
 #[inline(always)]
 fn score_gradient(softcap: Option<f32>, lse: f32, delta: f32, p: &mut [f32], ds: &mut [f32]) {
     match softcap {

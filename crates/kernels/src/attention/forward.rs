@@ -12,7 +12,7 @@ use rayon::prelude::*;
 /// Query positions per task; each task packs the keys and values that it reads.
 const SPAN: usize = 512;
 
-/// Runs one task per sequence, key head and span of queries.
+/// Runs one task per sequence, key/value head and span of queries.
 pub(super) fn attend(
     a: &AttentionConfig,
     layout: &QkvLayout,
@@ -55,7 +55,7 @@ struct Outputs<'a> {
     lse: Vec<&'a mut [f32]>,
 }
 
-/// Splits the outputs into those of each task, in the order (batch, key head, span).
+/// Splits the outputs into those of each task, in the order (batch, key/value head, span).
 fn split_outputs<'a>(
     a: &AttentionConfig,
     spans: usize,
@@ -170,7 +170,7 @@ pub(super) fn load_queries(
     out.iter_mut().for_each(|q| *q *= scale);
 }
 
-/// Computes the context of up to `QUERY_TILE` queries from number `first` on and writes it to the rows of
+/// Computes the context of up to `QUERY_TILE` queries from query `first` on and writes it to the rows of
 /// `ctx`; query i attends to `past + i + 1` keys.
 fn attend_tile<'a>(
     a: &AttentionConfig,
@@ -205,7 +205,7 @@ fn attend_tile<'a>(
 }
 
 impl Scratch {
-    /// Computes the products of `n` queries and a tile of keys.
+    /// Computes `q k^T` for `n` queries and a tile of keys.
     #[inline(always)]
     fn multiply_by_keys(
         &mut self,
@@ -235,8 +235,8 @@ impl Scratch {
         });
     }
 
-    /// Replaces products by exponentials of the logits, minus the maximum so far, and rescales the sums of previous
-    /// tiles to it.
+    /// Applies the soft cap, replaces each logit by `exp(logit - max)` with the maximum so far, and rescales the sums
+    /// of previous tiles to this maximum.
     #[inline(always)]
     fn update_softmax(
         &mut self,

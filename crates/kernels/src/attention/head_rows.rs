@@ -60,7 +60,7 @@ impl HeadRows<'_> {
         }
     }
 
-    /// Converts the gradients `dy` of rows loaded by [`HeadRows::load`] to those of the projection; adds to
+    /// Computes the gradients of the projection from the gradients `dy` of rows loaded by [`HeadRows::load`]; adds to
     /// the gradients of the norm parameters.
     pub(super) fn backward<'b>(
         &self,

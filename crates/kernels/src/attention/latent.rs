@@ -8,7 +8,7 @@ use crate::simd::{AccumulateRows, DotProducts, SimdKernel, dispatch, map_sum, ma
 use pulp::Simd;
 use rayon::prelude::*;
 
-/// Cache rows per task. The logits load them from memory, the context from the L2 cache.
+/// Cache rows per task. Computing the logits loads them from memory, computing the context from the L2 cache.
 const POSITIONS: usize = 128;
 /// Maximum number of new positions for which packing the cache does not pay off.
 const MAX_UNPACKED_QUERIES: usize = 4;
@@ -56,7 +56,10 @@ pub fn cached_latent(
         latent,
         ..
     } = *a;
-    assert!(heads > 0 && latent > 0, "{name}: heads must not be empty");
+    assert!(
+        heads > 0 && latent > 0,
+        "{name}: heads and latent must be at least 1"
+    );
     let width = heads * a.width();
     assert_eq!(
         q.len(),
@@ -189,7 +192,7 @@ fn attend_per_query(
         .for_each(|(head, ctx)| {
             let (query, h) = (head / heads, head % heads);
             let visible_keys = visible(query).div_ceil(POSITIONS);
-            // Spans that the query does not see have no partial result.
+            // Spans that the query does not attend to have no partial result.
             let spans = partials[query * spans * size..][..visible_keys * size].chunks_exact(size);
             dispatch(
                 #[inline(always)]
@@ -222,7 +225,7 @@ fn merge<'a>(
     ctx.iter_mut().for_each(|ctx| *ctx *= factor);
 }
 
-/// Attention of all heads of a sequence to a span of cache rows.
+/// Attention of all heads of one query position to a span of cache rows.
 struct Span<'a> {
     a: &'a LatentAttentionConfig,
     q: &'a [f32],
@@ -240,8 +243,8 @@ impl SimdKernel for Span<'_> {
 
     #[inline(always)]
     fn run<S: Simd, const V: usize>(mut self, simd: S) {
-        // Blocks that fit the registers: 16 sums, or as many weights, of 32 that hold a chunk each;
-        // else 8 of AVX2's 16.
+        // Blocks that fit into the registers: 16 sums, or as many weights, in AVX-512's 32 registers, each of which
+        // holds a chunk; else 8 in AVX2's 16.
         match V {
             1 => {
                 self.products::<S, V, 2, 8>(simd);
@@ -258,7 +261,7 @@ impl SimdKernel for Span<'_> {
 }
 
 impl Span<'_> {
-    /// Computes the products of queries and rows, `M` heads by `N` rows at a time. Rows are in the outer
+    /// Computes the dot products of queries and rows, `M` heads by `N` rows at a time. Rows are in the outer
     /// loop, so that they stay in the L1 cache for all heads.
     #[inline(always)]
     fn products<S: Simd, const V: usize, const M: usize, const N: usize>(&mut self, simd: S) {
@@ -272,7 +275,7 @@ impl Span<'_> {
         }
     }
 
-    /// Computes the products of `N` rows from row `s` on with all heads.
+    /// Computes the dot products of the queries of all heads with `N` rows from row `s` on.
     #[inline(always)]
     fn products_of<S: Simd, const V: usize, const M: usize, const N: usize>(
         &mut self,
@@ -304,7 +307,7 @@ impl Span<'_> {
         }
     }
 
-    /// Replaces products by exponentials of the logits, minus the maximum of each head.
+    /// Scales the dot products to logits and replaces each by `exp(logit - max)`, with the maximum of its head.
     #[inline(always)]
     fn exponentials(&mut self) {
         let LatentAttentionConfig { scale, softcap, .. } = *self.a;
@@ -324,7 +327,7 @@ impl Span<'_> {
         }
     }
 
-    /// Computes the weighted sums of the rows' latents, in the same blocks as the products.
+    /// Computes the weighted sums of the rows' latents, in the same blocks as the dot products.
     #[inline(always)]
     fn sums<S: Simd, const V: usize, const M: usize, const N: usize>(&mut self, simd: S) {
         self.context.fill(0.0);

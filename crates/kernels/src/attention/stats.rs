@@ -15,7 +15,7 @@ const ROWS_AT_ONCE: usize = 4;
 /// Statistics of the logits of all heads over the unmasked keys.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AttentionStats {
-    /// Max attention logit, after the soft cap.
+    /// Max attention logit, after the soft cap, unlike [`max_attention_logits`].
     pub max: f32,
     /// Mean attention entropy `-Σ p ln p` over sequences, heads and queries, in nats.
     pub entropy: f64,
@@ -72,7 +72,7 @@ fn of_head(a: &AttentionConfig, layout: &QkvLayout, b: usize, h: usize) -> Atten
                 }
                 let finite = row.iter().all(|s| s.is_finite());
                 let max_logit = if finite { max(row) } else { f32::NAN };
-                // With e = exp(s - top) and Z = Σ e the entropy is ln Z - Σ e (s - top) / Z.
+                // With e = exp(s - max_logit) and Z = Σ e the entropy is ln Z - Σ e (s - max_logit) / Z.
                 let weighted: f64 = row
                     .iter()
                     .map(|s| f64::from(exp(s - max_logit) * (s - max_logit)))
@@ -131,7 +131,7 @@ fn span_maxima(
         pack_transposed(k.from(start), count, d, &mut keys);
         for (query_head, max_logit) in maxima.iter_mut().enumerate() {
             let q = layout.queries(a, b, kv_head * shared + query_head).rows;
-            // Query tiles before these keys see none of them.
+            // Query tiles before these keys attend to none of them.
             let skipped = start.saturating_sub(first) / QUERY_TILE * QUERY_TILE;
             for first in (first + skipped..end).step_by(QUERY_TILE) {
                 let n = QUERY_TILE.min(end - first);

@@ -16,7 +16,7 @@ fn with_gradients(
     loss_and_gradients(spec, x, w, targets, dx, dw, &mut logits)
 }
 
-/// (sum of cross-entropy, sum of squared log-sums), by definition.
+/// Returns the sums of the cross-entropy and of the squared log-sum-exp, by definition.
 fn naive(spec: &LossSpec, x: &[f64], w: &[f64], targets: &[i32]) -> (f64, f64) {
     let mut sums = (0.0, 0.0);
     for (x, &target) in x.chunks(spec.width).zip(targets).filter(|(_, t)| **t >= 0) {
@@ -164,7 +164,7 @@ fn bit_identical_for_any_thread_count() {
 }
 
 #[test]
-#[should_panic(expected = "target 9 is neither -1 nor below 7")]
+#[should_panic(expected = "target 9 is neither -1 nor in 0..7")]
 fn an_unknown_target_is_refused() {
     loss(&PLAIN, &[0.0; 3], &[0.0; 21], &[9], None, &mut [0.0; 7]);
 }

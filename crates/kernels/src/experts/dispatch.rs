@@ -73,7 +73,7 @@ impl DispatchLayout {
             let known = (expert as usize) < experts;
             assert!(
                 known,
-                "DispatchLayout::fill: expert {expert} is outside of {experts} experts"
+                "DispatchLayout::fill: expert {expert} is not in 0..{experts}"
             );
             load[expert as usize] += 1;
         }

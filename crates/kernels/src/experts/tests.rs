@@ -267,13 +267,13 @@ fn non_finite_values_stay_within_their_token() {
 }
 
 #[test]
-#[should_panic(expected = "expert 3 is outside of 3 experts")]
+#[should_panic(expected = "expert 3 is not in 0..3")]
 fn an_unknown_expert_is_refused() {
     filled(&[0, 3], 3, 1);
 }
 
 #[test]
-#[should_panic(expected = "expert -1 is outside of 3 experts")]
+#[should_panic(expected = "expert -1 is not in 0..3")]
 fn a_negative_expert_is_refused() {
     filled(&[0, -1], 3, 1);
 }

@@ -92,7 +92,8 @@ fn head_maxima_match_the_reference() {
             max_attention_logits(&uncapped, &qkv),
             max_attention_logits(&a, &qkv)
         );
-        // The first query of the last head attends only to the first key, and only the last query the last key.
+        // The first query of the last head attends only to the first key, and only the last query attends to the last
+        // key.
         let shared = heads / kv_heads;
         let parts = [
             (0, heads - 1, heads - 1..heads),
