@@ -4,7 +4,7 @@
     cargo build --release
     python3 bench/compare.py
 
-PyTorch is installed into a virtual environment below target/ on the first run. Nothing here is needed to
+PyTorch is installed into a virtual environment in target/ on the first run. Nothing here is needed to
 build or to test the project.
 """
 
@@ -100,7 +100,7 @@ def report(found):
         print(f"{run:16} {speed[run]:10,.0f} {flops * speed[run]:9.1f} {faster[run]:10.2f}x "
               f"{memory[run] / 2**20:6.0f} MiB {leaner[run]:11.2f}x")
     best = max((run for run in found if run.startswith("pytorch")), key=speed.get)
-    print(f"against the better PyTorch ({best}): {faster[best]:.2f}x its tokens/s, "
+    print(f"relative to the faster PyTorch variant ({best}): {speed_ratio[best]:.2f}x its tokens/s, "
           f"{leaner[best]:.2f}x its memory")
     shares = [r["sgemm_share"] for r in found["hybridnorm"]]
     print(f"fraction of peak (fastest matmul): {statistics.median(shares):.1%}")

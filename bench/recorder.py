@@ -64,5 +64,5 @@ for name, (settings, steps) in SHAPES.items():
     recording = statistics.median(recordings)
     print(
         f"{name}: step {1e3 * plain:.1f} ms, recording {1e3 * recording:.2f} ms, "
-        f"overhead at every ten steps {10 * recording / plain:.2f} %"
+        f"overhead at one recording per ten steps {10 * recording / plain:.2f} %"
     )

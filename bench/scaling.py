@@ -146,9 +146,9 @@ def picture(sequence, width, note):
                   "FLOPs of the model at peak matmul throughput")]
     shape, other = sequence_shape(sequence[0].x), width_shape(width[0].x)
     out += panel(LEFT, f"width {shape['d']}, {shape['layers']} layers, vocabulary {shape['vocab']}",
-                 f"sequence length (tokens), {TOKENS['sequence']} tokens a step", sequence)
+                 f"sequence length (tokens), {TOKENS['sequence']} tokens per step", sequence)
     out += panel(second, f"length {other['seq']}, {other['layers']} layers, "
-                 f"vocabulary {other['vocab']}", f"width, {TOKENS['width']} tokens a step", width)
+                 f"vocabulary {other['vocab']}", f"width, {TOKENS['width']} tokens per step", width)
     out += [text(LEFT, height - 12, note, 12, "start"), "</svg>"]
     return "\n".join(out) + "\n"
 

@@ -61,7 +61,7 @@ unsafe impl GlobalAlloc for Allocator {
     }
 }
 
-/// Indices of mimalloc options in its list of options, which the bindings leave out.
+/// Values of `mi_option_t` that the bindings do not declare.
 const PURGE_DELAY: i32 = 15;
 const ARENA_RESERVE: i32 = 23;
 
@@ -69,8 +69,8 @@ const NEVER: c_long = -1;
 /// Address space reserved at a time, in KiB.
 const RESERVED: c_long = 64 << 10;
 
-/// Sets up the allocator before anything large is allocated. On Linux the system also calls it before the first
-/// allocation, which precedes `main`.
+/// Sets up the allocator before anything large is allocated. On Linux the C runtime also calls it before `main`, and so
+/// before the first allocation.
 pub extern "C" fn set_up() {
     // Keep freed memory: the system would take it back page by page and clear it again, and a training step allocates
     // what the previous one freed.
@@ -103,8 +103,8 @@ fn set_mimalloc_option(option: i32, value: c_long) {
     unsafe { libmimalloc_sys::mi_option_set(option, value) }
 }
 
-// SAFETY: the system calls functions of this section once, on the only thread, before `main`; this one needs
-// neither arguments nor anything that Rust sets up.
+// SAFETY: the C runtime calls the functions in this section once, before `main`, while there is one thread; this one
+// needs neither arguments nor anything that Rust sets up.
 #[cfg(target_os = "linux")]
 #[unsafe(link_section = ".init_array")]
 #[used]

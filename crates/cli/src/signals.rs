@@ -34,7 +34,7 @@ impl Signals {
         Ok(handler)
     }
 
-    /// Returns the flag.
+    /// Returns the flag that the first signal sets.
     pub fn flag(&self) -> &AtomicBool {
         &self.interrupted
     }
@@ -75,8 +75,8 @@ fn on_signal(act: impl Fn() + Send + 'static) -> std::io::Result<()> {
     Ok(())
 }
 
-/// True if this process was started with `signal` ignored, as `nohup` does with the hangup signal of a closing
-/// terminal. Only Linux reports this; false elsewhere.
+/// True if this process was started with `signal` ignored, as `nohup` does with SIGHUP. Always false on systems other
+/// than Linux, which do not report it.
 #[cfg(unix)]
 fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -71,7 +71,7 @@ fn terminal_width() -> Option<u16> {
     size.map(|(Width(width), _)| width)
 }
 
-/// Formats a count with a decimal prefix: `1.24 G`.
+/// Formats a count with an SI prefix: `1.24 G`.
 pub fn si_prefixed(number: f64) -> String {
     let (value, prefix) = [(1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")]
         .into_iter()

@@ -190,7 +190,7 @@ fn a_signal_stops_bench_placements_and_its_child_processes() {
     common::signal(&child, "TERM");
     let output = child.wait_with_output().unwrap();
     assert_eq!(common::code(&output), 130, "{output:?}");
-    assert!(!other.exists(), "{other:?} goes on");
+    assert!(!other.exists(), "{other:?} is still running");
 }
 
 #[test]

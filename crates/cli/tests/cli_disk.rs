@@ -1,6 +1,5 @@
-//! Full and read-only disks: small in-memory file systems, which only root may mount. Users become root of a
-//! namespace with
-//! `unshare -rm cargo test --release -p hybridnorm-cli --test cli_disk -- --ignored`.
+//! Full and read-only disks: small in-memory file systems, which only root may mount. Without root, run them in a user
+//! namespace: `unshare -rm cargo test --release -p hybridnorm-cli --test cli_disk -- --ignored`.
 
 mod common;
 

@@ -32,7 +32,7 @@ fn count(value: &Value, key: &str) -> u64 {
         .unwrap_or_else(|| panic!("no {key} in {value}"))
 }
 
-/// Sums the left-out tokens over all reasons.
+/// Sums the omitted tokens over all reasons.
 fn left_out(value: &Value) -> u64 {
     let reasons = value["left_out"].as_array().unwrap();
     reasons
@@ -80,6 +80,7 @@ fn short_last_windows_are_evaluated() {
         number(&all, "bits_per_byte"),
         nats(&all) / 2_f64.ln() / (bytes - 1) as f64,
     );
+    // The earlier name of `full`.
     let whole = eval(&dir, &["a.txt"], &["--windows", "whole"]);
     assert_eq!(count(&whole, "tokens"), bytes / 16 * 16);
     adds_up(&whole);

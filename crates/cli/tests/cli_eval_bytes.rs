@@ -33,7 +33,7 @@ fn write_tokenizers(dir: &TestDir) {
     });
 }
 
-/// Number of tokens of a text.
+/// Function that returns the number of tokens of a text.
 type Length<'l> = &'l dyn Fn(&str) -> usize;
 
 fn eval(dir: &TestDir, run: &str, data: &str, windows: &str) -> Value {
@@ -75,7 +75,7 @@ fn all_and_full_windows_count_the_bytes_of_the_text() {
         let tokenizer = format!("data.tokenizer=\"{name}.json\"");
         dir.train(name, &["--set", &tokenizer, "--set", "train.steps=5"]);
         let all = eval(&dir, name, "320.txt", "all");
-        let same = eval(&dir, name, "320.txt", "whole");
+        let same = eval(&dir, name, "320.txt", "full");
         assert_eq!(all["tokens"], 320, "{name}");
         assert_eq!(
             all["text_bytes"],
@@ -88,7 +88,7 @@ fn all_and_full_windows_count_the_bytes_of_the_text() {
         // Five tokens are omitted, whose bytes only an exact tokenizer determines.
         let all = eval(&dir, name, "325.txt", "all");
         assert_eq!(all["text_bytes"], longer.len() as u64 - first, "{name}");
-        let part = eval(&dir, name, "325.txt", "whole");
+        let part = eval(&dir, name, "325.txt", "full");
         assert_eq!(part["tokens"], 320, "{name}");
         let reason = part["sets"][0]["no_bits_per_byte"].as_str();
         match name {
@@ -106,7 +106,7 @@ fn all_and_full_windows_count_the_bytes_of_the_text() {
             .flat_map(|id| (id % 7 + 40).to_le_bytes())
             .collect();
         dir.write("ready.u16", ids);
-        for windows in ["all", "whole"] {
+        for windows in ["all", "full"] {
             let found = eval(&dir, name, "ready.u16", windows);
             assert_eq!(
                 found["bits_per_byte"].is_f64(),

@@ -130,7 +130,7 @@ impl Scenario {
         let kept = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (self.keeps)(&dir)));
         if kept.is_err() {
             return Err(format!(
-                "lost what was there before; it had printed {message:?}"
+                "existing data were lost; the command printed {message:?}"
             ));
         }
         // Old files that could not be removed are removed by the next writer.
@@ -138,7 +138,7 @@ impl Scenario {
         found.retain(|name| expected.contains(name) || !is_temporary(name));
         if code(&disturbed) == 0 && found != *expected {
             return Err(format!(
-                "left {}, with exit 0",
+                "exited with code 0, but its files differ: {}",
                 difference(&found, expected)
             ));
         }
@@ -150,7 +150,7 @@ impl Scenario {
         let is_done = code(&disturbed) == 0 || found == *expected;
         if code(&retried) != 0 && !is_done {
             return Err(format!(
-                "cannot be tried again: {:?} after {message:?}",
+                "the retry failed: {:?} after {message:?}",
                 stderr(&retried)
             ));
         }
@@ -158,7 +158,7 @@ impl Scenario {
         match found == *expected {
             true => Ok(()),
             false => Err(format!(
-                "left {}, tried again",
+                "files differ after the retry: {}",
                 difference(&found, expected)
             )),
         }
@@ -199,7 +199,7 @@ fn is_temporary(name: &Path) -> bool {
 fn difference(found: &BTreeSet<PathBuf>, expected: &BTreeSet<PathBuf>) -> String {
     let more: Vec<_> = found.difference(expected).collect();
     let less: Vec<_> = expected.difference(found).collect();
-    format!("{more:?} more and {less:?} less than undisturbed")
+    format!("unexpected {more:?}, missing {less:?}")
 }
 
 fn copy(template: &TestDir) -> TestDir {

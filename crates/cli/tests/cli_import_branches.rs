@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 const IMPORT: [&str; 5] = ["import", "their", "--out", "ours", "--json"];
 
-/// Returns the reasons and counts of the left-out items of a unit.
+/// Returns the reasons and counts of the omitted items of a unit.
 fn left_out(found: &Value, unit: &str) -> Vec<(String, u64)> {
     let all = found["left_out"].as_array().unwrap();
     (all.iter().filter(|one| one["unit"] == unit))
@@ -96,7 +96,7 @@ fn a_common_prefix_of_tensor_names_is_removed() {
         let text = dir.ok(&["import", "their", "--out", "second", "--quiet"]);
         assert!(text.contains(&format!("`{prefix}`")), "{text}");
     }
-    // In several shards, with an index.
+    // In a shard that an index lists.
     let split = dir("olmoe");
     let mut map = serde_json::Map::new();
     rewrite(&split, |all| {

@@ -1,4 +1,5 @@
-//! Peak memory of readers against the documented bounds, plus that of the idle program and its results.
+//! Memory: peaks of readers against the documented bounds, rejection of work that does not fit, and the estimate
+//! of `inspect`.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -17,7 +18,7 @@ const LARGE_PIECE: u64 = 256 * MIB;
 /// The idle program, 16 MiB of a reader, and 8 MiB of text tokenized at once with its tokens.
 const CONSTANT: u64 = 160 * MIB;
 
-/// Peak resident memory of the program, in bytes.
+/// Runs the program and returns its peak resident memory in bytes.
 fn peak(dir: &TestDir, args: &[&str]) -> u64 {
     let mut command = dir.command(args);
     let mut child = command
@@ -150,7 +151,7 @@ fn memory_for_tokenizers_at_their_limits_is_as_documented() {
     let most = 50 * file.len() as u64 + LARGE_PIECE + 750 * nodes;
     assert!(
         found < most,
-        "{} MiB, stated are {}",
+        "{} MiB, documented bound {}",
         found / MIB,
         most / MIB
     );
@@ -346,7 +347,7 @@ fn on_one_thread<'a>(command: &[&'a str], settings: &[&'a str]) -> Vec<&'a str> 
 
 const TRAIN: [&str; 4] = ["train", "tiny.toml", "--run", "run"];
 
-/// Asserts that a command was refused for its memory, in one line.
+/// Asserts that a command was rejected in one line because its memory is not available.
 fn assert_refused(output: &Output) {
     let stderr = common::stderr(output);
     assert_eq!(common::code(output), 2, "{stderr}");
@@ -357,7 +358,7 @@ fn assert_refused(output: &Output) {
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }
 
-/// Training and its benchmark are refused at the start if they do not fit.
+/// Training and its benchmark are rejected at the start if they do not fit into memory.
 #[test]
 fn trainings_that_exceed_memory_are_rejected() {
     let dir = TestDir::new();
@@ -394,7 +395,7 @@ fn checkpoints_are_written_without_copies_of_parameters() {
     let output = limited(&dir, 1_200_000, &on_one_thread(&TRAIN, &settings));
     assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
     assert!(dir.path("run/checkpoints/step-00000001").is_dir());
-    // Nor is one loaded so: a copy of the moments would be another 512 MB.
+    // Loading one copies no parameter either: a copy of the moments would be another 512 MB.
     let resume = [&TRAIN[..], &["--resume"]].concat();
     let longer = [&settings[..], &["train.steps=2"]].concat();
     let output = limited(&dir, 1_200_000, &on_one_thread(&resume, &longer));
@@ -402,7 +403,7 @@ fn checkpoints_are_written_without_copies_of_parameters() {
     assert!(dir.path("run/checkpoints/step-00000002").is_dir());
 }
 
-/// Reservations of allocators are not a reason to refuse a training that fits.
+/// A run that fits is not rejected because of allocator reservations.
 #[test]
 fn any_sufficient_address_space_is_accepted() {
     let dir = TestDir::new();
@@ -420,7 +421,7 @@ fn any_sufficient_address_space_is_accepted() {
     }
 }
 
-/// Evaluation with a batch that does not fit, of a run that fits.
+/// An evaluation whose batch does not fit, of a model whose training does.
 #[test]
 fn evaluations_that_exceed_memory_are_rejected() {
     let dir = TestDir::new();

@@ -8,7 +8,7 @@ use common::TestDir;
 /// amplifies the last bits to about this much.
 const TOLERANCE: f64 = 0.005;
 
-/// Rows of the first table of losses in a text: name and validation loss in nats.
+/// Returns the rows of the first table of losses in a text: name and validation loss in nats.
 fn losses(text: &str) -> Vec<(&str, f64)> {
     let lines = text.lines();
     let table = lines.skip_while(|line| !line.contains("validation loss (nats)"));

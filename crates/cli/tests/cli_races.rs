@@ -1,4 +1,5 @@
-//! Two and three concurrent processes on one target: one wins, the others report it, nothing is damaged.
+//! Two or three concurrent processes on one target: at least one succeeds, the others exit with a message, and nothing
+//! is damaged.
 //!
 //! `RACES=200` runs that many rounds per race; the default is a few.
 

@@ -38,7 +38,7 @@ fn layer_logging_does_not_change_results() {
                 .map(|norm| norm.as_f64().unwrap().powi(2))
                 .sum::<f64>();
         }
-        // The roles together cover all parameters.
+        // The labels together cover all parameters.
         let whole = metrics["grad_norm"].as_f64().unwrap();
         assert!(
             (squares.sqrt() / whole - 1.0).abs() < 1e-5,

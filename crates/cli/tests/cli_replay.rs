@@ -7,8 +7,8 @@ use std::fs;
 use common::TestDir;
 use serde_json::{Value, json};
 
-/// Three segments: extended, then with other learning rate, batch size and decay; of the first two only metrics
-/// remain.
+/// Trains a run of three segments: the second has more steps, the third another learning rate, batch size and weight
+/// decay. Of the first two only the metrics remain.
 fn changed_run(dir: &TestDir) {
     let kept = ["--set", "train.keep_checkpoints=1"];
     dir.train("run", &kept);

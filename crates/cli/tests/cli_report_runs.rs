@@ -447,7 +447,7 @@ fn a_report_does_not_overwrite_its_sources() {
         dir.expect_error(2, &report, &["is a part of the input run"]);
         assert_eq!(dir.read(&out), before, "{part}");
     }
-    // Nor of parts that do not exist yet.
+    // Files of a run that do not exist yet are protected, too.
     for part in ["unfinished.txt", "flight", "kept"] {
         let out = format!("run/{part}");
         let report = ["report", "run", "--format", "json", "--out", &out];

@@ -45,7 +45,7 @@ fn a_run_killed_before_its_first_step_is_restarted_by_the_same_command() {
     dir.write("own/config.toml", "seed = 1\n");
     dir.train_fails(2, "own", &[], &["own already contains config.toml"]);
     assert_eq!(dir.read("own/config.toml"), b"seed = 1\n");
-    // Nor are metrics, which were expensive to compute.
+    // Metrics, which were expensive to compute, are not overwritten either.
     fs::create_dir(dir.path("rows")).unwrap();
     for name in ["metrics.jsonl", "config.toml", "segments.json"] {
         fs::copy(

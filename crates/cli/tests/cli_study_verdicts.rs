@@ -1,4 +1,4 @@
-//! Studies with made-up records through the binary: unsupported claims are not made.
+//! Studies with synthetic records, through the binary: no unsupported claims are made.
 
 mod common;
 
@@ -98,7 +98,7 @@ fn claims_a_difference(text: &str) -> bool {
     .any(|words| text.contains(words))
 }
 
-/// Loss with its minimum in the middle; the other placement differs by `0.2`.
+/// Returns a loss with its minimum at the middle learning rate.
 fn loss_with_minimum(lr: f64, seed: u64) -> f64 {
     2.0 + 0.001 * seed as f64 + if lr == 3e-3 { 0.0 } else { 0.1 }
 }
@@ -205,7 +205,7 @@ fn runs_that_have_not_learned_are_not_failed() {
 
 #[test]
 fn failed_seed_does_not_make_a_placement_worse() {
-    // Far better at the middle learning rate, except for one failed seed.
+    // Far better at the middle learning rate, except for one diverged seed.
     let dir = study_with_losses(|placement, lr, seed| match (placement, lr == 3e-3, seed) {
         ("hybridnorm", true, 3) => Some(5.9),
         ("hybridnorm", true, _) => Some(1.5 + 0.001 * seed as f64),
@@ -251,7 +251,7 @@ fn a_single_learning_rate_is_undecided() {
     );
 }
 
-/// Three run outcomes, named by the same three terms in every output.
+/// The three run statuses have the same names in every output.
 #[test]
 fn run_statuses_are_consistent_across_outputs() {
     let dir = study_with_losses(|placement, lr, seed| match (placement, lr) {
@@ -339,7 +339,7 @@ fn records_without_their_checksum_are_rejected() {
     dir.expect_error(1, &study, &["validation loss of 1 nats, but the last"]);
 }
 
-/// A changed study file is not written if nothing trains; otherwise the change is reported.
+/// Change of the margin as it is reported.
 const MARGIN: &str = "study.rules.margin from 0.01 to 0.5";
 
 /// Runs or resumes the study in `out`, and returns the table and the notes.

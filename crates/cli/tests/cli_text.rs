@@ -11,7 +11,7 @@ use common::TestDir;
 use serde_json::Value;
 
 fn gzip(bytes: &str) -> Vec<u8> {
-    // Members and padding, as in `cat a.gz b.gz` and tape archives.
+    // One gzip member, followed by zero padding as on tapes.
     let mut child = Command::new("gzip")
         .arg("-c")
         .stdin(std::process::Stdio::piped())
@@ -51,7 +51,7 @@ fn left_out(json: &Value, unit: &str) -> u64 {
         .sum()
 }
 
-/// A folder `c` with texts of every format, links, and files that are omitted.
+/// Creates a folder `c` with texts of every format, symbolic links, and files that are omitted.
 fn mixed_folder() -> TestDir {
     let dir = TestDir::new();
     dir.write("c/one.text", "plain one");

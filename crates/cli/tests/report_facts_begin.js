@@ -1,4 +1,4 @@
-// Runs before everything else of a page under test.
+// Runs before any other script of the page under test.
 window.facts = { errors: [], downloads: [] };
 window.addEventListener("error", (event) => facts.errors.push(String(event.message)));
 window.addEventListener("unhandledrejection", (event) => facts.errors.push(String(event.reason)));

@@ -78,7 +78,8 @@ pub struct BenchOpsArgs {
         allow_negative_numbers = true
     )]
     pub seconds: f64,
-    /// Fail if the speed-up of a kernel over the reference loops is below its minimum in this file.
+    /// Fail if a kernel is slower than its minimum speed-up over the reference loops in this file, or differs from its
+    /// reference by more than 1e-4.
     #[arg(long, value_name = "FLOORS.toml")]
     pub floors: Option<PathBuf>,
 }

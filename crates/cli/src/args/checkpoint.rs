@@ -41,7 +41,7 @@ pub struct EvalArgs {
 /// Windows of the data.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum EvalWindows {
-    /// All windows; every token but the first is a target.
+    /// All windows; every token except the first of each stream is a target.
     All,
     /// Windows of full sequence length.
     #[value(alias = "whole")]
@@ -78,12 +78,12 @@ pub struct GenerateArgs {
         allow_negative_numbers = true
     )]
     pub temperature: f64,
-    /// Sample only from the K most likely tokens; 0: from all. [default: 0]
+    /// Sample only from the K most likely tokens; 0: from all [default: 0]
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
     #[arg(long, value_name = "P", allow_negative_numbers = true, help = top_p_help())]
     pub top_p: Option<f64>,
-    /// Random seed for sampling. [default: 0]
+    /// Random seed for sampling [default: 0]
     #[arg(long, value_name = "S")]
     pub seed: Option<u64>,
     /// Output format.
@@ -108,7 +108,8 @@ impl GenerateArgs {
 
 fn top_p_help() -> String {
     format!(
-        "Sample only from the most likely tokens that together reach probability P; 1: from all. [default: {}]",
+        "Sample only from the most likely tokens whose cumulative probability reaches P (nucleus sampling); 1: from \
+         all [default: {}]",
         Sampling::DEFAULT_TOP_P
     )
 }

@@ -48,10 +48,11 @@ pub enum PublicText {
 #[derive(Debug, Args)]
 pub struct PrepareArgs {
     /// Files (`.txt`, `.text`, `.md`, `.jsonl`, `.ndjson`, `.json`, each also with `.gz`, `.zst` or
-    /// `.zstd`; `.parquet`), folders, globs; `gutenberg`; `stories:N`.
+    /// `.zstd`; `.parquet`), folders, globs; `gutenberg`; `stories:N` (N generated stories).
     #[arg(required = true, value_name = "INPUT")]
     pub inputs: Vec<String>,
-    /// Tokenizer: `bytes`, `r50k`, `cl100k`, `bpe:N` (trained on the text, N tokens), or the path of a
+    /// Tokenizer: `bytes`, `r50k`, `cl100k`, `bpe:N` (BPE with a vocabulary of N tokens, trained on the text), or the
+    /// path of a
     /// `tokenizer.json`.
     #[arg(long, value_name = "SPEC")]
     pub tokenizer: String,
@@ -61,7 +62,7 @@ pub struct PrepareArgs {
     /// Fraction of documents to hold out for validation (default: 0.01).
     #[arg(long, value_name = "F", allow_negative_numbers = true)]
     pub validation_fraction: Option<f64>,
-    /// Inputs used entirely for validation; no documents are held out then.
+    /// Input used entirely for validation; may be repeated. No documents of the other inputs are then held out.
     #[arg(long, value_name = "INPUT")]
     pub validation: Vec<String>,
     /// Random seed for choosing the held-out documents.

@@ -24,7 +24,7 @@ use clap::{Parser, Subcommand};
 #[derive(Debug, Parser)]
 #[command(name = "hybridnorm", version, arg_required_else_help = true)]
 pub struct Cli {
-    /// Options of the whole program.
+    /// Global options.
     #[command(flatten)]
     pub global: GlobalArgs,
     /// Command to run.
@@ -45,7 +45,7 @@ pub enum Command {
     Replay(ReplayArgs),
     /// Train many models that differ in placement, learning rate and seed, and compare them.
     Study(StudyArgs),
-    /// Write a report of a study, of runs or of a probe: one self-contained HTML file.
+    /// Write a report of a study, of runs or of a probe: a self-contained HTML page, Markdown or JSON.
     Report(ReportArgs),
     /// Measure loss and perplexity of a checkpoint.
     Eval(EvalArgs),

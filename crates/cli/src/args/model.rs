@@ -51,7 +51,7 @@ pub enum AttentionKind {
 /// Format of equations.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub enum Format {
-    /// Unicode mathematics for the terminal.
+    /// Unicode text for the terminal.
     Text,
     /// LaTeX.
     Latex,

@@ -9,13 +9,13 @@ use serde::Serialize;
 
 use crate::console;
 
-/// Options of the whole program.
+/// Global options.
 #[derive(Debug, Args)]
 pub struct GlobalArgs {
-    /// Print only results, no progress and no notes.
+    /// Print only results and errors: no progress, notes or warnings.
     #[arg(long, short, global = true, help_heading = "Global options")]
     pub quiet: bool,
-    /// Number of CPU threads (default: all cores); results do not depend on it.
+    /// Number of CPU threads (default: `RAYON_NUM_THREADS` if set, otherwise all cores); results do not depend on it.
     #[arg(long, global = true, value_name = "N", help_heading = "Global options")]
     pub threads: Option<usize>,
 }
@@ -89,8 +89,8 @@ pub struct TextArgs {
     /// do not split.
     #[arg(long, value_name = "N")]
     document_chars: Option<usize>,
-    /// In folders and globs, read only matching files; may be repeated. A pattern with `/` is matched against the
-    /// path below the input, one without against every name in it.
+    /// In folders and globs, read only matching files; may be repeated. A pattern with `/` is matched against the path
+    /// relative to the input, one without `/` against every component of that path.
     #[arg(long, value_name = "GLOB")]
     include: Vec<String>,
     /// Skip matching files; may be repeated.

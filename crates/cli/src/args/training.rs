@@ -12,7 +12,8 @@ pub struct QuickstartArgs {
     /// Folder for the two runs and the results.
     #[arg(long, value_name = "DIR", default_value = "runs/quickstart")]
     pub out: PathBuf,
-    /// Text to use instead of the default: a file, folder or glob, `gutenberg`, or `stories:N`.
+    /// Text to use instead of the default: a file, folder or glob, `gutenberg`, or `stories:N` (N generated stories);
+    /// may be repeated.
     #[arg(long, value_name = "INPUT")]
     pub data: Vec<String>,
     /// Training steps per model.
@@ -58,7 +59,7 @@ pub struct ProbeArgs {
     /// Overrides of the configuration.
     #[command(flatten)]
     pub overrides: OverrideArgs,
-    /// Placements to probe, separated by commas (default: that of the configuration).
+    /// Names of the placements to probe, separated by commas (default: the configuration's placement).
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub placements: Vec<String>,
     /// Training steps per placement, of which the first and the last are measured (default: 100, or `train.steps` if
@@ -78,7 +79,8 @@ pub struct ProbeArgs {
 pub struct ReplayArgs {
     /// Run directory.
     pub run: PathBuf,
-    /// Step of interest; the replay starts from the newest checkpoint before it.
+    /// Step of interest; the replay starts from the newest checkpoint before it, or from the first step if none
+    /// remains.
     #[arg(long, value_name = "S")]
     pub step: u64,
     /// Number of steps to replay after it.

@@ -111,8 +111,8 @@ fn inspection(found: &Inspection) -> String {
         "tokens",
         "text",
         "bytes/token",
-        "tokens used",
-        "unigram nats",
+        "vocabulary used",
+        "unigram loss (nats)",
     ]);
     let mut add = |name: &str, split: &SplitReport| {
         table.add_row([
@@ -134,7 +134,8 @@ fn inspection(found: &Inspection) -> String {
         false => "the manifest has no checksum (written by an earlier version)",
     };
     format!(
-        "tokenizer {} ({} tokens, SHA-256 {})\nevery shard matches its size and SHA-256; {checksum}\n\n{table}\n{}\n{}\n",
+        "tokenizer {} ({} tokens, SHA-256 {})\nevery shard matches its size and SHA-256; \
+         {checksum}\n\n{table}\n{}\n{}\n",
         tokenizer.name,
         with_thousands_separators(tokenizer.vocab_size as u64),
         &tokenizer.fingerprint[..16.min(tokenizer.fingerprint.len())],

@@ -56,7 +56,7 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
     if !args.output.json {
         console::print("\n")?;
     }
-    // The others were printed above.
+    // The first ones, on the prompt, were printed before generation.
     for line in omissions.lines().iter().skip(dropped_prompt_tokens.len()) {
         console.note(line);
     }

@@ -93,7 +93,7 @@ fn is_config(path: &Path) -> Result<bool, Error> {
 fn dimensions(model: &ModelConfig) -> Vec<String> {
     let mut parts = vec![
         format!("d_model {}", model.d_model),
-        format!("layers {}", model.n_layers),
+        format!("blocks {}", model.n_layers),
         format!("heads {}", model.n_heads),
     ];
     match &model.mla {
@@ -166,9 +166,12 @@ fn text(report: &Report) -> String {
         ("weights", memory.weights),
         ("optimizer moments", memory.optimizer),
         ("accumulated gradients", memory.gradients),
-        ("activations, gradients, scratch", memory.activations),
+        (
+            "activations, gradients, scratch (planned arena)",
+            memory.activations,
+        ),
         ("workspace of kernels", memory.workspace),
-        ("process", memory.process),
+        ("code, libraries and plans", memory.process),
         ("total", memory.total()),
     ] {
         table.add_row([name.to_owned(), bytes(size)]);

@@ -51,8 +51,8 @@ pub fn run(command: Command, console: &Console) -> Result<Outcome, Error> {
     outcome.map_err(with_no_lock)
 }
 
-/// Opens the checkpoint at `path`, or the newest valid one of the run directory there; prints a note on each broken
-/// newer one.
+/// Opens the checkpoint at `path`, or the newest valid one of the run directory there; prints a note for each newer
+/// checkpoint that is corrupt.
 fn open_checkpoint(path: &Path, console: &Console) -> Result<Checkpoint, Error> {
     let checkpoint = Checkpoint::open(path)?;
     for problem in checkpoint.skipped_checkpoints() {
@@ -61,7 +61,7 @@ fn open_checkpoint(path: &Path, console: &Console) -> Result<Checkpoint, Error> 
     Ok(checkpoint)
 }
 
-/// Adds the flags that decide what happens with existing output to the library's error about it.
+/// Appends the flags that resolve the conflict to an [`Error::Exists`] of the library.
 fn with_flags(error: Error, flags: &str) -> Error {
     match error {
         Error::Exists { path, problem, .. } => {

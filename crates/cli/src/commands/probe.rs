@@ -81,10 +81,10 @@ fn growth(report: &ProbeReport) -> Table {
         "placement",
         "step",
         "loss",
-        "gradient norm, last block ÷ first",
+        "gradient norm, last block ÷ first (fitted)",
         "gradient norm, largest block ÷ smallest",
-        "residual RMS, last ÷ first",
-        "residual gradient, last ÷ first",
+        "residual RMS, last ÷ first (fitted)",
+        "residual gradient, last ÷ first (fitted)",
         "max attention logit",
         "min attention entropy",
     ]);
@@ -120,7 +120,7 @@ fn signals(measured: &ProbeStep) -> Table {
         "attention entropy",
         "gradient norm",
         "residual gradient",
-        "gain drift",
+        "gain drift (RMS)",
     ]);
     let blocks = measured.layers.blocks.iter().zip(&measured.stream_grad);
     for (index, (block, stream_grad)) in blocks.enumerate() {

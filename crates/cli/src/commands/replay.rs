@@ -49,7 +49,7 @@ pub fn run(args: ReplayArgs, console: &Console) -> Result<Outcome, Error> {
     Ok(Outcome::Completed)
 }
 
-/// Compares the replayed numbers with the run's.
+/// Formats the comparison of the replay with the run.
 fn describe_comparison(replay: &Replay) -> String {
     let found = &replay.comparison;
     let steps = match found.steps {
@@ -61,7 +61,7 @@ fn describe_comparison(replay: &Replay) -> String {
         return format!("bit-identical to the run at {steps}");
     };
     let mut text = format!(
-        "differs from the run from step {} on (first: {})",
+        "differs from the run from step {} on (first differing metric: {})",
         first.step, first.quantity
     );
     if !found.other_conditions.is_empty() {
@@ -82,7 +82,7 @@ fn text(replay: &Replay, step: u64) -> String {
         [] => "no changes".to_owned(),
         changed => changed.join(", "),
     };
-    let mut text = format!("from step {} with {changed}", replay.from);
+    let mut text = format!("replayed from step {} with {changed}", replay.from);
     for followed in &replay.config_changes {
         let keys: Vec<String> = followed
             .changed
@@ -90,7 +90,7 @@ fn text(replay: &Replay, step: u64) -> String {
             .map(history::describe_change)
             .collect();
         text += &format!(
-            "; as in the run, after step {}: {}",
+            "; configuration change of the run after step {}: {}",
             followed.after_step,
             keys.join(", ")
         );
@@ -131,7 +131,7 @@ fn text(replay: &Replay, step: u64) -> String {
     }
     text += &format!("{table}\n");
     if let Some(reason) = &replay.early_end_reason {
-        text += &format!("the replay ended: {reason}\n");
+        text += &format!("the replay ended early: {reason}\n");
     }
     text
 }

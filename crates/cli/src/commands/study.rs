@@ -209,7 +209,7 @@ fn comparison(analysis: &Analysis) -> Table {
         "placement",
         "best lr",
         "loss",
-        &format!("difference to {}", analysis.rules.baseline),
+        &format!("difference from {}", analysis.rules.baseline),
         &match analysis.comparisons() {
             0 | 1 => format!("{level} CI"),
             _ => format!("{level} CI, simultaneous"),

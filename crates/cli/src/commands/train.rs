@@ -78,7 +78,7 @@ fn summary(outcome: &train::Outcome) -> String {
         None => "no validation data".into(),
     };
     format!(
-        "done: {} steps, {} tokens, {validation}",
+        "finished: {} steps, {} tokens, {validation}",
         outcome.step,
         with_thousands_separators(outcome.tokens)
     )

@@ -18,7 +18,7 @@ fn eval_json_agrees_with_the_metrics() {
     ]);
     dir.train("run", &["--set", "data.train=['p']"]);
     let last = dir.metrics("run")[19]["validation_loss"].as_f64().unwrap();
-    let whole = ["eval", "run", "--data", "p", "--json", "--windows", "whole"];
+    let whole = ["eval", "run", "--data", "p", "--json", "--windows", "full"];
     let found = dir.json(&[&whole[..], &["--batch-size", "4"]].concat());
     for key in [
         "loss",
@@ -196,7 +196,7 @@ fn eval_uses_the_given_split() {
         "--split",
         "validation",
     ];
-    let found = dir.json(&[&args[..], &["--json", "--windows", "whole"]].concat());
+    let found = dir.json(&[&args[..], &["--json", "--windows", "full"]].concat());
     let found = found["loss"].as_f64().unwrap();
     let last = dir.metrics("run").last().unwrap()["validation_loss"]
         .as_f64()

@@ -8,7 +8,7 @@ mod sets;
 use common::{TestDir, stderr};
 use serde_json::Value;
 
-/// A directory with a trained run in `run`.
+/// Trains a run `run` in a new directory, and returns the directory and the run's outcome.
 fn trained(settings: &[&str]) -> (TestDir, Value) {
     let dir = TestDir::new();
     dir.write("own.jsonl", RECORDS);

@@ -1,4 +1,4 @@
-//! Studies: planning, running, kills, shards, merging, verdicts.
+//! Studies: planning, running, kills, shards, merging, comparison of runs (verdicts: cli_study_verdicts.rs).
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -25,7 +25,7 @@ fn repeatedly_killed_studies_end_with_the_same_files() {
         std::thread::sleep(Duration::from_millis(20 + 23 * (round * round % 7)));
         assert!(
             child.try_wait().unwrap().is_none(),
-            "through before it was killed"
+            "finished before it was killed"
         );
         signal(&child, if round % 3 == 2 { "TERM" } else { "KILL" });
         child.wait_with_output().unwrap();

@@ -6,14 +6,14 @@ fn parsed(text: &[u8]) -> Value {
     serde_json::from_slice(text).unwrap()
 }
 
-/// A record without its checksum, as earlier versions wrote it.
+/// Removes the checksum of a record, as earlier versions wrote it.
 fn without_checksum(record: &[u8]) -> String {
     let mut value = parsed(record);
     value.as_object_mut().unwrap().remove("sha256");
     value.to_string()
 }
 
-/// A record with one flipped bit in its validation loss.
+/// Flips one bit of a record in its validation loss.
 fn with_flipped_bit(whole: &str) -> Vec<u8> {
     let mut flipped = whole.as_bytes().to_vec();
     let at = whole.find("\"validation_loss\":").unwrap() + "\"validation_loss\":".len();
@@ -21,8 +21,8 @@ fn with_flipped_bit(whole: &str) -> Vec<u8> {
     flipped
 }
 
-/// Damaged and forged variants of a record, each with a fragment of its message; `other` is the record of another
-/// run.
+/// Returns damaged and forged variants of a record, each with a fragment of the expected message; `other` is the record
+/// of another run.
 fn invalid_records(whole: &str, other: &Value) -> Vec<(Vec<u8>, &'static str)> {
     let changed = |change: &dyn Fn(&mut Value)| {
         // Recomputes the checksum, as a forger would.

@@ -100,7 +100,7 @@ impl TestDir {
         self.in_test_env(command)
     }
 
-    /// Returns a command of the program, started by another one, such as `nohup`.
+    /// Returns a command that runs the program through another program, such as `nohup`.
     pub fn command_through(&self, starter: &str, args: &[&str]) -> Command {
         let mut command = Command::new(starter);
         command.arg(PROGRAM).args(args);
@@ -329,7 +329,7 @@ pub fn damage(file: &Path, how: Damage) {
     fs::write(file, bytes).unwrap();
 }
 
-/// Returns a NumPy file of u16 with the given shape, `(5,)` or `(2, 3)`.
+/// Returns the bytes of a `.npy` file of u16 with the given shape, `(5,)` or `(2, 3)`.
 pub fn numpy(shape: &str, values: &[u16]) -> Vec<u8> {
     let header = format!("{{'descr': '<u2', 'fortran_order': False, 'shape': {shape}, }}\n");
     let mut file = b"\x93NUMPY\x01\x00".to_vec();
@@ -357,7 +357,7 @@ pub fn prepared_run(dir: &TestDir) {
     dir.train("run", &["--set", "data.train=[\"data\"]"]);
 }
 
-/// Creates a model folder as the official code writes it.
+/// Creates a checkpoint folder as the official code writes it.
 pub fn official_folder(dir: &TestDir, name: &str) {
     let fixtures =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../hybridnorm/tests/fixtures/official");

@@ -112,8 +112,11 @@ fn constants(text: &mut String, level: &str, view: &View) {
     let _ = writeln!(text, "{level} Constants\n");
     let mut settings: Vec<(&str, String)> = vec![
         ("baseline", rules.baseline.clone()),
-        ("level of the tests (α)", exact(rules.alpha)),
-        ("power for the number of seeds", exact(rules.power)),
+        ("family-wise error rate (α)", exact(rules.alpha)),
+        (
+            "power assumed for the estimated numbers of seeds",
+            exact(rules.power),
+        ),
         ("tolerance (nats)", exact(rules.tolerance)),
     ];
     if let Some(cap) = rules.loss_cap {

@@ -307,10 +307,10 @@ pub(super) fn power_law(view: &View) -> Option<PowerLaw> {
 }
 
 /// Limitations of the power law.
-pub(super) const LIMITATIONS: &str = "This is extrapolated by a power law, not measured. E and the exponent are \
-    constants of the study and were not fitted here; A is set by a single point, the baseline. Gains of placements \
-    without a significant difference are noise. The power law does not extend to other sizes, more tokens or other \
-    data.";
+pub(super) const LIMITATIONS: &str = "This is extrapolated by a power law, not measured. The irreducible \
+    loss E and the exponent are constants of the study and were not fitted here; A is set by a single point, the \
+    baseline. Gains of placements without a significant difference are noise. The power law does not extend to \
+    other sizes, more tokens or other data.";
 
 fn speedup(page: &mut Page, view: &View, _: &PlacementStyles) {
     let Some(law) = power_law(view) else {

@@ -72,7 +72,7 @@ pub(super) fn comparisons(view: &View, styles: &PlacementStyles) -> Option<Table
     let analysis = &view.group?.analysis;
     let level = percent(1.0 - analysis.rules.alpha);
     let mut table = Table::new(format!(
-        "Each placement at its best learning rate, and its paired difference to {} at the \
+        "Each placement at its best learning rate, and its paired difference from {} at the \
          baseline's best learning rate, over the same seeds; negative is better",
         analysis.rules.baseline
     ))
@@ -133,7 +133,10 @@ fn compared(comparison: &Comparison) -> Vec<Cell> {
     let (class, word) = verdict(comparison.verdict);
     let note = match (comparison.verdict, comparison.seeds_for_significance) {
         (Verdict::NotSignificant, Some(seeds)) => {
-            format!("significant with about {}", new_seeds(seeds))
+            format!(
+                "about {} would detect a difference of this size",
+                new_seeds(seeds)
+            )
         }
         _ => String::new(),
     };
@@ -219,10 +222,10 @@ pub(super) fn stability(view: &View, styles: &PlacementStyles) -> Table {
     .number(DIVERGED)
     .number(NOT_LEARNED)
     .number(ELIMINATED)
-    .number("spikes of the loss")
-    .number("spikes of the gradient norm")
-    .number("spikes of the update norm")
-    .number("runs with spikes of the loss");
+    .number("loss spikes")
+    .number("gradient norm spikes")
+    .number("update norm spikes")
+    .number("runs with loss spikes");
     for &name in &view.placements {
         let [loss, grad, update, runs] = view.spikes(name);
         let count_of = |wanted: fn(&RunStatus) -> bool| {

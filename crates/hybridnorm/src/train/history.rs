@@ -111,7 +111,7 @@ pub fn truncate_segments(
 pub fn describe_change(change: &Change) -> String {
     let Change { key, from, to } = change;
     match (from, to) {
-        (Some(from), Some(to)) => format!("{key} went from {from} to {to}"),
+        (Some(from), Some(to)) => format!("{key} changed from {from} to {to}"),
         (None, Some(to)) => format!("{key} was not set and is now {to}"),
         (Some(from), None) => format!("{key} was {from} and is no longer set"),
         (None, None) => key.clone(),

@@ -28,21 +28,21 @@ fn text(report: &OpsReport) -> String {
         "direction",
         "time",
         "rate",
-        "limit",
-        "share",
+        "roofline",
+        "of roofline",
         "f64 reference",
         "speed-up",
-        "difference",
+        "max difference",
     ]);
     for row in &report.rows {
         table.add_row(cells(row));
     }
     format!(
         "shapes          {} sequences of {} tokens\n\
-         threads         {}; the reference takes one and computes in f64\n\
+         threads {}; the reference uses one thread and f64\n\
          GEMM peak       {:.1} GFLOP/s\n\
          memory          {:.2} GB/s read, {:.2} GB/s read and written\n{table}\n\
-         ~: extrapolated from a part\n",
+         ~: extrapolated from a part of the problem\n",
         report.micro_batch,
         report.seq_len,
         report.threads,

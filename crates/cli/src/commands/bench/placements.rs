@@ -209,7 +209,7 @@ fn text(report: &PlacementsReport) -> String {
         "threads            {}\n\
          {} training  {}\n\
          {} decoding  {}\n\
-         median ratios of {} pairs of measurements\n{table}\n{skipped}",
+         paired measurements {} (ratios are medians)\n{table}\n{skipped}",
         report.threads,
         report.reference,
         absolute(&report.reference_step),

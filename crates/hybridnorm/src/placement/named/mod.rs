@@ -124,7 +124,7 @@ macro_rules! registry {
 
 static NAMES: &[NamedPlacement] = registry! {
     "hybridnorm" | "qkv-post" | "hybrid-norm": hybrid::hybridnorm, "arXiv 2503.04598",
-        "norms on q, k and v; the feed-forward's skip is the normalized residual stream";
+        "norms on q, k and v; the feed-forward's skip is its normalized input";
     "hybridnorm-star" | "hybridnorm*" | "hybrid-norm-star": hybrid::hybridnorm_star,
         "arXiv 2503.04598",
         "HybridNorm whose first block is pre-norm with q, k and v norms";
