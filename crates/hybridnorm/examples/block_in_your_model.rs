@@ -85,7 +85,7 @@ fn train() -> Result<()> {
     Ok(())
 }
 
-/// Adds the backward pass of the loss and an update by AdamW to the graph of the loss. `buffers` hold the parameters
+/// Adds the backward pass of the loss and an AdamW update to the graph of the loss. `buffers` hold the parameters
 /// and their first and second moments.
 fn add_update(registry: &Registry, buffers: [Buffer; 3], loss: Value) {
     let g = loss.builder();

@@ -10,7 +10,7 @@ use hybridnorm::placement::{self, Explanation};
 use serde_json::json;
 
 fn main() -> Result<()> {
-    // HybridNorm with branches that shrink with depth, and the last block left as Pre-Norm.
+    // HybridNorm with branches that shrink with depth, and a last block that is Pre-Norm with norms on q, k and v.
     let placement = placement::from_value(json!({
         "base": "hybridnorm",
         "block": {

@@ -1,5 +1,5 @@
-//! Trainings in one process share no state: each is bit-identical to the same training alone, for any other training
-//! and any numbers of threads.
+//! Training runs in one process share no state: each is bit-identical to the same run alone, whatever the other runs
+//! and for any numbers of threads.
 
 use std::collections::BTreeMap;
 use std::path::Path;

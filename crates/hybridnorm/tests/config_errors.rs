@@ -164,7 +164,8 @@ const MISSPELLED: &[(&str, &str)] = &[
 #[test]
 fn common_misspellings_are_corrected_in_the_error() {
     for (setting, words) in MISSPELLED {
-        let text = problem(setting).unwrap_or_else(|| panic!("{setting} is taken"));
+        let text =
+            problem(setting).unwrap_or_else(|| panic!("{setting} is accepted, expected an error"));
         assert!(text.contains(words), "{setting}: {text}");
     }
 }

@@ -1,4 +1,4 @@
-//! Prepared folders: writing, the split, verification, and every way they can be damaged.
+//! Prepared folders: writing, the split, verification, and corruption of every kind.
 
 use std::collections::HashSet;
 use std::fs;
@@ -161,7 +161,7 @@ fn inspection() {
     assert_eq!(report.train.documents + validation.documents, 200);
     assert!((2.0..6.0).contains(&report.train.bytes_per_token));
     assert!(report.train.vocab_used > 500 && report.train.vocab_used <= 1000);
-    // Unigram frequencies predict text of the same kind nearly as well.
+    // Unigram frequencies predict validation text nearly as well as training text.
     assert!(
         (4.0..7.0).contains(&report.train.unigram_nats),
         "{}",
@@ -245,7 +245,7 @@ fn folders_are_overwritten_on_request_if_they_hold_nothing_else() {
     );
 }
 
-/// Prepares a folder with two shards, to be damaged.
+/// Prepares a folder with two shards, to be corrupted.
 fn prepared() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let small = options(0.2).with_shard_tokens(1000);

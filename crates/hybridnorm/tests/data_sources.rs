@@ -1,4 +1,4 @@
-//! Sources: kinds of files, documents, and every way they can be wrong.
+//! Sources: kinds of files, documents, and invalid inputs of every kind.
 
 use std::fs;
 use std::io::Write as _;
@@ -149,7 +149,7 @@ fn inputs_without_text_are_rejected() {
 
 #[cfg(unix)]
 #[test]
-#[ignore = "needs a user who may not read every folder"]
+#[ignore = "must not run as root, which can read every folder"]
 fn unreadable_folders_are_named() {
     use std::os::unix::fs::PermissionsExt as _;
     let folder = tempfile::tempdir().unwrap();

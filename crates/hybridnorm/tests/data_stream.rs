@@ -126,7 +126,7 @@ fn errors_do_not_move_the_cursor() {
     fs::write(&path, counting(41)).unwrap();
     let mut data = TokenDataset::new(4).unwrap();
     let file = PretokenizedFile::open(path.to_str().unwrap(), 30);
-    // The identity hashes the first and last tokens, so the invalid ones are detected at once.
+    // The fingerprint of a file hashes its first and last tokens, so invalid ones among them are detected on opening.
     let error = data
         .push_pretokenized(file.unwrap())
         .unwrap_err()
@@ -188,7 +188,7 @@ fn le(width: usize) -> Vec<u8> {
         .collect()
 }
 
-/// Returns the tokens 0 to 5 as a file of llm.c.
+/// Returns the tokens 0 to 5 as an llm.c file.
 fn llm_c() -> Vec<u8> {
     let mut file: Vec<u8> = [20_240_520_u32, 1, 6]
         .iter()

@@ -1,4 +1,4 @@
-//! Tokenizers: round trips, determinism, broken files, saving and loading.
+//! Tokenizers: round trips, determinism, corrupt files, saving and loading.
 
 use std::fs;
 

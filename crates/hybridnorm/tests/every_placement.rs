@@ -300,8 +300,9 @@ fn fused_programs_agree_with_unfused_ones() {
     }
 }
 
-/// True if fusion keeps every loss and gradient bit-identical but those of [`is_summed_by_head`]: with a soft cap,
-/// the head and its loss compute the logits by other operations. (Rows of a batch this small are a single chunk.)
+/// True if fusion keeps every loss and gradient bit-identical but those of [`is_summed_by_head`]: with a soft cap, the
+/// output projection fused with the loss computes the logits by other operations. (Rows of a batch this small are a
+/// single chunk.)
 fn fusion_keeps_bits(config: &ModelConfig) -> bool {
     config.placement.logits.softcap.is_none()
 }

@@ -140,7 +140,7 @@ fn objective(model: &mut Model) -> f64 {
     losses.unwrap().objective
 }
 
-/// Returns the number of tokens per expert of every mixture.
+/// Returns the number of tokens per expert of every MoE block.
 fn tokens_per_expert(model: &mut Model) -> Vec<Vec<u64>> {
     if model.config().moe.is_none() {
         return Vec::new();
@@ -170,7 +170,7 @@ fn central_difference(
         assert_eq!(
             tokens_per_expert(model),
             routed,
-            "{name}: {step} crosses a tie"
+            "{name}: a step of {step} changes the selected experts"
         );
         objective(model)
     };

@@ -74,7 +74,7 @@ fn rejects(family: &str, (key, value, message): Unsupported) {
     let folder = changed(family, |config| config[key] = value, |_| {});
     let error = error(folder.path());
     assert!(error.contains(message), "{error}");
-    // Found in the configuration, unless only the tensors show it.
+    // Detected in the configuration, unless it can be seen in the tensors only.
     assert!(
         error.contains("config.json") || message.contains("is missing"),
         "{error}"

@@ -1,4 +1,4 @@
-//! Hugging Face model folders: sharded weights, tensors that do not match, and branches of the families.
+//! Hugging Face model folders: sharded weights, mismatched tensors, and variants of the model families.
 
 mod common;
 
@@ -163,7 +163,7 @@ fn selecting_all_expert_groups_equals_no_groups() {
     assert_eq!((moe.n_groups, moe.top_groups), (1, 1));
 }
 
-/// Returns the matrix product `a b`.
+/// Computes the matmul `a b`.
 fn matmul(a: &HostTensor, b: &HostTensor) -> HostTensor {
     let ([n, k], [_, m]) = (
         <[usize; 2]>::try_from(&a.shape[..]).unwrap(),
@@ -209,8 +209,6 @@ fn no_query_norm_without_query_compression() {
     assert!(!has("attention.q_norm.gain") && has("attention.v_norm.gain"));
 }
 
-/// Losses of the first row of the fixture by a plain implementation in double precision
-/// (`fixtures/hf/deepseek_v3_plain.py`).
 /// Returns the mean cross-entropy of logits (t, vocabulary) in double precision, in nats.
 fn mean_loss(logits: &[f32], vocabulary: usize, targets: &[i32]) -> f64 {
     let losses = logits.chunks(vocabulary).zip(targets);
@@ -228,6 +226,7 @@ fn deepseek_v3_variants_match_a_plain_implementation() {
     fn without_shared_expert(all: &mut BTreeMap<String, HostTensor>) {
         all.retain(|name, _| !name.contains("shared_experts"));
     }
+    // Losses of the first row of the fixture, computed in double precision by fixtures/hf/deepseek_v3_plain.py.
     let cases: [(Value, Weights, f64); 9] = [
         (json!({}), unchanged, 4.5693155),
         (json!({ "rms_norm_eps": 1e-2 }), unchanged, 4.5622284),

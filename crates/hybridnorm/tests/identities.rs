@@ -105,7 +105,7 @@ fn a_plain_per_head_norm_commutes_with_the_rotation_and_one_with_a_gain_does_not
 }
 
 /// Returns the rows of q, k and v in the packed projection of block 1, and true if a norm cancels the part's scale.
-/// The attention output is linear in v, so for v norms after it count as well.
+/// The attention output is linear in v, so norms of that output count for v as well.
 fn parts(config: &ModelConfig) -> [(&'static str, std::ops::Range<usize>, bool); 3] {
     let (q, kv) = (
         config.n_heads * config.head_dim(),
@@ -134,7 +134,7 @@ fn parts(config: &ModelConfig) -> [(&'static str, std::ops::Range<usize>, bool);
     ]
 }
 
-/// Returns a model whose norms have a negligible eps.
+/// Returns the configuration of a model whose norms have a negligible eps.
 fn without_eps(name: &str) -> ModelConfig {
     let mut placement = named(name);
     placement.norm.eps = 1e-30;

@@ -10,7 +10,7 @@ const CONSTANT: u64 = 64 << 20;
 #[test]
 #[cfg_attr(
     not(target_os = "linux"),
-    ignore = "only Linux tells the peak of memory"
+    ignore = "peak memory is measured on Linux only"
 )]
 fn import_memory_is_at_most_three_times_the_model() {
     let from = fixture("hf/olmoe");

@@ -1,5 +1,5 @@
-//! The mixture of experts matches that of the official code's family: logits, every loss and every gradient against
-//! vectors computed with plain PyTorch (`fixtures/official/moe-*`).
+//! MoE models in the format of the official code match a plain PyTorch implementation: logits, every loss and every
+//! gradient against its outputs (`fixtures/official/moe-*`).
 
 mod common;
 

@@ -1,4 +1,4 @@
-//! Checkpoint folders of the official code, as PyTorch writes them and damaged.
+//! Checkpoint folders of the official code, as PyTorch writes them, and corrupt ones.
 //!
 //! `hybridnorm-star.pt` was written by `torch.save` of PyTorch 2.15 from the weights in
 //! `hybridnorm-star.safetensors`.
@@ -183,7 +183,7 @@ fn tensor_larger_than_its_file_is_rejected_before_allocation() {
         "{text}"
     );
     assert!(text.contains("strides repeat elements"), "{text}");
-    // A valid tensor gets further: it is one of the model's, of which others are missing.
+    // A valid tensor passes this check; the import fails later, since other tensors of the model are missing.
     let text = import(&torch_file(12, [4, 3], [3, 1]))
         .unwrap_err()
         .to_string();
@@ -211,7 +211,7 @@ fn exponential_yaml_aliases_are_rejected() {
 #[test]
 #[cfg_attr(
     not(target_os = "linux"),
-    ignore = "only Linux tells the peak of memory"
+    ignore = "peak memory is measured on Linux only"
 )]
 fn memory_is_bounded_by_the_size_of_the_file() {
     const CONSTANT: u64 = 64 << 20;
@@ -221,7 +221,7 @@ fn memory_is_bounded_by_the_size_of_the_file() {
         memory::reset_peak();
         let before = memory::peak_bytes().unwrap();
         let problem = official::import(folder.path(), Device::Cpu).unwrap_err();
-        // The kernel counts pages per processor, so the sum can decrease slightly.
+        // Linux counts pages per processor, so the sum can decrease slightly.
         let peak = memory::peak_bytes().unwrap().saturating_sub(before);
         (peak, problem.to_string())
     };

@@ -76,7 +76,7 @@ impl Reference {
     fn batch(&self, step: usize) -> (Vec<i32>, Vec<i32>, [usize; 2]) {
         let (ids, shape) = tokens(&self.bytes);
         let [_, batch, row] = shape[..] else {
-            panic!("batches of rows");
+            panic!("tokens have shape (steps, batch, row)");
         };
         let ids = &ids[step * batch * row..(step + 1) * batch * row];
         let (inputs, targets) = shifted(ids, row);

@@ -31,7 +31,7 @@ fn qk_clip_limits_logits_and_keeps_smaller_ones() {
         assert_eq!([before.len(), before[0].len()], [1, 4], "{name}");
         let mut sorted = before[0].clone();
         sorted.sort_by(f32::total_cmp);
-        // Two heads exceed it.
+        // Two heads exceed the threshold.
         let most = (sorted[1] + sorted[2]) / 2.0;
         assert_eq!(model.apply_qk_clip(&before, f64::from(most)), 2, "{name}");
         let after = pass(&mut model).max_attention_logits;
@@ -70,7 +70,7 @@ fn qk_clip_undone_by_a_norm_is_an_error() {
         .unwrap();
 }
 
-/// Returns the L2 norms of a matrix's rows, or of its columns in every run of `d` rows.
+/// Returns the L2 norms of a matrix's rows, or of its columns in every block of `d` rows.
 fn lengths(data: &[f32], columns: usize, of_columns: Option<usize>) -> Vec<f32> {
     let length = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
     match of_columns {
@@ -120,7 +120,7 @@ fn balancing_bias_moves_against_the_load() {
     let config = with_experts(tiny(named("pre-norm")), Scoring::Sigmoid);
     let model = |device| Model::new(&config, 1, device).unwrap();
     let routing = pass(&mut model(Device::Cpu)).routing;
-    assert_eq!(routing.len(), 2, "one entry for each mixture");
+    assert_eq!(routing.len(), 2, "one entry per MoE block");
     for device in [Device::Cpu, Device::Reference] {
         check_biases(model(device), &routing);
     }
@@ -133,7 +133,7 @@ fn check_biases(mut model: Model, routing: &[RouterStatistics]) {
     for ((layer, block), routing) in blocks.skip(1).zip(routing) {
         assert!(
             matches!(block.feed_forward, FeedForward::Moe(_)),
-            "a mixture"
+            "an MoE feed-forward"
         );
         let bias = &values[&format!("blocks.{layer}.feed_forward.selection_bias")].data;
         let mean = routing.load.iter().sum::<u64>() as f64 / 8.0;

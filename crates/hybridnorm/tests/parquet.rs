@@ -1,4 +1,4 @@
-//! Parquet files of other writers, and damaged ones.
+//! Parquet files of other writers, and corrupt ones.
 //!
 //! The files are written by PyArrow; `fixtures/parquet/make.py` describes their content.
 

@@ -15,7 +15,7 @@ use parquet::schema::parser::parse_message_type;
 #[test]
 #[cfg_attr(
     not(target_os = "linux"),
-    ignore = "only Linux tells the peak of memory"
+    ignore = "peak memory is measured on Linux only"
 )]
 fn memory_is_bounded_by_the_page_size() {
     let folder = tempfile::tempdir().unwrap();
@@ -37,7 +37,7 @@ fn memory_is_bounded_by_the_page_size() {
     let unpacked = (rows * text.len()) as u64;
     assert!(
         peak < 64 << 20,
-        "{} MiB of {} MiB unpacked",
+        "peak {} MiB for {} MiB of uncompressed text",
         peak >> 20,
         unpacked >> 20
     );

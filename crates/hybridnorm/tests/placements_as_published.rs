@@ -36,7 +36,7 @@ fn normed<'g>(site: &Option<Norm>, x: Value<'g>) -> Value<'g> {
     norm(site, x)
 }
 
-/// Returns `x / |x|` of rows: RMSNorm, whose rows have length √d, times 1/√d.
+/// Returns `x / |x|` of rows: RMSNorm, whose rows have norm √d, times 1/√d.
 fn unit(x: Value<'_>) -> Value<'_> {
     let width = x.shape().width();
     let spec = NormConfig {
@@ -273,7 +273,7 @@ fn normalized_gpt_scales_queries_and_keys_by_group() {
         Scale::Constant(_) => panic!("a learned scale"),
     };
     let Attention::GroupedQuery(heads) = &decoder.blocks[0].attention else {
-        panic!("attention with heads of its own");
+        panic!("expected grouped-query attention");
     };
     let k = config.head_dim();
     assert_eq!(factors(&heads.qk_scale), [config.n_kv_heads * k]);

@@ -88,7 +88,7 @@ fn resumed_run_is_bit_identical_to_an_uninterrupted_one() {
 
 const MOE: &str = "moe = { n_experts = 4, top_k = 2, d_expert = 8 }";
 
-/// Opens a run of `config` that branches off a finished one of `from`.
+/// Opens a run of `config` that branches off a run of `from`.
 fn branched(from: &Config, config: &Config, folder: &Path) -> Trainer {
     let origin = folder.join("origin");
     train(from, &origin, Start::Fresh, STOP, 1);

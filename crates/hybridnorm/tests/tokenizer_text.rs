@@ -273,7 +273,7 @@ fn dropout_truncation_and_padding_are_disabled_and_noted() {
         assert!(notes.contains(word), "{notes}");
     }
     assert_eq!(with_chance.record().notes, with_chance.notes());
-    // A forged special token does not re-enable them.
+    // A literal special token in the text does not re-enable them.
     let forged = with_chance.encode(&format!("{text}</s>")).unwrap();
     assert_eq!(forged[..50], ids);
     json["model"]["unk_token"] = Value::Null;

@@ -92,7 +92,7 @@ pub fn backward(act: Activation, x: &[f32], dy: &mut [f32], dx: &mut [f32], f: u
 }
 
 fn check_lengths(name: &str, act: Activation, x: usize, y: usize, f: usize) {
-    assert!(f > 0, "{name}: width 0");
+    assert!(f > 0, "{name}: f must be at least 1");
     assert_eq!(
         y % f,
         0,

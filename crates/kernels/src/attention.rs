@@ -162,7 +162,8 @@ pub(crate) fn capacity(
 }
 
 impl AttentionConfig {
-    /// Returns an upper bound on the bytes that the forward functions allocate on `threads` threads.
+    /// Returns an upper bound on the bytes that [`forward`] allocates on `threads` threads. [`forward_transformed`]
+    /// needs a few more rows per thread, [`cached`] packed tiles of all cached positions.
     pub fn forward_workspace(&self, threads: usize) -> usize {
         let rows = self.batch * self.seq * self.heads;
         threads * forward::scratch_bytes(self) + 2 * rows * size_of::<&mut [f32]>()

@@ -52,8 +52,7 @@ pub fn softcap_backward(cap: f32, y: &[f32], d: &mut [f32]) {
     zip_map(y, d, |y, d| d * (1.0 - (y / cap) * (y / cap)));
 }
 
-/// Copies `width` columns of `x`, rows of `x_width`, from column `from` on to `y`, rows of `y_width`, from
-/// column `to` on.
+/// Copies columns `from..from + width` of `x` (n, x_width) to columns `to..to + width` of `y` (n, y_width).
 pub fn copy_columns(
     (x, x_width, from): (&[f32], usize, usize),
     (y, y_width, to): (&mut [f32], usize, usize),
@@ -254,7 +253,10 @@ fn expand(s: &[f32], repeat: usize) -> Vec<f32> {
 
 fn check_width(name: &str, x: &[f32], s: &[f32], repeat: usize) -> usize {
     let width = s.len() * repeat;
-    assert!(width > 0, "{name}: no scales");
+    assert!(
+        width > 0,
+        "{name}: s must not be empty, and repeat must be at least 1"
+    );
     assert_eq!(
         x.len() % width,
         0,

@@ -15,8 +15,8 @@ mod dispatch;
 
 pub use dispatch::{Dispatch, DispatchLayout};
 
-/// Maximum number of pieces that the experts are split into; experts of a piece run sequentially. A
-/// thread that waits for its part of a matmul starts another piece on top of its stack, which this bounds.
+/// Maximum number of groups that the experts are split into; experts of a group run sequentially. A thread that waits
+/// for its part of a matmul may start another group on top of its stack; this bounds the depth.
 const MAX_EXPERT_GROUPS: usize = 16;
 /// Rows and columns that are transposed together: one cache line.
 const TILE: usize = 16;
@@ -46,7 +46,7 @@ impl Dispatch<'_> {
     }
 
     fn check(&self, name: &str, slice: &str, len: usize, rows: usize, width: usize) {
-        assert!(width > 0, "{name}: width 0");
+        assert!(width > 0, "{name}: the width must be at least 1");
         assert_eq!(
             len,
             rows * width,
@@ -227,8 +227,8 @@ pub fn forward(
     });
 }
 
-/// Computes `y = x w^T` for few rows, as columns that are finally transposed, so that `w` is not packed:
-/// packing its rows, as a matmul by rows does, would take longer than the multiplication.
+/// Computes `y = x w^T` for few rows in column-major order and then transposes it, so that `w` is not packed: packing
+/// it, as a row-major matmul does, would take longer than the multiplication.
 fn forward_few_rows(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usize) {
     let n = y.len() / outputs;
     let mut columns = vec![0.0; y.len()];

@@ -1,5 +1,6 @@
 //! Multi-head latent attention, except the attention op (DeepSeek-V2, arXiv 2405.04434, section 2.1):
-//! heads with a nope part (no positional embedding) and a rotary part, and projections that are absorbed for generation.
+//! heads with a nope part (no positional embedding) and a rotary part, and projections that are absorbed for
+//! generation.
 //!
 //! Only the rotary part of a query or key is rotated, and all heads share that of the key. In generation
 //! the cache holds latents instead of keys and values: since `q (W_UK c) = (q W_UK) c`, the key
@@ -183,7 +184,7 @@ pub fn rotate_keys(key: &mut [f32], rope: usize, table: &[f32]) {
     let name = "latent::rotate_keys";
     assert!(
         rope > 0 && rope.is_multiple_of(2),
-        "{name}: rope must be even"
+        "{name}: rope must be even and at least 2"
     );
     assert!(
         key.len().is_multiple_of(rope),
@@ -277,8 +278,8 @@ pub fn absorb(l: &LatentHeads, latent: usize, q: &[f32], kv_up: &[f32], out: &mu
     }
 }
 
-/// Projects the context of [`cached_latent`](crate::attention::cached_latent), `ctx` (n, heads * latent),
-/// to that of the heads' values: `out` (n, heads * value). `kv_up` is as in [`absorb`].
+/// Applies the value projection to the context of [`cached_latent`](crate::attention::cached_latent), `ctx` (n, heads *
+/// latent): `out` is (n, heads * value). `kv_up` is as in [`absorb`].
 pub fn project_values(l: &LatentHeads, latent: usize, ctx: &[f32], kv_up: &[f32], out: &mut [f32]) {
     const ROWS_AT_ONCE: usize = 4;
     let name = "latent::project_values";
@@ -369,7 +370,8 @@ impl LatentHeads {
         self.nope + self.rope
     }
 
-    /// Returns the row widths of queries, of the nope part of keys and values, of the shared key, and of packed rows.
+    /// Returns the row widths of queries, of the nope parts of keys together with the values, of the shared rotary key,
+    /// and of packed rows.
     pub fn widths(&self) -> [usize; 4] {
         let d = self.head_dim();
         [
@@ -383,11 +385,11 @@ impl LatentHeads {
     fn check(&self, name: &str) {
         assert!(
             self.heads > 0 && self.nope > 0 && self.value > 0,
-            "{name}: heads must not be empty"
+            "{name}: heads, nope and value must be at least 1"
         );
         assert!(
             self.rope > 0 && self.rope.is_multiple_of(2),
-            "{name}: rope must be even"
+            "{name}: rope must be even and at least 2"
         );
     }
 
@@ -399,7 +401,7 @@ impl LatentHeads {
 
     fn check_up(&self, name: &str, latent: usize, kv_up: &[f32]) {
         self.check(name);
-        assert!(latent > 0, "{name}: the latent must not be empty");
+        assert!(latent > 0, "{name}: latent must be at least 1");
         let outputs = self.heads * (self.nope + self.value);
         assert_eq!(
             kv_up.len(),
@@ -423,7 +425,7 @@ fn rows<const N: usize>(
     n
 }
 
-/// Checks a table of rotations; returns its number of positions.
+/// Checks a RoPE table; returns its number of positions.
 fn positions(name: &str, n: usize, rope: usize, table: &[f32]) -> usize {
     assert!(
         !table.is_empty() && table.len().is_multiple_of(rope),
@@ -432,7 +434,7 @@ fn positions(name: &str, n: usize, rope: usize, table: &[f32]) -> usize {
     let positions = table.len() / rope;
     assert!(
         n.is_multiple_of(positions),
-        "{name}: {n} rows are not batch * {positions}"
+        "{name}: {n} rows are not a multiple of the {positions} positions of the table"
     );
     positions
 }

@@ -1,9 +1,9 @@
-//! Muon: momentum whose matrices are orthogonalized before they update the parameters.
+//! Muon: SGD with momentum whose update matrices are orthogonalized.
 //!
 //! The update is that of Jordan et al. 2024 (<https://kellerjordan.github.io/posts/muon/>), with the scale
 //! and decay of Liu et al. 2025 (arXiv 2502.16982), so that learning rate and weight decay of AdamW apply.
-//! Momentum is a sum, `m = momentum m + g` and `u = g + momentum m`, as in the first post and
-//! arXiv 2502.16982. The later code of Jordan et al. takes averages, `m.lerp(g, 1 - momentum)` and
+//! Momentum is a sum, `m = momentum m + g` and `u = g + momentum m`, as in the original post and arXiv 2502.16982. The
+//! later code of Jordan et al. takes averages, `m.lerp(g, 1 - momentum)` and
 //! `g.lerp(m, momentum)`, which are `1 - momentum` times as large; the orthogonalization removes the
 //! factor.
 
@@ -38,7 +38,7 @@ const TRIANGLE: usize = 2;
 /// cached when the next rows need them.
 const INNER: usize = 512;
 
-/// Panels that are packed together, so that some reads cover whole cache lines.
+/// Panels that are packed together, so that most reads cover whole cache lines.
 const PACKED: usize = 4;
 
 /// Hyperparameters of one step.
@@ -74,7 +74,7 @@ pub struct ParameterState<'a> {
 }
 
 /// Returns the scratch elements that [`step`] needs for matrices of `rows_per_matrix` rows and `columns`
-/// columns: those of the large ones. Small ones use memory of the threads, see [`workspace`].
+/// columns: those of the large ones. Small ones use a buffer per thread, see [`workspace`].
 pub fn scratch_len(columns: usize, rows_per_matrix: &[usize]) -> usize {
     max_scratch_elements(columns, rows_per_matrix, |elements| elements >= LARGE)
 }
@@ -103,7 +103,7 @@ fn max_scratch_elements(
 /// With `g' = clip_coefficient g`: `m = momentum m + g'`, `u = g' + momentum m`, or `u = m` without
 /// `nesterov`, and for each matrix of the stack
 /// `p = (1 - lr weight_decay) p - 0.2 lr sqrt(max(rows, columns)) O(u)`. O starts from
-/// `X = u / (|u| + 1e-7)`, transposed if it has more rows than columns, and iterates `steps` times
+/// `X = u / (|u| + 1e-7)`, transposed if it has more rows than columns, and iterates `iterations` times
 /// `X = a X + (b A + c A^2) X` with `A = X X^T`, which brings its singular values close to 1. A
 /// matrix of zeros stays zero.
 pub fn step(
@@ -276,7 +276,7 @@ fn apply(p: &mut [f32], o: &[f32], decay_factor: f32, step_size: f32) -> Squares
     squares
 }
 
-/// Writes the transpose of `x`, which has rows of `columns`.
+/// Writes the transpose of `x` (rows, `columns`) to `out`.
 fn transpose(x: &[f32], columns: usize, out: &mut [f32]) {
     let rows = x.len() / columns;
     out.par_chunks_mut(PANEL * rows)
@@ -334,7 +334,7 @@ impl<'a> Scratch<'a> {
         }
     }
 
-    /// Runs the Newton-Schulz iterations on `x`, which has rows of `columns`.
+    /// Runs the Newton-Schulz iterations on `x` (rows, `columns`).
     fn orthogonalize(&mut self, columns: usize, steps: usize) {
         for _ in 0..steps {
             pack_columns(self.x, columns, self.packed);
@@ -349,7 +349,7 @@ impl<'a> Scratch<'a> {
     }
 }
 
-/// Packs `x`, which has rows of `columns`, as a right operand.
+/// Packs `x` (rows, `columns`) as a right operand.
 fn pack_columns(x: &[f32], columns: usize, out: &mut [PanelRow]) {
     let rows = x.len() / columns;
     out.par_chunks_mut(PACKED * rows)
@@ -378,8 +378,8 @@ fn pack_symmetric(x: &[f32], n: usize, out: &mut [PanelRow]) {
     });
 }
 
-/// Computes the lower triangle of `x^T x` for a packed `x` of `n` columns; its panels are its rows
-/// transposed.
+/// Computes the lower triangle of `x^T x` for a packed `x` of `n` columns; each panel of `x` also serves as a
+/// column-major left operand.
 fn multiply_transposed(x: &[PanelRow], n: usize, out: &mut [f32]) {
     let inner = x.len() / panels(n);
     out.par_chunks_mut(TRIANGLE * PANEL * n)

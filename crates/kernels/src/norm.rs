@@ -6,8 +6,8 @@
 //! `r = sqrt(mean(x^2) + eps)`.
 //!
 //! Sources: LayerNorm (Ba, Kiros, Hinton 2016, arXiv 1607.06450), RMSNorm (Zhang, Sennrich 2019,
-//! arXiv 1910.07467), DyT (Zhu et al. 2025, arXiv 2503.10622), Derf (arXiv 2512.10938), unit-length
-//! rows (nGPT, arXiv 2410.01131).
+//! arXiv 1910.07467), DyT (Zhu et al. 2025, arXiv 2503.10622), Derf (arXiv 2512.10938), unit-norm rows (nGPT,
+//! arXiv 2410.01131).
 
 mod params;
 
@@ -96,7 +96,8 @@ impl NormConfig {
         gain + bias
     }
 
-    /// Returns gain and bias of a group in a slice that starts like the parameters; empty if absent.
+    /// Returns gain and bias of a group from a slice laid out like the parameters, with or without the scalars; empty
+    /// if absent.
     #[inline(always)]
     pub(crate) fn group_of<'a>(&self, params: &'a mut [f32], group: usize) -> [&'a mut [f32]; 2] {
         let [gain_len, bias_len, _] = self.parts();
@@ -127,7 +128,7 @@ impl NormConfig {
         );
     }
 
-    /// Checks that `x` consists of rows and that `others` are as long.
+    /// Checks that `x` consists of whole rows and that `others` are as long as `x`.
     fn check_rows(&self, name: &str, x: &[f32], others: &[(&str, usize)]) {
         let width = self.width;
         assert_eq!(
@@ -309,9 +310,8 @@ pub fn backward_add(
     );
 }
 
-/// Calls `f(parameters, group, elements of the row, row of d, scratch row, gradients of parameters)` for
-/// every row, and sums the gradients of the parameters. `f` must be marked `#[inline(always)]`, see
-/// [`dispatch`].
+/// Calls `f(parameters, group, index range of the row, row of d, scratch row, gradients of parameters)` for every row,
+/// and sums the gradients of the parameters. `f` must be marked `#[inline(always)]`, see [`dispatch`].
 #[inline(always)]
 fn backward_rows(
     n: &NormConfig,

@@ -35,7 +35,7 @@ pub enum QkOrder {
     AfterRope,
 }
 
-/// Clamp, norms and rotation between the projection and the attention scores.
+/// Clamp, norms and rotation between the projection and the attention logits.
 ///
 /// The width of a norm is `head_dim`, with one group for all heads or one per head, or the width
 /// of its whole segment with one group.
@@ -67,7 +67,7 @@ pub struct QkvTransform {
 pub fn rope_table(theta: f64, head_dim: usize, start: usize, len: usize) -> Vec<f32> {
     assert!(
         head_dim > 0 && head_dim.is_multiple_of(2),
-        "rope_table: head_dim must be even"
+        "rope_table: head_dim must be even and at least 2"
     );
     let half = head_dim / 2;
     let frequencies: Vec<f64> = (0..half)
@@ -82,7 +82,7 @@ pub fn rope_table(theta: f64, head_dim: usize, start: usize, len: usize) -> Vec<
     table
 }
 
-/// A [`QkvTransform`] with its inputs: the rotations of `t` positions and the norm parameters.
+/// A [`QkvTransform`] with its inputs: the rotary table of `t` positions and the norm parameters.
 pub struct BoundQkvTransform<'a> {
     spec: QkvTransform,
     rope: &'a [f32],
@@ -241,7 +241,7 @@ pub fn forward(p: &BoundQkvTransform, qkv: &[f32], out: &mut [f32]) {
 
 struct Forward<'a> {
     p: &'a BoundQkvTransform<'a>,
-    /// Number of the first row.
+    /// Index of the first row.
     first: usize,
     qkv: &'a [f32],
     out: &'a mut [f32],
@@ -308,7 +308,7 @@ pub fn backward(
 
 struct Backward<'a> {
     p: &'a BoundQkvTransform<'a>,
-    /// Number of the first row.
+    /// Index of the first row.
     first: usize,
     qkv: &'a [f32],
     dout: &'a [f32],
@@ -352,7 +352,7 @@ pub(crate) fn sum_gradients(name: &str, partials: Vec<[Vec<f32>; 3]>, totals: [&
             assert_eq!(
                 total.len(),
                 partial.len(),
-                "{name}: a parameter gradient has another length"
+                "{name}: a parameter gradient is not as long as its parameters"
             );
         }
         sum_partials(partials, total);
@@ -388,7 +388,7 @@ impl BoundQkvTransform<'_> {
         assert_eq!(
             rows % positions,
             0,
-            "{name}: {rows} rows are not batch * {positions}"
+            "{name}: {rows} rows are not a multiple of the {positions} positions of the table"
         );
     }
 }
@@ -400,7 +400,7 @@ impl QkvTransform {
         norms.all(|n| n.width == self.head_dim)
     }
 
-    /// Returns the values per packed row.
+    /// Returns the width of a packed row.
     fn width(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
@@ -410,7 +410,7 @@ impl QkvTransform {
         let name = "qkv::BoundQkvTransform";
         assert!(
             width > 0 && head_dim.is_multiple_of(2),
-            "{name}: head_dim must be even"
+            "{name}: heads, kv_heads and head_dim must be at least 1, and head_dim even"
         );
         assert!(
             !rope.is_empty() && rope.len().is_multiple_of(head_dim),
@@ -431,7 +431,9 @@ impl QkvTransform {
             let full = norm.width == heads * head_dim && norm.groups == 1;
             assert!(
                 per_head || full,
-                "{name}: norm of {which} has width {} and {} groups for {heads} heads of {head_dim}",
+                "{name}: the norm of {which} has width {} and {} groups; for {heads} heads of {head_dim} channels \
+                 expected that width with a number of groups that divides the heads, or the width of all heads with 1 \
+                 group",
                 norm.width,
                 norm.groups
             );

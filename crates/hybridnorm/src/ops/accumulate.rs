@@ -11,8 +11,8 @@ pub struct Accumulate {
     overwrites: bool,
 }
 
-/// Adds `x` to `sum`, state of the executor; the first of several overwrites it. It runs as soon as `x` is
-/// available, so no other op of the program may read `sum`.
+/// Adds `x` to `sum`, state of the executor, or overwrites it if `overwrites` is set, as for the first micro-batch. It
+/// runs as soon as `x` is available, so no other op of the program may read `sum`.
 ///
 /// # Panics
 /// If their types differ.

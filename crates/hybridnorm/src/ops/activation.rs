@@ -1,4 +1,4 @@
-//! Activation functions of the feed-forward.
+//! Activation functions of the feed-forward network.
 
 use std::ops::Range;
 
@@ -26,7 +26,7 @@ pub struct ActivationGrad(pub(crate) Activation);
 pub fn activation(x: Value<'_>, function: Function) -> Value<'_> {
     let per_output = function.inputs(1);
     let wide = x.shape().width();
-    assert!(wide.is_multiple_of(per_output), "activation: rows of {wide}");
+    assert!(wide.is_multiple_of(per_output), "activation: expected rows [gate | up], but the row width {wide} is odd");
     let width = wide / per_output;
     let [y] = x.builder().op(Activation { function, width }, &[x]);
     y
@@ -86,7 +86,7 @@ impl Operation for ActivationGrad {
     }
 }
 
-/// Returns value and derivative of the factor of `up`, or of the whole function if it is not gated.
+/// Returns value and derivative of the function of the gate, or of the whole activation if it is not gated.
 fn at(function: Function, x: f64) -> (f64, f64) {
     match function {
         // x · sigmoid(x)

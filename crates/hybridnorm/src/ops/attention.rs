@@ -6,16 +6,16 @@ use super::reference_math::softmax;
 use super::{BackwardContext, Io, Operation, QkvTransform};
 use crate::graph::{Type, Value};
 
-/// Causal self-attention of packed q·k·v to the context, with the log-sum-exp of every query's logits,
+/// Causal self-attention from packed q, k, v to the context, with the log-sum-exp of every query's logits,
 /// saved for backward.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention(pub(crate) AttentionConfig);
 
-/// Gradient of the packed q·k·v.
+/// Gradient of the packed q, k, v.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionGrad(pub(crate) AttentionConfig);
 
-/// [`QkvTransform`] and [`Attention`] in one op: normalized and rotated heads exist one tile at a time.
+/// [`QkvTransform`] and [`Attention`] in one op: normalized and rotated heads are materialized one tile at a time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QkvAttention {
     pub(crate) transform: QkvTransform,
@@ -26,7 +26,7 @@ pub struct QkvAttention {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QkvAttentionGrad(pub(crate) QkvAttention);
 
-/// Computes causal self-attention from packed q·k·v (b, t, (h + g)·k + g·value) to the context (b, t, h·value).
+/// Computes causal self-attention from packed q, k, v (b, t, (h + g)·k + g·value) to the context (b, t, h·value).
 ///
 /// # Panics
 /// If the shapes are not those of the spec.
@@ -57,7 +57,7 @@ impl Operation for Attention {
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let AttentionConfig { batch, seq, heads, kv_heads, head_dim, value_dim, .. } = self.0;
         let width = (heads + kv_heads) * head_dim + kv_heads * value_dim;
-        assert_eq!(inputs[0], Type::f32([batch, seq, width]), "attention: packed q·k·v");
+        assert_eq!(inputs[0], Type::f32([batch, seq, width]), "attention: packed q, k, v");
         outputs_of(&self.0)
     }
 
@@ -89,13 +89,13 @@ impl Operation for AttentionGrad {
         "attention, gradient"
     }
 
-    /// Reads q·k·v, context, log-sum-exp, and the gradient of the context.
+    /// Reads packed q, k, v, context, log-sum-exp, and the gradient of the context.
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         vec![inputs[0]]
     }
 
     fn flops(&self, _inputs: &[Type]) -> u64 {
-        // The logits once more, and two matmuls for each of the forward pass.
+        // The logits are recomputed, and each matmul of the forward pass has two in the backward pass.
         5 * matmul_flops(&self.0) / 2
     }
 
@@ -119,7 +119,7 @@ impl QkvAttention {
         self.transform.spec.is_per_head()
     }
 
-    /// Returns the elements of the packed q·k·v that must be materialized.
+    /// Returns the number of elements of the packed q, k, v that must be materialized.
     fn materialized_elements(&self, inputs: &[Type]) -> usize {
         if self.is_per_head() { 0 } else { inputs[0].elements() }
     }

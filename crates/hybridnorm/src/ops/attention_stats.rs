@@ -49,14 +49,14 @@ fn check(name: &str, spec: &AttentionConfig, inputs: &[Type]) {
     let [qkv] = inputs else {
         panic!("{name}: expected packed queries, keys and values")
     };
-    assert!(spec.heads > 0 && spec.kv_heads > 0, "{name}: no heads");
+    assert!(spec.heads > 0 && spec.kv_heads > 0, "{name}: heads and kv_heads must be at least 1");
     assert_eq!(
         spec.heads % spec.kv_heads,
         0,
-        "{name}: heads do not share keys evenly"
+        "{name}: the number of heads is not a multiple of kv_heads"
     );
     let packed = Type::f32([spec.batch, spec.seq, width(spec)]);
-    assert_eq!(*qkv, packed, "{name}: packed q·k·v");
+    assert_eq!(*qkv, packed, "{name}: packed q, k, v");
 }
 
 /// Returns `scale q k` of a query with every unmasked key.

@@ -84,11 +84,11 @@ impl Operation for CacheAppend {
         let last = first_column + columns;
         assert!(
             last <= width,
-            "cache append: columns {first_column}..{last} of {width}"
+            "cache append: columns {first_column}..{last} exceed the row width {width}"
         );
         assert!(
             new <= capacity,
-            "cache append: {new} positions, capacity {capacity}"
+            "cache append: {new} positions exceed the capacity {capacity}"
         );
         Vec::new()
     }
@@ -111,7 +111,7 @@ impl Operation for CacheAppend {
         );
         assert!(
             past + new <= capacity,
-            "{past} past and {new} new rows, capacity {capacity}"
+            "{past} past and {new} new rows exceed the capacity {capacity}"
         );
         for sequence in 0..batch {
             for i in 0..new {
@@ -147,7 +147,7 @@ impl Operation for CachedAttention {
         } = self.0;
         assert!(
             kv_heads > 0 && heads.is_multiple_of(kv_heads),
-            "cached attention: {heads} heads do not share {kv_heads} evenly"
+            "cached attention: heads, {heads}, is not a multiple of kv_heads, {kv_heads}"
         );
         let columns = kv_heads * (head_dim + value_dim);
         let expected = Type::f32([batch, seq, heads * head_dim + columns]);
@@ -165,7 +165,7 @@ impl Operation for CachedAttention {
         );
         assert!(
             seq <= capacity,
-            "cached attention: {seq} positions, capacity {capacity}"
+            "cached attention: {seq} positions exceed the capacity {capacity}"
         );
         vec![Type::f32([batch, seq, heads * value_dim])]
     }

@@ -19,7 +19,7 @@ pub struct Concat {
     widths: Vec<usize>,
 }
 
-/// Rows with every run of `repeat` columns multiplied by its factor.
+/// Rows with every block of `repeat` columns multiplied by its factor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScaleColumns {
     repeat: usize,
@@ -56,10 +56,10 @@ pub fn concat<'g>(parts: &[Value<'g>]) -> Value<'g> {
     y
 }
 
-/// Multiplies columns: `s` has one factor per run of `repeat` consecutive columns.
+/// Multiplies columns: `s` has one factor per block of `repeat` consecutive columns.
 ///
 /// # Panics
-/// If the runs do not cover the width of the rows.
+/// If the blocks do not add up to the width of the rows.
 pub fn scale_columns<'g>(x: Value<'g>, s: Value<'g>, repeat: usize) -> Value<'g> {
     let [y] = x.builder().op(ScaleColumns { repeat }, &[x, s]);
     y

@@ -15,7 +15,7 @@ pub struct CrossEntropy(pub(crate) Spec);
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CrossEntropyGrad(pub(crate) Spec);
 
-/// Output projection and [`CrossEntropy`] in one op: logits exist one chunk of rows at a time.
+/// Output projection and [`CrossEntropy`] in one op: logits are materialized for one chunk of rows at a time.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct HeadLoss(pub(crate) Spec);
 
@@ -91,7 +91,7 @@ fn backward(spec: &Spec, logits: &mut [f64], targets: &[i32], upstream: f64) {
     }
 }
 
-/// Returns the logits of [`HeadLoss`] in double precision, and the derivative of each in `x · w`.
+/// Returns the logits of [`HeadLoss`] in double precision, and the derivative of each with respect to `x · w`.
 fn logits(spec: &Spec, x: &[f64], w: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let scale = f64::from(spec.logit_scale);
     let each = x.chunks(spec.width).flat_map(|x| {

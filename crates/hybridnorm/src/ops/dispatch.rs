@@ -107,7 +107,7 @@ fn best_experts(r: &Router, mut keys: Vec<f64>, has_bias: bool) -> Vec<usize> {
     descending(&keys)[..r.top_k].to_vec()
 }
 
-/// Returns the indices in descending order of the keys, the lower first for equal keys.
+/// Returns the indices in descending order of the keys, the lower index first for equal keys.
 fn descending(keys: &[f64]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..keys.len()).collect();
     order.sort_by(|&a, &b| keys[b].total_cmp(&keys[a]));

@@ -160,8 +160,8 @@ impl Operation for ExpertDownGrad {
         inputs[..3].to_vec()
     }
 
-    /// Gradients of the experts' outputs, hidden rows or their gradients, and a product of the two per
-    /// slot.
+    /// Gradients of the experts' outputs, hidden rows or their gradients, and per slot the dot product of the hidden
+    /// row and its gradient.
     fn scratch(&self, _inputs: &[Type]) -> usize {
         let ExpertLinear {
             inputs, outputs, ..
@@ -224,8 +224,8 @@ impl Operation for ExpertDownGrad {
             None => hidden.copy_from_slice(x),
             Some(act) => activation::forward(act, x, hidden, f),
         }
-        // Gate weights are applied to the narrower side, and to one side of each product only: with dy
-        // unweighted, <hidden, dhidden> is the gradient of a slot's gate weight.
+        // Gate weights are applied to the hidden rows, which are narrower, and to only one operand of each matmul: with
+        // dy unweighted, <hidden, dhidden> is the gradient of a slot's gate weight.
         experts::gather(&dispatch, dy, dslots, d);
         experts::backward_input(&dispatch, dslots, w, dhidden, f, d);
         experts::combine_backward(&dispatch, weights, hidden, dhidden, dweights, products, f);

@@ -19,7 +19,7 @@ pub struct ExpertUpGrad(pub(crate) ExpertLinear);
 /// (1, m, o), slots in dispatch order.
 ///
 /// # Panics
-/// If widths differ, or the dispatch is not one of these tokens.
+/// If widths differ, or the dispatch has another number of tokens.
 pub fn expert_up<'g>(
     x: Value<'g>,
     w_eo_d: Value<'g>,

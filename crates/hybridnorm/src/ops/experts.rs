@@ -31,7 +31,10 @@ impl ExpertLinear {
             panic!("{name}: the weight is not a matrix but {shape:?}")
         };
         let fits = experts > 0 && rows.is_multiple_of(experts);
-        assert!(fits, "{name}: weight of {rows} rows for {experts} experts");
+        assert!(
+            fits,
+            "{name}: the {rows} rows of the weight are not a multiple of {experts} experts"
+        );
         Self {
             layout,
             inputs,
@@ -112,7 +115,7 @@ pub(super) mod tests {
     pub(in super::super) const SIZES: [(usize, usize, usize); 4] =
         [(1, 1, 1), (7, 4, 2), (33, 5, 3), (151, 3, 1)];
 
-    /// Returns a dispatch by random scores, with the last of several experts without tokens.
+    /// Returns a dispatch from random scores, in which the last of several experts has no tokens.
     pub(in super::super) fn dispatch(n: usize, layout: DispatchLayout) -> Vec<i32> {
         let DispatchLayout { experts, top_k } = layout;
         let mut integers = vec![0; layout.elements(n)];

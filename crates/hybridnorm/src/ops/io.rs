@@ -72,7 +72,7 @@ impl<'a, T> Io<'a, T> {
     /// Returns the integers of an input.
     ///
     /// # Panics
-    /// If it is not of integers.
+    /// If it is not of integer type.
     pub fn ints(&self, index: usize) -> &'a [i32] {
         match self.reads[index] {
             Read::Int(x) => x,
@@ -105,7 +105,7 @@ impl<'a, T> Io<'a, T> {
     /// Returns the next operand to be written.
     ///
     /// # Panics
-    /// If it is not of integers.
+    /// If it is not of integer type.
     pub fn write_ints(&mut self) -> &'a mut [i32] {
         match self.writes.next() {
             Some(Write::Int(y)) => y,

@@ -31,7 +31,8 @@ pub fn last_position(x_btd: Value<'_>) -> Value<'_> {
 }
 
 impl LastPosition {
-    /// Returns the op for values of a type, and the type of its output; `None` if there are no further positions.
+    /// Returns the op for values of a type, and the type of its output; `None` if the type is not (b, t, d) with more
+    /// than one position.
     pub(crate) fn of(ty: Type) -> Option<(Self, Type)> {
         match ty.shape.sizes() {
             &[batch, seq, width] if seq > 1 => {

@@ -64,7 +64,7 @@ impl Operation for LatentHeads {
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [q, kv, key, rope_table] = inputs else {
             panic!(
-                "latent heads: expected queries, keys and values, the shared key and rotations"
+                "latent heads: expected queries, keys and values, the shared key and a rotary table"
             )
         };
         let batch = q.shape.sizes().first().copied().unwrap_or(1);
@@ -122,7 +122,7 @@ impl Operation for LatentHeadsGrad {
         "latent heads, gradients"
     }
 
-    /// Reads the gradient of the packed rows and the rotations.
+    /// Reads the gradient of the packed rows and the rotary table.
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let batch = inputs[0].shape.sizes().first().copied().unwrap_or(1);
         let [of_q, of_kv, of_key, packed] = self.0.types(batch);
@@ -223,7 +223,7 @@ mod tests {
                 floats(3, [b, t, key]),
             ];
             check(&given, |g, x| {
-                // A constant, since rotations have no gradient.
+                // A constant, since the rotary table has no gradient.
                 let rope_table = fill(g, 0.75, Type::f32([t, heads.rope]));
                 latent_heads(x[0], x[1], x[2], rope_table, heads)
             });
@@ -248,7 +248,7 @@ mod tests {
                         let packed = latent_heads(x[0], x[1], x[2], table, heads);
                         let sources = [x[0], x[1], x[2], table];
                         let gradients = vector_jacobian_product(packed, x[3], &sources);
-                        assert!(gradients[3].is_none(), "rotations have no gradient");
+                        assert!(gradients[3].is_none(), "the rotary table has no gradient");
                         [packed]
                             .into_iter()
                             .chain(gradients.into_iter().flatten())

@@ -24,7 +24,8 @@ pub struct AbsorbQueries {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LatentAttention(pub(crate) LatentAttentionConfig);
 
-/// Context heads from latent context: applies the absorbed value up-projection; see [`project_latent_context`].
+/// Context of the heads from the latent context: applies the absorbed value up-projection; see
+/// [`project_latent_context`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ProjectLatentContext {
     heads: LatentHeads,
@@ -105,7 +106,7 @@ impl Operation for AbsorbQueries {
     /// Outputs the rotated queries, which no other op reads, and the absorbed ones.
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [q, kv_up, rope_table] = inputs else {
-            panic!("absorbed queries: expected queries, a projection and rotations")
+            panic!("absorbed queries: expected queries, kv_up and a rotary table")
         };
         let LatentHeads { heads, rope, .. } = self.heads;
         let batch = q.shape.sizes().first().copied().unwrap_or(1);
@@ -242,16 +243,16 @@ impl Operation for ProjectLatentContext {
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let [ctx, kv_up] = inputs else {
-            panic!("expanded context: expected weighted latents and a projection")
+            panic!("project latent context: expected the latent context and kv_up")
         };
         let LatentHeads { heads, value, .. } = self.heads;
         assert_eq!(
             ctx.shape.width(),
             heads * self.latent,
-            "expanded context: weighted latents"
+            "project latent context: latent context"
         );
         let expected = projection(&self.heads, self.latent);
-        assert_eq!(*kv_up, expected, "expanded context: projection");
+        assert_eq!(*kv_up, expected, "project latent context: kv_up");
         vec![Type::f32(ctx.shape.with_width(heads * value))]
     }
 

@@ -1,12 +1,12 @@
-//! The ops of models: a closed set, one file each.
+//! The ops of models: a closed set, one file for an op and its gradients.
 //!
 //! A file contains the op's fields, the function that records it, its shape rule, its vector-Jacobian
 //! product (which records ops), a plain reference in double precision, and the call of the CPU kernel.
 //! A new op needs its file, its variant and the name of its builder below, and its kernel (docs/contributing.md).
 //!
 //! Shape suffixes: b batch, t position, n rows (all sizes but the last), d width, h query heads, g
-//! key/value heads, k head width, f feed-forward width, v vocabulary, p parameters of a norm, e experts,
-//! m = n · top_k slots (token-expert pairs).
+//! key/value heads, k head width (in the ops of experts: experts per token), f feed-forward width, v vocabulary, p
+//! parameters of a norm, e experts, m = n · top_k slots (token-expert pairs).
 
 mod experts;
 mod io;
@@ -46,7 +46,7 @@ pub trait Operation: std::fmt::Debug + Send + Sync {
     /// Computes the op with the CPU kernel.
     fn cpu(&self, io: &mut Io<'_, f32>);
 
-    /// Returns the scratch elements of the CPU kernel, in single precision.
+    /// Returns the number of single-precision scratch elements of the CPU kernel.
     fn scratch(&self, _inputs: &[Type]) -> usize {
         0
     }

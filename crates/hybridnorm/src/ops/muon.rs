@@ -268,8 +268,8 @@ mod tests {
         }
     }
 
-    /// Runs steps with these factors of the gradients on parameters and moments in one buffer. The last
-    /// input, (3, 7), is the gradient of a parameter that AdamW updates.
+    /// Runs steps with gradients scaled by these factors, with all parameters in one buffer and their momentum in
+    /// another. The last input, (3, 7), is the gradient of a parameter that AdamW updates.
     fn steps(op: &Muon, factors: &[f64], losses: &[f64]) -> Vec<RunResult> {
         let shapes = op
             .parameters

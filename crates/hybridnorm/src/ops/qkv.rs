@@ -8,7 +8,7 @@ use super::rotate::rotated;
 use super::{BackwardContext, Io, Operation, fill, norm};
 use crate::graph::{Type, Value};
 
-/// Clamp, norms, rotation and scale of packed q·k·v; see [`Spec`].
+/// Clamp, norms, rotation and scale of packed q, k, v; see [`Spec`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QkvTransform {
     pub(crate) spec: Spec,
@@ -37,7 +37,7 @@ pub fn qkv_transform<'g>(
     let g = qkv_btc.builder();
     let [q, k, v] = params.map(|p| p.unwrap_or_else(|| fill(g, 0.0, Type::f32([0]))));
     let &[_, seq, _] = qkv_btc.shape().sizes() else {
-        panic!("q·k·v: the projection is not (b, t, c), but {:?}", qkv_btc.shape())
+        panic!("qkv transform: the projection is not (b, t, c), but {:?}", qkv_btc.shape())
     };
     let [y] = g.op(QkvTransform { spec, seq }, &[qkv_btc, rope_table, q, k, v]);
     y
@@ -53,14 +53,14 @@ impl QkvTransform {
     pub(super) fn check(&self, inputs: &[Type]) {
         let spec = &self.spec;
         let width = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
-        assert_eq!(inputs[0].shape.width(), width, "q·k·v: width of the rows");
-        assert_eq!(inputs[1].shape.width(), spec.head_dim, "q·k·v: width of the rotations");
+        assert_eq!(inputs[0].shape.width(), width, "qkv transform: width of the rows");
+        assert_eq!(inputs[1].shape.width(), spec.head_dim, "qkv transform: width of the rotary table");
         for (params, len) in inputs[2..5].iter().zip(params_of(spec)) {
-            assert_eq!(*params, Type::f32([len]), "q·k·v: parameters of a norm");
+            assert_eq!(*params, Type::f32([len]), "qkv transform: parameters of a norm");
         }
     }
 
-    /// Returns the operands of the kernels besides the projection.
+    /// Binds the transform to its rotary table and norm parameters.
     pub(super) fn bind<'a>(&self, io: &Io<'a, f32>) -> BoundQkvTransform<'a> {
         let rope_table = &io.read(1)[..self.seq * self.spec.head_dim];
         BoundQkvTransform::new(&self.spec, rope_table, [io.read(2), io.read(3), io.read(4)])

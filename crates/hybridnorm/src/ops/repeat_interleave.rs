@@ -1,4 +1,4 @@
-//! Repetition of runs of elements: a factor of a key/value head for every query head of its group.
+//! Repetition of blocks of elements: from a scale per key/value head to one per query head of its group.
 
 use super::{BackwardContext, Io, Operation};
 use crate::graph::{Type, Value};
@@ -14,8 +14,8 @@ pub struct RepeatInterleave {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RepeatInterleaveGrad(RepeatInterleave);
 
-/// Repeats every run of `width` elements of a vector (n) `times` times consecutively: (n · times), as
-/// `torch.repeat_interleave`, by runs of `width`.
+/// Repeats every run of `width` elements of a vector (n) `times` times consecutively: (n · times),
+/// like `torch.repeat_interleave`, but in blocks of `width`.
 ///
 /// # Panics
 /// If the vector does not consist of such runs.
@@ -46,7 +46,7 @@ impl Operation for RepeatInterleave {
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let n = inputs[0].elements();
-        assert!(n.is_multiple_of(self.width), "tile: {n} elements in runs of {}", self.width);
+        assert!(n.is_multiple_of(self.width), "repeat_interleave: {n} elements are not a multiple of the width {}", self.width);
         vec![Type::f32([n * self.times])]
     }
 

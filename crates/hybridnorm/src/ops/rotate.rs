@@ -18,7 +18,7 @@ pub struct Rotate {
 /// angles each. Not differentiable.
 ///
 /// # Panics
-/// If the shapes do not match, r is odd, or there are rotations for fewer than t positions.
+/// If the shapes do not match, r is odd, or the table does not have t positions.
 pub fn rotate<'g>(keys_btr: Value<'g>, rope_table: Value<'g>) -> Value<'g> {
     let &[_, seq, channels] = keys_btr.shape().sizes() else {
         panic!(
@@ -68,14 +68,14 @@ impl Operation for Rotate {
     }
 }
 
-/// Checks the type of rotations for an op that reads those of `seq` positions at once.
+/// Checks the type of the rotary table of an op on `seq` positions.
 pub(super) fn check_rope_table(op: &str, rope_table: Type, seq: usize, channels: usize) {
     assert!(
         channels > 0 && channels.is_multiple_of(2),
-        "{op}: {channels} rotated channels, not an even number"
+        "{op}: the number of rotated channels, {channels}, must be even and at least 2"
     );
     let expected = Type::f32([seq, channels]);
-    assert_eq!(rope_table, expected, "{op}: rotations");
+    assert_eq!(rope_table, expected, "{op}: rotary table");
 }
 
 /// Rotates one row: channels i and r/2 + i are a point of the plane, rotated by the angle whose cosine and sine

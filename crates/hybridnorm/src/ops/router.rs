@@ -28,7 +28,7 @@ pub struct RouterLossesGrad(pub(crate) Router);
 /// sum if the router renormalizes, and scaled.
 ///
 /// # Panics
-/// If the logits have another number of experts, or the dispatch is not one of these tokens by this
+/// If the logits have another number of experts, or the dispatch has another number of tokens or was not made by this
 /// router.
 pub fn gate_weights<'g>(logits: Value<'g>, dispatch: Value<'g>, router: Router) -> Value<'g> {
     let graph = logits.builder();
@@ -57,7 +57,7 @@ pub fn router_losses<'g>(logits: Value<'g>, dispatch: Value<'g>, router: Router)
 /// Checks logits and dispatch; returns the number of tokens.
 fn check(name: &str, router: &Router, inputs: &[Type]) -> usize {
     let &[logits, dispatch, ..] = inputs else {
-        panic!("{name}: logits and a dispatch are read")
+        panic!("{name}: expected logits and a dispatch")
     };
     let tokens = logits.shape.rows();
     assert_eq!(logits.shape.width(), router.experts, "{name}: logits");

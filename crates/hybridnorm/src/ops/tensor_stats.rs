@@ -1,4 +1,4 @@
-//! Magnitude of a value's elements, for taps.
+//! RMS and maximum absolute value of a value's elements, for taps.
 
 use hybridnorm_kernels::tensor_stats::tensor_stats as measure;
 

@@ -124,7 +124,7 @@ pub(crate) fn check_with(
     check_all(given, plain, true, build);
 }
 
-/// Checks as [`check_with`] does, if fused ops sum in a different order.
+/// Checks as [`check_with`] does, for fused ops that sum in a different order.
 pub(crate) fn check_reordered(
     given: &[TestInput],
     plain: &[usize],

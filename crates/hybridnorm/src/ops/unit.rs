@@ -1,4 +1,4 @@
-//! Normalization of rows or columns of matrices to length 1, for unit-norm weights (nGPT, arXiv 2410.01131).
+//! Normalization of rows or columns of weight matrices to unit norm (nGPT, arXiv 2410.01131).
 
 use std::ops::Range;
 
@@ -21,7 +21,7 @@ pub struct UnitColumns {
     rows: Vec<usize>,
 }
 
-/// Normalizes the rows of a matrix, which is state, to length 1.
+/// Normalizes the rows of a matrix, which is state, to unit norm.
 ///
 /// # Panics
 /// If it does not consist of rows of `columns` elements.
@@ -29,7 +29,7 @@ pub fn unit_rows(matrix: Value<'_>, columns: usize) {
     let [] = matrix.builder().op(UnitRows { columns }, &[matrix]);
 }
 
-/// Normalizes the columns of stacked matrices, which are state, to length 1; `rows` are those of each
+/// Normalizes the columns of stacked matrices, which are state, to unit norm; `rows` is the number of rows of each
 /// matrix.
 ///
 /// # Panics
@@ -90,7 +90,7 @@ impl Operation for UnitColumns {
         };
         assert_eq!(matrices.dtype, DType::F32, "unit columns: element type");
         let elements = self.rows.iter().sum::<usize>() * self.columns;
-        assert!(self.columns > 0, "unit columns: no columns");
+        assert!(self.columns > 0, "unit columns: columns must be at least 1");
         assert_eq!(matrices.elements(), elements, "unit columns: elements");
         Vec::new()
     }
@@ -217,7 +217,7 @@ mod tests {
         for row in after.buffers[0].chunks(7) {
             assert!((length(row.iter()) - 1.0).abs() < 1e-6);
         }
-        // The norm of three rows of length 1 before the second update.
+        // The norm of three unit-norm rows, before the second update.
         assert!((after.outputs[0][1] - 3f64.sqrt()).abs() < 1e-6);
     }
 

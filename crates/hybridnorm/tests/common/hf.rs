@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::reference::*;
 
-/// Creates a folder of a family with modified configuration and tensors.
+/// Creates a checkpoint of a model family with modified configuration and tensors.
 pub fn changed(
     family: &str,
     config: impl FnOnce(&mut Value),

@@ -19,7 +19,7 @@ pub const VOCAB: usize = 37;
 pub const BATCH: usize = 2;
 pub const SEQ: usize = 7;
 
-/// Returns a three-block model of width 16 with grouped-query attention.
+/// Returns the configuration of a three-block model of width 16 with grouped-query attention.
 pub fn tiny(placement: Placement) -> ModelConfig {
     ModelConfig::default()
         .with_d_model(16)
@@ -57,10 +57,10 @@ pub fn with_latents(config: ModelConfig, q_rank: Option<usize>) -> ModelConfig {
     config.with_n_kv_heads(n_heads).with_mla(mla)
 }
 
-/// Placements not defined for latent attention: cosine scores, norms after the rotation.
+/// Placements not defined for multi-head latent attention: cosine attention, norms after the rotation.
 const WITHOUT_LATENTS: [&str; 3] = ["swin-v2-res-post", "nanochat", "ngpt"];
 
-/// Returns a model of each variant (dense, experts, latents, both) for which a placement is defined.
+/// Returns the configuration of each model variant (dense, experts, latents, both) for which a placement is defined.
 pub fn model_variants(name: &str) -> Vec<(String, ModelConfig)> {
     let dense = tiny(named(name));
     let variants = [
@@ -83,7 +83,7 @@ pub fn model_variants(name: &str) -> Vec<(String, ModelConfig)> {
         .collect()
 }
 
-/// Returns every model variant with every named placement.
+/// Returns the configuration of every model variant with every named placement.
 pub fn all_models() -> Vec<(String, ModelConfig)> {
     all_names().into_iter().flat_map(model_variants).collect()
 }
@@ -141,7 +141,7 @@ pub fn write_f64(model: &mut Model, name: &str, values: &[f64]) {
         .write(PARAMETERS, offset, TensorRef::F64(values));
 }
 
-/// Reproducible pseudo-random numbers.
+/// Reproducible pseudorandom numbers.
 pub struct Random(SplitMix64);
 
 impl Random {

@@ -33,7 +33,7 @@ impl DispatchLayout {
         2 * self.experts + 1 + 3 * tokens * self.top_k
     }
 
-    /// Returns the range of the selected experts (n, top_k), the end of a dispatch of `elements` elements.
+    /// Returns the range of the selected experts (n, top_k), which are at the end of a dispatch of `elements` elements.
     ///
     /// # Panics
     ///
@@ -62,7 +62,7 @@ impl DispatchLayout {
         let m = selected.len();
         assert!(
             i32::try_from(m).is_ok(),
-            "DispatchLayout::fill: {m} slots do not fit 31 bits"
+            "DispatchLayout::fill: the number of slots, {m}, does not fit into an i32"
         );
         let (rest, selected) = dispatch.split_at_mut(selected.start);
         let (load, rest) = rest.split_at_mut(experts);
@@ -110,7 +110,7 @@ impl<'a> Dispatch<'a> {
         let end = offsets[layout.experts];
         assert!(
             end as usize == m,
-            "Dispatch::new: offsets end at {end} of {m} slots"
+            "Dispatch::new: offsets end at {end}, expected {m}, the number of slots"
         );
         Self {
             top_k: layout.top_k,

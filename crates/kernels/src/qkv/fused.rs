@@ -1,6 +1,6 @@
 //! Norm and rotation of one head at a time, fused in explicit vector code.
 //!
-//! Supports the common forms only, see [`FusedHead::fits`]; other configurations run the steps one by one.
+//! Supports the common configurations only, see [`FusedHead::fits`]; other configurations run the steps one by one.
 
 use super::segment::Segment;
 use super::{QkOrder, QkvTransform};
@@ -24,8 +24,8 @@ struct HeadNorm<'a> {
 }
 
 impl<'a> FusedHead<'a> {
-    /// True if the heads of a segment are supported: whole chunks in each half, no clamp, and no norm or one
-    /// by each head's sum of squares that precedes the rotation.
+    /// True if the heads of a segment are supported: whole chunks in each half, no clamp, and either no norm, or one
+    /// that scales each head by its sum of squares before the rotation.
     #[inline(always)]
     pub(super) fn fits(p: &QkvTransform, s: &Segment) -> bool {
         let is_norm_supported = s.norm.as_ref().is_none_or(|(n, _)| {
@@ -58,7 +58,7 @@ impl<'a> FusedHead<'a> {
         })
     }
 
-    /// `y = rotate(gain x / rms(x) + bias)`.
+    /// Computes `y = factor * rotate(gain x inv_rms + bias)`; without factor and rotation for values.
     #[inline(always)]
     pub(super) fn forward<S: Simd, const V: usize>(
         &self,
@@ -215,7 +215,7 @@ impl HeadNorm<'_> {
         }
     }
 
-    /// Returns the scale of the row, `1 / sqrt(... + eps)`.
+    /// Returns the scale of a head, `1 / sqrt(sum(x^2) / divisor + eps)`.
     #[inline(always)]
     fn inv_rms<S: Simd, const V: usize>(&self, simd: S, x: &[Chunk]) -> f32 {
         let mut squares = [simd.splat_f32s(0.0); V];

@@ -1,5 +1,5 @@
-//! Clamp, norm and rotation one after another, for forms that [`FusedHead`](super::fused::FusedHead) does
-//! not support.
+//! Clamp, norm and rotation one after another, for configurations that [`FusedHead`](super::fused::FusedHead) does not
+//! support.
 
 use super::segment::Segment;
 use super::{QkOrder, QkvTransform, Scratch};

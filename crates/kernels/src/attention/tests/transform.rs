@@ -4,7 +4,7 @@ use super::*;
 use crate::norm::{Gain, NormConfig, NormFn};
 use crate::qkv::{self, QkOrder, rope_table};
 
-/// Returns a transform with norms on every head and a factor, or with rotation only.
+/// Returns a transform with RoPE and `qk_scale`, and with norms on every head if `normed`.
 fn transform(
     a: &AttentionConfig,
     normed: bool,
