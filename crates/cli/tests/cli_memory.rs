@@ -13,8 +13,8 @@ use common::{TestDir, numpy};
 use serde_json::{Value, json};
 
 const MIB: u64 = 1 << 20;
-/// Room for one piece of text, for which a tokenizer from a file takes up to 200 bytes per byte.
-const LARGE_PIECE: u64 = 256 * MIB;
+/// Room for one chunk of text, for which a tokenizer from a file takes up to 200 bytes per byte.
+const LARGE_CHUNK: u64 = 256 * MIB;
 /// The idle program, 16 MiB of a reader, and 8 MiB of text tokenized at once with its tokens.
 const CONSTANT: u64 = 160 * MIB;
 
@@ -148,7 +148,7 @@ fn memory_for_tokenizers_at_their_limits_is_as_documented() {
     ];
     let found = peak(&dir, &args);
     let nodes = (tokens * letters) as u64;
-    let most = 50 * file.len() as u64 + LARGE_PIECE + 750 * nodes;
+    let most = 50 * file.len() as u64 + LARGE_CHUNK + 750 * nodes;
     assert!(
         found < most,
         "{} MiB, documented bound {}",
@@ -181,7 +181,7 @@ fn memory_for_one_record_is_a_multiple_of_its_size() {
     }
 }
 
-/// Tokenizers from files take much more memory than the text they encode, so it is split into pieces.
+/// Tokenizers from files take much more memory than the text they encode, so it is split into chunks.
 #[test]
 fn memory_for_tokenizer_files_is_constant() {
     let dir = TestDir::new();
@@ -223,7 +223,7 @@ fn memory_for_tokenizer_files_is_constant() {
             let mut args = prepare("one.jsonl", &["--overwrite", "--validation-fraction", "0"]);
             args[7] = tokenizer;
             let found = peak(&dir, &args);
-            let room = if has_spaces { 0 } else { LARGE_PIECE };
+            let room = if has_spaces { 0 } else { LARGE_CHUNK };
             assert!(
                 found < 4 * bytes + CONSTANT + room,
                 "{tokenizer}: {} MiB for {} MiB",

@@ -304,7 +304,7 @@ fn unknown_tokenizer_names_list_known_ones() {
 }
 
 #[test]
-fn long_documents_are_encoded_in_pieces() {
+fn long_documents_are_encoded_in_chunks() {
     let line = "The kites  of May, 12 of them;\n\tan owl's nest \u{1f989}. ";
     let text = line.repeat(30_000);
     let bpe = Tokenizer::train_bpe(&[line, line], 300, &mut quiet).unwrap();

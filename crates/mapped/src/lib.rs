@@ -13,9 +13,9 @@ use memmap2::{Mmap, MmapOptions};
 
 /// Bytes of a file, mapped read-only; an empty slice for an empty file.
 #[derive(Debug, Default)]
-pub struct Mapped(Option<Mmap>);
+pub struct MappedFile(Option<Mmap>);
 
-impl Deref for Mapped {
+impl Deref for MappedFile {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -42,7 +42,7 @@ impl Deref for Mapped {
 /// # std::fs::remove_file(&path)?;
 /// # Ok::<(), std::io::Error>(())
 /// ```
-pub fn map_file(path: impl AsRef<Path>) -> io::Result<Mapped> {
+pub fn map_file(path: impl AsRef<Path>) -> io::Result<MappedFile> {
     // Checked before opening, since opening a pipe waits for its writer.
     require_regular(&std::fs::metadata(&path)?)?;
     map(&File::open(path)?)
@@ -52,19 +52,19 @@ pub fn map_file(path: impl AsRef<Path>) -> io::Result<Mapped> {
 ///
 /// # Errors
 /// If it is not a regular file, or the system refuses to map it.
-pub fn map(file: &File) -> io::Result<Mapped> {
+pub fn map(file: &File) -> io::Result<MappedFile> {
     let metadata = file.metadata()?;
     require_regular(&metadata)?;
     let length = usize::try_from(metadata.len())
         .map_err(|_| io::Error::new(io::ErrorKind::FileTooLarge, "too large to map"))?;
     if length == 0 {
-        return Ok(Mapped::default());
+        return Ok(MappedFile::default());
     }
     // SAFETY: the map is read-only and its length is the file's. The file must also not be changed
     // or truncated while the map lives; the documentation of `map_file` states why its intended
     // files are not.
     let map = unsafe { MmapOptions::new().len(length).map(file)? };
-    Ok(Mapped(Some(map)))
+    Ok(MappedFile(Some(map)))
 }
 
 fn require_regular(metadata: &std::fs::Metadata) -> io::Result<()> {
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_map_shows_the_file_and_outlives_its_name() {
+    fn map_stays_readable_after_the_file_is_deleted() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a");
         std::fs::write(&path, b"tokens").unwrap();

@@ -125,7 +125,7 @@ pub fn decode(
     }
     let counts = counts(config, seq_len)?;
     memory::check_available(
-        4 * counts.total + machine::Bandwidth::BYTES as u64,
+        4 * counts.total + machine::BandwidthBenchmark::BYTES as u64,
         "the model's weights and the buffer of the bandwidth benchmark",
     )?;
     let mut model = Model::new(config, 1, device)?;
@@ -136,9 +136,9 @@ pub fn decode(
 
     memory::reset_peak();
     let mut decoder = Decoder::new(&mut model, &prompt, seq_len)?;
-    let mut tokens = Tokens::default();
+    let mut tokens = TokenSamples::default();
     for _ in 0..WARM_UP {
-        decoder.next(&mut Tokens::default())?;
+        decoder.next(&mut TokenSamples::default())?;
     }
     // Two halves with the bandwidth measurement between them: some allocators retain its buffer, which would
     // then count as memory of the model.
@@ -150,7 +150,7 @@ pub fn decode(
 
     let token_seconds = median(&tokens.seconds);
     let bytes_per_token = weight_bytes(config, counts.active);
-    let position = (config.n_layers * config.cache_width()) as f64;
+    let cached_floats_per_position = (config.n_layers * config.cache_width()) as f64;
     Ok(DecodeReport {
         threads: crate::threads::count(),
         parameters: counts.total,
@@ -159,7 +159,7 @@ pub fn decode(
         token_seconds,
         tokens_per_second: 1.0 / token_seconds,
         bytes_per_token,
-        cache_bytes_per_token: F32 as f64 * position * median(&tokens.positions),
+        cache_bytes_per_token: F32 as f64 * cached_floats_per_position * median(&tokens.positions),
         bandwidth_bytes_per_second: bandwidth,
         bandwidth_share: bytes_per_token as f64 / token_seconds / bandwidth,
         peak_rss_bytes,
@@ -177,7 +177,7 @@ fn weight_bytes(config: &ModelConfig, parameters: u64) -> u64 {
 
 /// Measurements of the generated tokens: wall time and number of cached positions of each.
 #[derive(Default)]
-struct Tokens {
+struct TokenSamples {
     seconds: Vec<f64>,
     positions: Vec<f64>,
 }
@@ -204,7 +204,12 @@ impl<'a> Decoder<'a> {
     }
 
     /// Generates until there are `min_tokens` tokens and they have taken `seconds`.
-    fn generate(&mut self, tokens: &mut Tokens, min_tokens: usize, seconds: f64) -> Result<()> {
+    fn generate(
+        &mut self,
+        tokens: &mut TokenSamples,
+        min_tokens: usize,
+        seconds: f64,
+    ) -> Result<()> {
         let mut spent: f64 = tokens.seconds.iter().sum();
         while tokens.seconds.len() < min_tokens || spent < seconds {
             spent += self.next(tokens)?;
@@ -213,7 +218,7 @@ impl<'a> Decoder<'a> {
     }
 
     /// Generates a token; returns the seconds it took.
-    fn next(&mut self, tokens: &mut Tokens) -> Result<f64> {
+    fn next(&mut self, tokens: &mut TokenSamples) -> Result<f64> {
         if self.cache.len() == self.cache.capacity() {
             self.cache.clear();
             self.forward(self.prompt)?;

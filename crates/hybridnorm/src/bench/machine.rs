@@ -36,13 +36,13 @@ pub fn sgemm_gflops() -> f64 {
 
 /// Measures the memory read bandwidth with all threads, on a buffer larger than the caches, in bytes per second.
 pub fn read_bandwidth() -> f64 {
-    Bandwidth::new().read()
+    BandwidthBenchmark::new().read()
 }
 
 /// Benchmark of memory bandwidth, on a buffer larger than any cache.
-pub struct Bandwidth(Vec<f32>);
+pub struct BandwidthBenchmark(Vec<f32>);
 
-impl Bandwidth {
+impl BandwidthBenchmark {
     /// Elements of each half. Not a whole number of pages: two streams a multiple of the page size apart would map to
     /// the same cache sets and memory banks.
     const HALF: usize = 33_004_032;

@@ -15,7 +15,7 @@ use crate::files;
 const LIMIT: u64 = 1 << 20;
 
 /// Maximum difference between a kernel and its reference, relative to the largest output.
-const DIFFERENCE: f64 = 1e-4;
+const MAX_DIFFERENCE: f64 = 1e-4;
 
 /// Content of a file of minimum speedups: `[[kernel]]` tables with `op`, `direction` and `speedup`.
 #[derive(Debug, Clone, PartialEq)]
@@ -99,9 +99,11 @@ impl MinSpeedup {
             .find(|row| row.op == op && row.direction == direction);
         match row {
             None => Some(format!("there is no kernel `{op}`, `{direction}`")),
-            Some(row) if row.largest_difference.is_nan() || row.largest_difference > DIFFERENCE => {
+            Some(row)
+                if row.largest_difference.is_nan() || row.largest_difference > MAX_DIFFERENCE =>
+            {
                 Some(format!(
-                    "{op} {direction} differs from the reference by {:.0e}, expected at most {DIFFERENCE:.0e}",
+                    "{op} {direction} differs from the reference by {:.0e}, expected at most {MAX_DIFFERENCE:.0e}",
                     row.largest_difference
                 ))
             }

@@ -114,15 +114,15 @@ pub struct PlacementRow {
     /// Number of parameters of the model.
     pub parameters: u64,
     /// Training.
-    pub step: Compared,
+    pub step: Comparison,
     /// Decoding.
-    pub decode: Compared,
+    pub decode: Comparison,
 }
 
 /// Measurements of a placement and their ratios to the reference.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
-pub struct Compared {
+pub struct Comparison {
     /// Median throughput in tokens per second.
     pub tokens_per_second: f64,
     /// Median over the rounds of its throughput divided by the reference's, measured just before.
@@ -153,10 +153,10 @@ pub fn in_process(
     seconds: f64,
     device: Device,
 ) -> impl FnMut(BenchmarkKind, &Candidate) -> Result<Measurement> + use<> {
-    move |measure, candidate| {
+    move |kind, candidate| {
         let Candidate { config, .. } = candidate;
         let model = config.model_config()?;
-        Ok(match measure {
+        Ok(match kind {
             BenchmarkKind::Step => {
                 let report = step(&model, &StepOptions::of(config, seconds), device)?;
                 Measurement {
@@ -277,8 +277,8 @@ impl PlacementRow {
         Ok(Self {
             name: candidate.name,
             parameters: counts::parameters(&candidate.config.model_config()?)?,
-            step: Compared::of(&pairs.step),
-            decode: Compared::of(&pairs.decode),
+            step: Comparison::of(&pairs.step),
+            decode: Comparison::of(&pairs.decode),
         })
     }
 }
@@ -394,7 +394,7 @@ impl Session<'_> {
     }
 }
 
-impl Compared {
+impl Comparison {
     fn of(pairs: &[Pair]) -> Self {
         let ratios = |of: fn(&Pair) -> Option<f64>| pairs.iter().filter_map(of).collect::<Vec<_>>();
         let speeds = ratios(|pair| {

@@ -16,7 +16,7 @@ use tokenizers::utils::SysRegex;
 
 use crate::error::{Error, Result};
 
-use super::tokenizer::{SOFT_LIMIT, SplitPoints, in_parallel, pieces};
+use super::tokenizer::{SOFT_LIMIT, SplitPoints, chunks, in_parallel};
 use super::{Progress, ProgressFn};
 
 /// The special token that ends every document.
@@ -69,9 +69,9 @@ impl BpeTrainer {
         let words = &self.words;
         let counted = in_parallel(texts, threads, |text| {
             let mut counts: HashMap<&str, u64> = HashMap::new();
-            for piece in pieces(text, SplitPoints::Anywhere, SOFT_LIMIT) {
-                for (from, to) in words.find_iter(piece) {
-                    let mut word = &piece[from..to];
+            for chunk in chunks(text, SplitPoints::BeforeSpacesOrAtLimit, SOFT_LIMIT) {
+                for (from, to) in words.find_iter(chunk) {
+                    let mut word = &chunk[from..to];
                     while word.len() > MAX_WORD_LEN {
                         let (part, rest) = word.split_at(word.floor_char_boundary(MAX_WORD_LEN));
                         *counts.entry(part).or_default() += 1;
@@ -139,14 +139,14 @@ impl BpeTrainer {
             total: Some(tokens.len() as u64 - 257),
             unit: "merges",
         });
-        let split = Splitter::Gpt2;
+        let split = PreTokenizer::Gpt2;
         tokenizer_json(&tokens, &merges, &[END_OF_TEXT_ID], split)
     }
 }
 
 struct Merger {
     words: Vec<Vec<u32>>,
-    weights: Vec<i64>,
+    word_counts: Vec<i64>,
     pairs: HashMap<Pair, Occurrences>,
     /// Counts at the time of pushing; checked against `pairs` when popped.
     queue: BinaryHeap<(i64, Reverse<Pair>)>,
@@ -162,7 +162,7 @@ struct Occurrences {
 impl Merger {
     fn new(counts: Vec<(String, u64)>) -> Self {
         // Each string is freed when its word is converted.
-        let (words, weights): (Vec<Vec<u32>>, Vec<i64>) = counts
+        let (words, word_counts): (Vec<Vec<u32>>, Vec<i64>) = counts
             .into_iter()
             .map(|(word, count)| {
                 let count = i64::try_from(count).unwrap_or(i64::MAX);
@@ -170,10 +170,10 @@ impl Merger {
             })
             .unzip();
         let mut pairs: HashMap<Pair, Occurrences> = HashMap::new();
-        for (index, (word, weight)) in (0..).zip(words.iter().zip(&weights)) {
+        for (index, (word, word_count)) in (0..).zip(words.iter().zip(&word_counts)) {
             for pair in word.windows(2) {
                 let entry = pairs.entry((pair[0], pair[1])).or_default();
-                entry.count += weight;
+                entry.count += word_count;
                 if entry.words.last() != Some(&index) {
                     entry.words.push(index);
                 }
@@ -185,7 +185,7 @@ impl Merger {
             .collect();
         Self {
             words,
-            weights,
+            word_counts,
             pairs,
             queue,
         }
@@ -215,16 +215,16 @@ impl Merger {
             if merged.len() == word.len() {
                 continue;
             }
-            let weight = self.weights[index as usize];
+            let word_count = self.word_counts[index as usize];
             for old in word.windows(2) {
                 if let Some(entry) = self.pairs.get_mut(&(old[0], old[1])) {
-                    entry.count -= weight;
+                    entry.count -= word_count;
                 }
             }
             for new in merged.windows(2) {
                 let new = (new[0], new[1]);
                 let entry = self.pairs.entry(new).or_default();
-                entry.count += weight;
+                entry.count += word_count;
                 if new.0 == id || new.1 == id {
                     if entry.words.last() != Some(&index) {
                         entry.words.push(index);
@@ -258,7 +258,7 @@ fn replace(word: &[u32], pair: Pair, id: u32) -> Vec<u32> {
 
 /// Pre-tokenizer of a `tokenizer.json`.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Splitter<'p> {
+pub(super) enum PreTokenizer<'p> {
     /// Splits by GPT-2's pattern.
     Gpt2,
     /// Splits by this pattern.
@@ -273,7 +273,7 @@ pub(super) fn tokenizer_json(
     tokens: &[Vec<u8>],
     merges: &[Pair],
     special: &[u32],
-    split: Splitter,
+    split: PreTokenizer,
 ) -> String {
     let chars = byte_chars();
     let token_text = |id: u32| -> String {
@@ -319,11 +319,11 @@ fn byte_level_json(use_regex: bool) -> String {
     )
 }
 
-fn pre_tokenizer_json(split: Splitter) -> String {
+fn pre_tokenizer_json(split: PreTokenizer) -> String {
     match split {
-        Splitter::Gpt2 => byte_level_json(true),
-        Splitter::None => byte_level_json(false),
-        Splitter::Pattern(pattern) => format!(
+        PreTokenizer::Gpt2 => byte_level_json(true),
+        PreTokenizer::None => byte_level_json(false),
+        PreTokenizer::Pattern(pattern) => format!(
             r#"{{"type": "Sequence", "pretokenizers": [{{"type": "Split", "pattern": {{"Regex": {}}}, "behavior": "Isolated", "invert": false}}, {}]}}"#,
             quoted(pattern),
             byte_level_json(false)

@@ -272,11 +272,11 @@ impl TokenDataset {
     fn read(&self, id: u64, tokens: &mut [u32]) -> Result<()> {
         let part = self
             .parts
-            .partition_point(|part| part.start + part.full.len() <= id);
+            .partition_point(|part| part.first_instance + part.full.len() <= id);
         match self.parts.get(part) {
             Some(part) => part
                 .tokens
-                .read(part.full.start_of(id - part.start), tokens),
+                .read(part.full.start_of(id - part.first_instance), tokens),
             None => Err(Error::out_of_range(
                 "instance",
                 id,

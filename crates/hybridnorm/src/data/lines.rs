@@ -165,10 +165,10 @@ impl Lines {
     }
 
     /// Consumes bytes returned by [`Lines::fill`], which contain `newlines` newlines.
-    pub(super) fn consume(&mut self, bytes: usize, line_ends: u64) {
+    pub(super) fn consume(&mut self, bytes: usize, newlines: u64) {
         self.reader.consume(bytes);
         self.offset += bytes as u64;
-        self.number += line_ends;
+        self.number += newlines;
     }
 
     /// Returns the bytes of the next line, at most `RECORD_LIMIT + 1`, without consuming them.
@@ -217,9 +217,9 @@ impl Lines {
     }
 
     fn read_error(&self, error: &io::Error) -> Error {
-        let refused = error.raw_os_error().map(io::Error::from_raw_os_error);
-        let name = match (refused, self.compression) {
-            (Some(refused), _) => return Error::io(&self.path)(refused),
+        let os_error = error.raw_os_error().map(io::Error::from_raw_os_error);
+        let name = match (os_error, self.compression) {
+            (Some(os_error), _) => return Error::io(&self.path)(os_error),
             (None, Compression::None) => return Error::io(&self.path)(error.kind().into()),
             (None, Compression::Gzip) => "gzip",
             (None, Compression::Zstd) => "zstd",
@@ -228,7 +228,7 @@ impl Lines {
             format!("{} bytes of text (line {})", self.offset, self.number + 1),
             compressed::damage(error),
         );
-        match compressed::is_limit(error) {
+        match compressed::exceeds_limit(error) {
             true => self.error(format!("after {place}: {problem}")),
             false => Error::corrupt(
                 &self.path,

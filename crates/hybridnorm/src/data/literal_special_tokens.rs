@@ -10,7 +10,7 @@ pub(crate) struct LiteralSpecialTokenCounter {
     /// Tokens grouped by first byte.
     groups: Vec<Group>,
     /// Group index by first byte.
-    begins: [Option<u8>; 256],
+    group_by_first_byte: [Option<u8>; 256],
 }
 
 struct Group {
@@ -24,13 +24,13 @@ impl LiteralSpecialTokenCounter {
     pub(crate) fn new(special: Vec<String>) -> Self {
         let mut new = Self {
             groups: Vec::new(),
-            begins: [None; 256],
+            group_by_first_byte: [None; 256],
         };
         for token in special {
             let Some(&first) = token.as_bytes().first() else {
                 continue;
             };
-            let index = *new.begins[usize::from(first)].get_or_insert_with(|| {
+            let index = *new.group_by_first_byte[usize::from(first)].get_or_insert_with(|| {
                 new.groups.push(Group {
                     prefix: token.clone(),
                     tokens: Vec::new(),
@@ -42,18 +42,18 @@ impl LiteralSpecialTokenCounter {
             let differs = common.filter(|((_, a), b)| a != b).map(|((at, _), _)| at);
             let length = differs.min().unwrap_or(group.prefix.len().min(token.len()));
             group.prefix.truncate(length);
-            let spelled = LiteralSpecialToken {
+            let literal = LiteralSpecialToken {
                 token,
                 count: 0,
                 documents: 0,
             };
-            group.tokens.push((spelled, false));
+            group.tokens.push((literal, false));
         }
         // The longest token that matches at a position is counted.
         for group in &mut new.groups {
             group
                 .tokens
-                .sort_by_key(|(spelled, _)| std::cmp::Reverse(spelled.token.len()));
+                .sort_by_key(|(literal, _)| std::cmp::Reverse(literal.token.len()));
         }
         new
     }
@@ -64,29 +64,29 @@ impl LiteralSpecialTokenCounter {
         let mut at = 0;
         let mut any = false;
         while at < bytes.len() {
-            let found = self.begins[usize::from(bytes[at])].and_then(|group| {
+            let found = self.group_by_first_byte[usize::from(bytes[at])].and_then(|group| {
                 let group = &mut self.groups[usize::from(group)];
                 let rest = &bytes[at..];
                 let tokens = group.tokens.iter_mut();
                 rest.starts_with(group.prefix.as_bytes())
                     .then_some(tokens)?
-                    .find(|(spelled, _)| rest.starts_with(spelled.token.as_bytes()))
+                    .find(|(literal, _)| rest.starts_with(literal.token.as_bytes()))
             });
             match found {
                 None => at += 1,
-                Some((spelled, is_in_document)) => {
-                    spelled.count += 1;
+                Some((literal, is_in_document)) => {
+                    literal.count += 1;
                     *is_in_document = true;
                     any = true;
-                    at += spelled.token.len();
+                    at += literal.token.len();
                 }
             }
         }
         if any {
-            for (spelled, is_in_document) in
+            for (literal, is_in_document) in
                 self.groups.iter_mut().flat_map(|group| &mut group.tokens)
             {
-                spelled.documents += u64::from(std::mem::take(is_in_document));
+                literal.documents += u64::from(std::mem::take(is_in_document));
             }
         }
     }
@@ -95,8 +95,8 @@ impl LiteralSpecialTokenCounter {
     pub(crate) fn finish(self) -> Vec<LiteralSpecialToken> {
         let all = self.groups.into_iter().flat_map(|group| group.tokens);
         let mut found: Vec<_> = all
-            .map(|(spelled, _)| spelled)
-            .filter(|spelled| spelled.count > 0)
+            .map(|(literal, _)| literal)
+            .filter(|literal| literal.count > 0)
             .collect();
         found.sort_by(|a, b| (b.count, &a.token).cmp(&(a.count, &b.token)));
         found
@@ -117,7 +117,7 @@ mod tests {
         let found: Vec<_> = tokens
             .finish()
             .into_iter()
-            .map(|spelled| (spelled.token, spelled.count, spelled.documents))
+            .map(|literal| (literal.token, literal.count, literal.documents))
             .collect();
         let expected = [("<|a|>", 2, 2), ("<|a|>b", 1, 1), ("[X]", 1, 1)];
         assert_eq!(

@@ -78,8 +78,8 @@ impl Dtype {
     /// Returns the type of a name such as `u16` or `uint16`.
     pub fn from_name(name: &str) -> Option<Self> {
         // NumPy names: `uint16`, `int32`.
-        let spelled = [("uint", "u"), ("int", "i")];
-        let mut short = spelled
+        let prefixes = [("uint", "u"), ("int", "i")];
+        let mut short = prefixes
             .iter()
             .filter_map(|(long, short)| Some(format!("{short}{}", name.strip_prefix(long)?)));
         let name = short.next().unwrap_or_else(|| name.to_owned());
@@ -98,16 +98,16 @@ impl Dtype {
     }
 
     /// Decodes one token; `None` if negative or above `u32::MAX`.
-    pub(super) fn read(self, bytes: &[u8]) -> Option<u32> {
+    pub(super) fn decode_token(self, bytes: &[u8]) -> Option<u32> {
         match (self, bytes) {
             (Self::U16, &[a, b]) => Some(u16::from_le_bytes([a, b]).into()),
             (Self::U32, &[a, b, c, d]) => Some(u32::from_le_bytes([a, b, c, d])),
-            _ => u32::try_from(self.value(bytes)).ok(),
+            _ => u32::try_from(self.decode_integer(bytes)).ok(),
         }
     }
 
     /// Decodes one integer; -1 for a wrong number of bytes.
-    pub(super) fn value(self, bytes: &[u8]) -> i128 {
+    pub(super) fn decode_integer(self, bytes: &[u8]) -> i128 {
         match (self, bytes) {
             (Self::U8, &[a]) => a.into(),
             (Self::I8, &[a]) => a.cast_signed().into(),

@@ -53,14 +53,14 @@ impl Manifest {
                 if dropped == 1 { "it" } else { "them" }
             ));
         }
-        for spelled in &self.literal_special_tokens {
+        for literal in &self.literal_special_tokens {
             notes.push(format!(
                 "the special token `{}` appears literally {} in {}, where it is encoded as plain characters; if it \
                  separates documents, set separator to `{}`",
-                spelled.token,
-                number(spelled.count, "time"),
-                number(spelled.documents, "document"),
-                spelled.token
+                literal.token,
+                number(literal.count, "time"),
+                number(literal.documents, "document"),
+                literal.token
             ));
         }
         notes

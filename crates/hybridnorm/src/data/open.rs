@@ -184,7 +184,7 @@ pub fn open(
     check_named_once(&entries)?;
     let mut tokenizer = agreed_tokenizer(&entries, options)?;
     if !text.is_empty() {
-        let folder = tokenized(&text, tokenizer.as_ref(), options, progress)?;
+        let folder = open_or_tokenize(&text, tokenizer.as_ref(), options, progress)?;
         if tokenizer.is_none() {
             tokenizer = Some(folder.tokenizer()?);
         }
@@ -195,7 +195,7 @@ pub fn open(
         }
     }
     let mut notes = Vec::new();
-    let dataset = collect(&entries, split, tokenizer.as_ref(), options, &mut notes)?;
+    let dataset = build_dataset(&entries, split, tokenizer.as_ref(), options, &mut notes)?;
     if dataset.coverage(options.windows).tokens == 0 {
         return Err(too_short::error(paths, split, options.windows, &dataset));
     }
@@ -364,13 +364,13 @@ fn agreed_tokenizer(entries: &[Entry], options: &OpenOptions) -> Result<Option<T
 }
 
 /// Returns the cached tokens of raw text; tokenizes it first if it is not cached.
-fn tokenized(
+fn open_or_tokenize(
     inputs: &[String],
     tokenizer: Option<&Tokenizer>,
     options: &OpenOptions,
     progress: ProgressFn,
 ) -> Result<PreparedFolder> {
-    let made_with = match (tokenizer, &options.tokenizer) {
+    let tokenizer_key = match (tokenizer, &options.tokenizer) {
         (Some(tokenizer), _) => tokenizer.fingerprint().to_owned(),
         (None, Some(TokenizerChoice::Spec(spec))) => spec.to_string(),
         _ => {
@@ -383,7 +383,7 @@ fn tokenized(
         contents.push(Sources::resolve(inputs, &options.prepare.source)?.fingerprint()?);
     }
     // Input names are part of the key because the manifest records them.
-    let key = serde_json::json!(["text 4", inputs, made_with, options.prepare, contents]);
+    let key = serde_json::json!(["text 4", inputs, tokenizer_key, options.prepare, contents]);
     let key = key.to_string();
     let name = format!("text-{}", &files::sha256(key.as_bytes())[..24]);
     let cache = options.cache.as_ref().ok_or_else(|| {
@@ -393,44 +393,44 @@ fn tokenized(
         )
     })?;
     let folder = cache.join(&name);
-    if let Some(prepared) = cached(&folder, options.verify) {
+    if let Some(prepared) = open_cached(&folder, options.verify) {
         return Ok(prepared);
     }
     files::create_dir(cache)?;
     // One process tokenizes; others wait for the lock. The lock file is kept so that all lock the same file.
-    let lock = cache.join(format!("{name}.lock"));
-    let holder = fs::File::options()
+    let lock_path = cache.join(format!("{name}.lock"));
+    let lock_file = fs::File::options()
         .create(true)
         .append(true)
-        .open(&lock)
-        .map_err(Error::io(&lock))?;
+        .open(&lock_path)
+        .map_err(Error::io(&lock_path))?;
     // Without lock support, several processes may tokenize; one of them renames its result into place.
-    let _ = holder.lock();
-    if let Some(prepared) = cached(&folder, options.verify) {
+    let _ = lock_file.lock();
+    if let Some(prepared) = open_cached(&folder, options.verify) {
         return Ok(prepared);
     }
     // A damaged cache entry is replaced: its source text still exists.
-    let prepared = &PrepareOptions {
+    let prepare_options = &PrepareOptions {
         overwrite: true,
         ..options.prepare.clone()
     };
     match (tokenizer, &options.tokenizer) {
         (None, Some(TokenizerChoice::Spec(spec))) => {
-            prepare(inputs, spec, &folder, prepared, progress)
+            prepare(inputs, spec, &folder, prepare_options, progress)
         }
-        (Some(tokenizer), _) => prepare_with(inputs, tokenizer, &folder, prepared, progress),
+        (Some(tokenizer), _) => prepare_with(inputs, tokenizer, &folder, prepare_options, progress),
         (None, _) => Err(no_tokenizer()),
     }?;
     PreparedFolder::open(&folder)
 }
 
 /// Returns the cache entry of this name, if it is intact.
-fn cached(folder: &Path, verify: bool) -> Option<PreparedFolder> {
+fn open_cached(folder: &Path, verify: bool) -> Option<PreparedFolder> {
     let prepared = PreparedFolder::open(folder).ok()?;
     (!verify || prepared.verify().is_ok()).then_some(prepared)
 }
 
-fn collect(
+fn build_dataset(
     entries: &[Entry],
     split: Split,
     tokenizer: Option<&Tokenizer>,

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn removes_only_listed_files() {
+    fn rejects_files_that_the_manifest_does_not_list() {
         let folder = folder();
         check(folder.path(), true).unwrap();
         assert!(check(folder.path(), false).is_err());

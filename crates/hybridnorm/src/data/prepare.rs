@@ -136,13 +136,13 @@ pub fn prepare_with(
     preparation.write(tokenizer, &plan, progress)
 }
 
-struct Preparation<'j> {
+struct Preparation<'o> {
     sources: Sources,
     validation: Option<Sources>,
     fraction: f64,
     /// Path of the output folder, with links resolved.
     out: PathBuf,
-    options: &'j PrepareOptions,
+    options: &'o PrepareOptions,
 }
 
 /// Result of the first pass over the text.
@@ -154,8 +154,8 @@ struct SplitPlan {
     reassigned: Option<(u64, bool)>,
 }
 
-impl<'j> Preparation<'j> {
-    fn new(inputs: &[String], out: &Path, options: &'j PrepareOptions) -> Result<Self> {
+impl<'o> Preparation<'o> {
+    fn new(inputs: &[String], out: &Path, options: &'o PrepareOptions) -> Result<Self> {
         let fraction = options.validation_fraction;
         if !(0.0..1.0).contains(&fraction) {
             return Err(Error::out_of_range(
@@ -331,11 +331,11 @@ impl<'j> Preparation<'j> {
                 output.push(text, held_out, input, &mut step)
             },
         )?;
-        let first = read.len();
+        let n_train_inputs = read.len();
         manifest.sources.extend(read);
         if let Some(sources) = &self.validation {
             let read = read_all(sources, true, &mut separators, |_, input, text| {
-                output.push(text, true, first + input, &mut step)
+                output.push(text, true, n_train_inputs + input, &mut step)
             })?;
             manifest.sources.extend(read);
         }
@@ -397,7 +397,7 @@ struct ShardOutput<'t> {
     /// Special tokens that appear literally in the text.
     literal_special_tokens: LiteralSpecialTokenCounter,
     /// Bytes of text of the first token of each split.
-    first: FirstTokenBytes,
+    first_token_bytes: FirstTokenBytes,
     /// Text lost in tokenization, by input.
     lost_text: Vec<LostText>,
 }
@@ -422,7 +422,7 @@ impl<'t> ShardOutput<'t> {
                 tokenizer.literal_special_token_names(),
             ),
             lost_text: Vec::new(),
-            first: FirstTokenBytes::default(),
+            first_token_bytes: FirstTokenBytes::default(),
         }
     }
 
@@ -458,8 +458,8 @@ impl<'t> ShardOutput<'t> {
             let unknown = tokens.iter().filter(|&&id| Some(id) == unknown);
             self.lost_text[*input].unknown_tokens += unknown.count() as u64;
             let (shards, first) = match held_out {
-                true => (&mut self.validation, &mut self.first.validation),
-                false => (&mut self.train, &mut self.first.train),
+                true => (&mut self.validation, &mut self.first_token_bytes.validation),
+                false => (&mut self.train, &mut self.first_token_bytes.train),
             };
             if shards.is_empty() && tokenizer.inexact_text_bytes_reason().is_some() {
                 let id = tokens.first().copied();
@@ -478,7 +478,7 @@ impl<'t> ShardOutput<'t> {
     }
     /// Closes the shards, and adds their records and the statistics of all sources to the manifest.
     fn complete(self, manifest: &mut Manifest) -> Result<()> {
-        manifest.first_token_bytes = self.first;
+        manifest.first_token_bytes = self.first_token_bytes;
         for (source, lost) in manifest.sources.iter_mut().zip(&self.lost_text) {
             source.unknown_tokens = lost.unknown_tokens;
             source.dropped_chars = lost.dropped_chars;

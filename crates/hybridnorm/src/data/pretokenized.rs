@@ -16,7 +16,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use hybridnorm_mapped::Mapped;
+use hybridnorm_mapped::MappedFile;
 
 use crate::error::{Error, Result};
 use crate::files;
@@ -73,7 +73,7 @@ impl PretokenizedFile {
         let mapped = hybridnorm_mapped::map(&file).map_err(Error::io(path))?;
         let name = path.to_string_lossy();
         let layout = match dtype {
-            Some(dtype) => named(&mapped, &name, dtype, input),
+            Some(dtype) => layout_of_specified_type(&mapped, &name, dtype, input),
             None => match megatron_type(path)? {
                 Some(dtype) => megatron(&mapped, &name, dtype),
                 None => layout(path, &mapped, vocab_size),
@@ -122,7 +122,7 @@ struct Layout {
     note: Option<String>,
 }
 
-fn stream(file: &Mapped, offset: usize, dtype: Dtype) -> Result<Layout, String> {
+fn stream(file: &MappedFile, offset: usize, dtype: Dtype) -> Result<Layout, String> {
     let bytes = file.len() - offset;
     if bytes == 0 {
         return Err("contains no tokens".into());
@@ -143,7 +143,12 @@ fn stream(file: &Mapped, offset: usize, dtype: Dtype) -> Result<Layout, String> 
 }
 
 /// Returns the layout of a raw stream whose type was specified.
-fn named(file: &Mapped, path: &str, dtype: Dtype, input: &str) -> Result<Layout, String> {
+fn layout_of_specified_type(
+    file: &MappedFile,
+    path: &str,
+    dtype: Dtype,
+    input: &str,
+) -> Result<Layout, String> {
     #[cfg(feature = "data")]
     if numpy::is_numpy(file) {
         let remedy = match input == path {
@@ -191,7 +196,7 @@ fn megatron_type(path: &Path) -> Result<Option<Result<Dtype, u8>>> {
     }))
 }
 
-fn megatron(file: &Mapped, path: &str, dtype: Result<Dtype, u8>) -> Result<Layout, String> {
+fn megatron(file: &MappedFile, path: &str, dtype: Result<Dtype, u8>) -> Result<Layout, String> {
     let dtype = dtype.map_err(|code| {
         format!(
             "the Megatron index next to it records type {code}, expected integers; specify the type of the tokens: \
@@ -208,7 +213,7 @@ fn megatron(file: &Mapped, path: &str, dtype: Result<Dtype, u8>) -> Result<Layou
     })
 }
 
-fn layout(path: &Path, file: &Mapped, vocab_size: usize) -> Result<Layout, String> {
+fn layout(path: &Path, file: &MappedFile, vocab_size: usize) -> Result<Layout, String> {
     #[cfg(feature = "data")]
     if numpy::is_numpy(file) {
         let array = numpy::parse(file)?;
@@ -249,7 +254,7 @@ fn layout(path: &Path, file: &Mapped, vocab_size: usize) -> Result<Layout, Strin
 const LLM_C_HEADER: usize = 1024;
 
 fn llm_c_type(file: &[u8]) -> Result<Option<Dtype>, String> {
-    let word = |i: usize| Dtype::U32.read(file.get(4 * i..4 * i + 4)?);
+    let word = |i: usize| Dtype::U32.decode_token(file.get(4 * i..4 * i + 4)?);
     match (word(0), word(1)) {
         (Some(20_240_520), Some(1)) => Ok(Some(Dtype::U16)),
         (Some(20_240_801), Some(7)) => Ok(Some(Dtype::U32)),
@@ -263,11 +268,11 @@ fn llm_c_type(file: &[u8]) -> Result<Option<Dtype>, String> {
     }
 }
 
-fn llm_c(file: &Mapped, dtype: Dtype) -> Result<Layout, String> {
+fn llm_c(file: &MappedFile, dtype: Dtype) -> Result<Layout, String> {
     if file.len() < LLM_C_HEADER {
         return Err("truncated within its header".into());
     }
-    let tokens = u64::from(Dtype::U32.read(&file[8..12]).unwrap_or_default());
+    let tokens = u64::from(Dtype::U32.decode_token(&file[8..12]).unwrap_or_default());
     let found = (file.len() - LLM_C_HEADER) as u64;
     if tokens * dtype.size() as u64 != found {
         return Err(format!(

@@ -112,16 +112,16 @@ pub(super) fn detect(
         (false, false, false) => return Err(no_type_fits(file, path, vocab_size)),
     };
     let by_vocabulary = Dtype::for_vocab(vocab_size);
-    let is_blank = scan.largest(Dtype::U32) == 0;
+    let is_all_zero = scan.largest(Dtype::U32) == 0;
     check_plausible(&scan, path, vocab_size, wide)?;
-    if wide == by_vocabulary && !is_blank {
+    if wide == by_vocabulary && !is_all_zero {
         return Ok((wide, None));
     }
     let narrow = match wide {
         Dtype::U64 => Dtype::U32,
         _ => Dtype::U16,
     };
-    if only_even < MIN_EVIDENCE || is_blank {
+    if only_even < MIN_EVIDENCE || is_all_zero {
         return Err(format!(
             "ambiguous integer type: {} tokens of {}, or {} of {}, every second of which is 0; specify \
              it: {}",
@@ -202,10 +202,12 @@ fn no_type_fits(file: &[u8], path: &str, vocab_size: usize) -> String {
                 let bytes = file.len();
                 return format!("not {name}, since {bytes} bytes are not a multiple of {size}");
             }
-            let mut tokens = file.chunks_exact(size).map(|bytes| dtype.value(bytes));
+            let mut tokens = file
+                .chunks_exact(size)
+                .map(|bytes| dtype.decode_integer(bytes));
             let beyond = tokens.position(|token| token >= vocab_size as i128);
             let position = beyond.unwrap_or_default();
-            let token = dtype.value(&file[position * size..(position + 1) * size]);
+            let token = dtype.decode_integer(&file[position * size..(position + 1) * size]);
             format!("as {name}: token {token} at position {position}")
         })
         .join(", ");

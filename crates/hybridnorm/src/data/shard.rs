@@ -9,7 +9,7 @@ mod writer;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
-use hybridnorm_mapped::Mapped;
+use hybridnorm_mapped::MappedFile;
 
 use crate::error::{Error, Result};
 use crate::files;
@@ -35,7 +35,7 @@ pub use writer::ShardWriter;
 /// ```
 #[derive(Debug)]
 pub struct TokenStream {
-    parts: Vec<Part>,
+    segments: Vec<Segment>,
     tokens: u64,
     vocab_size: usize,
 }
@@ -43,7 +43,7 @@ pub struct TokenStream {
 /// Bytes of tokens.
 #[derive(Debug)]
 enum Bytes {
-    Mapped(Mapped),
+    Mapped(MappedFile),
     InMemory(Vec<u8>),
 }
 
@@ -59,7 +59,7 @@ impl Deref for Bytes {
 }
 
 #[derive(Debug)]
-struct Part {
+struct Segment {
     /// Path of the file; empty for tokens in memory.
     path: PathBuf,
     bytes: Bytes,
@@ -78,7 +78,7 @@ impl TokenStream {
     pub fn new(vocab_size: usize) -> Self {
         let vocab_size = vocab_size.min(1 << 31);
         Self {
-            parts: Vec::new(),
+            segments: Vec::new(),
             tokens: 0,
             vocab_size,
         }
@@ -100,13 +100,13 @@ impl TokenStream {
 
     /// Appends the tokens in `mapped` from byte `offset` on; an incomplete last token is ignored, so check
     /// the length before.
-    pub(super) fn push(&mut self, path: &Path, mapped: Mapped, offset: usize, dtype: Dtype) {
+    pub(super) fn push(&mut self, path: &Path, mapped: MappedFile, offset: usize, dtype: Dtype) {
         self.push_bytes(path, Bytes::Mapped(mapped), offset, dtype);
     }
 
     fn push_bytes(&mut self, path: &Path, bytes: Bytes, offset: usize, dtype: Dtype) {
         let tokens = (bytes.len().saturating_sub(offset) / dtype.size()) as u64;
-        self.parts.push(Part {
+        self.segments.push(Segment {
             path: path.to_path_buf(),
             bytes,
             offset,
@@ -119,10 +119,10 @@ impl TokenStream {
     }
 
     /// Appends a shard as [`TokenStream::push`] does, with the type from its manifest.
-    fn push_shard(&mut self, path: &Path, mapped: Mapped, dtype: Dtype) {
+    fn push_shard(&mut self, path: &Path, mapped: MappedFile, dtype: Dtype) {
         self.push(path, mapped, 0, dtype);
-        if let Some(part) = self.parts.last_mut() {
-            part.is_prepared = true;
+        if let Some(segment) = self.segments.last_mut() {
+            segment.is_prepared = true;
         }
     }
 
@@ -154,17 +154,17 @@ impl TokenStream {
                 format!("a range within 0..{}", self.tokens),
             ));
         }
-        let mut part = self
-            .parts
-            .partition_point(|part| part.start + part.tokens <= start);
+        let mut segment = self
+            .segments
+            .partition_point(|segment| segment.start + segment.tokens <= start);
         let mut done = 0;
         while done < out.len() {
-            let from = &self.parts[part];
+            let from = &self.segments[segment];
             let first = start + done as u64 - from.start;
             let n = (from.tokens - first).min((out.len() - done) as u64) as usize;
             from.read(first as usize, &mut out[done..done + n], self.vocab_size)?;
             done += n;
-            part += 1;
+            segment += 1;
         }
         Ok(())
     }
@@ -202,22 +202,22 @@ impl TokenStream {
     }
 }
 
-impl Part {
+impl Segment {
     fn read(&self, first: usize, out: &mut [u32], vocab_size: usize) -> Result<()> {
         let size = self.dtype.size();
         let start = self.offset + first * size;
         let bytes = &self.bytes[start..start + out.len() * size];
         for (i, (bytes, slot)) in bytes.chunks_exact(size).zip(out).enumerate() {
-            match self.dtype.read(bytes) {
+            match self.dtype.decode_token(bytes) {
                 Some(token) if (token as usize) < vocab_size => *slot = token,
-                _ => return Err(self.bad_token(first + i, bytes, vocab_size)),
+                _ => return Err(self.invalid_token(first + i, bytes, vocab_size)),
             }
         }
         Ok(())
     }
 
-    fn bad_token(&self, position: usize, bytes: &[u8], vocab_size: usize) -> Error {
-        let (found, dtype) = (self.dtype.value(bytes), self.dtype.name());
+    fn invalid_token(&self, position: usize, bytes: &[u8], vocab_size: usize) -> Error {
+        let (found, dtype) = (self.dtype.decode_integer(bytes), self.dtype.name());
         if let Bytes::InMemory(_) = self.bytes {
             return Error::out_of_range(
                 format!("token at position {position}"),

@@ -210,11 +210,11 @@ pub struct Sources {
 #[derive(Debug, Clone)]
 struct Input {
     given: String,
-    kind: Kind,
+    kind: InputKind,
 }
 
 #[derive(Debug, Clone)]
-enum Kind {
+enum InputKind {
     Files(Files),
     /// Stories from the given index on; an earlier input has the preceding ones.
     Stories(Stories, u64),
@@ -292,8 +292,8 @@ impl Sources {
     /// Returns the files of each input; none for generated text.
     pub fn files(&self) -> impl Iterator<Item = &[PathBuf]> {
         self.inputs.iter().map(|input| match &input.kind {
-            Kind::Files(files) => files.paths.as_slice(),
-            Kind::Stories(..) => &[],
+            InputKind::Files(files) => files.paths.as_slice(),
+            InputKind::Stories(..) => &[],
         })
     }
 
@@ -306,11 +306,11 @@ impl Sources {
         let mut parts = vec![serde_json::json!(self.options)];
         for input in &self.inputs {
             parts.push(match &input.kind {
-                Kind::Stories(stories, 0) => serde_json::json!(stories.to_string()),
-                Kind::Stories(stories, first) => {
+                InputKind::Stories(stories, 0) => serde_json::json!(stories.to_string()),
+                InputKind::Stories(stories, first) => {
                     serde_json::json!((stories.to_string(), first))
                 }
-                Kind::Files(files) => serde_json::json!((
+                InputKind::Files(files) => serde_json::json!((
                     files
                         .paths
                         .iter()
@@ -382,12 +382,16 @@ fn check_effect(all: &[Sources], options: &SourceOptions) -> Result<()> {
 }
 
 /// Returns the stories that no earlier input names; `known` maps a seed to its count and list.
-fn new_stories(given: &str, list: usize, known: &mut HashMap<u64, (u64, usize)>) -> Result<Kind> {
+fn new_stories(
+    given: &str,
+    list: usize,
+    known: &mut HashMap<u64, (u64, usize)>,
+) -> Result<InputKind> {
     let stories: Stories = given.parse()?;
     match known.get_mut(&stories.seed) {
         None => {
             known.insert(stories.seed, (stories.count, list));
-            Ok(Kind::Stories(stories, 0))
+            Ok(InputKind::Stories(stories, 0))
         }
         Some((_, other)) if *other != list => Err(Error::invalid_value(
             "input text",
@@ -401,7 +405,7 @@ fn new_stories(given: &str, list: usize, known: &mut HashMap<u64, (u64, usize)>)
         Some((count, _)) => {
             let first = stories.count.min(*count);
             *count = stories.count.max(*count);
-            Ok(Kind::Stories(stories, first))
+            Ok(InputKind::Stories(stories, first))
         }
     }
 }
@@ -414,14 +418,14 @@ pub(super) fn invalid_pattern(pattern: &str, error: &glob::PatternError) -> Erro
     )
 }
 
-fn resolve(given: &str, filter: &mut Filter, seen_files: &mut SeenFiles) -> Result<Kind> {
+fn resolve(given: &str, filter: &mut Filter, seen_files: &mut SeenFiles) -> Result<InputKind> {
     if given == "gutenberg" {
         let mut found = Files::default();
         for book in gutenberg::books()? {
             let metadata = std::fs::metadata(&book).map_err(Error::io(&book))?;
             found.add(find::resolve_file(&book, &metadata, seen_files)?);
         }
-        return Ok(Kind::Files(found));
+        return Ok(InputKind::Files(found));
     }
     let path = Path::new(given);
     if given.is_empty() {
@@ -429,10 +433,12 @@ fn resolve(given: &str, filter: &mut Filter, seen_files: &mut SeenFiles) -> Resu
     }
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_dir() => {
-            find::in_folder(path, filter, seen_files).map(Kind::Files)
+            find::in_folder(path, filter, seen_files).map(InputKind::Files)
         }
-        Ok(metadata) => find::resolve_file(path, &metadata, seen_files).map(Kind::Files),
-        Err(_) if is_pattern(given) => find::matching(given, filter, seen_files).map(Kind::Files),
+        Ok(metadata) => find::resolve_file(path, &metadata, seen_files).map(InputKind::Files),
+        Err(_) if is_pattern(given) => {
+            find::matching(given, filter, seen_files).map(InputKind::Files)
+        }
         Err(error) => Err(Error::io(path)(error)),
     }
 }

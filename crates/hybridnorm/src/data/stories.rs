@@ -169,7 +169,7 @@ mod tests {
     impl<I: Iterator> MinMax for I {}
 
     #[test]
-    fn no_placeholder_is_left_and_sentences_are_sentences() {
+    fn placeholders_are_filled_and_sentences_are_well_formed() {
         for i in 0..5000 {
             let text = story(2, i);
             assert!(!text.contains(['{', '}', '_']), "{text}");
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn does_not_compress_to_nothing() {
+    fn compression_ratio_is_limited() {
         let text: String = (0..2000).map(|i| story(6, i) + "\n").collect();
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
         encoder.write_all(text.as_bytes()).unwrap();

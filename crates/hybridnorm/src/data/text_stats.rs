@@ -107,14 +107,14 @@ impl TextStats {
         self.replaced_surrogates += other.replaced_surrogates;
         self.unknown_tokens += other.unknown_tokens;
         self.dropped_chars += other.dropped_chars;
-        for spelled in other.literal_special_tokens {
+        for literal in other.literal_special_tokens {
             let mut ours = self.literal_special_tokens.iter_mut();
-            match ours.rfind(|ours| ours.token == spelled.token) {
+            match ours.rfind(|ours| ours.token == literal.token) {
                 Some(ours) => {
-                    ours.count += spelled.count;
-                    ours.documents += spelled.documents;
+                    ours.count += literal.count;
+                    ours.documents += literal.documents;
                 }
-                None => self.literal_special_tokens.push(spelled),
+                None => self.literal_special_tokens.push(literal),
             }
         }
         self.omissions.extend(&other.omissions);

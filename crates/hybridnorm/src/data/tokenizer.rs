@@ -19,6 +19,7 @@
 
 mod batch;
 mod byte_tokens;
+mod chunks;
 mod continuation;
 mod exact;
 mod growth;
@@ -26,7 +27,6 @@ mod hf;
 mod json;
 mod lost_text;
 mod parallel;
-mod pieces;
 mod spec;
 mod special;
 mod split_rules;
@@ -47,14 +47,14 @@ use crate::error::{Error, Result};
 use crate::files;
 
 use super::ProgressFn;
-use super::bpe::{self, BpeTrainer, END_OF_TEXT, END_OF_TEXT_ID, Splitter};
+use super::bpe::{self, BpeTrainer, END_OF_TEXT, END_OF_TEXT_ID, PreTokenizer};
 use super::manifest::TokenizerRecord;
 
+pub(super) use chunks::{SOFT_LIMIT, SplitPoints, chunks};
 use hf::HfTokenizer;
 use json::{configured_eos, tiktoken_json};
 pub use lost_text::LostText;
 pub(super) use parallel::in_parallel;
-pub(super) use pieces::{SOFT_LIMIT, SplitPoints, pieces};
 pub use spec::TokenizerSpec;
 pub use stream::StreamDecoder;
 
@@ -289,7 +289,7 @@ impl Tokenizer {
     /// If the file is not a tokenizer or has no such token.
     pub fn from_json(file: Vec<u8>, eos: Option<&str>) -> Result<Self> {
         let digest = files::sha256(&file);
-        let find_end = |id_of: &dyn Fn(&str) -> Option<u32>| {
+        let find_eos = |id_of: &dyn Fn(&str) -> Option<u32>| {
             match eos {
             Some(name) => id_of(name)
                 .ok_or_else(|| format!("the configured eos_token `{name}` is not in the vocabulary")),
@@ -300,7 +300,7 @@ impl Tokenizer {
             }),
         }
         };
-        let (hf, eos) = HfTokenizer::read(file, find_end)
+        let (hf, eos) = HfTokenizer::read(file, find_eos)
             .map_err(|problem| Error::invalid_value(JSON_NAME, problem))?;
         let fingerprint =
             files::sha256(format!("hybridnorm tokenizer 1 json {eos} {digest}").as_bytes());
@@ -481,7 +481,8 @@ impl Tokenizer {
             Kind::Bytes => {
                 let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
                 tokens.push(END_OF_TEXT.into());
-                bpe::tokenizer_json(&tokens, &[], &[END_OF_TEXT_ID], Splitter::None).into_bytes()
+                bpe::tokenizer_json(&tokens, &[], &[END_OF_TEXT_ID], PreTokenizer::None)
+                    .into_bytes()
             }
             Kind::Tiktoken(core, builtin) => tiktoken_json(core, *builtin, self.vocab_size),
         }

@@ -56,7 +56,7 @@ pub(super) struct Part {
     /// Windows of `seq_len` targets.
     pub(super) full: WindowGrid,
     /// Index of the first of these windows in the dataset.
-    pub(super) start: u64,
+    pub(super) first_instance: u64,
     /// The shorter window at the end of each stream.
     pub(super) partial: WindowGrid,
 }
@@ -91,7 +91,7 @@ impl Part {
         tokens: TokenStream,
         streams: u64,
         seq_len: u64,
-        start: u64,
+        first_instance: u64,
         identity: &str,
     ) -> Self {
         let length = tokens.len().checked_div(streams).unwrap_or_default();
@@ -109,7 +109,7 @@ impl Part {
             identity: identity.to_owned(),
             streams: streams * u64::from(length > 0),
             full: grid(0, full, seq_len),
-            start,
+            first_instance,
             partial: grid(full * seq_len, u64::from(rest > 0), rest),
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use hybridnorm::Error;
 use hybridnorm::bench::placements::{
-    BenchmarkKind, Candidate, Compared, Measurement, PlacementsEvent, REFERENCE,
+    BenchmarkKind, Candidate, Comparison, Measurement, PlacementsEvent, REFERENCE,
 };
 use hybridnorm::bench::{self, PlacementsOptions, PlacementsReport};
 
@@ -219,12 +219,12 @@ fn text(report: &PlacementsReport) -> String {
     )
 }
 
-fn cells_of(compared: &Compared) -> [String; 4] {
+fn cells_of(comparison: &Comparison) -> [String; 4] {
     [
-        with_thousands_separators(compared.tokens_per_second as u64),
-        format!("{:.3}", compared.relative_speed),
-        compared.peak_rss_bytes.map_or("unknown".into(), bytes),
-        compared
+        with_thousands_separators(comparison.tokens_per_second as u64),
+        format!("{:.3}", comparison.relative_speed),
+        comparison.peak_rss_bytes.map_or("unknown".into(), bytes),
+        comparison
             .relative_memory
             .map_or("unknown".into(), |ratio| format!("{ratio:.3}")),
     ]

@@ -5,7 +5,7 @@ use hybridnorm_kernels::experts::DispatchLayout;
 
 use super::Bound::Compute;
 use super::case::{Case, Operand, Problem, floats, given, vjp};
-use super::shape::Shape;
+use super::shape::ModelShape;
 use crate::exec::Tensor;
 use crate::graph::{Type, Value};
 use crate::ops;
@@ -20,7 +20,7 @@ enum Load {
 }
 
 /// Returns all cases; none if there are no experts.
-pub fn cases(shape: &Shape) -> Vec<Case> {
+pub fn cases(shape: &ModelShape) -> Vec<Case> {
     let Some(experts) = shape.experts else {
         return Vec::new();
     };

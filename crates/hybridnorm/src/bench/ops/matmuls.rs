@@ -4,14 +4,14 @@ use hybridnorm_kernels::attention::AttentionConfig;
 
 use super::Bound::{Compute, Read};
 use super::case::{Case, Problem, all_outputs, floats, ids, vjp};
-use super::memory_bound::{on_heads, rope_table};
-use super::shape::Shape;
+use super::memory_bound::{per_head_norm_and_rope, rope_table};
+use super::shape::ModelShape;
 use crate::ops;
 use crate::passes::gradients;
 
 /// Returns all cases.
-pub fn cases(shape: &Shape) -> Vec<Case> {
-    let Shape {
+pub fn cases(shape: &ModelShape) -> Vec<Case> {
+    let ModelShape {
         d_model,
         d_ff,
         up,
@@ -58,7 +58,7 @@ fn linears(op: &'static str, rows: usize, i: usize, o: usize) -> [Case; 3] {
 }
 
 /// Returns the case of the LM head on a single token, which reads its weight once. Units are logits.
-fn one_row(shape: &Shape) -> Case {
+fn one_row(shape: &ModelShape) -> Case {
     let width = shape.d_model;
     Case::new(
         "linear head",
@@ -77,7 +77,7 @@ fn one_row(shape: &Shape) -> Case {
 struct AttentionUnits(AttentionConfig);
 
 impl AttentionUnits {
-    fn new(shape: &Shape) -> Self {
+    fn new(shape: &ModelShape) -> Self {
         Self(AttentionConfig {
             batch: shape.batch,
             seq: shape.seq,
@@ -94,15 +94,15 @@ impl AttentionUnits {
         self.0.batch * self.0.kv_heads
     }
 
-    /// Returns a compute-bound case; `make` receives the attention of a number of units.
+    /// Returns a compute-bound case; `problem` receives the attention of a number of units.
     fn case(
         self,
         op: &'static str,
         direction: &'static str,
-        make: impl Fn(AttentionConfig) -> Problem + 'static,
+        problem: impl Fn(AttentionConfig) -> Problem + 'static,
     ) -> Case {
-        let make = move |n| make(self.take(n));
-        Case::new(op, direction, Compute, self.count(), make)
+        let problem = move |n| problem(self.take(n));
+        Case::new(op, direction, Compute, self.count(), problem)
     }
 
     /// Returns the attention of `n` units.
@@ -130,15 +130,15 @@ fn context(a: &AttentionConfig) -> [usize; 3] {
     [a.batch, a.seq, a.heads * a.head_dim]
 }
 
-fn attentions(shape: &Shape) -> [Case; 3] {
-    let pieces = AttentionUnits::new(shape);
-    let whole = pieces.0;
-    let forward = pieces.case("attention", "forward", |a| {
+fn attentions(shape: &ModelShape) -> [Case; 3] {
+    let units = AttentionUnits::new(shape);
+    let whole = units.0;
+    let forward = units.case("attention", "forward", |a| {
         Problem::new([floats(packed(&a))], move |[qkv]| {
             all_outputs(ops::attention(qkv, a))
         })
     });
-    let backward = pieces.case("attention", "backward", |a| {
+    let backward = units.case("attention", "backward", |a| {
         let operands = [floats(packed(&a)), floats(context(&a))];
         Problem::new(operands, move |[qkv, dctx]| {
             vjp(ops::attention(qkv, a), dctx, &[qkv])
@@ -162,22 +162,22 @@ fn attentions(shape: &Shape) -> [Case; 3] {
 }
 
 /// Returns the cases of attention fused with per-head norms and RoPE.
-fn normed_attentions(shape: &Shape) -> [Case; 2] {
-    let pieces = AttentionUnits::new(shape);
+fn normed_attentions(shape: &ModelShape) -> [Case; 2] {
+    let units = AttentionUnits::new(shape);
     let operands = |a: &AttentionConfig| {
         let gain = || floats([a.head_dim]);
         let rope_table = rope_table(a.head_dim, a.seq);
         [floats(packed(a)), rope_table, gain(), gain(), gain()]
     };
-    let forward = pieces.case("normed attention", "forward", move |a| {
-        let transform = on_heads(a.heads, a.kv_heads, a.head_dim);
+    let forward = units.case("normed attention", "forward", move |a| {
+        let transform = per_head_norm_and_rope(a.heads, a.kv_heads, a.head_dim);
         Problem::new(operands(&a), move |[qkv, rope_table, q, k, v]| {
             let qkv = ops::qkv_transform(qkv, rope_table, [q, k, v].map(Some), transform);
             all_outputs(ops::attention(qkv, a))
         })
     });
-    let backward = pieces.case("normed attention", "backward", move |a| {
-        let transform = on_heads(a.heads, a.kv_heads, a.head_dim);
+    let backward = units.case("normed attention", "backward", move |a| {
+        let transform = per_head_norm_and_rope(a.heads, a.kv_heads, a.head_dim);
         let [qkv, rope_table, q, k, v] = operands(&a);
         let operands = [qkv, rope_table, q, k, v, floats(context(&a))];
         Problem::new(operands, move |[qkv, rope_table, q, k, v, dctx]| {
@@ -190,7 +190,7 @@ fn normed_attentions(shape: &Shape) -> [Case; 2] {
 
 /// Returns the cases of the LM head fused with the cross-entropy loss, without gradients and with them; the fused op
 /// computes them in its forward pass.
-fn losses(shape: &Shape) -> [Case; 2] {
+fn losses(shape: &ModelShape) -> [Case; 2] {
     const Z_LOSS: f64 = 1e-5;
     let (rows, width, vocab) = (shape.rows(), shape.d_model, shape.vocab);
     let operands = move |rows| {

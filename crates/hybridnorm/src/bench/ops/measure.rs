@@ -82,9 +82,13 @@ fn reference(case: &Case, seconds: f64) -> Result<ReferenceTiming> {
 }
 
 /// Returns the median time of a call, over at least `min_calls` calls and `seconds` seconds.
-fn time<E: Executor>(program: &mut BenchmarkProgram<E>, least: usize, seconds: f64) -> Result<f64> {
+fn time<E: Executor>(
+    program: &mut BenchmarkProgram<E>,
+    min_calls: usize,
+    seconds: f64,
+) -> Result<f64> {
     let (mut times, mut spent) = (Vec::new(), 0.0);
-    while times.len() * program.copies() < least || spent < seconds {
+    while times.len() * program.copies() < min_calls || spent < seconds {
         let time = program.run()?;
         times.push(time);
         spent += time * program.copies() as f64;
@@ -119,6 +123,6 @@ pub fn difference(found: &[f64], expected: &[f64]) -> f64 {
 
 /// Returns the largest absolute value; NaN if there is one.
 fn largest(values: impl Iterator<Item = f64>) -> f64 {
-    let sizes = values.map(f64::abs);
-    sizes.max_by(f64::total_cmp).unwrap_or(0.0)
+    let magnitudes = values.map(f64::abs);
+    magnitudes.max_by(f64::total_cmp).unwrap_or(0.0)
 }

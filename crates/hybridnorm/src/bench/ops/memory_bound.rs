@@ -6,13 +6,13 @@ use hybridnorm_kernels::qkv::{self, QkOrder, QkvTransform};
 
 use super::Bound::{Read, ReadWrite};
 use super::case::{Case, Operand, Problem, all_outputs, floats, given, ids, squares, vjp};
-use super::shape::Shape;
+use super::shape::ModelShape;
 use crate::exec::Tensor;
 use crate::graph::Type;
 use crate::ops;
 
 /// Returns all cases.
-pub fn cases(shape: &Shape) -> Vec<Case> {
+pub fn cases(shape: &ModelShape) -> Vec<Case> {
     let mut cases = Vec::new();
     for (op, function) in [
         ("norm rms", NormFn::Rmsnorm),
@@ -40,7 +40,7 @@ pub fn cases(shape: &Shape) -> Vec<Case> {
     cases
 }
 
-fn with_gain(function: NormFn, width: usize) -> NormConfig {
+fn norm_with_gain(function: NormFn, width: usize) -> NormConfig {
     NormConfig {
         function,
         eps: 1e-5,
@@ -52,18 +52,18 @@ fn with_gain(function: NormFn, width: usize) -> NormConfig {
 }
 
 fn norms(op: &'static str, function: NormFn, rows: usize, width: usize) -> [Case; 2] {
-    let spec = with_gain(function, width);
-    let params = move || floats([spec.params_len()]);
+    let config = norm_with_gain(function, width);
+    let params = move || floats([config.params_len()]);
     let forward = Case::new(op, "forward", ReadWrite, rows, move |rows| {
         Problem::new([floats([rows, width]), params()], move |[x, params]| {
-            vec![ops::norm(x, params, spec)]
+            vec![ops::norm(x, params, config)]
         })
     });
     let backward = Case::new(op, "backward", ReadWrite, rows, move |rows| {
         let dy = floats([rows, width]).overwritten();
         let operands = [floats([rows, width]), params(), dy];
         Problem::new(operands, move |[x, params, dy]| {
-            vjp(ops::norm(x, params, spec), dy, &[x, params])
+            vjp(ops::norm(x, params, config), dy, &[x, params])
         })
     });
     [forward, backward]
@@ -71,20 +71,24 @@ fn norms(op: &'static str, function: NormFn, rows: usize, width: usize) -> [Case
 
 /// Returns the case of a residual addition and the norm after it.
 fn add_norm(rows: usize, width: usize) -> Case {
-    let spec = with_gain(NormFn::Rmsnorm, width);
+    let config = norm_with_gain(NormFn::Rmsnorm, width);
     Case::new("add and norm", "forward", ReadWrite, rows, move |rows| {
         let output = floats([rows, width]).overwritten();
-        let operands = [floats([rows, width]), output, floats([spec.params_len()])];
+        let operands = [floats([rows, width]), output, floats([config.params_len()])];
         Problem::new(operands, move |[x, output, params]| {
             let sum = x + output;
-            vec![sum, ops::norm(sum, params, spec)]
+            vec![sum, ops::norm(sum, params, config)]
         })
     })
 }
 
 /// Returns the QKV transform of HybridNorm: per-head norms of q, k and v, then RoPE.
-pub(super) fn on_heads(heads: usize, kv_heads: usize, head_dim: usize) -> QkvTransform {
-    let norm = Some(with_gain(NormFn::Rmsnorm, head_dim));
+pub(super) fn per_head_norm_and_rope(
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+) -> QkvTransform {
+    let norm = Some(norm_with_gain(NormFn::Rmsnorm, head_dim));
     QkvTransform {
         heads,
         kv_heads,
@@ -105,8 +109,8 @@ pub(super) fn rope_table(head_dim: usize, seq: usize) -> Operand {
 }
 
 /// Returns the cases of per-head norms and RoPE. Units are sequences.
-fn qkv_transforms(shape: &Shape) -> [Case; 2] {
-    let spec = on_heads(shape.heads, shape.kv_heads, shape.head_dim);
+fn qkv_transforms(shape: &ModelShape) -> [Case; 2] {
+    let transform = per_head_norm_and_rope(shape.heads, shape.kv_heads, shape.head_dim);
     let (seq, width, head_dim) = (shape.seq, shape.packed(), shape.head_dim);
     let operands = move |n| {
         let gain = || floats([head_dim]);
@@ -116,14 +120,19 @@ fn qkv_transforms(shape: &Shape) -> [Case; 2] {
     let (op, batch) = ("qkv prepare", shape.batch);
     let forward = Case::new(op, "forward", ReadWrite, batch, move |n| {
         Problem::new(operands(n), move |[x, rope_table, q, k, v]| {
-            vec![ops::qkv_transform(x, rope_table, [q, k, v].map(Some), spec)]
+            vec![ops::qkv_transform(
+                x,
+                rope_table,
+                [q, k, v].map(Some),
+                transform,
+            )]
         })
     });
     let backward = Case::new(op, "backward", ReadWrite, batch, move |n| {
         let [x, rope_table, q, k, v] = operands(n);
         let operands = [x, rope_table, q, k, v, floats([n, seq, width])];
         Problem::new(operands, move |[x, rope_table, q, k, v, dy]| {
-            let y = ops::qkv_transform(x, rope_table, [q, k, v].map(Some), spec);
+            let y = ops::qkv_transform(x, rope_table, [q, k, v].map(Some), transform);
             vjp(y, dy, &[x, q, k, v])
         })
     });
@@ -148,7 +157,7 @@ fn activations(op: &'static str, act: Activation, rows: usize, f: usize) -> [Cas
     [forward, backward]
 }
 
-fn sum(shape: &Shape) -> Case {
+fn sum(shape: &ModelShape) -> Case {
     let len = shape.rows() * shape.d_model;
     Case::new("sum += x", "in place", ReadWrite, len, |len| {
         let operands = [floats([len]), floats([len]).overwritten()];
@@ -157,7 +166,7 @@ fn sum(shape: &Shape) -> Case {
 }
 
 /// Returns the cases of a per-head scale on the attention context.
-fn scales(shape: &Shape) -> [Case; 2] {
+fn scales(shape: &ModelShape) -> [Case; 2] {
     let (op, rows) = ("scale heads", shape.rows());
     let (heads, repeat) = (shape.heads, shape.head_dim);
     let operands = move |n| [floats([n, heads * repeat]), floats([heads])];
@@ -176,7 +185,7 @@ fn scales(shape: &Shape) -> [Case; 2] {
     [forward, backward]
 }
 
-fn embeddings(shape: &Shape) -> [Case; 2] {
+fn embeddings(shape: &ModelShape) -> [Case; 2] {
     let (op, rows) = ("embedding", shape.rows());
     let (vocab, width) = (shape.vocab, shape.d_model);
     let operands = move |rows| [ids([1, rows], vocab), floats([vocab, width])];
@@ -192,7 +201,7 @@ fn embeddings(shape: &Shape) -> [Case; 2] {
     [forward, backward]
 }
 
-fn optimizer(shape: &Shape) -> [Case; 2] {
+fn optimizer(shape: &ModelShape) -> [Case; 2] {
     let len = shape.vocab * shape.d_model;
     let step = Case::new("adamw", "step", ReadWrite, len, |len| {
         let guard = given(Type::f32([1]), Tensor::F32(vec![0.0]));

@@ -19,7 +19,7 @@ mod shape;
 use derive_setters::Setters;
 use serde::Serialize;
 
-use super::machine::{self, Bandwidth};
+use super::machine::{self, BandwidthBenchmark};
 use super::timing::check_seconds;
 use crate::error::{Error, Result};
 use crate::memory;
@@ -28,10 +28,10 @@ use crate::train::Config;
 
 use case::Case;
 use measure::{Timing, measure};
-use shape::Shape;
+use shape::ModelShape;
 
 /// Kernels between two measurements of the limits.
-const BETWEEN_LIMITS: usize = 12;
+const KERNELS_PER_LIMIT_MEASUREMENT: usize = 12;
 
 /// Options of the op benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Setters)]
@@ -138,11 +138,11 @@ pub struct OpRow {
 /// Attention is causal without softcap, the QKV transform normalizes q, k and v of every head, and the
 /// optimizer step is that of the largest matrix, the embedding.
 ///
+/// The limits of the machine alone take some seconds to measure.
+///
 /// # Errors
 /// If the configuration is not valid or has `mla`, the buffers do not fit into memory, a size is 0, or the
 /// time is negative or not finite.
-///
-/// The limits of the machine alone take some seconds to measure.
 ///
 /// ```no_run
 /// use hybridnorm::bench::{OpsOptions, ops};
@@ -188,17 +188,17 @@ pub fn ops(
              without model.mla",
         ));
     }
-    let shape = Shape::new(config, micro_batch, seq_len);
+    let shape = ModelShape::new(config, micro_batch, seq_len);
     let bytes = shape
         .largest_bytes()
-        .saturating_add((Bandwidth::BYTES + measure::BEYOND_CACHES) as u64);
+        .saturating_add((BandwidthBenchmark::BYTES + measure::BEYOND_CACHES) as u64);
     memory::check_available(bytes, "the buffers of the largest op")?;
 
     let mut machine = Machine::new();
     let cases = cases(&shape);
     let mut timings = Vec::with_capacity(cases.len());
     for (index, case) in cases.iter().enumerate() {
-        if index % BETWEEN_LIMITS == 0 {
+        if index % KERNELS_PER_LIMIT_MEASUREMENT == 0 {
             machine.measure();
         }
         timings.push(measure(case, seconds)?);
@@ -223,7 +223,7 @@ pub fn ops(
 }
 
 /// Returns the cases of all kernels.
-fn cases(shape: &Shape) -> Vec<Case> {
+fn cases(shape: &ModelShape) -> Vec<Case> {
     let mut cases = memory_bound::cases(shape);
     cases.extend(matmuls::cases(shape));
     cases.extend(experts::cases(shape));
@@ -262,14 +262,14 @@ struct Limits {
 
 /// Measures limits repeatedly, since a shared machine reaches them only from time to time.
 struct Machine {
-    bandwidth: Bandwidth,
+    bandwidth: BandwidthBenchmark,
     limits: Limits,
 }
 
 impl Machine {
     fn new() -> Self {
         Self {
-            bandwidth: Bandwidth::new(),
+            bandwidth: BandwidthBenchmark::new(),
             limits: Limits::default(),
         }
     }
@@ -293,7 +293,7 @@ mod tests {
     use crate::exec::{Cpu, Reference};
 
     fn small() -> Vec<Case> {
-        cases(&Shape {
+        cases(&ModelShape {
             batch: 3,
             seq: 7,
             d_model: 24,

@@ -56,8 +56,8 @@ impl<E: Executor + Default> BenchmarkProgram<E> {
                 values.push(graph.state(buffer, copy * size, ty));
             }
         }
-        let made = operands.iter().flat_map(|values| problem.record(values));
-        let outputs: Vec<ValueId> = made.map(|value| value.id()).collect();
+        let recorded = operands.iter().flat_map(|values| problem.record(values));
+        let outputs: Vec<ValueId> = recorded.map(|value| value.id()).collect();
         let program = Program::new(graph.finish(), &outputs, Options::default());
         let measured = measured(&program);
         let names: Vec<&'static str> = measured
@@ -128,7 +128,7 @@ impl<E: Executor> BenchmarkProgram<E> {
 
 /// Returns the ops that produce the outputs of a program.
 fn measured(program: &Program) -> Vec<&Node> {
-    let makes_output = |node: &&Node| {
+    let produces_output = |node: &&Node| {
         let mut outputs = node.outputs.iter();
         outputs.any(|id| program.outputs().contains(id))
     };
@@ -136,7 +136,7 @@ fn measured(program: &Program) -> Vec<&Node> {
         .graph()
         .nodes()
         .iter()
-        .filter(makes_output)
+        .filter(produces_output)
         .collect()
 }
 

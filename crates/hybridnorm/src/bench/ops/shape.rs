@@ -6,7 +6,7 @@ use crate::model::ModelConfig;
 
 /// Sizes of a model's ops. Not the shape of a tensor, which is `graph::Shape`.
 #[derive(Debug, Clone, Copy)]
-pub struct Shape {
+pub struct ModelShape {
     pub batch: usize,
     pub seq: usize,
     pub d_model: usize,
@@ -32,7 +32,7 @@ pub struct Experts {
     pub width: usize,
 }
 
-impl Shape {
+impl ModelShape {
     pub fn new(config: &ModelConfig, batch: usize, seq: usize) -> Self {
         Self {
             batch,

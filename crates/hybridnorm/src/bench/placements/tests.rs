@@ -20,7 +20,7 @@ fn run(
 }
 
 #[test]
-fn ratios_are_those_of_pairs() {
+fn ratios_are_computed_per_pair() {
     // The machine slows down steadily; a placement takes twice as long.
     let mut speed = 1024.0;
     let mut order = Vec::new();

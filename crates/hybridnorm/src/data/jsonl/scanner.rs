@@ -25,7 +25,7 @@ impl<'t> Scanner<'t> {
     /// Returns a scanner at the first value of `text`.
     pub(super) fn new(text: &'t str) -> Self {
         let mut scanner = Self { text, at: 0 };
-        scanner.space();
+        scanner.skip_whitespace();
         scanner
     }
 
@@ -35,7 +35,7 @@ impl<'t> Scanner<'t> {
     }
 
     /// Skips whitespace.
-    pub(super) fn space(&mut self) {
+    pub(super) fn skip_whitespace(&mut self) {
         while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.peek() {
             self.at += 1;
         }
@@ -77,7 +77,7 @@ impl<'t> Scanner<'t> {
         self.at += 1;
         let mut found = None;
         let mut keys = Vec::new();
-        self.space();
+        self.skip_whitespace();
         if !self.consume_if(b'}') {
             loop {
                 let (key, _) = self.key()?;
@@ -92,13 +92,13 @@ impl<'t> Scanner<'t> {
                         keys.push(format!("`{key}`"));
                     }
                 }
-                self.space();
+                self.skip_whitespace();
                 match self.peek() {
                     Some(b',') => self.at += 1,
                     Some(b'}') => break self.at += 1,
                     _ => return Err(self.unexpected("`,` or `}`")),
                 }
-                self.space();
+                self.skip_whitespace();
             }
         }
         found.ok_or_else(|| JsonError {
@@ -117,11 +117,11 @@ impl<'t> Scanner<'t> {
             return Err(self.unexpected("a key in double quotes"));
         }
         let key = self.string()?;
-        self.space();
+        self.skip_whitespace();
         if !self.consume_if(b':') {
             return Err(self.unexpected("`:`"));
         }
-        self.space();
+        self.skip_whitespace();
         Ok(key)
     }
 
@@ -130,26 +130,26 @@ impl<'t> Scanner<'t> {
         let kind = match self.peek() {
             Some(b'{') => "an object",
             Some(b'[') => "an array",
-            _ => return self.skip_plain(),
+            _ => return self.skip_scalar(),
         };
         // Closing brackets still expected.
         let mut open = Vec::new();
         loop {
             // A value begins here.
-            let empty = match self.peek() {
+            let closing = match self.peek() {
                 Some(b'{') => Some(b'}'),
                 Some(b'[') => Some(b']'),
                 _ => {
-                    self.skip_plain()?;
+                    self.skip_scalar()?;
                     None
                 }
             };
-            if let Some(close) = empty {
+            if let Some(close) = closing {
                 if open.len() == DEPTH_LIMIT {
                     return Err(self.syntax(format!("nested more than {DEPTH_LIMIT} levels deep")));
                 }
                 self.at += 1;
-                self.space();
+                self.skip_whitespace();
                 if !self.consume_if(close) {
                     open.push(close);
                     if close == b'}' {
@@ -163,7 +163,7 @@ impl<'t> Scanner<'t> {
                 let Some(&close) = open.last() else {
                     return Ok(kind);
                 };
-                self.space();
+                self.skip_whitespace();
                 if self.consume_if(close) {
                     open.pop();
                     continue;
@@ -172,7 +172,7 @@ impl<'t> Scanner<'t> {
                     let expected = format!("`,` or `{}`", char::from(close));
                     return Err(self.unexpected(&expected));
                 }
-                self.space();
+                self.skip_whitespace();
                 if close == b'}' {
                     self.key()?;
                 }
@@ -181,7 +181,7 @@ impl<'t> Scanner<'t> {
         }
     }
 
-    fn skip_plain(&mut self) -> Result<&'static str, JsonError> {
+    fn skip_scalar(&mut self) -> Result<&'static str, JsonError> {
         const WORDS: [(&str, &str); 6] = [
             ("null", "null"),
             ("true", "a boolean"),

@@ -29,7 +29,7 @@ pub(in crate::data) fn open(
     check_head(head, compression).map_err(|problem| Error::format(path, problem))?;
     Ok(match compression {
         Compression::None => Box::new(file),
-        Compression::Gzip => Box::new(BufReader::with_capacity(BUFFER, Members::new(file))),
+        Compression::Gzip => Box::new(BufReader::with_capacity(BUFFER, GzipMembers::new(file))),
         Compression::Zstd => {
             let mut decoder =
                 zstd::stream::read::Decoder::with_buffer(file).map_err(Error::io(path))?;
@@ -107,18 +107,18 @@ fn zstd_window(head: &[u8]) -> Option<u64> {
 }
 
 /// Message of the decoder for a frame whose window is larger than accepted.
-const WINDOW: &str = "Frame requires too much memory for decoding";
+const WINDOW_TOO_LARGE: &str = "Frame requires too much memory for decoding";
 
 /// True if the data are intact but exceed a limit.
-pub(in crate::data) fn is_limit(error: &io::Error) -> bool {
-    error.to_string() == WINDOW
+pub(in crate::data) fn exceeds_limit(error: &io::Error) -> bool {
+    error.to_string() == WINDOW_TOO_LARGE
 }
 
 /// Describes the damage of compressed data.
 pub(in crate::data) fn damage(error: &io::Error) -> String {
     let message = error.to_string();
     match message.as_str() {
-        AFTER_MEMBERS => AFTER_MEMBERS.into(),
+        TRAILING_BYTES => TRAILING_BYTES.into(),
         _ if error.kind() == io::ErrorKind::UnexpectedEof => "the file is truncated".into(),
         "incomplete frame" => "the file is truncated".into(),
         "Unknown frame descriptor" => "invalid zstd frame header".into(),
@@ -127,7 +127,7 @@ pub(in crate::data) fn damage(error: &io::Error) -> String {
         | "Restored data doesn't match checksum" => {
             "checksum mismatch: the data before this position is damaged".into()
         }
-        WINDOW => format!(
+        WINDOW_TOO_LARGE => format!(
             "a frame needs a window of more than {} bytes; recompress it with a smaller window",
             1_u64 << WINDOW_LOG_MAX
         ),
@@ -136,13 +136,13 @@ pub(in crate::data) fn damage(error: &io::Error) -> String {
 }
 
 /// Reader of all members of a gzip file. Zeros after the last member are padding, as for `gzip` itself.
-struct Members {
+struct GzipMembers {
     state: State,
     /// Members whose decompression has started.
     members_started: u64,
 }
 
-const AFTER_MEMBERS: &str = "trailing bytes after the last gzip member; remove them";
+const TRAILING_BYTES: &str = "trailing bytes after the last gzip member; remove them";
 
 enum State {
     BetweenMembers(BufReader<File>),
@@ -150,7 +150,7 @@ enum State {
     Done,
 }
 
-impl Members {
+impl GzipMembers {
     fn new(file: BufReader<File>) -> Self {
         Self {
             state: State::BetweenMembers(file),
@@ -159,7 +159,7 @@ impl Members {
     }
 }
 
-impl Read for Members {
+impl Read for GzipMembers {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if buffer.is_empty() {
             return Ok(0);
@@ -179,7 +179,7 @@ impl Read for Members {
                     } else if self.members_started > 0
                         && !b"\x1f\x8b".starts_with(&head[..head.len().min(2)])
                     {
-                        return Err(io::Error::new(io::ErrorKind::InvalidData, AFTER_MEMBERS));
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, TRAILING_BYTES));
                     } else {
                         self.members_started += 1;
                         State::InMember(Box::new(flate2::bufread::GzDecoder::new(file)))

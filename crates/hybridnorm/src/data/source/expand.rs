@@ -18,7 +18,7 @@ use super::invalid_pattern;
 pub(super) fn expand(pattern: &str, base: &Path) -> Result<Vec<PathBuf>> {
     let invalid = |error| invalid_pattern(pattern, &error);
     if pattern.contains("**") {
-        return below(&Pattern::new(pattern).map_err(invalid)?, base);
+        return expand_recursive(&Pattern::new(pattern).map_err(invalid)?, base);
     }
     glob::glob(pattern)
         .map_err(invalid)?
@@ -33,7 +33,7 @@ pub(super) fn expand(pattern: &str, base: &Path) -> Result<Vec<PathBuf>> {
 
 /// Returns the matches in a folder and its subfolders. Each folder is visited once, through any link: two
 /// links back to a parent would double the paths at every level.
-fn below(pattern: &Pattern, base: &Path) -> Result<Vec<PathBuf>> {
+fn expand_recursive(pattern: &Pattern, base: &Path) -> Result<Vec<PathBuf>> {
     let options = MatchOptions {
         require_literal_separator: true,
         ..MatchOptions::new()

@@ -8,7 +8,7 @@ use parquet::errors::ParquetError;
 use crate::error::Error;
 
 #[derive(Debug)]
-pub(super) enum Fault {
+pub(super) enum ParquetReadError {
     /// I/O error, which says nothing about the content of the file.
     Io(io::Error),
     /// Exceeds a limit, or is not supported.
@@ -17,7 +17,7 @@ pub(super) enum Fault {
     Corrupt(String),
 }
 
-impl Fault {
+impl ParquetReadError {
     /// Returns the error, which names the file and the `place` in it.
     pub(super) fn error(self, path: &Path, place: &str) -> Error {
         match self {
@@ -32,7 +32,7 @@ impl Fault {
     }
 }
 
-impl From<ParquetError> for Fault {
+impl From<ParquetError> for ParquetReadError {
     fn from(error: ParquetError) -> Self {
         match error {
             ParquetError::General(problem) | ParquetError::EOF(problem) => Self::Corrupt(problem),

@@ -32,7 +32,7 @@ pub(super) struct Files {
     /// Files and folders that are omitted.
     pub(super) omissions: Omissions,
     /// Files that an earlier input reached; if there are any, an input without other files is not an error.
-    pub(super) repeated: u64,
+    pub(super) duplicates: u64,
 }
 
 /// Files reached through any input: index of the list of inputs, by file identity.
@@ -86,7 +86,7 @@ pub(super) fn resolve_file(
     let mut found = Files::default();
     match seen_files.insert(path, metadata)? {
         true => found.paths.push(path.to_path_buf()),
-        false => found.repeat(path),
+        false => found.add_duplicate(path),
     }
     Ok(found)
 }
@@ -96,14 +96,14 @@ impl Files {
     pub(super) fn add(&mut self, other: Self) {
         self.paths.extend(other.paths);
         self.omissions.extend(&other.omissions);
-        self.repeated += other.repeated;
+        self.duplicates += other.duplicates;
     }
 
-    fn repeat(&mut self, path: &Path) {
+    fn add_duplicate(&mut self, path: &Path) {
         let example = Some(path.display().to_string());
         self.omissions
             .add(Unit::Files, "duplicate file", 1, example);
-        self.repeated += 1;
+        self.duplicates += 1;
     }
 }
 
@@ -132,10 +132,10 @@ impl Filter {
     }
 
     /// Returns true if a file is selected, by its path within the input.
-    fn selects(&mut self, name: &Path) -> bool {
+    fn selects(&mut self, relative_path: &Path) -> bool {
         // No short circuit: `is_used` must be updated for every rule.
         let matches_any = |rules: &mut [Rule]| {
-            let matched = rules.iter_mut().map(|rule| rule.matches(name));
+            let matched = rules.iter_mut().map(|rule| rule.matches(relative_path));
             matched.fold(false, |any, matched| any | matched)
         };
         let included = self.include.is_empty() || matches_any(&mut self.include);
@@ -177,15 +177,15 @@ fn rule(text: &str) -> Result<Rule> {
 }
 
 impl Rule {
-    fn matches(&mut self, name: &Path) -> bool {
+    fn matches(&mut self, relative_path: &Path) -> bool {
         let options = MatchOptions {
             require_literal_separator: true,
             ..MatchOptions::default()
         };
         let with_path = self.pattern.as_str().contains('/');
-        let matched = name.ancestors().any(|name| match with_path {
-            true => self.pattern.matches_path_with(name, options),
-            false => name
+        let matched = relative_path.ancestors().any(|path| match with_path {
+            true => self.pattern.matches_path_with(path, options),
+            false => path
                 .file_name()
                 .is_some_and(|name| self.pattern.matches_with(&name.to_string_lossy(), options)),
         });
@@ -198,7 +198,7 @@ impl Rule {
 struct Entry {
     path: PathBuf,
     /// Its path within the input.
-    name: PathBuf,
+    relative_path: PathBuf,
     is_link: bool,
 }
 
@@ -221,7 +221,7 @@ struct Search<'f> {
     /// Files of all inputs.
     seen_files: &'f mut SeenFiles,
     /// Visited folders of this input.
-    seen: HashSet<Identity>,
+    visited_folders: HashSet<Identity>,
     /// Links found so far, followed after all other entries.
     links: Vec<Entry>,
     found: Files,
@@ -237,10 +237,10 @@ pub(super) fn in_folder(
     seen_files: &mut SeenFiles,
 ) -> Result<Files> {
     let mut search = Search::new(filter, seen_files);
-    search.folder(folder, Path::new(""))?;
+    search.visit_folder(folder, Path::new(""))?;
     search.follow_links()?;
     let found = search.finish();
-    match found.paths.is_empty() && found.repeated == 0 {
+    match found.paths.is_empty() && found.duplicates == 0 {
         false => Ok(found),
         true => Err(Error::format(
             folder,
@@ -280,13 +280,13 @@ pub(super) fn matching(
         } else if is_hidden {
             search.omit("hidden", &path);
         } else {
-            let name = below.to_path_buf();
+            let relative_path = below.to_path_buf();
             match file_kind(&path) {
-                None if search.filter.selects(&name) => check_known_kind(&path)?,
+                None if search.filter.selects(&relative_path) => check_known_kind(&path)?,
                 None => search.omit(NOT_SELECTED, &path),
                 Some(_) => entries.push(Entry {
                     path,
-                    name,
+                    relative_path,
                     is_link,
                 }),
             }
@@ -295,10 +295,10 @@ pub(super) fn matching(
     // Links come last.
     entries.sort_by(|a, b| (a.is_link, &a.path).cmp(&(b.is_link, &b.path)));
     for entry in entries {
-        search.entry(entry)?;
+        search.add_entry(entry)?;
     }
     let found = search.finish();
-    match found.paths.is_empty() && found.repeated == 0 {
+    match found.paths.is_empty() && found.duplicates == 0 {
         false => Ok(found),
         true => Err(Error::invalid_value(
             "input text",
@@ -354,7 +354,7 @@ impl<'f> Search<'f> {
         Self {
             filter,
             seen_files,
-            seen: HashSet::new(),
+            visited_folders: HashSet::new(),
             links: Vec::new(),
             found: Files::default(),
         }
@@ -387,12 +387,12 @@ impl<'f> Search<'f> {
     }
 
     /// Visits a folder and its subfolders.
-    fn folder(&mut self, folder: &Path, name: &Path) -> Result<()> {
-        let mut pending = vec![(folder.to_path_buf(), name.to_path_buf())];
-        while let Some((folder, name)) = pending.pop() {
+    fn visit_folder(&mut self, folder: &Path, relative_path: &Path) -> Result<()> {
+        let mut pending = vec![(folder.to_path_buf(), relative_path.to_path_buf())];
+        while let Some((folder, relative_path)) = pending.pop() {
             let metadata = fs::metadata(&folder).map_err(Error::io(&folder))?;
             let identity = identity(&folder, &metadata).map_err(Error::io(&folder))?;
-            if !self.seen.insert(identity) {
+            if !self.visited_folders.insert(identity) {
                 self.omit("duplicate folder", &folder);
                 continue;
             }
@@ -403,7 +403,7 @@ impl<'f> Search<'f> {
             for entry in entries {
                 let path = entry.path();
                 let kind = entry.file_type().map_err(Error::io(&path))?;
-                let name = name.join(entry.file_name());
+                let relative_path = relative_path.join(entry.file_name());
                 if is_hidden(&path) && kind.is_dir() {
                     self.omit_folder("hidden", &path)?;
                 } else if is_hidden(&path) {
@@ -411,17 +411,17 @@ impl<'f> Search<'f> {
                 } else if kind.is_dir() && is_prepared(&path)? {
                     self.omit_folder("prepared data folder within a text input", &path)?;
                 } else if kind.is_dir() {
-                    pending.push((path, name));
+                    pending.push((path, relative_path));
                 } else {
                     let is_link = kind.is_symlink();
                     let entry = Entry {
                         path,
-                        name,
+                        relative_path,
                         is_link,
                     };
                     match is_link {
                         true => self.links.push(entry),
-                        false => self.entry(entry)?,
+                        false => self.add_entry(entry)?,
                     }
                 }
             }
@@ -435,8 +435,10 @@ impl<'f> Search<'f> {
             links.sort_by(|a, b| a.path.cmp(&b.path));
             for link in links {
                 match fs::metadata(&link.path) {
-                    Ok(found) if found.is_dir() => self.folder(&link.path, &link.name)?,
-                    _ => self.entry(link)?,
+                    Ok(found) if found.is_dir() => {
+                        self.visit_folder(&link.path, &link.relative_path)?
+                    }
+                    _ => self.add_entry(link)?,
                 }
             }
         }
@@ -444,7 +446,7 @@ impl<'f> Search<'f> {
     }
 
     /// Adds a file, or counts it as omitted with the reason.
-    fn entry(&mut self, entry: Entry) -> Result<()> {
+    fn add_entry(&mut self, entry: Entry) -> Result<()> {
         let path = &entry.path;
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,
@@ -458,10 +460,10 @@ impl<'f> Search<'f> {
             self.omit(not_a_file(metadata.file_type()), path);
         } else if file_kind(path).is_none() {
             self.omit("unknown kind", path);
-        } else if !self.filter.selects(&entry.name) {
+        } else if !self.filter.selects(&entry.relative_path) {
             self.omit(NOT_SELECTED, path);
         } else if !self.seen_files.insert(path, &metadata)? {
-            self.found.repeat(path);
+            self.found.add_duplicate(path);
         } else {
             self.found.paths.push(entry.path);
         }

@@ -36,12 +36,12 @@ pub(in crate::data) enum Compression {
 /// Returns the kind of a file; `None` if its name is not recognized.
 pub(in crate::data) fn file_kind(path: &Path) -> Option<FileKind> {
     let name = path.file_name()?.to_string_lossy().to_ascii_lowercase();
-    let packed = [
+    let compressed_suffixes = [
         (".gz", Compression::Gzip),
         (".zst", Compression::Zstd),
         (".zstd", Compression::Zstd),
     ];
-    let (name, compression) = packed
+    let (name, compression) = compressed_suffixes
         .iter()
         .find_map(|&(suffix, compression)| Some((name.strip_suffix(suffix)?, compression)))
         .unwrap_or((&name, Compression::None));

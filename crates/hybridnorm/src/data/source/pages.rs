@@ -7,7 +7,7 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use crate::error::Error;
 use crate::memory;
 
-use super::fault::Fault;
+use super::fault::ParquetReadError;
 
 /// Maximum uncompressed page size in bytes. Writers aim at 1 MiB; a page holds at least one value.
 const PAGE_LIMIT: i64 = 512 << 20;
@@ -22,24 +22,28 @@ const DEPTH_LIMIT: usize = 8;
 ///
 /// # Errors
 /// If a page is damaged, too large, or cannot be read.
-pub(super) fn check(file: impl Read + Seek, begin: u64, length: u64) -> Result<(), Fault> {
+pub(super) fn check(
+    file: impl Read + Seek,
+    begin: u64,
+    length: u64,
+) -> Result<(), ParquetReadError> {
     let mut reader = BufReader::with_capacity(1 << 12, file);
     let mut at = begin;
     let end = (begin.checked_add(length)).ok_or_else(|| damaged_by("its size overflows"))?;
     while at < end {
         let failed = |error: io::Error| match error.raw_os_error() {
-            Some(_) => Fault::Io(error),
-            None => Fault::Corrupt(format!("page at byte {at}: {error}")),
+            Some(_) => ParquetReadError::Io(error),
+            None => ParquetReadError::Corrupt(format!("page at byte {at}: {error}")),
         };
         reader.seek(SeekFrom::Start(at)).map_err(failed)?;
         let mut header = Header {
             reader: (&mut reader).take(end - at),
             sizes: Sizes::default(),
         };
-        header.structure(0, Level::Page).map_err(failed)?;
+        header.read_struct(0, StructKind::Page).map_err(failed)?;
         let (rest, sizes) = (header.reader.limit(), header.sizes);
         if sizes.uncompressed > PAGE_LIMIT || sizes.values > VALUES_LIMIT {
-            return Err(Fault::Unsupported(format!(
+            return Err(ParquetReadError::Unsupported(format!(
                 "page at byte {at}: {} bytes and {} values, more than the {PAGE_LIMIT} bytes and {VALUES_LIMIT} values that are accepted",
                 sizes.uncompressed, sizes.values
             )));
@@ -55,7 +59,7 @@ pub(super) fn check(file: impl Read + Seek, begin: u64, length: u64) -> Result<(
             let page = format!("page at byte {at} of {} MiB", bytes >> 20);
             // Texts are copied out of their page.
             memory::check_available_for_text(2 * bytes, &page)
-                .map_err(|error: Error| Fault::Unsupported(error.to_string()))?;
+                .map_err(|error: Error| ParquetReadError::Unsupported(error.to_string()))?;
         }
         at = end - rest + compressed;
     }
@@ -71,10 +75,10 @@ struct Sizes {
 
 /// Struct that is being read.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Level {
+enum StructKind {
     Page,
     /// Header of the page type, whose first field is the number of values.
-    Kind,
+    PageTypeHeader,
     Other,
 }
 
@@ -102,7 +106,7 @@ impl<R: BufRead> Header<R> {
         Err(damaged())
     }
 
-    fn signed(&mut self) -> io::Result<i64> {
+    fn zigzag_varint(&mut self) -> io::Result<i64> {
         let value = self.varint()?;
         Ok((value >> 1) as i64 ^ -((value & 1) as i64))
     }
@@ -114,7 +118,7 @@ impl<R: BufRead> Header<R> {
         }
     }
 
-    fn structure(&mut self, depth: usize, level: Level) -> io::Result<()> {
+    fn read_struct(&mut self, depth: usize, struct_kind: StructKind) -> io::Result<()> {
         if depth > DEPTH_LIMIT {
             return Err(damaged());
         }
@@ -125,21 +129,25 @@ impl<R: BufRead> Header<R> {
                 return Ok(());
             }
             field = match head >> 4 {
-                0 => self.signed()?,
+                0 => self.zigzag_varint()?,
                 step => field.wrapping_add(step.into()),
             };
-            match (level, field, head & 15) {
-                (Level::Page, 2, 4..=6) => self.sizes.uncompressed = self.signed()?,
-                (Level::Page, 3, 4..=6) => self.sizes.compressed = self.signed()?,
-                (Level::Kind, 1, 4..=6) => self.sizes.values = self.signed()?,
-                (Level::Page, _, 12) => self.structure(depth + 1, Level::Kind)?,
-                (_, _, kind) => self.value(depth, kind, true)?,
+            match (struct_kind, field, head & 15) {
+                (StructKind::Page, 2, 4..=6) => self.sizes.uncompressed = self.zigzag_varint()?,
+                (StructKind::Page, 3, 4..=6) => self.sizes.compressed = self.zigzag_varint()?,
+                (StructKind::PageTypeHeader, 1, 4..=6) => {
+                    self.sizes.values = self.zigzag_varint()?
+                }
+                (StructKind::Page, _, 12) => {
+                    self.read_struct(depth + 1, StructKind::PageTypeHeader)?
+                }
+                (_, _, kind) => self.skip_value(depth, kind, true)?,
             }
         }
     }
 
     /// Skips a value of a kind; a boolean field is encoded in the field header.
-    fn value(&mut self, depth: usize, kind: u8, is_field: bool) -> io::Result<()> {
+    fn skip_value(&mut self, depth: usize, kind: u8, is_field: bool) -> io::Result<()> {
         match kind {
             1 | 2 if is_field => Ok(()),
             1..=3 => self.skip(1),
@@ -156,16 +164,16 @@ impl<R: BufRead> Header<R> {
                     items => items.into(),
                 };
                 // Each item takes at least one byte, so a wrong count stops at the end of the file.
-                (0..items).try_for_each(|_| self.value(depth, head & 15, false))
+                (0..items).try_for_each(|_| self.skip_value(depth, head & 15, false))
             }
-            12 => self.structure(depth + 1, Level::Other),
+            12 => self.read_struct(depth + 1, StructKind::Other),
             _ => Err(damaged()),
         }
     }
 }
 
-fn damaged_by(problem: impl Into<String>) -> Fault {
-    Fault::Corrupt(problem.into())
+fn damaged_by(problem: impl Into<String>) -> ParquetReadError {
+    ParquetReadError::Corrupt(problem.into())
 }
 
 fn damaged() -> io::Error {
@@ -206,9 +214,9 @@ mod tests {
             let bytes = pages.concat();
             let length = bytes.len() as u64;
             check(Cursor::new(bytes), 0, length).map_err(|fault| match fault {
-                Fault::Corrupt(problem) => problem,
-                Fault::Unsupported(problem) => format!("not read: {problem}"),
-                Fault::Io(error) => panic!("{error}"),
+                ParquetReadError::Corrupt(problem) => problem,
+                ParquetReadError::Unsupported(problem) => format!("not read: {problem}"),
+                ParquetReadError::Io(error) => panic!("{error}"),
             })
         };
         assert_eq!(check(&[page(9, b"abc", 4), page(8, b"", 0)]), Ok(()));

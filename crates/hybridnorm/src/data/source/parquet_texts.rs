@@ -18,7 +18,7 @@ use crate::files;
 use crate::omissions::Unit;
 use crate::untrusted;
 
-use super::fault::Fault;
+use super::fault::ParquetReadError;
 use super::{InvalidUtf8, SourceOptions, SourceStats, pages};
 
 /// Texts read per batch.
@@ -38,10 +38,10 @@ pub(super) struct ParquetTexts {
     /// Index of the column.
     column: usize,
     /// Definition level of non-null values.
-    defined: i16,
+    max_def_level: i16,
     /// Index of the next row group.
     group: usize,
-    rows: Option<ColumnReaderImpl<ByteArrayType>>,
+    column_reader: Option<ColumnReaderImpl<ByteArrayType>>,
     /// Rows of the row group that are not read yet.
     rows_left_in_group: i64,
     /// Values read but not returned yet, in reverse order; `None` is null.
@@ -49,7 +49,7 @@ pub(super) struct ParquetTexts {
     /// Number of the row last returned, from 1.
     row: u64,
     /// Rows of a column of null type that are not counted yet.
-    blank_rows: u64,
+    null_rows: u64,
 }
 
 impl ParquetTexts {
@@ -75,26 +75,26 @@ impl ParquetTexts {
             .map_err(|fault| fault.error(path, ""))?;
         let schema = reader.metadata().file_metadata().schema_descr();
         let column = find_column(schema, field).map_err(fail)?;
-        let described = schema.column(column);
+        let descriptor = schema.column(column);
         let is_text = matches!(
-            described.logical_type_ref(),
+            descriptor.logical_type_ref(),
             None | Some(LogicalType::String | LogicalType::Enum | LogicalType::Json)
         ) && matches!(
-            described.converted_type(),
+            descriptor.converted_type(),
             ConvertedType::NONE | ConvertedType::UTF8 | ConvertedType::ENUM | ConvertedType::JSON
         );
-        if described.max_rep_level() > 0 {
+        if descriptor.max_rep_level() > 0 {
             return Err(fail(format!(
                 "column `{field}` contains lists, expected one text per row"
             )));
         }
-        let is_null = described.logical_type_ref() == Some(&LogicalType::Unknown);
-        if !is_null && (described.physical_type() != PhysicalType::BYTE_ARRAY || !is_text) {
+        let is_null = descriptor.logical_type_ref() == Some(&LogicalType::Unknown);
+        if !is_null && (descriptor.physical_type() != PhysicalType::BYTE_ARRAY || !is_text) {
             return Err(fail(format!("column `{field}` is not a text column")));
         }
-        let defined = described.max_def_level();
+        let max_def_level = descriptor.max_def_level();
         // A column of null type need not be read.
-        let (group, blank_rows) = match is_null {
+        let (group, null_rows) = match is_null {
             true => (reader.num_row_groups(), rows(&reader)),
             false => (0, 0),
         };
@@ -103,13 +103,13 @@ impl ParquetTexts {
             file,
             reader,
             column,
-            defined,
+            max_def_level,
             group,
-            rows: None,
+            column_reader: None,
             rows_left_in_group: 0,
             pending: Vec::new(),
             row: 0,
-            blank_rows,
+            null_rows,
         })
     }
 
@@ -120,8 +120,8 @@ impl ParquetTexts {
         stats: &mut SourceStats,
     ) -> Result<Option<String>> {
         let null = format!("field `{}` is null", options.text_field);
-        if self.blank_rows > 0 {
-            let rows = std::mem::take(&mut self.blank_rows);
+        if self.null_rows > 0 {
+            let rows = std::mem::take(&mut self.null_rows);
             let place = Some(format!("{}:1", self.path.display()));
             stats.omissions.add(Unit::Records, &null, rows, place);
         }
@@ -175,17 +175,17 @@ impl ParquetTexts {
     /// Reads the next batch of rows; returns `false` at the end.
     fn read_batch(&mut self) -> Result<bool> {
         loop {
-            if self.rows.is_none() && !self.open_group()? {
+            if self.column_reader.is_none() && !self.open_group()? {
                 return Ok(false);
             }
-            let Some(rows) = &mut self.rows else {
+            let Some(column_reader) = &mut self.column_reader else {
                 continue;
             };
             let (mut levels, mut values) = (Vec::new(), Vec::new());
-            let has_levels = self.defined > 0;
+            let has_levels = self.max_def_level > 0;
             let levels_out = has_levels.then_some(&mut levels);
             let (read, _, _) =
-                catch_panic(|| rows.read_records(BATCH, levels_out, None, &mut values))
+                catch_panic(|| column_reader.read_records(BATCH, levels_out, None, &mut values))
                     .map_err(|fault| self.error(self.group - 1, fault))?;
             self.rows_left_in_group -= read as i64;
             if self.rows_left_in_group < 0 || read == 0 && self.rows_left_in_group > 0 {
@@ -198,10 +198,10 @@ impl ParquetTexts {
                 return Err(self.damaged(self.group - 1, &problem));
             }
             if read == 0 {
-                self.rows = None;
+                self.column_reader = None;
                 continue;
             }
-            let nulls = levels.iter().filter(|&&level| level != self.defined);
+            let nulls = levels.iter().filter(|&&level| level != self.max_def_level);
             if has_levels && (levels.len() != read || levels.len() - nulls.count() != values.len())
             {
                 let problem = "inconsistent levels and values";
@@ -212,7 +212,11 @@ impl ParquetTexts {
                 false => values.map(Some).collect(),
                 true => levels
                     .iter()
-                    .map(|&level| (level == self.defined).then(|| values.next()).flatten())
+                    .map(|&level| {
+                        (level == self.max_def_level)
+                            .then(|| values.next())
+                            .flatten()
+                    })
                     .collect(),
             };
             self.pending.reverse();
@@ -247,14 +251,16 @@ impl ParquetTexts {
         })
         .map_err(|fault| self.error(group, fault))?;
         match opened {
-            ColumnReader::ByteArrayColumnReader(rows) => self.rows = Some(rows),
+            ColumnReader::ByteArrayColumnReader(column_reader) => {
+                self.column_reader = Some(column_reader)
+            }
             _ => return Err(self.damaged(group, "its column is not a text column")),
         }
         Ok(true)
     }
 
-    fn check_chunk(&self, chunk: &ColumnChunkMetaData) -> Result<(), Fault> {
-        let length = self.file.metadata().map_err(Fault::Io)?.len();
+    fn check_chunk(&self, chunk: &ColumnChunkMetaData) -> Result<(), ParquetReadError> {
+        let length = self.file.metadata().map_err(ParquetReadError::Io)?.len();
         let begin = chunk
             .dictionary_page_offset()
             .unwrap_or(chunk.data_page_offset());
@@ -262,10 +268,10 @@ impl ParquetTexts {
             u64::try_from(begin.min(chunk.data_page_offset())),
             u64::try_from(chunk.compressed_size()),
         ) else {
-            return Err(Fault::Corrupt("negative offset or size".into()));
+            return Err(ParquetReadError::Corrupt("negative offset or size".into()));
         };
         if begin.checked_add(bytes).is_none_or(|end| end > length) {
-            return Err(Fault::Corrupt(format!(
+            return Err(ParquetReadError::Corrupt(format!(
                 "{bytes} bytes at byte {begin}, but the file has {length} bytes"
             )));
         }
@@ -273,10 +279,10 @@ impl ParquetTexts {
     }
 
     fn damaged(&self, group: usize, problem: &str) -> Error {
-        self.error(group, Fault::Corrupt(problem.to_owned()))
+        self.error(group, ParquetReadError::Corrupt(problem.to_owned()))
     }
 
-    fn error(&self, group: usize, fault: Fault) -> Error {
+    fn error(&self, group: usize, fault: ParquetReadError) -> Error {
         fault.error(&self.path, &format!(" in row group {group}"))
     }
 
@@ -315,8 +321,8 @@ fn check_ends(file: &File, path: &Path) -> Result<()> {
     let mut file = file;
     let length = file.metadata().map_err(Error::io(path))?.len();
     let mut ends = [0; 12];
-    let begin = (length.min(4)) as usize;
-    file.read_exact(&mut ends[..begin])
+    let leading = (length.min(4)) as usize;
+    file.read_exact(&mut ends[..leading])
         .map_err(Error::io(path))?;
     if length >= 12 {
         file.seek(SeekFrom::End(-8))
@@ -349,9 +355,13 @@ fn check_ends(file: &File, path: &Path) -> Result<()> {
 }
 
 /// Calls `read` and converts a panic, which the `parquet` crate may cause on a damaged file, to an error.
-fn catch_panic<T>(read: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T, Fault> {
+fn catch_panic<T>(
+    read: impl FnOnce() -> parquet::errors::Result<T>,
+) -> Result<T, ParquetReadError> {
     match untrusted::catch_panic(read) {
-        Some(result) => result.map_err(Fault::from),
-        None => Err(Fault::Corrupt("inconsistent file structure".into())),
+        Some(result) => result.map_err(ParquetReadError::from),
+        None => Err(ParquetReadError::Corrupt(
+            "inconsistent file structure".into(),
+        )),
     }
 }

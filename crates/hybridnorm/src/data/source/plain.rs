@@ -17,31 +17,31 @@ const DOCUMENT_LIMIT: usize = 1 << 30;
 const MEMORY_CHECK_THRESHOLD: usize = 64 << 20;
 
 /// Reader of a plain text file.
-pub(super) struct Plain {
+pub(super) struct PlainTextReader {
     lines: Lines,
     /// Text read but not returned yet.
     buffer: String,
     /// Start of the next document in `buffer`.
     begin: usize,
     /// Documents returned.
-    pieces: u64,
+    documents: u64,
     /// Separators found.
     separators: u64,
-    is_counted: bool,
+    stats_added: bool,
     /// Document size in bytes for which memory is available.
-    checked: usize,
+    checked_bytes: usize,
 }
 
-impl Plain {
+impl PlainTextReader {
     pub(super) fn new(lines: Lines) -> Self {
         Self {
             lines,
             buffer: String::new(),
             begin: 0,
-            pieces: 0,
+            documents: 0,
             separators: 0,
-            is_counted: false,
-            checked: MEMORY_CHECK_THRESHOLD,
+            stats_added: false,
+            checked_bytes: MEMORY_CHECK_THRESHOLD,
         }
     }
 
@@ -53,10 +53,10 @@ impl Plain {
     ) -> Result<Option<String>> {
         let next = match &options.separator {
             Some(separator) => self.next_separated(separator, stats)?,
-            None => self.next_piece(options.document_chars)?,
+            None => self.next_by_length(options.document_chars)?,
         };
         if next.is_some() {
-            self.pieces += 1;
+            self.documents += 1;
         } else {
             self.finish(options, stats);
         }
@@ -65,39 +65,39 @@ impl Plain {
 
     /// Adds the counts of replaced lines, separators and splits to `stats`, once.
     pub(super) fn finish(&mut self, options: &SourceOptions, stats: &mut SourceStats) {
-        if std::mem::replace(&mut self.is_counted, true) {
+        if std::mem::replace(&mut self.stats_added, true) {
             return;
         }
         stats.replaced_lines += self.lines.replaced;
         stats.separators += self.separators;
-        if options.separator.is_none() && self.pieces > 1 {
+        if options.separator.is_none() && self.documents > 1 {
             stats.split_texts += 1;
-            stats.split_documents += self.pieces;
+            stats.split_documents += self.documents;
         }
     }
 
-    fn next_piece(&mut self, document_chars: usize) -> Result<Option<String>> {
-        let mut piece = String::new();
+    fn next_by_length(&mut self, document_chars: usize) -> Result<Option<String>> {
+        let mut document = String::new();
         let mut chars = 0;
         while let Some(line) = self.lines.next_or_fail()? {
             let blank = line.trim().is_empty();
-            if blank && piece.is_empty() {
+            if blank && document.is_empty() {
                 continue;
             }
             chars += line.chars().count();
-            piece.push_str(&line);
-            self.check_length(piece.len())?;
+            document.push_str(&line);
+            self.check_length(document.len())?;
             let splits_here = blank && chars >= document_chars
                 || chars / 4 >= document_chars && line.ends_with('\n');
             if document_chars > 0 && splits_here {
                 break;
             }
         }
-        if piece.is_empty() {
+        if document.is_empty() {
             return Ok(None);
         }
-        piece.truncate(piece.trim_end_matches(['\n', '\r']).len());
-        Ok(Some(piece))
+        document.truncate(document.trim_end_matches(['\n', '\r']).len());
+        Ok(Some(document))
     }
 
     fn next_separated(
@@ -175,11 +175,11 @@ impl Plain {
                 DOCUMENT_LIMIT >> 20
             )));
         }
-        if bytes > self.checked {
+        if bytes > self.checked_bytes {
             let document = format!("line {number}: a document longer than {} MiB", bytes >> 20);
             memory::check_available_for_text(2 * bytes as u64, &document)
                 .map_err(|error| self.lines.error(error.to_string()))?;
-            self.checked = 2 * bytes;
+            self.checked_bytes = 2 * bytes;
         }
         Ok(())
     }

@@ -9,9 +9,9 @@ use crate::omissions::{Omissions, Unit};
 
 use super::kind::{Compression, FileKind, Format, file_kind};
 use super::parquet_texts::ParquetTexts;
-use super::plain::Plain;
+use super::plain::PlainTextReader;
 use super::records::Records;
-use super::{Document, Input, Kind, SourceOptions, SourceStats, Sources, find};
+use super::{Document, Input, InputKind, SourceOptions, SourceStats, Sources, find};
 
 const NO_TEXT: &str = "contains no text";
 const DAMAGED: &str = "damaged";
@@ -33,12 +33,12 @@ pub struct Documents<'s> {
 
 impl<'s> Documents<'s> {
     pub(super) fn new(sources: &'s Sources) -> Self {
-        let found = |kind: &Kind| match kind {
-            Kind::Files(files) => SourceStats {
+        let found = |kind: &InputKind| match kind {
+            InputKind::Files(files) => SourceStats {
                 omissions: files.omissions.clone(),
                 ..SourceStats::default()
             },
-            Kind::Stories(_, first) => {
+            InputKind::Stories(_, first) => {
                 let mut stats = SourceStats::default();
                 let reason = "story already in an earlier input";
                 stats.omissions.add(Unit::Documents, reason, *first, None);
@@ -81,12 +81,12 @@ impl<'s> Documents<'s> {
         let skips = self.sources.options.skip_invalid;
         while let Some(input) = self.sources.inputs.get(self.input) {
             let text = match &input.kind {
-                Kind::Stories(stories, _) if self.item < stories.count => {
+                InputKind::Stories(stories, _) if self.item < stories.count => {
                     self.item += 1;
                     Some(stories::story(stories.seed, self.item - 1))
                 }
-                Kind::Stories(..) => None,
-                Kind::Files(files) => self.next_from(&files.paths)?,
+                InputKind::Stories(..) => None,
+                InputKind::Files(files) => self.next_from(&files.paths)?,
             };
             let stats = &mut self.stats[self.input];
             match text {
@@ -146,7 +146,7 @@ impl<'s> Documents<'s> {
             let Some(file) = file else { return Ok(None) };
             match file.reader.next(options, stats) {
                 Err(error) => {
-                    let damage = damage(error, options)?;
+                    let damage = damage_message(error, options)?;
                     let left = file.reader.finish(options, stats);
                     match file.has_text {
                         true => stats.omissions.add(Unit::Records, REST, left, damage),
@@ -202,7 +202,7 @@ fn unreadable(error: Error, options: &SourceOptions) -> Result<(&'static str, Op
 ///
 /// # Errors
 /// The given error if it is not damage, or without `skip_invalid`.
-fn damage(error: Error, options: &SourceOptions) -> Result<Option<String>> {
+fn damage_message(error: Error, options: &SourceOptions) -> Result<Option<String>> {
     match error {
         Error::Corrupt { .. } if options.skip_invalid => Ok(Some(error.to_string())),
         error => Err(error),
@@ -212,7 +212,7 @@ fn damage(error: Error, options: &SourceOptions) -> Result<Option<String>> {
 /// Returns the index of the first file or story of an input.
 fn first_item(sources: &Sources, input: usize) -> u64 {
     match sources.inputs.get(input).map(|input| &input.kind) {
-        Some(Kind::Stories(_, first)) => *first,
+        Some(InputKind::Stories(_, first)) => *first,
         _ => 0,
     }
 }
@@ -221,8 +221,8 @@ impl Input {
     /// True if earlier inputs include a part of it.
     fn is_repeated(&self) -> bool {
         match &self.kind {
-            Kind::Files(files) => files.repeated > 0,
-            Kind::Stories(_, first) => *first > 0,
+            InputKind::Files(files) => files.duplicates > 0,
+            InputKind::Stories(_, first) => *first > 0,
         }
     }
 }
@@ -247,7 +247,7 @@ struct OpenFile {
 }
 
 enum Reader {
-    Plain(Plain),
+    Plain(PlainTextReader),
     Records(Box<Records>),
     Parquet(Box<ParquetTexts>),
     /// File that is too short for a Parquet file.
@@ -265,7 +265,7 @@ impl OpenFile {
         Ok(Self {
             path: path.to_path_buf(),
             reader: match kind.format {
-                Format::Plain => Reader::Plain(Plain::new(lines()?)),
+                Format::Plain => Reader::Plain(PlainTextReader::new(lines()?)),
                 Format::JsonLines => Reader::Records(Box::new(Records::lines(lines()?))),
                 Format::Json => Reader::Records(Box::new(Records::json(lines()?)?)),
                 Format::Parquet if ParquetTexts::is_too_short(path)? => Reader::TooShort,

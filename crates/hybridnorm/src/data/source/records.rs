@@ -15,7 +15,7 @@ pub(super) struct Records {
     layout: Layout,
     /// Number of records started.
     number: u64,
-    is_counted: bool,
+    stats_added: bool,
     /// True if the file ended within the last record.
     is_truncated: bool,
 }
@@ -27,11 +27,11 @@ enum Layout {
     /// Records one after another, with whitespace between them.
     Values,
     /// Records in one array, and the position in it.
-    Array(Array),
+    Array(ArrayState),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Array {
+enum ArrayState {
     Start,
     AfterRecord,
     Ended,
@@ -65,7 +65,7 @@ impl Records {
         lines.number = 1;
         if skip_space(&mut lines)? == Some(b'[') {
             lines.consume(1, 0);
-            return Ok(Self::new(lines, Layout::Array(Array::Start)));
+            return Ok(Self::new(lines, Layout::Array(ArrayState::Start)));
         }
         // If the first line is one complete value, the file has one record per line.
         let line = lines.peek_line()?;
@@ -84,7 +84,7 @@ impl Records {
             lines,
             layout,
             number: 0,
-            is_counted: false,
+            stats_added: false,
             is_truncated: false,
         }
     }
@@ -143,7 +143,7 @@ impl Records {
 
     /// Adds the number of replaced lines to `stats`, once.
     pub(super) fn finish(&mut self, stats: &mut SourceStats) {
-        if !std::mem::replace(&mut self.is_counted, true) {
+        if !std::mem::replace(&mut self.stats_added, true) {
             stats.replaced_lines += self.lines.replaced;
         }
     }
@@ -152,7 +152,7 @@ impl Records {
         loop {
             let length = self.lines.fill()?.len();
             if length == 0 {
-                self.layout = Layout::Array(Array::Ended);
+                self.layout = Layout::Array(ArrayState::Ended);
                 return Ok(());
             }
             self.lines.consume(length, 0);
@@ -184,28 +184,28 @@ impl Records {
         }
     }
 
-    fn next_element(&mut self, array: Array) -> Result<Next> {
+    fn next_element(&mut self, array: ArrayState) -> Result<Next> {
         let next = skip_space(&mut self.lines)?;
         let expected = match (array, next) {
-            (Array::Ended, None) => return Ok(Next::End),
+            (ArrayState::Ended, None) => return Ok(Next::End),
             // The truncated record is counted already.
-            (Array::AfterRecord, None) if self.is_truncated => return Ok(Next::End),
-            (Array::Ended, _) => "the end of the file",
-            (Array::Start | Array::AfterRecord, Some(b']')) => {
+            (ArrayState::AfterRecord, None) if self.is_truncated => return Ok(Next::End),
+            (ArrayState::Ended, _) => "the end of the file",
+            (ArrayState::Start | ArrayState::AfterRecord, Some(b']')) => {
                 self.lines.consume(1, 0);
-                self.layout = Layout::Array(Array::Ended);
-                return self.next_element(Array::Ended);
+                self.layout = Layout::Array(ArrayState::Ended);
+                return self.next_element(ArrayState::Ended);
             }
-            (Array::AfterRecord, Some(b',')) => {
+            (ArrayState::AfterRecord, Some(b',')) => {
                 self.lines.consume(1, 0);
                 return match skip_space(&mut self.lines)? {
                     Some(b']' | b'}' | b',') | None => self.unexpected_token("a record"),
                     Some(_) => self.value(),
                 };
             }
-            (Array::AfterRecord, _) => "`,` or `]`",
-            (Array::Start, _) => {
-                self.layout = Layout::Array(Array::AfterRecord);
+            (ArrayState::AfterRecord, _) => "`,` or `]`",
+            (ArrayState::Start, _) => {
+                self.layout = Layout::Array(ArrayState::AfterRecord);
                 return self.value();
             }
         };
@@ -242,11 +242,11 @@ impl Records {
             let is_end = chunk.is_empty();
             let (used, ended) = scan.value_bytes(chunk);
             bytes.extend_from_slice(&chunk[..used]);
-            let line_ends = bytes[bytes.len() - used..]
+            let newlines = bytes[bytes.len() - used..]
                 .iter()
                 .filter(|&&byte| byte == b'\n')
                 .count();
-            self.lines.consume(used, line_ends as u64);
+            self.lines.consume(used, newlines as u64);
             if ended || is_end {
                 self.is_truncated = !ended;
                 break;
@@ -323,8 +323,8 @@ fn skip_space(lines: &mut Lines) -> Result<Option<u8>> {
         let space = chunk.iter().take_while(|byte| is_space(byte)).count();
         let next = chunk.get(space).copied();
         let is_end = chunk.is_empty();
-        let line_ends = chunk[..space].iter().filter(|&&byte| byte == b'\n').count();
-        lines.consume(space, line_ends as u64);
+        let newlines = chunk[..space].iter().filter(|&&byte| byte == b'\n').count();
+        lines.consume(space, newlines as u64);
         if next.is_some() || is_end {
             return Ok(next);
         }

@@ -80,7 +80,7 @@ impl Cast {
         self.set_all(&["patient", "wound", "feed", "leave"], patient);
         let &(one, many, from) = rng.pick(FOODS);
         self.set_all(&["food", "foods", "foodfrom"], &[one, many, from]);
-        self.count(rng, one, many);
+        self.set_numbers(rng, one, many);
         let other = loop {
             let other = *rng.pick(COLOURS);
             if other != self.word("colour") {
@@ -91,7 +91,7 @@ impl Cast {
     }
 
     /// Sets numbers that add up: `all` = `given` + `left`, `total` = `all` + `more`.
-    fn count(&mut self, rng: &mut StoryRng, one: &str, many: &str) {
+    fn set_numbers(&mut self, rng: &mut StoryRng, one: &str, many: &str) {
         let all = 3 + rng.below(10);
         let given = 1 + rng.below(all - 1);
         let left = all - given;

@@ -1,8 +1,8 @@
-//! Encoding of texts to ids, piece by piece.
+//! Encoding of texts to ids, chunk by chunk.
 
 use crate::error::Result;
 
-use super::pieces::{SOFT_LIMIT, SplitPoints, pieces};
+use super::chunks::{SOFT_LIMIT, SplitPoints, chunks};
 use super::{Kind, Tokenizer, in_parallel};
 
 /// Text encoded per group, in bytes. Its tokens take up to four times as much.
@@ -10,16 +10,16 @@ const GROUP: usize = 8 << 20;
 
 /// Part of a text that is encoded independently.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Piece<'t> {
+pub(super) struct Chunk<'t> {
     pub(super) text: &'t str,
     /// True for the first chunk of its text.
     pub(super) is_first: bool,
 }
 
-/// A piece of one of several texts.
+/// A chunk of one of several texts.
 struct Job<'t> {
     text: usize,
-    piece: Piece<'t>,
+    chunk: Chunk<'t>,
     is_last: bool,
 }
 
@@ -32,8 +32,8 @@ impl Tokenizer {
     /// the text too much, or a text of more than 1 MiB cannot be split.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
-        for piece in self.pieces(text) {
-            ids.extend(self.encode_piece(piece)?);
+        for chunk in self.chunks(text) {
+            ids.extend(self.encode_chunk(chunk)?);
         }
         Ok(ids)
     }
@@ -52,7 +52,7 @@ impl Tokenizer {
         Ok(all)
     }
 
-    /// Calls `take` with the token ids of several texts, in order and piece by piece: the index of the text,
+    /// Calls `take` with the token ids of several texts, in order and chunk by chunk: the index of the text,
     /// the ids, and true if the text ends with them.
     pub(in crate::data) fn encode_each(
         &self,
@@ -63,7 +63,7 @@ impl Tokenizer {
         let mut jobs = Vec::new();
         let mut bytes = 0;
         let mut encode = |jobs: &mut Vec<Job>| {
-            let encoded = in_parallel(jobs, threads, |job| self.encode_piece(job.piece));
+            let encoded = in_parallel(jobs, threads, |job| self.encode_chunk(job.chunk));
             for (ids, job) in encoded.into_iter().zip(jobs.iter()) {
                 take(job.text, &ids?, job.is_last)?;
             }
@@ -71,18 +71,18 @@ impl Tokenizer {
             Ok(())
         };
         for (index, text) in texts.iter().enumerate() {
-            let mut rest = self.pieces(text);
-            // A text without any piece must be reported as ended, too.
-            let mut next = rest.next().or(Some(Piece {
+            let mut rest = self.chunks(text);
+            // A text without any chunk must be reported as ended, too.
+            let mut next = rest.next().or(Some(Chunk {
                 text: "",
                 is_first: true,
             }));
-            while let Some(piece) = next {
+            while let Some(chunk) = next {
                 next = rest.next();
-                bytes += piece.text.len();
+                bytes += chunk.text.len();
                 jobs.push(Job {
                     text: index,
-                    piece,
+                    chunk,
                     is_last: next.is_none(),
                 });
                 if bytes >= GROUP {
@@ -94,25 +94,25 @@ impl Tokenizer {
         encode(&mut jobs)
     }
 
-    fn pieces<'t>(&self, text: &'t str) -> impl Iterator<Item = Piece<'t>> {
+    fn chunks<'t>(&self, text: &'t str) -> impl Iterator<Item = Chunk<'t>> {
         let (points, soft) = match &self.kind {
             Kind::Json(json) => json.split_points(),
-            _ => (SplitPoints::Anywhere, SOFT_LIMIT),
+            _ => (SplitPoints::BeforeSpacesOrAtLimit, SOFT_LIMIT),
         };
-        let with_place = |(index, text)| Piece {
+        let with_place = |(index, text)| Chunk {
             text,
             is_first: index == 0,
         };
-        pieces(text, points, soft).enumerate().map(with_place)
+        chunks(text, points, soft).enumerate().map(with_place)
     }
 
-    fn encode_piece(&self, piece: Piece) -> Result<Vec<u32>> {
+    fn encode_chunk(&self, chunk: Chunk) -> Result<Vec<u32>> {
         Ok(match &self.kind {
-            _ if piece.text.is_empty() => Vec::new(),
-            Kind::Bytes => piece.text.bytes().map(u32::from).collect(),
-            Kind::Tiktoken(bpe, _) => bpe.encode_ordinary(piece.text),
+            _ if chunk.text.is_empty() => Vec::new(),
+            Kind::Bytes => chunk.text.bytes().map(u32::from).collect(),
+            Kind::Tiktoken(bpe, _) => bpe.encode_ordinary(chunk.text),
             Kind::Json(json) => json
-                .encode(piece)
+                .encode(chunk)
                 .map_err(|problem| self.text_error(&problem))?,
         })
     }
@@ -122,7 +122,7 @@ impl Tokenizer {
     pub(in crate::data) fn first_token_bytes(&self, text: &str, id: u32) -> Option<u64> {
         match &self.kind {
             Kind::Json(json) if self.inexact_text_bytes_reason().is_some() => {
-                json.first_token_bytes(self.pieces(text).next()?, id)
+                json.first_token_bytes(self.chunks(text).next()?, id)
             }
             _ => self.token_text_bytes(id),
         }

@@ -16,12 +16,12 @@ pub(super) struct ByteTokens {
 
 impl ByteTokens {
     pub(super) fn find(model: &ModelWrapper, vocab: &HashMap<String, u32>) -> Self {
-        let falls_back = match model {
+        let has_byte_fallback = match model {
             ModelWrapper::BPE(bpe) => bpe.byte_fallback,
             ModelWrapper::Unigram(unigram) => unigram.byte_fallback(),
             _ => false,
         };
-        if !falls_back {
+        if !has_byte_fallback {
             return Self::default();
         }
         let tokens = (0..=u8::MAX).filter_map(|byte| {
@@ -32,7 +32,7 @@ impl ByteTokens {
         for (id, name) in tokens {
             ids.push(id);
             let tokenize = || model.tokenize(&name).unwrap_or_default();
-            let is_whole = |token: &Token| token.id == id && token.offsets == (0, NAME);
+            let is_whole = |token: &Token| token.id == id && token.offsets == (0, NAME_LEN);
             encodes_literal_names = encodes_literal_names || tokenize().iter().any(is_whole);
         }
         ids.sort_unstable();
@@ -59,17 +59,17 @@ impl ByteTokens {
         word: &str,
     ) -> tokenizers::Result<Vec<Token>> {
         let tokens = model.tokenize(word)?;
-        let encodes_literal_names = |token: &Token| {
+        let is_literal_name = |token: &Token| {
             let text = word.get(token.offsets.0..token.offsets.1);
             self.contains(token.id) && text.is_some_and(is_name)
         };
-        if !self.encodes_literal_names || !tokens.iter().any(encodes_literal_names) {
+        if !self.encodes_literal_names || !tokens.iter().any(is_literal_name) {
             return Ok(tokens);
         }
         let mut split_tokens = Vec::new();
         let mut begin = 0;
         let names = word.match_indices("<0x");
-        let names = names.filter(|(at, _)| word.get(*at..at + NAME).is_some_and(is_name));
+        let names = names.filter(|(at, _)| word.get(*at..at + NAME_LEN).is_some_and(is_name));
         for end in names.map(|(at, _)| at + 1).chain([word.len()]) {
             let part = model.tokenize(&word[begin..end])?;
             split_tokens.extend(part.into_iter().map(|mut token| {
@@ -84,7 +84,7 @@ impl ByteTokens {
 }
 
 /// Length of the name of a byte token.
-const NAME: usize = "<0x00>".len();
+const NAME_LEN: usize = "<0x00>".len();
 
 fn name(byte: u8) -> String {
     format!("<{byte:#04X}>")

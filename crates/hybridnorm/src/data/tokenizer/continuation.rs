@@ -1,4 +1,4 @@
-//! Tokenizer for the later pieces of a text, which get no prefix space.
+//! Tokenizer for the later chunks of a text, which get no prefix space.
 
 use serde_json::Value;
 use tokenizers::{NormalizerWrapper, PreTokenizerWrapper, Tokenizer};
@@ -8,13 +8,13 @@ pub(super) fn without_prefix_space(tokenizer: &Tokenizer) -> Result<Tokenizer, S
     let to_message = |error: serde_json::Error| error.to_string();
     let mut continuation = tokenizer.clone();
     let mut steps = serde_json::to_value(tokenizer.get_normalizer()).map_err(to_message)?;
-    normalizer(&mut steps);
+    remove_prepend_steps(&mut steps);
     let steps: Option<NormalizerWrapper> = serde_json::from_value(steps).map_err(to_message)?;
     continuation
         .with_normalizer(steps)
         .map_err(|error| error.to_string())?;
     let mut steps = serde_json::to_value(tokenizer.get_pre_tokenizer()).map_err(to_message)?;
-    pre_tokenizer(&mut steps);
+    disable_prefix_space(&mut steps);
     let steps: Option<PreTokenizerWrapper> = serde_json::from_value(steps).map_err(to_message)?;
     continuation.with_pre_tokenizer(steps);
     Ok(continuation)
@@ -34,16 +34,16 @@ pub(super) fn marks_spaces(step: &Value) -> bool {
     is_mark(&step["prepend"]) || step["pattern"]["String"] == " " && is_mark(&step["content"])
 }
 
-fn normalizer(step: &mut Value) {
+fn remove_prepend_steps(step: &mut Value) {
     if is_prepend(step) {
         *step = Value::Null;
     } else if let Some(steps) = step.get_mut("normalizers").and_then(Value::as_array_mut) {
-        steps.iter_mut().for_each(normalizer);
+        steps.iter_mut().for_each(remove_prepend_steps);
         steps.retain(|step| !step.is_null());
     }
 }
 
-fn pre_tokenizer(step: &mut Value) {
+fn disable_prefix_space(step: &mut Value) {
     match step["type"].as_str() {
         Some("Metaspace") => {
             step["prepend_scheme"] = "never".into();
@@ -54,7 +54,7 @@ fn pre_tokenizer(step: &mut Value) {
         Some("ByteLevel") => step["add_prefix_space"] = false.into(),
         _ => {
             let steps = step.get_mut("pretokenizers").and_then(Value::as_array_mut);
-            steps.into_iter().flatten().for_each(pre_tokenizer);
+            steps.into_iter().flatten().for_each(disable_prefix_space);
         }
     }
 }
@@ -78,8 +78,8 @@ mod tests {
                 {"type": "Digits"},
             ]},
         });
-        normalizer(&mut file["normalizer"]);
-        pre_tokenizer(&mut file["pre_tokenizer"]);
+        remove_prepend_steps(&mut file["normalizer"]);
+        disable_prefix_space(&mut file["pre_tokenizer"]);
         let expected = json!({
             "normalizer": {"type": "Sequence", "normalizers": [
                 {"type": "Sequence", "normalizers": [{"type": "NFC"}]},

@@ -17,17 +17,23 @@ impl TokenizerFile {
         };
         let because = |reason: &str| Some(format!("the tokenizer changes text: {reason}"));
         let (normalizer, splits) = (self.normalizer_steps(), self.pre_tokenizer_steps());
-        let is_level = |step: &&&Value| kind(step) == "ByteLevel";
-        if let Some(step) = normalizer.iter().find(|step| !is_level(step)) {
-            return because(&format!("its `normalizer` `{}`", named(step)));
+        let is_byte_level = |step: &&&Value| kind(step) == "ByteLevel";
+        if let Some(step) = normalizer.iter().find(|step| !is_byte_level(step)) {
+            return because(&format!("its `normalizer` `{}`", step_type(step)));
         }
         if splits.iter().any(|split| adds_prefix_space(split)) {
             return because("it adds a space before text that does not begin with one");
         }
         if let Some(split) = splits.iter().find(|split| !keeps_text(split)) {
-            return because(&format!("its `pre_tokenizer` `{}`", named(split)));
+            return because(&format!("its `pre_tokenizer` `{}`", step_type(split)));
         }
-        if normalizer.iter().chain(&splits).filter(is_level).count() != 1 {
+        if normalizer
+            .iter()
+            .chain(&splits)
+            .filter(is_byte_level)
+            .count()
+            != 1
+        {
             return because("it does not apply ByteLevel exactly once");
         }
         if !self.is_position_independent() {
@@ -62,7 +68,7 @@ fn keeps_text(split: &Value) -> bool {
 }
 
 /// Returns the type of a step for messages; some steps have none.
-fn named(step: &Value) -> String {
+fn step_type(step: &Value) -> String {
     match kind(step) {
         "" => "without a type".to_owned(),
         kind => crate::text::truncated_line(kind, 40).into_owned(),
@@ -80,9 +86,9 @@ mod tests {
             "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []},
         });
         file[key] = part;
-        let (shape, _) = TokenizerFile::read(file.to_string().as_bytes()).unwrap();
+        let (file, _) = TokenizerFile::read(file.to_string().as_bytes()).unwrap();
         let bytes: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
-        shape.inexact_bytes_reason(Some(&bytes))
+        file.inexact_bytes_reason(Some(&bytes))
     }
 
     #[test]

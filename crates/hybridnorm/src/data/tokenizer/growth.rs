@@ -138,15 +138,15 @@ fn factor(step: &Value) -> Result<f64, String> {
         "NFC" | "NFD" => 4.0,
         "NFKC" | "NFKD" => 11.0,
         "ByteLevel" => 2.0,
-        "Precompiled" => precompiled(step)?,
-        _ if step["prepend"].is_string() => 1.0 + inserted(step, "prepend")? as f64,
-        _ if !step["pattern"].is_null() => replaced(step)?,
-        _ if !step["precompiled_charsmap"].is_null() => precompiled(step)?,
+        "Precompiled" => charsmap_factor(step)?,
+        _ if step["prepend"].is_string() => 1.0 + inserted_len(step, "prepend")? as f64,
+        _ if !step["pattern"].is_null() => replacement_factor(step)?,
+        _ if !step["precompiled_charsmap"].is_null() => charsmap_factor(step)?,
         _ => 6.0,
     })
 }
 
-fn inserted(step: &Value, key: &str) -> Result<usize, String> {
+fn inserted_len(step: &Value, key: &str) -> Result<usize, String> {
     let length = step[key].as_str().map_or(0, str::len);
     match length > MAX_CONTENT_LEN {
         true => Err(format!(
@@ -156,8 +156,8 @@ fn inserted(step: &Value, key: &str) -> Result<usize, String> {
     }
 }
 
-fn replaced(step: &Value) -> Result<f64, String> {
-    let content = inserted(step, "content")? as f64;
+fn replacement_factor(step: &Value) -> Result<f64, String> {
+    let content = inserted_len(step, "content")? as f64;
     check_pattern(step)?;
     let pattern = &step["pattern"];
     let shortest = match (pattern["String"].as_str(), pattern["Regex"].as_str()) {
@@ -198,7 +198,7 @@ fn matches_empty(pattern: &str) -> bool {
 
 /// Returns the length in bytes of the longest replacement in a SentencePiece table, at least 1, after checking the
 /// table.
-fn precompiled(step: &Value) -> Result<f64, String> {
+fn charsmap_factor(step: &Value) -> Result<f64, String> {
     let broken = || "its `precompiled_charsmap` is damaged".to_owned();
     let table = step["precompiled_charsmap"].as_str().ok_or_else(broken)?;
     let bytes = base64(table).ok_or_else(broken)?;
@@ -271,7 +271,9 @@ mod tests {
         assert_eq!(base64("QUJD"), Some(b"ABC".to_vec()));
         assert_eq!(base64("?"), None);
         let table = |text: &str| {
-            precompiled(&serde_json::json!({"type": "Precompiled", "precompiled_charsmap": text}))
+            charsmap_factor(
+                &serde_json::json!({"type": "Precompiled", "precompiled_charsmap": text}),
+            )
         };
         // The trie would be 4 GiB.
         assert!(table("/////w==").is_err());

@@ -8,21 +8,21 @@ use tokenizers::{DecoderWrapper, PostProcessorWrapper};
 
 use crate::untrusted::{catch_panic, catch_panic_on_large_stack};
 
-use super::batch::Piece;
+use super::batch::Chunk;
 use super::byte_tokens::{ByteTokens, encode_words};
+use super::chunks::{HARD_LIMIT, SOFT_LIMIT_HF, SplitPoints, chunks};
 use super::continuation::{marks_spaces, without_prefix_space};
 use super::growth::Growth;
 use super::json::{byte_table, parser_message};
 use super::lost_text::DroppedCharCounter;
-use super::pieces::{HARD_LIMIT, SOFT_LIMIT_HF, SplitPoints, pieces};
 use super::split_rules::SplitRules;
 use super::tokenizer_file::TokenizerFile;
 use super::without_special::without_special;
 
-/// Maximum size of a piece of text in bytes; encoding takes about 200 times as much memory.
-const MAX_PIECE_LEN: usize = HARD_LIMIT + 4;
-/// Size above which pieces are tokenized one at a time, regardless of the number of threads.
-const LARGE_PIECE: usize = 4 * SOFT_LIMIT_HF;
+/// Maximum size of a chunk of text in bytes; encoding takes about 200 times as much memory.
+const MAX_CHUNK_LEN: usize = HARD_LIMIT + 4;
+/// Size above which chunks are tokenized one at a time, regardless of the number of threads.
+const LARGE_CHUNK: usize = 4 * SOFT_LIMIT_HF;
 /// Text that is encoded once when a file is read, to find files on which the tokenizer panics.
 const TRIAL: &str = "The red kite, 12 of them!\n  na\u{ef}ve \u{5de8}\u{5927} \u{1f989} </s>\t";
 
@@ -41,11 +41,11 @@ pub(super) struct HfTokenizer {
     normalizer_rewrites_text: bool,
     /// Tokenizer without special tokens, for text that contains the name of one.
     without_special: OnceLock<Variant>,
-    /// Variants of `tokenizer` and `without_special` for pieces after the first one.
+    /// Variants of `tokenizer` and `without_special` for chunks after the first one.
     continuation: OnceLock<Variant>,
     continuation_without_special: OnceLock<Variant>,
-    /// Lock held while a large piece is encoded, to bound memory.
-    large: Mutex<()>,
+    /// Lock held while a large chunk is encoded, to bound memory.
+    large_chunk_lock: Mutex<()>,
     growth: Growth,
     split_rules: SplitRules,
     /// Reason why tokens do not determine the bytes of their text.
@@ -67,15 +67,15 @@ impl HfTokenizer {
     /// Reads a file; `find_eos` selects the end-of-text token, given a function from name to id.
     pub(super) fn read(
         file: Vec<u8>,
-        find_end: impl FnOnce(&dyn Fn(&str) -> Option<u32>) -> Result<u32, String> + Send,
+        find_eos: impl FnOnce(&dyn Fn(&str) -> Option<u32>) -> Result<u32, String> + Send,
     ) -> Result<(Self, u32), String> {
-        catch_panic_on_large_stack(|| Self::read_here(file, find_end))?
+        catch_panic_on_large_stack(|| Self::read_inner(file, find_eos))?
             .ok_or_else(|| TOKENIZER_PANIC_MESSAGE.to_owned())?
     }
 
-    fn read_here(
+    fn read_inner(
         file: Vec<u8>,
-        find_end: impl FnOnce(&dyn Fn(&str) -> Option<u32>) -> Result<u32, String>,
+        find_eos: impl FnOnce(&dyn Fn(&str) -> Option<u32>) -> Result<u32, String>,
     ) -> Result<(Self, u32), String> {
         let (contents, growth) = TokenizerFile::read(&file).map_err(malformed)?;
         let mut inner = parse(&file).map_err(malformed)?;
@@ -84,7 +84,7 @@ impl HfTokenizer {
             disable_dropout(&mut inner);
         }
         let vocab = inner.get_vocab(true);
-        let end = find_end(&|name| vocab.get(name).copied())?;
+        let eos = find_eos(&|name| vocab.get(name).copied())?;
         let vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
         let unk_id = match inner.get_model() {
             ModelWrapper::Unigram(_) => inner.id_to_token(unigram_unknown(&file)),
@@ -94,14 +94,14 @@ impl HfTokenizer {
         let byte_tokens = catch_panic(|| ByteTokens::find(inner.get_model(), &vocab));
         let byte_tokens = byte_tokens.ok_or_else(|| malformed(TOKENIZER_PANIC_MESSAGE.into()))?;
         let mut special = special_tokens(&inner, vocab_size, unk_id, &byte_tokens);
-        special[end as usize] = true;
+        special[eos as usize] = true;
         let is_byte_level = matches!(inner.get_decoder(), Some(DecoderWrapper::ByteLevel(_)));
         let bytes = is_byte_level.then(|| token_bytes(&contents, &inner, &vocab, vocab_size));
-        let mut of_text = vocab;
-        of_text.retain(|_, id| !special[*id as usize]);
+        let mut encodable_vocab = vocab;
+        encodable_vocab.retain(|_, id| !special[*id as usize]);
         let drops_unknown_chars = DroppedCharCounter::is_needed(
             inner.get_model(),
-            &of_text,
+            &encodable_vocab,
             contents.is_byte_level(),
             contents.has_byte_fallback(),
         );
@@ -122,15 +122,15 @@ impl HfTokenizer {
             without_special: OnceLock::new(),
             continuation: OnceLock::new(),
             continuation_without_special: OnceLock::new(),
-            large: Mutex::new(()),
+            large_chunk_lock: Mutex::new(()),
             growth,
-            split_rules: contents.split_rules(&of_text),
+            split_rules: contents.split_rules(&encodable_vocab),
             notes: contents.notes(),
             file,
             tokenizer: inner,
         };
         read.check_by_trial()?;
-        Ok((read, end))
+        Ok((read, eos))
     }
 
     /// Rejects a file that panics on any text. An error may only mean a missing unknown token.
@@ -143,20 +143,24 @@ impl HfTokenizer {
         Ok(())
     }
 
-    /// Encodes a piece of a text.
-    pub(super) fn encode(&self, piece: Piece) -> Result<Vec<u32>, String> {
-        let text = piece.text;
-        if text.len() > MAX_PIECE_LEN {
+    /// Encodes a chunk of a text.
+    pub(super) fn encode(&self, chunk: Chunk) -> Result<Vec<u32>, String> {
+        let text = chunk.text;
+        if text.len() > MAX_CHUNK_LEN {
             return Err(format!(
                 "a text of {} bytes exceeds the limit of {HARD_LIMIT} bytes and cannot be split without changing its \
                  tokens: split the text into documents, or use a tokenizer that splits text at spaces",
                 text.len()
             ));
         }
-        let is_large = text.len() > LARGE_PIECE;
-        let _guard = is_large.then(|| self.large.lock().unwrap_or_else(PoisonError::into_inner));
+        let is_large = text.len() > LARGE_CHUNK;
+        let _guard = is_large.then(|| {
+            self.large_chunk_lock
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+        });
         self.growth.check(text)?;
-        let is_continuation = self.split_rules.has_continuation && !piece.is_first;
+        let is_continuation = self.split_rules.has_continuation && !chunk.is_first;
         let with_special = match is_continuation {
             true => get_or_init(&self.continuation, || without_prefix_space(&self.tokenizer))?,
             false => &self.tokenizer,
@@ -228,8 +232,8 @@ impl HfTokenizer {
         let counter = self.counter.get_or_init(build).as_ref();
         let counter = counter.map_err(Clone::clone)?;
         let (points, soft) = self.split_points();
-        pieces(text, points, soft)
-            .map(|piece| counter.dropped_chars(piece))
+        chunks(text, points, soft)
+            .map(|chunk| counter.dropped_chars(chunk))
             .sum()
     }
 
@@ -249,7 +253,7 @@ impl HfTokenizer {
         parsed.ok_or_else(|| TOKENIZER_PANIC_MESSAGE.to_owned())?
     }
 
-    /// Returns the positions where texts are split, and the soft limit of a piece in bytes.
+    /// Returns the positions where texts are split, and the soft limit of a chunk in bytes.
     pub(super) fn split_points(&self) -> (SplitPoints, usize) {
         (self.split_rules.points, SOFT_LIMIT_HF)
     }
@@ -260,13 +264,13 @@ impl HfTokenizer {
     }
 
     /// Returns the bytes of text up to the end of its first token, given the id of that token and the first
-    /// piece of the text; `None` if the token ends within a character.
-    pub(super) fn first_token_bytes(&self, piece: Piece, id: u32) -> Option<u64> {
+    /// chunk of the text; `None` if the token ends within a character.
+    pub(super) fn first_token_bytes(&self, chunk: Chunk, id: u32) -> Option<u64> {
         if self.byte_tokens.contains(id) {
             return Some(1);
         }
         // A space that was added before the text.
-        if !piece.text.starts_with(char::is_whitespace) && self.decode(&[id]).trim().is_empty() {
+        if !chunk.text.starts_with(char::is_whitespace) && self.decode(&[id]).trim().is_empty() {
             return Some(0);
         }
         let without_special = self
@@ -277,7 +281,7 @@ impl HfTokenizer {
             .into_iter()
             .flatten()
             .find_map(|tokenizer| {
-                let encoded = catch_panic(|| tokenizer.encode(piece.text, false))?.ok()?;
+                let encoded = catch_panic(|| tokenizer.encode(chunk.text, false))?.ok()?;
                 let (first, all) = (encoded.get_ids().first()?, encoded.get_offsets());
                 let end = all.first()?.1;
                 let is_whole = all.get(1).is_none_or(|second| second.0 >= end);
@@ -338,9 +342,9 @@ fn special_tokens(
     let mut special = vec![false; vocab_size];
     for (id, added) in tokenizer.get_added_tokens_decoder() {
         // Text of one character has no other encoding, and the model needs it.
-        let is_letter = added.content.chars().nth(1).is_none();
+        let is_single_char = added.content.chars().nth(1).is_none();
         special[id as usize] =
-            added.special && !is_letter && Some(id) != unk_id && !byte_tokens.contains(id);
+            added.special && !is_single_char && Some(id) != unk_id && !byte_tokens.contains(id);
     }
     special
 }

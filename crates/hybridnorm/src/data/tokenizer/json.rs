@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Deserialize;
 use tiktoken_rs::CoreBPE;
 
-use crate::data::bpe::{self, Splitter};
+use crate::data::bpe::{self, PreTokenizer};
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -75,8 +75,8 @@ pub(super) fn tiktoken_json(core: &CoreBPE, builtin: Builtin, vocab_size: usize)
         .filter_map(|(id, bytes)| last_merge(bytes, id, &ranks))
         .collect();
     let split = match builtin {
-        Builtin::Cl100k => Splitter::Pattern(CL100K),
-        _ => Splitter::Gpt2,
+        Builtin::Cl100k => PreTokenizer::Pattern(CL100K),
+        _ => PreTokenizer::Gpt2,
     };
     bpe::tokenizer_json(&tokens, &merges, &special, split).into_bytes()
 }

@@ -46,7 +46,7 @@ impl DroppedCharCounter {
         model: &ModelWrapper,
         vocab: &HashMap<String, u32>,
         is_byte_level: bool,
-        falls_back: bool,
+        has_byte_fallback: bool,
     ) -> bool {
         let ModelWrapper::BPE(bpe) = model else {
             return false;
@@ -60,7 +60,7 @@ impl DroppedCharCounter {
             || (0..=255).all(|byte: u8| vocab.contains_key(&format!("<0x{byte:02X}>")));
         bpe.unk_token.is_none()
             && !(is_byte_level && all_bytes())
-            && !(falls_back && all_fallbacks())
+            && !(has_byte_fallback && all_fallbacks())
     }
 
     /// Returns the counter for a file whose special tokens were renamed so that they match no text.

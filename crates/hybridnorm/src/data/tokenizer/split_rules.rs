@@ -4,16 +4,16 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
+use super::chunks::SplitPoints;
 use super::continuation::is_prepend;
 use super::growth::kind;
-use super::pieces::SplitPoints;
 use super::tokenizer_file::TokenizerFile;
 
 /// Rules for splitting a text into chunks and encoding them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SplitRules {
     pub(super) points: SplitPoints,
-    /// True if pieces after the first one need a tokenizer that adds no prefix.
+    /// True if chunks after the first one need a tokenizer that adds no prefix.
     pub(super) has_continuation: bool,
 }
 
@@ -27,7 +27,7 @@ impl TokenizerFile {
         let ordinary = || self.added_tokens.iter().filter(|added| !added.special);
         let normalizer = self.normalizer_steps();
         let splits = self.pre_tokenizer_steps();
-        if ordinary().any(|added| added.is_wide())
+        if ordinary().any(|added| added.may_span_space())
             || !normalizer
                 .iter()
                 .all(|step| is_independent_across_spaces(step))
@@ -37,7 +37,7 @@ impl TokenizerFile {
         let mut words = splits.iter().skip_while(|split| isolates_non_spaces(split));
         let points = match words.next() {
             Some(first) if separates_at_spaces(first, &space(&normalizer, &[])) => {
-                SplitPoints::Anywhere
+                SplitPoints::BeforeSpacesOrAtLimit
             }
             Some(first)
                 if !splits_at_replaced_spaces(first, &normalizer) && !does_not_split(first) =>
@@ -46,25 +46,28 @@ impl TokenizerFile {
             }
             _ if !self.is_position_independent() => return nowhere,
             _ if space_only_starts_tokens(vocab, &space(&normalizer, &splits)) => {
-                SplitPoints::Anywhere
+                SplitPoints::BeforeSpacesOrAtLimit
             }
             _ => SplitPoints::AtLimit,
         };
         let prepends = normalizer.iter().any(|step| is_prepend(step));
         let has_prefix = prepends || splits.iter().any(|split| adds_prefix_space(split));
-        // After another splitter, the space is added before every word, also in later pieces.
-        let is_of_words = splits.iter().skip(1).any(|split| adds_prefix_space(split));
+        // After another splitter, the space is added before every word, also in later chunks.
+        let prefixes_every_word = splits.iter().skip(1).any(|split| adds_prefix_space(split));
         let has_ordinary = ordinary().next().is_some();
         match (has_prefix, has_ordinary) {
-            (true, false) if is_of_words && (prepends || points != SplitPoints::Anywhere) => {
+            (true, false)
+                if prefixes_every_word
+                    && (prepends || points != SplitPoints::BeforeSpacesOrAtLimit) =>
+            {
                 nowhere
             }
-            (true, false) if is_of_words => SplitRules {
+            (true, false) if prefixes_every_word => SplitRules {
                 points,
                 has_continuation: false,
             },
             (true, true) if prepends || points == SplitPoints::AtLimit => nowhere,
-            // A piece that begins with a space gets no additional one.
+            // A chunk that begins with a space gets no additional one.
             (true, true) => SplitRules {
                 points: SplitPoints::BeforeSpaces,
                 has_continuation: false,

@@ -5,7 +5,7 @@ use super::Tokenizer;
 /// Number of ids without a complete character after which the pending text is returned anyway.
 const MAX_PENDING_IDS: usize = 8;
 /// Number of context ids that are kept, more than any decoder depends on.
-const CONTEXT: usize = 4096;
+const MAX_CONTEXT_IDS: usize = 4096;
 
 /// Decoder that converts ids to text one by one and holds back bytes until characters are complete.
 ///
@@ -27,21 +27,21 @@ pub struct StreamDecoder {
     tokenizer: Tokenizer,
     /// Byte-level vocabularies: bytes of an unfinished character.
     bytes: Vec<u8>,
-    /// Other vocabularies: the last ids; the text of those before `read` was already returned.
+    /// Other vocabularies: the last ids; the text of those before `n_returned` was already returned.
     ids: Vec<u32>,
-    read: usize,
+    n_returned: usize,
 }
 
 impl StreamDecoder {
     pub(super) fn new(tokenizer: Tokenizer, context: &[u32]) -> Self {
         let context = match tokenizer.is_byte_level() {
             true => &[],
-            false => &context[context.len().saturating_sub(CONTEXT)..],
+            false => &context[context.len().saturating_sub(MAX_CONTEXT_IDS)..],
         };
         Self {
             tokenizer,
             bytes: Vec::new(),
-            read: context.len(),
+            n_returned: context.len(),
             ids: context.to_vec(),
         }
     }
@@ -53,9 +53,9 @@ impl StreamDecoder {
             return self.complete_characters();
         }
         self.ids.push(id);
-        let before = self.tokenizer.decode(&self.ids[..self.read]);
+        let before = self.tokenizer.decode(&self.ids[..self.n_returned]);
         let all = self.tokenizer.decode(&self.ids);
-        let n_pending = self.ids.len() - self.read;
+        let n_pending = self.ids.len() - self.n_returned;
         if all.ends_with('\u{fffd}') && n_pending < MAX_PENDING_IDS {
             return String::new();
         }
@@ -63,8 +63,8 @@ impl StreamDecoder {
             return String::new();
         }
         let new = self.appended_text(&before, all);
-        self.ids.drain(..self.read);
-        self.read = self.ids.len();
+        self.ids.drain(..self.n_returned);
+        self.n_returned = self.ids.len();
         new
     }
 
@@ -73,10 +73,10 @@ impl StreamDecoder {
         if self.tokenizer.is_byte_level() {
             return String::from_utf8_lossy(&self.bytes).into_owned();
         }
-        if self.read == self.ids.len() {
+        if self.n_returned == self.ids.len() {
             return String::new();
         }
-        let before = self.tokenizer.decode(&self.ids[..self.read]);
+        let before = self.tokenizer.decode(&self.ids[..self.n_returned]);
         let all = self.tokenizer.decode(&self.ids);
         self.appended_text(&before, all)
     }
@@ -87,7 +87,7 @@ impl StreamDecoder {
         match all.starts_with(before) {
             true => all.split_off(before.len()),
             false if before.starts_with(&all) => String::new(),
-            false => self.tokenizer.decode(&self.ids[self.read..]),
+            false => self.tokenizer.decode(&self.ids[self.n_returned..]),
         }
     }
 
@@ -105,9 +105,11 @@ impl StreamDecoder {
                     let (valid, after) = rest.split_at(error.valid_up_to());
                     text.push_str(&String::from_utf8_lossy(valid));
                     rest = after;
-                    let Some(bad) = error.error_len() else { break };
+                    let Some(invalid_len) = error.error_len() else {
+                        break;
+                    };
                     text.push('\u{fffd}');
-                    rest = &rest[bad..];
+                    rest = &rest[invalid_len..];
                 }
             }
         }

@@ -77,7 +77,7 @@ impl AddedToken {
     }
 
     /// True if it may span a space.
-    pub(super) fn is_wide(&self) -> bool {
+    pub(super) fn may_span_space(&self) -> bool {
         self.strips() || self.content.contains(char::is_whitespace)
     }
 }
@@ -137,7 +137,7 @@ impl TokenizerFile {
                 "ids up to {highest} for {tokens} tokens; most of its vocabulary would be unused"
             )),
             _ if tokens > MAX_IDS => Err(format!("{tokens} tokens; the limit is {MAX_IDS}")),
-            _ if vocab.is_list && vocab.longest > MAX_UNIGRAM_TOKEN_LEN => Err(format!(
+            _ if vocab.is_unigram && vocab.longest > MAX_UNIGRAM_TOKEN_LEN => Err(format!(
                 "a token of its Unigram model has {} bytes; the limit is {MAX_UNIGRAM_TOKEN_LEN}",
                 vocab.longest
             )),
@@ -155,12 +155,12 @@ impl TokenizerFile {
             ));
         }
         let added = self.added_tokens.iter().map(|added| &added.content);
-        let around = [
+        let unk_and_affixes = [
             &model.unk_token,
             &model.continuing_subword_prefix,
             &model.end_of_word_suffix,
         ];
-        for text in added.chain(around.into_iter().flatten()) {
+        for text in added.chain(unk_and_affixes.into_iter().flatten()) {
             if text.len() > MAX_ADDED_TOKEN_LEN {
                 return Err(format!(
                     "`{}...` has {} bytes; the limit for added tokens, prefixes and suffixes is {MAX_ADDED_TOKEN_LEN}",
@@ -281,7 +281,7 @@ impl TokenizerFile {
         let is_marked = |mark: &Option<String>| mark.as_ref().is_some_and(|mark| !mark.is_empty());
         let is_marked =
             is_marked(&model.continuing_subword_prefix) || is_marked(&model.end_of_word_suffix);
-        model.vocab.is_list || model.merges.is_some() && !is_marked
+        model.vocab.is_unigram || model.merges.is_some() && !is_marked
     }
 
     fn has(&self, part: &str) -> bool {
@@ -378,7 +378,7 @@ struct Vocab {
     /// Nodes of the trie of a Unigram model.
     nodes: u64,
     /// True for a list of tokens and scores: a Unigram model.
-    is_list: bool,
+    is_unigram: bool,
     problem: Option<String>,
 }
 
@@ -425,7 +425,7 @@ impl<'de> Visitor<'de> for VocabVisitor {
 
     fn visit_seq<S: SeqAccess<'de>>(self, mut list: S) -> Result<Vocab, S::Error> {
         let mut vocab = Vocab {
-            is_list: true,
+            is_unigram: true,
             ..Vocab::default()
         };
         let mut tokens = Vec::new();
