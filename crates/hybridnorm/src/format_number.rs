@@ -33,7 +33,7 @@ pub fn percent(share: f64) -> String {
     format!("{} %", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
-/// Formats a perplexity: `74.72`, `2.1e9`, or `over 1e308` if it exceeds 64-bit numbers.
+/// Formats a perplexity: `74.72`, `2.1e9`, or `over 1e308` if it overflows f64.
 pub fn perplexity(perplexity: f64) -> String {
     match perplexity {
         p if p.is_nan() => "not a number".into(),

@@ -12,7 +12,7 @@ use crate::model::Model;
 pub struct Loss {
     /// Mean negative log-likelihood, in nats per token.
     pub loss: f64,
-    /// `exp(loss)`; in JSON null if it exceeds 64-bit numbers.
+    /// `exp(loss)`; null in JSON if it overflows f64.
     pub perplexity: f64,
     /// Number of predicted tokens.
     pub tokens: u64,
@@ -30,7 +30,7 @@ impl Loss {
     }
 }
 
-/// Evaluates a model on the windows of a data set, in order, `batch_size` at a time.
+/// Evaluates a model on the windows of a dataset, in order, `batch_size` at a time.
 ///
 /// The mean is over all predicted tokens, whatever the length of their window, so it does not depend on
 /// `batch_size` beyond rounding.
@@ -59,8 +59,7 @@ impl Loss {
 /// ```
 ///
 /// # Errors
-/// If the data cannot be read, hold ids beyond the vocabulary, or are empty, or the loss is not
-/// finite.
+/// If the data cannot be read, contain token ids outside the vocabulary, or are empty, or the loss is not finite.
 pub fn loss(
     model: &mut Model,
     data: &TokenDataset,

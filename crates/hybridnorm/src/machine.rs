@@ -1,10 +1,10 @@
-//! Name of the processor, date and time.
+//! CPU model name, date and time.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
-/// Returns the name of the processor where the system reports it (Linux), else its architecture.
+/// Returns the CPU model name where the system reports it (Linux), else the architecture.
 pub fn name() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = text

@@ -18,11 +18,11 @@ pub fn reset_peak() {
 
 const MIB: u64 = 1 << 20;
 
-/// Checks that an allocation fits into memory, before the system kills the process for it.
+/// Checks that an allocation fits into memory, so that it fails here instead of by the OOM killer.
 ///
 /// # Errors
-/// [`Error::OutOfMemory`] if `bytes`, needed for `what`, exceed memory and swap together, or the rest of an address space limit.
-/// Never where the system does not report these.
+/// [`Error::OutOfMemory`] if `bytes`, needed for `what`, exceed the sum of memory and swap, the cgroup's limit, or what
+/// remains of the address-space limit (`ulimit -v`). Never where the system does not report these.
 pub fn check_available(bytes: u64, what: &str) -> Result<()> {
     match available_if_less_than(bytes) {
         Some(available) => Err(Error::OutOfMemory {
@@ -44,7 +44,7 @@ pub fn check_available(bytes: u64, what: &str) -> Result<()> {
     }
 }
 
-/// Checks as [`check_available`] does for a text, where the message suggests a shorter one.
+/// Checks as [`check_available`] does, for the text of a document; the message suggests shortening it.
 ///
 /// # Errors
 /// As [`check_available`].
@@ -79,7 +79,8 @@ fn available_if_less_than(bytes: u64) -> Option<u64> {
     (bytes > available).then_some(available)
 }
 
-/// Returns memory and swap of the machine, or the limit of this process's cgroup if that is lower (Linux).
+/// Returns the machine's total memory and swap, whether free or not, or the limit of this process's cgroup if that is
+/// lower (Linux).
 fn available_bytes() -> Option<u64> {
     let number = |text: String| text.trim().parse::<u64>().ok();
     let group = [
@@ -99,7 +100,7 @@ fn address_space_limit() -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// Returns the address space in use by this process.
+/// Returns the bytes of address space that this process uses.
 fn address_space_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmSize:"))?;

@@ -8,7 +8,7 @@ const EXPECTED: &str = ", expected ";
 
 /// Returns the message with `invalid type: string "x", expected usize` and the like in plain words.
 pub(crate) fn plain_message(message: &str) -> Cow<'_, str> {
-    // TOML's own integers have 63 bits.
+    // TOML integers are i64.
     if message == "u64 value was too large" {
         return format!("expected an integer of at most {}", i64::MAX).into();
     }
@@ -77,7 +77,7 @@ pub(crate) fn expected_type(expected: &str) -> Cow<'_, str> {
         .strip_prefix("an array of length ")
         .or_else(|| expected.strip_prefix("a tuple of size "))
     {
-        return format!("an array of {length}").into();
+        return format!("an array of length {length}").into();
     }
     match expected {
         "i8" | "i16" | "i32" | "i64" | "isize" | "i128" => "an integer".into(),
@@ -127,7 +127,7 @@ fn hint(found: &str, expected: &str) -> String {
             format!("; write {text} without quotation marks")
         }
         (_, Some(value)) if is_natural(expected) && value >= 0.0 && value.fract() == 0.0 => {
-            format!("; write {value:.0} without a point or an exponent")
+            format!("; write {value:.0} without a decimal point or exponent")
         }
         _ => String::new(),
     }
@@ -151,7 +151,7 @@ mod tests {
             ),
             (
                 "invalid type: floating point `1000.0`, expected usize",
-                "expected a non-negative integer, found 1000.0; write 1000 without a point or an exponent",
+                "expected a non-negative integer, found 1000.0; write 1000 without a decimal point or exponent",
             ),
             (
                 "invalid type: map, expected a sequence",
@@ -167,7 +167,7 @@ mod tests {
             ),
             (
                 "invalid length 3, expected an array of length 2",
-                "expected an array of 2, found 3 elements",
+                "expected an array of length 2, found 3 elements",
             ),
             (
                 "invalid type: string \"a, expected b\", expected a boolean",

@@ -61,7 +61,7 @@ pub struct TensorHandle {
 }
 
 impl TensorHandle {
-    /// Creates a handle on elements of a buffer that are written to files with `shape`.
+    /// Creates a handle to elements of a buffer that are written to files with `shape`.
     pub fn new(buffer: Buffer, range: Range<usize>, shape: Vec<usize>) -> Self {
         Self {
             buffer,
@@ -80,8 +80,8 @@ impl TensorHandle {
         self.range.len()
     }
 
-    /// Copies the elements to the host in pieces: a full copy of an embedding would take memory that was not
-    /// planned.
+    /// Copies the elements to the host in chunks: a full copy of an embedding would take memory that the memory
+    /// estimate does not include.
     fn chunks(&self, executor: &dyn Executor) -> impl Iterator<Item = Vec<f32>> {
         self.range.clone().step_by(CHUNK).map(|start| {
             let end = self.range.end.min(start + CHUNK);
@@ -107,7 +107,8 @@ impl TensorHandle {
     /// Overwrites the elements with those of a tensor of `file`.
     ///
     /// # Errors
-    /// If the tensor has another number of elements or cannot be read; some elements may then be overwritten.
+    /// If the tensor has a different number of elements or cannot be read; some elements may then have been
+    /// overwritten.
     pub fn load(&self, executor: &mut dyn Executor, file: &TensorFile, name: &str) -> Result<()> {
         let elements = file.elements(name)?;
         if elements != self.elements() {
@@ -140,7 +141,7 @@ impl TensorHandle {
     }
 }
 
-/// Returns handles on all parameters of a model.
+/// Returns handles to all parameters of a model.
 pub fn parameters(model: &Model) -> BTreeMap<String, TensorHandle> {
     let handle = |spec: &crate::model::ParamSpec| {
         let handle = TensorHandle::new(PARAMETERS, spec.range(), spec.shape.clone());
@@ -192,7 +193,7 @@ const CHUNK: usize = 1 << 16;
 /// Reads a safetensors file whose tensors are f32, f16 or bf16, as f32.
 ///
 /// # Errors
-/// If it cannot be read, its header contradicts its length, or a tensor has another type.
+/// If it cannot be read, its header does not match its size, or a tensor has a different dtype.
 pub fn read(path: &Path) -> Result<BTreeMap<String, HostTensor>> {
     let file = TensorFile::open(path)?;
     let names: Vec<String> = file.names().map(str::to_owned).collect();

@@ -1,4 +1,4 @@
-//! Escaping of text from files for a line of output.
+//! Escaping and truncation of untrusted text for output.
 
 use std::borrow::Cow;
 

@@ -2,7 +2,7 @@
 
 use crate::error::{Error, Result};
 
-/// Maximum number of threads: more is likely a typo, and systems kill processes that request them.
+/// Maximum number of threads: a larger number is likely a typo, and systems kill processes that request that many.
 const MAX_THREADS: usize = 1024;
 
 /// Returns the number of threads requested by the environment variable `RAYON_NUM_THREADS`.
@@ -24,7 +24,8 @@ pub fn from_environment() -> Result<Option<usize>> {
     Ok((threads > 0).then_some(threads))
 }
 
-/// Stack size of a thread: that of a main thread, whose work [`run`] moves to one of them.
+/// Stack size of a compute thread: that of a main thread, since [`run`] moves the work of the main thread to a compute
+/// thread.
 const STACK: usize = 8 << 20;
 
 /// Sets the number of threads of the whole process, `None` for one per core. Must be called before any
@@ -65,8 +66,8 @@ fn cannot_start(error: rayon::ThreadPoolBuildError) -> Error {
 
 /// Runs `work` on one of the compute threads.
 ///
-/// This affects only speed: an op called from another thread has to be woken when the compute threads
-/// are done, some hundred times a step.
+/// This affects only speed: a thread outside the pool sleeps during each op and has to be woken when the op is done, a
+/// few hundred times per step.
 ///
 /// ```
 /// assert_eq!(hybridnorm::threads::run(|| 1 + 1), 2);

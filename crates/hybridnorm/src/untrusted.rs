@@ -7,10 +7,10 @@ use std::cell::Cell;
 use std::panic::{self, AssertUnwindSafe};
 use std::thread;
 
-/// Stack size of the reading thread. Input is limited so that far less suffices.
+/// Stack size of the parsing thread. The input size is limited so that far less suffices.
 const STACK: usize = 64 << 20;
 
-// A panic hook receives the location of a panic, which may be anywhere below, but not its caller.
+// A panic hook receives the location of the panic, which may be anywhere in the parser, but not the call stack.
 thread_local!(static RUNNING: Cell<bool> = const { Cell::new(false) });
 
 /// True while this thread runs such a parser, whose panics become errors.

@@ -53,8 +53,8 @@ pub struct OverrideArgs {
 /// Locking of run directories and study folders.
 #[derive(Debug, Args)]
 pub struct LockArgs {
-    /// Do not use file locks, for file systems without them (some Lustre and NFS mounts); nothing then prevents a
-    /// second process from writing to the same folder.
+    /// Continue where the file system does not support file locks (some Lustre and NFS mounts); there nothing prevents
+    /// a second process from writing to the same folder.
     #[arg(long)]
     no_lock: bool,
 }

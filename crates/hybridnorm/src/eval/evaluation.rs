@@ -1,4 +1,4 @@
-//! Evaluation on several data sets: the loss on each, and pooled.
+//! Evaluation on several datasets: the loss on each, and over all of them.
 
 use std::f64::consts::LN_2;
 
@@ -14,7 +14,7 @@ use crate::loss::{Loss, loss};
 use crate::model::Model;
 use crate::omissions::Omissions;
 
-/// Loss on one data set.
+/// Loss on one dataset.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct SetLoss {
@@ -27,8 +27,7 @@ pub struct SetLoss {
     pub measured: LossWithCoverage,
     /// Targets that are the unknown token of the vocabulary.
     pub unknown_tokens: u64,
-    /// Statistics of the text that the set was prepared from, over all splits of a prepared folder; absent for token
-    /// files.
+    /// Statistics of the text that the set was prepared from, over all splits of prepared data; absent for token files.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub text: Option<TextStats>,
     /// Notes for the user, besides those of `text`.
@@ -59,7 +58,7 @@ pub struct LossWithCoverage {
     pub omissions: Omissions,
 }
 
-/// Loss on every data set, and the mean over the tokens of all of them.
+/// Loss on every dataset, and the mean over the tokens of all of them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Evaluation {
@@ -76,7 +75,7 @@ pub struct Evaluation {
     pub notes: Vec<String>,
 }
 
-/// Evaluates a model on every data set.
+/// Evaluates a model on every dataset.
 ///
 /// # Errors
 /// [`Error::Missing`] without a set; otherwise see [`loss`], and the message names the set.
@@ -169,7 +168,7 @@ fn unknown_tokens(set: &EvalSet, options: &EvalOptions) -> Result<u64> {
     Ok(count)
 }
 
-/// Returns a note if the text contains bytes that no token predicts.
+/// Returns a note if some of the text is not covered by the loss: unknown tokens and dropped characters.
 fn unpredicted_text_note(set: &EvalSet, unknown_tokens: u64, has_bits: bool) -> Option<String> {
     let dropped = set.text.as_ref().map_or(0, |text| text.dropped_chars);
     let what = match (unknown_tokens, dropped) {

@@ -131,17 +131,18 @@ pub struct Generator<'a> {
     context: Vec<i32>,
     n_uncached: usize,
     vocab: usize,
-    /// Truncated tokens of the prompt.
+    /// Number of tokens truncated from the start of the prompt.
     truncated_prompt: usize,
     /// Tokens that were dropped from the context.
     dropped: usize,
 }
 
 impl<'a> Generator<'a> {
-    /// Starts from a prompt, which must hold at least one token.
+    /// Creates a generator for a prompt of at least one token.
     ///
     /// # Errors
-    /// If the prompt is empty or holds ids beyond the vocabulary, a setting is out of range, or the cache of
+    /// If the prompt is empty or contains token ids outside the vocabulary, a sampling parameter is out of range, or
+    /// the cache of
     /// `max_seq_len` positions does not fit into memory.
     pub fn new(model: &'a mut Model, prompt: &[i32], sampling: Sampling) -> Result<Self> {
         sampling.check()?;

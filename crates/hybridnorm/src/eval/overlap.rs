@@ -1,4 +1,4 @@
-//! Detection of tokens that two data sets share.
+//! Detection of tokens that two datasets share.
 
 use std::collections::HashMap;
 
@@ -6,7 +6,7 @@ use super::sets::EvalSet;
 use crate::error::Result;
 use crate::format_number::with_thousands_separators;
 
-/// Returns a line for every two sets that share documents, or whole token streams.
+/// Returns a note for every pair of datasets that share documents, or whole token streams.
 pub(super) fn overlap_notes(sets: &[EvalSet]) -> Result<Vec<String>> {
     if sets.len() < 2 {
         return Ok(Vec::new());
@@ -29,12 +29,9 @@ pub(super) fn overlap_notes(sets: &[EvalSet]) -> Result<Vec<String>> {
             let what = match count {
                 0 if set.data.overlaps(&other.data) => "tokens".to_owned(),
                 0 => continue,
-                1 => format!(
-                    "tokens: 1 document of {}",
-                    with_thousands_separators(tokens)
-                ),
+                1 => format!("1 document of {} tokens", with_thousands_separators(tokens)),
                 _ => format!(
-                    "tokens: {} documents of {} in all",
+                    "{} documents of {} tokens in total",
                     with_thousands_separators(count),
                     with_thousands_separators(tokens)
                 ),

@@ -1,4 +1,4 @@
-//! Data sets to evaluate a model on, each opened separately.
+//! Datasets to evaluate a model on, each opened separately.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -31,8 +31,7 @@ use crate::train::sources;
 #[setters(prefix = "with_", strip_option, into)]
 #[non_exhaustive]
 pub struct EvalOptions {
-    /// Split of each set. `None`: the validation split of a prepared folder that has one, and all of any
-    /// other set.
+    /// Split of each set. `None`: the validation split if the data are prepared and have one, otherwise all of the set.
     pub split: Option<Split>,
     /// Maximum length of a window; `None`: the model's maximum sequence length.
     pub seq_len: Option<usize>,
@@ -47,7 +46,7 @@ pub struct EvalOptions {
 }
 
 impl Default for EvalOptions {
-    /// Returns the options for all windows of every set, 8 at a time, and raw text read as by default.
+    /// Returns the options for all windows of every set, in batches of 8, with the default text options.
     fn default() -> Self {
         Self {
             split: None,
@@ -60,7 +59,7 @@ impl Default for EvalOptions {
     }
 }
 
-/// An opened data set.
+/// An opened dataset.
 ///
 /// ```
 /// use hybridnorm::data::{Split, quiet};
@@ -85,7 +84,7 @@ impl Default for EvalOptions {
 /// let set = &sets[0];
 /// // Raw text is not split: only a prepared folder can have a validation split.
 /// assert_eq!(set.split, Split::All);
-/// // Each document is followed by an end-of-text token, which is no part of the text.
+/// // Each document is followed by an end-of-text token, which is not part of the text.
 /// assert_eq!(set.data.tokens(), set.text_bytes.unwrap() + 5);
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
@@ -102,7 +101,8 @@ pub struct EvalSet {
     pub tokenizer: Option<Tokenizer>,
     /// Bytes of the text of this split, if the prepared data record them.
     pub text_bytes: Option<u64>,
-    /// Those of them in first tokens, which are not targets; if the prepared data record them.
+    /// Bytes of the text in the first token of every stream, which is never a target; `None` if the prepared data do
+    /// not record them.
     pub first_token_bytes: Option<u64>,
     /// Statistics of the text that it was prepared from, over all splits of a prepared folder; `None` for token
     /// files.
@@ -113,12 +113,12 @@ pub struct EvalSet {
     pub notes: Vec<String>,
 }
 
-/// Opens data sets to evaluate a model on, each separately.
+/// Opens datasets to evaluate a model on, each separately.
 ///
-/// [`Split::Validation`] is the part that training on that set alone holds out, also of raw text.
+/// [`Split::Validation`] is the part that a training run on that set alone would hold out, for raw text too.
 ///
 /// # Errors
-/// If one is missing, damaged, given twice, made with another tokenizer, or has nothing to evaluate.
+/// If one is missing, corrupt, given twice, tokenized with a different tokenizer, or has no targets.
 ///
 /// ```
 /// use hybridnorm::data::{Split, quiet};
@@ -180,7 +180,7 @@ pub fn open_sets(
             return Err(Error::invalid_value(
                 "data path",
                 format!(
-                    "{path} is given twice, and the pooled loss would count it twice; list each data set once"
+                    "{path} is given twice, and the pooled loss would count it twice; list each dataset once"
                 ),
             ));
         }

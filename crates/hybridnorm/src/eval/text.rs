@@ -41,7 +41,7 @@ impl PromptCoverage {
         })
     }
 
-    /// Returns a line for each count that is not 0, and for each of these special tokens.
+    /// Returns a line for each count that is not 0, and for each special token that is spelled out.
     pub fn lines(&self) -> Vec<String> {
         let counts = [
             (
@@ -113,7 +113,7 @@ pub struct TextGenerator<'a> {
 }
 
 impl<'a> TextGenerator<'a> {
-    /// Starts from a prompt; for an empty one, from the end-of-text token.
+    /// Creates a generator for a prompt; an empty one is replaced by the end-of-text token.
     ///
     /// # Errors
     /// If the tokenizer's vocabulary is larger than the model's, or a setting is out of range.
@@ -137,7 +137,7 @@ impl<'a> TextGenerator<'a> {
         let encoded = tokenizer.encode(prompt)?;
         let mut ids: Vec<i32> = encoded.iter().map(|&id| id as i32).collect();
         if ids.is_empty() {
-            // This token separates texts from each other.
+            // This token separates documents, so that a new one begins after it.
             ids.push(end);
         }
         Ok(Self {
@@ -152,8 +152,8 @@ impl<'a> TextGenerator<'a> {
         })
     }
 
-    /// Returns the text that the next token completes (perhaps none yet), or `None` at the end of the
-    /// text.
+    /// Samples a token and returns the text that it completes, empty while a character is incomplete; `None` at the
+    /// end-of-text token.
     ///
     /// # Errors
     /// See [`Generator::next_token`].

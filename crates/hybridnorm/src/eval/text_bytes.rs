@@ -4,10 +4,10 @@ use super::evaluation::SetLoss;
 use super::sets::{EvalOptions, EvalSet};
 use crate::data::{Tokenizer, Windows};
 
-/// Returns the bytes of text that the measured tokens represent, or the reason why they are not known.
+/// Returns the bytes of text that the evaluated tokens represent, or the reason why they are not known.
 pub(super) fn evaluated_bytes(set: &EvalSet, options: &EvalOptions) -> Result<u64, String> {
     let Some(tokenizer) = &set.tokenizer else {
-        return Err("the tokenizer of the tokens is not known".into());
+        return Err("the tokenizer of the data is not known".into());
     };
     let bytes = match tokenizer.inexact_text_bytes_reason() {
         Some(reason) => bytes_of_text(set, options, reason)?,
@@ -43,8 +43,8 @@ fn bytes_of_tokens(
     Ok(bytes)
 }
 
-/// Returns the bytes that the evaluated tokens represent if those of a token are not known for `reason`: the
-/// bytes of the text without its first tokens, if all of it is evaluated.
+/// Returns the bytes that the evaluated tokens represent if `reason` prevents counting them per token: the bytes of the
+/// whole text minus those of the first tokens, if all of it is evaluated.
 fn bytes_of_text(set: &EvalSet, options: &EvalOptions, reason: &str) -> Result<u64, String> {
     let Some(bytes) = set.text_bytes else {
         return Err(format!(
@@ -60,7 +60,8 @@ fn bytes_of_text(set: &EvalSet, options: &EvalOptions, reason: &str) -> Result<u
     match set.first_token_bytes {
         Some(of_firsts) => Ok(bytes.saturating_sub(of_firsts)),
         None => Err(format!(
-            "{reason}, and the bytes of the first token are not known: it ends within a character, or the folder was prepared by an earlier version"
+            "{reason}, and the bytes of the first token are not known: it ends within a character, or the folder was \
+             prepared by an earlier version"
         )),
     }
 }

@@ -37,7 +37,7 @@ impl TextOverrides {
     /// Returns the options with these overrides.
     ///
     /// # Errors
-    /// [`Error::Conflict`] if both `separator` and `document_chars` are given, of which each excludes the other.
+    /// [`Error::Conflict`] if both `separator` and `document_chars` are given, which are mutually exclusive.
     pub fn apply_to(&self, mut options: SourceOptions) -> Result<SourceOptions> {
         if self.separator.is_some() && self.document_chars.is_some() {
             return Err(Error::conflict(
@@ -89,8 +89,8 @@ impl TextOverrides {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct TextOptions {
-    /// Path of the configuration of the checkpoint's run; `None` if it belongs to none, or no text is
-    /// read.
+    /// Path of the configuration of the checkpoint's run; `None` if the checkpoint is not in a run directory, or no
+    /// text is read.
     pub from: Option<PathBuf>,
     /// Options given for this evaluation, which override those of the run.
     #[serde(rename = "given")]
@@ -145,7 +145,7 @@ impl TextOptions {
             (false, _) => format!("text is read with {}", named.join(", ")),
             (true, Some(_)) => format!("text is read with the default options, as in {source}"),
             (true, None) => {
-                "text is read with the default options: the checkpoint is in no run directory"
+                "text is read with the default options: the checkpoint is not in a run directory"
                     .into()
             }
         }
@@ -177,7 +177,7 @@ fn run_text_options(checkpoint: &Path) -> Result<Option<(PathBuf, SourceOptions)
     Ok(Some((config, then.data.text.unwrap_or_default())))
 }
 
-/// Checks that each given option has an effect on a raw text input.
+/// Checks that each override has an effect on at least one raw text input.
 pub(super) fn check_overrides_used(raw: &[String], overrides: &TextOverrides) -> Result<()> {
     match overrides.overridden().first() {
         None => Ok(()),

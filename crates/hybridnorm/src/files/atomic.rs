@@ -29,7 +29,10 @@ impl AtomicFile {
         if target.file_name().is_none() {
             return Err(Error::invalid_value(
                 "path",
-                format!("{}: not the name of a file to write", target.display()),
+                format!(
+                    "{}: has no file name, expected the path of a file to write",
+                    target.display()
+                ),
             ));
         }
         let (file, temporary) = temporary::create_file(&target)?;
@@ -46,8 +49,8 @@ impl AtomicFile {
     /// Makes the file visible at its target and returns its fingerprint.
     ///
     /// # Errors
-    /// If flushing or renaming fails; the target is then unchanged, unless only its folder cannot be flushed: then
-    /// it is the new file, which may be lost in a power failure.
+    /// If the file cannot be synced or renamed; the target is then unchanged. If only the folder cannot be synced, the
+    /// target is the new file, which may be lost in a power failure.
     pub fn commit(mut self) -> Result<Fingerprint> {
         self.writer.flush().map_err(Error::io(&self.target))?;
         self.writer

@@ -16,20 +16,21 @@ pub(crate) struct Checked<T> {
     pub checksum: Option<String>,
 }
 
-/// Returns an object as JSON with its checksum, which covers `previous_checksum`, too; and the checksum.
+/// Serializes an object to JSON with its checksum, which also covers `previous_checksum`; returns the JSON and the
+/// checksum.
 pub(crate) fn to_json_with_checksum<T: Serialize>(
     content: &T,
     previous_checksum: &str,
 ) -> Result<(String, String), serde_json::Error> {
     let mut text = serde_json::to_string(content)?;
-    // Numbers are compared in parsed form.
+    // Computed over the parsed JSON, as when it is read: parsing may change the format of numbers.
     let sum = checksum(&serde_json::from_str(&text)?, previous_checksum);
     let end = text.rfind('}').unwrap_or(text.len());
     text.insert_str(end, &format!(",\"{KEY}\":\"{sum}\""));
     Ok((text, sum))
 }
 
-/// Returns an object as JSON with its checksum and a line for every key.
+/// Serializes an object to pretty-printed JSON with its checksum.
 pub(crate) fn to_pretty_json_with_checksum<T: Serialize>(
     content: &T,
 ) -> Result<String, serde_json::Error> {
@@ -121,7 +122,7 @@ fn verify(mut value: Value, previous_checksum: &str) -> Result<Option<(Value, St
 }
 
 fn checksum(value: &Value, previous_checksum: &str) -> String {
-    // Objects are sorted maps.
+    // `serde_json` objects are maps sorted by key, so that their text is canonical.
     super::sha256(format!("{previous_checksum}{value}").as_bytes())
 }
 

@@ -5,7 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 
 /// Prefix of every pointer.
 const BEGIN: &[u8] = b"version https://git-lfs.github.com/spec/";
-/// Upper limit of the bytes of a pointer, by its specification.
+/// Exclusive upper bound of a pointer's size in bytes, from its specification.
 const LIMIT: u64 = 1024;
 
 /// Error message for a pointer.

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-/// Locking mode. Some file systems have no locks, such as Lustre without `flock` and some NFS.
+/// Locking mode. Some file systems do not support locks, such as Lustre without `flock` and some NFS mounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Locking {
-    /// Fail if the file system has no locks.
+    /// Fail if the file system does not support locks.
     #[default]
     Required,
-    /// Continue if the file system has no locks. The caller ensures that there is no second process.
+    /// Lock if the file system supports it, else continue without. The caller ensures that there is no second process.
     Off,
 }
 
@@ -24,7 +24,7 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// Takes the lock exclusively. The file is created if it is missing, and stays.
+    /// Acquires the lock exclusively. The file is created if it is missing, and is not removed.
     ///
     /// # Errors
     /// [`Error::Locked`] with the message `busy` if another process holds it; [`Error::NoFileLocks`] if locks are
@@ -33,7 +33,7 @@ impl Lock {
         Self::acquire(path, locking, busy, File::try_lock)
     }
 
-    /// Takes the lock shared with other shared holders, unless it is held exclusively.
+    /// Acquires a shared lock, unless the lock is held exclusively.
     ///
     /// # Errors
     /// As [`Lock::exclusive`].
@@ -102,7 +102,7 @@ fn open(path: &Path) -> Result<File> {
         let kind = super::describe_file_type(kind);
         Error::format(
             path,
-            format!("{kind}, expected the regular file that is locked; remove it"),
+            format!("{kind}, expected a regular file to lock; remove it"),
         )
     };
     match options.open(path) {
@@ -170,7 +170,7 @@ mod tests {
                 .to_string()
         };
         assert!(
-            locked().contains("lock: is a pipe, expected the regular file"),
+            locked().contains("lock: is a pipe, expected a regular file"),
             "{}",
             locked()
         );

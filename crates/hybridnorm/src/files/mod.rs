@@ -1,12 +1,12 @@
 //! Atomic writes of files and folders.
 //!
 //! Everything this crate writes for later reading goes through [`AtomicFile`] or [`StagedFolder`]: bytes are
-//! written to a temporary file next to the target with a random name, flushed to disk and renamed over the
-//! target, and the folder is flushed. A reader never sees an incomplete file, whatever stops the writer, and two
-//! writers never collide.
+//! written to a temporary file next to the target with a random name, synced to disk and renamed over the target, and
+//! the folder is synced. A reader never sees an incomplete file, whatever stops the writer, and two writers never
+//! collide.
 //!
-//! Existing files are checked by functions that return an error if the system does ([`exists`],
-//! [`create_new_dir`]): a failed check is reported, not taken for absence.
+//! Functions that check whether a path exists ([`exists`], [`create_new_dir`]) return I/O errors instead of treating
+//! them as absence.
 
 mod atomic;
 pub(crate) mod checksummed;
@@ -209,7 +209,7 @@ pub fn is_dir(path: impl AsRef<Path>) -> Result<bool> {
     }
 }
 
-/// Creates a folder, or the target of a link, whose parent must exist; returns true if it is new.
+/// Creates a folder, whose parent must exist; if `path` is a symbolic link, its target. Returns true if it is new.
 ///
 /// # Errors
 /// If that fails, or `path` exists and is not a folder.
@@ -228,7 +228,7 @@ pub fn create_new_dir(path: impl AsRef<Path>) -> Result<bool> {
     }
 }
 
-/// Creates a folder, or the target of a link, and its parents, if they are missing.
+/// Creates a folder and its parents, if they are missing; if `path` is a symbolic link, its target.
 ///
 /// # Errors
 /// If that fails, or `path` exists and is not a folder.
@@ -251,10 +251,10 @@ pub fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// Flushes the folder of `path`, so that a rename in it is durable.
+/// Syncs the folder that contains `path` to disk (fsync), so that a rename in it is durable.
 ///
 /// # Errors
-/// If the folder cannot be flushed.
+/// If the folder cannot be synced.
 pub fn sync_parent(path: &Path) -> Result<()> {
     let parent = parent(path);
     File::open(parent)
@@ -270,7 +270,7 @@ pub(crate) fn parent(path: &Path) -> &Path {
     }
 }
 
-/// True if two files are the same one on disk, or the system does not report it.
+/// True if both are metadata of the same file, or if the system does not report file ids.
 pub fn is_same(a: &fs::Metadata, b: &fs::Metadata) -> bool {
     #[cfg(unix)]
     {

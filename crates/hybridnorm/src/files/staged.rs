@@ -19,7 +19,7 @@ pub struct StagedFolder {
 }
 
 impl StagedFolder {
-    /// Starts the folder that will appear at `target`. Its parent must exist.
+    /// Creates the temporary folder that [`StagedFolder::publish`] renames to `target`, whose parent must exist.
     ///
     /// # Errors
     /// If it cannot be created.
@@ -27,7 +27,10 @@ impl StagedFolder {
         if target.file_name().is_none() {
             return Err(Error::invalid_value(
                 "path",
-                format!("{}: not the name of a folder to write", target.display()),
+                format!(
+                    "{}: has no file name, expected the path of a folder to write",
+                    target.display()
+                ),
             ));
         }
         temporary::remove_stale(target);
@@ -40,7 +43,7 @@ impl StagedFolder {
         })
     }
 
-    /// Returns the path for its files.
+    /// Returns the path of the temporary folder, to write its files to.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -48,8 +51,7 @@ impl StagedFolder {
     /// Renames the folder to its target, which must be absent or an empty folder.
     ///
     /// # Errors
-    /// If the target is something else, or the rename fails or cannot be flushed; the target is then
-    /// unchanged.
+    /// If the target is something else, or the rename fails or cannot be synced to disk; the target is then unchanged.
     pub fn publish(mut self) -> Result<()> {
         self.flush()?;
         let was_there = fs::symlink_metadata(&self.target).is_ok();
@@ -82,8 +84,8 @@ impl StagedFolder {
     /// have been added to it.
     ///
     /// # Errors
-    /// If the rename fails or cannot be flushed, another process replaces the same folder, or `may_remove` fails;
-    /// the target is then unchanged.
+    /// If the rename fails or cannot be synced to disk, another process replaces the same folder, or `may_remove`
+    /// fails; the target is then unchanged.
     pub fn replace(mut self, may_remove: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let old = match temporary::open_folder(&self.target) {
             Ok(old) => old,

@@ -28,7 +28,7 @@ pub(super) fn create_file(target: &Path) -> Result<(File, PathBuf)> {
     create(target, |path| File::create_new(path))
 }
 
-/// Creates a temporary folder; returns it open, which holds its lock, with its path.
+/// Creates a temporary folder; returns its open handle, which holds its lock, and its path.
 pub(super) fn create_folder(target: &Path) -> Result<(File, PathBuf)> {
     create(target, |path| {
         fs::create_dir(path)?;
@@ -80,7 +80,7 @@ pub(super) fn sibling(target: &Path, suffix: &str) -> PathBuf {
     target.with_file_name(format!("{}.{random:016x}{suffix}", stem(target)))
 }
 
-/// Returns a new name next to `target` for the folder that it replaces.
+/// Returns a new path next to `target` for the folder that is being replaced.
 pub(super) fn backup_path(target: &Path) -> PathBuf {
     sibling(target, BACKUP_SUFFIX)
 }
@@ -93,7 +93,7 @@ fn stem(target: &Path) -> String {
     name[..end.unwrap_or(0)].to_owned()
 }
 
-/// Opens a folder, to lock or to flush it.
+/// Opens a folder, to lock it or to sync it to disk.
 pub(super) fn open_folder(path: &Path) -> io::Result<File> {
     let mut options = File::options();
     options.read(true);
@@ -107,8 +107,8 @@ pub(super) fn open_folder(path: &Path) -> io::Result<File> {
 }
 
 /// Removes temporary files that killed writers of `target` left next to it, and restores the backup of a
-/// folder that one of them was replacing. Files of running processes stay. Errors are ignored, since the next
-/// writer does not depend on this; it retries the removal.
+/// folder that one of them was replacing. Files of running processes are kept. Errors are ignored, since writers do not
+/// depend on this; the next one retries the removal.
 pub fn remove_stale(target: &Path) {
     let stem = stem(target);
     remove_in(super::parent(target), |name| {

@@ -10,8 +10,7 @@ use crate::error::{Error, Result};
 /// Maximum length of a chain of links, as in Linux.
 const LINKS: usize = 40;
 
-/// Resolves a path that is a link, also to a target that does not exist yet. Writing to the result keeps the
-/// link.
+/// Follows symbolic links, also those whose target does not exist yet. Writing to the result keeps the links.
 ///
 /// # Errors
 /// If a link cannot be read, or links form a cycle.
@@ -38,7 +37,8 @@ pub fn resolve_links(target: &Path) -> Result<PathBuf> {
     Err(Error::format(target, "symbolic links form a cycle"))
 }
 
-/// Writes a file given by the user: atomically, but through links. A target that is not a regular file, such as
+/// Writes to a path given by the user: atomically, following symbolic links. A target that is not a regular file, such
+/// as
 /// `/dev/null` or this process's own output, is written to instead of replaced.
 ///
 /// # Errors
@@ -60,7 +60,7 @@ fn replace(target: &Path, bytes: &[u8]) -> Result<()> {
     write(target, bytes).map(drop)
 }
 
-/// Checks that a file given by the user can be written, before long work is done for it.
+/// Checks that a path given by the user can be written to, before a long computation whose result goes there.
 ///
 /// # Errors
 /// If it is a folder or a pipe, or its folder does not exist.
@@ -86,12 +86,15 @@ pub fn check_writable(target: &Path) -> Result<()> {
 /// file.
 ///
 /// # Errors
-/// If it is not.
+/// If one is a file, or cannot be accessed.
 pub fn check_folder_name(target: &Path) -> Result<()> {
     if target.file_name().is_none() {
         return Err(Error::invalid_value(
             "path",
-            format!("{}: not the name of a folder to write", target.display()),
+            format!(
+                "{}: has no file name, expected the path of a folder to write",
+                target.display()
+            ),
         ));
     }
     // The first one that exists decides.
@@ -113,8 +116,8 @@ pub fn check_folder_name(target: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Rejects a named pipe, since opening it blocks until it has a reader. This process's own output and
-/// descriptors that the shell made (`/dev/stdout`, `/dev/fd/63`) are open already.
+/// Rejects a named pipe, since opening it blocks until it has a reader. This process's standard output and descriptors
+/// that the shell opened (`/dev/stdout`, `/dev/fd/63`) are already open.
 fn refuse_pipe(target: &Path) -> Result<()> {
     if target.starts_with("/dev") || target.starts_with("/proc") {
         return Ok(());

@@ -2,7 +2,7 @@
 
 use crate::tensors::HostTensor;
 
-/// Widths of an expert.
+/// Dimensions of an expert.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Layout {
     pub(super) d_model: usize,

@@ -68,12 +68,16 @@ pub fn read(folder: &Path, device: Device) -> Result<Imported> {
     let notes: Vec<String> = source.prefix_note().into_iter().collect();
     // The converted tensors, the tensors in conversion, and the model.
     let weights = 4 * counts::parameters(config)?;
-    memory::check_available(weights.saturating_mul(3), "reading the checkpoint")?;
+    memory::check_available(
+        weights.saturating_mul(3),
+        "the tensors of the checkpoint and the model",
+    )?;
     let wrapper = source.wrapper().to_owned();
     let format_error =
         |problem: String| Error::format(&path, source::with_prefix_note(&wrapper, problem));
     let converted = weights::convert(family.as_ref(), source).map_err(format_error)?;
-    // Allocated after them, so that a small folder cannot request a large model.
+    // Allocated after the conversion, which fails if the files lack tensors: a small checkpoint cannot make this
+    // process allocate a large model.
     let mut model = Model::uninitialized(config, device)?;
     model
         .load(converted.values)
@@ -148,7 +152,7 @@ fn open_shards(folder: &Path, index: &Path) -> Result<Vec<TensorFile>> {
         shards.insert(name, TensorFile::open(&folder.join(name))?);
     }
     for (tensor, shard) in &weight_map {
-        // Files of models with tied embeddings hold the matrix once, and their index may list it twice.
+        // Checkpoints with tied embeddings contain the matrix once, but their index may also list the head.
         if !shards[shard].has(tensor) && !tensor.ends_with(weights::HEAD) {
             return Err(Error::format(
                 shards[shard].path(),

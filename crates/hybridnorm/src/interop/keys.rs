@@ -7,13 +7,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-/// Reads a part of a configuration; returns the unread keys, too.
+/// Deserializes a part of a configuration; also returns the unread keys.
 pub(super) fn read<'de, T: DeserializeOwned, D: Deserializer<'de>>(
     reader: D,
 ) -> Result<(T, BTreeSet<String>), D::Error> {
     let mut unread = BTreeSet::new();
     let read = serde_ignored::deserialize(reader, |path| {
-        // A question mark is the inside of an optional value.
+        // `?` in a path stands for the value inside an `Option`.
         unread.insert(path.to_string().replace(".?", ""));
     })?;
     Ok((read, unread))
@@ -31,7 +31,7 @@ pub(super) fn unread_by_both(a: &BTreeSet<String>, b: &BTreeSet<String>) -> BTre
     a.iter().chain(b).filter(both).cloned().collect()
 }
 
-/// Checks that unread keys are `ignored`, or disable something.
+/// Checks that every unread key is in `ignored`, or has a value that disables its feature (null, false, empty).
 pub(super) fn reject_unread_keys(
     config: &Value,
     unread: &BTreeSet<String>,

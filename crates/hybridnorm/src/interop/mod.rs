@@ -70,7 +70,7 @@ pub fn require_folder(folder: &Path) -> Result<()> {
 
 /// A format of checkpoint folders.
 struct Format {
-    /// File whose presence tells the format.
+    /// File whose presence identifies the format.
     marker: &'static str,
     read: fn(&Path, Device) -> Result<Imported>,
 }
@@ -87,8 +87,8 @@ const FORMATS: [Format; 2] = [
     },
 ];
 
-/// Reads an external checkpoint folder: in Hugging Face format if it contains a `config.json`, of the official
-/// HybridNorm code if it contains a `config.yaml`.
+/// Reads an external checkpoint folder: in Hugging Face format if it contains a `config.json`, in the format of the
+/// official HybridNorm code if it contains a `config.yaml`.
 ///
 /// # Errors
 /// If the folder is in neither format; otherwise see [`huggingface::import`] and [`official::import`].

@@ -104,7 +104,7 @@ pub fn read_config(path: &Path) -> Result<ModelConfig> {
 /// Converts official tensors to this crate's names and layout. Works for gradients as well as for weights.
 ///
 /// # Errors
-/// [`Error::InvalidValue`] if a name or a shape is not one of an official checkpoint; [`Error::Conflict`] if the
+/// [`Error::InvalidValue`] if a name or a shape does not occur in official checkpoints; [`Error::Conflict`] if the
 /// embeddings are tied, but the head differs from the embedding.
 pub fn convert_all(
     mut tensors: BTreeMap<String, HostTensor>,
@@ -186,7 +186,7 @@ fn convert_tensor(
     tensor: HostTensor,
     config: &ModelConfig,
 ) -> Result<(String, HostTensor), String> {
-    let unknown = || format!("tensor {name} is not one of an official checkpoint");
+    let unknown = || format!("tensor {name} is not a tensor of an official checkpoint");
     let inner = name.strip_prefix("transformer.").ok_or_else(unknown)?;
     if let Some(rest) = inner.strip_prefix("blocks.") {
         let (layer, rest) = rest.split_once('.').ok_or_else(unknown)?;
@@ -196,7 +196,7 @@ fn convert_tensor(
             "ff_proj.weight" => {
                 let swapped = swap_halves(tensor, config).ok_or_else(|| {
                     format!(
-                        "tensor {name} is not ({}, {})",
+                        "tensor {name} does not have shape ({}, {})",
                         2 * config.d_ff,
                         config.d_model
                     )

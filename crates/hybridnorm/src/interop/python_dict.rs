@@ -1,9 +1,9 @@
-//! Parser of the one Python literal in official configurations: a dict of layers to flags.
+//! Parser of the one Python literal in official configurations: a dict from layers to flags.
 //!
 //! The official code evaluates the string; here it is parsed:
 //!
 //! ```text
-//! config = dict, perhaps between underscores       _{0: {'attn_norm': True}}_
+//! config = dict, optionally enclosed in underscores       _{0: {'attn_norm': True}}_
 //! dict   = { entry , ... }      entry = layers : flags
 //! layers = integer | ( integer , ... )
 //! flags  = { 'name' : True | False , ... }
@@ -59,10 +59,7 @@ impl<'a> Reader<'a> {
             Some(found) => format!("{found:?}"),
             None => "the end".into(),
         };
-        format!(
-            "at character {}: expected {expected}, found {found}",
-            self.at
-        )
+        format!("at byte {}: expected {expected}, found {found}", self.at)
     }
 
     fn accept(&mut self, token: &str) -> bool {

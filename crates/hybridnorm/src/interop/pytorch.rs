@@ -1,8 +1,8 @@
 //! Reader of the tensors of a PyTorch file, `model.pt`.
 //!
-//! Memory: the archive's directory; its pickle as objects, up to 300 times its size, which is at most
-//! [`PICKLE_MIN_LIMIT`], 1/[`PICKLE_FILE_DIVISOR`] of the file, or [`PICKLE_PER_TENSOR`] per tensor up to
-//! [`PICKLE_PER_TENSOR_LIMIT`]; and the tensors, at most twice the size of the file, widened to single precision.
+//! Memory: the archive's directory; the objects of the pickle, up to 300 times its size; and the tensors, at most twice
+//! the size of the file, converted to f32. The size of the pickle is at most the largest of [`PICKLE_MIN_LIMIT`],
+//! 1/[`PICKLE_FILE_DIVISOR`] of the file, and [`PICKLE_PER_TENSOR`] per tensor (up to [`PICKLE_PER_TENSOR_LIMIT`]).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,9 +19,9 @@ use crate::tensors;
 use crate::tensors::HostTensor;
 use crate::untrusted;
 
-/// Bytes of a pickle that is read in any case: names and shapes of about 600 tensors.
+/// Maximum size of a pickle that is read whatever the size of the file: names and shapes of about 600 tensors.
 const PICKLE_MIN_LIMIT: u64 = 128 << 10;
-/// A longer one is read if it is at most this fraction of the file, or has at most [`PICKLE_PER_TENSOR`] bytes
+/// A larger one is read if it is at most the file's size over this divisor, or has at most [`PICKLE_PER_TENSOR`] bytes
 /// per member of the archive, as files of many small tensors do.
 const PICKLE_FILE_DIVISOR: u64 = 64;
 const PICKLE_PER_TENSOR: u64 = 256;
@@ -61,7 +61,7 @@ pub(super) fn read(path: &Path) -> Result<BTreeMap<String, HostTensor>> {
                 )));
             }
         };
-        let data = tensors::to_f32(dtype, &bytes).expect("a type of the list above");
+        let data = tensors::to_f32(dtype, &bytes).expect("other dtypes are rejected above");
         all.insert(name.clone(), HostTensor { shape, data });
     }
     Ok(all)
@@ -86,7 +86,7 @@ fn check_sizes(reader: &PytorchReader, file: u64) -> Result<(), String> {
     match bytes > file || total > file.saturating_mul(2) {
         false => Ok(()),
         true => Err(format!(
-            "tensor {name} would take {bytes} of {total} bytes, the file has {file}: its strides repeat \
+            "tensor {name} would take {bytes} of {total} bytes in memory, but the file has {file}: its strides repeat \
              elements; save contiguous tensors"
         )),
     }

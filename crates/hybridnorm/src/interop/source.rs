@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::tensors::HostTensor;
 use crate::tensors::TensorFile;
 
-/// Parts that model wrappers add to the names of tensors, with the wrapper.
+/// Name parts that model wrappers add to tensor names, each with the wrapper.
 const WRAPPERS: [(&str, &str); 4] = [
     ("_orig_mod", "torch.compile"),
     ("_fsdp_wrapped_module", "FSDP"),
@@ -17,7 +17,7 @@ const WRAPPERS: [(&str, &str); 4] = [
 /// Tensors in one or several files.
 pub(super) struct TensorSource {
     files: Vec<TensorFile>,
-    /// Index of the file, and the name there, by name.
+    /// File index and original name of each tensor, by its name without the prefix.
     locations: BTreeMap<String, (usize, String)>,
     /// Prefix that was removed from all names.
     wrapper: String,
@@ -119,7 +119,7 @@ pub(super) fn prefix_note(wrapper: &str) -> Option<String> {
     ))
 }
 
-/// Adds to a problem that its names are without a prefix.
+/// Appends a note that the names in the message lack the wrapper prefix.
 pub(super) fn with_prefix_note(wrapper: &str, problem: String) -> String {
     match wrapper {
         "" => problem,

@@ -14,7 +14,7 @@ const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// Files that give the id of the end-of-text token, in order of preference.
 const MODEL_CONFIGS: [&str; 2] = ["generation_config.json", "config.json"];
 const JSON_LIMIT: u64 = 256 << 20;
-/// Names of weights and configurations that a folder may contain.
+/// File names of weights and configurations in the supported formats.
 const FORMS: [&str; 5] = [
     "config.json",
     "config.yaml",
@@ -129,7 +129,7 @@ pub fn unread_files(folder: &Path, read: &[String], no_tokenizer: &str) -> Resul
         let reason = match name.as_str() {
             TOKENIZER | TOKENIZER_CONFIG => no_tokenizer,
             form if FORMS.contains(&form) || is_of_weights(form) => {
-                "another format of the weights or the configuration than the one that was read"
+                "weights or configuration in a format other than the one that was read"
             }
             _ => "not needed for the weights or the tokenizer",
         };

@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "attention statistics: packed q·k·v")]
+    #[should_panic(expected = "attention statistics: packed q, k, v")]
     fn rows_of_another_width_are_refused() {
         let (g, spec) = (Builder::new(), spec(2, 5, 3, 3));
         attention_stats(g.input("qkv", Type::f32([2, 5, width(&spec) + 1])), spec);

@@ -352,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "cache append: columns 4..9 of 8")]
+    #[should_panic(expected = "cache append: columns 4..9 exceed the row width 8")]
     fn rows_that_are_too_narrow() {
         let mut executors = Executors::new(&[vec![0.0; 30]]);
         executors.run(arguments_after(0), &inputs(1, [[2, 1, 8]]), |g, state, x| {
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "3 past and 1 new rows, capacity 3")]
+    #[should_panic(expected = "3 past and 1 new rows exceed the capacity 3")]
     fn a_cache_that_is_full() {
         let mut executors = Executors::new(&[vec![0.0; 30]]);
         executors.run(arguments_after(3), &inputs(1, [[2, 1, 5]]), |g, state, x| {

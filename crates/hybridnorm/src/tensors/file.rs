@@ -17,8 +17,8 @@ const HEADER_LIMIT: u64 = 100_000_000;
 /// Bytes that are converted at a time.
 const CHUNK: usize = 1 << 18;
 
-/// A safetensors file. Tensors are read one by one, and memory is taken only for the header and the tensor: a
-/// header that describes more data than the file holds is rejected.
+/// A safetensors file. Tensors are read one by one, and memory is allocated only for the header and the tensor: a
+/// header that describes more data than the file contains is rejected.
 ///
 /// ```
 /// use hybridnorm::Device;
@@ -58,7 +58,7 @@ impl TensorFile {
     /// Reads the header.
     ///
     /// # Errors
-    /// If it cannot be read, is not a regular file, or the header contradicts itself or the length.
+    /// If it cannot be read, is not a regular file, or the header is inconsistent or does not match the file size.
     pub fn open(path: &Path) -> Result<Self> {
         let format_error = |problem: String| Error::format(path, problem);
         let mut file = files::open(path)?;
@@ -66,14 +66,15 @@ impl TensorFile {
         let mut start = [0; 8];
         if length < 8 {
             return Err(format_error(format!(
-                "not a safetensors file: it has {length} bytes, the length of a header alone takes 8"
+                "not a safetensors file: it has {length} bytes, but the length field of the header alone takes 8"
             )));
         }
         file.read_exact(&mut start).map_err(Error::io(path))?;
         let header = u64::from_le_bytes(start);
         if header > HEADER_LIMIT.min(length - 8) {
             return Err(format_error(format!(
-                "not a safetensors file: it begins with `{}`, for a header of {header} bytes, expected at most {}",
+                "not a safetensors file: its first 8 bytes, `{}`, give a header length of {header} bytes, expected at \
+                 most {}",
                 String::from_utf8_lossy(&start).escape_debug(),
                 HEADER_LIMIT.min(length - 8)
             )));
@@ -112,7 +113,7 @@ impl TensorFile {
     /// Reads a tensor of f32, f16 or bf16, as f32.
     ///
     /// # Errors
-    /// If it is missing, has another type, or the file cannot be read.
+    /// If it is missing, has a different dtype, or the file cannot be read.
     pub fn read(&self, name: &str) -> Result<HostTensor> {
         let mut data = Vec::with_capacity(self.elements(name)?);
         self.read_chunks(name, |chunk| data.extend_from_slice(chunk))?;
@@ -123,7 +124,7 @@ impl TensorFile {
     /// Returns the number of elements of a tensor that can be read.
     ///
     /// # Errors
-    /// If it is missing or has another type, in which case its shape is not checked against the size of the file.
+    /// If it is missing or has a different dtype; the shapes of such tensors are not checked against the file size.
     pub fn elements(&self, name: &str) -> Result<usize> {
         let (entry, _) = self.entry(name)?;
         Ok(entry.shape.iter().product())
@@ -146,8 +147,8 @@ impl TensorFile {
         Ok((entry, dtype))
     }
 
-    /// Reads a tensor as [`TensorFile::read`] does, but passes the elements to `each` in pieces, in order, so that
-    /// the whole tensor is not held in memory.
+    /// Reads a tensor as [`TensorFile::read`] does, but passes the elements to `each` in chunks, in order, so that the
+    /// tensor is never in memory as a whole.
     ///
     /// # Errors
     /// As [`TensorFile::read`].
@@ -161,7 +162,7 @@ impl TensorFile {
         while left > 0 {
             let chunk = &mut buffer[..CHUNK.min(left)];
             file.read_exact(chunk).map_err(Error::io(&self.path))?;
-            each(&to_f32(dtype, chunk).expect("a type of the list above"));
+            each(&to_f32(dtype, chunk).expect("`entry` rejects other dtypes"));
             left -= chunk.len();
         }
         Ok(())

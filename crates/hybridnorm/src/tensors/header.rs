@@ -32,7 +32,7 @@ impl Header {
         let entry = serde_json::json!({
             "dtype": "F32", "shape": shape, "data_offsets": [self.offset, end],
         });
-        // In the order of the format's own writer.
+        // Keys in the order in which the safetensors crate writes them.
         let name = serde_json::Value::from(name);
         let (shape, offsets) = (&entry["shape"], &entry["data_offsets"]);
         let comma = if self.json.is_empty() { "" } else { "," };
@@ -118,7 +118,7 @@ fn size_of(dtype: &str) -> Option<u64> {
 struct Entries(BTreeMap<String, Entry>);
 
 #[derive(Deserialize)]
-#[serde(expecting = "a table with dtype, shape and data_offsets")]
+#[serde(expecting = "an object with dtype, shape and data_offsets")]
 struct Written {
     dtype: String,
     shape: Vec<usize>,
@@ -132,7 +132,7 @@ impl<'de> Deserialize<'de> for Entries {
             type Value = BTreeMap<String, Entry>;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a table of tensors")
+                f.write_str("an object of tensors")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {

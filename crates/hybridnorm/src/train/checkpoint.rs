@@ -116,7 +116,7 @@ pub struct Checkpoint {
     skipped: Vec<String>,
 }
 
-/// Checks that a checkpoint can be written at `path`, before long work for it.
+/// Checks that a checkpoint can be written at `path`, before the long computation that it is to store.
 ///
 /// # Errors
 /// If the path already exists, or a file is in the way.
@@ -177,8 +177,8 @@ fn write_folder<S: Serialize>(folder: &Path, contents: Contents<'_, S>) -> Resul
     write_json(&folder.join(MANIFEST), &manifest)
 }
 
-/// Writes a checkpoint as [`save`] does, but replaces an existing folder: a corrupt checkpoint of a step that a run,
-/// resumed from an earlier one, has reached again.
+/// Writes a checkpoint as [`save`] does, but replaces an existing folder: a corrupt checkpoint, when the run was
+/// resumed from an earlier one and reaches its step again.
 ///
 /// # Errors
 /// If anything cannot be written; the existing folder is then kept.
@@ -193,8 +193,8 @@ impl Checkpoint {
     /// directory.
     ///
     /// # Errors
-    /// If there is none, or a file is missing or has another size or SHA-256. In a run directory, newer checkpoints
-    /// with such errors are [skipped](Self::skipped_checkpoints).
+    /// If there is none, or a file is missing or differs from the manifest in size or SHA-256. In a run directory,
+    /// newer checkpoints with such errors are [skipped](Self::skipped_checkpoints).
     pub fn open(path: &Path) -> Result<Self> {
         fs::read_dir(path).map_err(Error::io(path))?;
         if files::exists(path.join(MANIFEST))? {
@@ -368,8 +368,8 @@ impl Checkpoint {
         if !files::exists(&state)? {
             return Err(Error::format(
                 &self.path,
-                "holds a model only, no optimizer state to resume from; \
-                 start from it with [init] from",
+                "contains a model without optimizer state, so that it cannot be resumed; set [init] from to start a \
+                 new run with its weights",
             ));
         }
         read_json(&state)

@@ -26,7 +26,7 @@ pub(crate) use read::with_overrides;
 pub(crate) use read::{from_toml, read_text};
 pub use sections::{DataSection, InitSection, LogSection, TrainSection};
 
-/// Configuration of a run, in TOML. Every section may be absent until it is needed.
+/// Configuration of a run, in TOML. Every section is optional, except that either `[model]` or `[init]` is required.
 ///
 /// ```
 /// use hybridnorm::train::{Config, ModelSection, OptimizerConfig, TrainSection};
@@ -52,7 +52,7 @@ pub use sections::{DataSection, InitSection, LogSection, TrainSection};
 #[setters(prefix = "with_", strip_option)]
 #[non_exhaustive]
 pub struct Config {
-    /// Random seed of initial values and data order.
+    /// Random seed of weight initialization and data order.
     pub seed: u64,
     /// Shape and placement of the model. May be absent if `[init] from` names a checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,9 +66,9 @@ pub struct Config {
     pub optimizer: OptimizerConfig,
     /// The learning-rate schedule.
     pub schedule: ScheduleConfig,
-    /// Steps, batch and sequence sizes, intervals of evaluation and checkpoints.
+    /// Number of steps, batch size, sequence length, intervals of evaluation and checkpoints.
     pub train: TrainSection,
-    /// Records of the run.
+    /// Logging: layer statistics, TensorBoard, dumps.
     pub log: LogSection,
     /// File that the configuration was read from, for later error messages.
     #[setters(skip)]
@@ -88,7 +88,7 @@ impl PartialEq for Origin {
 }
 
 impl Origin {
-    /// Prefixes a problem with a value of the configuration with the name of the file.
+    /// Adds the file name to an error about a configuration value.
     pub(crate) fn prefix_error(&self, error: Error) -> Error {
         match (&self.0, error) {
             (Some(path), error) => error.in_file(path),
@@ -225,7 +225,7 @@ impl Config {
     }
 }
 
-/// Returns the vocabulary size of a tokenizer's specification.
+/// Returns the vocabulary size of the tokenizer that a specification describes.
 #[cfg(feature = "data")]
 fn vocabulary_of(spec: &str) -> Result<usize> {
     Ok(match spec.parse::<TokenizerSpec>()? {

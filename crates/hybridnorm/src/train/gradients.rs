@@ -135,7 +135,7 @@ impl PassTaps {
 pub struct PassStats {
     /// The losses.
     pub losses: BatchLosses,
-    /// Routing statistics, one entry per mixture-of-experts block.
+    /// Router statistics, one entry per mixture-of-experts block.
     pub routing: Vec<RouterStatistics>,
     /// Max attention logits of every head in every block, if tapped.
     pub max_attention_logits: Vec<Vec<f32>>,
@@ -191,8 +191,8 @@ impl Gradients {
 /// ```
 ///
 /// # Errors
-/// If an id or a target is outside the vocabulary, except targets of -1, which are ignored; or if there are not
-/// b · t of them.
+/// If an input or target id is outside the vocabulary (targets of -1 are allowed and ignored), or if there are not b ·
+/// t of each.
 pub fn gradients(
     model: &mut Model,
     inputs: &[i32],
@@ -232,8 +232,8 @@ pub fn gradients(
     })
 }
 
-/// Returns the Euclidean norms of the gradient of the mean loss at the residual stream that enters each block; with
-/// two streams, of both together.
+/// Returns, for each block, the Euclidean norm of the gradient of the training objective (router losses and z-loss
+/// included) with respect to the residual stream at its input; with two streams, of both together.
 ///
 /// # Errors
 /// As [`gradients`].

@@ -36,7 +36,7 @@ pub fn diff<T: Serialize>(old: &T, new: &T) -> Vec<Change> {
         .collect()
 }
 
-/// Returns the configuration before `changed`, newest changes first.
+/// Undoes changes of a configuration, which are given newest first.
 ///
 /// # Errors
 /// If a change does not match the configuration.
@@ -86,7 +86,7 @@ pub fn config_at_step(newest: &Config, segments: &[Segment], step: u64) -> Resul
 }
 
 /// Returns the remaining segments of a run that resumes after `step`, and the configuration of the last of
-/// them. Segments without a remaining step are dropped, since their steps are run again.
+/// them. Segments of which no step remains are dropped, since their steps will be run again.
 ///
 /// # Errors
 /// If the changes of dropped segments do not match the configuration.
@@ -130,7 +130,7 @@ pub fn learning_rate_note(
     step: u64,
 ) -> Result<Option<String>> {
     let (old, new) = (before.resolved_schedule()?, config.resolved_schedule()?);
-    // The first step of the segment may have the same rate by coincidence.
+    // The first step of the segment may have the same learning rate by coincidence.
     let first = step as usize;
     let last = before.train.steps.min(config.train.steps);
     let mut steps: Vec<usize> = [old.breakpoints(), new.breakpoints()].concat();
@@ -142,7 +142,7 @@ pub fn learning_rate_note(
     };
     let rate = |config: &Config| Ok::<_, Error>(config.resolved_schedule()?.lr(step));
     let (from, to) = (old.lr(step), new.lr(step));
-    // Keys whose reversal alone changes the rate; if there are none, all keys that can affect it.
+    // Keys whose reversal alone changes the learning rate; if there are none, all keys that can affect it.
     let without = |change: &Change| {
         let before = revert_changes(config, [std::slice::from_ref(change)]);
         before.and_then(|before| rate(&before))
@@ -320,7 +320,7 @@ mod tests {
         let (old, new) = (constant("train.steps=40"), constant("train.steps=80"));
         let found = learning_rate_note(&old, &new, &diff(&old, &new), 41);
         assert_eq!(found.unwrap(), None);
-        // The first step has the same rate by coincidence.
+        // The first step has the same learning rate by coincidence.
         let warm = ["schedule.warmup_steps=10", "train.steps=20"];
         let (old, new) = (config(&warm), config(&[warm[0], "train.steps=40"]));
         let found = learning_rate_note(&old, &new, &diff(&old, &new), 6);

@@ -44,10 +44,10 @@ pub struct Memory {
 }
 
 /// Resident memory of the binary in training, excluding weights, moments, the arena and memory that grows with the
-/// number of ops, if kernels allocate little: 20 MiB of code and libraries, the rest retained by the allocator.
+/// number of ops, for kernels with little workspace: 20 MiB of code and libraries, the rest retained by the allocator.
 /// Measured, see docs/performance.md.
 const PROCESS_BYTES: u64 = 31 << 20;
-/// Planning memory per op of the programs that the allocator retains, measured at 4 to 600 blocks.
+/// Memory per op of planning the programs, which the allocator retains; measured at 4 to 600 blocks.
 const PLAN_BYTES_PER_OP: u64 = 3 << 10;
 
 impl Memory {

@@ -92,7 +92,7 @@ pub struct BlockStats {
     /// Load of the experts, in a mixture of experts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub experts: Option<ExpertStats>,
-    /// Parameters by label: `qkv` (with latent attention `latents`, `q_up`, `kv_up`), `out`, `up` and `down`
+    /// Parameters by label: `qkv` (with multi-head latent attention `latents`, `q_up`, `kv_up`), `out`, `up` and `down`
     /// (routed and shared experts together), `router`, `norm`, `scale`.
     #[serde(flatten)]
     pub parameters: ParameterStats,
@@ -109,7 +109,7 @@ pub struct ActivationStats {
     pub max: FiniteOrNone,
 }
 
-/// Attention logits and weights over the positions that the causal mask leaves.
+/// Statistics of attention logits and weights over unmasked positions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -151,7 +151,7 @@ pub struct ParameterStats {
     pub gain_drift: FiniteOrNone,
 }
 
-/// A metric of a block: a line of [`BLOCK_METRICS`].
+/// A metric of a block: an entry of [`BLOCK_METRICS`].
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct BlockMetric {
@@ -191,8 +191,8 @@ impl BlockMetric {
     }
 }
 
-/// The table of metrics per block, which TensorBoard's event files and the heat maps and CSV files of reports read.
-/// A new metric is a field of [`BlockStats`] and a line here.
+/// Table of the per-block metrics in TensorBoard event files and in the heat maps and CSV files of reports. To add a
+/// metric, add a field to [`BlockStats`] and an entry here.
 ///
 /// # Example
 /// ```
@@ -323,7 +323,7 @@ impl BlockStats {
         squares.sum::<f64>().sqrt()
     }
 
-    /// Returns the largest update ratio of the labels; `None` if one is missing.
+    /// Returns the largest update ratio over the labels; `None` if one is missing.
     pub fn max_update_ratio(&self) -> FiniteOrNone {
         max(self.parameters.update_ratio.values())
     }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::records::Record;
 use crate::model::RouterStatistics;
 
-/// Reads a measured number. Numbers that are not finite, which JSON lacks, are written as `null`.
+/// Deserializes a measured number. Non-finite numbers, which JSON cannot represent, are written as `null`.
 fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
@@ -57,8 +57,8 @@ pub struct Metrics {
     pub validation_loss: Option<f64>,
 }
 
-/// Router metrics of one step, averaged over the mixture-of-experts blocks. With gradient accumulation the losses
-/// are means over micro-batches, as in the objective.
+/// Router metrics of one step: means over the mixture-of-experts blocks, except `imbalance` (maximum) and `dropped`
+/// (sum). With gradient accumulation the losses are means over micro-batches, as in the objective.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -110,7 +110,7 @@ impl RouterMetrics {
     }
 }
 
-/// A metric of a step: a line of [`METRICS`].
+/// A metric of a step: an entry of [`METRICS`].
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Metric {
@@ -140,9 +140,9 @@ pub struct MetricCurve {
     pub title: &'static str,
     /// Unit of the metric.
     pub unit: &'static str,
-    /// Position of its chart and its column; those of one section follow in the order of the table.
+    /// Section of its chart and its column; within a section the order is that of [`METRICS`].
     pub section: Section,
-    /// Value of an interval of steps.
+    /// Aggregation over an interval of steps.
     pub aggregate: Aggregate,
     /// Scale of the axis.
     pub scale: Scale,
@@ -181,7 +181,7 @@ pub enum Aggregate {
 pub enum Scale {
     /// Linear.
     Linear,
-    /// Linear, from the lowest value up to the highest one that finished runs have after 5 % of their steps.
+    /// Linear, from the lowest value to the maximum over finished runs after their first 5 % of steps.
     LinearAfterStart,
     /// Logarithmic.
     Log,
@@ -273,8 +273,8 @@ pub fn curves() -> Vec<(&'static Metric, MetricCurve)> {
     curves
 }
 
-/// The table of metrics, which TensorBoard's event files, the comparison of a replay, the records of studies and the
-/// curves and CSV files of reports read. A new metric is a field of [`Metrics`], or of one of its parts, and a line
+/// Table of the metrics in TensorBoard event files, in the comparison of a replay, in the records of studies, and in
+/// the curves and CSV files of reports. To add a metric, add a field to [`Metrics`] or one of its parts, and an entry
 /// here.
 ///
 /// # Example
@@ -314,7 +314,7 @@ pub static METRICS: &[Metric] = {
             .curve(["router_entropy", "router_entropy", "router entropy"], Router, Mean, Linear),
         Metric::new("expert imbalance", "", "router/imbalance", |metrics| Some(metrics.router.as_ref()?.imbalance))
             .curve(["imbalance", "max_imbalance", "largest expert load over mean load"], Router, Max, Linear),
-        Metric::new("dropped tokens", "", "router/dropped", |metrics| Some(metrics.router.as_ref()?.dropped as f64))
+        Metric::new("dropped assignments", "", "router/dropped", |metrics| Some(metrics.router.as_ref()?.dropped as f64))
             .curve(["dropped", "dropped", "dropped (token, expert) assignments per step"], Router, Mean, Linear),
         Metric::new("max attention logit", "", "qk_clip/largest_score", |metrics| Some(metrics.qk_clip.as_ref()?.max_attention_logit))
             .curve(["max_attention_logit", "max_attention_logit", "max attention logit"], Attention, Max, Linear),

@@ -8,7 +8,7 @@
 //! | `optimizer.rs`, `schedule.rs` | AdamW and Muon (both clip gradients in their update ops, `ops/adamw.rs` and `ops/muon.rs`), learning rate |
 //! | `checkpoint.rs` | checkpoints, written atomically |
 //! | `run_directory.rs`, `run_directory_guard.rs` | the directory of a run and its lock |
-//! | `segments.rs`, `history.rs` | what each process ran, and configuration changes between them |
+//! | `segments.rs`, `history.rs` | segments of steps run by one process, configuration changes between them |
 //! | `sources.rs` | training and validation data |
 //! | `metrics.rs`, `layers.rs`, `records.rs` | `metrics.jsonl`, `layers.jsonl` |
 //! | `recorder.rs`, `spikes.rs`, `tensorboard.rs` | flight recorder, spike detection, event files |

@@ -21,9 +21,9 @@ pub use config::{OptimizerConfig, OptimizerKind};
 pub struct ParameterNorms {
     /// Gradient norm, before clipping.
     pub gradient: f64,
-    /// Update norm; 0 if nothing was changed.
+    /// Update norm; 0 if no update was applied.
     pub update: f64,
-    /// Weight norm before the step; 0 if nothing was changed.
+    /// Weight norm before the update; 0 if no update was applied.
     pub value: f64,
 }
 
@@ -277,7 +277,8 @@ impl Optimizer {
         if config.kind != self.layout.config.kind {
             return Err(Error::conflict(
                 ["optimizer.kind"],
-                "optimizer.kind cannot change within a run; start a new run from a checkpoint by [init] from",
+                "optimizer.kind cannot change within a run; to change it, start a new run from a checkpoint with \
+                 [init] from",
             ));
         }
         self.layout.config = config;
@@ -351,8 +352,8 @@ impl Optimizer {
     fn moments(&self) -> impl Iterator<Item = Moment<'_>> {
         let [first, second] = self.buffers;
         self.layout.parameters.iter().flat_map(move |parameter| {
-            // Names differ by optimizer kind, so that a run that branches off with another one starts without moments
-            // instead of taking a sum of gradients for a mean.
+            // Names differ by optimizer kind, so that a run that branches off with a different kind starts from zero
+            // moments instead of reading Muon's momentum (a sum of gradients) as AdamW's first moment (a mean).
             let moments = match parameter.second {
                 None => vec![("sum", first, parameter.first)],
                 Some(offset) => vec![("m", first, parameter.first), ("v", second, offset)],
@@ -382,8 +383,8 @@ impl Optimizer {
         moments.map(|moment| (moment.name, moment.handle)).collect()
     }
 
-    /// Restores the moments in `file` of parameters of this model, except `new_parameters`; all others become
-    /// zero.
+    /// Restores the moments that `file` contains in the same size, except those of `new_parameters`; all others are set
+    /// to zero.
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -411,7 +412,7 @@ impl Optimizer {
     /// Restores the moments of [`Optimizer::moment_handles`] from a file.
     ///
     /// # Errors
-    /// If a moment is missing or has another size, or the file cannot be read.
+    /// If a moment is missing or has a different size, or the file cannot be read.
     pub fn restore(&mut self, updates: u64, file: &TensorFile, model: &mut Model) -> Result<()> {
         for Moment { name, handle, .. } in self.moments() {
             if !file.has(&name) {

@@ -1,4 +1,4 @@
-//! JSON Lines files of a run, with a record at an interval of steps.
+//! JSON Lines files of a run, with one record per recorded step.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -151,7 +151,7 @@ impl KeptRecords {
             let mut line = (&mut source).take(length);
             let copied = io::copy(&mut line, &mut target).map_err(Error::io(path))?;
             if copied < length {
-                return Err(Error::format(path, "became shorter while it was read"));
+                return Err(Error::format(path, "was truncated while it was read"));
             }
             at = start + length;
         }
@@ -298,7 +298,7 @@ fn check_consecutive<R: Record>(
         Some(last) if R::IS_PER_STEP && record.step() > last + 1 => Err(Error::format(
             path,
             format!(
-                "line {number} is of step {}, the line before it of step {last}: records between them are missing; \
+                "line {number} is for step {}, but the line before it for step {last}: records between them are missing; \
                  replace the file with a complete copy",
                 record.step()
             ),

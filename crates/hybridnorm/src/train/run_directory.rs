@@ -37,7 +37,8 @@ pub(super) fn lock_with(run: &Path, locking: Locking) -> Result<Lock> {
     Lock::exclusive(&run.join(LOCK), locking, LOCKED_MESSAGE)
 }
 
-/// Removes the files that a run wrote into its directory, and nothing else.
+/// Removes the files that a run wrote into its directory, except the mark of an unfinished run ([`UNFINISHED`]), and
+/// nothing else.
 ///
 /// # Errors
 /// If another process trains there, or a file cannot be removed.
@@ -110,8 +111,8 @@ pub(super) fn check_no_run(run: &Path) -> Result<()> {
         Some(name) => Err(Error::exists(
             run,
             format!(
-                "{run_name} already contains {name}, of a run without checkpoints or an unrelated file; resume the \
-                 run to restart it, or choose another directory"
+                "{run_name} already contains {name}, which belongs to a run without checkpoints or is an unrelated \
+                 file; resume the run to restart it, or choose another directory"
             ),
         )),
     }
@@ -171,7 +172,7 @@ pub(super) fn mark_unfinished(
         return Err(Error::exists(
             run,
             format!(
-                "{} contains an unfinished run of another kind ({UNFINISHED}); choose another \
+                "{} contains an unfinished run with a different purpose ({UNFINISHED}); choose another \
              directory, or remove it",
                 run.display()
             ),
@@ -192,7 +193,10 @@ pub(super) fn require_run(run: &Path) -> Result<()> {
         return Ok(());
     }
     Err(Error::missing(
-        format!("a run to resume in {}", run.display()),
+        format!(
+            "a configuration or checkpoint to resume from in {}",
+            run.display()
+        ),
         "; start a new run instead, or choose another directory",
     ))
 }

@@ -1,4 +1,4 @@
-//! Guard of a run directory: its lock, and the removal of created files unless a step is run.
+//! Guard of a run directory: holds its lock, and removes created files unless a step was run.
 
 use std::fs::{self, File};
 use std::io;
@@ -103,7 +103,7 @@ impl RunDirectoryGuard {
         }
     }
 
-    /// Creates a folder, whose parent must exist, unless it exists.
+    /// Creates a folder if it does not exist; its parent must exist.
     pub(super) fn create_folder(&mut self, path: PathBuf) -> Result<()> {
         if files::create_new_dir(&path)? {
             self.created.push(Created::Folder(path));

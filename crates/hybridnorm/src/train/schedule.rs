@@ -159,8 +159,8 @@ impl ScheduleConfig {
 }
 
 impl Schedule {
-    /// Returns the steps around the ends of warm-up and the beginning of decay, between which the rate follows
-    /// one formula, and the last step.
+    /// Returns the steps around the end of warm-up and the start of decay, between which the learning rate follows one
+    /// formula, and the last step.
     pub(super) fn breakpoints(&self) -> Vec<usize> {
         let decay_start = self.steps - self.decay;
         let turns = [

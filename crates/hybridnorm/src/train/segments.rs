@@ -1,8 +1,8 @@
 //! Segments of a run, one for every process that trained a part of it.
 //!
-//! A run may be stopped, moved and resumed with other threads, on another machine, with another version of
-//! hybridnorm, or with other values of keys that may change. `segments.json` in its directory records how each range
-//! of steps was run.
+//! A run may be stopped, moved and resumed with a different number of threads, on a different machine, with a different
+//! version of hybridnorm, or with different values of keys that may change. `segments.json` in its directory records
+//! how each range of steps was run.
 
 use std::path::Path;
 
@@ -37,7 +37,7 @@ pub struct Change {
 pub struct Segment {
     /// Last step before the segment.
     pub after_step: u64,
-    /// Last step of which it saved a checkpoint; absent if it saved none.
+    /// Last step for which it saved a checkpoint; absent if it saved none.
     pub last_step: Option<u64>,
     /// Start time, in UTC, as RFC 3339.
     pub started: String,
@@ -46,7 +46,7 @@ pub struct Segment {
     pub changed: Vec<Change>,
     /// Number of compute threads.
     pub threads: usize,
-    /// The processor.
+    /// CPU model name.
     pub machine: String,
     /// Version of hybridnorm.
     pub version: String,

@@ -59,7 +59,8 @@ pub struct DataCoverage {
 }
 
 impl DataCoverage {
-    /// Returns the omissions from both, and from the text that they were prepared from, by reason.
+    /// Returns the omissions from the training and validation data, and from the text that they were prepared from, by
+    /// reason.
     pub fn omissions(&self) -> Omissions {
         let mut all = self.train.omissions.clone();
         if let Some(text) = &self.text {
@@ -101,7 +102,7 @@ impl DataCoverage {
     }
 }
 
-/// Opened training and validation data, and facts about them.
+/// Opened training and validation data, with their coverage, tokenizer and notes.
 ///
 /// ```
 /// use hybridnorm::data::TokenDataset;
@@ -139,8 +140,8 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Returns tokens of the caller as the data of a run, with the larger vocabulary of both. `config` bounds the
-    /// sequences of an evaluation.
+    /// Creates the data of a run from the caller's tokens; the vocabulary size is the larger of the
+    /// two. `config.train.eval_sequences` limits the sequences per evaluation.
     pub fn new(config: &Config, train: TokenDataset, validation: Option<TokenDataset>) -> Self {
         let of_validation = validation.as_ref().map_or(0, TokenDataset::vocab_size);
         let vocab_size = train.vocab_size().max(of_validation);

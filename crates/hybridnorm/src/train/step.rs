@@ -90,7 +90,7 @@ pub(super) struct Fused {
     update: UpdateTaps,
 }
 
-/// Passes that accumulate gradients, and the update from the sums.
+/// Passes that accumulate gradients, and the update that uses the sums.
 pub(super) struct Accumulated {
     /// Pass that overwrites the sums.
     first: (Program, PassTaps),
@@ -107,7 +107,7 @@ pub struct StepOutcome {
     pub losses: BatchLosses,
     /// Norms of gradients and updates.
     pub norms: StepNorms,
-    /// Routing statistics, one entry per mixture-of-experts block.
+    /// Router statistics, one entry per mixture-of-experts block.
     pub routing: Vec<RouterStatistics>,
 }
 
@@ -236,8 +236,8 @@ impl TrainingStep {
     /// divided by the number of targets of the step.
     ///
     /// # Errors
-    /// If an id or a target is outside the vocabulary, except targets of -1, which are ignored. Nothing has run
-    /// then.
+    /// If an input or target id is outside the vocabulary (targets of -1 are allowed and ignored); nothing is run in
+    /// this case.
     ///
     /// # Panics
     /// If all micro-batches of the step have already run.
@@ -347,7 +347,7 @@ impl TrainingStep {
     }
 }
 
-/// Returns the losses of a step, whose passes divide by its number of targets.
+/// Returns the losses of a step: sums over its passes, each of which divides by the number of targets of the step.
 fn summed_losses(passes: &[PassStats]) -> BatchLosses {
     let sum = |of: fn(&BatchLosses) -> f64| passes.iter().map(|pass| of(&pass.losses)).sum();
     BatchLosses {
@@ -356,7 +356,7 @@ fn summed_losses(passes: &[PassStats]) -> BatchLosses {
     }
 }
 
-/// Returns the routing statistics of all passes together, by block.
+/// Returns the router statistics over all passes, by block.
 fn merged_routing(passes: &[PassStats]) -> Vec<RouterStatistics> {
     let mut merged: Vec<RouterStatistics> = Vec::new();
     for pass in passes {
@@ -368,7 +368,7 @@ fn merged_routing(passes: &[PassStats]) -> Vec<RouterStatistics> {
     merged
 }
 
-/// Returns the max attention logits of all passes together, by block and head.
+/// Returns the max attention logits over all passes, by block and head.
 fn max_attention_logits(passes: &[PassStats]) -> Vec<Vec<f32>> {
     let mut maxima: Vec<Vec<f32>> = Vec::new();
     for pass in passes {

@@ -75,7 +75,7 @@ pub struct Trainer {
     learner: Learner,
     /// Step, tokens and position in the data.
     state: State,
-    /// Records of blocks, spikes and dumps.
+    /// Recorder of layer statistics, spikes and dumps.
     recorder: Recorder,
     /// The run directory.
     files: RunFiles,
@@ -227,15 +227,15 @@ impl Trainer {
         Ok(())
     }
 
-    /// Writes the files that are due before the first step, once.
+    /// Writes the initial files before the first step, once.
     fn write_initial_files(&mut self) -> Result<()> {
         let step = self.state.step;
         self.files
             .write_initial(&self.config, &mut self.recorder, step)
     }
 
-    /// Marks the run as finished; otherwise a run opened with [`OpenOptions::restart_purpose`] is
-    /// restarted from scratch.
+    /// Marks the run as finished. A run opened with [`OpenOptions::restart_purpose`] that is not marked is restarted
+    /// from scratch.
     ///
     /// # Errors
     /// If the mark of an unfinished run cannot be removed, or the directory is no longer locked.
@@ -315,8 +315,9 @@ impl Trainer {
         self.files.segments.last().expect("one is of this process")
     }
 
-    /// Returns the norm of the gradient of the next micro-batch's mean loss at the input of each block; with two
-    /// streams, of both together. Changes no state.
+    /// Returns, for each block, the norm of the gradient of the next micro-batch's training objective (router losses
+    /// and z-loss included) with respect to the residual stream at its input; with two streams, of both together.
+    /// Changes no state.
     ///
     /// # Errors
     /// If the data cannot be read.

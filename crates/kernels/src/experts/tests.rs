@@ -291,7 +291,7 @@ fn a_slice_of_another_length_is_refused() {
 }
 
 #[test]
-#[should_panic(expected = "Dispatch::new: offsets end at 0 of 1 slots")]
+#[should_panic(expected = "Dispatch::new: offsets end at 0, expected 1, the number of slots")]
 fn a_slice_that_was_not_filled_is_refused() {
     let layout = DispatchLayout {
         experts: 2,

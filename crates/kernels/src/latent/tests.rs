@@ -291,7 +291,9 @@ fn rows_of_another_width_are_refused() {
 }
 
 #[test]
-#[should_panic(expected = "latent::rotate_keys: 3 rows are not batch * 2")]
+#[should_panic(
+    expected = "latent::rotate_keys: 3 rows are not a multiple of the 2 positions of the table"
+)]
 fn rows_of_an_unfinished_sequence_are_refused() {
     rotate_keys(&mut [0.0; 12], 4, &[0.0; 8]);
 }

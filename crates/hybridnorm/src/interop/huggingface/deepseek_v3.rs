@@ -39,7 +39,7 @@ struct Config {
     scoring_func: String,
     #[serde(default = "default_topk_method")]
     topk_method: String,
-    /// Number of multi-token prediction layers, after the decoder's in the files.
+    /// Number of multi-token prediction layers, which follow the decoder layers in the checkpoint.
     #[serde(default)]
     num_nextn_predict_layers: usize,
     /// DeepSeek's loss is per sequence, this crate's over all tokens of a micro-batch.

@@ -1,4 +1,4 @@
-//! Families of models: how a `config.json` is read, and how the tensors are converted.
+//! Model families: parsing of `config.json`, and conversion of tensors.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -58,7 +58,7 @@ fn with_key(json: &[u8], error: &serde_json::Error) -> String {
     if error.line() == 0 || error.classify() != serde_json::error::Category::Data {
         return message;
     }
-    // For a missing key the position is the end of the table, and the message has its name.
+    // For a missing key, the position is the end of the object, and the message already names the key.
     if message.starts_with("missing field") {
         return message;
     }

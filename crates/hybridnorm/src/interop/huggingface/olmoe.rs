@@ -88,7 +88,7 @@ impl Config {
             top_groups: 1,
             scaling: 1.0,
             load_balance: self.router_aux_loss_coef,
-            // OLMoE was trained with one, which its configuration does not contain.
+            // OLMoE was trained with this router z-loss weight, which its configuration does not contain.
             z_loss: 1e-3,
             bias_rate: None,
         }

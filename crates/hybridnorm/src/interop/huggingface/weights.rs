@@ -10,10 +10,11 @@ use crate::model::{ModelConfig, MoeConfig};
 use crate::omissions::{Omissions, Unit};
 use crate::tensors::HostTensor;
 
-/// Name of the head.
+/// Name of the LM head's weight.
 pub(super) const HEAD: &str = "lm_head.weight";
 
-/// Tensors that are taken one by one; a remaining one is an error.
+/// Source tensors, which are converted one by one, and the converted ones. A source tensor that remains at the end is
+/// an error.
 pub(super) struct Weights {
     source: TensorSource,
     converted: BTreeMap<String, HostTensor>,
@@ -167,7 +168,9 @@ impl Weights {
             |name| name.ends_with("rotary_emb.inv_freq"),
         );
         match self.source.names().next() {
-            Some(name) => Err(format!("tensor {name} is not one of this family")),
+            Some(name) => Err(format!(
+                "tensor {name} is not a tensor of this model family"
+            )),
             None => Ok(Converted {
                 values: self.converted,
                 tensors: TensorCounts {

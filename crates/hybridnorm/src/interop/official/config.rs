@@ -16,8 +16,8 @@ pub(super) struct ConfigFile {
     pub(super) model: Official,
 }
 
-/// Keys of the official `model:` section that do not affect the result of a model: implementation, initialization
-/// details, token ids.
+/// Keys of the official `model:` section that do not affect the model's output: implementation, initialization details,
+/// token ids.
 pub(super) const IGNORED_KEYS: [&str; 16] = [
     "alibi_bias_max",
     "block_group_size",
@@ -233,7 +233,7 @@ impl Official {
         }
     }
 
-    /// Returns the experts, of inner width `hidden` unless it is set.
+    /// Returns the mixture of experts; `hidden` is the experts' inner width unless `moe_expert_hidden_size` is set.
     fn moe(&self, hidden: usize) -> Result<Option<MoeConfig>, String> {
         if self.block_type != "moe" {
             return Ok(None);
@@ -349,7 +349,7 @@ impl Official {
         }
     }
 
-    /// Returns the patches of the layers that `norm_pos_special_config` names.
+    /// Returns the overrides for the layers in `norm_pos_special_config`.
     fn overrides(&self, base: Flags) -> Result<Vec<Override>, String> {
         let text = self.norm_pos_special_config.as_deref().unwrap_or_default();
         let layer_flags = python_dict::parse(text)
@@ -361,7 +361,7 @@ impl Official {
     }
 }
 
-/// Official switches per layer.
+/// Per-layer flags of the official code.
 #[derive(Clone, Copy)]
 struct Flags {
     attn_norm: bool,

@@ -362,12 +362,12 @@ fn the_scale_after_qk_norm_needs_the_norm() {
     rejects(
         block("pre-norm", inner(json!({ "qk_post_scale": 1.2 }))),
         field,
-        "not both",
+        "at least one of them has none",
     );
     rejects(
         json!({ "base": "nanochat", "norm": { "kind": "none", "gain": "plain" } }),
         field,
-        "not both",
+        "at least one of them has none",
     );
     let learned = json!({ "learned": { "shape": "scalar", "init": 1 } });
     rejects(

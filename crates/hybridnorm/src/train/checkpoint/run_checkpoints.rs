@@ -29,8 +29,8 @@ pub struct Newest {
 /// Finds the newest valid checkpoint of a run.
 ///
 /// # Errors
-/// If the run's folder cannot be listed, or a newer checkpoint cannot be read: only a checkpoint that was read
-/// is known to be corrupt.
+/// If the run's folder cannot be listed, or a newer checkpoint cannot be read: such a checkpoint is not necessarily
+/// corrupt.
 pub fn newest(run: &Path) -> Result<Newest> {
     newest_before(run, u64::MAX)
 }
@@ -90,9 +90,9 @@ pub fn exists(run: &Path) -> Result<bool> {
     Ok(!list(run)?.is_empty())
 }
 
-/// Deletes all but the newest `keep` checkpoints of a run up to `step`, whose checkpoint was just written, so that
-/// at least one good one remains. Later ones are corrupt ones that were skipped on resuming; they do not count, and
-/// are replaced when the run reaches their steps.
+/// Deletes all but the newest `keep` checkpoints of a run up to `step`, whose checkpoint was just written, so that at
+/// least one valid checkpoint remains. Checkpoints of later steps are corrupt and were skipped on resuming; they do not
+/// count toward `keep`, and are replaced when the run reaches their steps.
 ///
 /// # Errors
 /// If one cannot be deleted.

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::parse_errors::plain_message;
 
-/// Returns the error of a text, with the line and the key at which parsing stopped.
+/// Returns the error for a TOML text, with the line and the key at which parsing stopped.
 pub(super) fn in_text(text: &str, path: &str, error: &toml::de::Error) -> Error {
     let place = error.span().and_then(|span| {
         let before = text.get(..span.start.min(text.len()))?;
@@ -23,7 +23,7 @@ pub(super) fn in_text(text: &str, path: &str, error: &toml::de::Error) -> Error 
     invalid(path, error, &place.unwrap_or_default())
 }
 
-/// Returns the error of the `section.key=value` settings, naming the wrong one if known.
+/// Returns the error for the `section.key=value` settings, naming the invalid one if known.
 pub(super) fn in_settings(
     invalid_setting: Option<&str>,
     path: &str,
@@ -36,7 +36,7 @@ pub(super) fn in_settings(
     invalid(path, error, &place)
 }
 
-/// Returns the error of a key that does not exist, or of a value that cannot be read; `place` is the start of its message.
+/// Returns the error for a key that does not exist or a value that cannot be parsed; its message begins with `place`.
 fn invalid(path: &str, error: &toml::de::Error, place: &str) -> Error {
     let problem = format!("{place}{}", explain(error.message(), path));
     let unknown = error.message().strip_prefix("unknown field `");
@@ -169,7 +169,9 @@ fn hint_for(key: &str) -> Option<&'static str> {
         }
         "dtype" | "precision" => "training is in float32 only; remove the key",
         "dropout" => "dropout is not supported; remove the key",
-        "study" => "a file with [study] is a study, for `hybridnorm study`",
+        "study" => {
+            "a file with a [study] section describes a study; run it with `hybridnorm study`"
+        }
         _ => return None,
     })
 }

@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::model::{Activation, MlaConfig, ModelConfig, MoeConfig};
 use crate::placement;
 
-/// `[model]`.
+/// `[model]`: shape and placement of the model.
 ///
 /// ```
 /// use hybridnorm::placement::NormSpec;
@@ -156,7 +156,7 @@ impl ModelSection {
             (Some(size), _) | (None, Some(size)) => Ok(size),
             (None, None) => Err(Error::missing(
                 "model.vocab_size",
-                ", and neither a tokenizer nor the data determine it",
+                ", and neither a tokenizer nor the data determines it",
             )),
         }
     }
@@ -169,7 +169,8 @@ impl ModelSection {
             _ => {
                 return Err(Error::invalid_value(
                     "model.placement",
-                    "model.placement must be a name or a table, as in placement = \"pre-norm\" or placement = { base = \"pre-norm\" }",
+                    "model.placement must be a name or a table, as in placement = \"pre-norm\" or placement = { base \
+                     = \"pre-norm\" }",
                 ));
             }
         };
@@ -203,7 +204,7 @@ fn not_a_table(key: &str) -> Error {
     )
 }
 
-/// Deserializes a tree without non-finite numbers, which TOML has and JSON reads as null.
+/// Deserializes a JSON value; rejects non-finite numbers, which TOML allows and `serde_json` turns into null.
 fn deserialize_finite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Value, D::Error> {
     fn has_null(value: &Value) -> bool {
         match value {

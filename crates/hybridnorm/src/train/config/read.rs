@@ -63,7 +63,7 @@ pub(crate) fn with_overrides(text: &str, settings: &[String]) -> Result<toml::Ta
     Ok(table)
 }
 
-/// Sections, which deserialization would also accept as lists, in the order of their keys.
+/// Names of sections. Serde would also accept an array, as the values of the section's keys in order.
 const SECTIONS: [&str; 8] = [
     "data",
     "init",
@@ -88,7 +88,7 @@ fn check_sections(table: &toml::Table) -> Result<()> {
     }
 }
 
-/// Sets `section.key=value` in a table. A value that is not TOML is taken as a string.
+/// Sets `section.key=value` in a table. A value that is not valid TOML is treated as a string.
 fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
     let (key, value) = setting.split_once('=').ok_or_else(|| {
         Error::invalid_value(
@@ -132,7 +132,7 @@ fn apply(table: &mut toml::Table, setting: &str) -> Result<()> {
     Ok(())
 }
 
-/// Returns the wrong setting: the first that causes the same error alone.
+/// Returns the invalid setting: the first that alone causes the same error.
 fn invalid_setting<'a, T: DeserializeOwned>(
     text: &str,
     settings: &'a [String],

@@ -12,14 +12,14 @@ use crate::plan::Recompute;
 use crate::train::sources::DataOrder;
 use crate::train::step::StepShape;
 
-/// Maximum tokens of one optimizer step; larger batches are assumed to be typing errors and rejected.
+/// Maximum tokens of one optimizer step; larger batches are rejected as likely typos.
 const MAX_BATCH_TOKENS: u64 = 1 << 30;
-/// `[init]`.
+/// `[init]`: checkpoint to initialize the weights from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct InitSection {
-    /// Checkpoint whose weights to start from, with a fresh optimizer.
+    /// Checkpoint to initialize the weights from; the optimizer state is not loaded.
     pub from: PathBuf,
 }
 
@@ -41,7 +41,7 @@ impl InitSection {
     }
 }
 
-/// `[data]`.
+/// `[data]`: training and validation data.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
 #[setters(prefix = "with_", strip_option)]
@@ -63,7 +63,7 @@ pub struct DataSection {
     pub text: Option<SourceOptions>,
 }
 
-/// `[train]`.
+/// `[train]`: number of steps, batch size, sequence length, intervals.
 ///
 /// ```
 /// use hybridnorm::train::TrainSection;
@@ -86,12 +86,12 @@ pub struct TrainSection {
     pub batch_size: usize,
     /// Tokens per sequence.
     pub seq_len: usize,
-    /// Micro-batches per optimizer step; divides `batch_size`. Changes memory, not results, except for the
-    /// load-balancing loss of a mixture of experts, which is computed per micro-batch.
+    /// Micro-batches per optimizer step; divides `batch_size`. Changes memory use; results only by rounding, except for
+    /// the load-balancing loss of a mixture of experts, which is computed per micro-batch.
     pub grad_accum_steps: usize,
     /// Activations that the backward pass recomputes: `"none"`: only cheap ones; `"block"`: all within blocks;
     /// `"budget:BYTES"`: those of as few blocks as needed to keep activations, gradients and scratch of a
-    /// micro-batch within this many bytes. Changes memory and time, not results.
+    /// micro-batch within this many bytes. Changes memory use and time, not results.
     pub recompute: Recompute,
     /// Steps between evaluations, besides the one at the end; 0: only at the end.
     pub eval_every: usize,
@@ -170,18 +170,18 @@ impl TrainSection {
     }
 }
 
-/// `[log]`: records of a run. They do not affect results.
+/// `[log]`: logging of a run. Does not affect results.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]
 #[setters(prefix = "with_", strip_option)]
 #[non_exhaustive]
 pub struct LogSection {
-    /// Steps between records of every block's activations; 0: none. A record takes 5 to 10 % of a step
-    /// (`bench/recorder.py`).
+    /// Steps between records of per-block activation statistics (`layers.jsonl`); 0: none. Computing one takes 5 to 10
+    /// % of the time of a step (`bench/recorder.py`).
     pub layers_every: usize,
     /// True if event files for TensorBoard are written.
     pub tensorboard: bool,
-    /// Maximum number of dumps of the model's state for spikes; non-finite values are always dumped.
+    /// Maximum number of dumps of the model's state after spikes; after non-finite values, the state is always dumped.
     pub dumps: usize,
 }
 

@@ -38,7 +38,7 @@ pub struct OptimizerConfig {
     pub betas: (f64, f64),
     /// Term added to the square root of the second moment.
     pub eps: f64,
-    /// Decoupled weight decay, per unit of learning rate.
+    /// Decoupled weight decay: each step multiplies weights by `1 - lr · weight_decay`.
     pub weight_decay: f64,
     /// True if norm parameters are decayed: gains, biases, α and shift of DyT and Derf (official
     /// HybridNorm: yes). Learned scales never are.
@@ -91,7 +91,7 @@ impl Default for OptimizerConfig {
 }
 
 impl OptimizerConfig {
-    /// Checks ranges; for values that must not be 0, in single precision, in which updates are computed.
+    /// Checks ranges. Values that must not be 0 are checked in single precision, in which updates are computed.
     ///
     /// # Errors
     /// [`Error::NoEffect`] or [`Error::OutOfRange`] naming the key.

@@ -1,4 +1,4 @@
-//! Opens the data that a configuration names: files, folders, text.
+//! Opening of the data in a configuration: files, folders, text.
 
 use std::path::PathBuf;
 

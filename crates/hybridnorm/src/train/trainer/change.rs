@@ -10,13 +10,13 @@ use crate::train::history;
 use crate::train::segments::Segment;
 
 impl Trainer {
-    /// Continues with another configuration, as a process that resumes the run at the current step would. Adds a
+    /// Continues with a changed configuration, as a process would that resumes the run at the current step. Adds a
     /// segment that records the change.
     ///
     /// # Errors
-    /// If the configuration is not valid, or the run cannot continue with it (another model, other data or data order,
-    /// another optimizer kind), a step would exceed memory or its budget, or the history cannot be written. `[log]`
-    /// must not change either.
+    /// If the configuration is not valid, or the run cannot continue with it (different model, data, data order or
+    /// optimizer kind), a step would exceed memory or its budget, or the history cannot be written. `[log]` must not
+    /// change either.
     pub fn set_config(&mut self, config: Config) -> Result<()> {
         check_config(&config)?;
         resume::check_same_run(&self.config, &config, &self.files.run)?;

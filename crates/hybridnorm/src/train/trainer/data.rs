@@ -9,7 +9,7 @@ use crate::model::Model;
 use crate::train::config::Config;
 use crate::train::sources::{self, DataCoverage, Sources};
 
-/// Training batches from the run's position on, validation data, and facts about both.
+/// Training batches from the data cursor on, validation data, and the coverage and tokenizer of both.
 pub(super) struct RunData {
     pub(super) stream: BatchStream,
     pub(super) validation: Option<TokenDataset>,

@@ -26,7 +26,7 @@ impl Trainer {
         }
     }
 
-    /// Dumps the state after step `step`, in which `found` is not finite; returns the error.
+    /// Dumps the state after step `step`; `found` describes the non-finite value. Returns the error.
     pub(super) fn divergence_after(&mut self, step: u64, found: String) -> Result<Error> {
         let batch = self.next_micro_batch()?;
         Ok(self.divergence_at(step, batch, found))

@@ -16,7 +16,7 @@ use crate::train::run_directory;
 use crate::train::run_directory_guard::RunDirectoryGuard;
 use crate::train::segments::{self, Segment};
 
-/// The run directory, as far as this process writes it.
+/// Files of the run directory that this process writes.
 pub(super) struct RunFiles {
     pub(super) run: PathBuf,
     /// Segments of the run; the last one belongs to this process.
@@ -57,7 +57,7 @@ impl RunFiles {
         }
     }
 
-    /// Writes the files that are due before the first step, once.
+    /// Writes the initial files before the first step, once.
     pub(super) fn write_initial(
         &mut self,
         config: &Config,
@@ -109,7 +109,7 @@ impl RunFiles {
         }
     }
 
-    /// Starts a segment with another configuration.
+    /// Starts a segment with a changed configuration.
     pub(super) fn start_segment(&mut self, segment: Segment, config: &Config) -> Result<()> {
         self.segments.push(segment);
         if let Some(initial) = &mut self.pending {
@@ -125,8 +125,8 @@ impl RunFiles {
         self.last_saved == Some(step)
     }
 
-    /// Writes the checkpoint of a step, which is complete once it has its name, then removes old ones. All records
-    /// up to the step reach the disk first.
+    /// Writes the checkpoint of a step atomically, then removes old ones. All records up to the step are synced to disk
+    /// before.
     pub(super) fn save(
         &mut self,
         contents: Contents<'_, State>,
@@ -139,7 +139,7 @@ impl RunFiles {
             metrics.sync()?;
         }
         recorder.sync()?;
-        // The directory entries of both as well.
+        // Also the directory entries of both.
         files::sync_parent(&self.run.join(Metrics::FILE))?;
         let path = checkpoint::step_path(&self.run, step);
         match files::exists(&path)? {

@@ -21,9 +21,9 @@ use crate::placement::Warning;
 pub(super) struct InitialModel {
     pub(super) model: Model,
     pub(super) warnings: Vec<Warning>,
-    /// Fingerprint of the checkpoint that the weights are from, in a run that does not resume it.
+    /// Fingerprint of the checkpoint that the weights were loaded from; `None` for random weights and resumed runs.
     pub(super) weights_from: Option<String>,
-    /// Parameters that the checkpoint of a branch does not have.
+    /// Parameters that are missing in the checkpoint that the run branches off from.
     pub(super) new_parameters: Vec<String>,
 }
 
@@ -104,8 +104,8 @@ impl InitialModel {
         let trained = from.config()?.max_seq_len;
         if config.train.seq_len > trained {
             on_event(Event::Note(format!(
-                "train.seq_len = {} exceeds max_seq_len = {trained} of the model in {}, which has not been trained on \
-                 later positions",
+                "train.seq_len = {} exceeds max_seq_len = {trained} of the model in {}, which was not trained on \
+                 positions beyond it",
                 config.train.seq_len,
                 from.path().display()
             )));
@@ -175,8 +175,8 @@ pub(super) fn check_memory(config: &Config, model: &ModelConfig) -> Result<()> {
     )
 }
 
-/// Returns the names of the parameters whose rows have the same meaning in both models. With different heads, the
-/// parameters of attention do not, even if their shapes are equal.
+/// Returns the names of the parameters whose rows have the same meaning in both models. With different numbers of
+/// heads, those of attention do not, even if their shapes are equal.
 fn parameters_with_same_layout(from: &ModelConfig, to: &ModelConfig) -> Result<BTreeSet<String>> {
     let [from_registry, to_registry] = [Decoder::new(from)?, Decoder::new(to)?];
     let heads = |config: &ModelConfig| (config.n_heads, config.n_kv_heads, config.mla);

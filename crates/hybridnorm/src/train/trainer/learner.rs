@@ -7,9 +7,9 @@ use crate::train::optimizer::{Optimizer, OptimizerConfig};
 use crate::train::schedule::Schedule;
 use crate::train::step::{StepOutcome, StepShape, TrainingStep};
 
-/// Inverse of the fraction of a step's tokens whose activations are sampled.
+/// Reciprocal of the fraction of a step's tokens for which activations are sampled.
 const SAMPLED_ONE_IN: usize = 8;
-/// Fewest positions of a sampled sequence: attention over fewer is not representative.
+/// Minimum number of positions of a sampled sequence: attention over fewer is not representative.
 const MIN_SAMPLED_POSITIONS: usize = 32;
 
 /// Model and optimizer. A step is [`Learner::plan`] (once), [`Learner::forward_backward`], [`Learner::update`].
@@ -25,7 +25,7 @@ pub(super) struct Learner {
 pub(super) struct Passes {
     /// Ids of the step's instances.
     pub(super) instances: Vec<u64>,
-    /// The micro-batch with the largest loss, which is dumped if something is wrong.
+    /// The micro-batch with the largest loss, for a dump after a spike or a non-finite value.
     pub(super) max_loss_batch: Batch,
     /// Activations of the first micro-batch, if requested.
     pub(super) activations: Option<Vec<BlockActivationStats>>,
@@ -46,10 +46,10 @@ impl Learner {
         self.schedule.lr(step as usize)
     }
 
-    /// Continues with other settings of the optimizer and the schedule; the next step is replanned.
+    /// Changes the settings of the optimizer and the schedule; the next step is replanned.
     ///
     /// # Errors
-    /// If the settings require another state of the optimizer.
+    /// If the optimizer kind differs, since its moments do.
     pub(super) fn reconfigure(
         &mut self,
         config: OptimizerConfig,
@@ -61,8 +61,8 @@ impl Learner {
         Ok(())
     }
 
-    /// Plans the programs of a step and allocates their memory, unless that is done. With `evaluates`, an
-    /// evaluation that does not fit into memory is refused here, before the first step.
+    /// Plans the programs of a step and allocates their memory, unless already done. With `evaluates`, also those of an
+    /// evaluation, so that one that does not fit into memory fails before the first step.
     pub(super) fn plan(&mut self, shape: StepShape, evaluates: bool) -> Result<()> {
         if self.programs.is_some() {
             return Ok(());
@@ -164,8 +164,8 @@ impl Learner {
         parameter.or_else(|| self.optimizer.first_non_finite(&self.model))
     }
 
-    /// Returns activations for about one in [`SAMPLED_ONE_IN`] tokens of a step of `sequences`: whole sequences of
-    /// its first micro-batch, or the beginning of one where there are fewer sequences than that.
+    /// Returns activations for about one in [`SAMPLED_ONE_IN`] tokens of a step of `sequences`: whole sequences of its
+    /// first micro-batch, or the beginning of one if a step has fewer than [`SAMPLED_ONE_IN`] sequences.
     fn sample_activations(
         &mut self,
         batch: &Batch,

@@ -5,7 +5,7 @@ use crate::train::metrics::{Metrics, RouterMetrics};
 use crate::train::recorder::Weights;
 use crate::train::step::StepOutcome;
 
-/// Returns the metrics of step `step`, without its throughput. `tokens` counts those of all steps so far.
+/// Returns the metrics of step `step`, without its throughput. `tokens` is the number of tokens trained on so far.
 pub(super) fn metrics(step: u64, lr: f64, tokens: u64, outcome: &StepOutcome) -> Metrics {
     let (loss, objective) = (outcome.losses.cross_entropy, outcome.losses.objective);
     Metrics {
@@ -43,7 +43,7 @@ pub(super) fn non_finite(metrics: &Metrics) -> Option<(String, Weights)> {
     (!update_norm.is_finite()).then_some((found, Weights::After))
 }
 
-/// Replaces the routing of a sampled part of a step by that of the whole step, block by block.
+/// Replaces the router statistics of the sampled tokens by those of the whole step, for every block.
 pub(super) fn replace_routing(
     activations: &mut [BlockActivationStats],
     routing: Vec<RouterStatistics>,

@@ -45,13 +45,14 @@ impl Trainer {
         Self::open_with(config, run, start, &options, device, on_event)
     }
 
-    /// Prepares a run as [`Trainer::open`] does, on tokens of the caller instead of those of `[data]`, of which only
-    /// `order` has an effect. A run is resumed with the tokens that it was started with; [`lab::replay`](crate::lab)
-    /// cannot replay it, since its configuration names no data.
+    /// Prepares a run as [`Trainer::open`] does, but on the caller's tokens instead of those of `[data]`; of that
+    /// section only `order` has an effect. A run is resumed with the tokens that it was started with;
+    /// [`lab::replay`](crate::lab) cannot replay it, since its configuration names no data.
     ///
     /// # Errors
     /// As [`Trainer::open`]; [`Error::NoEffect`] if `[data]` sets anything but the order; [`Error::Conflict`] if the
-    /// tokens are in sequences of another length than `train.seq_len`, or those of validation fill none.
+    /// sequence length of the tokens differs from `train.seq_len`, or the validation tokens are fewer than one
+    /// sequence.
     pub fn open_on(
         config: Config,
         sources: Sources,
@@ -81,7 +82,7 @@ impl Trainer {
         if config.data != effective {
             return Err(Error::no_effect(
                 "[data]",
-                " but for its order: the run is opened on tokens",
+                ", except its order: the run is opened on in-memory tokens",
             ));
         }
         check_sequences(&config, &sources)?;
@@ -148,7 +149,7 @@ impl Trainer {
         }
         segments.push(segment);
         let initial_files = InitialFiles {
-            // A file with equal values may be hand-written, with comments: it is kept.
+            // A file with equal values is kept: it may be hand-written and contain comments.
             writes_config: written.as_ref() != Some(&config),
             resumed: start_point.is_resumed().then_some(state.step),
             resumes_after_kill: options.restart_purpose.is_none(),
@@ -167,13 +168,13 @@ impl Trainer {
     }
 }
 
-/// Checks a configuration, which was not checked before if it was built in Rust.
+/// Checks a configuration: one that was built in Rust has not been checked before.
 pub(super) fn check_config(config: &Config) -> Result<()> {
     let checked = config.check();
     checked.map_err(|error| config.origin.prefix_error(error))
 }
 
-/// Checks that tokens of the caller are in sequences of `train.seq_len`.
+/// Checks that the sequence length of the caller's tokens is `train.seq_len`.
 fn check_sequences(config: &Config, sources: &Sources) -> Result<()> {
     let expected = config.train.seq_len;
     let sets = [Some(&sources.train), sources.validation.as_ref()];
@@ -212,11 +213,11 @@ fn open_sources(
 fn open_sources(_: &Config, _: &StartPoint, _: &mut dyn FnMut(Event<'_>)) -> Result<Sources> {
     Err(Error::missing(
         "data",
-        ": reading the paths of [data] needs the feature `data` of the crate; open the run on tokens",
+        ": reading the paths in [data] requires the crate feature `data`; open the run on in-memory tokens instead",
     ))
 }
 
-/// Reports the use of the data, and notes on them.
+/// Reports the coverage of the data, and notes on them.
 fn report_sources(config: &Config, sources: &Sources, on_event: &mut dyn FnMut(Event<'_>)) {
     for note in &sources.notes {
         on_event(Event::Note(note.clone()));
@@ -244,7 +245,8 @@ fn check_optimizer(
     }
     if model_config.placement.unit_weights && config.optimizer.weight_decay > 0.0 {
         on_event(Event::Note(
-            "with unit weights, weight decay only shortens updates; nGPT uses optimizer.weight_decay = 0"
+            "with unit weights, weight decay does not shrink the weights, which are renormalized after every step, \
+             and only scales the effective updates; nGPT uses optimizer.weight_decay = 0"
                 .into(),
         ));
     }

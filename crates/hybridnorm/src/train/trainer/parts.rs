@@ -220,7 +220,7 @@ pub enum Start {
 pub struct OpenOptions {
     /// Locking of the run directory.
     pub locking: Locking,
-    /// Purpose of a run that is replaced by the next run for the same purpose unless it is finished. A file in the
+    /// Purpose of the run. Unless finished, the run is replaced by the next one with the same purpose. A file in the
     /// directory marks it as unfinished until [`Trainer::mark_finished`](super::Trainer::mark_finished).
     pub restart_purpose: Option<String>,
 }

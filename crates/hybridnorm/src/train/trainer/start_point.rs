@@ -1,4 +1,4 @@
-//! Start of a run: fresh, resumed, or branched off another one.
+//! Start of a run: fresh, resumed, or branched off from another run.
 
 use std::path::Path;
 
@@ -64,7 +64,7 @@ impl StartPoint {
             true => Config::load(&path, &[]).map(Some),
             false if self.is_resumed() => Err(Error::format(
                 path,
-                "missing: the configuration of the run is unknown",
+                "is missing, but resuming requires the configuration of the run",
             )),
             false => Ok(None),
         }

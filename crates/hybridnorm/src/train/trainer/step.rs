@@ -10,7 +10,7 @@ use crate::train::metrics::Metrics;
 use crate::train::recorder::Weights;
 
 impl Trainer {
-    /// Does one optimizer step.
+    /// Runs one optimizer step.
     ///
     /// # Errors
     /// See [`Trainer::run`].
@@ -71,7 +71,7 @@ impl Trainer {
         ))
     }
 
-    /// Moves the state of the run to the end of a step.
+    /// Updates the state of the run after a step.
     fn advance(&mut self, metrics: &Metrics) {
         self.state.step = metrics.step;
         self.state.tokens = metrics.tokens;
