@@ -227,7 +227,8 @@ fn relu(x: f32) -> f32 {
 mod tests {
     use super::*;
     use crate::testing::{
-        Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64, to_f64,
+        Rng, assert_all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64,
+        to_f64,
     };
     use proptest::prelude::*;
 
@@ -267,7 +268,7 @@ mod tests {
             let (x, dy) = (rng.normal(n * act.inputs(f)), rng.normal(n * f));
             let mut y = vec![f32::NAN; n * f];
             forward(act, &x, &mut y, f);
-            all_close(&y, &naive(act, &to_f64(&x), f), 1e-6);
+            assert_all_close(&y, &naive(act, &to_f64(&x), f), 1e-6);
             let (mut dx, mut again) = (vec![f32::NAN; x.len()], dy.clone());
             backward(act, &x, &mut again, &mut dx, f);
             prop_assert_eq!(again, y);

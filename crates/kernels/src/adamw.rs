@@ -77,8 +77,8 @@ pub fn step(a: &AdamW, parameters: &mut [ParameterState]) -> Vec<ParameterNorms>
     }
     // All parameters in one parallel loop, so that a small one does not wait for threads separately.
     let norms = parameters.par_iter_mut().map(|parameter| {
-        let changed = StepCoefficients::new(a, parameter.weight_decay).apply_all(parameter);
-        ParameterNorms::from(changed)
+        let squares = StepCoefficients::new(a, parameter.weight_decay).apply_all(parameter);
+        ParameterNorms::from(squares)
     });
     norms.collect()
 }
@@ -121,7 +121,7 @@ struct StepCoefficients {
     one_minus_beta1: f32,
     one_minus_beta2: f32,
     step_size: f32,
-    root_correction: f32,
+    sqrt_bias_correction2: f32,
     eps: f32,
 }
 
@@ -135,7 +135,7 @@ impl StepCoefficients {
             one_minus_beta1: (1.0 - a.beta1) as f32,
             one_minus_beta2: (1.0 - a.beta2) as f32,
             step_size: (a.lr / f64::from(a.bias_correction1)) as f32,
-            root_correction: f64::from(a.bias_correction2).sqrt() as f32,
+            sqrt_bias_correction2: f64::from(a.bias_correction2).sqrt() as f32,
             eps: a.eps as f32,
         }
     }
@@ -169,7 +169,7 @@ impl StepCoefficients {
                 let g = g * self.clip_coefficient;
                 *m = self.beta1 * *m + self.one_minus_beta1 * g;
                 *v = self.beta2 * *v + self.one_minus_beta2 * g * g;
-                let denominator = v.sqrt() / self.root_correction + self.eps;
+                let denominator = v.sqrt() / self.sqrt_bias_correction2 + self.eps;
                 let new = *p * self.decay_factor - self.step_size * *m / denominator;
                 *update = new - *p;
                 *p = new;
@@ -195,7 +195,9 @@ pub fn sum_squares(x: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Rng, all_close, assert_bit_identical_for_any_thread_count, to_f64};
+    use crate::testing::{
+        Rng, assert_all_close, assert_bit_identical_for_any_thread_count, to_f64,
+    };
     use proptest::prelude::*;
 
     fn at_step(t: i32, clip_coefficient: f32) -> AdamW {
@@ -267,11 +269,11 @@ mod tests {
                 let before = model.p.clone();
                 let norms = model.step(&a, &gradients);
                 for i in 0..lens.len() {
-                    let length = |x: &[f32]| to_f64(x).iter().map(|v| v * v).sum::<f64>().sqrt();
+                    let norm = |x: &[f32]| to_f64(x).iter().map(|v| v * v).sum::<f64>().sqrt();
                     let moved: Vec<f32> = before[i].iter().zip(&model.p[i]).map(|(b, p)| p - b).collect();
                     let ParameterNorms { update, value } = norms[i];
-                    prop_assert!((update - length(&moved)).abs() <= 1e-10 * update);
-                    prop_assert!((value - length(&before[i])).abs() <= 1e-10 * value);
+                    prop_assert!((update - norm(&moved)).abs() <= 1e-10 * update);
+                    prop_assert!((value - norm(&before[i])).abs() <= 1e-10 * value);
                 }
                 for i in 0..lens.len() {
                     for j in 0..lens[i] {
@@ -287,15 +289,15 @@ mod tests {
                 }
             }
             for i in 0..lens.len() {
-                all_close(&model.p[i], &p64[i], 1e-6);
-                all_close(&model.m[i], &m64[i], 1e-6);
-                all_close(&model.v[i], &v64[i], 1e-6);
+                assert_all_close(&model.p[i], &p64[i], 1e-6);
+                assert_all_close(&model.m[i], &m64[i], 1e-6);
+                assert_all_close(&model.v[i], &v64[i], 1e-6);
             }
         }
     }
 
     #[test]
-    fn clipping_gives_a_norm_and_leaves_shorter_gradients() {
+    fn clipping_limits_the_norm_and_leaves_smaller_gradients_unchanged() {
         assert_eq!(clip_coefficient(0.0, 1e30), 1.0);
         assert_eq!(clip_coefficient(0.7, 0.69), 1.0);
         assert_eq!(clip_coefficient(0.7, 0.0), 1.0);

@@ -75,10 +75,10 @@ pub struct AttentionConfig {
 /// ```
 pub fn forward(a: &AttentionConfig, qkv: &[f32], ctx: &mut [f32], lse: &mut [f32]) {
     a.check_packed("attention::forward", qkv, ctx, lse);
-    forward::attend(a, &a.packed(qkv, None), 0, ctx, lse);
+    forward::attend(a, &a.packed_layout(qkv, None), 0, ctx, lse);
 }
 
-/// Computes [`forward`] with `p` applied to the projection `qkv`: rows are normalized and rotated when
+/// Computes [`forward`] with `transform` applied to the projection `qkv`: rows are normalized and rotated when
 /// attention reads them, and never stored.
 ///
 /// # Panics
@@ -86,14 +86,14 @@ pub fn forward(a: &AttentionConfig, qkv: &[f32], ctx: &mut [f32], lse: &mut [f32
 /// If a norm spans several heads, see [`QkvTransform::is_per_head`], or values are not as wide as keys.
 pub fn forward_transformed(
     a: &AttentionConfig,
-    p: &BoundQkvTransform,
+    transform: &BoundQkvTransform,
     qkv: &[f32],
     ctx: &mut [f32],
     lse: &mut [f32],
 ) {
     a.check_packed("attention::forward_transformed", qkv, ctx, lse);
-    a.check_transform("attention::forward_transformed", p);
-    forward::attend(a, &a.packed(qkv, Some(p)), 0, ctx, lse);
+    a.check_transform("attention::forward_transformed", transform);
+    forward::attend(a, &a.packed_layout(qkv, Some(transform)), 0, ctx, lse);
 }
 
 /// Computes attention of new queries to a key/value cache, for generation.
@@ -120,9 +120,9 @@ pub fn cached(
         row_stride,
         past + a.seq,
     );
-    let packed = a.packed(qkv, None);
+    let packed = a.packed_layout(qkv, None);
     let layout = QkvLayout {
-        keys: cache,
+        kv: cache,
         per_sequence: capacity,
         row_stride,
         key: HeadOffsets {
@@ -227,13 +227,13 @@ impl AttentionConfig {
         );
     }
 
-    fn check_transform(&self, name: &str, p: &BoundQkvTransform) {
+    fn check_transform(&self, name: &str, transform: &BoundQkvTransform) {
         let QkvTransform {
             heads,
             kv_heads,
             head_dim,
             ..
-        } = *p.spec();
+        } = *transform.spec();
         assert_eq!(
             (heads, kv_heads, head_dim),
             (self.heads, self.kv_heads, self.head_dim),
@@ -244,16 +244,19 @@ impl AttentionConfig {
             "{name}: a fused transform requires value_dim = head_dim"
         );
         assert!(
-            p.positions() >= self.seq,
+            transform.positions() >= self.seq,
             "{name}: the RoPE table has {} positions, expected at least {}",
-            p.positions(),
+            transform.positions(),
             self.seq
         );
-        assert!(p.spec().is_per_head(), "{name}: a norm spans several heads");
+        assert!(
+            transform.spec().is_per_head(),
+            "{name}: a norm spans several heads"
+        );
     }
 
     /// Returns the layout of queries, keys and values in one packed projection.
-    fn packed<'a>(
+    fn packed_layout<'a>(
         &self,
         qkv: &'a [f32],
         transform: Option<&'a BoundQkvTransform<'a>>,
@@ -261,7 +264,7 @@ impl AttentionConfig {
         QkvLayout {
             queries: qkv,
             query_stride: self.packed_width(),
-            keys: qkv,
+            kv: qkv,
             per_sequence: self.seq,
             row_stride: self.packed_width(),
             key: HeadOffsets {
@@ -287,7 +290,7 @@ struct QkvLayout<'a> {
     /// Rows that start with the queries, and their stride.
     queries: &'a [f32],
     query_stride: usize,
-    keys: &'a [f32],
+    kv: &'a [f32],
     /// Key/value rows per sequence, their stride, and the offsets of keys and values in a row.
     per_sequence: usize,
     row_stride: usize,
@@ -329,7 +332,7 @@ impl<'a> QkvLayout<'a> {
         let start = sequence * self.per_sequence * self.row_stride;
         let head = |layout: HeadOffsets, packed_head: usize| HeadRows {
             rows: Rows {
-                data: &self.keys[start + layout.first + kv_head * layout.step..],
+                data: &self.kv[start + layout.first + kv_head * layout.step..],
                 stride: self.row_stride,
             },
             packed_head: packed_head + kv_head,

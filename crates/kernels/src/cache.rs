@@ -56,8 +56,8 @@ pub fn append(a: &Append, rows: &[f32], past: usize, cache: &mut [f32]) {
         })
         .for_each(|(cache, rows)| {
             let pairs = cache.chunks_exact_mut(columns);
-            for (kept, row) in pairs.zip(rows.chunks_exact(width)) {
-                kept.copy_from_slice(&row[first_column..][..columns]);
+            for (cached, row) in pairs.zip(rows.chunks_exact(width)) {
+                cached.copy_from_slice(&row[first_column..][..columns]);
             }
         });
 }
@@ -68,7 +68,7 @@ mod tests {
     use crate::testing::Rng;
 
     #[test]
-    fn rows_lie_behind_those_of_the_past() {
+    fn rows_are_appended_after_the_past_ones() {
         for (batch, new, past, capacity) in [(1, 1, 0, 1), (2, 3, 4, 9), (3, 700, 5, 705)] {
             let a = Append {
                 batch,
@@ -81,7 +81,7 @@ mod tests {
             let before = rng.normal(batch * capacity * a.columns);
             let mut cache = before.clone();
             append(&a, &rows, past, &mut cache);
-            for (i, (kept, before)) in cache.iter().zip(before).enumerate() {
+            for (i, (cached, before)) in cache.iter().zip(before).enumerate() {
                 let (row, column) = (i / a.columns, i % a.columns);
                 let (sequence, position) = (row / capacity, row % capacity);
                 let expected = match position.checked_sub(past) {
@@ -90,14 +90,14 @@ mod tests {
                     }
                     _ => before,
                 };
-                assert_eq!(*kept, expected);
+                assert_eq!(*cached, expected);
             }
         }
     }
 
     #[test]
     #[should_panic(expected = "cache::append: 4 past and new rows exceed the capacity 3")]
-    fn a_full_cache_is_refused() {
+    fn append_beyond_the_capacity_is_rejected() {
         let a = Append {
             batch: 2,
             width: 5,

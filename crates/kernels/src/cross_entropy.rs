@@ -92,7 +92,7 @@ pub fn loss(
     for ((x, targets), rows) in chunks.zip(rows.chunks_mut(chunk)) {
         let logits = spec.logits(x, w, targets.len(), logits);
         let each = spec.rows_of(logits).zip(targets).zip(rows);
-        each.for_each(|((z, &target), row)| *row = spec.reduce(z, target));
+        each.for_each(|((z, &target), row)| *row = spec.row_loss(z, target));
     }
     if let Some(nll) = nll {
         assert_eq!(nll.len(), rows.len(), "cross_entropy::loss: nll is not (n)");
@@ -143,7 +143,7 @@ pub fn loss_and_gradients(
         let n = targets.len();
         let logits = spec.logits(x, w, n, logits);
         let each = spec.rows_of(logits).zip(targets).zip(rows);
-        each.for_each(|((z, &target), row)| *row = spec.reduce_to_gradient(z, target));
+        each.for_each(|((z, &target), row)| *row = spec.row_loss_and_gradient(z, target));
         let (rows, strides) = ((width, 1), (row_stride(vocab), 1));
         let scale = spec.logit_scale;
         matmul(
@@ -155,11 +155,11 @@ pub fn loss_and_gradients(
 }
 
 /// Computes the loss of given logits (n, vocab); scale and cap of the spec are not applied.
-pub fn loss_of_logits(spec: &LossSpec, logits: &[f32], targets: &[i32]) -> LossSums {
-    spec.check_targets("cross_entropy::loss_of_logits", targets);
+pub fn loss_from_logits(spec: &LossSpec, logits: &[f32], targets: &[i32]) -> LossSums {
+    spec.check_targets("cross_entropy::loss_from_logits", targets);
     let mut rows = vec![RowLoss::default(); targets.len()];
     let each = logits.par_chunks(spec.vocab).zip(targets).zip(&mut rows);
-    each.for_each(|((z, &target), row)| *row = reduce(z, target));
+    each.for_each(|((z, &target), row)| *row = row_loss(z, target));
     LossSums::of(&rows)
 }
 
@@ -169,7 +169,7 @@ pub fn logits_backward(spec: &LossSpec, logits: &mut [f32], targets: &[i32], ups
     spec.check_targets("cross_entropy::logits_backward", targets);
     let each = logits.par_chunks_mut(spec.vocab).zip(targets);
     each.for_each(|(z, &target)| {
-        spec.reduce_with_gradient(z, target);
+        spec.uncapped_loss_and_gradient(z, target);
         z.iter_mut().for_each(|z| *z *= upstream);
     });
 }
@@ -177,13 +177,13 @@ pub fn logits_backward(spec: &LossSpec, logits: &mut [f32], targets: &[i32], ups
 /// Result for one row.
 #[derive(Clone, Copy, Default)]
 struct RowLoss {
-    counted: bool,
-    log_sum: f64,
+    has_target: bool,
+    log_sum_exp: f64,
     cross_entropy: f64,
 }
 
 /// Computes the loss of a row from its logits.
-fn reduce(z: &[f32], target: i32) -> RowLoss {
+fn row_loss(z: &[f32], target: i32) -> RowLoss {
     let Ok(target) = usize::try_from(target) else {
         return RowLoss::default();
     };
@@ -199,20 +199,20 @@ fn reduce(z: &[f32], target: i32) -> RowLoss {
             (largest, total)
         },
     );
-    let log_sum = f64::from(largest) + total.ln();
+    let log_sum_exp = f64::from(largest) + total.ln();
     RowLoss {
-        counted: true,
-        log_sum,
-        cross_entropy: log_sum - f64::from(z[target]),
+        has_target: true,
+        log_sum_exp,
+        cross_entropy: log_sum_exp - f64::from(z[target]),
     }
 }
 
 impl LossSums {
     fn of(rows: &[RowLoss]) -> Self {
         let mut sums = LossSums::default();
-        for row in rows.iter().filter(|row| row.counted) {
+        for row in rows.iter().filter(|row| row.has_target) {
             sums.cross_entropy += row.cross_entropy;
-            sums.z += row.log_sum * row.log_sum;
+            sums.z += row.log_sum_exp * row.log_sum_exp;
             sums.tokens += 1;
         }
         sums
@@ -260,12 +260,12 @@ impl LossSpec {
     /// Returns an upper bound on the bytes that [`loss`] and [`loss_and_gradients`] of `rows` rows allocate.
     pub fn workspace(&self, rows: usize) -> usize {
         let n = rows.min(self.rows_per_chunk());
-        let products = [
+        let matmuls = [
             (n, self.vocab, self.width),
             (n, self.width, self.vocab),
             (ENTRIES.min(self.vocab), self.width, n),
         ];
-        let packed = products.map(|(m, n, k)| gemm::workspace(m, n, k));
+        let packed = matmuls.map(|(m, n, k)| gemm::workspace(m, n, k));
         packed.into_iter().max().unwrap_or(0) + rows * size_of::<RowLoss>()
     }
 
@@ -294,7 +294,7 @@ impl LossSpec {
     }
 
     /// Applies the soft cap to the logits `z` of a row and computes their loss.
-    fn reduce(&self, z: &mut [f32], target: i32) -> RowLoss {
+    fn row_loss(&self, z: &mut [f32], target: i32) -> RowLoss {
         if let Some(cap) = self.softcap {
             dispatch(
                 #[inline(always)]
@@ -303,12 +303,12 @@ impl LossSpec {
                 },
             );
         }
-        reduce(z, target)
+        row_loss(z, target)
     }
 
     /// Computes the loss of a row without a soft cap and replaces its logits by their gradient; the log-sum-exp and the
     /// gradient share the exponentials.
-    fn reduce_with_gradient(&self, z: &mut [f32], target: i32) -> RowLoss {
+    fn uncapped_loss_and_gradient(&self, z: &mut [f32], target: i32) -> RowLoss {
         let Ok(target) = usize::try_from(target) else {
             z.fill(0.0);
             return RowLoss::default();
@@ -325,8 +325,8 @@ impl LossSpec {
                 (largest, total)
             },
         );
-        let log_sum = f64::from(largest) + total.ln();
-        let weight = self.gradient_weight(log_sum) / total;
+        let log_sum_exp = f64::from(largest) + total.ln();
+        let weight = self.gradient_weight(log_sum_exp) / total;
         let weight = weight as f32;
         dispatch(
             #[inline(always)]
@@ -334,19 +334,19 @@ impl LossSpec {
         );
         z[target] -= 1.0 / self.divisor;
         RowLoss {
-            counted: true,
-            log_sum,
-            cross_entropy: log_sum - logit,
+            has_target: true,
+            log_sum_exp,
+            cross_entropy: log_sum_exp - logit,
         }
     }
 
     /// Computes the loss of a row from its logits before the soft cap, and replaces them by their gradient.
-    fn reduce_to_gradient(&self, z: &mut [f32], target: i32) -> RowLoss {
+    fn row_loss_and_gradient(&self, z: &mut [f32], target: i32) -> RowLoss {
         match self.softcap {
-            None => self.reduce_with_gradient(z, target),
+            None => self.uncapped_loss_and_gradient(z, target),
             Some(cap) => {
-                let row = self.reduce(z, target);
-                self.logits_gradient(z, target, row.log_sum, cap);
+                let row = self.row_loss(z, target);
+                self.logits_gradient(z, target, row.log_sum_exp, cap);
                 row
             }
         }
@@ -381,23 +381,23 @@ impl LossSpec {
     }
 
     /// Returns the factor on the probabilities in the gradient.
-    fn gradient_weight(&self, log_sum: f64) -> f64 {
-        (1.0 + 2.0 * f64::from(self.z_loss) * log_sum) / f64::from(self.divisor)
+    fn gradient_weight(&self, log_sum_exp: f64) -> f64 {
+        (1.0 + 2.0 * f64::from(self.z_loss) * log_sum_exp) / f64::from(self.divisor)
     }
 
     /// Replaces the logits of a row, capped at `cap`, by the gradient with respect to `logit_scale * w x`.
-    fn logits_gradient(&self, z: &mut [f32], target: i32, log_sum: f64, cap: f32) {
+    fn logits_gradient(&self, z: &mut [f32], target: i32, log_sum_exp: f64, cap: f32) {
         let Ok(target) = usize::try_from(target) else {
             return z.fill(0.0);
         };
-        let (weight, log_sum) = (self.gradient_weight(log_sum) as f32, log_sum as f32);
+        let (weight, log_sum_exp) = (self.gradient_weight(log_sum_exp) as f32, log_sum_exp as f32);
         let derivative = |z: f32| 1.0 - (z / cap) * (z / cap);
         let at_target = derivative(z[target]);
         dispatch(
             #[inline(always)]
             || {
                 for z in z.iter_mut() {
-                    *z = weight * exp_bounded(*z - log_sum) * derivative(*z);
+                    *z = weight * exp_bounded(*z - log_sum_exp) * derivative(*z);
                 }
             },
         );

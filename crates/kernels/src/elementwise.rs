@@ -269,7 +269,8 @@ fn check_width(name: &str, x: &[f32], s: &[f32], repeat: usize) -> usize {
 mod tests {
     use super::*;
     use crate::testing::{
-        Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64, to_f64,
+        Rng, assert_all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64,
+        to_f64,
     };
     use proptest::prelude::*;
 
@@ -290,7 +291,7 @@ mod tests {
             let (x, s, dy) = (rng.normal(len), rng.normal(count), rng.normal(len));
             let mut y = vec![f32::NAN; len];
             scale_columns(&x, &s, repeat, &mut y);
-            all_close(&y, &naive(&to_f64(&x), &to_f64(&s), repeat), 1e-6);
+            assert_all_close(&y, &naive(&to_f64(&x), &to_f64(&s), repeat), 1e-6);
             let (mut dx, mut ds) = (vec![f32::NAN; len], vec![f32::NAN; count]);
             scale_columns_backward(&x, &s, repeat, &dy, &mut dx, &mut ds);
             check_gradient(|x| dot_f64(&naive(x, &to_f64(&s), repeat), &dy), &x, &dx, 1e-5);

@@ -98,7 +98,8 @@ fn width(name: &str, ids: &[i32], table: &[f32], rows: &[f32]) -> Option<usize> 
 mod tests {
     use super::*;
     use crate::testing::{
-        Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64, to_f64,
+        Rng, assert_all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64,
+        to_f64,
     };
     use proptest::prelude::*;
 
@@ -117,7 +118,7 @@ mod tests {
             let (w, dy) = (rng.normal(v * d), rng.normal(n * d));
             let mut y = vec![f32::NAN; n * d];
             forward(&ids, &w, &mut y);
-            all_close(&y, &naive(&ids, &to_f64(&w), d), 0.0);
+            assert_all_close(&y, &naive(&ids, &to_f64(&w), d), 0.0);
             let mut dw = vec![f32::NAN; v * d];
             backward(&ids, &dy, &mut dw);
             check_gradient(|w| dot_f64(&naive(&ids, w, d), &dy), &w, &dw, 1e-5);
@@ -146,7 +147,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "id 5 is not in 0..3")]
-    fn an_unknown_id_is_refused() {
+    fn id_out_of_range_is_rejected() {
         forward(&[5], &[0.0; 6], &mut [0.0; 2]);
     }
 }

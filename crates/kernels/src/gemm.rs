@@ -136,7 +136,7 @@ fn has_distinct_elements(rows: usize, columns: usize, strides: (usize, usize)) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Rng, all_close, assert_bit_identical_for_any_thread_count};
+    use crate::testing::{Rng, assert_all_close, assert_bit_identical_for_any_thread_count};
     use proptest::prelude::*;
 
     #[derive(Debug, Clone, Copy)]
@@ -190,7 +190,7 @@ mod tests {
             matmul(
                 m, n, k, &a, sa, &b, sb, &mut c, sc, alpha, accumulate, parallel,
             );
-            all_close(&c, &want, 1e-5);
+            assert_all_close(&c, &want, 1e-5);
         }
     }
 
@@ -221,20 +221,20 @@ mod tests {
                 let (a, b) = (rng.normal(m * k), rng.normal(k * n));
                 let sa = layout(m, k, transposed, 0);
                 let sb = layout(k, n, !transposed, 0);
-                let product = |parallel: bool| {
+                let run = |parallel: bool| {
                     let mut c = vec![1.0; m * n];
                     matmul(m, n, k, &a, sa, &b, sb, &mut c, (n, 1), 0.3, true, parallel);
                     c
                 };
-                assert_bit_identical_for_any_thread_count(|| product(true));
-                assert_eq!(product(true), product(false));
+                assert_bit_identical_for_any_thread_count(|| run(true));
+                assert_eq!(run(true), run(false));
             }
         }
     }
 
     #[test]
     #[should_panic(expected = "matmul: b of shape")]
-    fn a_short_slice_is_refused() {
+    fn slice_that_is_too_short_is_rejected() {
         matmul(
             2,
             2,
@@ -253,7 +253,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "elements of c overlap")]
-    fn an_overlapping_output_is_refused() {
+    fn overlapping_output_is_rejected() {
         matmul(
             2,
             2,

@@ -179,7 +179,8 @@ fn check_lengths(name: &str, n: usize, x: &[f32], w: &[f32], inputs: usize, outp
 mod tests {
     use super::*;
     use crate::testing::{
-        Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64, to_f64,
+        Rng, assert_all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64,
+        to_f64,
     };
     use proptest::prelude::*;
 
@@ -198,7 +199,7 @@ mod tests {
             let (x, w, dy) = (rng.normal(n * i), rng.normal(o * i), rng.normal(n * o));
             let mut y = vec![f32::NAN; n * o];
             forward(&x, &w, &mut y, i, o);
-            all_close(&y, &naive(&to_f64(&x), &to_f64(&w), i), 1e-5);
+            assert_all_close(&y, &naive(&to_f64(&x), &to_f64(&w), i), 1e-5);
             let mut dx = vec![f32::NAN; n * i];
             backward_input(&dy, &w, &mut dx, i, o);
             check_gradient(|x| dot_f64(&naive(x, &to_f64(&w), i), &dy), &x, &dx, 1e-5);
@@ -214,7 +215,7 @@ mod tests {
         let (x, w) = (rng.normal(130), rng.normal(130 * 700));
         let mut y = vec![0.0; 700];
         forward(&x, &w, &mut y, 130, 700);
-        all_close(&y, &naive(&to_f64(&x), &to_f64(&w), 130), 1e-5);
+        assert_all_close(&y, &naive(&to_f64(&x), &to_f64(&w), 130), 1e-5);
     }
 
     #[test]

@@ -394,7 +394,7 @@ fn multiply_transposed(x: &[PanelRow], n: usize, out: &mut [f32]) {
                             data: x[panel * inner..][..inner].as_flattened(),
                             stride: PANEL,
                         },
-                        left: LhsLayout::ColumnMajor,
+                        a_layout: LhsLayout::ColumnMajor,
                         m: c.len() / n,
                         b: x,
                         inner,
@@ -445,7 +445,7 @@ fn multiply(x: &[f32], right: &[PanelRow], n: usize, out: &mut [f32]) {
                 let end = n.min(start + INNER);
                 PackedMatmul {
                     a: Rows { data, stride: n },
-                    left: LhsLayout::RowMajor,
+                    a_layout: LhsLayout::RowMajor,
                     m: data.len() / n,
                     b: right,
                     inner: n,

@@ -98,7 +98,7 @@ pub(crate) enum LhsLayout {
 pub(crate) struct PackedMatmul<'a> {
     /// Left operand, (m, inner).
     pub(crate) a: Rows<'a>,
-    pub(crate) left: LhsLayout,
+    pub(crate) a_layout: LhsLayout,
     pub(crate) m: usize,
     /// Right operand, (inner, n), packed.
     pub(crate) b: &'a [PanelRow],
@@ -130,12 +130,12 @@ impl PackedMatmul<'_> {
     }
 }
 
-struct Run<'a, N> {
+struct Run<'a, F> {
     matmul: PackedMatmul<'a>,
-    active: N,
+    active: F,
 }
 
-impl<N: Fn(Range<usize>) -> ActiveRegion> SimdKernel for Run<'_, N> {
+impl<F: Fn(Range<usize>) -> ActiveRegion> SimdKernel for Run<'_, F> {
     type Output = ();
 
     #[inline(always)]
@@ -149,7 +149,7 @@ impl<N: Fn(Range<usize>) -> ActiveRegion> SimdKernel for Run<'_, N> {
     }
 }
 
-impl<N: Fn(Range<usize>) -> ActiveRegion> Run<'_, N> {
+impl<F: Fn(Range<usize>) -> ActiveRegion> Run<'_, F> {
     /// Iterates over blocks of `M` rows and `P` panels, with smaller ones at the edges.
     #[inline(always)]
     fn blocks<S: Simd, const V: usize, const M: usize, const P: usize>(mut self, simd: S) {
@@ -202,7 +202,7 @@ impl<N: Fn(Range<usize>) -> ActiveRegion> Run<'_, N> {
         let stride = matmul.a.stride;
         // Accumulators are indexed by constants only; otherwise they would not stay in registers.
         let mut sums = [[[simd.splat_f32s(0.0); V]; P]; M];
-        match matmul.left {
+        match matmul.a_layout {
             LhsLayout::RowMajor => {
                 let a = &matmul.a.data[row * stride..];
                 let mut rows: [&[f32]; M] = [&[]; M];
@@ -288,14 +288,14 @@ impl PackedMatmul<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Rng, all_close};
+    use crate::testing::{Rng, assert_all_close};
     use proptest::prelude::*;
     use std::cell::Cell;
 
     /// Runs with the block sizes of AVX-512 on any machine.
-    struct Pairs<'a, N>(Run<'a, N>);
+    struct Avx512Blocks<'a, F>(Run<'a, F>);
 
-    impl<N: Fn(Range<usize>) -> ActiveRegion> SimdKernel for Pairs<'_, N> {
+    impl<F: Fn(Range<usize>) -> ActiveRegion> SimdKernel for Avx512Blocks<'_, F> {
         type Output = ();
 
         fn run<S: Simd, const V: usize>(self, simd: S) {
@@ -333,19 +333,19 @@ mod tests {
             first in 0usize..8, seed in any::<u64>(),
         ) {
             let mut rng = Rng::new(seed);
-            let (left, stride) = match by_column {
+            let (a_layout, stride) = match by_column {
                 true => (LhsLayout::ColumnMajor, m + padding),
                 false => (LhsLayout::RowMajor, inner + padding),
             };
             let mut a = rng.normal(m.max(inner) * stride);
             // Row i has nonzero terms up to inner index first + i.
-            let seen = |i: usize| (first + i + 1).min(inner);
+            let active_inner = |i: usize| (first + i + 1).min(inner);
             for i in 0..m {
-                for l in seen(i)..inner {
+                for l in active_inner(i)..inner {
                     a[if by_column { l * stride + i } else { i * stride + l }] = 0.0;
                 }
             }
-            let a_at = |i: usize, l: usize| match left {
+            let a_at = |i: usize, l: usize| match a_layout {
                 LhsLayout::RowMajor => a[i * stride + l],
                 LhsLayout::ColumnMajor => a[l * stride + i],
             };
@@ -362,10 +362,10 @@ mod tests {
             let before = rng.normal(m * (n + padding));
             let want = naive([m, n, inner], a_at, b_at, &before, accumulate);
             let mut found = [before.clone(), before];
-            for (pairs, c) in [false, true].into_iter().zip(&mut found) {
+            for (avx512_blocks, c) in [false, true].into_iter().zip(&mut found) {
                 let matmul = PackedMatmul {
                     a: Rows { data: &a, stride },
-                    left,
+                    a_layout,
                     m,
                     b: &packed,
                     inner,
@@ -375,15 +375,15 @@ mod tests {
                     accumulate,
                 };
                 let active = |rows: Range<usize>| ActiveRegion {
-                    inner: 0..seen(rows.end - 1),
+                    inner: 0..active_inner(rows.end - 1),
                     columns: n,
                 };
-                match pairs {
+                match avx512_blocks {
                     false => matmul.run(active),
-                    true => run_simd(Pairs(Run { matmul, active })),
+                    true => run_simd(Avx512Blocks(Run { matmul, active })),
                 }
             }
-            all_close(&found[0], &want, 1e-5);
+            assert_all_close(&found[0], &want, 1e-5);
             prop_assert_eq!(&found[0], &found[1]);
         }
     }
@@ -393,14 +393,14 @@ mod tests {
         let b = vec![[1.0; PANEL]; 3 * 2];
         let cases = [(0, 0), (9, 16), (17, 32), (33, 40), (40, 40)];
         let cases = cases.into_iter().flat_map(|c| [(c, false), (c, true)]);
-        for ((active, written), pairs) in cases {
+        for ((active, written), avx512_blocks) in cases {
             let mut c = vec![-1.0; 7 * 40];
             let matmul = PackedMatmul {
                 a: Rows {
                     data: &[1.0; 14],
                     stride: 2,
                 },
-                left: LhsLayout::RowMajor,
+                a_layout: LhsLayout::RowMajor,
                 m: 7,
                 b: &b,
                 inner: 2,
@@ -420,9 +420,9 @@ mod tests {
                     40
                 },
             };
-            match pairs {
+            match avx512_blocks {
                 false => matmul.run(active),
-                true => run_simd(Pairs(Run { matmul, active })),
+                true => run_simd(Avx512Blocks(Run { matmul, active })),
             }
             assert!((1..7).contains(&first.get()));
             for (i, row) in c.chunks(40).enumerate() {

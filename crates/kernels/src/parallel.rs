@@ -7,12 +7,12 @@ pub(crate) const ELEMENTS: usize = 16 * 1024;
 const MAX_CHUNKS: usize = 128;
 
 /// Minimum number of elements per chunk.
-const MIN_VALUES: usize = 4 * 1024;
+const MIN_ELEMENTS: usize = 4 * 1024;
 
 /// Returns the rows per chunk for `rows` rows of `width` values; at least 1.
 pub(crate) fn rows_per_chunk(rows: usize, width: usize) -> usize {
     rows.div_ceil(MAX_CHUNKS)
-        .max(MIN_VALUES.div_ceil(width.max(1)))
+        .max(MIN_ELEMENTS.div_ceil(width.max(1)))
 }
 
 /// Sums partial gradients, each as long as `total`, in order.

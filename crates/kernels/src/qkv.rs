@@ -216,14 +216,14 @@ impl<'a> BoundQkvTransform<'a> {
 
 /// Computes `out` from `qkv`, both (batch * t, (heads + 2 kv_heads) * head_dim) with rows
 /// `[q heads | k heads | v heads]`; row r is at position `r % t`.
-pub fn forward(p: &BoundQkvTransform, qkv: &[f32], out: &mut [f32]) {
-    p.check_rows("qkv::forward", qkv);
+pub fn forward(transform: &BoundQkvTransform, qkv: &[f32], out: &mut [f32]) {
+    transform.check_rows("qkv::forward", qkv);
     assert_eq!(
         out.len(),
         qkv.len(),
         "qkv::forward: out is not as long as qkv"
     );
-    let width = p.spec.width();
+    let width = transform.spec.width();
     let chunk = rows_per_chunk(qkv.len() / width, width);
     let size = chunk * width;
     out.par_chunks_mut(size)
@@ -231,7 +231,7 @@ pub fn forward(p: &BoundQkvTransform, qkv: &[f32], out: &mut [f32]) {
         .enumerate()
         .for_each(|(c, (out, qkv))| {
             run_simd(Forward {
-                p,
+                transform,
                 first: c * chunk,
                 qkv,
                 out,
@@ -240,7 +240,7 @@ pub fn forward(p: &BoundQkvTransform, qkv: &[f32], out: &mut [f32]) {
 }
 
 struct Forward<'a> {
-    p: &'a BoundQkvTransform<'a>,
+    transform: &'a BoundQkvTransform<'a>,
     /// Index of the first row.
     first: usize,
     qkv: &'a [f32],
@@ -252,13 +252,13 @@ impl SimdKernel for Forward<'_> {
 
     #[inline(always)]
     fn run<S: Simd, const V: usize>(self, simd: S) {
-        let (spec, width) = (&self.p.spec, self.p.spec.width());
+        let (spec, width) = (&self.transform.spec, self.transform.spec.width());
         let mut scratch = Scratch::new(spec);
         let rows = self.qkv.chunks_exact(width);
         let rows = rows.zip(self.out.chunks_exact_mut(width));
         for (r, (x, y)) in (self.first..).zip(rows) {
-            let cos_sin = self.p.cos_sin(r % self.p.positions());
-            for s in &self.p.segments {
+            let cos_sin = self.transform.cos_sin(r % self.transform.positions());
+            for s in &self.transform.segments {
                 let (x, y) = (&x[s.range.clone()], &mut y[s.range.clone()]);
                 forward_segment::<S, V>(simd, spec, s, x, cos_sin, y, &mut scratch);
             }
@@ -269,13 +269,13 @@ impl SimdKernel for Forward<'_> {
 /// Computes the gradients of [`forward`]: `dqkv` from `dout`, both shaped like `qkv`, and those of the
 /// parameters of the q, k and v norms.
 pub fn backward(
-    p: &BoundQkvTransform,
+    transform: &BoundQkvTransform,
     qkv: &[f32],
     dout: &[f32],
     dqkv: &mut [f32],
     dparams: [&mut [f32]; 3],
 ) {
-    p.check_rows("qkv::backward", qkv);
+    transform.check_rows("qkv::backward", qkv);
     assert_eq!(
         dout.len(),
         qkv.len(),
@@ -286,7 +286,7 @@ pub fn backward(
         qkv.len(),
         "qkv::backward: dqkv is not as long as qkv"
     );
-    let width = p.spec.width();
+    let width = transform.spec.width();
     let chunk = rows_per_chunk(qkv.len() / width, width);
     let size = chunk * width;
     let partials: Vec<[Vec<f32>; 3]> = dqkv
@@ -295,7 +295,7 @@ pub fn backward(
         .enumerate()
         .map(|(c, (dqkv, (qkv, dout)))| {
             run_simd(Backward {
-                p,
+                transform,
                 first: c * chunk,
                 qkv,
                 dout,
@@ -307,7 +307,7 @@ pub fn backward(
 }
 
 struct Backward<'a> {
-    p: &'a BoundQkvTransform<'a>,
+    transform: &'a BoundQkvTransform<'a>,
     /// Index of the first row.
     first: usize,
     qkv: &'a [f32],
@@ -321,15 +321,15 @@ impl SimdKernel for Backward<'_> {
 
     #[inline(always)]
     fn run<S: Simd, const V: usize>(self, simd: S) -> [Vec<f32>; 3] {
-        let (spec, width) = (&self.p.spec, self.p.spec.width());
-        let mut grads = self.p.zero_gradients();
+        let (spec, width) = (&self.transform.spec, self.transform.spec.width());
+        let mut grads = self.transform.zero_gradients();
         let mut scratch = Scratch::new(spec);
         let inputs = self.qkv.chunks_exact(width);
         let inputs = inputs.zip(self.dout.chunks_exact(width));
         let rows = inputs.zip(self.dqkv.chunks_exact_mut(width));
         for (r, ((x, dy), dx)) in (self.first..).zip(rows) {
-            let cos_sin = self.p.cos_sin(r % self.p.positions());
-            for (s, grads) in self.p.segments.iter().zip(&mut grads) {
+            let cos_sin = self.transform.cos_sin(r % self.transform.positions());
+            for (s, grads) in self.transform.segments.iter().zip(&mut grads) {
                 let (x, dy) = (&x[s.range.clone()], &dy[s.range.clone()]);
                 let dx = &mut dx[s.range.clone()];
                 backward_segment::<S, V>(simd, spec, s, x, cos_sin, dy, dx, grads, &mut scratch);

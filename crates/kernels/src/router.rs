@@ -234,7 +234,7 @@ pub fn losses(r: &Router, logits: &[f32], load: &[i32]) -> AuxiliaryLosses {
     if n == 0 {
         return AuxiliaryLosses::default();
     }
-    let factors = r.balance_factors(n, load);
+    let factors = r.load_balancing_factors(n, load);
     let chunks = logits.par_chunks(rows_per_chunk(n, r.experts) * r.experts);
     let partials: Vec<AuxiliaryLosses> = chunks
         .map(|logits| {
@@ -277,8 +277,8 @@ fn add_losses(
     scratch.copy_from_slice(logits);
     let largest = max(logits);
     let exponentials = map_sum(scratch, |l| exp(l - largest));
-    let log_sum = f64::from(largest) + f64::from(exponentials).ln();
-    sums.z += log_sum * log_sum;
+    let log_sum_exp = f64::from(largest) + f64::from(exponentials).ln();
+    sums.z += log_sum_exp * log_sum_exp;
     match r.scoring {
         Scoring::Softmax => {
             let total = f64::from(exponentials);
@@ -312,16 +312,16 @@ pub fn losses_backward(
     r: &Router,
     logits: &[f32],
     load: &[i32],
-    dbalance: f32,
+    dload_balancing: f32,
     dz: f32,
     dlogits: &mut [f32],
 ) {
     let n = r.check("router::losses_backward", logits);
     r.check_load("router::losses_backward: load", load);
     r.check_logits("router::losses_backward: dlogits", n, dlogits.len());
-    let mut factors = r.balance_factors(n, load);
+    let mut factors = r.load_balancing_factors(n, load);
     for factor in &mut factors {
-        *factor *= dbalance / n as f32;
+        *factor *= dload_balancing / n as f32;
     }
     let dz = 2.0 * dz / n as f32;
     let chunk = rows_per_chunk(n, r.experts) * r.experts;
@@ -355,8 +355,8 @@ fn losses_backward_row(
     dlogits.copy_from_slice(logits);
     let largest = max(logits);
     let total = map_sum(dlogits, |l| exp(l - largest));
-    let log_sum = f64::from(largest) + f64::from(total).ln();
-    let z_derivative = dz * log_sum as f32;
+    let log_sum_exp = f64::from(largest) + f64::from(total).ln();
+    let z_derivative = dz * log_sum_exp as f32;
     match scoring {
         Scoring::Softmax => {
             let mean = dot(dlogits, factors) / total;
@@ -451,7 +451,7 @@ impl Router {
     }
 
     /// Returns `E load_e / (n k)`, which is 1 for uniform load.
-    fn balance_factors(&self, n: usize, load: &[i32]) -> Vec<f32> {
+    fn load_balancing_factors(&self, n: usize, load: &[i32]) -> Vec<f32> {
         let scale = self.experts as f64 / (n as f64 * self.top_k as f64);
         let factor = |&load: &i32| (scale * f64::from(load)) as f32;
         load.iter().map(factor).collect()

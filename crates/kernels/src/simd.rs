@@ -70,7 +70,7 @@ pub(crate) fn vectors_mut<S: Simd, const V: usize>(chunk: &mut Chunk) -> &mut [S
 
 /// Sums the numbers of a chunk, adding the first and the second half until one is left.
 #[inline(always)]
-pub(crate) fn total<S: Simd, const V: usize>(simd: S, mut chunk: [S::f32s; V]) -> f32 {
+pub(crate) fn horizontal_sum<S: Simd, const V: usize>(simd: S, mut chunk: [S::f32s; V]) -> f32 {
     let mut count = V;
     while count > 1 {
         count /= 2;
@@ -190,7 +190,7 @@ impl<const N: usize> SimdKernel for Dots<'_, N> {
         }
         let mut totals = [0.0; N];
         for i in 0..N {
-            totals[i] = total(simd, sums[i]);
+            totals[i] = horizontal_sum(simd, sums[i]);
             for (x, y) in x_tail.iter().zip(rows[i].1) {
                 totals[i] = x.mul_add(*y, totals[i]);
             }
@@ -234,7 +234,7 @@ impl<const M: usize, const N: usize> SimdKernel for DotProducts<'_, M, N> {
         let mut totals = [[0.0; N]; M];
         for j in 0..M {
             for i in 0..N {
-                totals[j][i] = total(simd, sums[j][i]);
+                totals[j][i] = horizontal_sum(simd, sums[j][i]);
                 for l in width - width % LANES..width {
                     totals[j][i] = self.x[j][l].mul_add(self.rows[i][l], totals[j][i]);
                 }
@@ -344,7 +344,7 @@ fn largest_or_nan(lanes: &[f32; LANES]) -> f32 {
 
 /// Returns the largest value, or NaN if one is; negative infinity for an empty slice.
 #[inline(always)]
-pub(crate) fn nan_max(x: &[f32]) -> f32 {
+pub(crate) fn max_or_nan(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (chunks, tail) = x.as_chunks::<LANES>();
     for chunk in chunks {
@@ -380,7 +380,7 @@ pub(crate) fn sum_squares_f64(x: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Rng, close};
+    use crate::testing::{Rng, assert_close};
 
     #[test]
     fn reductions_match_double_precision_at_every_length() {
@@ -389,17 +389,17 @@ mod tests {
             let x = rng.normal(len);
             let y = rng.normal(len);
             let exact: f64 = x.iter().map(|&v| f64::from(v).powi(2)).sum();
-            close(sum(&x, |v| v * v), exact, 1e-5);
-            close(sum_squares_f64(&x) as f32, exact, 1e-6);
+            assert_close(sum(&x, |v| v * v), exact, 1e-5);
+            assert_close(sum_squares_f64(&x) as f32, exact, 1e-6);
             let exact: f64 = x
                 .iter()
                 .zip(&y)
                 .map(|(&a, &b)| f64::from(a) * f64::from(b))
                 .sum();
-            close(dot(&x, &y), exact, 1e-5);
+            assert_close(dot(&x, &y), exact, 1e-5);
             let products = dots(&x, [&y, &y]);
             for product in products {
-                close(product, exact, 1e-5);
+                assert_close(product, exact, 1e-5);
             }
             let twice = || DotProducts {
                 x: [&x, &x],
@@ -409,17 +409,17 @@ mod tests {
             assert_eq!(twice().run::<_, LANES>(pulp::Scalar), [products; 2]);
             let largest = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             assert_eq!(max(&x), largest);
-            assert_eq!(nan_max(&x), largest);
+            assert_eq!(max_or_nan(&x), largest);
             for at in [0, len / 2, len.saturating_sub(1)] {
                 let mut broken = x.clone();
                 if let Some(x) = broken.get_mut(at) {
                     *x = f32::NAN;
-                    assert!(nan_max(&broken).is_nan());
+                    assert!(max_or_nan(&broken).is_nan());
                 }
             }
             let mut doubled = x.clone();
             let total = map_sum(&mut doubled, |v| 2.0 * v);
-            close(total, x.iter().map(|&v| 2.0 * f64::from(v)).sum(), 1e-5);
+            assert_close(total, x.iter().map(|&v| 2.0 * f64::from(v)).sum(), 1e-5);
             assert!(doubled.iter().zip(&x).all(|(d, v)| *d == 2.0 * v));
         }
     }

@@ -19,7 +19,7 @@ impl SplitMix64 {
     }
 
     /// Returns a uniform number in [-1, 1) with 24 random bits.
-    pub fn symmetric(&mut self) -> f32 {
+    pub fn uniform_symmetric(&mut self) -> f32 {
         (self.next_u64() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
     }
 

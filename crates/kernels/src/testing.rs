@@ -35,7 +35,7 @@ pub(crate) fn to_f64(x: &[f32]) -> Vec<f64> {
 
 /// Asserts |got - want| <= tolerance * max(1, |want|).
 #[track_caller]
-pub(crate) fn close(got: f32, want: f64, tolerance: f64) {
+pub(crate) fn assert_close(got: f32, want: f64, tolerance: f64) {
     let error = (f64::from(got) - want).abs();
     assert!(
         error <= tolerance * want.abs().max(1.0),
@@ -45,7 +45,7 @@ pub(crate) fn close(got: f32, want: f64, tolerance: f64) {
 
 /// Asserts |got - want| <= tolerance * max(0.25, max |want|) for every element.
 #[track_caller]
-pub(crate) fn all_close(got: &[f32], want: &[f64], tolerance: f64) {
+pub(crate) fn assert_all_close(got: &[f32], want: &[f64], tolerance: f64) {
     assert_eq!(got.len(), want.len(), "lengths differ");
     let scale = want.iter().fold(0.25f64, |m, v| m.max(v.abs()));
     for (i, (&g, &w)) in got.iter().zip(want).enumerate() {
@@ -60,7 +60,12 @@ pub(crate) fn all_close(got: &[f32], want: &[f64], tolerance: f64) {
 /// Compares a gradient with central differences of an `f64` function: every coordinate of a small input,
 /// otherwise a sample of coordinates and of random directions, which involve all coordinates.
 #[track_caller]
-pub(crate) fn check_gradient(f: impl Fn(&[f64]) -> f64, x: &[f32], gradient: &[f32], tol: f64) {
+pub(crate) fn check_gradient(
+    f: impl Fn(&[f64]) -> f64,
+    x: &[f32],
+    gradient: &[f32],
+    tolerance: f64,
+) {
     const STEP: f64 = 1e-5;
     assert_eq!(
         x.len(),
@@ -94,7 +99,7 @@ pub(crate) fn check_gradient(f: impl Fn(&[f64]) -> f64, x: &[f32], gradient: &[f
         let want = along(&[(i, 1.0)]);
         let error = (f64::from(gradient[i]) - want).abs();
         assert!(
-            error <= tol * scale,
+            error <= tolerance * scale,
             "gradient {i}: got {}, want {want}",
             gradient[i]
         );
@@ -113,7 +118,7 @@ pub(crate) fn check_gradient(f: impl Fn(&[f64]) -> f64, x: &[f32], gradient: &[f
             .sum();
         let size = scale * (x.len() as f64).sqrt();
         assert!(
-            (got - want).abs() <= tol * size,
+            (got - want).abs() <= tolerance * size,
             "direction: got {got}, want {want}"
         );
     }

@@ -5,8 +5,8 @@ use crate::simd::{dispatch, sum_squares_f64};
 use rayon::prelude::*;
 
 /// Divides every row of `w` (n, `columns`) by its Euclidean norm; zero rows are unchanged.
-pub fn rows(w: &mut [f32], columns: usize) {
-    let n = check("unit::rows", w, columns);
+pub fn normalize_rows(w: &mut [f32], columns: usize) {
+    let n = check("unit::normalize_rows", w, columns);
     let chunk = rows_per_chunk(n, columns) * columns;
     w.par_chunks_mut(chunk).for_each(|w| {
         dispatch(
@@ -24,8 +24,8 @@ pub fn rows(w: &mut [f32], columns: usize) {
 }
 
 /// Divides every column of `w` (n, `columns`) by its Euclidean norm; zero columns are unchanged.
-pub fn columns(w: &mut [f32], columns: usize) {
-    let n = check("unit::columns", w, columns);
+pub fn normalize_columns(w: &mut [f32], columns: usize) {
+    let n = check("unit::normalize_columns", w, columns);
     let chunk = rows_per_chunk(n, columns) * columns;
     let partials: Vec<Vec<f64>> = w
         .par_chunks(chunk)
@@ -91,7 +91,9 @@ fn check(name: &str, w: &[f32], columns: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Rng, all_close, assert_bit_identical_for_any_thread_count, to_f64};
+    use crate::testing::{
+        Rng, assert_all_close, assert_bit_identical_for_any_thread_count, to_f64,
+    };
     use proptest::prelude::*;
 
     /// Normalizes every row, or every column, by definition.
@@ -110,8 +112,8 @@ mod tests {
 
     fn both(w: &[f32], width: usize) -> [Vec<f32>; 2] {
         let (mut by_row, mut by_column) = (w.to_vec(), w.to_vec());
-        rows(&mut by_row, width);
-        columns(&mut by_column, width);
+        normalize_rows(&mut by_row, width);
+        normalize_columns(&mut by_column, width);
         [by_row, by_column]
     }
 
@@ -121,8 +123,8 @@ mod tests {
         fn matches_the_reference(n in 0usize..300, width in 1usize..70) {
             let w = Rng::new(71).normal(n * width);
             let [by_row, by_column] = both(&w, width);
-            all_close(&by_row, &naive(&to_f64(&w), width, true), 1e-7);
-            all_close(&by_column, &naive(&to_f64(&w), width, false), 1e-7);
+            assert_all_close(&by_row, &naive(&to_f64(&w), width, true), 1e-7);
+            assert_all_close(&by_column, &naive(&to_f64(&w), width, false), 1e-7);
         }
     }
 
@@ -135,12 +137,12 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_and_the_largest_numbers_have_a_length() {
+    fn extreme_magnitudes_are_normalized() {
         for size in [1e-42, 1e-30, 1e30, 1e38] {
             let [by_row, by_column] = both(&[size, -size, size, size], 2);
             let want = [1.0, -1.0, 1.0, 1.0].map(|sign| sign * 0.5f64.sqrt());
-            all_close(&by_row, &want, 1e-7);
-            all_close(&by_column, &want, 1e-7);
+            assert_all_close(&by_row, &want, 1e-7);
+            assert_all_close(&by_column, &want, 1e-7);
         }
     }
 

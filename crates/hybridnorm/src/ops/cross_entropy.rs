@@ -132,7 +132,7 @@ impl Operation for CrossEntropy {
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
-        let sums = cross_entropy::loss_of_logits(&self.0, io.read(0), io.ints(1));
+        let sums = cross_entropy::loss_from_logits(&self.0, io.read(0), io.ints(1));
         write(&self.0, &sums, io);
     }
 }

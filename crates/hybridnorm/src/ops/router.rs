@@ -152,13 +152,13 @@ impl Operation for RouterLosses {
     }
 
     fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
-        let [dbalance, dz] = [0, 1].map(|loss| at.gradient_of(loss));
-        if dbalance.is_none() && dz.is_none() {
+        let [dload_balancing, dz] = [0, 1].map(|loss| at.gradient_of(loss));
+        if dload_balancing.is_none() && dz.is_none() {
             return vec![None; 2];
         }
-        let [dbalance, dz] =
-            [dbalance, dz].map(|d| d.unwrap_or_else(|| fill(at.graph(), 0.0, Type::f32([1]))));
-        let inputs = [at.input(0), at.input(1), dbalance, dz];
+        let [dload_balancing, dz] = [dload_balancing, dz]
+            .map(|d| d.unwrap_or_else(|| fill(at.graph(), 0.0, Type::f32([1]))));
+        let inputs = [at.input(0), at.input(1), dload_balancing, dz];
         let [dlogits] = at.graph().op(RouterLossesGrad(self.0), &inputs);
         vec![Some(dlogits), None]
     }
@@ -208,7 +208,7 @@ impl Operation for RouterLossesGrad {
 
     fn reference(&self, io: &mut Io<'_, f64>) {
         let (r, logits, dlogits) = (&self.0, io.read(0), io.write());
-        let (dbalance, dz) = (io.read(2)[0], io.read(3)[0]);
+        let (dload_balancing, dz) = (io.read(2)[0], io.read(3)[0]);
         let load = Dispatch::new(r.layout(), io.ints(1)).load();
         let n = (logits.len() / r.experts) as f64;
         let tokens = logits.chunks(r.experts).zip(dlogits.chunks_mut(r.experts));
@@ -223,7 +223,7 @@ impl Operation for RouterLossesGrad {
             let total: f64 = scores.iter().sum();
             let dp = load
                 .iter()
-                .map(|&load| dbalance * relative_load(r, load, n) / n);
+                .map(|&load| dload_balancing * relative_load(r, load, n) / n);
             let dp: Vec<f64> = dp.collect();
             // p = score / total, and the total depends on every score.
             let common: f64 = scores.iter().zip(&dp).map(|(s, dp)| s / total * dp).sum();
@@ -234,9 +234,9 @@ impl Operation for RouterLossesGrad {
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
         let (logits, dlogits) = (io.read(0), io.write());
-        let (dbalance, dz) = (io.read(2)[0], io.read(3)[0]);
+        let (dload_balancing, dz) = (io.read(2)[0], io.read(3)[0]);
         let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
-        router::losses_backward(&self.0, logits, dispatch.load(), dbalance, dz, dlogits);
+        router::losses_backward(&self.0, logits, dispatch.load(), dload_balancing, dz, dlogits);
     }
 }
 

@@ -48,7 +48,9 @@ impl TestInput {
 /// Returns pseudorandom numbers between -1 and 1.
 pub(crate) fn numbers(seed: u64, n: usize) -> Vec<f64> {
     let mut random = SplitMix64::new(seed);
-    (0..n).map(|_| f64::from(random.symmetric())).collect()
+    (0..n)
+        .map(|_| f64::from(random.uniform_symmetric()))
+        .collect()
 }
 
 /// Returns an input of numbers between -1 and 1, whose gradient is checked.

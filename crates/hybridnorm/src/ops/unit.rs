@@ -75,7 +75,7 @@ impl Operation for UnitRows {
     }
 
     fn cpu(&self, io: &mut Io<'_, f32>) {
-        unit::rows(io.write(), self.columns);
+        unit::normalize_rows(io.write(), self.columns);
     }
 }
 
@@ -114,7 +114,7 @@ impl Operation for UnitColumns {
         let mut rest = io.write();
         for rows in &self.rows {
             let (matrix, others) = rest.split_at_mut(rows * self.columns);
-            unit::columns(matrix, self.columns);
+            unit::normalize_columns(matrix, self.columns);
             rest = others;
         }
     }

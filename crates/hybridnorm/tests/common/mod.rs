@@ -154,7 +154,7 @@ impl Random {
 
     /// Returns a number between −1 and 1.
     pub fn uniform(&mut self) -> f32 {
-        self.0.symmetric()
+        self.0.uniform_symmetric()
     }
 
     pub fn ids(&mut self, n: usize) -> Vec<i32> {

@@ -22,7 +22,7 @@ pub fn backward(
     dqkv: &mut [f32],
 ) {
     let inputs = Inputs {
-        layout: a.packed(qkv, None),
+        layout: a.packed_layout(qkv, None),
         ctx,
         lse,
         dctx,
@@ -38,7 +38,7 @@ pub fn backward(
 )]
 pub fn backward_transformed(
     a: &AttentionConfig,
-    p: &BoundQkvTransform,
+    transform: &BoundQkvTransform,
     qkv: &[f32],
     ctx: &[f32],
     lse: &[f32],
@@ -47,9 +47,9 @@ pub fn backward_transformed(
     dparams: [&mut [f32]; 3],
 ) {
     let name = "attention::backward_transformed";
-    a.check_transform(name, p);
+    a.check_transform(name, transform);
     let inputs = Inputs {
-        layout: a.packed(qkv, Some(p)),
+        layout: a.packed_layout(qkv, Some(transform)),
         ctx,
         lse,
         dctx,
@@ -140,8 +140,8 @@ fn split_gradient<'a>(a: &AttentionConfig, dqkv: &'a mut [f32]) -> Vec<GroupGrad
 
 struct BackwardScratch {
     /// Keys and values as right operands (head_dim, seq) and (value_dim, seq).
-    keys_by_channel: Vec<PanelRow>,
-    values_by_channel: Vec<PanelRow>,
+    keys_transposed: Vec<PanelRow>,
+    values_transposed: Vec<PanelRow>,
     /// Keys as right operands (keys of a tile, head_dim), tile after tile.
     keys: Vec<PanelRow>,
     /// Unpacked rows of a tile of keys or values.
@@ -159,7 +159,7 @@ struct BackwardScratch {
     dq: Vec<f32>,
     dk: Vec<f32>,
     dv: Vec<f32>,
-    by_row: head_rows::Scratch,
+    head_scratch: head_rows::Scratch,
 }
 
 /// Returns the bytes of a [`BackwardScratch`].
@@ -177,8 +177,8 @@ impl BackwardScratch {
         let (queries, keys) = (QUERY_TILE.min(seq), KEY_TILE.min(seq));
         let zero = [0.0; PANEL];
         BackwardScratch {
-            keys_by_channel: vec![zero; panels(seq) * d],
-            values_by_channel: vec![zero; panels(seq) * e],
+            keys_transposed: vec![zero; panels(seq) * d],
+            values_transposed: vec![zero; panels(seq) * e],
             keys: vec![zero; seq * panels(d)],
             rows: vec![0.0; keys * d.max(e)],
             q: vec![0.0; queries * d],
@@ -190,7 +190,7 @@ impl BackwardScratch {
             dq: vec![0.0; queries * d],
             dk: vec![0.0; seq * d],
             dv: vec![0.0; seq * e],
-            by_row: head_rows::Scratch::new(a.head_dim, layout.transform),
+            head_scratch: head_rows::Scratch::new(a.head_dim, layout.transform),
         }
     }
 
@@ -199,14 +199,14 @@ impl BackwardScratch {
         for start in (0..a.seq).step_by(KEY_TILE) {
             let n = KEY_TILE.min(a.seq - start);
             let data = &mut self.rows[..n * d];
-            k.load(d, start, data, &mut self.by_row);
+            k.load(d, start, data, &mut self.head_scratch);
             let rows = Rows { data, stride: d };
-            pack_transposed(rows, n, d, &mut self.keys_by_channel[start / PANEL * d..]);
+            pack_transposed(rows, n, d, &mut self.keys_transposed[start / PANEL * d..]);
             pack(rows, n, d, &mut self.keys[start * panels(d)..]);
             let data = &mut self.rows[..n * e];
-            v.load(e, start, data, &mut self.by_row);
+            v.load(e, start, data, &mut self.head_scratch);
             let rows = Rows { data, stride: e };
-            pack_transposed(rows, n, e, &mut self.values_by_channel[start / PANEL * e..]);
+            pack_transposed(rows, n, e, &mut self.values_transposed[start / PANEL * e..]);
         }
     }
 }
@@ -224,7 +224,7 @@ impl Inputs<'_> {
         let shared = a.heads / a.kv_heads;
         let first_row = group.batch * a.seq;
         let mut grads = match self.layout.transform {
-            Some(p) => p.zero_gradients(),
+            Some(transform) => transform.zero_gradients(),
             None => Default::default(),
         };
         let [k, v] = self.layout.keys_and_values(a, group.batch, group.kv_head);
@@ -256,7 +256,7 @@ impl Inputs<'_> {
                 let rows = rows.skip(query_head).step_by(shared).map(|row| &mut **row);
                 let dq = &mut scratch.dq[..n * d];
                 dq.iter_mut().for_each(|dq| *dq *= a.scale);
-                q.backward(d, first, dq, rows, &mut grads, &mut scratch.by_row);
+                q.backward(d, first, dq, rows, &mut grads, &mut scratch.head_scratch);
             }
         }
         if let Some(cap) = a.softcap {
@@ -267,7 +267,7 @@ impl Inputs<'_> {
             (k, d, &scratch.dk, gradient.k),
             (v, e, &scratch.dv, gradient.v),
         ] {
-            let scratch = &mut scratch.by_row;
+            let scratch = &mut scratch.head_scratch;
             head.backward(width, 0, dy, rows.into_iter(), &mut grads, scratch);
         }
         grads
@@ -334,7 +334,7 @@ fn backward_tile(a: &AttentionConfig, tile: &QueryTile, scratch: &mut BackwardSc
                     p[visible_keys..].fill(0.0);
                     ds[visible_keys..].fill(0.0);
                     let (p, ds) = (&mut p[..visible_keys], &mut ds[..visible_keys]);
-                    score_gradient(a.softcap, tile.lse[i], delta[i], p, ds);
+                    logit_gradient(a.softcap, tile.lse[i], delta[i], p, ds);
                 }
             },
         );
@@ -349,7 +349,7 @@ impl BackwardScratch {
     fn load_tile(&mut self, a: &AttentionConfig, tile: &QueryTile) {
         let (n, d, e) = (tile.lse.len(), a.head_dim, a.value_dim);
         let queries = &mut self.q[..n * d];
-        load_queries(a, &tile.q, tile.first, queries, &mut self.by_row);
+        load_queries(a, &tile.q, tile.first, queries, &mut self.head_scratch);
         for (i, row) in self.dctx.chunks_exact_mut(e).take(n).enumerate() {
             row.copy_from_slice(tile.dctx.row(i, e));
         }
@@ -386,15 +386,15 @@ impl BackwardScratch {
         let KeyTile { start, count, .. } = *keys;
         let tile_panels = start / PANEL..start / PANEL + panels(count);
         for (left, right, width, out) in [
-            (&self.q, &self.keys_by_channel, d, &mut self.p),
-            (&self.dctx, &self.values_by_channel, e, &mut self.ds),
+            (&self.q, &self.keys_transposed, d, &mut self.p),
+            (&self.dctx, &self.values_transposed, e, &mut self.ds),
         ] {
             PackedMatmul {
                 a: Rows {
                     data: left,
                     stride: width,
                 },
-                left: LhsLayout::RowMajor,
+                a_layout: LhsLayout::RowMajor,
                 m: n,
                 b: &right[tile_panels.start * width..tile_panels.end * width],
                 inner: width,
@@ -424,7 +424,7 @@ impl BackwardScratch {
                     data: &left[..n * count],
                     stride: count,
                 },
-                left: LhsLayout::ColumnMajor,
+                a_layout: LhsLayout::ColumnMajor,
                 m: count,
                 b: &right[..n * panels(width)],
                 inner: n,
@@ -450,7 +450,7 @@ impl BackwardScratch {
                 data: &self.ds[..n * count],
                 stride: count,
             },
-            left: LhsLayout::RowMajor,
+            a_layout: LhsLayout::RowMajor,
             m: n,
             b: tile_of(&self.keys, a.seq, start, d),
             inner: KEY_TILE.min(a.seq - start),
@@ -469,7 +469,7 @@ impl BackwardScratch {
 /// Replaces the dot products `q k` by probabilities (`p`), and the gradients of the probabilities by the gradients of
 /// the logits before the soft cap, without the factor `scale` (`ds`).
 #[inline(always)]
-fn score_gradient(softcap: Option<f32>, lse: f32, delta: f32, p: &mut [f32], ds: &mut [f32]) {
+fn logit_gradient(softcap: Option<f32>, lse: f32, delta: f32, p: &mut [f32], ds: &mut [f32]) {
     match softcap {
         None => {
             // One output per loop: a loop with both is not vectorized.

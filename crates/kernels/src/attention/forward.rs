@@ -105,7 +105,7 @@ struct Scratch {
     packed: usize,
     /// Unpacked rows of a tile.
     rows: Vec<f32>,
-    by_row: head_rows::Scratch,
+    head_scratch: head_rows::Scratch,
 }
 
 /// Returns the bytes of a [`Scratch`] with all keys and values of a sequence.
@@ -120,7 +120,7 @@ pub(super) fn scratch_bytes(a: &AttentionConfig) -> usize {
 impl Scratch {
     fn new(a: &AttentionConfig, layout: &QkvLayout) -> Self {
         Scratch {
-            by_row: head_rows::Scratch::new(a.head_dim, layout.transform),
+            head_scratch: head_rows::Scratch::new(a.head_dim, layout.transform),
             ..Scratch::default()
         }
     }
@@ -141,11 +141,11 @@ impl Scratch {
         for start in (0..visible).step_by(KEY_TILE) {
             let n = KEY_TILE.min(visible - start);
             let data = &mut self.rows[..n * d];
-            k.load(d, start, data, &mut self.by_row);
+            k.load(d, start, data, &mut self.head_scratch);
             let rows = Rows { data, stride: d };
             pack_transposed(rows, n, d, &mut self.keys[start / PANEL * d..]);
             let data = &mut self.rows[..n * e];
-            v.load(e, start, data, &mut self.by_row);
+            v.load(e, start, data, &mut self.head_scratch);
             let rows = Rows { data, stride: e };
             pack(rows, n, e, &mut self.values[start * panels(e)..]);
         }
@@ -183,7 +183,13 @@ fn attend_tile<'a>(
 ) {
     let (n, d, e) = (lse.len(), a.head_dim, a.value_dim);
     let visible = past + first + n;
-    load_queries(a, q, first, &mut scratch.q[..n * d], &mut scratch.by_row);
+    load_queries(
+        a,
+        q,
+        first,
+        &mut scratch.q[..n * d],
+        &mut scratch.head_scratch,
+    );
     scratch.largest.fill(f32::NEG_INFINITY);
     scratch.total.fill(0.0);
     for start in (0..visible).step_by(KEY_TILE) {
@@ -220,7 +226,7 @@ impl Scratch {
                 data: &self.q,
                 stride: d,
             },
-            left: LhsLayout::RowMajor,
+            a_layout: LhsLayout::RowMajor,
             m: n,
             b: &self.keys[start / PANEL * d..][..panels(count) * d],
             inner: d,
@@ -256,8 +262,8 @@ impl Scratch {
                     .zip(context.chunks_exact_mut(a.value_dim));
                 let sums = largest.iter_mut().zip(total.iter_mut());
                 for (i, ((row, context), (largest, total))) in rows.zip(sums).enumerate() {
-                    let (row, hidden) = row.split_at_mut(visible_keys(i));
-                    hidden.fill(0.0);
+                    let (row, masked) = row.split_at_mut(visible_keys(i));
+                    masked.fill(0.0);
                     if let Some(cap) = a.softcap {
                         map_sum(row, |u| cap * tanh(u));
                     }
@@ -289,7 +295,7 @@ impl Scratch {
                 data: &self.logits[..n * count],
                 stride: count,
             },
-            left: LhsLayout::RowMajor,
+            a_layout: LhsLayout::RowMajor,
             m: n,
             b: tile_of(&self.values, self.packed, start, e),
             inner: KEY_TILE.min(self.packed - start),

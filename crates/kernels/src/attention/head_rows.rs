@@ -30,9 +30,9 @@ pub(super) struct Scratch {
 impl Scratch {
     /// Creates the buffers; empty without a transform.
     pub(super) fn new(d: usize, transform: Option<&BoundQkvTransform>) -> Self {
-        transform.map_or_else(Self::default, |p| Self {
+        transform.map_or_else(Self::default, |transform| Self {
             prefetched: vec![0.0; PREFETCHED_ROWS * d],
-            steps: qkv::Scratch::new(p.spec()),
+            steps: qkv::Scratch::new(transform.spec()),
         })
     }
 }
@@ -105,13 +105,13 @@ impl SimdKernel for Load<'_> {
 
     #[inline(always)]
     fn run<S: Simd, const V: usize>(self, simd: S) {
-        let (p, head, d) = (self.transform, self.head, self.d);
+        let (transform, head, d) = (self.transform, self.head, self.d);
         let Scratch { prefetched, steps } = self.scratch;
         let starts = (self.first..).step_by(PREFETCHED_ROWS);
         for (start, out) in starts.zip(self.out.chunks_mut(PREFETCHED_ROWS * d)) {
             let prefetched = &mut prefetched[..out.len()];
             head.copy(d, start, prefetched);
-            p.transform_head::<S, V>(simd, head.packed_head, start, prefetched, out, steps);
+            transform.transform_head::<S, V>(simd, head.packed_head, start, prefetched, out, steps);
         }
     }
 }
@@ -133,14 +133,14 @@ impl<'b, I: Iterator<Item = &'b mut [f32]>> SimdKernel for HeadBackward<'_, I> {
 
     #[inline(always)]
     fn run<S: Simd, const V: usize>(mut self, simd: S) {
-        let (p, head, d) = (self.transform, self.head, self.d);
+        let (transform, head, d) = (self.transform, self.head, self.d);
         let Scratch { prefetched, steps } = self.scratch;
         let starts = (self.first..).step_by(PREFETCHED_ROWS);
         for (start, dy) in starts.zip(self.dy.chunks(PREFETCHED_ROWS * d)) {
             let prefetched = &mut prefetched[..dy.len()];
             head.copy(d, start, prefetched);
             let (dx, grads) = (self.dx.by_ref(), &mut *self.grads);
-            p.transform_head_backward::<S, V>(
+            transform.transform_head_backward::<S, V>(
                 simd,
                 head.packed_head,
                 start,

@@ -120,7 +120,7 @@ fn attend_tiled(
     lse: &mut [f32],
 ) {
     let shared = (1..=MAX_HEADS_PER_GROUP).rfind(|n| a.heads.is_multiple_of(*n));
-    let form = AttentionConfig {
+    let config = AttentionConfig {
         batch: a.batch,
         seq: a.seq,
         heads: a.heads,
@@ -134,14 +134,14 @@ fn attend_tiled(
     let layout = QkvLayout {
         queries: q,
         query_stride: a.heads * a.width(),
-        keys: cache,
+        kv: cache,
         per_sequence: capacity,
         row_stride: a.width(),
         key: all,
         value: all,
         transform: None,
     };
-    forward::attend(&form, &layout, past, ctx, lse);
+    forward::attend(&config, &layout, past, ctx, lse);
 }
 
 /// Runs one task per query and [`POSITIONS`] cache rows, each for all heads, and then merges the partial
@@ -247,14 +247,14 @@ impl SimdKernel for Span<'_> {
         // holds a chunk; else 8 in AVX2's 16.
         match V {
             1 => {
-                self.products::<S, V, 2, 8>(simd);
+                self.dot_products::<S, V, 2, 8>(simd);
                 self.exponentials();
-                self.sums::<S, V, 2, 8>(simd);
+                self.weighted_sums::<S, V, 2, 8>(simd);
             }
             _ => {
-                self.products::<S, V, 1, 4>(simd);
+                self.dot_products::<S, V, 1, 4>(simd);
                 self.exponentials();
-                self.sums::<S, V, 2, 4>(simd);
+                self.weighted_sums::<S, V, 2, 4>(simd);
             }
         }
     }
@@ -264,35 +264,35 @@ impl Span<'_> {
     /// Computes the dot products of queries and rows, `M` heads by `N` rows at a time. Rows are in the outer
     /// loop, so that they stay in the L1 cache for all heads.
     #[inline(always)]
-    fn products<S: Simd, const V: usize, const M: usize, const N: usize>(&mut self, simd: S) {
+    fn dot_products<S: Simd, const V: usize, const M: usize, const N: usize>(&mut self, simd: S) {
         let count = self.count();
         let whole = count - count % N;
         for s in (0..whole).step_by(N) {
-            self.products_of::<S, V, M, N>(simd, s);
+            self.dot_products_with_rows::<S, V, M, N>(simd, s);
         }
         for s in whole..count {
-            self.products_of::<S, V, M, 1>(simd, s);
+            self.dot_products_with_rows::<S, V, M, 1>(simd, s);
         }
     }
 
     /// Computes the dot products of the queries of all heads with `N` rows from row `s` on.
     #[inline(always)]
-    fn products_of<S: Simd, const V: usize, const M: usize, const N: usize>(
+    fn dot_products_with_rows<S: Simd, const V: usize, const M: usize, const N: usize>(
         &mut self,
         simd: S,
         s: usize,
     ) {
         let whole = self.a.heads - self.a.heads % M;
         for h in (0..whole).step_by(M) {
-            self.products_block::<S, V, M, N>(simd, h, s);
+            self.dot_products_block::<S, V, M, N>(simd, h, s);
         }
         for h in whole..self.a.heads {
-            self.products_block::<S, V, 1, N>(simd, h, s);
+            self.dot_products_block::<S, V, 1, N>(simd, h, s);
         }
     }
 
     #[inline(always)]
-    fn products_block<S: Simd, const V: usize, const M: usize, const N: usize>(
+    fn dot_products_block<S: Simd, const V: usize, const M: usize, const N: usize>(
         &mut self,
         simd: S,
         h: usize,
@@ -329,36 +329,36 @@ impl Span<'_> {
 
     /// Computes the weighted sums of the rows' latents, in the same blocks as the dot products.
     #[inline(always)]
-    fn sums<S: Simd, const V: usize, const M: usize, const N: usize>(&mut self, simd: S) {
+    fn weighted_sums<S: Simd, const V: usize, const M: usize, const N: usize>(&mut self, simd: S) {
         self.context.fill(0.0);
         let count = self.count();
         let whole = count - count % N;
         for s in (0..whole).step_by(N) {
-            self.sums_of::<S, V, M, N>(simd, s);
+            self.add_rows::<S, V, M, N>(simd, s);
         }
         for s in whole..count {
-            self.sums_of::<S, V, M, 1>(simd, s);
+            self.add_rows::<S, V, M, 1>(simd, s);
         }
     }
 
     /// Adds `N` rows from row `s` on to the contexts of all heads.
     #[inline(always)]
-    fn sums_of<S: Simd, const V: usize, const M: usize, const N: usize>(
+    fn add_rows<S: Simd, const V: usize, const M: usize, const N: usize>(
         &mut self,
         simd: S,
         s: usize,
     ) {
         let whole = self.a.heads - self.a.heads % M;
         for h in (0..whole).step_by(M) {
-            self.sums_block::<S, V, M, N>(simd, h, s);
+            self.add_rows_block::<S, V, M, N>(simd, h, s);
         }
         for h in whole..self.a.heads {
-            self.sums_block::<S, V, 1, N>(simd, h, s);
+            self.add_rows_block::<S, V, 1, N>(simd, h, s);
         }
     }
 
     #[inline(always)]
-    fn sums_block<S: Simd, const V: usize, const M: usize, const N: usize>(
+    fn add_rows_block<S: Simd, const V: usize, const M: usize, const N: usize>(
         &mut self,
         simd: S,
         h: usize,

@@ -3,7 +3,7 @@
 use super::{AttentionConfig, KEY_TILE, QUERY_TILE, QkvLayout};
 use crate::math::{exp, tanh};
 use crate::panels::{ActiveRegion, LhsLayout, PANEL, PackedMatmul, pack_transposed, panels};
-use crate::simd::{dispatch, dots, larger_or_nan, map_sum, max, nan_max};
+use crate::simd::{dispatch, dots, larger_or_nan, map_sum, max, max_or_nan};
 use rayon::prelude::*;
 
 /// Query positions per task; each task packs the keys that it reads.
@@ -25,10 +25,10 @@ pub struct AttentionStats {
 /// inspection, not for training: it is as slow as a plain loop. Both are NaN if a logit is not finite.
 pub fn attention_stats(a: &AttentionConfig, qkv: &[f32]) -> AttentionStats {
     a.check_qkv("attention::attention_stats", qkv);
-    let layout = a.packed(qkv, None);
+    let layout = a.packed_layout(qkv, None);
     let heads: Vec<AttentionStats> = (0..a.batch * a.heads)
         .into_par_iter()
-        .map(|head| of_head(a, &layout, head / a.heads, head % a.heads))
+        .map(|head| head_stats(a, &layout, head / a.heads, head % a.heads))
         .collect();
     let queries = (a.batch * a.heads * a.seq) as f64;
     AttentionStats {
@@ -41,7 +41,7 @@ pub fn attention_stats(a: &AttentionConfig, qkv: &[f32]) -> AttentionStats {
 }
 
 /// Returns the max attention logit of a head, and the sum of its queries' entropies.
-fn of_head(a: &AttentionConfig, layout: &QkvLayout, b: usize, h: usize) -> AttentionStats {
+fn head_stats(a: &AttentionConfig, layout: &QkvLayout, b: usize, h: usize) -> AttentionStats {
     let d = a.head_dim;
     let [k, _] = layout
         .keys_and_values(a, b, h / (a.heads / a.kv_heads))
@@ -92,7 +92,7 @@ fn of_head(a: &AttentionConfig, layout: &QkvLayout, b: usize, h: usize) -> Atten
 /// NaN for a head with a NaN logit, negative infinity without logits.
 pub fn max_attention_logits(a: &AttentionConfig, qkv: &[f32]) -> Vec<f32> {
     a.check_qkv("attention::max_attention_logits", qkv);
-    let layout = a.packed(qkv, None);
+    let layout = a.packed_layout(qkv, None);
     let shared = a.heads / a.kv_heads;
     let spans = a.seq.div_ceil(SPAN);
     let parts: Vec<Vec<f32>> = (0..a.batch * a.kv_heads * spans)
@@ -139,7 +139,7 @@ fn span_maxima(
                 let logits = &mut logits[..n * count];
                 PackedMatmul {
                     a: q.from(first),
-                    left: LhsLayout::RowMajor,
+                    a_layout: LhsLayout::RowMajor,
                     m: n,
                     b: &keys[..panels(count) * d],
                     inner: d,
@@ -158,7 +158,7 @@ fn span_maxima(
                         for (i, row) in logits.chunks_exact_mut(count).enumerate() {
                             let row = &mut row[..visible_keys(i)];
                             row.iter_mut().for_each(|s| *s *= a.scale);
-                            *max_logit = larger_or_nan(*max_logit, nan_max(row));
+                            *max_logit = larger_or_nan(*max_logit, max_or_nan(row));
                         }
                     },
                 );

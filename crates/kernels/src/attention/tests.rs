@@ -1,6 +1,7 @@
 use super::*;
 use crate::testing::{
-    Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64, to_f64,
+    Rng, assert_all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64,
+    to_f64,
 };
 use proptest::prelude::*;
 
@@ -72,7 +73,7 @@ fn random(a: &AttentionConfig, seed: u64) -> (Vec<f32>, Vec<f32>) {
 fn check(a: &AttentionConfig, seed: u64) {
     let (qkv, dctx) = random(a, seed);
     let [ctx, _, dqkv] = run(a, &qkv, &dctx);
-    all_close(&ctx, &naive_packed(a, &to_f64(&qkv)), 3e-6);
+    assert_all_close(&ctx, &naive_packed(a, &to_f64(&qkv)), 3e-6);
     check_gradient(|x| dot_f64(&naive_packed(a, x), &dctx), &qkv, &dqkv, 2e-5);
 }
 
@@ -142,7 +143,7 @@ fn sequences_longer_than_a_task_match_the_reference() {
     };
     let (qkv, dctx) = random(&a, 95);
     let [ctx, ..] = run(&a, &qkv, &dctx);
-    all_close(&ctx, &naive_packed(&a, &to_f64(&qkv)), 3e-6);
+    assert_all_close(&ctx, &naive_packed(&a, &to_f64(&qkv)), 3e-6);
 }
 
 #[test]
@@ -160,7 +161,7 @@ fn queries_do_not_attend_to_later_positions() {
 }
 
 #[test]
-fn large_scores_do_not_overflow() {
+fn large_logits_do_not_overflow() {
     let a = AttentionConfig {
         seq: 300,
         scale: 1e4,
@@ -183,7 +184,7 @@ fn cache_of(a: &AttentionConfig, qkv: &[f32], capacity: usize) -> Vec<f32> {
 }
 
 #[test]
-fn decoding_with_a_cache_gives_the_whole_context() {
+fn cached_attention_matches_full_attention() {
     let spans = [(0, 1), (7, 1), (250, 70), (255, 1), (256, 3), (0, 130)];
     for ((past, new), value_dim) in spans.into_iter().flat_map(|s| [3, 4, 17].map(|e| (s, e))) {
         let whole = AttentionConfig {
@@ -213,7 +214,7 @@ fn decoding_with_a_cache_gives_the_whole_context() {
             &mut got,
             &mut vec![f32::NAN; 2 * whole.heads * new],
         );
-        all_close(&got, &to_f64(&newest(&ctx, width)), 2e-6);
+        assert_all_close(&got, &to_f64(&newest(&ctx, width)), 2e-6);
     }
 }
 
@@ -245,7 +246,7 @@ fn bit_identical_for_any_thread_count() {
 
 #[test]
 #[should_panic(expected = "exceed the capacity 4")]
-fn a_cache_that_is_too_small_is_refused() {
+fn cache_that_is_too_small_is_rejected() {
     let a = AttentionConfig { seq: 2, ..SMALL };
     cached(&a, &[0.0; 32], &[0.0; 32], 3, &mut [0.0; 16], &mut [0.0; 4]);
 }

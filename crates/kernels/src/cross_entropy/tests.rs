@@ -1,6 +1,6 @@
 use super::*;
 use crate::testing::{
-    Rng, assert_bit_identical_for_any_thread_count, check_gradient, close, to_f64,
+    Rng, assert_bit_identical_for_any_thread_count, assert_close, check_gradient, to_f64,
 };
 use proptest::prelude::*;
 
@@ -26,9 +26,9 @@ fn naive(spec: &LossSpec, x: &[f64], w: &[f64], targets: &[i32]) -> (f64, f64) {
                 .map_or(z, |cap| f64::from(cap) * (z / f64::from(cap)).tanh())
         };
         let z: Vec<f64> = w.chunks(spec.width).map(logit).collect();
-        let log_sum = z.iter().map(|z| z.exp()).sum::<f64>().ln();
-        sums.0 += log_sum - z[target as usize];
-        sums.1 += log_sum * log_sum;
+        let log_sum_exp = z.iter().map(|z| z.exp()).sum::<f64>().ln();
+        sums.0 += log_sum_exp - z[target as usize];
+        sums.1 += log_sum_exp * log_sum_exp;
     }
     sums
 }
@@ -44,8 +44,8 @@ fn check(spec: &LossSpec, n: usize, seed: u64) {
     let (mut dx, mut dw) = (vec![f32::NAN; x.len()], vec![f32::NAN; w.len()]);
     let sums = with_gradients(spec, &x, &w, &targets, &mut dx, &mut dw);
     let (cross_entropy, z) = naive(spec, &to_f64(&x), &to_f64(&w), &targets);
-    close(sums.cross_entropy as f32, cross_entropy, 2e-6);
-    close(sums.z as f32, z, 2e-6);
+    assert_close(sums.cross_entropy as f32, cross_entropy, 2e-6);
+    assert_close(sums.z as f32, z, 2e-6);
     assert_eq!(sums.tokens, targets.iter().filter(|t| **t >= 0).count());
     let mut nll = vec![f32::NAN; n];
     assert_eq!(
@@ -64,7 +64,7 @@ fn check(spec: &LossSpec, n: usize, seed: u64) {
             .zip(&targets)
             .all(|(nll, t)| (*nll == 0.0) == (*t < 0))
     );
-    close(nll.iter().sum::<f32>(), cross_entropy, 1e-5);
+    assert_close(nll.iter().sum::<f32>(), cross_entropy, 1e-5);
     let objective = |x: &[f64], w: &[f64]| {
         let (cross_entropy, z) = naive(spec, x, w, &targets);
         (cross_entropy + f64::from(spec.z_loss) * z) / f64::from(spec.divisor)
@@ -111,7 +111,7 @@ fn several_chunks_accumulate() {
     let targets = rng.below(300_000, 120);
     let mut logits = vec![0.0; spec.scratch_len(targets.len())];
     let sums = loss(&spec, &x, &w, &targets, None, &mut logits);
-    close(
+    assert_close(
         sums.cross_entropy as f32,
         naive(&spec, &to_f64(&x), &to_f64(&w), &targets).0,
         1e-6,
@@ -134,7 +134,7 @@ fn large_logits_do_not_overflow() {
 }
 
 #[test]
-fn without_counted_rows_all_is_zero() {
+fn rows_without_targets_give_zeros() {
     let (mut dx, mut dw) = ([1.0; 6], [1.0; 21]);
     let sums = with_gradients(&PLAIN, &[1.0; 6], &[1.0; 21], &[-1, -1], &mut dx, &mut dw);
     assert_eq!((sums, dx, dw), (LossSums::default(), [0.0; 6], [0.0; 21]));
@@ -165,6 +165,6 @@ fn bit_identical_for_any_thread_count() {
 
 #[test]
 #[should_panic(expected = "target 9 is neither -1 nor in 0..7")]
-fn an_unknown_target_is_refused() {
+fn target_out_of_range_is_rejected() {
     loss(&PLAIN, &[0.0; 3], &[0.0; 21], &[9], None, &mut [0.0; 7]);
 }

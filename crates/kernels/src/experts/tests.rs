@@ -1,6 +1,7 @@
 use super::*;
 use crate::testing::{
-    Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64, to_f64,
+    Rng, assert_all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64,
+    to_f64,
 };
 use proptest::prelude::*;
 
@@ -142,7 +143,7 @@ proptest! {
         let dispatch = Dispatch::new(layout, &integers);
         let [y, dx, dw, dweights] = outside(&dispatch, &x, &w, &weights, &dy, s);
         let (x64, w64, weights64) = (to_f64(&x), to_f64(&w), to_f64(&weights));
-        all_close(&y, &naive(&selected, &x64, &w64, &weights64, s), 1e-5);
+        assert_all_close(&y, &naive(&selected, &x64, &w64, &weights64, s), 1e-5);
         let loss = |x: &[f64], w: &[f64], weights: &[f64]| {
             dot_f64(&naive(&selected, x, w, weights, s), &dy)
         };
@@ -151,7 +152,7 @@ proptest! {
         check_gradient(|weights| loss(&x64, &w64, weights), &weights, &dweights, 1e-5);
         let again = inside(&dispatch, &x, &w, &weights, &dy, s);
         for (again, first) in again.iter().zip([&dx, &dw, &dweights]) {
-            all_close(again, &to_f64(first), 1e-5);
+            assert_all_close(again, &to_f64(first), 1e-5);
         }
     }
 
@@ -224,7 +225,7 @@ fn products_of_any_height_match_those_of_linear_maps() {
         linear::forward(&xs[inputs.clone()], w, &mut y, i, o);
         linear::backward_input(&dys[outputs.clone()], w, &mut dx, i, o);
         linear::backward_weight(&dys[outputs.clone()], &xs[inputs.clone()], &mut dw_e, i, o);
-        all_close(&ys[outputs], &to_f64(&y), 1e-5);
+        assert_all_close(&ys[outputs], &to_f64(&y), 1e-5);
         assert_eq!(dxs[inputs], dx);
         assert_eq!(dw[weights], dw_e);
     }

@@ -3,7 +3,8 @@ use crate::attention::{self, AttentionConfig, LatentAttentionConfig};
 use crate::linear;
 use crate::qkv::rope_table;
 use crate::testing::{
-    Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64, to_f64,
+    Rng, assert_all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64,
+    to_f64,
 };
 use proptest::prelude::*;
 
@@ -68,7 +69,7 @@ proptest! {
         let inputs = random(&l, n, seed);
         let packed = assembled(&l, &inputs, &table);
         let [q, kv, key] = inputs.each_ref().map(|x| to_f64(x));
-        all_close(&packed, &naive_assemble(&l, &q, &kv, &key, &table), 1e-6);
+        assert_all_close(&packed, &naive_assemble(&l, &q, &kv, &key, &table), 1e-6);
 
         let dpacked = Rng::new(seed ^ 1).normal(packed.len());
         let mut d = inputs.each_ref().map(|x| vec![f32::NAN; x.len()]);
@@ -121,8 +122,8 @@ proptest! {
             let product = |c: usize| ctx.iter().zip(row(h, c)).map(|(x, w)| x * w).sum::<f64>();
             contexts.extend((nope..nope + value).map(product));
         }
-        all_close(&absorbed, &queries, 3e-6);
-        all_close(&expanded, &contexts, 3e-6);
+        assert_all_close(&absorbed, &queries, 3e-6);
+        assert_all_close(&expanded, &contexts, 3e-6);
     }
 }
 
@@ -235,7 +236,7 @@ fn decoding_with_absorbed_projections_gives_the_context_of_assembled_rows() {
         let mut past = 0;
         for new in [130, 3, 1, 1, 5] {
             let want = sequences.rows(&sequences.ctx, l.heads * l.value, past, new);
-            all_close(&sequences.decode(past, new), &to_f64(&want), 1e-5);
+            assert_all_close(&sequences.decode(past, new), &to_f64(&want), 1e-5);
             past += new;
         }
     }

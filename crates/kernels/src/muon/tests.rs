@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{Rng, all_close, assert_bit_identical_for_any_thread_count, to_f64};
+use crate::testing::{Rng, assert_all_close, assert_bit_identical_for_any_thread_count, to_f64};
 use proptest::prelude::*;
 
 const MUON: Muon = Muon {
@@ -153,8 +153,8 @@ proptest! {
                 }
             }
         }
-        all_close(&state[0], &p64, 1e-5);
-        all_close(&state[1], &m64, 1e-6);
+        assert_all_close(&state[0], &p64, 1e-5);
+        assert_all_close(&state[1], &m64, 1e-6);
     }
 }
 
@@ -174,7 +174,7 @@ fn shapes_around_the_tile_sizes_match_the_reference() {
         // The reference is slow.
         let steps = if rows.min(columns) > INNER { 2 } else { 5 };
         let want = naive(&to_f64(&g), columns, steps);
-        all_close(&orthogonal(&g, columns, steps), &want, 2e-5);
+        assert_all_close(&orthogonal(&g, columns, steps), &want, 2e-5);
     }
 }
 
@@ -282,7 +282,7 @@ fn size_of_the_gradient_does_not_matter() {
     let want = to_f64(&orthogonal(&g, 20, 5));
     for size in [1e-3, 1e3, 1e30] {
         let g: Vec<f32> = g.iter().map(|g| g * size).collect();
-        all_close(&orthogonal(&g, 20, 5), &want, 1e-4);
+        assert_all_close(&orthogonal(&g, 20, 5), &want, 1e-4);
     }
 }
 

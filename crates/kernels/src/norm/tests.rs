@@ -1,7 +1,7 @@
 use super::*;
 use crate::testing::{
-    Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64, erf_f64,
-    to_f64,
+    Rng, assert_all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64,
+    erf_f64, to_f64,
 };
 use proptest::prelude::*;
 
@@ -45,7 +45,7 @@ fn check(n: &NormConfig, rows: usize, seed: u64) {
     let (x, params, dy) = (rng.normal(len), rng.normal(n.params_len()), rng.normal(len));
     let mut y = vec![f32::NAN; len];
     forward(n, &x, &params, &mut y);
-    all_close(&y, &naive(n, &to_f64(&x), &to_f64(&params)), 2e-6);
+    assert_all_close(&y, &naive(n, &to_f64(&x), &to_f64(&params)), 2e-6);
     let (mut halves, mut normed) = (x.iter().map(|x| x / 2.0).collect::<Vec<_>>(), y.clone());
     normed.fill(f32::NAN);
     add_forward(n, &halves.clone(), &mut halves, &params, &mut normed);
@@ -127,7 +127,7 @@ fn layer_norm_survives_a_large_mean() {
     let x: Vec<f32> = (0..64).map(|i| 4096.0 + (i % 2) as f32).collect();
     let mut y = vec![0.0; 64];
     forward(&n, &x, &[], &mut y);
-    all_close(&y, &naive(&n, &to_f64(&x), &[]), 1e-5);
+    assert_all_close(&y, &naive(&n, &to_f64(&x), &[]), 1e-5);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use super::segment::Segment;
 use super::{QkOrder, QkvTransform};
-use crate::simd::{Chunk, LANES, total, vectors, vectors_mut};
+use crate::simd::{Chunk, LANES, horizontal_sum, vectors, vectors_mut};
 use pulp::Simd;
 
 /// A head of a segment, with its norm and rotation.
@@ -184,8 +184,8 @@ impl HeadNorm<'_> {
                 projection[v] = simd.mul_add_f32s(weighted, x[v], projection[v]);
             }
         }
-        let inv_rms = self.inv_rms_of(total(simd, squares));
-        let projection = simd.splat_f32s(total(simd, projection) * inv_rms / self.divisor);
+        let inv_rms = self.inv_rms_of(horizontal_sum(simd, squares));
+        let projection = simd.splat_f32s(horizontal_sum(simd, projection) * inv_rms / self.divisor);
         let inv_rms = simd.splat_f32s(inv_rms);
         for i in 0..x.len() {
             let (x, dh) = (vectors::<S, V>(&x[i]), vectors::<S, V>(&dh[i]));
@@ -225,7 +225,7 @@ impl HeadNorm<'_> {
                 squares[v] = simd.mul_add_f32s(x[v], x[v], squares[v]);
             }
         }
-        self.inv_rms_of(total(simd, squares))
+        self.inv_rms_of(horizontal_sum(simd, squares))
     }
 
     #[inline(always)]

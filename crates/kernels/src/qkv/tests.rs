@@ -2,7 +2,8 @@ use super::*;
 use crate::norm::tests::{GAINS, naive as naive_norm};
 use crate::norm::{Gain, NormFn};
 use crate::testing::{
-    Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64, to_f64,
+    Rng, assert_all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64,
+    to_f64,
 };
 use proptest::prelude::*;
 
@@ -93,7 +94,7 @@ fn check(p: &QkvTransform, batch: usize, t: usize, seed: u64) {
     let i = inputs(p, batch, t, seed);
     let params = i.params.each_ref().map(|x| to_f64(x));
     let views = || params.each_ref().map(|x| &x[..]);
-    all_close(
+    assert_all_close(
         &run_forward(p, &i),
         &naive(p, &to_f64(&i.qkv), &i.rope, views()),
         3e-6,

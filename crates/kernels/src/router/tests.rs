@@ -1,7 +1,7 @@
 use super::*;
 use crate::testing::{
-    Rng, all_close, assert_bit_identical_for_any_thread_count, check_gradient, close, dot_f64,
-    to_f64,
+    Rng, assert_all_close, assert_bit_identical_for_any_thread_count, assert_close, check_gradient,
+    dot_f64, to_f64,
 };
 use proptest::prelude::*;
 
@@ -55,7 +55,7 @@ fn order(keys: &[f64]) -> Vec<usize> {
     order
 }
 
-fn naive_choose(r: &Router, logits: &[f32], bias: Option<&[f32]>) -> Vec<i32> {
+fn naive_select_top_k(r: &Router, logits: &[f32], bias: Option<&[f32]>) -> Vec<i32> {
     let size = r.experts / r.groups;
     let mut selected = Vec::new();
     for logits in to_f64(logits).chunks(r.experts) {
@@ -82,13 +82,13 @@ fn naive_weights(r: &Router, logits: &[f64], selected: &[i32]) -> Vec<f64> {
     let tokens = logits.chunks(r.experts).zip(selected.chunks(r.top_k));
     let one = |(logits, selected): (&[f64], &[i32])| {
         let scores = naive_scores(r.scoring, logits);
-        let taken: Vec<f64> = selected.iter().map(|&e| scores[e as usize]).collect();
+        let selected_scores: Vec<f64> = selected.iter().map(|&e| scores[e as usize]).collect();
         let total = if r.renormalize {
-            taken.iter().sum()
+            selected_scores.iter().sum()
         } else {
             1.0
         };
-        taken
+        selected_scores
             .iter()
             .map(|s| s / total * f64::from(r.scaling))
             .collect::<Vec<_>>()
@@ -102,8 +102,8 @@ fn naive_losses(r: &Router, logits: &[f64], load: &[i32]) -> AuxiliaryLosses {
     for logits in logits.chunks(r.experts) {
         let scores = naive_scores(r.scoring, logits);
         let total: f64 = scores.iter().sum();
-        let log_sum = logits.iter().map(|l| l.exp()).sum::<f64>().ln();
-        losses.z += log_sum * log_sum / n;
+        let log_sum_exp = logits.iter().map(|l| l.exp()).sum::<f64>().ln();
+        losses.z += log_sum_exp * log_sum_exp / n;
         for (score, &load) in scores.iter().zip(load) {
             let p = score / total;
             let share = f64::from(load) / (n * r.top_k as f64);
@@ -133,14 +133,14 @@ fn coarse(rng: &mut Rng, len: usize) -> Vec<f32> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn choices_match_the_reference(r in any_router(), n in 0usize..12, biased in any::<bool>()) {
+    fn selections_match_the_reference(r in any_router(), n in 0usize..12, biased in any::<bool>()) {
         let mut rng = Rng::new(101);
         let logits = coarse(&mut rng, n * r.experts);
         let bias = rng.normal(r.experts);
         let bias = biased.then_some(&bias[..]);
         let mut selected = vec![i32::MAX; n * r.top_k];
         select_top_k(&r, &logits, bias, &mut selected);
-        prop_assert_eq!(selected, naive_choose(&r, &logits, bias));
+        prop_assert_eq!(selected, naive_select_top_k(&r, &logits, bias));
     }
 
     #[test]
@@ -152,7 +152,7 @@ proptest! {
         select_top_k(&r, &logits, Some(&bias), &mut selected);
         let mut found = vec![f32::NAN; n * r.top_k];
         gate_weights(&r, &logits, &selected, &mut found);
-        all_close(&found, &naive_weights(&r, &to_f64(&logits), &selected), 2e-6);
+        assert_all_close(&found, &naive_weights(&r, &to_f64(&logits), &selected), 2e-6);
         let dweights = rng.normal(n * r.top_k);
         let mut dlogits = vec![f32::NAN; logits.len()];
         gate_weights_backward(&r, &logits, &selected, &dweights, &mut dlogits);
@@ -169,15 +169,15 @@ proptest! {
         let load = count(&r, &selected);
         let found = losses(&r, &logits, &load);
         let want = naive_losses(&r, &to_f64(&logits), &load);
-        close(found.load_balancing as f32, want.load_balancing, 2e-6);
-        close(found.z as f32, want.z, 2e-6);
-        close(found.entropy as f32, want.entropy, 2e-6);
-        for (dbalance, dz) in [(0.7, 0.0), (0.0, 0.4), (1.5, -0.3)] {
+        assert_close(found.load_balancing as f32, want.load_balancing, 2e-6);
+        assert_close(found.z as f32, want.z, 2e-6);
+        assert_close(found.entropy as f32, want.entropy, 2e-6);
+        for (dload_balancing, dz) in [(0.7, 0.0), (0.0, 0.4), (1.5, -0.3)] {
             let mut dlogits = vec![f32::NAN; logits.len()];
-            losses_backward(&r, &logits, &load, dbalance, dz, &mut dlogits);
+            losses_backward(&r, &logits, &load, dload_balancing, dz, &mut dlogits);
             let loss = |logits: &[f64]| {
                 let losses = naive_losses(&r, logits, &load);
-                f64::from(dbalance) * losses.load_balancing + f64::from(dz) * losses.z
+                f64::from(dload_balancing) * losses.load_balancing + f64::from(dz) * losses.z
             };
             check_gradient(loss, &logits, &dlogits, 1e-5);
         }
@@ -185,7 +185,7 @@ proptest! {
 }
 
 #[test]
-fn many_experts_are_sorted_as_a_whole() {
+fn selections_from_many_experts_match_the_reference() {
     for (experts, top_k, groups, top_groups) in [(512, 16, 1, 1), (256, 8, 8, 4), (130, 5, 2, 1)] {
         let r = Router {
             experts,
@@ -199,7 +199,7 @@ fn many_experts_are_sorted_as_a_whole() {
         for logits in [rng.normal(n * experts), coarse(&mut rng, n * experts)] {
             let mut selected = vec![0; n * top_k];
             select_top_k(&r, &logits, None, &mut selected);
-            assert_eq!(selected, naive_choose(&r, &logits, None));
+            assert_eq!(selected, naive_select_top_k(&r, &logits, None));
         }
     }
 }
@@ -232,7 +232,7 @@ fn groups_are_ranked_as_in_deepseek() {
 
 #[test]
 fn non_finite_scores_are_selected_and_propagate() {
-    let odd = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
+    let non_finite = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY];
     for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
         for renormalize in [false, true] {
             for (groups, top_groups) in [(1, 1), (4, 2)] {
@@ -249,8 +249,8 @@ fn non_finite_scores_are_selected_and_propagate() {
                     for case in 0..4usize.pow(4) {
                         let mut logits = Rng::new(105).normal(8);
                         for at in 0..4 {
-                            if let Some(&odd) = odd.get(case / 4usize.pow(at) % 4) {
-                                logits[2 * at as usize + 1] = odd;
+                            if let Some(&non_finite) = non_finite.get(case / 4usize.pow(at) % 4) {
+                                logits[2 * at as usize + 1] = non_finite;
                             }
                         }
                         let mut selected = [99; 3];
@@ -266,9 +266,9 @@ fn non_finite_scores_are_selected_and_propagate() {
                         let load = count(&r, &selected);
                         let sums = losses(&r, &logits, &load);
                         if logits.iter().any(|l| l.is_nan()) {
-                            let known = bias.is_some_and(|bias| bias[0].is_nan());
-                            let shows = found.iter().any(|w| w.is_nan());
-                            assert!(shows || known, "{r:?} {logits:?} {found:?}");
+                            let nan_bias = bias.is_some_and(|bias| bias[0].is_nan());
+                            let propagates = found.iter().any(|w| w.is_nan());
+                            assert!(propagates || nan_bias, "{r:?} {logits:?} {found:?}");
                             assert!(sums.z.is_nan() && sums.load_balancing.is_nan());
                         }
                         losses_backward(&r, &logits, &load, 1.0, 1.0, &mut dlogits);
@@ -303,7 +303,7 @@ fn masked_experts_keep_losses_finite() {
 }
 
 #[test]
-fn chosen_experts_far_below_the_best_share_the_weight() {
+fn selected_experts_far_below_the_best_share_the_weight() {
     let r = Router {
         renormalize: true,
         ..PLAIN
@@ -323,7 +323,7 @@ fn no_tokens_give_zeros() {
 }
 
 #[test]
-fn even_scores_have_balance_one_and_the_largest_entropy() {
+fn uniform_scores_have_load_balancing_one_and_maximum_entropy() {
     for scoring in [Scoring::Softmax, Scoring::Sigmoid] {
         let r = Router { scoring, ..PLAIN };
         let found = losses(&r, &[0.25; 12], &[6, 0, 0, 0]);
@@ -374,7 +374,7 @@ fn bit_identical_for_any_thread_count() {
 #[should_panic(
     expected = "router::select_top_k: top_k is 3, but the best 1 groups have only 2 experts"
 )]
-fn too_few_groups_are_refused() {
+fn too_few_groups_are_rejected() {
     let r = Router {
         top_k: 3,
         groups: 2,
@@ -385,6 +385,6 @@ fn too_few_groups_are_refused() {
 
 #[test]
 #[should_panic(expected = "router::gate_weights: selected: expert 7 is not in 0..4")]
-fn an_unknown_expert_is_refused() {
+fn expert_out_of_range_is_rejected() {
     gate_weights(&PLAIN, &[0.0; 4], &[0, 7], &mut [0.0; 2]);
 }

@@ -84,7 +84,7 @@ fn select(r: &Router, bias: Option<&[f32]>, scratch: &mut Scratch, selected: &mu
     let size = r.experts / r.groups;
     for (key, group) in group_keys.iter_mut().zip(keys.chunks_exact(size)) {
         *key = match bias {
-            Some(_) => nan_first(two_largest(group)),
+            Some(_) => nan_first(sum_of_two_largest(group)),
             None => max(group),
         };
     }
@@ -104,7 +104,7 @@ fn nan_first(key: f32) -> f32 {
 
 /// Returns the sum of the two largest keys, or the only one.
 #[inline(always)]
-fn two_largest(keys: &[f32]) -> f32 {
+fn sum_of_two_largest(keys: &[f32]) -> f32 {
     let (mut first, mut second) = (keys[0], None);
     for &key in &keys[1..] {
         if key > first {

@@ -35,7 +35,7 @@ fn check_latent(a: &LatentAttentionConfig, past: usize, seed: u64) {
     let [q, cache] = random_latent(a, past, seed);
     let ctx = attend_latent(a, &q, &cache, past);
     let (width, capacity) = (a.latent + a.rope, past + a.seq + 3);
-    let form = AttentionConfig {
+    let config = AttentionConfig {
         batch: a.batch,
         seq: a.seq,
         heads: a.heads,
@@ -49,7 +49,7 @@ fn check_latent(a: &LatentAttentionConfig, past: usize, seed: u64) {
     let query =
         |b: usize, t: usize, h: usize| &q[((b * a.seq + t) * a.heads + h) * width..][..width];
     let row = |b: usize, s: usize, _: usize| &cache[(b * capacity + s) * width..][..width];
-    all_close(&ctx, &naive(&form, past, query, row, row), 3e-6);
+    assert_all_close(&ctx, &naive(&config, past, query, row, row), 3e-6);
 }
 
 proptest! {
@@ -65,7 +65,7 @@ proptest! {
 }
 
 #[test]
-fn latent_caches_around_the_sizes_of_tasks_match_the_reference() {
+fn latent_caches_around_the_task_size_match_the_reference() {
     for (past, seq) in [
         (0, 1),
         (126, 1),
@@ -93,7 +93,7 @@ fn latent_caches_around_the_sizes_of_tasks_match_the_reference() {
 }
 
 #[test]
-fn large_scores_of_a_latent_cache_do_not_overflow_and_a_nan_shows() {
+fn large_logits_of_a_latent_cache_do_not_overflow_and_nan_propagates() {
     let a = LatentAttentionConfig {
         scale: 1e4,
         ..LATENT
@@ -119,7 +119,7 @@ fn latent_cache_is_bit_identical_for_any_thread_count() {
 }
 
 #[test]
-fn no_new_positions_of_a_latent_cache_give_nothing() {
+fn latent_attention_without_new_positions_is_empty() {
     for (batch, seq) in [(0, 1), (2, 0)] {
         let a = LatentAttentionConfig {
             batch,
@@ -132,6 +132,6 @@ fn no_new_positions_of_a_latent_cache_give_nothing() {
 
 #[test]
 #[should_panic(expected = "exceed the capacity 2")]
-fn a_latent_cache_that_is_too_small_is_refused() {
+fn latent_cache_that_is_too_small_is_rejected() {
     attend_latent(&LATENT, &[0.0; 162], &[0.0; 108], 2);
 }

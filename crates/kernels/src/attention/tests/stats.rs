@@ -1,10 +1,10 @@
 //! Statistics of attention logits.
 
 use super::*;
-use crate::testing::close;
+use crate::testing::assert_close;
 
 #[test]
-fn scores_match_the_reference() {
+fn attention_stats_match_the_reference() {
     for (kv_heads, softcap) in [(4, None), (2, Some(3.0)), (1, None)] {
         let a = AttentionConfig {
             batch: 2,
@@ -21,7 +21,7 @@ fn scores_match_the_reference() {
         let row = |b: usize, t: usize, part: usize| {
             &x[(b * a.seq + t) * a.packed_width() + part * a.head_dim..][..a.head_dim]
         };
-        let (mut top, mut entropy) = (f64::MIN, 0.0);
+        let (mut max_logit, mut entropy) = (f64::MIN, 0.0);
         for (b, h, t) in
             (0..2).flat_map(|b| (0..4).flat_map(move |h| (0..37).map(move |t| (b, h, t))))
         {
@@ -32,12 +32,12 @@ fn scores_match_the_reference() {
             };
             let e: Vec<f64> = (0..=t).map(|s| logit(s).exp()).collect();
             let total: f64 = e.iter().sum();
-            top = (0..=t).map(logit).fold(top, f64::max);
+            max_logit = (0..=t).map(logit).fold(max_logit, f64::max);
             entropy -= e.iter().map(|e| e / total * (e / total).ln()).sum::<f64>();
         }
         let found = attention_stats(&a, &qkv);
-        close(found.max, top, 1e-5);
-        close(found.entropy as f32, entropy / (2.0 * 4.0 * 37.0), 1e-5);
+        assert_close(found.max, max_logit, 1e-5);
+        assert_close(found.entropy as f32, entropy / (2.0 * 4.0 * 37.0), 1e-5);
         assert_bit_identical_for_any_thread_count(|| {
             let AttentionStats { max, entropy } = attention_stats(&a, &qkv);
             vec![max, entropy as f32]
@@ -50,7 +50,7 @@ fn scores_match_the_reference() {
 }
 
 #[test]
-fn head_maxima_match_the_reference() {
+fn max_attention_logits_match_the_reference() {
     let cases = [
         (2, 37, 4, 4, 8, 0.9),
         (1, 600, 4, 2, 5, 0.5),
@@ -85,7 +85,7 @@ fn head_maxima_match_the_reference() {
                 pairs.map(logit).fold(f64::MIN, f64::max)
             })
             .collect();
-        all_close(&max_attention_logits(&a, &qkv), &want, 1e-6);
+        assert_all_close(&max_attention_logits(&a, &qkv), &want, 1e-6);
         assert_bit_identical_for_any_thread_count(|| max_attention_logits(&a, &qkv));
         let uncapped = AttentionConfig { softcap: None, ..a };
         assert_eq!(
@@ -102,15 +102,15 @@ fn head_maxima_match_the_reference() {
         for (t, part, broken) in parts {
             let mut qkv = qkv.clone();
             qkv[t * a.packed_width() + part * head_dim] = f32::NAN;
-            for (h, top) in max_attention_logits(&a, &qkv).into_iter().enumerate() {
-                assert_eq!(top.is_nan(), broken.contains(&h), "head {h}");
+            for (h, max_logit) in max_attention_logits(&a, &qkv).into_iter().enumerate() {
+                assert_eq!(max_logit.is_nan(), broken.contains(&h), "head {h}");
             }
         }
     }
 }
 
 #[test]
-fn head_maxima_without_logits_are_negative_infinity() {
+fn max_attention_logits_without_positions_are_negative_infinity() {
     let a = AttentionConfig { seq: 0, ..SMALL };
     assert_eq!(
         max_attention_logits(&a, &[]),

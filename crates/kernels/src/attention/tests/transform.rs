@@ -75,14 +75,14 @@ fn fused_transform_matches_separate_transform() {
 
             let (mut ctx2, mut lse2) = (vec![f32::NAN; ctx.len()], vec![f32::NAN; lse.len()]);
             forward_transformed(&a, &p, &qkv, &mut ctx2, &mut lse2);
-            all_close(&ctx2, &to_f64(&ctx), 2e-6);
-            all_close(&lse2, &to_f64(&lse), 2e-6);
+            assert_all_close(&ctx2, &to_f64(&ctx), 2e-6);
+            assert_all_close(&lse2, &to_f64(&lse), 2e-6);
             let (mut dqkv2, mut dparams2) = (vec![f32::NAN; qkv.len()], params.clone());
             let slots = dparams2.each_mut().map(|d| &mut d[..]);
             backward_transformed(&a, &p, &qkv, &ctx, &lse, &dctx, &mut dqkv2, slots);
-            all_close(&dqkv2, &to_f64(&dqkv), 1e-5);
+            assert_all_close(&dqkv2, &to_f64(&dqkv), 1e-5);
             for (one, other) in dparams.iter().zip(&dparams2) {
-                all_close(one, &to_f64(other), 1e-5);
+                assert_all_close(one, &to_f64(other), 1e-5);
             }
         }
     }
