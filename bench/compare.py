@@ -58,7 +58,7 @@ seq_len = {shape["seq"]}
 """
 
 
-def ours(shape, a):
+def run_hybridnorm(shape, a):
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write(config(shape, a.placement))
         file.flush()
@@ -68,7 +68,7 @@ def ours(shape, a):
         return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
-def theirs(program, shape, a):
+def run_pytorch(program, shape, a):
     command = [*program, "--placement", a.placement,
                "--threads", str(a.threads), "--seconds", str(a.seconds)]
     command += [word for key, value in shape.items() for word in (f"--{key}", str(value))]
@@ -78,11 +78,11 @@ def theirs(program, shape, a):
 
 
 def runners(a, shape):
-    runs = {"hybridnorm": lambda shape: ours(shape, a)}
+    runs = {"hybridnorm": lambda shape: run_hybridnorm(shape, a)}
     eager = [a.python or python_with_torch(), ROOT / "bench" / "pytorch_step.py"]
     programs = {"pytorch eager": eager, "pytorch compile": eager + ["--compile"]}
     for name, program in programs.items():
-        runs[name] = lambda shape, program=program: theirs(program, shape, a)
+        runs[name] = lambda shape, program=program: run_pytorch(program, shape, a)
     return runs
 
 
@@ -93,15 +93,15 @@ def report(found):
     first = found["hybridnorm"][0]
     flops = first["gflops"] / first["tokens_per_second"]
     speed, memory = median("tokens_per_second"), median("peak_rss_bytes")
-    faster = {run: speed["hybridnorm"] / speed[run] for run in found}
-    leaner = {run: memory["hybridnorm"] / memory[run] for run in found}
+    speed_ratio = {run: speed["hybridnorm"] / speed[run] for run in found}
+    memory_ratio = {run: memory["hybridnorm"] / memory[run] for run in found}
     print(f"{'':16} {'tokens/s':>10} {'GFLOP/s':>9} {'speed ratio':>11} {'memory':>10} {'memory ratio':>12}")
     for run in found:
-        print(f"{run:16} {speed[run]:10,.0f} {flops * speed[run]:9.1f} {faster[run]:10.2f}x "
-              f"{memory[run] / 2**20:6.0f} MiB {leaner[run]:11.2f}x")
+        print(f"{run:16} {speed[run]:10,.0f} {flops * speed[run]:9.1f} {speed_ratio[run]:10.2f}x "
+              f"{memory[run] / 2**20:6.0f} MiB {memory_ratio[run]:11.2f}x")
     best = max((run for run in found if run.startswith("pytorch")), key=speed.get)
     print(f"relative to the faster PyTorch variant ({best}): {speed_ratio[best]:.2f}x its tokens/s, "
-          f"{leaner[best]:.2f}x its memory")
+          f"{memory_ratio[best]:.2f}x its memory")
     shares = [r["sgemm_share"] for r in found["hybridnorm"]]
     print(f"fraction of peak (fastest matmul): {statistics.median(shares):.1%}")
 
@@ -126,7 +126,7 @@ def main():
             for run, measure in runs.items():
                 found[run].append(measure(shape))
             if name in DENSE:
-                dense.append(ours(SHAPES[DENSE[name]], a))
+                dense.append(run_hybridnorm(SHAPES[DENSE[name]], a))
         counts = {run: rows[0]["parameters"] for run, rows in found.items()}
         assert len(set(counts.values())) == 1, f"not the same model: {counts}"
         report(found)

@@ -66,12 +66,12 @@ class Experts(nn.Module):
         flat = x.reshape(-1, x.shape[-1])
         logits = self.router(flat)
         p = logits.softmax(dim=-1)
-        weights, chosen = p.topk(self.top_k, dim=-1)
-        chosen = chosen.flatten()
-        load = torch.bincount(chosen, minlength=self.experts)
-        balance = self.experts * (load / chosen.numel() * p.mean(dim=0)).sum()
-        self.losses = 0.01 * balance + 0.001 * logits.logsumexp(dim=-1).square().mean()
-        order = chosen.argsort(stable=True)
+        weights, expert_indices = p.topk(self.top_k, dim=-1)
+        expert_indices = expert_indices.flatten()
+        load = torch.bincount(expert_indices, minlength=self.experts)
+        load_balancing_loss = self.experts * (load / expert_indices.numel() * p.mean(dim=0)).sum()
+        self.losses = 0.01 * load_balancing_loss + 0.001 * logits.logsumexp(dim=-1).square().mean()
+        order = expert_indices.argsort(stable=True)
         token = order // self.top_k
         parts = flat.index_select(0, token).split(load.tolist())
         outputs = []
@@ -122,8 +122,8 @@ class Decoder(nn.Module):
             x = block(x, self.cos, self.sin)
         logits = self.head(self.norm(x))
         loss = F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
-        routed = [block.ffn.losses for block in self.blocks if isinstance(block.ffn, Experts)]
-        return loss + sum(routed) / len(routed) if routed else loss
+        router_losses = [block.ffn.losses for block in self.blocks if isinstance(block.ffn, Experts)]
+        return loss + sum(router_losses) / len(router_losses) if router_losses else loss
 
 
 def main():

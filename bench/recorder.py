@@ -15,8 +15,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = ROOT / "target/release/hybridnorm"
-EVERY = 5
-FIRST = 10  # Warm-up steps, excluded from the measurement.
+RECORD_EVERY = 5
+WARMUP_STEPS = 10  # Excluded from the measurement.
 
 # Settings on top of crates/cli/configs/bench.toml, and steps.
 SHAPES = {
@@ -36,7 +36,7 @@ SHAPES = {
 }
 ALWAYS = [
     'data.train=["gutenberg"]', "train.eval_every=0", "train.eval_sequences=1",
-    "train.checkpoint_every=0", f"log.layers_every={EVERY}",
+    "train.checkpoint_every=0", f"log.layers_every={RECORD_EVERY}",
 ]
 
 
@@ -48,18 +48,18 @@ def rows(settings, steps):
             arguments += ["--set", setting]
         subprocess.run(arguments, check=True)
         lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines][FIRST:]
+    return [json.loads(line) for line in lines][WARMUP_STEPS:]
 
 
 for name, (settings, steps) in SHAPES.items():
     found = rows(settings, steps)
     tokens = found[1]["tokens"] - found[0]["tokens"]
     seconds = {row["step"]: tokens / row["tokens_per_second"] for row in found}
-    plain = statistics.median(s for step, s in seconds.items() if step % EVERY)
+    plain = statistics.median(s for step, s in seconds.items() if step % RECORD_EVERY)
     recordings = [
         seconds[step] - statistics.median([seconds[step - 2], seconds[step - 1], seconds[step + 1]])
         for step in seconds
-        if step % EVERY == 0 and {step - 2, step + 1} <= seconds.keys()
+        if step % RECORD_EVERY == 0 and {step - 2, step + 1} <= seconds.keys()
     ]
     recording = statistics.median(recordings)
     print(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from compare import ours
+from compare import run_hybridnorm
 
 TOKENS = {"sequence": 4096, "width": 2048}
 MEASURED, PEAK, INK, GRID = "#0060a8", "#d1495b", "#222222", "#dddddd"
@@ -59,7 +59,7 @@ def measure(values, shape, a):
     for _ in range(a.rounds):
         for x in values:
             print("measuring", shape(x), file=sys.stderr)
-            found[x].append(ours(shape(x), a))
+            found[x].append(run_hybridnorm(shape(x), a))
     keys = "tokens_per_second", "gflops", "sgemm_gflops"
     return [Point(x, *(statistics.median(r[key] for r in rows) for key in keys))
             for x, rows in found.items()]
@@ -84,11 +84,11 @@ def line(x1, y1, x2, y2, colour=GRID, more=""):
             f'stroke="{colour}"{more}/>')
 
 
-def curve(places, colour, dashes):
-    way = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+def curve(points, colour, dashes):
+    svg_points = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>'
-                   for x, y in places)
-    return (f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="2.2" '
+                   for x, y in points)
+    return (f'<polyline points="{svg_points}" fill="none" stroke="{colour}" stroke-width="2.2" '
             f'stroke-dasharray="{dashes}"/>{dots}')
 
 

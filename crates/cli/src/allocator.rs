@@ -67,7 +67,7 @@ const ARENA_RESERVE: i32 = 23;
 
 const NEVER: c_long = -1;
 /// Address space reserved at a time, in KiB.
-const RESERVED: c_long = 64 << 10;
+const ARENA_RESERVE_KIB: c_long = 64 << 10;
 
 /// Sets up the allocator before anything large is allocated. On Linux the C runtime also calls it before `main`, and so
 /// before the first allocation.
@@ -75,7 +75,7 @@ pub extern "C" fn set_up() {
     // Keep freed memory: the system would take it back page by page and clear it again, and a training step allocates
     // what the previous one freed.
     set_mimalloc_option(PURGE_DELAY, NEVER);
-    set_mimalloc_option(ARENA_RESERVE, RESERVED);
+    set_mimalloc_option(ARENA_RESERVE, ARENA_RESERVE_KIB);
     #[cfg(target_os = "linux")]
     if rustix::process::getrlimit(rustix::process::Resource::As)
         .current

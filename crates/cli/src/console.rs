@@ -45,7 +45,7 @@ impl Console {
     pub fn warning(&self, line: &str) {
         if !self.quiet {
             let line = text::one_line(line);
-            to_stderr(&format!("{} {line}", self.colored("warning:", "33")));
+            to_stderr(&format!("{} {line}", self.coloured("warning:", "33")));
         }
     }
 
@@ -53,10 +53,10 @@ impl Console {
     pub fn error(&self, text: &str) {
         // Names from files may contain any character.
         let line = text.replace(char::is_control, " ");
-        to_stderr(&format!("{} {line}", self.colored("error:", "31")));
+        to_stderr(&format!("{} {line}", self.coloured("error:", "31")));
     }
 
-    fn colored(&self, text: &str, colour: &str) -> String {
+    fn coloured(&self, text: &str, colour: &str) -> String {
         match self.colour {
             true => format!("\x1b[{colour};1m{text}\x1b[0m"),
             false => text.to_owned(),

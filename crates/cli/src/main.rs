@@ -51,12 +51,12 @@ fn main() -> ExitCode {
 /// Returns the one-line report of a panic, an internal error of this program.
 fn panic_report(panic: &PanicHookInfo<'_>) -> String {
     let message = panic.payload_as_str().unwrap_or("no message");
-    let place = panic
+    let location = panic
         .location()
-        .map(|place| format!(" ({}:{})", place.file(), place.line()))
+        .map(|location| format!(" ({}:{})", location.file(), location.line()))
         .unwrap_or_default();
     format!(
-        "error: internal error, please report it: {}{place}",
+        "error: internal error, please report it: {}{location}",
         hybridnorm::text::one_line(message)
     )
 }

@@ -18,16 +18,16 @@ use crate::table;
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Progress display of one task.
-pub struct Display<'a> {
+pub struct ProgressDisplay<'a> {
     console: &'a Console,
     bar: ProgressBar,
     stage: String,
     last_line: Option<Instant>,
     started: Instant,
-    first_step: Option<u64>,
+    steps_before: Option<u64>,
 }
 
-impl<'a> Display<'a> {
+impl<'a> ProgressDisplay<'a> {
     /// Creates a display without progress.
     pub fn new(console: &'a Console) -> Self {
         Self {
@@ -36,7 +36,7 @@ impl<'a> Display<'a> {
             stage: String::new(),
             last_line: None,
             started: Instant::now(),
-            first_step: None,
+            steps_before: None,
         }
     }
 
@@ -48,8 +48,9 @@ impl<'a> Display<'a> {
             Event::Data(data) => data.lines().iter().for_each(|line| self.line(line)),
             Event::Step(metrics) => {
                 self.stage(name, Some(steps));
-                let done = self.first_step.get_or_insert(metrics.step - 1);
-                let (done, left) = (metrics.step - *done, steps.saturating_sub(metrics.step));
+                let steps_before = *self.steps_before.get_or_insert(metrics.step - 1);
+                let done = metrics.step - steps_before;
+                let left = steps.saturating_sub(metrics.step);
                 let remaining = self
                     .started
                     .elapsed()
@@ -106,8 +107,8 @@ impl<'a> Display<'a> {
     }
 
     /// Shows the position within a total, with a message.
-    fn show_position(&mut self, stage: &str, (position, all): (u64, u64), message: &str) {
-        self.stage(stage, Some(all));
+    fn show_position(&mut self, stage: &str, (position, total): (u64, u64), message: &str) {
+        self.stage(stage, Some(total));
         self.bar.set_position(position);
         self.bar.set_message(text::one_line(message).into_owned());
         if self.line_is_due() {
@@ -132,7 +133,7 @@ impl<'a> Display<'a> {
         self.bar.finish_and_clear();
         self.stage = name.to_owned();
         self.started = Instant::now();
-        self.first_step = None;
+        self.steps_before = None;
         self.last_line = Some(Instant::now());
         if !self.console.is_terminal() || self.console.is_quiet() {
             return;
@@ -164,7 +165,7 @@ impl<'a> Display<'a> {
 
 /// Progress display of a study.
 pub struct StudyDisplay<'a> {
-    display: Display<'a>,
+    display: ProgressDisplay<'a>,
     runs: usize,
     finished: usize,
     steps: u64,
@@ -174,21 +175,21 @@ pub struct StudyDisplay<'a> {
     finished_steps: u64,
     started: Instant,
     /// Data lines already shown: most runs have the same ones.
-    data: BTreeSet<String>,
+    shown_data_lines: BTreeSet<String>,
 }
 
 impl<'a> StudyDisplay<'a> {
     /// Creates a display without progress.
     pub fn new(console: &'a Console) -> Self {
         Self {
-            display: Display::new(console),
+            display: ProgressDisplay::new(console),
             runs: 0,
             finished: 0,
             steps: 0,
             active_runs: BTreeMap::new(),
             finished_steps: 0,
             started: Instant::now(),
-            data: BTreeSet::new(),
+            shown_data_lines: BTreeSet::new(),
         }
     }
 
@@ -216,7 +217,7 @@ impl<'a> StudyDisplay<'a> {
                     .line(&format!("{}  {text}", run.grid_point.label())),
                 Event::Data(data) => {
                     for line in data.lines() {
-                        if self.data.insert(line.clone()) {
+                        if self.shown_data_lines.insert(line.clone()) {
                             self.display.line(&line);
                         }
                     }
@@ -260,15 +261,23 @@ impl<'a> StudyDisplay<'a> {
         let counted = self.active_runs.entry(run.id.clone());
         counted.or_insert((metrics.step - 1, 0)).1 = metrics.step;
         let active = self.active_runs.values();
-        let steps_here = self.finished_steps + active.map(|(first, now)| now - first).sum::<u64>();
-        let now = self.active_runs.values().map(|(_, now)| now).sum::<u64>();
-        let all = self.runs as u64 * self.steps;
-        let position = (self.finished as u64 * self.steps + now).min(all);
-        let per_step = self.started.elapsed().div_f64(steps_here.max(1) as f64);
-        let remaining = clock(per_step.mul_f64((all - position) as f64));
+        let steps_by_this_process =
+            self.finished_steps + active.map(|(first, current)| current - first).sum::<u64>();
+        let active_steps = self
+            .active_runs
+            .values()
+            .map(|(_, current)| current)
+            .sum::<u64>();
+        let total = self.runs as u64 * self.steps;
+        let position = (self.finished as u64 * self.steps + active_steps).min(total);
+        let per_step = self
+            .started
+            .elapsed()
+            .div_f64(steps_by_this_process.max(1) as f64);
+        let remaining = clock(per_step.mul_f64((total - position) as f64));
         self.display.show_position(
             "study",
-            (position, all),
+            (position, total),
             &format!(
                 "{}/{} runs  {}  loss {:.4}  {remaining} remaining",
                 self.finished,

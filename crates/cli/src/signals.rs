@@ -62,7 +62,7 @@ pub fn ignore_file_size_signal() {
 }
 
 #[cfg(unix)]
-fn on_signal(act: impl Fn() + Send + 'static) -> std::io::Result<()> {
+fn on_signal(handle: impl Fn() + Send + 'static) -> std::io::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut wanted = vec![SIGINT, SIGTERM];
     if !is_ignored(SIGHUP) {
@@ -71,7 +71,7 @@ fn on_signal(act: impl Fn() + Send + 'static) -> std::io::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new(wanted)?;
     std::thread::Builder::new()
         .name("signals".into())
-        .spawn(move || signals.forever().for_each(|_| act()))?;
+        .spawn(move || signals.forever().for_each(|_| handle()))?;
     Ok(())
 }
 
@@ -88,6 +88,6 @@ fn is_ignored(signal: i32) -> bool {
 }
 
 #[cfg(not(unix))]
-fn on_signal(act: impl Fn() + Send + 'static) -> std::io::Result<()> {
-    ctrlc::set_handler(act).map_err(std::io::Error::other)
+fn on_signal(handle: impl Fn() + Send + 'static) -> std::io::Result<()> {
+    ctrlc::set_handler(handle).map_err(std::io::Error::other)
 }

@@ -29,7 +29,7 @@ fn number(found: &Value, key: &str) -> f64 {
 }
 
 #[track_caller]
-fn same(a: f64, b: f64) {
+fn assert_close(a: f64, b: f64) {
     assert!((a / b - 1.0).abs() < 1e-9, "{a} {b}");
 }
 
@@ -47,11 +47,11 @@ fn bench_step_measures_one_model_on_one_batch() {
     ] {
         assert!(number(key) > 0.0, "{key}: {found}");
     }
-    same(
+    assert_close(
         number("tokens_per_second") * number("step_seconds"),
         4.0 * 32.0,
     );
-    same(
+    assert_close(
         number("sgemm_share") * number("sgemm_gflops"),
         number("gflops"),
     );
@@ -86,11 +86,11 @@ fn bench_decode_is_relative_to_the_memory_bandwidth() {
     assert_eq!(number_of("threads"), 1.0);
     assert_eq!(number_of("tokens"), 8.0);
     assert_eq!(number_of("prompt_tokens"), 16.0);
-    same(
+    assert_close(
         number_of("tokens_per_second") * number_of("token_seconds"),
         1.0,
     );
-    same(
+    assert_close(
         number_of("bandwidth_share") * number_of("bandwidth_bytes_per_second"),
         number_of("bytes_per_token") * number_of("tokens_per_second"),
     );
@@ -239,8 +239,8 @@ fn bench_ops_compares_every_kernel_with_the_reference_and_its_limit() {
             other => panic!("{other}"),
         };
         assert_eq!(row["limit"], found[limit]);
-        same(number("share_of_limit") * number("limit"), number("rate"));
-        same(
+        assert_close(number("share_of_limit") * number("limit"), number("rate"));
+        assert_close(
             number("speedup_over_naive") * number("seconds"),
             number("naive_seconds"),
         );
@@ -254,15 +254,15 @@ fn bench_ops_compares_every_kernel_with_the_reference_and_its_limit() {
     };
     // 64 rows from width 32 to 128, and 64 rows of width 32 read and written with a gain of 32.
     let work = |row: &Value| 1e9 * number(row, "rate") * number(row, "seconds");
-    same(
+    assert_close(
         work(row("linear up", "backward weight")),
         2.0 * 64.0 * 32.0 * 128.0,
     );
-    same(
+    assert_close(
         work(row("norm rms", "forward")),
         4.0 * (2.0 * 64.0 * 32.0 + 32.0),
     );
-    same(
+    assert_close(
         work(row("attention", "forward")),
         4.0 * 2.0 * 32.0 * 33.0 / 2.0 * 32.0,
     );

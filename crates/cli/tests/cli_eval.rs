@@ -33,7 +33,7 @@ fn count(value: &Value, key: &str) -> u64 {
 }
 
 /// Sums the omitted tokens over all reasons.
-fn left_out(value: &Value) -> u64 {
+fn omitted(value: &Value) -> u64 {
     let reasons = value["left_out"].as_array().unwrap();
     reasons
         .iter()
@@ -45,9 +45,9 @@ fn left_out(value: &Value) -> u64 {
         .sum()
 }
 
-fn adds_up(value: &Value) {
+fn assert_adds_up(value: &Value) {
     assert_eq!(
-        count(value, "tokens") + left_out(value),
+        count(value, "tokens") + omitted(value),
         count(value, "all_tokens"),
         "{value}"
     );
@@ -57,7 +57,7 @@ fn nats(value: &Value) -> f64 {
     number(value, "loss") * number(value, "tokens")
 }
 
-fn close(a: f64, b: f64) {
+fn assert_close(a: f64, b: f64) {
     assert!((a - b).abs() <= 1e-5 * b.abs().max(1.0), "{a} {b}");
 }
 
@@ -75,18 +75,18 @@ fn short_last_windows_are_evaluated() {
     let bytes = dir.read("a.txt").len() as u64;
     assert_eq!(count(&all, "tokens"), bytes);
     assert_eq!(count(&all, "all_tokens"), bytes + 1);
-    adds_up(&all);
-    close(
+    assert_adds_up(&all);
+    assert_close(
         number(&all, "bits_per_byte"),
         nats(&all) / 2_f64.ln() / (bytes - 1) as f64,
     );
     // The earlier name of `full`.
     let whole = eval(&dir, &["a.txt"], &["--windows", "whole"]);
     assert_eq!(count(&whole, "tokens"), bytes / 16 * 16);
-    adds_up(&whole);
+    assert_adds_up(&whole);
     for size in ["1", "3", "100"] {
         let other = eval(&dir, &["a.txt"], &["--batch-size", size]);
-        close(number(&other, "loss"), number(&all, "loss"));
+        assert_close(number(&other, "loss"), number(&all, "loss"));
     }
     // Shorter than a window.
     dir.write("b.txt", "Hi!");
@@ -107,7 +107,7 @@ fn short_last_windows_are_evaluated() {
     let parts = eval(&dir, &["begin.u16", "end.u16"], &[]);
     assert_eq!(count(&all, "tokens"), 99);
     assert_eq!(count(&parts, "tokens"), 99);
-    close(nats(&all), nats(&parts));
+    assert_close(nats(&all), nats(&parts));
     // A single token is not a target.
     dir.write("one.u16", le16(&[7]));
     dir.expect_error(
@@ -134,15 +134,15 @@ fn data_sets_are_evaluated_separately() {
     );
     for (set, name) in sets.iter().zip(names) {
         assert_eq!(set["name"], name);
-        adds_up(set);
+        assert_adds_up(set);
         let alone = eval(&dir, &[name], &[]);
         for key in ["loss", "tokens", "perplexity", "bits_per_byte"] {
-            close(number(&alone, key), number(set, key));
+            assert_close(number(&alone, key), number(set, key));
         }
     }
-    adds_up(&found);
-    close(nats(&found), sets.iter().map(nats).sum());
-    close(number(&found, "perplexity"), number(&found, "loss").exp());
+    assert_adds_up(&found);
+    assert_close(nats(&found), sets.iter().map(nats).sum());
+    assert_close(number(&found, "perplexity"), number(&found, "loss").exp());
     let manifest = dir.json(&["data", "inspect", "p", "--json"]);
     let held_out = count(&manifest["manifest"]["validation"], "tokens");
     assert_eq!(count(&sets[0], "all_tokens"), held_out);
@@ -191,14 +191,14 @@ fn rows_are_evaluated_as_separate_windows() {
             (rows * (width - 1)) as u64,
             "{file}"
         );
-        assert_eq!(left_out(&found), rows as u64);
-        adds_up(&found);
+        assert_eq!(omitted(&found), rows as u64);
+        assert_adds_up(&found);
         let names: Vec<String> = (0..rows).map(|row| format!("{file}.{row}.u16")).collect();
         for (name, row) in names.iter().zip(tokens.chunks(width)) {
             dir.write(name, le16(row));
         }
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        close(nats(&found), nats(&eval(&dir, &names, &[])));
+        assert_close(nats(&found), nats(&eval(&dir, &names, &[])));
         if width != 17 {
             let data = format!("data.train=['{file}']");
             let words = [&format!("rows of {width} tokens")[..], "one instance", "17"];
@@ -224,14 +224,14 @@ fn training_counts_omitted_tokens() {
     let found: Value = serde_json::from_slice(&output.stdout).unwrap();
     let data = &found["data"];
     for part in ["train", "validation"] {
-        adds_up(&data[part]);
+        assert_adds_up(&data[part]);
         assert_eq!(count(&data[part], "tokens") % 16, 0);
     }
     assert_eq!(count(&data["validation"], "tokens"), 32);
     assert_eq!(count(&found["validation"], "tokens"), 32);
     assert_eq!(
-        left_out(&found),
-        left_out(&data["train"]) + left_out(&data["validation"])
+        omitted(&found),
+        omitted(&data["train"]) + omitted(&data["validation"])
     );
     let text = stderr(&output);
     for word in [

@@ -34,7 +34,7 @@ fn write_tokenizers(dir: &TestDir) {
 }
 
 /// Function that returns the number of tokens of a text.
-type Length<'l> = &'l dyn Fn(&str) -> usize;
+type CountTokens<'l> = &'l dyn Fn(&str) -> usize;
 
 fn eval(dir: &TestDir, run: &str, data: &str, windows: &str) -> Value {
     dir.json(&["eval", run, "--json", "--data", data, "--windows", windows])
@@ -62,7 +62,7 @@ fn all_and_full_windows_count_the_bytes_of_the_text() {
     dir.prepare("stories:5", "bytes", "bytes");
     write_tokenizers(&dir);
     let spaces = |text: &str| text.matches(' ').count();
-    let lengths: [(&str, Length, u64); 5] = [
+    let lengths: [(&str, CountTokens, u64); 5] = [
         ("exact", &|text| text.len(), 1),
         // The prepended space is not part of the text.
         ("prefix", &|text| text.len() + 1, 0),
@@ -105,9 +105,9 @@ fn all_and_full_windows_count_the_bytes_of_the_text() {
         let ids: Vec<u8> = (0..40_u16)
             .flat_map(|id| (id % 7 + 40).to_le_bytes())
             .collect();
-        dir.write("ready.u16", ids);
+        dir.write("pretokenized.u16", ids);
         for windows in ["all", "full"] {
-            let found = eval(&dir, name, "ready.u16", windows);
+            let found = eval(&dir, name, "pretokenized.u16", windows);
             assert_eq!(
                 found["bits_per_byte"].is_f64(),
                 name == "exact",

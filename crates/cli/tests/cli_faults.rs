@@ -1,11 +1,11 @@
 //! Kills and failing system calls wherever a command accesses files.
 //!
-//! A command runs once undisturbed under `strace`, which counts its system calls. Then it runs again for each of
+//! A command runs once without faults under `strace`, which counts its system calls. Then it runs again for each of
 //! these calls: killed there, or with an injected error. After each run
 //!
 //! - existing data are unchanged or completely replaced by their successor;
 //! - no error is reported as an internal error, and an error that the command survives has changed nothing;
-//! - the same command, started again, succeeds and leaves exactly the files of an undisturbed run.
+//! - the same command, started again, succeeds and leaves exactly the files of a run without faults.
 //!
 //! `FAULTS=all cargo test --release -p hybridnorm-cli --test cli_faults -- --ignored` tests every call, which takes
 //! an hour; without `FAULTS`, some of them, evenly spaced.
@@ -21,7 +21,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{
-    TestDir, code, copy_folder, official_folder, quiet, stderr, write_study_keeping_runs,
+    TestDir, code, copy_folder, quiet, stderr, write_official_checkpoint, write_study_keeping_runs,
 };
 
 /// System calls that find, open, write, rename, flush or remove files.
@@ -34,7 +34,7 @@ const FAULTS: [&str; 4] = [
     "error=ESTALE",
 ];
 /// Number of tested occurrences per system call and fault, unless all are tested.
-const SOME: usize = 3;
+const OCCURRENCES_PER_FAULT: usize = 3;
 
 /// Log file of `strace`.
 const TRACE: &str = "trace.log";
@@ -45,11 +45,11 @@ struct Scenario {
     set_up: fn(&TestDir),
     command: &'static str,
     /// Additional arguments if the command refuses to start again without them.
-    again: &'static [&'static str],
-    /// Folders that the command writes to; their file names are compared with an undisturbed run.
-    writes: &'static [&'static str],
+    retry_args: &'static [&'static str],
+    /// Folders that the command writes to; their file names are compared with those of a run without faults.
+    written_folders: &'static [&'static str],
     /// Checks that the initial data still exist.
-    keeps: fn(&TestDir),
+    assert_preserved: fn(&TestDir),
 }
 
 struct Fault {
@@ -62,16 +62,20 @@ impl Scenario {
     fn check(&self) {
         let template = TestDir::new();
         (self.set_up)(&template);
-        let undisturbed = copy(&template);
+        let fault_free = copy(&template);
         let command = quiet(self.command);
-        let counts = calls(&undisturbed, &command);
+        let counts = calls(&fault_free, &command);
         assert!(counts.len() > 5, "{counts:?}");
-        let expected = self.written(&undisturbed);
+        let expected = self.written(&fault_free);
         let all = std::env::var("FAULTS").is_ok_and(|value| value == "all");
         let faults: Vec<Fault> = counts
             .iter()
             .flat_map(|(call, &count)| {
-                let step = if all { 1 } else { count.div_ceil(SOME) };
+                let step = if all {
+                    1
+                } else {
+                    count.div_ceil(OCCURRENCES_PER_FAULT)
+                };
                 FAULTS
                     .into_iter()
                     .enumerate()
@@ -118,16 +122,18 @@ impl Scenario {
         let command = quiet(self.command);
         let dir = copy(template);
         let inject = format!("inject={call}:{what}:when={nth}");
-        let disturbed = traced(
+        let faulted = traced(
             &dir,
             &["-e", &format!("trace={call}"), "-e", &inject],
             &command,
         );
-        let message = stderr(&disturbed);
+        let message = stderr(&faulted);
         if message.contains("internal error") || message.contains("panicked") {
             return Err(format!("reported as an internal error: {message}"));
         }
-        let kept = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| (self.keeps)(&dir)));
+        let kept = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            (self.assert_preserved)(&dir)
+        }));
         if kept.is_err() {
             return Err(format!(
                 "existing data were lost; the command printed {message:?}"
@@ -136,18 +142,18 @@ impl Scenario {
         // Old files that could not be removed are removed by the next writer.
         let mut found = self.written(&dir);
         found.retain(|name| expected.contains(name) || !is_temporary(name));
-        if code(&disturbed) == 0 && found != *expected {
+        if code(&faulted) == 0 && found != *expected {
             return Err(format!(
                 "exited with code 0, but its files differ: {}",
                 difference(&found, expected)
             ));
         }
         let mut retried = dir.run(&command);
-        if code(&retried) != 0 && !self.again.is_empty() {
-            retried = dir.run(&[&command[..], self.again].concat());
+        if code(&retried) != 0 && !self.retry_args.is_empty() {
+            retried = dir.run(&[&command[..], self.retry_args].concat());
         }
         // A retry may be refused if the work was already complete.
-        let is_done = code(&disturbed) == 0 || found == *expected;
+        let is_done = code(&faulted) == 0 || found == *expected;
         if code(&retried) != 0 && !is_done {
             return Err(format!(
                 "the retry failed: {:?} after {message:?}",
@@ -167,7 +173,7 @@ impl Scenario {
     /// Returns the names of everything below the folders that the command writes to.
     fn written(&self, dir: &TestDir) -> BTreeSet<PathBuf> {
         let mut names = BTreeSet::new();
-        for folder in self.writes {
+        for folder in self.written_folders {
             walk(&dir.path(folder), &dir.path("."), &mut names);
         }
         names
@@ -260,26 +266,26 @@ fn six_steps(dir: &TestDir) {
 
 #[test]
 #[ignore = "needs strace"]
-fn training() {
+fn interrupted_training_can_be_repeated_or_resumed() {
     Scenario {
         set_up: |dir| dir.prepare("stories:20", "bytes", "data"),
         command: r#"train tiny.toml --run run --set train.steps=6 --set train.checkpoint_every=3 --set train.eval_every=3 --set log.layers_every=2 --set data.train=["data"]"#,
-        again: &["--resume"],
-        writes: &["run", "data"],
-        keeps: |dir| assert_complete(dir, "data"),
+        retry_args: &["--resume"],
+        written_folders: &["run", "data"],
+        assert_preserved: |dir| assert_complete(dir, "data"),
     }
     .check();
 }
 
 #[test]
 #[ignore = "needs strace"]
-fn resuming_training() {
+fn interrupted_resume_keeps_checkpoints_and_metrics() {
     Scenario {
         set_up: six_steps,
         command: r#"train tiny.toml --run run --resume --set train.steps=9 --set train.checkpoint_every=3 --set data.train=["data"]"#,
-        again: &[],
-        writes: &["run", "data"],
-        keeps: |dir| {
+        retry_args: &[],
+        written_folders: &["run", "data"],
+        assert_preserved: |dir| {
             let checkpoints = dir.checkpoints("run");
             let whole = checkpoints.iter().filter(|name| !name.contains(".partial"));
             let last = whole.max().expect("a checkpoint");
@@ -298,16 +304,16 @@ fn resuming_training() {
 
 #[test]
 #[ignore = "needs strace"]
-fn preparing_data_over_older_ones() {
+fn interrupted_replacement_leaves_complete_prepared_data() {
     Scenario {
         set_up: |dir| {
             dir.write("text.txt", "Some text of mine. ".repeat(50));
             dir.prepare("stories:20", "bytes", "data");
         },
         command: "data prepare text.txt stories:9 --tokenizer bpe:280 --out data --overwrite",
-        again: &[],
-        writes: &["."],
-        keeps: |dir| {
+        retry_args: &[],
+        written_folders: &["."],
+        assert_preserved: |dir| {
             assert_complete(dir, "data");
             assert_eq!(dir.read("text.txt").len(), 19 * 50);
         },
@@ -317,26 +323,26 @@ fn preparing_data_over_older_ones() {
 
 #[test]
 #[ignore = "needs strace"]
-fn importing() {
+fn interrupted_import_can_be_repeated() {
     Scenario {
-        set_up: |dir| official_folder(dir, "theirs"),
+        set_up: |dir| write_official_checkpoint(dir, "theirs"),
         command: "import theirs --out imported/model",
-        again: &[],
-        writes: &["theirs", "imported"],
-        keeps: |dir| assert!(dir.read("theirs/model.pt").len() > 100),
+        retry_args: &[],
+        written_folders: &["theirs", "imported"],
+        assert_preserved: |dir| assert!(dir.read("theirs/model.pt").len() > 100),
     }
     .check();
 }
 
 #[test]
 #[ignore = "needs strace"]
-fn replaying() {
+fn interrupted_replay_can_be_repeated() {
     Scenario {
         set_up: six_steps,
         command: "replay run --step 5 --after 1 --set optimizer.lr=1e-3",
-        again: &[],
-        writes: &["run", "run-replay-5"],
-        keeps: |dir| {
+        retry_args: &[],
+        written_folders: &["run", "run-replay-5"],
+        assert_preserved: |dir| {
             assert_eq!(dir.checkpoints("run"), ["step-00000003", "step-00000006"]);
             dir.ok(&["inspect", "run", "--quiet"]);
             assert_eq!(dir.metrics("run").len(), 6);
@@ -347,13 +353,13 @@ fn replaying() {
 
 #[test]
 #[ignore = "needs strace"]
-fn studying() {
+fn interrupted_study_loses_no_run() {
     Scenario {
         set_up: write_study_keeping_runs,
         command: "study study.toml --out study",
-        again: &["--resume"],
-        writes: &["study", "data"],
-        keeps: |dir| {
+        retry_args: &["--resume"],
+        written_folders: &["study", "data"],
+        assert_preserved: |dir| {
             assert_complete(dir, "data");
             // A record without its run is a lost run.
             let names = |folder: &str| -> Vec<String> {
@@ -376,7 +382,7 @@ const REPORT: &str = "report run --format markdown --out report.md";
 
 #[test]
 #[ignore = "needs strace"]
-fn reporting_over_an_older_report() {
+fn interrupted_report_leaves_a_complete_report() {
     Scenario {
         set_up: |dir| {
             six_steps(dir);
@@ -384,9 +390,9 @@ fn reporting_over_an_older_report() {
             dir.write("before.md", dir.read("report.md"));
         },
         command: REPORT,
-        again: &[],
-        writes: &["."],
-        keeps: |dir| {
+        retry_args: &[],
+        written_folders: &["."],
+        assert_preserved: |dir| {
             let report = String::from_utf8(dir.read("report.md")).unwrap();
             assert!(
                 report.len() * 10 > dir.read("before.md").len() * 9,

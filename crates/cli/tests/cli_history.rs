@@ -109,8 +109,8 @@ fn resuming_a_finished_run_writes_nothing() {
             &other[..],
             &[
                 "the run is finished",
-                "ignored: log.layers_every went from 10 to 3",
-                "ignored: optimizer.lr went from 0.003 to 0.5",
+                "ignored: log.layers_every changed from 10 to 3",
+                "ignored: optimizer.lr changed from 0.003 to 0.5",
             ][..],
         ),
         (&fewer[..], &["20 steps completed, train.steps = 7"][..]),
@@ -152,9 +152,9 @@ fn every_segment_is_recorded_and_old_steps_keep_their_configuration() {
     let notes = train_stderr(&dir, "run", &more);
     for word in [
         "resuming after step 10",
-        "from step 11 on: optimizer.lr went from 0.003 to 0.001",
-        "from step 11 on: schedule.kind went from \"cosine\" to \"constant\"",
-        "from step 11 on: train.steps went from 10 to 20",
+        "from step 11 on: optimizer.lr changed from 0.003 to 0.001",
+        "from step 11 on: schedule.kind changed from \"cosine\" to \"constant\"",
+        "from step 11 on: train.steps changed from 10 to 20",
         "the learning rate at step 11 changes from 0.0003 to 0.001 because optimizer.lr went",
     ] {
         assert!(notes.contains(word), "no {word:?} in\n{notes}");
@@ -196,7 +196,7 @@ fn resuming_from_an_earlier_checkpoint_truncates_the_history() {
     }
     let stderr = train_stderr(&dir, "run", &["--resume", "--set", "train.steps=12"]);
     assert!(
-        stderr.contains("from step 11 on: train.steps went from 10 to 12"),
+        stderr.contains("from step 11 on: train.steps changed from 10 to 12"),
         "{stderr}"
     );
     assert!(!stderr.contains("optimizer.lr"), "{stderr}");
@@ -224,7 +224,7 @@ fn data_may_move_but_not_change() {
     let moved = at("b/moved.txt");
     let stderr = train_stderr(&dir, "run", &["--resume", "--set", &moved]);
     assert!(
-        stderr.contains("from step 6 on: data.train went from"),
+        stderr.contains("from step 6 on: data.train changed from"),
         "{stderr}"
     );
     assert_eq!(dir.reproducible_metrics("run").len(), 20);
@@ -240,11 +240,11 @@ fn resume_requires_a_run() {
     let dir = TestDir::new();
     dir.train_fails(
         2,
-        "nun",
+        "none",
         &["--resume"],
-        &["a run to resume in nun is missing"],
+        &["a run to resume in none is missing"],
     );
-    assert!(!dir.path("nun").exists());
+    assert!(!dir.path("none").exists());
     dir.write("notes/a.txt", "x");
     dir.train_fails(2, "notes", &["--resume"], &["a run to resume in notes"]);
     assert_eq!(files_below(&dir.path("notes")).len(), 1);

@@ -274,7 +274,7 @@ fn memory_for_pretokenized_files_is_at_most_their_size() {
         "train",
         "tiny.toml",
         "--run",
-        "ready",
+        "pretokenized",
         "--set",
         "train.steps=5",
         "--set",
@@ -324,7 +324,7 @@ fn memory_for_reports_is_a_multiple_of_the_records() {
 }
 
 /// Settings of a training step that takes 385 MiB.
-const MIDDLE: [&str; 11] = [
+const STEP_OF_385_MIB: [&str; 11] = [
     "model.d_model=384",
     "model.n_layers=6",
     "model.n_heads=6",
@@ -348,7 +348,7 @@ fn on_one_thread<'a>(command: &[&'a str], settings: &[&'a str]) -> Vec<&'a str> 
 const TRAIN: [&str; 4] = ["train", "tiny.toml", "--run", "run"];
 
 /// Asserts that a command was rejected in one line because its memory is not available.
-fn assert_refused(output: &Output) {
+fn assert_rejected(output: &Output) {
     let stderr = common::stderr(output);
     assert_eq!(common::code(output), 2, "{stderr}");
     assert!(
@@ -360,20 +360,24 @@ fn assert_refused(output: &Output) {
 
 /// Training and its benchmark are rejected at the start if they do not fit into memory.
 #[test]
-fn trainings_that_exceed_memory_are_rejected() {
+fn runs_that_exceed_memory_are_rejected() {
     let dir = TestDir::new();
     let bench = ["bench", "step", "--config", "tiny.toml"];
     for command in [TRAIN, bench] {
-        assert_refused(&limited(&dir, 400_000, &on_one_thread(&command, &MIDDLE)));
+        assert_rejected(&limited(
+            &dir,
+            400_000,
+            &on_one_thread(&command, &STEP_OF_385_MIB),
+        ));
         assert!(!dir.path("run").exists());
     }
 }
 
 /// A run fits into little more than its memory: allocators reserve no address space where that is limited.
 #[test]
-fn trainings_that_fit_in_memory_are_accepted() {
+fn runs_that_fit_in_memory_are_accepted() {
     let dir = TestDir::new();
-    let output = limited(&dir, 600_000, &on_one_thread(&TRAIN, &MIDDLE));
+    let output = limited(&dir, 600_000, &on_one_thread(&TRAIN, &STEP_OF_385_MIB));
     assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
 }
 
@@ -426,13 +430,13 @@ fn any_sufficient_address_space_is_accepted() {
 fn evaluations_that_exceed_memory_are_rejected() {
     let dir = TestDir::new();
     dir.write("long.txt", "some words of a text ".repeat(5000));
-    let settings = [&MIDDLE[..], &["model.n_layers=1", "train.steps=1"]].concat();
+    let settings = [&STEP_OF_385_MIB[..], &["model.n_layers=1", "train.steps=1"]].concat();
     dir.ok(&on_one_thread(&TRAIN, &settings));
     let eval = |batch| {
         let command = ["eval", "run", "--data", "long.txt", "--batch-size", batch];
         limited(&dir, 700_000, &on_one_thread(&command, &[]))
     };
-    assert_refused(&eval("1000"));
+    assert_rejected(&eval("1000"));
     let output = eval("8");
     assert_eq!(common::code(&output), 0, "{}", common::stderr(&output));
 }

@@ -4,12 +4,12 @@ mod common;
 
 use std::fs;
 
-use common::{Damage, TestDir, damage, files_below, official_folder, train_args};
+use common::{Damage, TestDir, damage, files_below, train_args, write_official_checkpoint};
 
 #[test]
 fn imports_do_not_overwrite_existing_folders() {
     let dir = TestDir::new();
-    official_folder(&dir, "theirs");
+    write_official_checkpoint(&dir, "theirs");
     dir.write("thesis/chapter.txt", "mine");
     dir.train("run", &[]);
     for (out, named) in [("thesis", "thesis"), ("run", "run"), ("theirs", "theirs")] {
@@ -113,7 +113,7 @@ fn a_run_without_its_directory_stops_at_its_next_checkpoint() {
 fn a_damaged_cache_is_rebuilt() {
     let dir = TestDir::new();
     dir.train("one", &[]);
-    for how in [Damage::FlippedBit, Damage::CutShort, Damage::Deleted] {
+    for how in [Damage::FlippedBit, Damage::Truncated, Damage::Deleted] {
         for name in ["manifest.json", "train-00000.bin"] {
             let cached = files_below(&dir.path("cache"));
             let file = cached.iter().find(|file| file.ends_with(name)).unwrap();

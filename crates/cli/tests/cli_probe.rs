@@ -49,9 +49,9 @@ fn probe_measures_the_first_and_the_last_step() {
     assert_eq!(written, report);
     let text = dir.ok(&with(&[placements]));
     for word in [
-        "gradient norm, last block ÷ first",
+        "gradient norm, last block ÷ first (fitted)",
         "hybridnorm, step 5",
-        "gain drift",
+        "gain drift (RMS)",
     ] {
         assert!(text.contains(word), "{word}\n{text}");
     }

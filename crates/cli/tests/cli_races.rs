@@ -8,7 +8,7 @@ mod common;
 use std::process::{Child, Stdio};
 
 use common::{
-    TestDir, code, files_below, official_folder, prepared_run, quiet, stderr,
+    TestDir, code, files_below, quiet, stderr, train_on_prepared_data, write_official_checkpoint,
     write_study_keeping_runs,
 };
 
@@ -24,7 +24,7 @@ struct Race {
     /// True if exactly one process may succeed; otherwise all may.
     one_wins: bool,
     /// Expected messages of the losing processes, of which each prints one.
-    losers_say: &'static [&'static str],
+    loser_messages: &'static [&'static str],
     /// Checks the files of the winner.
     assert_complete: fn(&TestDir),
 }
@@ -60,7 +60,10 @@ impl Race {
             }
             for message in &messages {
                 assert_eq!(message.lines().count(), 1, "round {round}: {message}");
-                let known = self.losers_say.iter().any(|words| message.contains(words));
+                let known = self
+                    .loser_messages
+                    .iter()
+                    .any(|words| message.contains(words));
                 assert!(known, "round {round}: {message}");
             }
             (self.assert_complete)(&dir);
@@ -78,7 +81,7 @@ fn concurrent_preparations_have_one_winner() {
         command: "data prepare stories:60 --tokenizer bytes --out data",
         target: "data",
         one_wins: true,
-        losers_say: &[
+        loser_messages: &[
             "was created by another process in the meantime",
             "already holds prepared data",
         ],
@@ -94,20 +97,20 @@ fn concurrent_replacements_of_prepared_data_leave_one_valid() {
         command: "data prepare stories:60 --tokenizer bytes --out data --overwrite",
         target: "nothing",
         one_wins: false,
-        losers_say: &["another process is replacing this folder"],
+        loser_messages: &["another process is replacing this folder"],
         assert_complete: |dir| drop(dir.ok(&["--quiet", "data", "inspect", "data"])),
     }
     .run();
 }
 
 #[test]
-fn training() {
+fn concurrent_training_runs_have_one_winner() {
     Race {
         set_up: |dir| dir.prepare("stories:60", "bytes", "data"),
         command: r#"train tiny.toml --run run --set data.train=["data"]"#,
         target: "run",
         one_wins: true,
-        losers_say: &["another process is training here", "already contains "],
+        loser_messages: &["another process is training here", "already contains "],
         assert_complete: |dir| {
             assert_eq!(dir.metrics("run").len(), 20);
             dir.ok(&["--quiet", "inspect", "run"]);
@@ -118,26 +121,26 @@ fn training() {
 
 /// One process prepares the text into the cache while the others wait for it.
 #[test]
-fn training_on_text() {
+fn concurrent_runs_on_text_share_the_cache_and_have_one_winner() {
     Race {
         set_up: |dir| dir.write("second.toml", dir.read("tiny.toml")),
         command: "train tiny.toml --run cache/run",
         target: "cache",
         one_wins: true,
-        losers_say: &["another process is training here", "already contains "],
+        loser_messages: &["another process is training here", "already contains "],
         assert_complete: |dir| assert_eq!(dir.metrics("cache/run").len(), 20),
     }
     .run();
 }
 
 #[test]
-fn importing() {
+fn concurrent_imports_have_one_winner() {
     Race {
-        set_up: |dir| official_folder(dir, "theirs"),
+        set_up: |dir| write_official_checkpoint(dir, "theirs"),
         command: "import theirs --out imported",
         target: "imported",
         one_wins: true,
-        losers_say: &[
+        loser_messages: &[
             "was created by another process in the meantime",
             "already exists",
         ],
@@ -147,13 +150,13 @@ fn importing() {
 }
 
 #[test]
-fn replaying() {
+fn concurrent_replays_have_one_winner() {
     Race {
-        set_up: prepared_run,
+        set_up: train_on_prepared_data,
         command: "replay run --step 7 --after 2 --out replay",
         target: "replay",
         one_wins: true,
-        losers_say: &["another process is training here", "already contains "],
+        loser_messages: &["another process is training here", "already contains "],
         assert_complete: |dir| assert_eq!(dir.metrics("replay").last().unwrap()["step"], 9),
     }
     .run();
@@ -171,26 +174,26 @@ fn assert_study_complete(dir: &TestDir) {
 }
 
 #[test]
-fn studying() {
+fn concurrent_studies_have_one_winner() {
     Race {
         set_up: write_study_keeping_runs,
         command: "study study.toml --out study",
         target: "study",
         one_wins: true,
-        losers_say: &["another process", "already holds a study"],
+        loser_messages: &["another process", "already holds a study"],
         assert_complete: assert_study_complete,
     }
     .run();
 }
 
 #[test]
-fn reporting() {
+fn concurrent_reports_leave_a_complete_file() {
     Race {
-        set_up: prepared_run,
+        set_up: train_on_prepared_data,
         command: "report run --format json --out report.json",
         target: "nothing",
         one_wins: false,
-        losers_say: &[],
+        loser_messages: &[],
         assert_complete: |dir| {
             serde_json::from_slice::<serde_json::Value>(&dir.read("report.json")).unwrap();
         },
@@ -200,7 +203,7 @@ fn reporting() {
 
 /// Shards of one study may start in one folder at the same time.
 #[test]
-fn two_shards_of_a_study() {
+fn concurrent_shards_complete_the_study() {
     let dir = TestDir::new();
     write_study_keeping_runs(&dir);
     let rounds = std::env::var("RACES").map_or(ROUNDS, |rounds| rounds.parse().unwrap());

@@ -154,7 +154,7 @@ fn non_finite_values_write_a_dump() {
 }
 
 /// Trains a run whose weights jump right after a checkpoint, which causes spikes.
-fn spiked(dir: &TestDir, run: &str) {
+fn train_with_spikes(dir: &TestDir, run: &str) {
     let calm = [
         "--set",
         "schedule.kind=constant",
@@ -178,7 +178,7 @@ fn spiked(dir: &TestDir, run: &str) {
 #[test]
 fn spikes_are_counted_and_write_a_dump() {
     let dir = TestDir::new();
-    spiked(&dir, "run");
+    train_with_spikes(&dir, "run");
     let dumps = files_below(&dir.path("run/flight"));
     assert!(!dumps.is_empty());
     let dump: Value = serde_json::from_slice(&fs::read(&dumps[0]).unwrap()).unwrap();

@@ -103,9 +103,10 @@ fn replays_across_segments_are_bit_identical() {
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(
         lines[0],
-        "from step 0 with no changes; as in the run, after step 20: train.steps went from 20 to 30; \
-         as in the run, after step 30: optimizer.lr went from 0.003 to 0.001, optimizer.weight_decay went \
-         from 0.1 to 0.3, train.batch_size went from 4 to 6, train.steps went from 30 to 40"
+        "replayed from step 0 with no changes; configuration change of the run after step 20: train.steps changed \
+         from 20 to 30; configuration change of the run after step 30: optimizer.lr changed from 0.003 to 0.001, \
+         optimizer.weight_decay changed from 0.1 to 0.3, train.batch_size changed from 4 to 6, train.steps changed \
+         from 30 to 40"
     );
     assert_eq!(lines[1], "bit-identical to the run at all 37 common steps");
 }
@@ -153,7 +154,9 @@ fn different_results_are_never_reported_as_identical() {
     let args = ["replay", "run", "--step", "12", "--after", "0"];
     let text = dir.ok(&args);
     assert!(
-        text.contains("differs from the run from step 1 on (first: learning rate)"),
+        text.contains(
+            "differs from the run from step 1 on (first differing metric: learning rate)"
+        ),
         "{text}"
     );
     assert!(
@@ -226,7 +229,7 @@ fn a_constant_learning_rate_is_not_attributed_to_the_number_of_steps() {
         .find(|line| line.contains("the learning rate at step 21"));
     let line = line.unwrap_or_else(|| panic!("{stderr}"));
     assert!(
-        line.ends_with("because optimizer.lr went from 0.003 to 0.001"),
+        line.ends_with("because optimizer.lr changed from 0.003 to 0.001"),
         "{line}"
     );
 }

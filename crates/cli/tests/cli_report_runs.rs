@@ -70,8 +70,8 @@ fn only_runs_that_differ_in_the_seed_alone_are_averaged() {
     assert!(!is_averaged(&text), "{text}");
     // The seed and options without effect on results do not matter.
     let same = ["--set", "optimizer.weight_decay=0.1", "--set", "seed=5"];
-    let about = ["--set", "train.checkpoint_every=4", "--set", "log.dumps=2"];
-    dir.train("c", &[&same[..], &about].concat());
+    let without_effect = ["--set", "train.checkpoint_every=4", "--set", "log.dumps=2"];
+    dir.train("c", &[&same[..], &without_effect].concat());
     let document = report(&dir, &["a", "c"]);
     assert_eq!(labels(&document), ["hybridnorm-star", "hybridnorm-star"]);
     assert!(is_averaged(&markdown(&dir, &["a", "c"])));
@@ -214,7 +214,7 @@ fn changed_learning_rates_are_reported_by_segment() {
     let text = markdown(&dir, &["run"]);
     assert!(text.contains("| 1–10 | 2e-2 | – |"), "{text}");
     assert!(
-        text.contains("| 11–20 | 3e-3 | optimizer.lr went from 0.02 to 0.003 |"),
+        text.contains("| 11–20 | 3e-3 | optimizer.lr changed from 0.02 to 0.003 |"),
         "{text}"
     );
     assert!(text.contains("2e-2, 3e-3 after step 10"), "{text}");
@@ -285,25 +285,25 @@ fn pipes_and_huge_files_are_rejected_immediately() {
             .status();
         assert!(made.unwrap().success());
     };
-    let refused = |of: &str, words: &[&str]| {
+    let assert_rejected = |of: &str, words: &[&str]| {
         dir.expect_error(1, &["report", of, "--format", "json"], words);
     };
     pipe("probe.json");
-    refused("probe.json", &["probe.json: is a pipe"]);
+    assert_rejected("probe.json", &["probe.json: is a pipe"]);
     let huge = |path: &str| {
         let file = fs::File::create(dir.path(path)).unwrap();
         file.set_len(3 << 30).unwrap();
     };
     huge("probe2.json");
-    refused("probe2.json", &["probe2.json", "expected at most"]);
+    assert_rejected("probe2.json", &["probe2.json", "expected at most"]);
     copy_folder(&dir.path("run"), &dir.path("large"));
     huge("large/metrics.jsonl");
-    refused("large", &["metrics.jsonl", "expected at most"]);
+    assert_rejected("large", &["metrics.jsonl", "expected at most"]);
     for name in ["metrics.jsonl", "layers.jsonl", "segments.json"] {
         let copy = format!("run-{name}");
         copy_folder(&dir.path("run"), &dir.path(&copy));
         pipe(&format!("{copy}/{name}"));
-        refused(&copy, &[name, "is a pipe"]);
+        assert_rejected(&copy, &[name, "is a pipe"]);
     }
 }
 

@@ -145,7 +145,7 @@ fn a_run_resumes_without_its_initial_checkpoint() {
     assert_eq!(dir.column("a", "step").len(), 9);
     let stderr = stderr(&from("other", "10"));
     assert!(
-        stderr.contains(r#"init.from went from "moved" to "other""#),
+        stderr.contains(r#"init.from changed from "moved" to "other""#),
         "{stderr}"
     );
     let replay = ["replay", "a", "--step", "9", "--quiet"];
@@ -210,13 +210,13 @@ fn validation_data_are_identified_by_content() {
     assert!(is_averaged(&markdown(&dir, &["a", "b"])));
     // Without validation data there is nothing to compare.
     dir.write("words.u16", [7_u8, 0].repeat(4000));
-    let ready = [
+    let pretokenized = [
         "--set",
         "data.train=[\"words.u16\"]",
         "--set",
         "train.eval_every=0",
     ];
-    dir.train("c", &ready);
+    dir.train("c", &pretokenized);
     let document = report(&dir, &["a", "c"]);
     assert_eq!(document["sets"][1]["validation"], "none");
     assert!(

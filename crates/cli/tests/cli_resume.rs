@@ -55,16 +55,16 @@ fn resumed_runs_are_bit_identical_for_any_thread_count() {
         let output = interrupted(&dir, &run, &["--threads", threads]);
         let stderr = stderr(&output);
         assert_eq!(code(&output), 130, "{stderr}");
-        let advice = stderr
+        let hint = stderr
             .lines()
             .find(|line| line.starts_with("interrupted after step "))
             .unwrap_or_else(|| panic!("{stderr}"));
         assert!(
-            advice.ends_with(&format!(
+            hint.ends_with(&format!(
                 "resume with: hybridnorm train tiny.toml --run '{run}' --set train.batch_size=32 \
                  --set train.seq_len=32 --threads {threads} --resume"
             )),
-            "{advice}"
+            "{hint}"
         );
         assert!(dir.reproducible_metrics(&run).len() < 20);
         dir.train(&run, &slow_config(&["--threads", threads, "--resume"]));
@@ -275,10 +275,10 @@ fn runs_are_not_overwritten_or_resumed_with_another_configuration() {
     let before = dir.read(format!("run/{LAST}/model.safetensors"));
     dir.train_fails(2, "run", &[], &["run already contains a run", "--resume"]);
     for (setting, key) in [
-        ("seed=4", "seed went from 3 to 4"),
-        ("model.d_ff=64", "model.d_ff went from 32 to 64"),
+        ("seed=4", "seed changed from 3 to 4"),
+        ("model.d_ff=64", "model.d_ff changed from 32 to 64"),
         ("data.order=sequential", "data.order"),
-        ("train.seq_len=8", "train.seq_len went from 16 to 8"),
+        ("train.seq_len=8", "train.seq_len changed from 16 to 8"),
     ] {
         dir.train_fails(
             2,
@@ -317,7 +317,7 @@ fn changed_data_are_rejected() {
 }
 
 #[test]
-fn concurrent_trainings_in_one_folder_are_rejected() {
+fn concurrent_runs_in_one_folder_are_rejected() {
     let dir = TestDir::new();
     let more = slow_config(&["--set", "train.steps=100000"]);
     let mut child = dir.start(&train_args("run", &more));

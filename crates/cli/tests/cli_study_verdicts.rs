@@ -188,7 +188,7 @@ fn differences_within_the_margin_are_not_claimed() {
 }
 
 #[test]
-fn runs_that_have_not_learned_are_not_failed() {
+fn runs_that_have_not_learned_yet_do_not_count_as_diverged() {
     let dir = study_with_losses(|_, _, _| None);
     let (entry, text) = analysis_and_report(&dir);
     for rate in entry["rates"].as_array().unwrap() {
@@ -204,7 +204,7 @@ fn runs_that_have_not_learned_are_not_failed() {
 }
 
 #[test]
-fn failed_seed_does_not_make_a_placement_worse() {
+fn a_diverged_seed_does_not_make_a_placement_worse() {
     // Far better at the middle learning rate, except for one diverged seed.
     let dir = study_with_losses(|placement, lr, seed| match (placement, lr == 3e-3, seed) {
         ("hybridnorm", true, 3) => Some(5.9),
@@ -272,7 +272,7 @@ fn run_statuses_are_consistent_across_outputs() {
     );
     assert!(markdown.contains("| 9 | 3 | 3 | 3 | 0 |"), "{markdown}");
     assert!(markdown.contains("3 of 3 diverged") && markdown.contains("3 of 3 not learned yet"));
-    let html = dir.page("out");
+    let html = dir.html_report("out");
     let body = &html[html.find("<body").unwrap()..html.find("<script").unwrap_or(html.len())];
     for text in [table.as_str(), &markdown, body] {
         assert!(!text.contains("lost"), "{text}");
@@ -363,6 +363,7 @@ fn finished_small_study() -> TestDir {
     dir
 }
 
+/// A changed study file is not written if nothing trains; otherwise the change is reported.
 #[test]
 fn a_changed_study_is_written_only_when_its_runs_start() {
     let dir = finished_small_study();

@@ -29,7 +29,7 @@ fn gzip(bytes: &str) -> Vec<u8> {
     packed
 }
 
-fn prepare<'a>(input: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+fn prepare_args<'a>(input: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let fixed = [
         "data",
         "prepare",
@@ -44,7 +44,7 @@ fn prepare<'a>(input: &'a str, out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     fixed.iter().chain(more).copied().collect()
 }
 
-fn left_out(json: &Value, unit: &str) -> u64 {
+fn omitted(json: &Value, unit: &str) -> u64 {
     let all = json["left_out"].as_array().unwrap().iter();
     all.filter(|omission| omission["unit"] == unit)
         .map(|omission| omission["count"].as_u64().unwrap())
@@ -89,26 +89,30 @@ fn mixed_folder() -> TestDir {
 #[test]
 fn counts_of_read_and_omitted_text_add_up() {
     let dir = mixed_folder();
-    let json = dir.json(&prepare("c", "out", &["--exclude", "drafts", "--json"]));
+    let json = dir.json(&prepare_args(
+        "c",
+        "out",
+        &["--exclude", "drafts", "--json"],
+    ));
     let source = &json["sources"][0];
     // one two three four five six seven | csv hidden blank draft circle again broken pipe
     assert_eq!(source["files"], 7);
-    assert_eq!(left_out(&json, "files"), 8, "{json:#}");
+    assert_eq!(omitted(&json, "files"), 8, "{json:#}");
     // Four in the array, one spanning lines, two on lines.
     assert_eq!(
-        source["records"].as_u64().unwrap() + left_out(&json, "records"),
+        source["records"].as_u64().unwrap() + omitted(&json, "records"),
         7
     );
-    assert_eq!(left_out(&json, "records"), 1);
+    assert_eq!(omitted(&json, "records"), 1);
     let plain = 4;
     let all = source["records"].as_u64().unwrap() + plain;
     assert_eq!(
-        source["documents"].as_u64().unwrap() + left_out(&json, "documents"),
+        source["documents"].as_u64().unwrap() + omitted(&json, "documents"),
         all
     );
     assert_eq!(json["train"]["documents"], source["documents"]);
     assert_eq!(source["replaced_surrogates"], 1);
-    let table = dir.ok(&prepare("c", "out2", &["--exclude", "drafts"]));
+    let table = dir.ok(&prepare_args("c", "out2", &["--exclude", "drafts"]));
     for words in [
         "omitted 1 file: hidden",
         "unknown kind (c/table.csv)",
@@ -131,15 +135,15 @@ fn files_are_selected_by_include_and_exclude() {
     let dir = mixed_folder();
     dir.expect_error(
         2,
-        &prepare("c", "o3", &["--exclude", "*.none"]),
+        &prepare_args("c", "o3", &["--exclude", "*.none"]),
         &["exclude `*.none`: matches no"],
     );
     dir.expect_error(
         1,
-        &prepare("c", "o3", &["--include", "zzz/**"]),
+        &prepare_args("c", "o3", &["--include", "zzz/**"]),
         &["c: no `.txt`", "not selected by include/exclude"],
     );
-    let some = dir.json(&prepare(
+    let some = dir.json(&prepare_args(
         "c",
         "o4",
         &["--include", "*.md", "--include", "link/*", "--json"],
@@ -154,20 +158,20 @@ fn documents_end_at_separators() {
         "t.txt",
         "One.\n\nMore.\n<|endoftext|>\nTwo.\n<|endoftext|>\n \n<|endoftext|>Three.<|endoftext|>\n",
     );
-    let table = dir.ok(&prepare("t.txt", "a", &[]));
+    let table = dir.ok(&prepare_args("t.txt", "a", &[]));
     assert!(
         table.contains("special token `<|endoftext|>` appears literally 4 times"),
         "{table}"
     );
-    let json = dir.json(&prepare(
+    let json = dir.json(&prepare_args(
         "t.txt",
         "b",
         &["--separator", "<|endoftext|>", "--json"],
     ));
     assert_eq!(json["train"]["documents"], 3);
     assert_eq!(json["spelled_special_tokens"].as_array().unwrap().len(), 0);
-    assert_eq!(left_out(&json, "documents"), 1);
-    let lines = dir.json(&prepare(
+    assert_eq!(omitted(&json, "documents"), 1);
+    let lines = dir.json(&prepare_args(
         "t.txt",
         "c",
         &["--separator", "\nMore.\n", "--json"],
@@ -175,13 +179,13 @@ fn documents_end_at_separators() {
     assert_eq!(lines["train"]["documents"], 2);
     dir.expect_error(
         2,
-        &prepare("t.txt", "d", &["--separator", "###"]),
+        &prepare_args("t.txt", "d", &["--separator", "###"]),
         &["`###` does not occur in any"],
     );
     dir.write("j.jsonl", "{\"text\":\"a\"}\n");
     dir.expect_error(
         2,
-        &prepare("j.jsonl", "d", &["--separator", "#"]),
+        &prepare_args("j.jsonl", "d", &["--separator", "#"]),
         &["separator has no effect"],
     );
     assert!(!dir.path("d").exists());
@@ -243,43 +247,47 @@ fn invalid_records_are_errors_or_skipped_and_counted() {
     );
     dir.expect_error(
         1,
-        &prepare("b.jsonl", "o", &[]),
+        &prepare_args("b.jsonl", "o", &[]),
         &["b.jsonl: line 2: field `text` is not a string but a number"],
     );
-    let json = dir.json(&prepare("b.jsonl", "o", &["--skip-bad", "--json"]));
+    let json = dir.json(&prepare_args("b.jsonl", "o", &["--skip-bad", "--json"]));
     assert_eq!(json["train"]["documents"], 2);
-    assert_eq!(left_out(&json, "records"), 4);
+    assert_eq!(omitted(&json, "records"), 4);
     assert_eq!(json["left_out"][0]["examples"][0], "b.jsonl:2");
     dir.write("e.json", "[{\"text\": \"a\"},\n {\"text\": \"b\" \"c\"}]");
     dir.expect_error(
         1,
-        &prepare("e.json", "p", &[]),
+        &prepare_args("e.json", "p", &[]),
         &["line 2, character 14 of the record: not valid JSON"],
     );
     dir.write("f.json", "[{\"text\": \"a\"}");
     dir.expect_error(
         1,
-        &prepare("f.json", "p", &[]),
+        &prepare_args("f.json", "p", &[]),
         &["the file ends after 1 record of an array"],
     );
     dir.write("u.txt", b"\xff\xfeh\0i\0");
-    dir.expect_error(1, &prepare("u.txt", "p", &[]), &["UTF-16 text", "iconv"]);
+    dir.expect_error(
+        1,
+        &prepare_args("u.txt", "p", &[]),
+        &["UTF-16 text", "iconv"],
+    );
     dir.write("g.txt", gzip("x"));
-    dir.expect_error(1, &prepare("g.txt", "p", &[]), &["gzip data", "`.gz`"]);
+    dir.expect_error(1, &prepare_args("g.txt", "p", &[]), &["gzip data", "`.gz`"]);
     dir.write(
         "h.jsonl",
         "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
     );
-    dir.expect_error(1, &prepare("h.jsonl", "p", &[]), &["Git LFS pointer"]);
+    dir.expect_error(1, &prepare_args("h.jsonl", "p", &[]), &["Git LFS pointer"]);
     dir.write("bad.parquet", b"PAR1 not PAR1");
     dir.expect_error(
         1,
-        &prepare("bad.parquet", "p", &[]),
+        &prepare_args("bad.parquet", "p", &[]),
         &["bad.parquet: damaged Parquet file"],
     );
     dir.expect_error(
         2,
-        &prepare("stories:3", "p", &["--skip-bad"]),
+        &prepare_args("stories:3", "p", &["--skip-bad"]),
         &["skip_bad has no effect"],
     );
 }
@@ -303,16 +311,16 @@ fn damaged_compressed_files_are_skipped_only_on_request() {
     dir.write("d/whole.jsonl.gz", &whole);
     dir.expect_error(
         1,
-        &prepare("d", "o", &[]),
+        &prepare_args("d", "o", &[]),
         &["d/cut.jsonl.gz: damaged gzip"],
     );
-    let json = dir.json(&prepare("d", "o", &["--skip-bad", "--json"]));
+    let json = dir.json(&prepare_args("d", "o", &["--skip-bad", "--json"]));
     let source = &json["sources"][0];
     let read = source["records"].as_u64().unwrap();
     assert!((8000 + 1..12_000).contains(&read), "{json}");
     assert_eq!(source["files"], 3);
-    assert_eq!(left_out(&json, "files"), 2);
-    assert_eq!(left_out(&json, "records"), 2);
+    assert_eq!(omitted(&json, "files"), 2);
+    assert_eq!(omitted(&json, "records"), 2);
     let text = json["left_out"].to_string();
     for words in [
         "after the damaged part of a file",
@@ -330,7 +338,7 @@ fn separators_before_damage_are_counted() {
     let packed = gzip(&(text.repeat(3000) + "end"));
     dir.write("cut.txt.gz", &packed[..packed.len() / 2]);
     let args = ["--skip-bad", "--json", "--separator", "<END>"];
-    let json = dir.json(&prepare("cut.txt.gz", "s", &args));
+    let json = dir.json(&prepare_args("cut.txt.gz", "s", &args));
     let separators = &json["sources"][0]["separators"];
     assert!(separators.as_u64().unwrap() > 100, "{json}");
 }
@@ -341,17 +349,17 @@ fn skip_bad_omits_binary_files() {
     dir.write("odd/a.txt", "Some text.");
     dir.write("odd/b.txt", b"\x89PNG\r\n\x1a\n\x00\xff\xfe");
     dir.write("odd/c.txt", b"\xff\xfeh\0i\0");
-    let json = dir.json(&prepare("odd", "n", &["--skip-bad", "--json"]));
+    let json = dir.json(&prepare_args("odd", "n", &["--skip-bad", "--json"]));
     assert_eq!(
         (
             json["sources"][0]["files"].as_u64(),
-            left_out(&json, "files")
+            omitted(&json, "files")
         ),
         (Some(1), 2)
     );
     // The option is accepted for undamaged files, too.
     dir.write("e.txt.gz", gzip("Some text."));
-    dir.ok(&prepare("e.txt.gz", "p", &["--skip-bad"]));
+    dir.ok(&prepare_args("e.txt.gz", "p", &["--skip-bad"]));
 }
 
 #[test]
@@ -435,11 +443,11 @@ fn prepared_folders_are_not_read_as_text() {
         ]);
         assert_eq!(manifest["train"]["documents"], 1, "{manifest}");
     }
-    let left_out = dir
+    let omitted = dir
         .json(&["data", "inspect", "texts/prepared", "--json"])
         .to_string();
     assert!(
-        left_out.contains("prepared data folder within a text input"),
-        "{left_out}"
+        omitted.contains("prepared data folder within a text input"),
+        "{omitted}"
     );
 }

@@ -12,20 +12,20 @@ const MEMORY_KIB: u64 = 3_000_000;
 
 const TEXT: &str = "the kite aaaa is red, </s> na\u{ef}ve 12\n";
 
-fn words() -> Value {
+fn word_level() -> Value {
     json!({"version": "1.0", "added_tokens": [], "normalizer": null, "decoder": null,
         "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
         "model": {"type": "WordLevel", "unk_token": "?",
             "vocab": {"?": 0, "</s>": 1, "the": 2, "kite": 3, "a": 4}}})
 }
 
-fn pieces() -> Value {
+fn unigram() -> Value {
     json!({"version": "1.0", "added_tokens": [], "normalizer": null, "decoder": null,
         "pre_tokenizer": null, "post_processor": null,
         "model": {"type": "Unigram", "unk_id": 0, "vocab": [["?", 0.0], ["</s>", 0.0], ["a", -1.0]]}})
 }
 
-fn merges() -> Value {
+fn bpe() -> Value {
     json!({"version": "1.0", "added_tokens": [], "normalizer": null, "decoder": null,
         "pre_tokenizer": null, "post_processor": null,
         "model": {"type": "BPE", "unk_token": "?", "vocab": {"?": 0, "</s>": 1, "a": 2, "aa": 3},
@@ -79,38 +79,50 @@ fn growing_components() -> Files {
     let mut add = |name, file| files.push((name, file));
     for n in [8, 20, 40, 63, 70] {
         let steps = sequence("normalizers", vec![doubling(); n]);
-        add("doubling", with(words(), "/normalizer", steps));
+        add("doubling", with(word_level(), "/normalizer", steps));
     }
     let deep = (0..7).fold(doubling(), |part, _| sequence("normalizers", vec![part; 4]));
-    add("doubling in a tree", with(words(), "/normalizer", deep));
+    add(
+        "doubling in a tree",
+        with(word_level(), "/normalizer", deep),
+    );
     let empty = sequence("normalizers", vec![replace(regex(""), "ab"); 30]);
     add(
         "between all characters",
-        with(words(), "/normalizer", empty),
+        with(word_level(), "/normalizer", empty),
     );
     let ahead = sequence("normalizers", vec![replace(regex("(?=.)"), "ab"); 30]);
-    add("before all characters", with(words(), "/normalizer", ahead));
+    add(
+        "before all characters",
+        with(word_level(), "/normalizer", ahead),
+    );
     let long = replace(regex("a"), &"b".repeat(3_000_000));
-    add("long content", with(words(), "/normalizer", long));
+    add("long content", with(word_level(), "/normalizer", long));
     let prepend = json!({"type": "Prepend", "prepend": "b".repeat(2_000_000)});
-    add("long prefix", with(words(), "/normalizer", prepend.clone()));
+    add(
+        "long prefix",
+        with(word_level(), "/normalizer", prepend.clone()),
+    );
     let prepends = sequence(
         "normalizers",
         vec![json!({"type": "Prepend", "prepend": "b".repeat(900)}); 60],
     );
-    add("many prefixes", with(words(), "/normalizer", prepends));
+    add("many prefixes", with(word_level(), "/normalizer", prepends));
     let bytes = sequence("normalizers", vec![json!({"type": "ByteLevel"}); 40]);
-    add("bytes of bytes", with(words(), "/normalizer", bytes));
+    add(
+        "repeated byte-level normalizers",
+        with(word_level(), "/normalizer", bytes),
+    );
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": false});
     let bytes = sequence("pretokenizers", vec![byte_level; 30]);
     add(
-        "bytes of bytes of words",
-        with(words(), "/pre_tokenizer", bytes),
+        "repeated byte-level pre-tokenizers",
+        with(word_level(), "/pre_tokenizer", bytes),
     );
     let decoder = sequence("decoders", vec![doubling(); 40]);
-    add("doubling decoder", with(words(), "/decoder", decoder));
+    add("doubling decoder", with(word_level(), "/decoder", decoder));
     let mut file = with(
-        words(),
+        word_level(),
         "/normalizer",
         sequence("normalizers", vec![doubling(); 15]),
     );
@@ -128,19 +140,19 @@ fn nested_components() -> Files {
         let normalizer = nested("Sequence", "normalizers", depth.min(100), lowercase);
         add(
             "nested normalizer",
-            with(words(), "/normalizer", normalizer),
+            with(word_level(), "/normalizer", normalizer),
         );
         let split = json!({"type": "Whitespace"});
         let splits = nested("Sequence", "pretokenizers", depth.min(100), split);
         add(
             "nested pre-tokenizer",
-            with(words(), "/pre_tokenizer", splits),
+            with(word_level(), "/pre_tokenizer", splits),
         );
         let fuse = json!({"type": "Fuse"});
         add(
             "nested decoder",
             with(
-                words(),
+                word_level(),
                 "/decoder",
                 nested("Sequence", "decoders", depth.min(100), fuse),
             ),
@@ -149,7 +161,7 @@ fn nested_components() -> Files {
         add(
             "nested processor",
             with(
-                words(),
+                word_level(),
                 "/post_processor",
                 nested("Sequence", "processors", depth.min(100), byte),
             ),
@@ -164,18 +176,18 @@ fn unusual_vocabularies() -> Files {
     let mut add = |name, file| files.push((name, file));
     for length in [1000, 30_000, 1_000_000] {
         let vocab = json!([["?", 0.0], ["</s>", 0.0], ["a".repeat(length), -1.0]]);
-        add("long Unigram token", model(pieces(), "vocab", vocab));
-        let mut file = words();
+        add("long Unigram token", model(unigram(), "vocab", vocab));
+        let mut file = word_level();
         file["added_tokens"] = json!([added(json!(5), &"b".repeat(length))]);
         add("long added token", file);
         let prefix = json!("#".repeat(length));
         add(
             "long prefix",
-            model(merges(), "continuing_subword_prefix", prefix.clone()),
+            model(bpe(), "continuing_subword_prefix", prefix.clone()),
         );
         add(
             "long suffix",
-            model(merges(), "end_of_word_suffix", prefix.clone()),
+            model(bpe(), "end_of_word_suffix", prefix.clone()),
         );
     }
     for id in [
@@ -189,9 +201,9 @@ fn unusual_vocabularies() -> Files {
     ] {
         add(
             "odd id",
-            model(words(), "vocab", json!({"?": 0, "</s>": 1, "the": id})),
+            model(word_level(), "vocab", json!({"?": 0, "</s>": 1, "the": id})),
         );
-        let mut file = words();
+        let mut file = word_level();
         file["added_tokens"] = json!([added(id, "kites")]);
         add("odd added id", file);
     }
@@ -203,19 +215,22 @@ fn inconsistent_vocabularies() -> Files {
     let mut files = Files::new();
     let mut add = |name, file| files.push((name, file));
     add(
-        "twice the same id",
+        "duplicate id",
         model(
-            words(),
+            word_level(),
             "vocab",
             json!({"?": 0, "</s>": 1, "the": 1, "a": 1}),
         ),
     );
-    add("no token", model(words(), "vocab", json!({})));
-    add("no piece", model(pieces(), "vocab", json!([])));
-    add("vocabulary of numbers", model(words(), "vocab", json!(7)));
+    add("no token", model(word_level(), "vocab", json!({})));
+    add("no piece", model(unigram(), "vocab", json!([])));
+    add(
+        "vocabulary of numbers",
+        model(word_level(), "vocab", json!(7)),
+    );
     let nul = json!({"?": 0, "</s>": 1, "\u{1b}[31mred\u{7}": "x"});
-    add("control characters", model(words(), "vocab", nul));
-    let mut file = words();
+    add("control characters", model(word_level(), "vocab", nul));
+    let mut file = word_level();
     file["added_tokens"] = json!([added(json!(5), "x"), added(json!(5), "y")]);
     add("two added tokens with one id", file.clone());
     file["added_tokens"] = json!([added(json!(5), ""), added(json!(6), "y")]);
@@ -237,28 +252,28 @@ fn inconsistent_models() -> Files {
     let mut add = |name, file| files.push((name, file));
     add(
         "merge of unknown tokens",
-        model(merges(), "merges", json!(["x y"])),
+        model(bpe(), "merges", json!(["x y"])),
     );
     add(
         "merge into an unknown token",
-        model(merges(), "merges", json!(["aa aa"])),
+        model(bpe(), "merges", json!(["aa aa"])),
     );
-    add("merge of one", model(merges(), "merges", json!(["a"])));
+    add("merge of one", model(bpe(), "merges", json!(["a"])));
     add(
         "merge of three",
-        model(merges(), "merges", json!([["a", "a", "a"]])),
+        model(bpe(), "merges", json!([["a", "a", "a"]])),
     );
-    add("merges are a number", model(merges(), "merges", json!(3)));
+    add("merges are a number", model(bpe(), "merges", json!(3)));
     add(
         "merges beyond the prefix",
-        model(merges(), "continuing_subword_prefix", json!("##long")),
+        model(bpe(), "continuing_subword_prefix", json!("##long")),
     );
     add(
         "unknown token is unknown",
-        model(merges(), "unk_token", json!("none")),
+        model(bpe(), "unk_token", json!("none")),
     );
     for dropout in [json!(0.5), json!(1.0), json!(7), json!(-1), json!("x")] {
-        add("dropout", model(merges(), "dropout", dropout));
+        add("dropout", model(bpe(), "dropout", dropout));
     }
     files
 }
@@ -274,7 +289,7 @@ fn invalid_scores_and_kinds() -> Files {
         json!(1_u64 << 40),
         json!(null),
     ] {
-        add("unknown piece", model(pieces(), "unk_id", unknown));
+        add("unknown piece", model(unigram(), "unk_id", unknown));
     }
     for score in [
         json!(1e308),
@@ -284,13 +299,16 @@ fn invalid_scores_and_kinds() -> Files {
         json!(null),
     ] {
         let vocab = json!([["?", 0.0], ["</s>", -1e308], ["a", score], ["aa", 1e308]]);
-        add("odd score", model(pieces(), "vocab", vocab));
+        add("odd score", model(unigram(), "vocab", vocab));
     }
     let nested_pieces: Vec<Value> = (1..=1000).map(|n| json!(["a".repeat(n), -1.0])).collect();
     let vocab = [vec![json!(["?", 0.0]), json!(["</s>", 0.0])], nested_pieces].concat();
-    add("pieces of pieces", model(pieces(), "vocab", json!(vocab)));
+    add(
+        "tokens that are prefixes of each other",
+        model(unigram(), "vocab", json!(vocab)),
+    );
     for most in [json!(0), json!(1_000_000_000), json!(-1)] {
-        let mut file = model(words(), "type", json!("WordPiece"));
+        let mut file = model(word_level(), "type", json!("WordPiece"));
         file["model"]["continuing_subword_prefix"] = json!("##");
         add(
             "longest word",
@@ -299,9 +317,9 @@ fn invalid_scores_and_kinds() -> Files {
     }
     add(
         "no model of that kind",
-        model(words(), "type", json!("Neural")),
+        model(word_level(), "type", json!("Neural")),
     );
-    add("no kind", model(words(), "type", json!(null)));
+    add("no kind", model(word_level(), "type", json!(null)));
     files
 }
 
@@ -312,19 +330,19 @@ fn unusual_components() -> Files {
     for kind in ["Nothing", "Precompiled", "Replace", "\u{1b}[2J"] {
         add(
             "unknown normalizer",
-            with(words(), "/normalizer", json!({"type": kind})),
+            with(word_level(), "/normalizer", json!({"type": kind})),
         );
         add(
             "unknown pre-tokenizer",
-            with(words(), "/pre_tokenizer", json!({"type": kind})),
+            with(word_level(), "/pre_tokenizer", json!({"type": kind})),
         );
         add(
             "unknown decoder",
-            with(words(), "/decoder", json!({"type": kind})),
+            with(word_level(), "/decoder", json!({"type": kind})),
         );
         add(
             "unknown processor",
-            with(words(), "/post_processor", json!({"type": kind})),
+            with(word_level(), "/post_processor", json!({"type": kind})),
         );
     }
     for map in [
@@ -336,7 +354,7 @@ fn unusual_components() -> Files {
         "BAAAAP////8=",
     ] {
         let part = json!({"type": "Precompiled", "precompiled_charsmap": map});
-        add("charsmap", with(words(), "/normalizer", part));
+        add("charsmap", with(word_level(), "/normalizer", part));
     }
     files
 }
@@ -356,19 +374,19 @@ fn catastrophic_patterns() -> Files {
         let split = |behavior| json!({"type": "Split", "pattern": regex(pattern), "behavior": behavior, "invert": false});
         add(
             "catastrophic split",
-            with(words(), "/pre_tokenizer", split("Isolated")),
+            with(word_level(), "/pre_tokenizer", split("Isolated")),
         );
         add(
             "catastrophic split",
-            with(words(), "/pre_tokenizer", split("Removed")),
+            with(word_level(), "/pre_tokenizer", split("Removed")),
         );
         add(
             "catastrophic replacement",
-            with(words(), "/normalizer", replace(regex(pattern), "b")),
+            with(word_level(), "/normalizer", replace(regex(pattern), "b")),
         );
     }
     let long = json!({"type": "Split", "pattern": regex(&"a?".repeat(100_000)), "behavior": "Isolated", "invert": false});
-    add("long pattern", with(words(), "/pre_tokenizer", long));
+    add("long pattern", with(word_level(), "/pre_tokenizer", long));
     files
 }
 
@@ -380,22 +398,22 @@ fn extreme_arguments() -> Files {
         add(
             "fixed length",
             with(
-                words(),
+                word_level(),
                 "/pre_tokenizer",
                 json!({"type": "FixedLength", "length": length}),
             ),
         );
         let strip = json!({"type": "Strip", "content": "a", "start": length, "stop": length});
-        add("strip", with(words(), "/decoder", strip));
+        add("strip", with(word_level(), "/decoder", strip));
     }
     let template: Vec<Value> = (0..200_000)
         .map(|_| json!({"Sequence": {"id": "A", "type_id": 0}}))
         .collect();
     let template =
         json!({"type": "TemplateProcessing", "single": template, "pair": [], "special_tokens": {}});
-    add("template", with(words(), "/post_processor", template));
+    add("template", with(word_level(), "/post_processor", template));
     for most in [json!(0), json!(1), json!(-1), json!(u64::MAX)] {
-        let mut file = words();
+        let mut file = word_level();
         file["truncation"] = json!({"direction": "Right", "max_length": most, "strategy": "LongestFirst", "stride": 5});
         file["padding"] = json!({"strategy": {"Fixed": most}, "direction": "Right", "pad_to_multiple_of": most,
             "pad_id": 0, "pad_type_id": 0, "pad_token": "?"});
@@ -410,7 +428,7 @@ fn malformed_files() -> Vec<(String, Vec<u8>)> {
     let mut files = open
         .map(|file| ("opened and not closed".into(), file))
         .to_vec();
-    let twice = words()
+    let twice = word_level()
         .to_string()
         .replacen('{', "{\"model\": {\"vocab\": {}}, ", 1);
     files.push(("two models".into(), twice.into_bytes()));

@@ -16,7 +16,7 @@ fn words() -> Value {
 }
 
 /// Trains a model that memorizes one sentence.
-fn trained() -> TestDir {
+fn train_on_one_sentence() -> TestDir {
     let dir = TestDir::new();
     dir.write("owl/tokenizer.json", words().to_string());
     let line = json!({"text": "owls hoot softly tonight"}).to_string() + "\n";
@@ -37,7 +37,7 @@ fn trained() -> TestDir {
 
 #[test]
 fn generated_text_continues_its_prompt_and_reports_omissions() {
-    let dir = trained();
+    let dir = train_on_one_sentence();
     let generate = |prompt: &str| {
         dir.ok(&[
             "generate",
@@ -89,7 +89,7 @@ fn generated_text_continues_its_prompt_and_reports_omissions() {
 }
 
 #[test]
-fn ignored_sampling_options_are_reported_and_recorded() {
+fn disabled_tokenizer_options_are_reported_and_recorded() {
     let dir = TestDir::new();
     let mut file = words();
     file["truncation"] =

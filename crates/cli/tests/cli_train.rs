@@ -4,7 +4,7 @@ mod common;
 
 use common::{TestDir, numpy};
 
-fn close(a: f64, b: f64) {
+fn assert_close(a: f64, b: f64) {
     assert!((a - b).abs() <= 1e-9 * a.abs().max(1.0), "{a} {b}");
 }
 
@@ -53,7 +53,7 @@ fn training_starts_from_a_checkpoint() {
         "fine.toml",
         "--quiet",
         "--run",
-        "ready",
+        "pretokenized",
         "--set",
         "data.train=['t.npy']",
     ]);
@@ -71,7 +71,7 @@ fn training_starts_from_a_checkpoint() {
 }
 
 #[test]
-fn initialization_from_a_checkpoint_rejects_options_without_effect() {
+fn initialization_from_a_checkpoint_rejects_a_different_model() {
     let (dir, _) = fine_tuning_dir();
     let from = ["--set", "init.from=run"];
     dir.train("same", &from);
@@ -172,8 +172,8 @@ fn learning_rates_follow_their_schedules() {
         "linear",
         &["schedule.kind=linear", "schedule.min_lr_ratio=0"],
     );
-    close(linear[9], 0.5e-3);
-    close(linear[19], 0.0);
+    assert_close(linear[9], 0.5e-3);
+    assert_close(linear[19], 0.0);
     let wsd = lr(
         "wsd",
         &[
@@ -183,10 +183,10 @@ fn learning_rates_follow_their_schedules() {
         ],
     );
     assert_eq!(wsd[..10], [1e-3; 10]);
-    close(wsd[14], 0.75e-3);
-    close(wsd[19], 0.5e-3);
+    assert_close(wsd[14], 0.75e-3);
+    assert_close(wsd[19], 0.5e-3);
     let cosine = lr("cosine", &["schedule.min_lr_ratio=0"]);
-    close(cosine[9], 0.5e-3);
+    assert_close(cosine[9], 0.5e-3);
     // 300 tokens are five steps of 64, rounded up.
     let config = String::from_utf8(dir.read("tiny.toml")).unwrap();
     dir.write(
@@ -203,8 +203,8 @@ fn learning_rates_follow_their_schedules() {
         ],
     );
     let tokens = dir.column("tokens", "lr");
-    close(tokens[0], 0.2e-3);
-    close(tokens[4], 1e-3);
+    assert_close(tokens[0], 0.2e-3);
+    assert_close(tokens[4], 1e-3);
     assert_eq!(tokens[5..], [1e-3; 15]);
 }
 
@@ -225,11 +225,14 @@ fn training_without_validation_data_is_reported() {
     assert_eq!(common::code(&output), 0, "{stderr}");
     assert!(stderr.contains("no validation: "), "{stderr}");
     let result = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(result, "done: 20 steps, 1,280 tokens, no validation data\n");
+    assert_eq!(
+        result,
+        "finished: 20 steps, 1,280 tokens, no validation data\n"
+    );
 }
 
 #[test]
-fn a_training_that_cannot_start_writes_nothing() {
+fn a_run_that_cannot_start_writes_nothing() {
     let dir = TestDir::new();
     dir.train_fails(
         1,
@@ -248,7 +251,7 @@ fn a_training_that_cannot_start_writes_nothing() {
 }
 
 #[test]
-fn a_different_tokenizer_than_that_of_prepared_data_is_rejected() {
+fn a_tokenizer_other_than_that_of_prepared_data_is_rejected() {
     let dir = TestDir::new();
     dir.prepare("stories:60", "bpe:300", "p");
     let folder = "data.train=['p']";

@@ -7,8 +7,8 @@ document.addEventListener("securitypolicyviolation", (event) =>
 for (const level of ["error", "warn"]) {
   console[level] = (...parts) => facts.errors.push(parts.join(" "));
 }
-const makeUrl = URL.createObjectURL;
+const originalCreateObjectURL = URL.createObjectURL;
 URL.createObjectURL = (blob) => {
   blob.text().then((text) => facts.downloads.push(text));
-  return makeUrl(blob);
+  return originalCreateObjectURL(blob);
 };

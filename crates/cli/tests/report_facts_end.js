@@ -2,7 +2,7 @@
 const marks = (chart) => chart.querySelectorAll(
   ".trace path, .trace .point, .point path, .hm image, .heatmaplayer image, .errorbar path").length;
 
-function look() {
+function collectFacts() {
   facts.charts = [...document.querySelectorAll(".plot")].map((chart) => ({
     id: chart.id,
     label: chart.getAttribute("aria-label"),
@@ -29,7 +29,7 @@ function choose(select) {
 }
 
 setTimeout(() => {
-  look();
+  collectFacts();
   facts.selects = [...document.querySelectorAll("select")].map(choose);
   for (const button of document.querySelectorAll("#downloads button")) {
     button.focus();

@@ -12,7 +12,8 @@ pub use bench::{BenchCommand, BenchOpsArgs, BenchPlacementsArgs};
 pub use checkpoint::{EvalArgs, EvalSplit, EvalWindows, GenerateArgs, ImportArgs};
 pub use data::{DataCommand, PrepareArgs, PublicText};
 pub use model::{
-    AttentionKind, Format, InspectArgs, PlacementCommand, PlacementExplainArgs, PlacementListArgs,
+    AttentionKind, ExplainFormat, InspectArgs, PlacementCommand, PlacementExplainArgs,
+    PlacementListArgs,
 };
 pub use shared::{GlobalArgs, OutputArgs};
 pub use study::{MergeArgs, ReportArgs, ReportFormat, StudyArgs, StudyCommand};

@@ -35,8 +35,8 @@ pub struct PlacementExplainArgs {
     #[arg(long, value_enum, default_value_t = AttentionKind::Mha)]
     pub attention: AttentionKind,
     /// Output format.
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    pub format: Format,
+    #[arg(long, value_enum, default_value_t = ExplainFormat::Text)]
+    pub format: ExplainFormat,
 }
 
 /// Kind of attention, on which the inputs of its inner norms depend.
@@ -50,7 +50,7 @@ pub enum AttentionKind {
 
 /// Format of equations.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum Format {
+pub enum ExplainFormat {
     /// Unicode text for the terminal.
     Text,
     /// LaTeX.

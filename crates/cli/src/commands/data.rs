@@ -7,7 +7,7 @@ use hybridnorm::text::one_line;
 use super::{Outcome, with_flags};
 use crate::args::{DataCommand, OutputArgs, PrepareArgs, PublicText};
 use crate::console::{self, Console};
-use crate::progress::Display;
+use crate::progress::ProgressDisplay;
 use crate::signals::Signals;
 use crate::table::{bytes, numeric_table, with_thousands_separators};
 
@@ -17,7 +17,7 @@ pub fn run(command: DataCommand, console: &Console) -> Result<Outcome, Error> {
         DataCommand::Prepare(args) => prepare(*args, console)?,
         DataCommand::Inspect(args) => {
             args.output
-                .print(&data::inspect(&args.folder)?, inspection)?;
+                .print(&data::inspect(&args.folder)?, format_inspection)?;
         }
         DataCommand::Get(args) => match args.name {
             PublicText::Gutenberg => get_gutenberg(&args.output, console)?,
@@ -42,7 +42,7 @@ fn prepare(args: PrepareArgs, console: &Console) -> Result<(), Error> {
         options.validation_fraction = fraction;
     }
     options.source = args.text.overrides().apply_to(options.source)?;
-    let mut display = Display::new(console);
+    let mut display = ProgressDisplay::new(console);
     let manifest = data::prepare(
         &args.inputs,
         &tokenizer,
@@ -103,7 +103,7 @@ fn notes(manifest: &Manifest) -> String {
         .fold(String::new(), |text, note| text + note + "\n")
 }
 
-fn inspection(found: &Inspection) -> String {
+fn format_inspection(found: &Inspection) -> String {
     let tokenizer = &found.manifest.tokenizer;
     let mut table = numeric_table(&[
         "split",

@@ -10,7 +10,7 @@ use hybridnorm::{Device, Error};
 use super::Outcome;
 use crate::args::{EvalArgs, EvalSplit, EvalWindows};
 use crate::console::{self, Console};
-use crate::progress::Display;
+use crate::progress::ProgressDisplay;
 use crate::signals::Signals;
 use crate::table::{self, with_thousands_separators};
 
@@ -37,7 +37,7 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
     });
     let mut model = checkpoint.model(Device::Cpu)?;
     let tokenizer = checkpoint.tokenizer()?;
-    let mut display = Display::new(console);
+    let mut display = ProgressDisplay::new(console);
     let sets = eval::open_sets(
         &args.data,
         &options,
@@ -46,20 +46,20 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
         &mut |progress| display.show_data_progress(&progress),
     )?;
     display.finish();
-    let mut found = eval::evaluate(&mut model, &sets, &options)?;
+    let mut evaluation = eval::evaluate(&mut model, &sets, &options)?;
     if args.output.json {
-        let broken = checkpoint.skipped_checkpoints().iter();
-        found
+        let corrupt = checkpoint.skipped_checkpoints().iter();
+        evaluation
             .notes
-            .extend(broken.map(|problem| run_directory::skipped_checkpoint_note(problem)));
-        console::print_json(&found)?;
+            .extend(corrupt.map(|problem| run_directory::skipped_checkpoint_note(problem)));
+        console::print_json(&evaluation)?;
         return Ok(Outcome::Completed);
     }
-    let mut text = match found.sets.as_slice() {
+    let mut text = match evaluation.sets.as_slice() {
         [set] => format_set(set),
-        _ => format_sets(&found),
+        _ => format_sets(&evaluation),
     };
-    if let Some(options) = &found.text_options {
+    if let Some(options) = &evaluation.text_options {
         text.push_str(&format!("{}\n", one_line(&options.summary())));
     }
     console::print(&text)?;

@@ -55,7 +55,7 @@ fn report(args: &InspectArgs, console: &Console) -> Result<Report, Error> {
                 return Err(Error::no_effect("--set", " on a checkpoint"));
             }
             let model = super::open_checkpoint(&args.path, console)?.config()?;
-            let training = training_shape(&args.path, &model)?;
+            let training = training_setup(&args.path, &model)?;
             (model, None, training)
         }
     };
@@ -72,7 +72,7 @@ fn report(args: &InspectArgs, console: &Console) -> Result<Report, Error> {
 }
 
 /// Returns the training setup of a run directory; for a checkpoint alone, one sequence of maximum length and AdamW.
-fn training_shape(path: &Path, model: &ModelConfig) -> Result<(StepShape, OptimizerConfig), Error> {
+fn training_setup(path: &Path, model: &ModelConfig) -> Result<(StepShape, OptimizerConfig), Error> {
     let config = path.join(run_directory::CONFIG);
     if files::exists(&config)? {
         let config = Config::load(&config, &[])?;

@@ -103,7 +103,7 @@ fn shell_word(word: &str) -> String {
 }
 
 /// Returns the default run directory or study folder of a configuration file.
-fn default_run(config: &Path) -> PathBuf {
+fn default_directory(config: &Path) -> PathBuf {
     Path::new("runs").join(config.file_stem().unwrap_or_default())
 }
 

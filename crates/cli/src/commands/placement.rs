@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::Outcome;
 use crate::args::{
-    AttentionKind, Format, PlacementCommand, PlacementExplainArgs, PlacementListArgs,
+    AttentionKind, ExplainFormat, PlacementCommand, PlacementExplainArgs, PlacementListArgs,
 };
 use crate::console;
 use crate::table;
@@ -67,9 +67,9 @@ fn explain(args: &PlacementExplainArgs) -> Result<(), Error> {
     };
     let explanation = Explanation::new(&placement, args.layers, &facts)?.named(&args.name);
     match args.format {
-        Format::Text => console::print(&format!("{}\n", explanation.to_text().trim_end())),
-        Format::Latex => console::print(&format!("{}\n", explanation.to_latex().trim_end())),
-        Format::Json => console::print_json(&explanation),
+        ExplainFormat::Text => console::print(&format!("{}\n", explanation.to_text().trim_end())),
+        ExplainFormat::Latex => console::print(&format!("{}\n", explanation.to_latex().trim_end())),
+        ExplainFormat::Json => console::print_json(&explanation),
     }
 }
 

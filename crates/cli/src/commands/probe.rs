@@ -10,7 +10,7 @@ use hybridnorm::{Device, Error, files};
 use super::Outcome;
 use crate::args::ProbeArgs;
 use crate::console::Console;
-use crate::progress::Display;
+use crate::progress::ProgressDisplay;
 use crate::signals::Signals;
 use crate::table::{Table, numeric_table};
 
@@ -29,7 +29,7 @@ pub fn run(args: ProbeArgs, console: &Console) -> Result<Outcome, Error> {
         files::check_writable(path)?;
     }
     let signals = Signals::install()?;
-    let mut display = Display::new(console);
+    let mut display = ProgressDisplay::new(console);
     let steps = options.steps;
     let mut on_event = |name: &str, event: Event<'_>| {
         signals.defer_from_first_step(&event);
@@ -67,7 +67,7 @@ fn text(report: &ProbeReport) -> String {
                 "\n{}, step {}\n{}\n{}\n",
                 placement.placement,
                 measured.step,
-                signals(measured),
+                block_statistics(measured),
                 parameters_by_label(measured)
             );
         }
@@ -110,7 +110,7 @@ fn growth(report: &ProbeReport) -> Table {
 }
 
 /// Tabulates the activations, attention statistics and gradients of each block.
-fn signals(measured: &ProbeStep) -> Table {
+fn block_statistics(measured: &ProbeStep) -> Table {
     let mut table = numeric_table(&[
         "block",
         "residual RMS",

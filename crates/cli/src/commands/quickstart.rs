@@ -9,7 +9,7 @@ use hybridnorm::{Device, Error};
 use super::Outcome;
 use crate::args::QuickstartArgs;
 use crate::console::Console;
-use crate::progress::{Display, clock};
+use crate::progress::{ProgressDisplay, clock};
 use crate::signals::Signals;
 use crate::table::{bytes, numeric_table, with_thousands_separators};
 
@@ -20,7 +20,7 @@ pub fn run(args: QuickstartArgs, console: &Console) -> Result<Outcome, Error> {
         .with_locking(args.lock.mode());
     options.steps = args.steps;
     let signals = Signals::install()?;
-    let mut display = Display::new(console);
+    let mut display = ProgressDisplay::new(console);
     let results = quickstart::run(
         &options,
         Device::Cpu,

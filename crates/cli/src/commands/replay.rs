@@ -10,7 +10,7 @@ use hybridnorm::{Device, Error};
 use super::Outcome;
 use crate::args::ReplayArgs;
 use crate::console::Console;
-use crate::progress::Display;
+use crate::progress::ProgressDisplay;
 use crate::signals::Signals;
 use crate::table::numeric_table;
 
@@ -26,7 +26,7 @@ pub fn run(args: ReplayArgs, console: &Console) -> Result<Outcome, Error> {
         .with_locking(args.lock.mode());
     options.placement = args.placement.map(Into::into);
     let signals = Signals::install()?;
-    let mut display = Display::new(console);
+    let mut display = ProgressDisplay::new(console);
     let last = step.saturating_add(args.after);
     let mut on_event = |event: Event<'_>| {
         signals.defer_from_first_step(&event);
@@ -83,15 +83,15 @@ fn text(replay: &Replay, step: u64) -> String {
         changed => changed.join(", "),
     };
     let mut text = format!("replayed from step {} with {changed}", replay.from);
-    for followed in &replay.config_changes {
-        let keys: Vec<String> = followed
+    for change in &replay.config_changes {
+        let keys: Vec<String> = change
             .changed
             .iter()
             .map(history::describe_change)
             .collect();
         text += &format!(
             "; configuration change of the run after step {}: {}",
-            followed.after_step,
+            change.after_step,
             keys.join(", ")
         );
     }

@@ -11,7 +11,7 @@ use hybridnorm::train::{DataCoverage, Event};
 use hybridnorm::{Device, Error};
 use serde::Serialize;
 
-use super::{Outcome, default_run, resume_command, with_flags};
+use super::{Outcome, default_directory, resume_command, with_flags};
 use crate::args::{MergeArgs, OutputArgs, StudyArgs, StudyCommand};
 use crate::console::Console;
 use crate::progress::StudyDisplay;
@@ -51,7 +51,7 @@ fn merge(args: &MergeArgs, console: &Console) -> Result<Outcome, Error> {
 fn train(args: &StudyArgs, console: &Console) -> Result<Outcome, Error> {
     let path = args.study.as_deref().unwrap_or(Path::new(""));
     let study = Study::load(path, &args.overrides.settings)?;
-    let out = args.out.clone().unwrap_or_else(|| default_run(path));
+    let out = args.out.clone().unwrap_or_else(|| default_directory(path));
     let folder = StudyFolder::new(&out);
     let mut options = Options::default()
         .with_jobs(args.jobs)

@@ -9,22 +9,22 @@ use hybridnorm::train::spikes::SpikeCounts;
 use hybridnorm::train::{self, Config, Event, OpenOptions, Start, Trainer};
 use hybridnorm::{Device, Error};
 
-use super::{Outcome, default_run, resume_command, with_flags};
+use super::{Outcome, default_directory, resume_command, with_flags};
 use crate::args::TrainArgs;
 use crate::console::{self, Console};
-use crate::progress::Display;
+use crate::progress::ProgressDisplay;
 use crate::signals::Signals;
 use crate::table::with_thousands_separators;
 
 pub fn run(args: TrainArgs, console: &Console) -> Result<Outcome, Error> {
     let config = Config::load(&args.config, &args.overrides.settings)?;
-    let run = args.run.unwrap_or_else(|| default_run(&args.config));
+    let run = args.run.unwrap_or_else(|| default_directory(&args.config));
     let start = match args.resume {
         true => Start::Resume,
         false => Start::Fresh,
     };
     let signals = Signals::install()?;
-    let mut display = Display::new(console);
+    let mut display = ProgressDisplay::new(console);
     let steps = config.train.steps as u64;
     let mut on_event = |event: Event<'_>| display.show_event("train", steps, &event);
     let options = OpenOptions::default().with_locking(args.lock.mode());

@@ -278,13 +278,13 @@ fn non_finite_losses_are_errors_and_keep_the_last_good_checkpoint() {
 fn damaged_tokenizer_files_are_rejected() {
     let dir = TestDir::new();
     dir.prepare("stories:60", "bpe:300", "p");
-    for how in [Damage::CutShort, Damage::FlippedBit] {
+    for how in [Damage::Truncated, Damage::FlippedBit] {
         fs::copy(dir.path("p/tokenizer.json"), dir.path("t.json")).unwrap();
         damage(&dir.path("t.json"), how);
         let output = dir.run(&train_args("run", &["--set", "data.tokenizer=t.json"]));
         let stderr = common::stderr(&output);
         // A flipped bit may leave a valid, though different, tokenizer.
-        if matches!(how, Damage::CutShort) || !output.status.success() {
+        if matches!(how, Damage::Truncated) || !output.status.success() {
             assert!(
                 stderr.contains("t.json") && stderr.lines().count() == 1,
                 "{stderr}"

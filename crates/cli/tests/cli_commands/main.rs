@@ -22,7 +22,7 @@ fn keys(value: &Value) -> Vec<&str> {
         .collect()
 }
 
-fn close(a: f64, b: f64) {
+fn assert_close(a: f64, b: f64) {
     assert!((a - b).abs() <= 1e-9 * a.abs().max(1.0), "{a} {b}");
 }
 
@@ -132,7 +132,7 @@ fn quiet_prints_results_only() {
     let output = dir.run(&["train", "tiny.toml", "--quiet", "--run", "run"]);
     let result = String::from_utf8(output.stdout).unwrap();
     assert!(
-        result.starts_with("done: 20 steps, 1,280 tokens, validation loss"),
+        result.starts_with("finished: 20 steps, 1,280 tokens, validation loss"),
         "{result}"
     );
     assert_eq!(result.lines().count(), 1, "{result}");

@@ -30,8 +30,8 @@ fn eval_json_agrees_with_the_metrics() {
     ] {
         assert!(keys(&found).contains(&key), "{key}");
     }
-    close(found["loss"].as_f64().unwrap(), last);
-    close(found["perplexity"].as_f64().unwrap(), last.exp());
+    assert_close(found["loss"].as_f64().unwrap(), last);
+    assert_close(found["perplexity"].as_f64().unwrap(), last.exp());
     let held_out =
         dir.json(&["data", "inspect", "p", "--json"])["manifest"]["validation"]["tokens"]
             .as_u64()
@@ -57,7 +57,7 @@ fn eval_json_agrees_with_the_metrics() {
         "--windows",
         "whole",
     ]);
-    close(found["loss"].as_f64().unwrap(), last);
+    assert_close(found["loss"].as_f64().unwrap(), last);
     let text = dir.ok(&["eval", "named", "--data", "stories:9:7", "p"]);
     assert!(text.contains("perplexity"), "{text}");
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn prepare<'a>(inputs: &[&'a str], out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+fn prepare_args<'a>(inputs: &[&'a str], out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut args = vec!["data", "prepare"];
     args.extend(inputs);
     args.extend(["--tokenizer", "bytes", "--out", out]);
@@ -15,7 +15,11 @@ fn a_file_is_read_through_one_input_only() {
     let dir = TestDir::new();
     dir.write("v/a.txt", "First text.");
     dir.write("v/b.txt", "Second text.");
-    let found = dir.json(&prepare(&["v/a.txt", "v", "./v/b.txt"], "p", &["--json"]));
+    let found = dir.json(&prepare_args(
+        &["v/a.txt", "v", "./v/b.txt"],
+        "p",
+        &["--json"],
+    ));
     let files: Vec<&Value> = found["sources"]
         .as_array()
         .unwrap()
@@ -24,9 +28,13 @@ fn a_file_is_read_through_one_input_only() {
         .collect();
     assert_eq!(files, [1, 1, 0]);
     assert_eq!(count(&found["left_out"], "files"), 2, "{found}");
-    let table = dir.ok(&prepare(&["v", "v"], "p2", &[]));
+    let table = dir.ok(&prepare_args(&["v", "v"], "p2", &[]));
     assert!(table.contains("omitted 2 files: duplicate file"), "{table}");
-    let found = dir.json(&prepare(&["stories:5", "stories:8"], "p3", &["--json"]));
+    let found = dir.json(&prepare_args(
+        &["stories:5", "stories:8"],
+        "p3",
+        &["--json"],
+    ));
     assert_eq!(count(&found["left_out"], "documents"), 5, "{found}");
     assert_eq!(found["sources"][1]["documents"], 3);
     for (train, validation) in [
@@ -34,7 +42,7 @@ fn a_file_is_read_through_one_input_only() {
         ("v/a.txt", "v/a.txt"),
         ("stories:5", "stories:2"),
     ] {
-        let args = prepare(&[train], "p4", &["--validation", validation]);
+        let args = prepare_args(&[train], "p4", &["--validation", validation]);
         dir.expect_error(2, &args, &["training text", "validation text"]);
     }
     dir.write("t.bin", [5_u8, 0].repeat(400));
@@ -55,16 +63,16 @@ fn files_of_skipped_folders_are_counted() {
     for name in ["d/.git/x", "d/.git/y/z", "d/.hidden.txt"] {
         dir.write(name, "x");
     }
-    let found = dir.json(&prepare(&["d"], "p", &["--json"]));
+    let found = dir.json(&prepare_args(&["d"], "p", &["--json"]));
     assert_eq!(count(&found["left_out"], "files"), 3, "{found}");
     dir.write("d/sub/b.txt", "B.");
     dir.write("d/sub/c.txt", "C.");
-    let found = dir.json(&prepare(&["d/*"], "p2", &["--json"]));
+    let found = dir.json(&prepare_args(&["d/*"], "p2", &["--json"]));
     assert_eq!(count(&found["left_out"], "files"), 5, "{found}");
     dir.write("zero.parquet", "");
     dir.expect_error(
         2,
-        &prepare(&["zero.parquet"], "p3", &[]),
+        &prepare_args(&["zero.parquet"], "p3", &[]),
         &["contains no text", "too short for a Parquet file"],
     );
 }
@@ -94,9 +102,9 @@ fn rest_of_a_broken_array_is_one_invalid_record() {
         dir.write(&file, text);
         dir.write("z.jsonl", "{\"text\":\"z\"}\n");
         let inputs = [file.as_str(), "z.jsonl"];
-        dir.expect_error(1, &prepare(&inputs, "p", &[]), &[message]);
+        dir.expect_error(1, &prepare_args(&inputs, "p", &[]), &[message]);
         let out = format!("p-{name}");
-        let found = dir.json(&prepare(&inputs, &out, &["--skip-bad", "--json"]));
+        let found = dir.json(&prepare_args(&inputs, &out, &["--skip-bad", "--json"]));
         assert_eq!(found["sources"][0]["records"], records, "{found}");
         assert_eq!(found["sources"][1]["records"], 1);
         assert_eq!(count(&found["left_out"], "records"), 1, "{name}: {found}");

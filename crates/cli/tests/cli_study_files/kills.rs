@@ -10,7 +10,7 @@ fn kills_between_record_and_rename_neither_lose_nor_repeat_runs() {
     assert_eq!(ids.len(), 4);
     let before: Vec<_> = ids
         .iter()
-        .map(|id| trained(&dir, &format!("out/kept/{id}")))
+        .map(|id| run_files(&dir, &format!("out/kept/{id}")))
         .collect();
     let records: Vec<_> = ids.iter().map(|id| record(&dir, "out", id)).collect();
     // A record was written, but its run not moved, as in earlier versions.
@@ -43,7 +43,7 @@ fn kills_between_record_and_rename_neither_lose_nor_repeat_runs() {
     assert_eq!(names(&dir, "out/runs").len(), 4);
     for ((id, before), old) in ids.iter().zip(before).zip(records) {
         assert_eq!(record(&dir, "out", id), old, "{id}");
-        let after = trained(&dir, &format!("out/kept/{id}"));
+        let after = run_files(&dir, &format!("out/kept/{id}"));
         let weights = |files: &[(PathBuf, Vec<u8>)]| -> Vec<_> {
             let found = files.iter().filter(|(name, _)| {
                 name.starts_with("checkpoints") || name.ends_with("metrics.jsonl")
@@ -142,7 +142,7 @@ fn kills_at_any_rename_lose_no_run() {
     let expected: Vec<_> = names(&dir, "out/kept");
     for nth in 1.. {
         fs::remove_dir_all(dir.path("out")).unwrap();
-        let is_through = killed_at(nth) == 0;
+        let is_finished = killed_at(nth) == 0;
         let recorded = match dir.path("out/runs").is_dir() {
             true => names(&dir, "out/runs"),
             false => Vec::new(),
@@ -161,7 +161,7 @@ fn kills_at_any_rename_lose_no_run() {
             ["history.json", "kept", "lock", "runs", "study.toml", "work"]
         );
         assert!(names(&dir, "out/work").is_empty(), "{nth}");
-        if is_through {
+        if is_finished {
             assert!(nth > 8);
             break;
         }

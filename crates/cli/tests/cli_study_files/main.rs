@@ -74,7 +74,7 @@ fn move_to(dir: &TestDir, from: &str, to: &str) {
 }
 
 /// Reads every file of a run.
-fn trained(dir: &TestDir, run: &str) -> Vec<(PathBuf, Vec<u8>)> {
+fn run_files(dir: &TestDir, run: &str) -> Vec<(PathBuf, Vec<u8>)> {
     let root = dir.path(run);
     files_below(&root)
         .into_iter()

@@ -133,7 +133,7 @@ fn records_of_earlier_versions_are_accepted_and_reported() {
             let text = dir.ok(&["report", folder, "--format", format]);
             assert!(text.contains(words), "{folder} {format}: {text}");
         }
-        assert!(dir.page(folder).contains(words), "{folder}");
+        assert!(dir.html_report(folder).contains(words), "{folder}");
     }
     let table = dir.ok(&args(&["--resume"]));
     assert!(table.contains(words), "{table}");

@@ -12,7 +12,7 @@ fn ended(children: Vec<Child>) -> Vec<(i32, String)> {
 }
 
 #[test]
-fn shards_may_share_a_folder_but_not_full_studies() {
+fn only_shards_of_the_same_study_share_a_folder() {
     let dir = test_dir();
     dir.write(
         "changed.toml",

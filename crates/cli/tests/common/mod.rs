@@ -128,7 +128,7 @@ impl TestDir {
     }
 
     /// Returns the HTML report of a folder.
-    pub fn page(&self, of: &str) -> String {
+    pub fn html_report(&self, of: &str) -> String {
         self.ok(&["report", of, "--out", "page.html"]);
         String::from_utf8(self.read("page.html")).unwrap()
     }
@@ -309,17 +309,17 @@ pub fn copy_folder(from: &Path, to: &Path) {
 /// Ways to damage a file.
 #[derive(Debug, Clone, Copy)]
 pub enum Damage {
-    CutShort,
+    Truncated,
     FlippedBit,
     Deleted,
 }
 
-pub const DAMAGES: [Damage; 3] = [Damage::CutShort, Damage::FlippedBit, Damage::Deleted];
+pub const DAMAGES: [Damage; 3] = [Damage::Truncated, Damage::FlippedBit, Damage::Deleted];
 
 pub fn damage(file: &Path, how: Damage) {
     let mut bytes = fs::read(file).unwrap();
     match how {
-        Damage::CutShort => bytes.truncate(bytes.len() * 2 / 3),
+        Damage::Truncated => bytes.truncate(bytes.len() * 2 / 3),
         Damage::FlippedBit => {
             let middle = bytes.len() / 2;
             bytes[middle] ^= 4;
@@ -352,13 +352,13 @@ pub fn write_study_keeping_runs(dir: &TestDir) {
 }
 
 /// Trains `run` on the prepared folder `data`.
-pub fn prepared_run(dir: &TestDir) {
+pub fn train_on_prepared_data(dir: &TestDir) {
     dir.prepare("stories:60", "bytes", "data");
     dir.train("run", &["--set", "data.train=[\"data\"]"]);
 }
 
 /// Creates a checkpoint folder as the official code writes it.
-pub fn official_folder(dir: &TestDir, name: &str) {
+pub fn write_official_checkpoint(dir: &TestDir, name: &str) {
     let fixtures =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../hybridnorm/tests/fixtures/official");
     let json = fs::read(fixtures.join("hybridnorm-star.json")).unwrap();

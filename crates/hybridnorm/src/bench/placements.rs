@@ -15,7 +15,7 @@ use crate::placement::{find_named, named_placements};
 use crate::train::Config;
 
 /// Placement that all placements are compared with.
-pub const REFERENCE: &str = "pre-norm";
+pub const BASELINE: &str = "pre-norm";
 
 /// Options of the comparison.
 #[derive(Debug, Clone, PartialEq, Setters)]
@@ -94,18 +94,21 @@ pub struct PlacementsReport {
     /// Pairs of measurements per placement.
     pub rounds: usize,
     /// Placement that all placements are compared with.
-    pub reference: &'static str,
-    /// Medians over all training measurements of the reference; `None` if no placement was measured.
-    pub reference_step: Option<Measurement>,
-    /// Medians over all decoding measurements of the reference.
-    pub reference_decode: Option<Measurement>,
+    #[serde(rename = "reference")]
+    pub baseline: &'static str,
+    /// Medians over all training measurements of the baseline; `None` if no placement was measured.
+    #[serde(rename = "reference_step")]
+    pub baseline_step: Option<Measurement>,
+    /// Medians over all decoding measurements of the baseline.
+    #[serde(rename = "reference_decode")]
+    pub baseline_decode: Option<Measurement>,
     /// One row per placement.
     pub rows: Vec<PlacementRow>,
     /// Placements that could not be measured.
     pub skipped: Vec<SkippedPlacement>,
 }
 
-/// One placement. If it is the reference itself, its ratios show the precision of the measurement.
+/// One placement. If it is the baseline itself, its ratios show the precision of the measurement.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct PlacementRow {
@@ -119,19 +122,19 @@ pub struct PlacementRow {
     pub decode: Comparison,
 }
 
-/// Measurements of a placement and their ratios to the reference.
+/// Measurements of a placement and their ratios to the baseline.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Comparison {
     /// Median throughput in tokens per second.
     pub tokens_per_second: f64,
-    /// Median over the rounds of its throughput divided by the reference's, measured just before.
+    /// Median over the rounds of its throughput divided by the baseline's, measured just before.
     pub relative_speed: f64,
     /// This ratio in every round.
     pub relative_speeds: Vec<f64>,
     /// Median peak resident memory in bytes, where the system reports it.
     pub peak_rss_bytes: Option<u64>,
-    /// Median over the rounds of the peak memory divided by the reference's.
+    /// Median over the rounds of the peak memory divided by the baseline's.
     pub relative_memory: Option<f64>,
 }
 
@@ -177,11 +180,11 @@ pub fn in_process(
 
 /// Compares placements at the shape of a configuration, whose own placement is ignored.
 ///
-/// A machine's speed drifts, so the reference and a placement are measured alternately and the ratios of
+/// A machine's speed drifts, so the baseline and a placement are measured alternately and the ratios of
 /// these pairs are reported. Returns `None` if interrupted.
 ///
 /// # Errors
-/// If a name is unknown, there are no rounds, or the reference cannot be measured. Other
+/// If a name is unknown, there are no rounds, or the baseline cannot be measured. Other
 /// placements that cannot be measured are listed with the reason.
 ///
 /// ```
@@ -222,7 +225,7 @@ pub fn placements(
         return Err(Error::out_of_range("rounds", 0, "at least 1"));
     }
     let selected = selected_names(&options.only)?;
-    let reference = candidate(config, REFERENCE)?;
+    let baseline = candidate(config, BASELINE)?;
     let mut skipped = Vec::new();
     let mut candidates = Vec::new();
     for name in selected {
@@ -237,14 +240,14 @@ pub fn placements(
         done: 0,
         total: candidates.len() * options.rounds * 4,
     };
-    let (mut rows, mut references) = (Vec::new(), Pairs::default());
+    let (mut rows, mut baselines) = (Vec::new(), Pairs::default());
     for candidate in &candidates {
-        match session.compare(&reference, candidate, options.rounds, on_event)? {
+        match session.compare(&baseline, candidate, options.rounds, on_event)? {
             Outcome::Measured(pairs) => {
                 let row = PlacementRow::new(candidate, &pairs)?;
                 on_event(PlacementsEvent::Row(&row));
                 rows.push(row);
-                references.append(pairs);
+                baselines.append(pairs);
             }
             Outcome::Interrupted => return Ok(None),
             Outcome::Failed(error) => skipped.push(skip(candidate.name, &error, on_event)),
@@ -253,9 +256,9 @@ pub fn placements(
     Ok(Some(PlacementsReport {
         threads: crate::threads::count(),
         rounds: options.rounds,
-        reference: REFERENCE,
-        reference_step: medians(references.step.iter().map(|pair| pair.reference)),
-        reference_decode: medians(references.decode.iter().map(|pair| pair.reference)),
+        baseline: BASELINE,
+        baseline_step: medians(baselines.step.iter().map(|pair| pair.baseline)),
+        baseline_decode: medians(baselines.decode.iter().map(|pair| pair.baseline)),
         rows,
         skipped,
     }))
@@ -308,10 +311,10 @@ fn candidate(config: &Config, name: &'static str) -> Result<Candidate> {
     Ok(Candidate { name, config })
 }
 
-/// Measurements of the reference and, after it, of the placement.
+/// Measurements of the baseline and, after it, of the placement.
 #[derive(Clone, Copy)]
 struct Pair {
-    reference: Measurement,
+    baseline: Measurement,
     placement: Measurement,
 }
 
@@ -344,10 +347,10 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Runs all rounds of one placement. Returns an error only if the reference fails.
+    /// Runs all rounds of one placement. Returns an error only if the baseline fails.
     fn compare(
         &mut self,
-        reference: &Candidate,
+        baseline: &Candidate,
         candidate: &Candidate,
         rounds: usize,
         on_event: &mut dyn FnMut(PlacementsEvent<'_>),
@@ -360,18 +363,18 @@ impl Session<'_> {
         let end = self.done + 4 * rounds;
         for (kind, measured) in kinds {
             for _ in 0..rounds {
-                let reference = (self.measure)(kind, reference);
+                let baseline = (self.measure)(kind, baseline);
                 if self.is_stopped() {
                     return Ok(Outcome::Interrupted);
                 }
-                let reference = reference?;
+                let baseline = baseline?;
                 let placement = (self.measure)(kind, candidate);
                 if self.is_stopped() {
                     return Ok(Outcome::Interrupted);
                 }
                 match placement {
                     Ok(placement) => measured.push(Pair {
-                        reference,
+                        baseline,
                         placement,
                     }),
                     Err(error) => {
@@ -397,12 +400,11 @@ impl Session<'_> {
 impl Comparison {
     fn of(pairs: &[Pair]) -> Self {
         let ratios = |of: fn(&Pair) -> Option<f64>| pairs.iter().filter_map(of).collect::<Vec<_>>();
-        let speeds = ratios(|pair| {
-            Some(pair.placement.tokens_per_second / pair.reference.tokens_per_second)
-        });
+        let speeds =
+            ratios(|pair| Some(pair.placement.tokens_per_second / pair.baseline.tokens_per_second));
         let memory = ratios(|pair| {
-            let reference = pair.reference.peak_rss_bytes?;
-            Some(pair.placement.peak_rss_bytes? as f64 / reference as f64)
+            let baseline = pair.baseline.peak_rss_bytes?;
+            Some(pair.placement.peak_rss_bytes? as f64 / baseline as f64)
         });
         let placement = medians(pairs.iter().map(|pair| pair.placement));
         let placement = placement.expect("there is at least one round");

@@ -308,7 +308,7 @@ fn train(
         if at > 0 {
             for change in &segment.changed {
                 on_event(Event::Note(format!(
-                    "as in the run, from step {} on: {}",
+                    "configuration change of the run, from step {} on: {}",
                     segment.after + 1,
                     history::describe_change(change)
                 )));

@@ -263,9 +263,9 @@ mod tests {
             words,
             [
                 "data.tokenizer was not set and is now \"bytes\"",
-                "optimizer.lr went from 0.5 to 0.25",
+                "optimizer.lr changed from 0.5 to 0.25",
                 "schedule.warmup_steps was 7 and is no longer set",
-                "seed went from 0 to 4",
+                "seed changed from 0 to 4",
             ]
         );
         assert_eq!(revert_changes(&new, [changed.as_slice()]).unwrap(), old);
@@ -314,7 +314,7 @@ mod tests {
         let note = |step| learning_rate_note(&old, &new, &changed, step).unwrap();
         assert_eq!(
             note(41).unwrap(),
-            "the learning rate at step 41 changes from 0.1 to 0.532 because train.steps went from 40 to 80"
+            "the learning rate at step 41 changes from 0.1 to 0.532 because train.steps changed from 40 to 80"
         );
         let constant = |steps| config(&["schedule.kind=constant", steps]);
         let (old, new) = (constant("train.steps=40"), constant("train.steps=80"));
@@ -346,7 +346,7 @@ mod tests {
         );
         assert_eq!(
             found.unwrap(),
-            "the learning rate at step 41 changes from 0.5 to 0.25 because optimizer.lr went from 0.5 to 0.25"
+            "the learning rate at step 41 changes from 0.5 to 0.25 because optimizer.lr changed from 0.5 to 0.25"
         );
         // Warm-up in steps does not depend on the batch size, warm-up in tokens does.
         let warm = "schedule.warmup_tokens=16384";
@@ -367,7 +367,7 @@ mod tests {
         );
         let found = found.unwrap();
         assert!(
-            found.ends_with("because train.batch_size went from 16 to 8"),
+            found.ends_with("because train.batch_size changed from 16 to 8"),
             "{found}"
         );
         // A kind and a key that needs it are valid only together.

@@ -6,19 +6,19 @@ use hybridnorm::bench::{self, MinSpeedups, OpsOptions, OpsReport};
 
 use crate::args::BenchOpsArgs;
 use crate::console::Console;
-use crate::progress::Display;
+use crate::progress::ProgressDisplay;
 use crate::table::numeric_table;
 
 pub fn run(args: &BenchOpsArgs, console: &Console) -> Result<(), Error> {
     let config = args.model.load_config()?;
     let options = OpsOptions::of(&config, args.seconds);
-    let floors = args.floors.as_ref().map(MinSpeedups::load).transpose()?;
-    let mut display = Display::new(console);
+    let min_speedups = args.floors.as_ref().map(MinSpeedups::load).transpose()?;
+    let mut display = ProgressDisplay::new(console);
     let report = bench::ops(&config.model_config()?, &options, &mut |done, total| {
         display.show_count("ops", done as u64, Some(total as u64), "kernels");
     })?;
     display.finish();
-    floors.map_or(Ok(()), |floors| floors.check(&report))?;
+    min_speedups.map_or(Ok(()), |min_speedups| min_speedups.check(&report))?;
     args.model.output.print(&report, text)
 }
 
@@ -39,7 +39,7 @@ fn text(report: &OpsReport) -> String {
     }
     format!(
         "shapes          {} sequences of {} tokens\n\
-         threads {}; the reference uses one thread and f64\n\
+         threads         {}; the reference uses one thread and f64\n\
          GEMM peak       {:.1} GFLOP/s\n\
          memory          {:.2} GB/s read, {:.2} GB/s read and written\n{table}\n\
          ~: extrapolated from a part of the problem\n",

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use hybridnorm::Error;
 use hybridnorm::bench::placements::{
-    BenchmarkKind, Candidate, Comparison, Measurement, PlacementsEvent, REFERENCE,
+    BASELINE, BenchmarkKind, Candidate, Comparison, Measurement, PlacementsEvent,
 };
 use hybridnorm::bench::{self, PlacementsOptions, PlacementsReport};
 
 use crate::args::BenchPlacementsArgs;
 use crate::commands::Outcome;
 use crate::console::Console;
-use crate::progress::Display;
+use crate::progress::ProgressDisplay;
 use crate::signals::Signals;
 use crate::table::{bytes, numeric_table, with_thousands_separators};
 
@@ -37,7 +37,7 @@ pub fn run(
         return Err(Error::conflict(
             ["--set", "--only"],
             format!(
-                "--set {setting}: every placement is measured in turn; --only {REFERENCE} chooses one"
+                "--set {setting}: every placement is measured in turn; --only {BASELINE} chooses one"
             ),
         ));
     }
@@ -48,11 +48,11 @@ pub fn run(
     let config = args.model.load_config()?;
     // A signal must not leave a measurement process behind.
     signals.defer();
-    let mut display = Display::new(console);
+    let mut display = ProgressDisplay::new(console);
     let report = bench::placements(
         &config,
         &options,
-        &mut |measure, candidate| measure_in_subprocess(args, measure, candidate, signals),
+        &mut |kind, candidate| measure_in_subprocess(args, kind, candidate, signals),
         signals.flag(),
         &mut |event| show_event(&mut display, &event),
     )?;
@@ -73,11 +73,11 @@ fn sets_placement(setting: &str) -> bool {
 /// Measures in a separate process, whose peak memory is that of this measurement alone.
 fn measure_in_subprocess(
     args: &BenchPlacementsArgs,
-    measure: BenchmarkKind,
+    kind: BenchmarkKind,
     candidate: &Candidate,
     signals: &Signals,
 ) -> Result<Measurement, Error> {
-    let benchmark = match measure {
+    let benchmark = match kind {
         BenchmarkKind::Step => "step",
         BenchmarkKind::Decode => "decode",
     };
@@ -151,7 +151,7 @@ fn wait_or_kill(mut child: Child, signals: &Signals) -> Result<Output, String> {
     child.wait_with_output().map_err(wait_failed)
 }
 
-fn show_event(display: &mut Display<'_>, event: &PlacementsEvent<'_>) {
+fn show_event(display: &mut ProgressDisplay<'_>, event: &PlacementsEvent<'_>) {
     match event {
         PlacementsEvent::Progress { done, total } => {
             display.show_count(
@@ -162,7 +162,7 @@ fn show_event(display: &mut Display<'_>, event: &PlacementsEvent<'_>) {
             );
         }
         PlacementsEvent::Row(row) => display.line(&format!(
-            "{}  speed relative to {REFERENCE}: training {:.3}, decoding {:.3}",
+            "{}  speed relative to {BASELINE}: training {:.3}, decoding {:.3}",
             row.name, row.step.relative_speed, row.decode.relative_speed
         )),
         PlacementsEvent::Skipped(skipped) => {
@@ -173,7 +173,7 @@ fn show_event(display: &mut Display<'_>, event: &PlacementsEvent<'_>) {
 }
 
 fn text(report: &PlacementsReport) -> String {
-    let relative = format!("÷ {}", report.reference);
+    let relative = format!("÷ {}", report.baseline);
     let mut table = numeric_table(&[
         "placement",
         "training tokens/s",
@@ -209,12 +209,12 @@ fn text(report: &PlacementsReport) -> String {
         "threads            {}\n\
          {} training  {}\n\
          {} decoding  {}\n\
-         paired measurements {} (ratios are medians)\n{table}\n{skipped}",
+         pairs              {} measurements (ratios are medians)\n{table}\n{skipped}",
         report.threads,
-        report.reference,
-        absolute(&report.reference_step),
-        report.reference,
-        absolute(&report.reference_decode),
+        report.baseline,
+        absolute(&report.baseline_step),
+        report.baseline,
+        absolute(&report.baseline_decode),
         report.rounds,
     )
 }

@@ -26,11 +26,7 @@ fn ratios_are_computed_per_pair() {
     let mut order = Vec::new();
     let mut measure = |kind: BenchmarkKind, candidate: &Candidate| {
         order.push((kind, candidate.name));
-        let own = if candidate.name == REFERENCE {
-            1.0
-        } else {
-            0.5
-        };
+        let own = if candidate.name == BASELINE { 1.0 } else { 0.5 };
         speed *= 0.5;
         Ok(Measurement {
             tokens_per_second: own * speed,
@@ -45,10 +41,10 @@ fn ratios_are_computed_per_pair() {
     assert_eq!(row.step.relative_speeds, [0.25; 3]);
     assert_eq!(row.step.relative_speed, 0.25);
     assert_eq!(row.step.tokens_per_second, 32.0);
-    assert_eq!(report.reference_step.unwrap().tokens_per_second, 128.0);
+    assert_eq!(report.baseline_step.unwrap().tokens_per_second, 128.0);
     assert_eq!(row.decode.relative_memory, Some(1.5));
     assert_eq!(order.len(), 12);
-    assert_eq!(order[0], (BenchmarkKind::Step, REFERENCE));
+    assert_eq!(order[0], (BenchmarkKind::Step, BASELINE));
     assert_eq!(order[1], (BenchmarkKind::Step, "pre-norm-qk"));
     assert_eq!(order[11], (BenchmarkKind::Decode, "pre-norm-qk"));
 }

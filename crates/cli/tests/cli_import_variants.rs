@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 const IMPORT: [&str; 5] = ["import", "their", "--out", "ours", "--json"];
 
 /// Returns the reasons and counts of the omitted items of a unit.
-fn left_out(found: &Value, unit: &str) -> Vec<(String, u64)> {
+fn omitted(found: &Value, unit: &str) -> Vec<(String, u64)> {
     let all = found["left_out"].as_array().unwrap();
     (all.iter().filter(|one| one["unit"] == unit))
         .map(|one| {
@@ -28,10 +28,7 @@ fn left_out(found: &Value, unit: &str) -> Vec<(String, u64)> {
 /// Asserts that every file of the folder is either read or omitted.
 fn assert_files_add_up(dir: &TestDir, found: &Value, read: u64) {
     let there = fs::read_dir(dir.path("their")).unwrap().count() as u64;
-    let counts: u64 = left_out(found, "files")
-        .iter()
-        .map(|(_, count)| count)
-        .sum();
+    let counts: u64 = omitted(found, "files").iter().map(|(_, count)| count).sum();
     assert_eq!(there, read + counts, "{found}");
 }
 
@@ -50,7 +47,7 @@ fn files_that_were_not_opened_are_counted() {
     }
     let found = dir.json(&[&IMPORT[..], &["--no-tokenizer"]].concat());
     assert_files_add_up(&dir, &found, 2);
-    let reasons = left_out(&found, "files");
+    let reasons = omitted(&found, "files");
     let count = |words: &str| {
         let mut of = reasons.iter().filter(|(reason, _)| reason.contains(words));
         of.next().map_or(0, |(_, count)| *count)
@@ -127,9 +124,9 @@ fn a_common_prefix_of_tensor_names_is_removed() {
 #[test]
 fn compiled_official_models_are_imported() {
     let dir = TestDir::new();
-    official_folder(&dir, "plain");
+    write_official_checkpoint(&dir, "plain");
     dir.ok(&["import", "plain", "--out", "expected", "--quiet"]);
-    official_folder(&dir, "their");
+    write_official_checkpoint(&dir, "their");
     fs::remove_file(dir.path("their/model.pt")).unwrap();
     let official = fixture("").join("../official/hybridnorm-star.safetensors");
     let mut all = tensors(&fs::read(official).unwrap());
@@ -207,7 +204,7 @@ type Change<'a> = &'a dyn Fn(&mut Value);
 /// Returns a directory with an official checkpoint folder `their`, and its configuration.
 fn official_dir() -> (TestDir, Value) {
     let dir = TestDir::new();
-    official_folder(&dir, "their");
+    write_official_checkpoint(&dir, "their");
     let config = serde_json::from_slice(&dir.read("their/config.yaml")).unwrap();
     (dir, config)
 }
@@ -260,7 +257,7 @@ fn official_configurations_have_several_spellings() {
 #[test]
 fn unsupported_official_configurations_are_rejected_by_key() {
     let (dir, config) = official_dir();
-    let refused: [(Change<'_>, &str); 8] = [
+    let rejected: [(Change<'_>, &str); 8] = [
         (
             &|model| model["activation_type"] = json!("gelu"),
             "model.activation_type \"gelu\"",
@@ -291,15 +288,15 @@ fn unsupported_official_configurations_are_rejected_by_key() {
             "unknown flag \"attn\"",
         ),
     ];
-    for (change, words) in refused {
-        let output = import_changed(&dir, &config, "refused", change);
+    for (change, words) in rejected {
+        let output = import_changed(&dir, &config, "rejected", change);
         let text = stderr(&output);
         assert_ne!(code(&output), 0);
         assert!(
             text.contains(words) && text.lines().count() == 1,
             "{words}: {text}"
         );
-        assert!(!dir.path("refused").exists());
+        assert!(!dir.path("rejected").exists());
     }
 }
 
@@ -325,7 +322,7 @@ fn pipes_are_rejected_immediately() {
     }
     for name in ["config.yaml", "model.pt"] {
         let dir = TestDir::new();
-        official_folder(&dir, "their");
+        write_official_checkpoint(&dir, "their");
         pipe(&dir, &format!("their/{name}"));
         dir.expect_any_error(&IMPORT, &[&format!("{name}: is a pipe")]);
     }
