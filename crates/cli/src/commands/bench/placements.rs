@@ -209,7 +209,7 @@ fn text(report: &PlacementsReport) -> String {
         "threads            {}\n\
          {} training  {}\n\
          {} decoding  {}\n\
-         pairs              {} measurements (ratios are medians)\n{table}\n{skipped}",
+         rounds             {} (ratios are medians)\n{table}\n{skipped}",
         report.threads,
         report.baseline,
         absolute(&report.baseline_step),
