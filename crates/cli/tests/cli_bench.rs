@@ -390,7 +390,7 @@ fn invalid_benchmarks_fail_with_one_line() {
                     "--seconds",
                     seconds,
                 ],
-                &["seconds", "at least 0"],
+                &["seconds", "expected a finite non-negative number"],
             );
         }
     }

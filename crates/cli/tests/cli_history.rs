@@ -155,7 +155,7 @@ fn every_segment_is_recorded_and_old_steps_keep_their_configuration() {
         "from step 11 on: optimizer.lr changed from 0.003 to 0.001",
         "from step 11 on: schedule.kind changed from \"cosine\" to \"constant\"",
         "from step 11 on: train.steps changed from 10 to 20",
-        "the learning rate at step 11 changes from 0.0003 to 0.001 because optimizer.lr went",
+        "the learning rate at step 11 changes from 0.0003 to 0.001 because optimizer.lr changed",
     ] {
         assert!(notes.contains(word), "no {word:?} in\n{notes}");
     }
@@ -242,11 +242,11 @@ fn resume_requires_a_run() {
         2,
         "none",
         &["--resume"],
-        &["a run to resume in none is missing"],
+        &["a configuration or checkpoint to resume from in none is missing"],
     );
     assert!(!dir.path("none").exists());
     dir.write("notes/a.txt", "x");
-    dir.train_fails(2, "notes", &["--resume"], &["a run to resume in notes"]);
+    dir.train_fails(2, "notes", &["--resume"], &["a configuration or checkpoint to resume from in notes"]);
     assert_eq!(files_below(&dir.path("notes")).len(), 1);
 }
 

@@ -52,7 +52,7 @@ fn files_that_were_not_opened_are_counted() {
         let mut of = reasons.iter().filter(|(reason, _)| reason.contains(words));
         of.next().map_or(0, |(_, count)| *count)
     };
-    assert_eq!(count("another format of the weights"), 4, "{reasons:?}");
+    assert_eq!(count("in a format other than the one that was read"), 4, "{reasons:?}");
     assert_eq!(count("--no-tokenizer"), 1, "{reasons:?}");
     assert_eq!(count("not needed"), 1, "{reasons:?}");
     let named = [
@@ -352,7 +352,7 @@ fn pipes_are_rejected_immediately() {
     pipe(&dir, "run/lock");
     let message = dir.expect_any_error(
         &train_args("run", &[]),
-        &["run/lock: is a pipe, expected the regular file that is locked"],
+        &["run/lock: is a pipe, expected a regular file to lock"],
     );
     assert!(!message.contains("os error"), "{message}");
 }

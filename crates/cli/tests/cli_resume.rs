@@ -425,8 +425,8 @@ fn resume_is_rejected_if_metrics_are_missing() {
     let swapped = [&lines[..1], &lines[2..4], &lines[1..2], &lines[4..]].concat();
     let more = ["--resume", "--set", "train.steps=25"];
     for (kept, words) in [
-        ([&lines[..6], &lines[7..]].concat(), "line 7 is of step 8"),
-        (swapped, "line 2 is of step 3"),
+        ([&lines[..6], &lines[7..]].concat(), "line 7 is for step 8"),
+        (swapped, "line 2 is for step 3"),
         (lines[..12].to_vec(), "ends with step 12"),
         (lines[2..].to_vec(), "starts at step 3"),
     ] {

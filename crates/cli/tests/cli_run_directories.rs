@@ -115,7 +115,7 @@ fn a_killed_replay_is_restarted_by_the_same_command() {
     assert_eq!(code(&output), 2, "{}", stderr(&output));
     let stderr = stderr(&output);
     assert!(
-        stderr.contains("an unfinished run of another kind"),
+        stderr.contains("an unfinished run with a different purpose"),
         "{stderr}"
     );
     let replay = dir.json(&args);

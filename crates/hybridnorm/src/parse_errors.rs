@@ -27,6 +27,7 @@ pub(crate) fn plain_message(message: &str) -> Cow<'_, str> {
     let (expected, place) = split_place(&rest[comma + EXPECTED.len()..]);
     let hint = hint(found, expected);
     let found = match words {
+        "invalid length " if found == "1" => "1 element".into(),
         "invalid length " => format!("{found} elements"),
         _ => found_type(found),
     };

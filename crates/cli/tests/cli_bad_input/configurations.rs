@@ -19,7 +19,7 @@ fn invalid_training_settings_are_rejected() {
         ("train.stepz=3", &["train.stepz=3", "did you mean `steps`?"]),
         (
             "train.steps=1e3",
-            &["train.steps=1e3", "expected an integer"],
+            &["train.steps=1e3", "expected a non-negative integer"],
         ),
         (
             "train.steps=-1",
@@ -156,7 +156,7 @@ fn invalid_optimizer_and_schedule_settings_are_rejected() {
         ("optimizer.eps=1e39", &["optimizer.eps = "]),
         (
             "optimizer.betas=[0.9]",
-            &["optimizer.betas", "expected an array of 2, found 1"],
+            &["optimizer.betas", "expected an array of length 2, found 1"],
         ),
         ("optimizer.kind=sgd", &["expected `adamw`"]),
         (
@@ -187,7 +187,7 @@ fn invalid_other_settings_are_rejected() {
         ("init.from=''", &["init.from is empty"]),
         (
             "study.lr=[1e-3]",
-            &["a file with [study] is a study, for `hybridnorm study`"],
+            &["a file with a [study] section describes a study; run it with `hybridnorm study`"],
         ),
         ("steps", &["expected section.key=value"]),
         ("=3", &["is not a key"]),

@@ -94,7 +94,7 @@ fn rest_of_a_broken_array_is_one_invalid_record() {
             "more",
             r#"[{"text":"a"}] x"#,
             1,
-            "expected nothing after the array",
+            "expected the end of the file",
         ),
     ];
     for (name, text, records, message) in broken {
