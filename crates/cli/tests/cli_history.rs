@@ -246,7 +246,12 @@ fn resume_requires_a_run() {
     );
     assert!(!dir.path("none").exists());
     dir.write("notes/a.txt", "x");
-    dir.train_fails(2, "notes", &["--resume"], &["a configuration or checkpoint to resume from in notes"]);
+    dir.train_fails(
+        2,
+        "notes",
+        &["--resume"],
+        &["a configuration or checkpoint to resume from in notes"],
+    );
     assert_eq!(files_below(&dir.path("notes")).len(), 1);
 }
 

@@ -52,7 +52,11 @@ fn files_that_were_not_opened_are_counted() {
         let mut of = reasons.iter().filter(|(reason, _)| reason.contains(words));
         of.next().map_or(0, |(_, count)| *count)
     };
-    assert_eq!(count("in a format other than the one that was read"), 4, "{reasons:?}");
+    assert_eq!(
+        count("in a format other than the one that was read"),
+        4,
+        "{reasons:?}"
+    );
     assert_eq!(count("--no-tokenizer"), 1, "{reasons:?}");
     assert_eq!(count("not needed"), 1, "{reasons:?}");
     let named = [

@@ -76,7 +76,12 @@ fn unrelated_files_in_a_run_directory_are_preserved() {
     assert!(dir.read("a/config.toml").starts_with(b"# mine"));
     dir.write("b/metrics.jsonl", "{\"mine\":1}\n{\"mine\":2}\n");
     dir.train_fails(2, "b", &[], &["metrics.jsonl"]);
-    dir.train_fails(2, "b", &["--resume"], &["a configuration or checkpoint to resume from in b"]);
+    dir.train_fails(
+        2,
+        "b",
+        &["--resume"],
+        &["a configuration or checkpoint to resume from in b"],
+    );
     assert_eq!(dir.read("b/metrics.jsonl"), b"{\"mine\":1}\n{\"mine\":2}\n");
     assert!(!dir.path("b/config.toml").exists());
     dir.write("c/lock", "mine");

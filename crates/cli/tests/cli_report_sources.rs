@@ -260,6 +260,9 @@ fn changed_validation_data_are_reported() {
     // A replay across the change reports that it used other validation data.
     let args = ["replay", "run", "--step", "14", "--after", "0"];
     let stdout = dir.ok(&[&args[..], &["--quiet"]].concat());
-    assert!(stdout.contains("(first differing metric: validation loss)"), "{stdout}");
+    assert!(
+        stdout.contains("(first differing metric: validation loss)"),
+        "{stdout}"
+    );
     assert!(stdout.contains("different validation data"), "{stdout}");
 }

@@ -212,7 +212,9 @@ fn training_reports_omitted_text_with_and_without_the_cache() {
         ]);
         let stderr = common::stderr(&output);
         assert!(
-            stderr.contains("data: 1 plain text file was split into 3 documents at blank lines after 20000"),
+            stderr.contains(
+                "data: 1 plain text file was split into 3 documents at blank lines after 20000"
+            ),
             "{stderr}"
         );
     }

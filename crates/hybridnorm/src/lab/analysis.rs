@@ -1,14 +1,14 @@
 //! Statistical analysis of the runs of a study.
 //!
 //! Each placement is evaluated at its own best learning rate and compared with the baseline paired by seed,
-//! since runs with the same seed share initial weights and batches. Three sources of chance are accounted for:
-//! seeds by a t-test, selection of the learning rate on the same seeds by
+//! since runs with the same seed share initial weights and batches. Three sources of false positives are controlled:
+//! seed noise by a t-test, selection of the learning rate on the same seeds by
 //! [`stats::paired_t_test_with_selection`](super::stats::paired_t_test_with_selection), and multiple placements by
-//! Bonferroni correction. Verdicts follow from the corrected intervals, so that text and intervals cannot
-//! contradict each other.
+//! Bonferroni correction. Verdicts follow from the corrected intervals, so that text and intervals cannot contradict
+//! each other.
 //!
-//! There is no verdict while runs are missing, and none that a learning rate outside the grid, or one at which
-//! some seeds failed, could reverse.
+//! No verdict is given while runs are missing, or if it could be reversed by a learning rate outside the grid or by one
+//! at which some seeds failed.
 //!
 //! Choosing the learning rate of each seed on the other seeds is not an alternative: losses chosen this way are
 //! correlated across seeds, and on flat curves the false positive rate is more than twice the nominal one
@@ -77,7 +77,8 @@ impl RunOutcome {
 pub enum Outcome {
     /// Finished with this validation loss, in nats per token. A loss that is not finite counts as diverged.
     Loss(f64),
-    /// Finished with this validation loss, without falling below the unigram loss. It does not count as diverged.
+    /// Finished with this validation loss, but the training loss did not fall at least 0.1 nats below the unigram loss.
+    /// Does not count as diverged.
     NotLearned(f64),
     /// Diverged: values became non-finite, the training loss rose again, or the final loss is far above the best
     /// of its placement.
@@ -157,7 +158,7 @@ pub struct LearningRateSummary {
     pub finished: u64,
     /// Number of diverged runs.
     pub diverged: u64,
-    /// Alias of `diverged`, kept for readers of earlier files.
+    /// Copy of `diverged`, written for programs that read the earlier format.
     #[serde(default)]
     pub lost: u64,
     /// Number of runs that had not learned yet at their end.
@@ -181,9 +182,9 @@ pub struct Best {
     pub loss: Summary,
     /// Set if it is the smallest, the largest or the only learning rate tried: a better one may lie outside.
     pub at_edge: Option<Edge>,
-    /// Number of learning rates that may be as good, including this one: those whose mean loss is not above the
-    /// best by a t-test at 0.01, and those with runs eliminated by halving. Comparisons correct for the
-    /// selection among this many.
+    /// Number of learning rates that may be as good, including this one: those whose mean loss is not significantly
+    /// above the best (one-sided t-test at 0.01), and those with runs eliminated by halving. Comparisons correct for
+    /// the selection among this many.
     #[serde(rename = "contenders")]
     pub statistically_tied: usize,
 }
@@ -210,14 +211,12 @@ pub struct LrRange {
     pub low: f64,
     /// Largest learning rate.
     pub high: f64,
-    /// `high / low`: a lower bound, limited by the grid. Ranges of placements are not compared.
+    /// `high / low`: a lower bound, limited by the grid. Not compared across placements.
     pub factor: f64,
-    /// Next smaller learning rate tried, outside the range or eliminated by successive halving; `None` if there
-    /// is none.
+    /// Next smaller learning rate tried, which is outside the range; `None` if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_below: Option<f64>,
-    /// Next larger learning rate tried, outside the range or eliminated by successive halving; `None` if there
-    /// is none.
+    /// Next larger learning rate tried, which is outside the range; `None` if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next_above: Option<f64>,
 }
@@ -238,17 +237,18 @@ pub struct Comparison {
     /// [`Best::statistically_tied`], so the interval may be asymmetric about the mean. `p` tests for no
     /// difference in this comparison alone.
     pub difference: PairedTest,
-    /// p value for a true difference not beyond [`AnalysisRules::margin`], times the number of comparisons (Bonferroni):
-    /// below [`AnalysisRules::alpha`] if and only if the interval lies beyond the margin.
+    /// p value of the null hypothesis that the true difference is not beyond [`AnalysisRules::margin`], times the
+    /// number of comparisons (Bonferroni): below [`AnalysisRules::alpha`] if and only if the interval lies beyond the
+    /// margin.
     pub p_adjusted: f64,
-    /// As `p_adjusted`, by Holm's correction, which is less strict and has no corresponding intervals: verdicts
+    /// As `p_adjusted`, by Holm's correction, which is less conservative but has no corresponding intervals: verdicts
     /// do not use it.
     pub p_holm: f64,
     /// Verdict of the comparison.
     pub verdict: Verdict,
     /// Number of fresh seeds with which a new study detects a true difference of the observed size as beyond
-    /// [`AnalysisRules::margin`] with power [`AnalysisRules::power`], assuming the observed standard deviation. A rough estimate
-    /// for few seeds. `None` above [`super::stats::MAX_SEEDS`], or if the observed difference is within the
+    /// [`AnalysisRules::margin`] with power [`AnalysisRules::power`], assuming the observed standard deviation. A rough
+    /// estimate for few seeds. `None` above [`super::stats::MAX_SEEDS`], or if the observed difference is within the
     /// margin. Adding seeds to this study until a difference is significant would raise the false positive rate.
     #[serde(rename = "seeds_to_resolve")]
     pub seeds_for_significance: Option<u64>,
@@ -263,7 +263,7 @@ pub struct Comparison {
     pub effective_speedup: Option<f64>,
 }
 
-/// Verdict of a comparison. Not `#[non_exhaustive]`, so that the compiler names each place that must treat a verdict.
+/// Verdict of a comparison. Not `#[non_exhaustive]`, so that every `match` on a verdict is checked for exhaustiveness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {

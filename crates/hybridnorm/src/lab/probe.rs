@@ -99,14 +99,15 @@ pub struct ProbeStep {
     pub loss: f64,
     /// Activations before the update; gradients and update of the step.
     pub layers: LayerRecord,
-    /// Norm of the loss gradient at the residual stream entering each block, over the first micro-batch.
+    /// Norm of the gradient of the loss with respect to the residual stream entering each block, over the first
+    /// micro-batch.
     pub stream_grad: Vec<FiniteOrNone>,
     /// Change of these quantities with depth.
     pub growth: DepthGrowth,
 }
 
-/// Ratios of the last block to the first: 1 means no change with depth. All but `grad_spread` come from a line fitted
-/// to the logarithms.
+/// Ratios of the last block to the first: 1 means no change with depth. All but `grad_spread` come from a log-linear
+/// fit over the blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -117,7 +118,7 @@ pub struct DepthGrowth {
     pub grad: FiniteOrNone,
     /// Largest parameter gradient norm of a block over the smallest.
     pub grad_spread: FiniteOrNone,
-    /// Ratio of the norm of the loss gradient at the residual stream entering a block.
+    /// Ratio of the norm of the gradient of the loss with respect to the residual stream entering a block.
     pub stream_grad: FiniteOrNone,
 }
 
@@ -226,7 +227,7 @@ fn configs_to_probe(config: &Config, options: &Options) -> Result<Vec<(String, C
         }
         let mut config = config.clone();
         let section = config.model.as_mut().ok_or_else(|| {
-            Error::missing("[model]", ": placements are those of a model section")
+            Error::missing("[model]", ": placements can be probed only for a model defined in the configuration, not for a checkpoint")
         })?;
         section.placement = placement.clone();
         config.check().map_err(|error| {
@@ -237,7 +238,7 @@ fn configs_to_probe(config: &Config, options: &Options) -> Result<Vec<(String, C
     if configs.is_empty() {
         let name = match &config.model {
             Some(section) => PlacementConfig::from_value(&section.placement)?.label(),
-            None => "the checkpoint's".into(),
+            None => "placement of the checkpoint".into(),
         };
         configs.push((name, config.clone()));
     }

@@ -236,7 +236,7 @@ fn config(placement: &str, data: &[String], steps: Option<usize>) -> Result<Conf
     Ok(config)
 }
 
-/// Returns Gutenberg if it is available, otherwise stories.
+/// Returns the name of the Gutenberg data if available, otherwise of generated stories.
 fn available_text(note: &mut dyn FnMut(String)) -> String {
     match data::gutenberg::books() {
         Ok(_) => "gutenberg".into(),
@@ -249,8 +249,8 @@ fn available_text(note: &mut dyn FnMut(String)) -> String {
     }
 }
 
-/// Marks the directory as created by quickstart. Removes the run of an earlier quickstart; rejects a directory
-/// with any other content.
+/// Marks the directory as created by quickstart. Removes the run of an earlier quickstart; rejects a non-empty
+/// directory without the marker file.
 fn prepare_run_directory(run: &Path, locking: Locking) -> Result<()> {
     files::create_new_dir(run)?;
     files::remove_stale_in(run);

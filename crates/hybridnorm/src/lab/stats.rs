@@ -1,9 +1,9 @@
 //! Statistics for comparisons: summaries, paired t-tests, Holm correction, sample sizes.
 //!
 //! Each side of a comparison may be the best of several alternatives, selected on the same values that are
-//! compared. The best of `k` equal means is biased low by the selection, and a plain t-test takes that bias for
-//! a difference. [`paired_t_test_with_selection`] therefore replaces the standard normal variable in the numerator
-//! of t by the maximum of `k` independent ones (the Studentized maximum). With `k = 1` this is Student's t.
+//! compared. The best of `k` equal means is biased low by the selection, and a plain t-test mistakes that bias for a
+//! difference. [`paired_t_test_with_selection`] therefore replaces the standard normal variable in the numerator of t
+//! by the maximum of `k` independent ones (the Studentized maximum). With `k = 1` this is Student's t.
 
 #[cfg(test)]
 mod tests;
@@ -115,7 +115,7 @@ pub fn paired_t_test(differences: &[f64], level: f64) -> Option<PairedTest> {
 /// Selection of `first` biases the difference low: it raises the upper end of the interval, and `p` if the mean
 /// is negative. Selection of `second` does the opposite. `p < 1 - level` if and only if the interval excludes 0.
 /// With counts of 1 both are exact; otherwise they are conservative, since they assume that all alternatives are
-/// equally good and independent, and the other side constant. Otherwise as [`paired_t_test`].
+/// equally good and independent, and that the other side is constant. In all other respects as [`paired_t_test`].
 pub fn paired_t_test_with_selection(
     differences: &[f64],
     level: f64,
@@ -212,7 +212,8 @@ pub fn required_seeds_with_selection(
         return None;
     }
     let effect = difference.abs() / sd;
-    // The solution for known sd, with its usual correction, is close: few steps remain.
+    // The solution for a known standard deviation, with the usual small-sample correction, is close: only a few steps
+    // remain.
     let each = -((-alpha / 2.0).ln_1p() / candidates.max(1) as f64).exp_m1();
     let critical = upper_quantile(each);
     let known = ((critical + upper_quantile(1.0 - power)) / effect).powi(2);

@@ -4,7 +4,7 @@ use super::format::count;
 use crate::format_number::percent;
 use crate::lab::analysis::{Analysis, Verdict};
 
-/// Explains the terms of a verdict and its confidence.
+/// Returns a paragraph that explains the terms of the verdicts and their confidence level.
 pub(super) fn confidence_note(analysis: &Analysis) -> String {
     let rules = &analysis.rules;
     let compared: Vec<_> = analysis
@@ -17,7 +17,7 @@ pub(super) fn confidence_note(analysis: &Analysis) -> String {
         compared.iter().map(|comparison| comparison.pairs).max(),
     ) else {
         return format!(
-            "Confidence: no placement could be compared with the baseline {}, so no ranking is possible.",
+            "Confidence: no placement could be compared with the baseline {}, so there are no verdicts.",
             rules.baseline
         );
     };
@@ -34,7 +34,7 @@ pub(super) fn confidence_note(analysis: &Analysis) -> String {
     let mut text = format!(
         "Confidence: {} of {} compared with {} by paired differences over {pairs} of runs with the same \
          seed. A placement is better or worse if its whole {} confidence interval{} lies beyond the margin of {} nats, and equivalent if it \
-         lies within ±{} nats; better or worse: {}, equivalent: {}.",
+         lies within ±{} nats; {} are better or worse, {} are equivalent.",
         compared.len(),
         match analysis.comparisons() {
             1 => "1 placement is".to_owned(),
@@ -50,7 +50,7 @@ pub(super) fn confidence_note(analysis: &Analysis) -> String {
     );
     if least < 5 {
         text.push_str(
-            " With so few seeds only large, consistent differences are significant: 'not \
+            " With so few seeds, only differences that are large relative to the seed noise are significant: 'not \
              significant' does not mean equal.",
         );
     }

@@ -1,4 +1,5 @@
-//! Training and validation data of runs. Losses are compared only if these are the same.
+//! Groups of runs with the same training data, validation data, tokenizer and sequence lengths. Losses are compared
+//! only within a group.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,7 +8,7 @@ use crate::lab::study::RunRecord;
 use crate::train::segments::{NO_VALIDATION, Segment};
 use crate::train::{Checkpoint, Config};
 
-/// Data, tokenizer and windows shared by runs.
+/// Data, tokenizer and sequence lengths shared by runs whose losses are comparable.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct DataGroup {
@@ -27,11 +28,11 @@ pub struct DataGroup {
     pub validation_name: String,
     /// Name and fingerprint of the tokenizer.
     pub tokenizer: String,
-    /// Rows of the embedding matrix.
+    /// Vocabulary size (rows of the embedding matrix).
     pub vocabulary: usize,
-    /// Tokens per window.
+    /// Sequence length, in tokens.
     pub seq_len: usize,
-    /// Windows per evaluation; 0: all.
+    /// Sequences per evaluation; 0: all.
     pub eval_sequences: usize,
 }
 
@@ -39,7 +40,7 @@ impl DataGroup {
     /// Determines the group of a run from its own files.
     ///
     /// # Errors
-    /// If its tokenizer or its shape cannot be read.
+    /// If its tokenizer or its model configuration cannot be read.
     pub(super) fn of(
         record: &RunRecord,
         config: &Config,
@@ -61,7 +62,7 @@ impl DataGroup {
             None => config.model_config()?.vocab_size,
         };
         let validation_name = match config.data.validation.as_slice() {
-            [] => "split off the training data".to_owned(),
+            [] => "held out from the training data".to_owned(),
             paths => paths.join(", "),
         };
         let recorded = segments.last().and_then(|last| last.validation.clone());
@@ -133,7 +134,7 @@ pub(super) fn name_groups(mut groups: Vec<DataGroup>) -> Vec<DataGroup> {
     groups
 }
 
-/// Returns a sentence for the reader if runs belong to different groups.
+/// Returns a note that losses are not comparable across groups; `None` if there is only one group.
 pub(super) fn incomparable_note(groups: &[DataGroup]) -> Option<String> {
     (groups.len() > 1).then(|| {
         format!(

@@ -18,7 +18,7 @@ use crate::train::records::{self, Record};
 use crate::train::segments::{self, Segment};
 use crate::train::{Config, history, run_directory};
 
-/// Maximum bytes of a file of records; a larger one would not fit into memory in parsed form.
+/// Maximum size of a file of records, in bytes; a larger one might not fit into memory once parsed.
 const RECORDS_LIMIT: u64 = 1 << 30;
 /// Relative tolerance: learning rates of the same schedule differ by rounding only.
 const LR_TOLERANCE: f64 = 1e-6;
@@ -172,7 +172,7 @@ fn steps(path: &Path) -> Result<Vec<u64>> {
 }
 
 /// Returns the peak learning rates of a run: that of the configuration, and earlier ones from its history.
-/// Empty if the learning rates recorded since the last segment began do not follow the configuration.
+/// Empty if the learning rates recorded in the last segment do not follow the schedule of the configuration.
 fn peak_lrs(config: &Config, segments: &[Segment], metrics: &[Metrics]) -> Vec<PeakLr> {
     let last = config.optimizer.lr;
     let since = segments.last().map_or(0, |last| last.after_step);
@@ -221,7 +221,7 @@ fn follows_schedule(config: &Config, metrics: &[&Metrics]) -> bool {
 fn describe_changes(segments: &[Segment]) -> String {
     let mut words = Vec::new();
     for segment in segments {
-        // The path of the starting weights is irrelevant: a run resumes from the same weights only.
+        // The path of the initial weights is irrelevant: a run resumes only with the same initial weights.
         let affects_results = |key: &str| affects_results(key) && key != "init.from";
         for change in segment
             .changed
@@ -238,7 +238,7 @@ fn describe_changes(segments: &[Segment]) -> String {
     words.join(", ")
 }
 
-/// Returns the starting weights taken from another run, as a key and its value.
+/// Returns the hash of the initial weights if they were loaded from another run, as a key and its value.
 fn initial_weights(segments: &[Segment]) -> Option<(String, String)> {
     let first = segments.first()?;
     let weights = data_groups::short_hash(first.weights.as_deref()?);
@@ -249,13 +249,13 @@ fn initial_weights(segments: &[Segment]) -> Option<(String, String)> {
     Some(("init.weights".to_owned(), value))
 }
 
-/// Describes inputs of which a run of an older version recorded the path only, not the content.
+/// Describes inputs for which a run of an older version recorded only the path, not a fingerprint of the content.
 fn path_only_inputs(config: &Config, segments: &[Segment]) -> Vec<String> {
     let mut found = Vec::new();
     let weights = segments.first().and_then(|first| first.weights.as_ref());
     if let (Some(init), None) = (&config.init, weights) {
         found.push(format!(
-            "content of the starting weights {}",
+            "content of the initial weights {}",
             init.from.display()
         ));
     }

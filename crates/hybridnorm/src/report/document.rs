@@ -30,7 +30,7 @@ pub struct Document {
     pub version: String,
     /// Compared runs, one entry per initialization and depth.
     pub groups: Vec<Group>,
-    /// Number of runs of the study, finished or not.
+    /// Number of planned runs of the study.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub planned: Option<usize>,
     /// Training and validation data of runs that were given by directory. Only runs of the same
@@ -38,14 +38,14 @@ pub struct Document {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[serde(rename = "sets")]
     pub data_groups: Vec<DataGroup>,
-    /// All runs; of a study, the finished ones.
+    /// All runs; of a study, those that ended.
     pub runs: Vec<ReportedRun>,
-    /// Measurements of each placement over the first steps.
+    /// Probe: per-block metrics of each placement at the first and the last step of a short training.
     pub probe: Option<ProbeReport>,
 }
 
 impl Document {
-    /// Returns the number of runs of a study that are missing. Placements are ranked only if it is 0.
+    /// Returns the number of runs of a study that are missing. Placements are compared only if it is 0.
     pub(super) fn missing(&self) -> usize {
         let planned = self.planned.unwrap_or(0);
         planned.saturating_sub(self.runs.len())

@@ -16,7 +16,7 @@ pub(super) const CELL_CHARS: usize = 400;
 /// Maximum characters of a paragraph.
 pub(super) const PARAGRAPH_CHARS: usize = 4000;
 
-/// Zero-width separator between two characters that would have a meaning together.
+/// Zero-width separator between characters that together would be interpreted as markup.
 const ZERO_WIDTH_SPACE: &str = "&#8203;";
 
 /// Escapes text between or inside tags; line breaks are kept.
@@ -112,7 +112,7 @@ fn is_short_code(rest: &[char]) -> bool {
     !is_time && rest.get(length) == Some(&':')
 }
 
-/// Replaces line feeds and tabs by spaces.
+/// Replaces line breaks and tabs with spaces.
 fn to_line(text: &str) -> Cow<'_, str> {
     match text.contains(['\n', '\r', '\t']) {
         true => Cow::Owned(text.replace(['\n', '\r', '\t'], " ")),

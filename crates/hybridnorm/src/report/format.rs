@@ -26,12 +26,12 @@ pub(super) fn mean_sd(losses: &Summary) -> String {
     }
 }
 
-/// Formats a setting with all its digits.
+/// Formats a value without rounding.
 pub(super) fn exact(value: f64) -> String {
     finite_or_dash(value, |value| value.to_string())
 }
 
-/// Formats a speed as an integer with commas.
+/// Formats a throughput in tokens per second as an integer with thousands separators.
 pub(super) fn speed(value: f64) -> String {
     finite_or_dash(value, |value| {
         with_thousands_separators(value.round().max(0.0) as u64)

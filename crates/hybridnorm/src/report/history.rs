@@ -1,4 +1,4 @@
-//! Tables of training history: segments, differing keys, missing records.
+//! Tables and caveats on the history of runs: segments, differing configuration keys, missing records.
 
 use super::format::{NONE, count, learning_rate, mebibytes, or_none};
 use super::labels::short_name;
@@ -175,15 +175,15 @@ pub(super) fn differing_keys(view: &View, styles: &PlacementStyles) -> Table {
     table
 }
 
-/// Returns caveats about the records of these runs, in sentences.
+/// Returns caveats about the records of the runs of a view, one sentence each.
 pub(super) fn caveats(view: &View) -> Vec<String> {
     let mut caveats = Vec::new();
     for (run, directory) in directories(view) {
         let records = &directory.records;
         if records.missing > 0 {
             caveats.push(format!(
-                "{} (seed {}, {}): {} no record in metrics.jsonl, the first is step {}; curves, \
-                 training loss, spikes and seconds cover the {} recorded {}.",
+                "{} (seed {}, {}): {} no record in metrics.jsonl (the first such step is {}); curves, training loss, \
+                 spikes and seconds cover only the {} recorded {}.",
                 run.label(),
                 run.grid_point.seed,
                 directory.name,
@@ -231,7 +231,7 @@ pub(super) fn caveats(view: &View) -> Vec<String> {
     caveats
 }
 
-/// Returns caveats about the starting weights and the validation data of a run.
+/// Returns caveats about the initial weights and the validation data of a run.
 fn data_caveats(run: &ReportedRun, directory: &Directory) -> Vec<String> {
     let name = format!(
         "{} (seed {}, {})",

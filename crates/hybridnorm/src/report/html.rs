@@ -25,7 +25,7 @@ const SCRIPT: &str = include_str!("page.js");
 const POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
                       img-src data: blob:; base-uri 'none'; form-action 'none'";
 
-/// Data of the page's script.
+/// Data for the script of the page.
 #[derive(Serialize)]
 struct Charts<'a> {
     config: plotly::Configuration,
@@ -138,8 +138,11 @@ pub(super) fn summary_line(
     facts.extend(learning_rates(runs));
     if views.len() > 1 {
         facts.push(match document.data_groups.is_empty() {
-            true => format!("{} settings", views.len()),
-            false => format!("{} groups that are not comparable", views.len()),
+            true => format!("{} combinations of initialization and depth", views.len()),
+            false => format!(
+                "{} groups that are not comparable with each other",
+                views.len()
+            ),
         });
     }
     facts.extend(run_facts(document));

@@ -1,6 +1,6 @@
 //! Labels that distinguish runs.
 //!
-//! Only runs that differ in nothing but the seed are repetitions of each other. Other runs get labels that
+//! Only runs that differ in nothing but the seed are replicates of each other. Other runs get labels that
 //! name the differences: `pre-norm, weight_decay 0.1` and `pre-norm, weight_decay 0.3`.
 
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use super::format::count;
 use crate::text::truncated_line;
 
-/// Maximum keys in a label; further ones are counted, and a table lists all.
+/// Maximum number of keys in a label; the remaining ones are only counted, and a table lists all.
 const KEYS: usize = 4;
 /// Maximum characters of a value in a label.
 const VALUE_CHARS: usize = 40;
@@ -159,7 +159,7 @@ fn number_duplicates<T: PartialEq>(labels: &mut [String], what: impl Fn(usize) -
     }
 }
 
-/// Appends the directory to equal labels of runs with the same seed, which are not repetitions.
+/// Appends the directory to equal labels of runs with the same learning rate and seed, which are not replicates.
 fn append_directories(labels: &mut [String], runs: &[RunIdentity]) {
     let before = labels.to_vec();
     let has_same_label_and_seed = |a: usize, b: usize| {

@@ -117,10 +117,13 @@ fn constants(text: &mut String, level: &str, view: &View) {
             "power assumed for the estimated numbers of seeds",
             exact(rules.power),
         ),
-        ("tolerance (nats)", exact(rules.tolerance)),
+        ("learning rate tolerance (nats)", exact(rules.tolerance)),
     ];
     if let Some(cap) = rules.loss_cap {
-        settings.push(("cap of losses in the sensitivity (nats)", exact(cap)));
+        settings.push((
+            "loss cap of the learning rate sensitivity (nats)",
+            exact(cap),
+        ));
     }
     for (name, value) in settings {
         let _ = writeln!(text, "- {name}: {}", markdown_text(&value));
@@ -155,8 +158,8 @@ fn equations(text: &mut String, document: &Document) {
     let _ = writeln!(text, "</details>");
 }
 
-/// Splits off the first line of the equations, whose name is already in the heading above; returns the
-/// number of blocks and the hash from that line, and the rest.
+/// Splits off the first line of the equations, since the heading above already has its name; returns the number of
+/// blocks and the hash from that line, and the remaining lines.
 fn without_name<'a>(text: &'a str, hash: &str) -> (String, &'a str) {
     let only_hash = || format!("hash {hash}");
     let Some((first, rest)) = text

@@ -1,10 +1,9 @@
-//! Reports of studies and probes: one self-contained HTML page, and Markdown for a pull
-//! request.
+//! Reports of studies, runs and probes: one self-contained HTML page, and Markdown for a pull request.
 //!
 //! A [`Document`] contains all numbers. [`html()`] and [`markdown()`] only select, round and render them.
 //!
-//! The contents are listed in tables: the metrics ([`METRICS`](crate::train::metrics::METRICS)), the metrics per block
-//! ([`BLOCK_METRICS`](crate::train::layers::BLOCK_METRICS)) and the sections of the page with their charts
+//! The contents are defined in static arrays: the metrics ([`METRICS`](crate::train::metrics::METRICS)), the metrics
+//! per block ([`BLOCK_METRICS`](crate::train::layers::BLOCK_METRICS)) and the sections of the page with their charts
 //! (`sections.rs`).
 //!
 //! # Example

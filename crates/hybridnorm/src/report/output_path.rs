@@ -7,13 +7,13 @@ use crate::files;
 use crate::lab::study;
 use crate::train::run_directory;
 
-/// Checks that a report at `out` does not overwrite a part of its inputs.
+/// Checks that a report at `out` would not overwrite a file of its inputs.
 ///
 /// # Errors
 /// If it would.
 pub fn check_output_path(out: &Path, inputs: &[PathBuf]) -> Result<()> {
     let out_at = files::resolve_links(out)?;
-    // Also a file that does not exist yet: the report would block its path.
+    // This includes files of the input that do not exist yet: the report would occupy their path.
     let target = match (out_at.canonicalize(), out_at.file_name()) {
         (Ok(target), _) => target,
         (Err(_), Some(name)) => match files::parent(&out_at).canonicalize() {

@@ -13,7 +13,7 @@
     charts.set(id, { element, views, view: 0, width: 0, hidden: new Set() });
   }
 
-  // Replaces variables of the style sheet by their current colours.
+  // Resolves CSS variables to their current colours.
   function themed(value, style) {
     if (typeof value === "string") {
       const name = /^var\((--[a-z0-9]+)\)$/.exec(value);

@@ -169,7 +169,7 @@ impl Page {
         self.body.push_str("</select></p>\n");
     }
 
-    /// Adds colour scales with the labels of their ends; the first one is shown.
+    /// Adds colour bars with labels at the low end, the middle and the high end; only the first is visible initially.
     pub(super) fn scales(&mut self, id: &str, ends: &[[String; 3]]) {
         let _ = writeln!(self.body, "<div id=\"{id}\" class=\"views\">");
         let stops: String = (0..SCALE.len())

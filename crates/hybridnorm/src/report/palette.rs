@@ -66,7 +66,7 @@ impl<'a> PlacementStyles<'a> {
         self.0.len()
     }
 
-    /// Returns the style of a placement.
+    /// Returns the index of the style of a placement.
     pub(super) fn style(&self, name: &str) -> usize {
         (self.0.iter())
             .position(|known| *known == name)
@@ -107,7 +107,7 @@ pub(super) fn dash(style: usize) -> DashType {
     }
 }
 
-/// Returns a small picture of a style: line and marker.
+/// Returns the legend swatch of a style: line and marker, as SVG.
 pub(super) fn swatch(style: usize) -> String {
     let dashes = match pattern(style) {
         0 => "",

@@ -14,18 +14,18 @@ use super::table::Table;
 use super::tables;
 use crate::lab::probe::ProbeReport;
 
-/// Adds the size of the probe.
+/// Adds a sentence with the numbers of steps and placements of the probe.
 pub(super) fn probe_summary(page: &mut Page, context: &Context) {
     if let Some(report) = &context.document.probe {
         page.text(&format!(
-            "Per-block metrics in the first {} of training of {}.",
+            "Per-block metrics at the first and the last of {} of training, for {}.",
             count(report.steps as usize, "step", "steps"),
             count(report.placements.len(), "placement", "placements")
         ));
     }
 }
 
-/// Adds the growth table, problems and configuration of the probe.
+/// Adds the table of growth with depth, divergences and the configuration of the probe.
 pub(super) fn probe_details(page: &mut Page, context: &Context) {
     let Some(report) = &context.document.probe else {
         return;
@@ -60,7 +60,7 @@ pub(super) fn growth(report: &ProbeReport, styles: &PlacementStyles) -> Table {
     .number("residual stream RMS, last/first block")
     .number("gradient norm, last/first block")
     .number("gradient norm, largest/smallest block")
-    .number("gradient at the residual stream, last/first block");
+    .number("gradient norm w.r.t. the residual stream, last/first block");
     for placement in &report.placements {
         for measured in &placement.measured_steps {
             let ratio = |value: Option<f32>| or_none(value, |value| compact(value.into()));
@@ -150,8 +150,8 @@ pub(super) fn all_runs(page: &mut Page, context: &Context) {
     );
     if document.runs.len() > 1 {
         page.note(
-            "The table has the differences of the other runs. The complete configuration of each is in the \
-             JSON document.",
+            "The table below lists the learning rate, seed, initialization and depth of every run; the JSON document \
+             has their complete configurations.",
         );
     }
     // Runs that are not comparable are in separate tables.
@@ -176,8 +176,8 @@ pub(super) fn all_runs(page: &mut Page, context: &Context) {
     page.details(
         &format!("All runs: {}", count(document.runs.len(), "run", "runs")),
         &format!(
-            "<div class=\"runs\">\n{table}</div>\n<p class=\"paper\">The table is too wide for paper; \
-             the HTML file has it.</p>\n"
+            "<div class=\"runs\">\n{table}</div>\n<p class=\"paper\">The table is too wide to print; see the HTML \
+             file.</p>\n"
         ),
     );
 }

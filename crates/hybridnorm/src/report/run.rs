@@ -49,11 +49,11 @@ pub struct Directory {
     pub records: RecordCounts,
 }
 
-/// A peak learning rate with its first step.
+/// Peak learning rate with the step after which it applies.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct PeakLr {
-    /// It applies after this step.
+    /// Step after which it applies.
     pub after_step: u64,
     /// Peak learning rate.
     pub lr: f64,
@@ -66,12 +66,13 @@ pub struct RecordCounts {
     /// Number of different steps with a record.
     #[serde(rename = "found")]
     pub distinct_steps: u64,
-    /// Steps up to the last one without a record, or whose record is followed by one of an earlier step.
+    /// Number of steps, up to the last recorded one, that have no record or whose record is followed by that of an
+    /// earlier step.
     pub missing: u64,
     /// First missing step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_missing: Option<u64>,
-    /// Records of steps that already had one; the last one counts.
+    /// Number of records of steps that already had one; the last record of a step is used.
     pub repeated: u64,
 }
 
@@ -79,7 +80,7 @@ impl RecordCounts {
     /// Counts the steps of records, in file order.
     pub(super) fn of(steps: impl Iterator<Item = u64>) -> Self {
         let (mut counts, mut seen) = (Self::default(), BTreeSet::new());
-        // Steps whose records count: a repeated step invalidates the records of later steps.
+        // Steps whose records are used: a repeated step invalidates earlier records of later steps.
         let mut kept = BTreeSet::new();
         for step in steps {
             match seen.insert(step) {

@@ -25,7 +25,7 @@ pub(super) struct Context<'a> {
     pub(super) styles: &'a PlacementStyles<'a>,
 }
 
-/// A section of the page; parts without content add nothing.
+/// Section of the page; a part without content adds nothing.
 struct Section {
     anchor: &'static str,
     title: &'static str,
@@ -57,7 +57,7 @@ const SECTIONS: &[Section] = &[
         parts: Parts::View(&[learning_rates::add_losses, losses]) },
     Section { anchor: "comparisons", title: "Best learning rates and comparisons", is_shown: has_analysis,
         parts: Parts::View(&[comparisons, compare::add_forest]) },
-    Section { anchor: "tolerance", title: "Tolerance and spikes", is_shown: has_runs,
+    Section { anchor: "tolerance", title: "Learning rate tolerance and stability", is_shown: has_runs,
         parts: Parts::View(&[learning_rates::add_tolerance, tolerance]) },
     Section { anchor: "curves", title: "Training curves", is_shown: has_runs,
         parts: Parts::View(&[curves::add_curves]) },
@@ -131,8 +131,8 @@ pub(super) fn incomplete(document: &Document) -> Option<String> {
     let missing = document.missing();
     (missing > 0).then(|| {
         format!(
-            "Incomplete: {} of {} runs of this study are missing. Placements are ranked only when all \
-             runs are done; means and best learning rates may still change.",
+            "Incomplete: {} of {} runs of this study are missing. Placements are compared only when all runs have \
+             ended; means and best learning rates may still change.",
             missing,
             document.planned.unwrap_or_default()
         )
@@ -210,7 +210,7 @@ pub(super) fn machines(view: &View) -> String {
         }
     }
     let memory = match view.memory_is_measured() {
-        true => "Memory is the largest peak of a placement's runs that recorded one.",
+        true => "Memory is the largest recorded peak over a placement's runs.",
         false => {
             "Memory is estimated, since no run recorded its peak: weights, gradients, optimizer moments, activations."
         }
@@ -220,8 +220,8 @@ pub(super) fn machines(view: &View) -> String {
         [only] if only == NOT_RECORDED => "The hardware of these runs was not recorded.".to_owned(),
         [only] => format!("Trained on {only}."),
         several => format!(
-            "Trained on several machines, with several numbers of threads or by several versions, so speeds are hard to \
-             compare: {}.",
+            "Trained on different machines, with different numbers of threads or by different versions, so \
+             throughputs are not directly comparable: {}.",
             several
                 .join("; ")
                 .replace(NOT_RECORDED, "not recorded for some runs")
@@ -255,7 +255,7 @@ fn trained_on(run: &ReportedRun) -> Vec<String> {
     }
 }
 
-/// Constants of the power law of effective speed-up.
+/// Constants of the power law from which the effective speed-up is computed.
 pub(super) struct PowerLaw {
     /// Irreducible loss `E`.
     pub(super) irreducible: f64,
@@ -295,7 +295,9 @@ pub(super) fn power_law(view: &View) -> Option<PowerLaw> {
             )
         }
         (Some(_), Some(_)) => {
-            format!("A is not defined, because {name} is not above the irreducible loss")
+            format!(
+                "A is not defined, because the loss of {name} is not above the irreducible loss"
+            )
         }
         _ => format!("A is unknown, because no run of {name} finished"),
     };
@@ -309,7 +311,7 @@ pub(super) fn power_law(view: &View) -> Option<PowerLaw> {
 /// Limitations of the power law.
 pub(super) const LIMITATIONS: &str = "This is extrapolated by a power law, not measured. The irreducible \
     loss E and the exponent are constants of the study and were not fitted here; A is set by a single point, the \
-    baseline. Gains of placements without a significant difference are noise. The power law does not extend to \
+    baseline. Gains of placements without a significant difference may be noise. The power law does not extend to \
     other sizes, more tokens or other data.";
 
 fn speedup(page: &mut Page, view: &View, _: &PlacementStyles) {
@@ -317,7 +319,9 @@ fn speedup(page: &mut Page, view: &View, _: &PlacementStyles) {
         page.text("These runs were not compared.");
         return;
     };
-    page.text("How much compute would the baseline need for the same loss, by a power law?");
+    page.text(
+        "Compute that the baseline would need for the same loss, extrapolated by a power law.",
+    );
     page.html(&format!(
         "<p class=\"formula\">L(C) = E + A · C<sup>−x</sup> = {} + A · C<sup>−{}</sup></p>\n",
         exact(law.irreducible),
@@ -327,9 +331,9 @@ fn speedup(page: &mut Page, view: &View, _: &PlacementStyles) {
     page.text("A placement with loss L matches the baseline trained with compute");
     page.html("<p class=\"formula\">C′ = (A ∕ (L − E))<sup>1∕x</sup></p>\n");
     page.text(
-        "Its compute gain is C′ ∕ C over the seeds of both; its effective speed-up is the \
-         compute gain times the throughput ratio, which compares tokens per second. The table of \
-         comparisons has all three.",
+        "Its compute gain is C′ ∕ C, from the mean losses over the seeds common to both. Its effective speed-up is \
+         the compute gain times the throughput ratio (tokens per second relative to the baseline). All three are in \
+         the table of comparisons.",
     );
     if !view.is_complete {
         page.text("Runs are missing, so no speed-up is reported.");

@@ -125,7 +125,7 @@ impl Table {
         self.rows.is_empty()
     }
 
-    /// Returns HTML that scrolls sideways; `id` is that of the caption. Empty without rows.
+    /// Returns a horizontally scrollable HTML table; `id` is the id of its caption. Empty without rows.
     pub(super) fn html(&self, id: &str) -> String {
         if self.is_empty() {
             return String::new();

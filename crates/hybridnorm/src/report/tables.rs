@@ -125,7 +125,7 @@ fn best_lr(best: &Best) -> Cell {
 
 /// Formats a number of seeds: `1 new seed`.
 fn new_seeds(seeds: u64) -> String {
-    count(seeds as usize, "new seed", "new seeds")
+    count(seeds as usize, "fresh seed", "fresh seeds")
 }
 
 fn compared(comparison: &Comparison) -> Vec<Cell> {
@@ -168,13 +168,13 @@ pub(super) fn verdict(verdict: Verdict) -> (&'static str, &'static str) {
     }
 }
 
-/// Builds the table of tolerated learning rates, whose resolution is that of the grid.
+/// Builds the table of learning rate tolerance, at grid resolution.
 pub(super) fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Table> {
     let analysis = &view.group?.analysis;
     let mut table = Table::new(format!(
-        "Tested learning rates within {} nats of the placement's best loss, their neighbours outside it, and the \
-         largest learning rate up to which no run diverged. The range is known only to the resolution of the grid, and \
-         not at all at its ends",
+        "Range of learning rates tried whose mean loss is within {} nats of the placement's best, the next learning \
+         rate outside it on each side, and the largest learning rate up to which no run diverged. The range is known \
+         only to grid resolution; at the edge of the grid it may extend further",
         analysis.rules.tolerance
     ))
     .text("placement")
@@ -213,7 +213,7 @@ pub(super) fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Table> 
 pub(super) fn stability(view: &View, styles: &PlacementStyles) -> Table {
     let mut table = Table::new(
         "Run status and spikes over all learning rates and seeds: number of runs that finished, diverged, had not \
-         learned yet (no improvement over the unigram baseline) or were eliminated by successive halving, and number \
+         learned yet (training loss not at least 0.1 nats below the unigram loss) or were eliminated by successive halving, and number \
          of spikes",
     )
     .text("placement")
@@ -259,7 +259,7 @@ pub(super) fn stability(view: &View, styles: &PlacementStyles) -> Table {
     table
 }
 
-/// Builds the table of speed and memory.
+/// Builds the table of throughput and memory.
 pub(super) fn cost(view: &View, styles: &PlacementStyles) -> Table {
     let mut table = Table::new("Cost of training")
         .text("placement")

@@ -22,7 +22,7 @@ pub(super) struct View<'a> {
     pub(super) placements: Vec<&'a str>,
     /// Learning rates, ascending.
     pub(super) lrs: Vec<f64>,
-    /// True if no run of the study is missing. Placements are ranked only then.
+    /// True if no run of the study is missing. Placements are compared only then.
     pub(super) is_complete: bool,
 }
 
@@ -212,7 +212,7 @@ impl<'a> View<'a> {
             .collect()
     }
 
-    /// Returns the tokens per second of a placement: that of the analysis, or the median of its runs.
+    /// Returns the throughput of a placement, in tokens per second: from the analysis, or the median of its runs.
     pub(super) fn speed(&self, placement: &str) -> Option<f64> {
         if let Some(summary) = self.summary(placement) {
             return summary.tokens_per_second.filter(|speed| speed.is_finite());
@@ -228,7 +228,7 @@ impl<'a> View<'a> {
         (self.runs.iter()).any(|run| run.cost.peak_memory_bytes.is_some())
     }
 
-    /// Returns the largest memory of a placement's runs in bytes: the measured peak, or the estimate if none of
+    /// Returns the largest memory use of a placement's runs, in bytes: the measured peak, or the estimate if none of
     /// the view's runs was measured.
     pub(super) fn memory(&self, placement: &str) -> Option<u64> {
         let of: fn(&ReportedRun) -> Option<u64> = match self.memory_is_measured() {

@@ -34,7 +34,8 @@ pub(super) fn all(sweeps: &[Sweep], placements: &mut [PlacementSummary], rules: 
     }
 }
 
-/// Returns a comparison, and the p value for its difference being beyond the margin.
+/// Returns a comparison, and the uncorrected p value of the null hypothesis that its difference is not beyond the
+/// margin.
 fn compare(
     sweep: &Sweep,
     baseline: Option<&Sweep>,
@@ -95,7 +96,7 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// Returns the number of seeds that detect a difference of the observed size as beyond the margin.
+/// Returns the number of seeds needed to detect a difference of the observed size as beyond the margin.
 fn required_seeds(
     difference: &PairedTest,
     alpha: f64,
@@ -142,7 +143,8 @@ fn verdict(difference: &PairedTest, margin: f64) -> Verdict {
     }
 }
 
-/// Returns the two-sided p value for the difference not being beyond the margin on its observed side.
+/// Returns the two-sided p value of the null hypothesis that the difference is not beyond the margin, on its observed
+/// side.
 fn p_beyond_margin(
     differences: &[f64],
     margin: f64,

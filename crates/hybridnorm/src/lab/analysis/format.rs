@@ -3,7 +3,7 @@
 use super::super::stats::PairedTest;
 use crate::format_number::with_thousands_separators;
 
-/// Number of decimals of a difference: two significant digits of the interval's half width.
+/// Number of decimals of a difference, so that the half-width of its interval has two significant digits.
 pub(super) struct Digits(usize);
 
 impl Digits {

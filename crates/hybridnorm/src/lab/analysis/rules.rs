@@ -15,7 +15,7 @@ pub struct AnalysisRules {
     /// Placement that all others are compared with.
     #[setters(into)]
     pub baseline: String,
-    /// Largest probability of any false claim that a placement is better or worse (family-wise error rate);
+    /// Maximum probability of at least one false verdict "better" or "worse" (family-wise error rate);
     /// confidence intervals have the simultaneous level `1 - alpha` over all comparisons.
     pub alpha: f64,
     /// Smallest relevant difference, in nats: a placement is better or worse only if the whole interval lies
@@ -27,7 +27,7 @@ pub struct AnalysisRules {
     pub diverged_above_best: f64,
     /// Statistical power at [`Comparison::seeds_for_significance`](super::Comparison::seeds_for_significance) seeds.
     pub power: f64,
-    /// Loss above a placement's best that its learning rate tolerance allows, in nats.
+    /// Maximum mean loss above a placement's best at which a learning rate is within its tolerance, in nats.
     pub tolerance: f64,
     /// Irreducible loss, in nats; see [`Comparison::compute_gain`](super::Comparison::compute_gain).
     pub irreducible_loss: f64,
@@ -57,8 +57,8 @@ impl Default for AnalysisRules {
 }
 
 impl AnalysisRules {
-    /// Checks all values. [`analyze`](super::analyze) compares nothing by invalid rules and reports the error as
-    /// the reason.
+    /// Checks all values. [`analyze`](super::analyze) makes no comparison if a rule is invalid, and reports the error
+    /// as the reason.
     ///
     /// # Errors
     /// If a value is out of range.

@@ -1,4 +1,4 @@
-//! Simulated studies with known ground truth, passed through all of [`analyze`].
+//! Simulated studies with known ground truth, analyzed by [`analyze`].
 //!
 //! `cargo test --release -p hybridnorm --lib false_positive_rates_hold_in_many -- --ignored --nocapture` prints the
 //! proportions for many more of them (docs/findings.md).
@@ -120,7 +120,8 @@ fn uncorrected_test_is_significant(
 
 fn proportions(truths: &[Truth], seeds: u64, studies: usize, others: bool) -> Proportions {
     let mut random = ChaCha8Rng::seed_from_u64(seeds + studies as u64);
-    // Without a margin, claims are most frequent. High losses at the edges of the grid do not count as diverged.
+    // Without a margin, significant verdicts are most frequent. High losses at the edges of the grid do not count as
+    // diverged.
     let rules = AnalysisRules {
         margin: 0.0,
         diverged_above_best: 1.0,
@@ -186,7 +187,7 @@ fn false_positive_rate_is_at_most_alpha() {
             let level = 1.0 - 0.05 / 7.0;
             assert!(found.covered >= level - margin(level, STUDIES), "{context}");
             if curvature == CURVATURE {
-                // There is only one contender: the interval is exact, not just conservative.
+                // No other learning rate is tied with the best: the interval is exact, not just conservative.
                 assert!(found.covered <= level + margin(level, STUDIES), "{context}");
             }
         }
@@ -206,7 +207,8 @@ fn a_flatter_curve_is_not_better() {
     }
 }
 
-/// Justifies the correction for the choice of learning rates: both obvious alternatives claim too much.
+/// Justifies the correction for the choice of learning rates: the false positive rates of both obvious alternatives
+/// exceed the nominal one.
 #[test]
 fn uncorrected_tests_exceed_the_nominal_false_positive_rate() {
     let studies = 2 * STUDIES;

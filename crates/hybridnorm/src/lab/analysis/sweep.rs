@@ -396,7 +396,7 @@ fn candidates(learning_rates: &[LearningRateRuns]) -> Vec<usize> {
     widest.map(|&index| sharing(index)).unwrap_or_default()
 }
 
-/// Returns the largest difference of two means that is not significant; `None` if the noise cannot be estimated.
+/// Returns the least significant difference of two means; `None` if the noise cannot be estimated.
 /// Rows are learning rates with their mean, columns are seeds.
 fn significant_difference(rows: &[(f64, Vec<f64>)]) -> Option<f64> {
     let seeds = rows.first()?.1.len();

@@ -103,7 +103,7 @@ fn at_one_rate(placement: &PlacementSummary) -> String {
     }
 }
 
-/// Summarizes the analysis in three sentences: the best placement; tolerated learning rates and failed runs; the
+/// Summarizes the analysis in three sentences: the best placement; learning rate tolerance and failed runs; the
 /// certainty of both. For an incomplete study, states that it is incomplete.
 pub fn summary_text(analysis: &Analysis) -> Vec<String> {
     if analysis.placements.is_empty() && analysis.complete {

@@ -50,7 +50,7 @@ impl Comparison {
 /// Returns the first metric of a step that differs.
 fn difference(run: &Metrics, replay: &Metrics) -> Option<&'static str> {
     let same = |a: f64, b: f64| a == b || a.is_nan() && b.is_nan();
-    // A value that only one of them has, as a validation loss, was not measured by the other.
+    // A value that only one of them has, such as a validation loss, was not measured by the other.
     let differs = |metric: &&Metric| match ((metric.value)(run), (metric.value)(replay)) {
         (Some(a), Some(b)) => metric.is_reproducible && !same(a, b),
         _ => false,

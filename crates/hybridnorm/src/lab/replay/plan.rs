@@ -41,7 +41,7 @@ pub(super) fn plan_segments(
     let requested = options.step.saturating_add(options.steps_after);
     let bounds = history.iter().map(|segment| segment.after_step);
     let bounds = bounds.filter(|after| (from + 1..requested).contains(after));
-    // One log section for all, since logging does not affect results.
+    // The same `[log]` section for all segments, since logging does not affect results.
     let mut log = apply_changes(run, &at(options.step)?, options, from)?.log;
     if !options.settings.iter().any(|one| one.starts_with("log.")) {
         log.layers_every = 1;
@@ -53,7 +53,7 @@ pub(super) fn plan_segments(
         config.log = log.clone();
         let changed = match segments.last() {
             None => Vec::new(),
-            // A given number of steps may end before the run was changed.
+            // An overridden `train.steps` may end before the run's configuration changed.
             Some(_) if config.train.steps as u64 <= after => break,
             Some(before) => history::diff(&before.config, &config),
         };

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::format_number::with_thousands_separators;
 use crate::placement::Init;
 
-/// Finished runs of a study and their analysis.
+/// Recorded runs of a study and their analysis.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct StudyAnalysis {
@@ -21,7 +21,7 @@ pub struct StudyAnalysis {
     pub groups: Vec<Group>,
 }
 
-/// Reads the records of a study in a folder and analyses them, with caveats on their reliability.
+/// Reads the records of a study in a folder and analyzes them, with caveats on their reliability.
 ///
 /// # Errors
 /// As [`StudyFolder::read`].
@@ -83,7 +83,7 @@ fn outside_study(count: usize, of: usize) -> Option<String> {
     })
 }
 
-/// Returns a caveat on placements that differ in initialization, which their verdicts then compare, too.
+/// Returns a caveat if placements differ in initialization, since their comparison is then also one of initializations.
 fn different_initializations(study: &Study, group: &Group) -> Option<String> {
     let runs = study
         .runs
@@ -113,7 +113,7 @@ fn different_initializations(study: &Study, group: &Group) -> Option<String> {
 fn unknown_history(records: usize) -> Option<String> {
     (records > 0).then(|| {
         format!(
-            "Unknown: whether rules or plan changed before {} of the records were written; the folder had no \
+            "Unknown history: rules or plan may have changed before {} of the records were written; the folder had no \
              history.json (earlier version, or removed).",
             with_thousands_separators(records as u64)
         )

@@ -5,7 +5,7 @@ use super::record::{Curve, RunRecord, RunStatus};
 use super::run::LOSS_ROSE_PREFIX;
 use super::summary::LOSS_WINDOW_DIVISOR;
 
-/// Tolerance for the losses of a curve, which are 32-bit numbers.
+/// Relative tolerance for the losses of a curve, which are stored as `f32`.
 const TOLERANCE: f64 = 1e-4;
 
 /// Returns the first contradiction or impossible value in a record; `None` if there is none.
@@ -56,7 +56,7 @@ fn check_losses(record: &RunRecord) -> Option<String> {
             match value {
                 None => {
                     return Some(format!(
-                        "has no {name} loss, which every finished run of a study has"
+                        "has no {name} loss, although every run that completes all steps has one"
                     ));
                 }
                 Some(loss) if !is_loss(loss) => {

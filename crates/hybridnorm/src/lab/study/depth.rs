@@ -4,12 +4,12 @@ use crate::error::{Error, Result};
 use crate::train::ModelSection;
 
 /// Returns a model of `depth` blocks with about the same number of parameters in its blocks: the head dimension
-/// is unchanged, the number of heads scales as `1/√depth` in multiples of query heads per key/value head, and
-/// the feed-forward width takes the rest, in multiples of 8.
+/// is unchanged, the number of heads scales as `1/√depth` in multiples of query heads per key/value head, and the
+/// feed-forward width makes up the remaining parameters, in multiples of 8.
 ///
 /// # Errors
-/// If the model is not a dense one with standard attention, its head counts do not divide, or no parameters are
-/// left for the feed-forward layer.
+/// If the model is not a dense one with standard attention, `n_heads` is not a multiple of `n_kv_heads` or `d_model`
+/// of `n_heads`, or no parameters are left for the feed-forward layer.
 pub fn at_depth(model: &ModelSection, depth: usize) -> Result<ModelSection> {
     if depth == model.n_layers {
         return Ok(model.clone());

@@ -12,7 +12,7 @@ const VALUE_CHARS: usize = 80;
 /// Returns both values of a key, each `unset` if the key is not set.
 pub(super) fn values(change: &Change) -> [String; 2] {
     [&change.from, &change.to].map(|value| {
-        let value = value.as_deref().unwrap_or("unset");
+        let value = value.as_deref().unwrap_or("not set");
         truncated_line(value, VALUE_CHARS).into_owned()
     })
 }

@@ -1,7 +1,8 @@
 //! Study folder: `study.toml`, `runs/ID.json` for every run that ended, `work/ID` for unfinished runs, and
 //! `kept/ID` for finished runs that are kept.
 //!
-//! `history.json` holds every version of the study under which runs started, and lists the files without a checksum.
+//! `history.json` holds every version of the study under which runs ended and the current one, and lists the files
+//! without a checksum.
 //!
 //! The record of a run is written last, so that everything it refers to exists. A kept run is moved before that,
 //! and moved back if the process was killed in between.
@@ -30,7 +31,7 @@ const KEPT: &str = "kept";
 /// Options for starting a study in a folder.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct StartOptions {
-    /// Resume the study in the folder.
+    /// True to resume the study in the folder.
     pub resume: bool,
     /// True if this process executes one shard of the runs.
     pub is_shard: bool,
@@ -42,7 +43,7 @@ pub(super) struct StartOptions {
 pub(super) struct StartedStudy {
     /// Changes in the study file, if any.
     pub note: Option<String>,
-    /// Keeps other processes from starting the same work while it lives.
+    /// Keeps other processes from starting the same work while it is held.
     pub _lock: FolderLock,
 }
 
@@ -141,8 +142,8 @@ impl StudyFolder {
     /// The study in the folder is replaced only if runs of the changed one start.
     ///
     /// # Errors
-    /// If the folder holds a study and `resume` is not set, another process works here, or a file cannot be
-    /// written.
+    /// If the folder holds a study and `resume` is not set, another process is working in the folder, or a file cannot
+    /// be written.
     pub(super) fn start(
         &self,
         study: &Study,
@@ -331,13 +332,13 @@ impl StudyFolder {
         let lock = TemporaryLock::acquire(
             &path,
             locking,
-            &format!("another process works on run {id}"),
+            &format!("another process is working on run {id}"),
         )?;
         files::remove_stale(&self.record_path(id));
         Ok(lock)
     }
 
-    /// Returns true if a run is finished.
+    /// Returns true if a run ended, so that its record exists.
     ///
     /// # Errors
     /// If the file system returns an error.
@@ -345,8 +346,8 @@ impl StudyFolder {
         files::exists(self.record_path(id))
     }
 
-    /// Finishes a run: moves its run directory to `kept/` and writes its record, or writes the record and then
-    /// removes the run directory.
+    /// Records a run that ended: moves its run directory to `kept/` and writes its record, or writes the record and
+    /// then removes the run directory.
     ///
     /// # Errors
     /// If a file cannot be written, moved or removed.
@@ -370,7 +371,7 @@ impl StudyFolder {
         rename(&self.work(id), &self.kept(id))
     }
 
-    /// Moves a run back to `work/` that was moved to `kept/` before a kill kept its record from being written.
+    /// Moves a run back to `work/` if the process was killed after moving it to `kept/` and before writing its record.
     ///
     /// # Errors
     /// If it exists in both places, or cannot be moved.
@@ -389,7 +390,7 @@ impl StudyFolder {
             true => Err(Error::format(
                 kept,
                 format!(
-                    "and {} are two directories of the same run; move one of them elsewhere",
+                    "this directory and {} hold the same run; move one of them elsewhere",
                     work.display()
                 ),
             )),

@@ -11,7 +11,7 @@ use crate::files::{self, Lock, Locking};
 pub(super) const LOCK: &str = "lock";
 /// Lock file, exclusive to a shard while it reads the folder and starts.
 pub(super) const START_LOCK: &str = "begin.lock";
-const LOCKED_MESSAGE: &str = "another process works on this study";
+const LOCKED_MESSAGE: &str = "another process is working on this study";
 /// Longest wait for other shards to start, which normally takes a moment.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);

@@ -13,7 +13,7 @@ const NOT_LEARNED_PREFIX: &str = "stuck at ";
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Group {
-    /// Initialization and depth as text; empty if there is one of each.
+    /// Initialization and depth as text; empty if the study lists neither `inits` nor `depths`.
     pub name: String,
     /// Initialization of its runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -30,12 +30,12 @@ pub struct Group {
     /// Number of records without a checksum, from earlier versions.
     #[serde(default)]
     pub without_checksum: usize,
-    /// Limitations of the reliability of the runs, one sentence each.
+    /// Caveats on the reliability of the records, one sentence each.
     #[serde(rename = "remarks", default, skip_serializing_if = "Vec::is_empty")]
     pub caveats: Vec<String>,
 }
 
-/// Analyses the recorded runs, separately for each initialization and depth.
+/// Analyzes the recorded runs, separately for each initialization and depth.
 pub fn analyze_groups<'a>(
     records: &'a [RunRecord],
     planned: impl Iterator<Item = &'a GridPoint> + Clone,
@@ -80,9 +80,9 @@ pub fn analyze_groups<'a>(
     keys.into_iter().map(group).collect()
 }
 
-/// Returns the records with their status relative to the other runs of their placement: runs far above its best
-/// have diverged, and those that never fell below the unigram loss have not learned yet. A recorded status
-/// depends on the run alone.
+/// Returns the records with their status relative to the other runs of their placement: runs whose final loss is far
+/// above its best median have diverged; runs that records of version 0.1.0 describe as stuck have not learned yet. A
+/// recorded status depends on the run alone.
 pub fn with_relative_status(records: Vec<RunRecord>, rules: &AnalysisRules) -> Vec<RunRecord> {
     let key = |record: &RunRecord| (record.grid_point.init.clone(), record.grid_point.depth);
     let relative_status = |record: &RunRecord| {
@@ -125,7 +125,7 @@ pub fn group_name(init: Option<&str>, depth: Option<usize>) -> String {
 }
 
 /// Converts a record to a run outcome; `None` if the run is unfinished or has no validation loss. The training loss is
-/// not a substitute, since it is measured on other text.
+/// not a substitute, since it is measured on different data.
 fn run_outcome(record: &RunRecord) -> Option<RunOutcome> {
     let result = match (&record.status, record.validation_loss) {
         (RunStatus::Eliminated { .. }, _) => Outcome::Eliminated,

@@ -1,6 +1,7 @@
-//! `history.json` of a study: its state whenever runs started, and a list of the files without a checksum.
+//! `history.json` of a study: every version under which runs ended, the current version, and a list of the files
+//! without a checksum.
 //!
-//! A rule that is changed when results exist was not fixed in advance. A file without a checksum is from an
+//! A rule that was changed after results existed is not prespecified. A file without a checksum is from an
 //! earlier version, or was edited: those that existed before this version are listed, so that all other files
 //! must have one.
 
@@ -50,7 +51,7 @@ fn is_none(count: &usize) -> bool {
     *count == 0
 }
 
-/// Differences between a study and the studies under which its runs started.
+/// Differences between a study and the earlier versions under which runs ended.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Changes {
     /// One entry per key.
@@ -59,7 +60,7 @@ pub(super) struct Changes {
     pub unknown: usize,
 }
 
-/// State of a study when runs of it started.
+/// Version of a study under which runs ended, or the current one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StudyState {
@@ -114,7 +115,7 @@ impl History {
         Ok(())
     }
 
-    /// Returns the changes made when results existed, one entry per key.
+    /// Returns the changes made after results existed, one entry per change of a key.
     fn changes(&self) -> Result<Vec<String>> {
         let mut changes = Vec::new();
         let mut before: Option<StudyConfig> = None;
@@ -194,7 +195,7 @@ impl StudyFolder {
         files::write(path, text.as_bytes()).map(drop)
     }
 
-    /// Returns the differences between a study and the studies under which runs in this folder started.
+    /// Returns the differences between a study and the earlier versions under which runs in this folder ended.
     ///
     /// # Errors
     /// If a file cannot be read.

@@ -16,17 +16,17 @@ use crate::files::Locking;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MergeSummary {
-    /// Number of finished runs.
+    /// Number of runs that ended.
     pub runs: usize,
     /// Number of records of earlier versions, which have no checksum.
     pub without_checksum: usize,
 }
 
-/// Merges the finished runs in folders of one study into another folder. The source folders are only read.
+/// Merges the records in folders of one study into another folder. The source folders are only read.
 ///
 /// # Errors
 /// If the studies differ, two records of one run differ in more than cost, a record does not match its run, or
-/// another process works in the target folder.
+/// another process is working in the target folder.
 pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<MergeSummary> {
     let Some(first) = from.first() else {
         return Err(Error::missing("folder to merge", ": give at least one"));
@@ -55,7 +55,7 @@ pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<MergeSum
     without_checksum.extend(merged.without_checksum.iter().cloned());
     DataFingerprints::common(merged.records.values())?;
     target.write_study(&study)?;
-    // Records without a checksum stay so, and changes recorded in the source histories are carried over.
+    // Records without a checksum stay without one, and changes recorded in the source histories are carried over.
     let mut history = target.history_or_new(Some(&study))?;
     let unknown = merged.records_before + merged.records_without_history.len();
     let unknown = unknown.min(merged.records.len());
@@ -88,7 +88,7 @@ struct MergeState {
     without_checksum: BTreeSet<String>,
     /// Longest history of the folders.
     history: History,
-    /// Records of folders without a history.
+    /// File names of records in folders without a history.
     records_without_history: BTreeSet<String>,
     /// Number of records older than the histories of the other folders.
     records_before: usize,
@@ -125,7 +125,8 @@ impl MergeState {
         let read = folder.read(&study.runs)?;
         for record in read.records {
             let lacks_checksum = read.without_checksum.contains(&record.id);
-            // A record with a checksum is known to be unmodified; one with validation data holds more.
+            // A record with a checksum is known to be unmodified; one with a fingerprint of the validation data is more
+            // complete.
             let rank = |has_checksum: bool, record: &RunRecord| {
                 (has_checksum, record.validation_data.is_some())
             };

@@ -1,6 +1,6 @@
 //! Studies: grids of runs over placement, learning rate and seed.
 //!
-//! Runs with the same seed share batches and the initial values of common parameters. Each run is identified by
+//! Runs with the same seed share batches and the initial values of their common parameters. Each run is identified by
 //! a hash of its configuration: finished runs are never repeated, and interrupted runs resume from their newest
 //! checkpoint.
 

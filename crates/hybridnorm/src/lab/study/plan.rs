@@ -15,8 +15,8 @@ use crate::placement::{PlacementConfig, canonical_hash};
 use crate::train::config::{from_toml, read_text, with_overrides};
 use crate::train::{Config, LogSection, OptimizerConfig};
 
-/// Incremented whenever the same configuration leads to other results, so that old records are not reused for
-/// new runs.
+/// Incremented whenever the same configuration leads to different results, so that old records are not reused for new
+/// runs.
 const NUMERICS_VERSION: u32 = 1;
 
 /// Validated study.
@@ -38,7 +38,7 @@ const NUMERICS_VERSION: u32 = 1;
 /// assert_eq!(study.runs.len(), 2 * 2 * 2);
 /// let first = &study.runs[0];
 /// assert_eq!((first.config.seed, first.config.optimizer.lr), (1, 1e-3));
-/// // The file of the study plans the same runs.
+/// // Parsing the TOML of the study returns the same plan.
 /// assert_eq!(Study::parse(&study.to_toml(), &[])?, study);
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
@@ -68,7 +68,7 @@ pub struct PlannedRun {
 }
 
 impl Study {
-    /// Reads a study and applies `section.key=value` settings on top.
+    /// Reads a study and applies `section.key=value` overrides.
     ///
     /// # Errors
     /// If the file cannot be read, or has a setting that is invalid or has no effect.
@@ -241,7 +241,7 @@ fn check_baseline(baseline: &str, placements: &[(String, Value)]) -> Result<()> 
     ))
 }
 
-/// Checks that no two grid positions are the same run.
+/// Checks that no two grid points are the same run.
 fn check_unique_runs(runs: &[PlannedRun]) -> Result<()> {
     let mut seen: BTreeMap<&str, &PlannedRun> = BTreeMap::new();
     for run in runs {
@@ -302,7 +302,7 @@ fn named_inits(all: &[Map<String, Value>]) -> Result<Vec<Option<(String, Value)>
     Ok(named)
 }
 
-/// Names the entry of a list in which a problem was found.
+/// Returns the error for a problem in an entry of a list.
 fn entry(key: &str, index: usize, problem: impl std::fmt::Display) -> Error {
     Error::invalid_value(key, format!("{key}, entry {}: {problem}", index + 1))
 }
@@ -316,7 +316,7 @@ fn take_name(table: &Map<String, Value>) -> Result<(Option<String>, Value)> {
             check_name(&name)?;
             Some(name)
         }
-        Some(other) => return Err(Error::out_of_range("name", other, "text")),
+        Some(other) => return Err(Error::out_of_range("name", other, "a string")),
     };
     Ok((name, Value::Object(rest)))
 }

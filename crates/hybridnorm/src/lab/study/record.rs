@@ -45,7 +45,7 @@ pub struct GridPoint {
     pub depth: Option<usize>,
 }
 
-/// Status of a run at its end.
+/// Status of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
 #[non_exhaustive]
@@ -59,7 +59,7 @@ pub enum RunStatus {
         /// Reason, as text.
         reason: String,
     },
-    /// All steps were done, but the loss never fell below the unigram loss.
+    /// All steps were done, but the training loss never fell at least 0.1 nats below the unigram loss.
     NotLearned {
         /// Reason, as text.
         reason: String,
@@ -153,7 +153,7 @@ pub struct ValidationLoss {
     pub loss: f64,
 }
 
-/// Hardware and speed of a run.
+/// Hardware and throughput of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
@@ -211,11 +211,11 @@ pub struct RunRecord {
     pub tokens: u64,
     /// Validation loss after the last step of a finished run, in nats per token.
     pub validation_loss: Option<f64>,
-    /// Mean training loss over the last twentieth of the steps done.
+    /// Mean training loss over the last 5 % of the steps done.
     pub train_loss: Option<f64>,
     /// Largest gradient norm before clipping.
     pub max_grad_norm: f64,
-    /// Numbers of spikes.
+    /// Number of spikes of the loss, the gradient norm and the update norm.
     pub spikes: spikes::SpikeCounts,
     /// Training curves.
     pub curve: Curve,
@@ -223,7 +223,7 @@ pub struct RunRecord {
     pub validation: Vec<ValidationLoss>,
     /// Layer statistics during training.
     pub layers: Vec<LayerRecord>,
-    /// Hardware and speed.
+    /// Hardware and throughput.
     pub cost: Cost,
 }
 

@@ -22,7 +22,7 @@ pub struct Records {
 }
 
 impl StudyFolder {
-    /// Reads the record of a finished run; the flag is true if it has a checksum.
+    /// Reads the record of a run that ended; the flag is true if it has a checksum.
     fn record(&self, run: &PlannedRun, history: Option<&History>) -> Result<(RunRecord, bool)> {
         let path = self.record_path(&run.id);
         let bytes = files::read_small(&path, RECORD_LIMIT)?;
@@ -135,8 +135,8 @@ impl DataFingerprints {
                 return Err(Error::conflict(
                     ["data.train", "data.validation"],
                     format!(
-                        "{problem}: runs on different data cannot be compared; move the records of one data set \
-                         away to repeat those runs"
+                        "{problem}: runs on different data cannot be compared; move the records of one of the data \
+                         sets elsewhere to rerun their runs"
                     ),
                 ));
             }

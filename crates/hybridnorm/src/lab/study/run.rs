@@ -15,12 +15,12 @@ use crate::memory;
 use crate::train::metrics::Metrics;
 use crate::train::{Event, OpenOptions, Start, Trainer, records, segments};
 
-/// A run has learned once its loss is this much below the unigram loss, in nats.
+/// Margin below the unigram loss that the loss of a run must reach to count as learned, in nats.
 const LEARNED_MARGIN: f64 = 0.1;
 /// Prefix of the reason of a run that diverged because its training loss rose again.
 pub(super) const LOSS_ROSE_PREFIX: &str = "the training loss rose again";
 
-/// Progress of a run.
+/// Result of training a run up to a step limit.
 #[derive(Debug)]
 pub enum RunProgress {
     /// The run ended.
@@ -50,8 +50,8 @@ pub struct Options<'a> {
     pub unigram_loss: &'a OnceLock<f64>,
 }
 
-/// Trains to the end or to `options.limit`, resuming from `work`. Rejects data for which `differs` returns a
-/// difference from those of the other runs.
+/// Trains to the end or to `options.limit`, resuming from `work`. Returns an error if `data_mismatch` finds a
+/// difference from the data of the other runs.
 ///
 /// # Errors
 /// If data or files are invalid. A diverged run is not an error.
@@ -79,7 +79,8 @@ pub(super) fn execute(
     if !trainer.has_validation() {
         return Err(Error::missing(
             "data.validation",
-            ": a study needs validation data, and no full sequence is held out (token files hold out nothing)",
+            ": a study needs validation data, but no full sequence is held out (nothing is held out from \
+             pre-tokenized data)",
         ));
     }
     // Before training, not after it.
@@ -106,14 +107,14 @@ pub(super) fn execute(
     if record.status == RunStatus::Finished {
         record.status = final_status(&trainer, work, &record, options)?;
     }
-    // The next run may have other tensor shapes.
+    // With concurrent runs, the peak of the process is not that of this run.
     if exclusive_process {
         record.cost.peak_memory_bytes = memory::peak_bytes();
     }
     Ok(RunProgress::Ended(Box::new(record)))
 }
 
-/// Returns the status of a run whose training failed because of `problem`.
+/// Returns the status of a run that diverged because of `problem`.
 fn diverged(step: u64, problem: &str) -> RunStatus {
     // The rest of the line refers to files of this machine.
     let reason = problem.split(';').next().unwrap_or_default().to_owned();
@@ -189,7 +190,7 @@ pub fn eliminated_record(
     record(info, work, RunStatus::Eliminated { step }, None)
 }
 
-/// Returns the mean training loss over the last twentieth of the first `step` steps of a run in `work`.
+/// Returns the mean training loss over the last 5 % of the first `step` steps of a run in `work`.
 ///
 /// # Errors
 /// If its metrics cannot be read.
@@ -199,8 +200,9 @@ pub fn loss_at(work: &Path, step: u64) -> Result<Option<f64>> {
     Ok(final_loss(&metrics))
 }
 
-/// Returns the status of a run that completed all steps: diverged if its training loss rose again, not learned yet
-/// if its loss was never below the unigram loss. Divergence relative to other runs is left to the analysis.
+/// Returns the status of a run that completed all steps: diverged if its training loss rose again, not learned yet if
+/// its loss never fell at least 0.1 nats below the unigram loss. Divergence relative to other runs is left to the
+/// analysis.
 fn final_status(
     trainer: &Trainer,
     work: &Path,

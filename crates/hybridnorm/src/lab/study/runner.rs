@@ -26,11 +26,11 @@ use crate::{Device, threads};
 #[setters(prefix = "with_", strip_option)]
 #[non_exhaustive]
 pub struct Options {
-    /// Number of concurrent runs; the compute threads are divided among them.
+    /// Maximum number of concurrent runs; the compute threads are divided among them.
     pub jobs: usize,
-    /// Resume the study in the folder.
+    /// True to resume the study in the folder.
     pub resume: bool,
-    /// Executes only this shard of the runs.
+    /// Shard of the runs to execute; `None`: all runs.
     pub shard: Option<Shard>,
     /// Locking of the study folder and the run directories.
     pub locking: Locking,
@@ -48,7 +48,7 @@ impl Default for Options {
     }
 }
 
-/// Every `of`-th run, starting with number `index`, counted from 1.
+/// Shard of the runs: every `count`-th run, starting with run `index`, counted from 1.
 ///
 /// ```
 /// use hybridnorm::lab::study::{Options, Shard};
@@ -118,7 +118,7 @@ pub enum StudyEvent<'a> {
     Started {
         /// Number of runs of this study or shard.
         runs: usize,
-        /// Number of runs finished before.
+        /// Number of runs that had ended before.
         finished: usize,
         /// Number of optimizer steps per run.
         steps: u64,
@@ -130,15 +130,15 @@ pub enum StudyEvent<'a> {
         /// Its event.
         event: Event<'a>,
     },
-    /// A run has finished.
+    /// A run ended: finished, diverged, not learned yet or eliminated.
     Finished(&'a RunRecord),
 }
 
 /// Runs a study in `folder`; returns its records, or `None` if stopped.
 ///
 /// # Errors
-/// If the folder has a study and `resume` is not set, another process works on it, a record does not match
-/// its run, or data or files are invalid. Diverged runs are results, not errors.
+/// If the folder has a study and `resume` is not set, another process is working on it, a record does not match its
+/// run, or data or files are invalid. Diverged runs are results, not errors.
 ///
 /// ```
 /// use hybridnorm::Device;
@@ -172,7 +172,7 @@ pub enum StudyEvent<'a> {
 /// assert_eq!(records[1].grid_point.placement, "hybridnorm");
 /// assert!(records.iter().all(|record| record.validation_loss.is_some()));
 ///
-/// // Finished runs are never repeated.
+/// // Runs that ended are never repeated.
 /// let options = options.with_resume(true);
 /// let again = study::run(&study, &folder, &options, Device::Cpu, &stop, &|_| {})?;
 /// assert_eq!(again, Some(records));
@@ -207,7 +207,7 @@ pub fn run(
     let data = DataFingerprints::common(&folder.read(&study.runs)?.records)?;
     if !finished.without_checksum.is_empty() {
         on_event(StudyEvent::Note(format!(
-            "{} of {} records have no checksum, as those of earlier versions",
+            "{} of {} records have no checksum (written by earlier versions)",
             finished.without_checksum.len(),
             finished.records.len()
         )));
@@ -275,7 +275,7 @@ struct StudyRunner<'a> {
 }
 
 impl StudyRunner<'_> {
-    /// Trains runs to their end, with successive halving if the study uses it; returns true if all ended.
+    /// Trains all runs to completion, with successive halving if the study uses it; returns true if all ended.
     fn run_all(&self, runs: &[PlannedRun]) -> Result<bool> {
         let runs: Vec<&PlannedRun> = runs.iter().collect();
         match &self.study.config.study.halving {
@@ -329,7 +329,7 @@ impl StudyRunner<'_> {
             .collect()
     }
 
-    /// Locks a run while the returned lock lives: shards may overlap.
+    /// Locks a run until the returned lock is released: shards may overlap.
     fn lock_run(&self, id: &str) -> Result<TemporaryLock> {
         self.folder.lock_run(id, self.locking)
     }
@@ -388,7 +388,7 @@ impl StudyRunner<'_> {
         }
     }
 
-    /// Eliminates poor learning rates; returns true if all runs reached the ranking steps.
+    /// Eliminates poor learning rates; returns true if the remaining runs reached the step of every rung.
     fn run_halving(&self, halving: &Halving, runs: &[&PlannedRun]) -> Result<bool> {
         let mut rungs = self.folder.rungs()?;
         let mut remaining: Vec<&PlannedRun> = runs.to_vec();

@@ -1,4 +1,4 @@
-//! Settings of a study: the file `STUDY.toml`, or the same values set in Rust.
+//! Settings of a study: its TOML file, or the same values set in Rust.
 
 use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use crate::train::{
     DataSection, LogSection, ModelSection, OptimizerConfig, ScheduleConfig, TrainSection,
 };
 
-/// Study file: a run configuration with a section `[study]` that defines what varies.
+/// Configuration of a study: a run configuration with a section `[study]` that defines the grid.
 ///
 /// To plan a study of the settings of a run, use [`Study::from_config`](super::Study::from_config).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
@@ -93,9 +93,9 @@ pub struct StudySettings {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[setters(into)]
     pub depths: Vec<usize>,
-    /// A run that completed all steps also counts as diverged if its mean loss over the last twentieth of the steps is
-    /// this much above the lowest mean over a twentieth, in nats. One whose lowest mean is not 0.1 nats below
-    /// the unigram loss has not learned yet, at any setting.
+    /// Divergence threshold, in nats: a run that completed all steps counts as diverged if its mean training loss over
+    /// the last 5 % of the steps exceeds the lowest mean over any 5 % by more than this. Independently of this value, a
+    /// run whose lowest mean is not at least 0.1 nats below the unigram loss counts as not learned yet.
     #[serde(default = "default_diverged_above")]
     pub diverged_above: f64,
     /// True to keep metrics and checkpoints of finished runs, in `kept/`.
@@ -201,7 +201,7 @@ pub(super) fn check_unique<T: PartialEq>(key: &str, items: impl Iterator<Item = 
 /// Successive halving (Jamieson, Talwalkar 2016, arXiv 1502.07943) over learning rates.
 ///
 /// After each fraction of the steps in `at`, the learning rates of a placement are ranked by the mean over seeds
-/// of the training loss over the last twentieth of the steps done, where a diverged run counts as infinite; the
+/// of the training loss over the last 5 % of the steps done, where the loss of a diverged run counts as infinite; the
 /// best fraction `keep` of them, rounded up, continues.
 ///
 /// ```
@@ -249,7 +249,8 @@ pub struct Halving {
 }
 
 impl Halving {
-    /// Returns halving after the fractions `at` of the steps, keeping the fraction `keep` of the learning rates.
+    /// Returns a successive halving that ranks the learning rates after the fractions `at` of the steps and keeps the
+    /// best fraction `keep` of them.
     pub fn new(at: impl Into<Vec<f64>>, keep: f64) -> Self {
         Self {
             at: at.into(),
@@ -257,7 +258,7 @@ impl Halving {
         }
     }
 
-    /// Returns the step after which runs of `steps` steps are ranked at a fraction: not the last one.
+    /// Returns the step after which runs of `steps` steps are ranked at `fraction`; always before the last step.
     pub(super) fn step(fraction: f64, steps: u64) -> u64 {
         ((fraction * steps as f64).ceil() as u64).clamp(1, (steps - 1).max(1))
     }
@@ -282,7 +283,8 @@ impl Halving {
         Ok(())
     }
 
-    /// Checks that every fraction has a distinct step, at which learning rates can have made a difference.
+    /// Checks that every fraction falls on a distinct step after step 1, whose loss does not depend on the learning
+    /// rate.
     pub(super) fn check_steps(&self, steps: u64) -> Result<()> {
         let mut before = None;
         for &fraction in &self.at {
@@ -297,7 +299,9 @@ impl Halving {
             };
             return Err(Error::conflict(
                 ["study.halving.at", "train.steps"],
-                format!("study.halving.at: of {steps} steps, {fraction} falls on {found}"),
+                format!(
+                    "study.halving.at: with train.steps = {steps}, the fraction {fraction} falls on {found}"
+                ),
             ));
         }
         Ok(())

@@ -19,7 +19,7 @@ use crate::{machine, threads};
 
 /// Maximum number of points of a [`Curve`].
 const MAX_CURVE_POINTS: usize = 128;
-/// Approximate number of steps whose layer statistics are kept.
+/// Approximate maximum number of steps whose layer statistics are kept.
 const MAX_LAYER_RECORDS: usize = 16;
 /// Losses are averaged over windows of one `LOSS_WINDOW_DIVISOR`-th of the steps.
 pub(super) const LOSS_WINDOW_DIVISOR: usize = 20;
@@ -116,7 +116,7 @@ fn check_placement(run: &Path, config: &Config, model: &ModelConfig) -> Result<(
     }
 }
 
-/// Replaces the hardware of this process by that of the run, which only its history records.
+/// Replaces the hardware of this process with that of the run, which is recorded only in its history.
 fn with_recorded_hardware(cost: Cost, segments: &[Segment]) -> Cost {
     let last = segments.last();
     let peaks: Option<Vec<u64>> = (segments.iter())
@@ -216,7 +216,7 @@ fn evaluations(records: &[Metrics]) -> Vec<ValidationLoss> {
     records.iter().filter_map(evaluation).collect()
 }
 
-/// Returns the speed of a run, and the hardware of this process.
+/// Returns the throughput of a run, and the hardware of this process.
 fn cost(records: &[Metrics], tokens_per_step: usize, estimated_memory: u64) -> Cost {
     let mut speeds: Vec<f64> = records
         .iter()
@@ -271,7 +271,7 @@ fn curve(records: &[Metrics]) -> Curve {
     curve
 }
 
-/// Returns a subset of the records, including the first and the last, with fewer digits.
+/// Returns a subset of the records, including the first and the last, rounded to fewer digits.
 fn subsample(records: Vec<LayerRecord>) -> Vec<LayerRecord> {
     let stride = records.len().div_ceil(MAX_LAYER_RECORDS).max(1);
     let last = records.len().saturating_sub(1);

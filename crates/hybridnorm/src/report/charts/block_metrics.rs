@@ -1,4 +1,4 @@
-//! Heat maps of quantities per block over training.
+//! Heat maps of per-block metrics over training.
 
 use crate::format_number::with_thousands_separators;
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ struct HeatMaps {
     ends: Vec<(f64, f64)>,
 }
 
-/// Adds the heat maps with a drop-down of quantities and their colour scales.
+/// Adds the heat maps with a drop-down of metrics and their colour bars.
 pub(in super::super) fn add_heat_maps(page: &mut Page, view: &View, _: &PlacementStyles) {
     let Some(maps) = heat_maps(view) else {
         page.text(
@@ -37,15 +37,15 @@ pub(in super::super) fn add_heat_maps(page: &mut Page, view: &View, _: &Placemen
     let mut targets = vec![scale.clone()];
     targets.extend(maps.charts.iter().map(|(_, chart)| chart.id.clone()));
     let id = format!("{}-inside-choice", view.key);
-    page.drop_down(&id, "Quantity:", &targets, &maps.choices);
+    page.drop_down(&id, "Metric:", &targets, &maps.choices);
     let ends: Vec<[String; 3]> = (maps.ends.iter())
         .map(|(low, high)| [*low, (low * high).sqrt(), *high].map(compact))
         .collect();
     page.scales(&scale, &ends);
     page.grid("narrow", maps.charts);
     page.note(
-        "At the best learning rate; geometric means over the seeds that finished, on one logarithmic scale for \
-         each quantity. Gaps: not positive, or not finite.",
+        "At the best learning rate; geometric means over the seeds that finished, on one logarithmic colour scale per \
+         metric. Gaps: values that are not positive or not finite.",
     );
 }
 
@@ -101,7 +101,7 @@ fn chart(key: &str, position: usize, name: &str) -> Chart {
     Chart {
         id: format!("{key}-inside{position}"),
         label: format!(
-            "Heat map of the chosen quantity in {name} over steps and blocks. The numbers can be \
+            "Heat map of the selected metric of {name} over steps and blocks. The numbers can be \
              downloaded as CSV at the end."
         ),
         height: 200,

@@ -14,14 +14,14 @@ use super::super::view::View;
 use super::{Chart, Figure, axis, layout, name_axis, rounded, row_y, rows_height};
 use crate::lab::analysis::{Comparison, Verdict};
 
-/// Adds the chart of paired differences.
+/// Adds the forest plot of paired differences from the baseline.
 pub(in super::super) fn add_forest(page: &mut Page, view: &View, styles: &PlacementStyles) {
     let (Some(group), Some(chart)) = (view.group, forest(view, styles)) else {
         return;
     };
     let rules = &group.analysis.rules;
     let caption = format!(
-        "Differences of the validation loss to {} with {} {}; lower is better. Filled: significant beyond the \
+        "Differences in validation loss from {} with {} {}; lower is better. Filled: significant beyond the \
          margin of {} nats; open: not significant, or equivalent.",
         rules.baseline,
         percent(1.0 - rules.alpha),
@@ -34,7 +34,7 @@ pub(in super::super) fn add_forest(page: &mut Page, view: &View, styles: &Placem
     page.chart(chart, &caption);
 }
 
-/// Adds the charts of speed and memory.
+/// Adds the charts of throughput and memory.
 pub(in super::super) fn add_cost(page: &mut Page, view: &View, styles: &PlacementStyles) {
     let charts = cost(view, styles);
     if charts.len() > 1 {
@@ -61,7 +61,7 @@ fn forest(view: &View, styles: &PlacementStyles) -> Option<Chart> {
     }
     let names: Vec<&str> = compared.iter().map(|(name, _)| *name).collect();
     let height = rows_height(names.len());
-    let x = axis("difference of the loss (nats)");
+    let x = axis("difference in loss (nats)");
     let mut figure = Figure::new(layout(height, x, name_axis(&names)).shapes(vec![zero_line()]));
     let level = percent(1.0 - analysis.rules.alpha);
     for (position, (name, comparison)) in compared.iter().enumerate() {
@@ -76,7 +76,7 @@ fn forest(view: &View, styles: &PlacementStyles) -> Option<Chart> {
     Some(Chart {
         id: format!("{}-forest", view.key),
         label: format!(
-            "Difference of each placement's validation loss to {} with its interval. The table \
+            "Difference of each placement's validation loss from that of {}, with its confidence interval. The table \
              above has the numbers.",
             analysis.rules.baseline
         ),
@@ -141,7 +141,7 @@ fn reach(value: f64) -> f64 {
     rounded(value.max(0.0)).unwrap_or(0.0)
 }
 
-/// Builds bar charts of tokens per second and peak memory, starting at 0.
+/// Builds bar charts of tokens per second and memory (measured peak or estimate), starting at 0.
 fn cost(view: &View, styles: &PlacementStyles) -> Vec<Chart> {
     let speeds: Vec<Option<f64>> = view
         .placements

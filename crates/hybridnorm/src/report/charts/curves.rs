@@ -126,10 +126,10 @@ fn caption(metric: &Metric, curve: &MetricCurve) -> String {
     match (curve.is_training_loss(), curve.aggregate) {
         (true, _) => "Training loss. Thick: mean over the seeds that finished; thin: each seed; markers: \
              validation loss during training; dotted vertical lines: configuration changes of a run. The axis \
-             covers the losses of finished runs after the first 5 % of their steps; double-click to show all."
+             ends at the highest loss that a finished run has at 5 % of its steps; double-click to show all."
             .to_owned(),
-        (_, Aggregate::Max) => format!("Largest {} of each interval of steps.", metric.name),
-        _ => format!("Mean {} of each interval of steps.", metric.name),
+        (_, Aggregate::Max) => format!("Maximum {} per interval of steps.", metric.name),
+        _ => format!("Mean {} per interval of steps.", metric.name),
     }
 }
 
@@ -181,7 +181,7 @@ fn figure(selection: &Selection, curve: &MetricCurve, styles: &PlacementStyles) 
     figure
 }
 
-/// Returns dotted lines at the steps where keys of a run were changed.
+/// Returns dotted lines at the steps after which the configuration of a run changed.
 fn marks(selection: &Selection, styles: &PlacementStyles) -> Vec<Shape> {
     let mut marks = Vec::new();
     for run in selection.iter().flat_map(|(_, runs)| runs) {
@@ -217,7 +217,7 @@ fn steps(selection: &Selection) -> Axis {
     axis("step").range(vec![0.0, 1.01 * last])
 }
 
-/// Returns the range from the lowest value to the highest one that finished runs have after 5 % of their steps.
+/// Returns the range from the lowest value of all finished runs to the highest of their values at 5 % of the steps.
 fn range_after_start(
     selection: &Selection,
     series: &impl Fn(&ReportedRun) -> Vec<f32>,

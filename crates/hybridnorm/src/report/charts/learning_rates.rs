@@ -1,4 +1,4 @@
-//! Loss against learning rate, and tolerated learning rates.
+//! Loss against learning rate, and learning rate tolerance.
 
 use plotly::Scatter;
 use plotly::common::{ErrorData, ErrorType, HoverInfo, Line, Marker, MarkerSymbol, Mode};
@@ -47,7 +47,7 @@ impl Losses {
     fn caption(&self) -> String {
         let mut caption = vec!["Lines join mean losses."];
         if self.seeds {
-            caption.push("Small points are seeds; whiskers reach from the lowest to the highest.");
+            caption.push("Small points are single runs, one per seed; whiskers extend from the lowest to the highest loss.");
         }
         if self.diverged {
             caption.push(
@@ -389,7 +389,7 @@ fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Chart> {
 /// Builds the bar over the learning rates within the tolerance.
 fn tolerance_bar(range: &LrRange, name: &str, y: f64, style: usize) -> Box<Scatter<f64, f64>> {
     let text = format!(
-        "{name}: {} to {} of the learning rates tried",
+        "{name}: {} to {}, of the learning rates tried",
         learning_rate(range.low),
         learning_rate(range.high)
     );

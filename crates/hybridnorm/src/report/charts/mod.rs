@@ -1,8 +1,8 @@
 //! Charts as typed Plotly traces.
 //!
-//! Colours are CSS variables of the page (`var(--s0)`, `var(--ink)`), which its script replaces by their
-//! values for light mode, dark mode and print. The legend group of a trace is the style of its placement, by
-//! which the page's own legend shows and hides it.
+//! Colours are CSS variables of the page (`var(--s0)`, `var(--ink)`), which its script resolves to their values for
+//! light mode, dark mode and print. The legend group of a trace is the style of its placement, by which the page's own
+//! legend shows and hides it.
 
 pub(super) mod block_metrics;
 pub(super) mod compare;
@@ -22,7 +22,7 @@ use super::palette;
 
 const TRANSPARENT: &str = "rgba(0,0,0,0)";
 
-/// An element of the page that shows one of several views.
+/// Chart of the page that shows one of several figures.
 #[derive(Clone, Serialize)]
 pub(super) struct Chart {
     /// Id of the element.
@@ -139,8 +139,8 @@ pub(super) fn lr_axis(rates: &[f64]) -> Axis {
         .range(vec![low.log10() - pad, high.log10() + pad])
 }
 
-/// Returns a logarithmic axis over these values, with ticks at 1, 2 and 5 times powers of ten, or at powers
-/// only for a wide range.
+/// Returns a logarithmic axis over these values, with ticks at 1, 2 and 5 times powers of ten, or only at powers of ten
+/// if the range is wide.
 pub(super) fn log_axis(title: &str, values: impl Iterator<Item = f64>) -> Axis {
     let axis = axis(title).type_(AxisType::Log);
     let (low, high) = (values.filter(|value| *value > 0.0 && value.is_finite()))

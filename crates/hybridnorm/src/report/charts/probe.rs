@@ -1,4 +1,4 @@
-//! Quantities over depth at the first training steps.
+//! Metrics by depth at the measured steps of a probe.
 
 use plotly::Scatter;
 use plotly::common::Mode;
@@ -37,8 +37,8 @@ const DEPTHS: [(&str, &str, Of); 5] = [
         },
     ),
     (
-        "Gradient of the residual stream at the block input",
-        "norm of the gradient",
+        "Gradient norm with respect to the residual stream at the block input",
+        "gradient norm",
         |measured| measured.stream_grad.clone(),
     ),
     (
@@ -61,7 +61,7 @@ const DEPTHS: [(&str, &str, Of); 5] = [
             .map(|block| block.attention.max)
             .collect()
     }),
-    ("Entropy of the attention weights", "nats", |measured| {
+    ("Attention entropy", "nats", |measured| {
         measured
             .layers
             .blocks

@@ -21,7 +21,7 @@ fn full() -> Document {
     document
 }
 
-/// Returns a report of three runs given by directory, in two sets.
+/// Returns a report on three runs given by directory, in two data groups.
 fn directories() -> Document {
     let mut document = synthetic::study();
     document.groups.clear();
@@ -138,7 +138,7 @@ fn outside_of_code(text: &str) -> String {
             _ => {}
         }
     }
-    assert!(fence.is_empty(), "code ends");
+    assert!(fence.is_empty(), "unclosed code fence");
     kept
 }
 

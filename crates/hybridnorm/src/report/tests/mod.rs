@@ -1,4 +1,4 @@
-//! Tests of complete reports of synthetic studies.
+//! Tests of complete reports on synthetic studies.
 
 mod hostile;
 mod markup;

@@ -1,4 +1,4 @@
-//! A synthetic study: numbers of realistic size and shape, the same every time.
+//! Synthetic study: deterministic numbers of realistic size and shape.
 
 use std::collections::BTreeMap;
 
@@ -302,7 +302,7 @@ fn run(
     let final_loss = final_loss(placement, lr, seed, &mut random);
     let diverged_at = (over > 1.0).then(|| 80 + (400.0 * random.next()) as u64);
     let (end, finished) = (diverged_at.unwrap_or(STEPS), diverged_at.is_none());
-    let reason = "training loss above that of token frequencies for 50 steps".to_owned();
+    let reason = "training loss above the unigram loss for 50 steps".to_owned();
     let diverged = |step| RunStatus::Diverged { step, reason };
     let status = diverged_at.map_or(RunStatus::Finished, diverged);
     let curve = curve(final_loss, end, finished, &mut random);
@@ -389,7 +389,7 @@ fn cost(placement: &SyntheticPlacement, steps: u64, random: &mut Random) -> Cost
     }
 }
 
-/// Returns the loss at a step of a curve that ends at `last`.
+/// Returns the loss at a step of a curve whose final loss is `last`.
 fn loss_at(last: f64, step: u64) -> f64 {
     let share = step as f64 / STEPS as f64;
     last + (7.6 - last) * ((1.0 - share) / (1.0 + 14.0 * share)).powf(1.15)

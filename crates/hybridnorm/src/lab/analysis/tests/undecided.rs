@@ -1,4 +1,4 @@
-//! Studies without a verdict of better or worse.
+//! Studies whose verdict is neither better nor worse.
 
 use super::*;
 

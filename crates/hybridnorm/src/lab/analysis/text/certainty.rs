@@ -1,4 +1,4 @@
-//! Third sentence of a verdict: the certainty of the first two.
+//! Third sentence of the summary: the certainty of the first two.
 
 use super::super::super::stats;
 use super::super::format::{Digits, counts, list, seeds};

@@ -141,7 +141,7 @@ fn history_reports_changes() {
     assert_eq!(changes(&wider), [wider_margin]);
     let more_steps = "train.steps from 4 to 9 after 1 of 4 runs had ended";
     assert_eq!(changes(&longer), [more_steps]);
-    // As if it was started, and then the earlier study was restored.
+    // As if runs of the changed study had been started, and then the earlier study restored.
     folder.write_study(&longer).unwrap();
     assert_eq!(changes(&longer), [more_steps]);
     assert!(changes(study).is_empty());
