@@ -58,7 +58,7 @@ fn rejected_studies_write_nothing() {
     let mut first = dir.start(&long);
     common::wait_until("the study is begun", || dir.path("out/study.toml").exists());
     let before = dir.read("out/study.toml");
-    let words = ["another process works on this study"];
+    let words = ["another process is working on this study"];
     dir.expect_error(2, &args(&["--resume"]), &words);
     dir.expect_error(2, &args(&[]), &words);
     dir.expect_error(2, &args(&["--shard", "1/2", "--resume"]), &words);
@@ -98,7 +98,7 @@ fn merges_are_exclusive_and_do_not_modify_sources() {
         assert!(ended.iter().any(|(code, _)| *code == 0), "{ended:?}");
         for (code, message) in &ended {
             assert!(
-                *code == 0 || message.contains("another process works on this study"),
+                *code == 0 || message.contains("another process is working on this study"),
                 "{message}"
             );
         }

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "rotate: rotations")]
+    #[should_panic(expected = "rotate: rotary table")]
     fn positions_without_rotations() {
         let keys = floats(1, [1, 5, 2]);
         Executors::new(&[]).run(arguments_after(4), &[keys], |g, _, x| vec![rotate(x[0], rope_table(g, 100.0, 2, 4))]);

@@ -213,8 +213,8 @@ pub(super) fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Table> 
 pub(super) fn stability(view: &View, styles: &PlacementStyles) -> Table {
     let mut table = Table::new(
         "Run status and spikes over all learning rates and seeds: number of runs that finished, diverged, had not \
-         learned yet (training loss not at least 0.1 nats below the unigram loss) or were eliminated by successive halving, and number \
-         of spikes",
+         learned yet (training loss not at least 0.1 nats below the unigram loss) or were eliminated by successive \
+         halving, and number of spikes",
     )
     .text("placement")
     .number("runs")

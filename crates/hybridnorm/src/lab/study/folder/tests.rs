@@ -261,7 +261,7 @@ fn only_the_lock_holder_reads_and_writes() {
     for (resume, is_shard) in [(false, false), (true, false), (true, true)] {
         let found = start(resume, is_shard).unwrap_err().to_string();
         assert!(
-            found.contains("another process works on this study"),
+            found.contains("another process is working on this study"),
             "{found}"
         );
         assert_eq!(fs::read(&path).unwrap(), before);
