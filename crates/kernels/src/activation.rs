@@ -269,9 +269,9 @@ mod tests {
             let mut y = vec![f32::NAN; n * f];
             forward(act, &x, &mut y, f);
             assert_all_close(&y, &naive(act, &to_f64(&x), f), 1e-6);
-            let (mut dx, mut again) = (vec![f32::NAN; x.len()], dy.clone());
-            backward(act, &x, &mut again, &mut dx, f);
-            prop_assert_eq!(again, y);
+            let (mut dx, mut recomputed) = (vec![f32::NAN; x.len()], dy.clone());
+            backward(act, &x, &mut recomputed, &mut dx, f);
+            prop_assert_eq!(recomputed, y);
             check_gradient(|x| dot_f64(&naive(act, x, f), &dy), &x, &dx, 1e-5);
         }
     }
@@ -300,9 +300,9 @@ mod tests {
             assert_bit_identical_for_any_thread_count(|| {
                 let (mut y, mut dx) = (vec![0.0; n * f], vec![0.0; x.len()]);
                 forward(act, &x, &mut y, f);
-                let mut again = dy.clone();
-                backward(act, &x, &mut again, &mut dx, f);
-                [y, again, dx].concat()
+                let mut recomputed = dy.clone();
+                backward(act, &x, &mut recomputed, &mut dx, f);
+                [y, recomputed, dx].concat()
             });
         }
     }

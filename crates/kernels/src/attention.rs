@@ -123,7 +123,7 @@ pub fn cached(
     let packed = a.packed_layout(qkv, None);
     let layout = QkvLayout {
         kv: cache,
-        per_sequence: capacity,
+        rows_per_sequence: capacity,
         row_stride,
         key: HeadOffsets {
             first: 0,
@@ -233,7 +233,7 @@ impl AttentionConfig {
             kv_heads,
             head_dim,
             ..
-        } = *transform.spec();
+        } = *transform.config();
         assert_eq!(
             (heads, kv_heads, head_dim),
             (self.heads, self.kv_heads, self.head_dim),
@@ -250,7 +250,7 @@ impl AttentionConfig {
             self.seq
         );
         assert!(
-            transform.spec().is_per_head(),
+            transform.config().is_per_head(),
             "{name}: a norm spans several heads"
         );
     }
@@ -265,7 +265,7 @@ impl AttentionConfig {
             queries: qkv,
             query_stride: self.packed_width(),
             kv: qkv,
-            per_sequence: self.seq,
+            rows_per_sequence: self.seq,
             row_stride: self.packed_width(),
             key: HeadOffsets {
                 first: self.heads * self.head_dim,
@@ -292,7 +292,7 @@ struct QkvLayout<'a> {
     query_stride: usize,
     kv: &'a [f32],
     /// Key/value rows per sequence, their stride, and the offsets of keys and values in a row.
-    per_sequence: usize,
+    rows_per_sequence: usize,
     row_stride: usize,
     key: HeadOffsets,
     value: HeadOffsets,
@@ -329,7 +329,7 @@ impl<'a> QkvLayout<'a> {
         sequence: usize,
         kv_head: usize,
     ) -> [HeadRows<'a>; 2] {
-        let start = sequence * self.per_sequence * self.row_stride;
+        let start = sequence * self.rows_per_sequence * self.row_stride;
         let head = |layout: HeadOffsets, packed_head: usize| HeadRows {
             rows: Rows {
                 data: &self.kv[start + layout.first + kv_head * layout.step..],

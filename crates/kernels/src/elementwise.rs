@@ -135,21 +135,21 @@ pub fn scale_rows_backward(x: &[f32], s: &[f32], width: usize, d: &mut [f32], ds
         ds.len(),
         "scale_rows_backward: ds is not as long as s"
     );
-    let mut along = vec![0.0; x.len() / width];
-    let rows = rows_per_chunk(along.len(), width);
+    let mut dot_products = vec![0.0; x.len() / width];
+    let rows = rows_per_chunk(dot_products.len(), width);
     let chunks = d
         .par_chunks_mut(rows * width)
         .zip(x.par_chunks(rows * width));
     chunks
-        .zip(along.par_chunks_mut(rows))
+        .zip(dot_products.par_chunks_mut(rows))
         .enumerate()
-        .for_each(|(c, ((d, x), along))| {
+        .for_each(|(c, ((d, x), dot_products))| {
             dispatch(
                 #[inline(always)]
                 || {
                     let pairs = d.chunks_exact_mut(width).zip(x.chunks_exact(width));
-                    for (r, ((d, x), along)) in (c * rows..).zip(pairs.zip(along)) {
-                        *along = dot(x, d);
+                    for (r, ((d, x), dot_products)) in (c * rows..).zip(pairs.zip(dot_products)) {
+                        *dot_products = dot(x, d);
                         let s = s[r % s.len()];
                         d.iter_mut().for_each(|d| *d *= s);
                     }
@@ -157,8 +157,8 @@ pub fn scale_rows_backward(x: &[f32], s: &[f32], width: usize, d: &mut [f32], ds
             );
         });
     ds.fill(0.0);
-    for (r, along) in along.iter().enumerate() {
-        ds[r % s.len()] += along;
+    for (r, dot_products) in dot_products.iter().enumerate() {
+        ds[r % s.len()] += dot_products;
     }
 }
 

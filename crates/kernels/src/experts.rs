@@ -31,8 +31,8 @@ impl Dispatch<'_> {
     ) {
         let mut parts = Vec::new();
         let experts = 0..self.experts();
-        for expert in experts.filter(|&expert| !self.rows(expert).is_empty()) {
-            let len = self.rows(expert).len() * width;
+        for expert in experts.filter(|&expert| !self.slots_of_expert(expert).is_empty()) {
+            let len = self.slots_of_expert(expert).len() * width;
             let (part, rest) = out.split_at_mut(len);
             parts.push((expert, part));
             out = rest;
@@ -40,7 +40,7 @@ impl Dispatch<'_> {
         let size = parts.len().div_ceil(MAX_EXPERT_GROUPS).max(1);
         parts.par_chunks_mut(size).for_each(|group| {
             for (expert, part) in group {
-                f(*expert, self.rows(*expert), part);
+                f(*expert, self.slots_of_expert(*expert), part);
             }
         });
     }
@@ -216,10 +216,10 @@ pub fn forward(
     inputs: usize,
     outputs: usize,
 ) {
-    check_product(dispatch, "experts::forward", [xs, w, ys], inputs, outputs);
+    check_matmul(dispatch, "experts::forward", [xs, w, ys], inputs, outputs);
     dispatch.for_each_expert(ys, outputs, |expert, rows, ys| {
         let xs = &xs[rows.start * inputs..rows.end * inputs];
-        let w = of_expert(w, expert, inputs * outputs);
+        let w = weights_of_expert(w, expert, inputs * outputs);
         match rows.len() {
             2..MIN_ROWS_TO_PAD => forward_few_rows(xs, w, ys, inputs, outputs),
             _ => linear::forward(xs, w, ys, inputs, outputs),
@@ -233,9 +233,9 @@ fn forward_few_rows(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs:
     let n = y.len() / outputs;
     let mut columns = vec![0.0; y.len()];
     match n {
-        2 => columns_of_rows::<2>(x, w, &mut columns, inputs),
-        3 => columns_of_rows::<3>(x, w, &mut columns, inputs),
-        4 => columns_of_rows::<4>(x, w, &mut columns, inputs),
+        2 => dot_product_columns::<2>(x, w, &mut columns, inputs),
+        3 => dot_product_columns::<3>(x, w, &mut columns, inputs),
+        4 => dot_product_columns::<4>(x, w, &mut columns, inputs),
         _ => {
             let (x_strides, w_strides) = ((inputs, 1), (1, inputs));
             let out = &mut columns;
@@ -270,7 +270,7 @@ fn forward_few_rows(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs:
 
 /// Computes the columns of a matmul with `N` rows as dot products: memory-bound on the weights, as with
 /// one row.
-fn columns_of_rows<const N: usize>(x: &[f32], w: &[f32], columns: &mut [f32], inputs: usize) {
+fn dot_product_columns<const N: usize>(x: &[f32], w: &[f32], columns: &mut [f32], inputs: usize) {
     let rows: [&[f32]; N] = std::array::from_fn(|r| &x[r * inputs..][..inputs]);
     columns
         .par_chunks_mut(OUTPUTS_PER_TASK * N)
@@ -292,7 +292,7 @@ pub fn backward_input(
     inputs: usize,
     outputs: usize,
 ) {
-    check_product(
+    check_matmul(
         dispatch,
         "experts::backward_input",
         [dxs, w, dys],
@@ -301,7 +301,7 @@ pub fn backward_input(
     );
     dispatch.for_each_expert(dxs, inputs, |expert, rows, dxs| {
         let dys = &dys[rows.start * outputs..rows.end * outputs];
-        let w = of_expert(w, expert, inputs * outputs);
+        let w = weights_of_expert(w, expert, inputs * outputs);
         linear::backward_input(dys, w, dxs, inputs, outputs);
     });
 }
@@ -316,22 +316,22 @@ pub fn backward_weight(
     inputs: usize,
     outputs: usize,
 ) {
-    check_product(
+    check_matmul(
         dispatch,
         "experts::backward_weight",
         [xs, dw, dys],
         inputs,
         outputs,
     );
-    let (size, group) = (
+    let (size, experts_per_group) = (
         inputs * outputs,
         dispatch.experts().div_ceil(MAX_EXPERT_GROUPS).max(1),
     );
-    dw.par_chunks_mut(group * size)
+    dw.par_chunks_mut(experts_per_group * size)
         .enumerate()
-        .for_each(|(p, dw)| {
+        .for_each(|(group, dw)| {
             for (e, dw) in dw.chunks_exact_mut(size).enumerate() {
-                let rows = dispatch.rows(p * group + e);
+                let rows = dispatch.slots_of_expert(group * experts_per_group + e);
                 let dys = &dys[rows.start * outputs..rows.end * outputs];
                 let xs = &xs[rows.start * inputs..rows.end * inputs];
                 match rows.is_empty() {
@@ -350,11 +350,11 @@ pub fn workspace(slots: usize, inputs: usize, outputs: usize, threads: usize) ->
     threads * by_row.max(gemm::workspace(outputs, inputs, slots))
 }
 
-fn of_expert(w: &[f32], expert: usize, size: usize) -> &[f32] {
+fn weights_of_expert(w: &[f32], expert: usize, size: usize) -> &[f32] {
     &w[expert * size..][..size]
 }
 
-fn check_product(
+fn check_matmul(
     dispatch: &Dispatch<'_>,
     name: &str,
     slices: [&[f32]; 3],

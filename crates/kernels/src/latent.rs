@@ -16,7 +16,7 @@ use rayon::prelude::*;
 
 /// Head sizes of multi-head latent attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LatentHeads {
+pub struct MlaHeads {
     /// Number of query, key and value heads.
     pub heads: usize,
     /// Channels of a query or key head without positional embedding.
@@ -36,7 +36,7 @@ pub struct LatentHeads {
 /// shared by all heads. `table` is a [`rope_table`](crate::qkv::rope_table), (t, rope); row i is at
 /// position `i % t`.
 pub fn assemble(
-    l: &LatentHeads,
+    l: &MlaHeads,
     q: &[f32],
     kv: &[f32],
     key: &[f32],
@@ -73,7 +73,7 @@ pub fn assemble(
 
 #[inline(always)]
 fn assemble_row(
-    l: &LatentHeads,
+    l: &MlaHeads,
     q: &[f32],
     kv: &[f32],
     key: &[f32],
@@ -99,7 +99,7 @@ fn assemble_row(
 /// Computes the gradients of [`assemble`]: `dq`, `dkv` and `dkey`, shaped like its inputs, from `dpacked`,
 /// shaped like `packed`.
 pub fn assemble_backward(
-    l: &LatentHeads,
+    l: &MlaHeads,
     dpacked: &[f32],
     table: &[f32],
     dq: &mut [f32],
@@ -141,7 +141,7 @@ pub fn assemble_backward(
 /// Computes the gradients of a row; `sum` receives that of the rotated key.
 #[inline(always)]
 fn assemble_row_backward(
-    l: &LatentHeads,
+    l: &MlaHeads,
     dpacked: &[f32],
     cos_sin: &[f32],
     dq: &mut [f32],
@@ -168,7 +168,7 @@ fn assemble_row_backward(
 
 /// Rotates the rotary part of each head of `q` (n, heads * (nope + rope)) in place, with a table as in
 /// [`assemble`].
-pub fn rotate_queries(l: &LatentHeads, q: &mut [f32], table: &[f32]) {
+pub fn rotate_queries(l: &MlaHeads, q: &mut [f32], table: &[f32]) {
     let name = "latent::rotate_queries";
     l.check(name);
     let width = l.heads * l.head_dim();
@@ -229,7 +229,7 @@ fn rotate_in_place(
 ///
 /// `q` is (n, heads * (nope + rope)), rotated; `kv_up` (heads * (nope + value), latent) is the up
 /// projection of latents, for each head the rows of the nope part of the key, then those of the value.
-pub fn absorb(l: &LatentHeads, latent: usize, q: &[f32], kv_up: &[f32], out: &mut [f32]) {
+pub fn absorb(l: &MlaHeads, latent: usize, q: &[f32], kv_up: &[f32], out: &mut [f32]) {
     let name = "latent::absorb";
     l.check_up(name, latent, kv_up);
     let (d, e, up) = (l.head_dim(), latent + l.rope, (l.nope + l.value) * latent);
@@ -245,8 +245,8 @@ pub fn absorb(l: &LatentHeads, latent: usize, q: &[f32], kv_up: &[f32], out: &mu
             .zip(kv_up.par_chunks_exact(up))
             .for_each(|((out, q), w)| {
                 let (absorbed, rotated) = out.split_at_mut(latent);
-                let (nope_part, position) = q.split_at(l.nope);
-                rotated.copy_from_slice(position);
+                let (nope_part, rotary_part) = q.split_at(l.nope);
+                rotated.copy_from_slice(rotary_part);
                 run_simd(WeightedSum {
                     weights: nope_part,
                     rows: w,
@@ -280,7 +280,7 @@ pub fn absorb(l: &LatentHeads, latent: usize, q: &[f32], kv_up: &[f32], out: &mu
 
 /// Applies the value projection to the context of [`cached_latent`](crate::attention::cached_latent), `ctx` (n, heads *
 /// latent): `out` is (n, heads * value). `kv_up` is as in [`absorb`].
-pub fn project_values(l: &LatentHeads, latent: usize, ctx: &[f32], kv_up: &[f32], out: &mut [f32]) {
+pub fn project_values(l: &MlaHeads, latent: usize, ctx: &[f32], kv_up: &[f32], out: &mut [f32]) {
     const ROWS_AT_ONCE: usize = 4;
     let name = "latent::project_values";
     l.check_up(name, latent, kv_up);
@@ -364,7 +364,7 @@ impl SimdKernel for WeightedSum<'_> {
     }
 }
 
-impl LatentHeads {
+impl MlaHeads {
     /// Returns the channels of a query or key head.
     pub fn head_dim(&self) -> usize {
         self.nope + self.rope
@@ -393,7 +393,7 @@ impl LatentHeads {
         );
     }
 
-    /// Checks slices of the widths of [`LatentHeads::widths`]; returns their number of rows.
+    /// Checks slices of the widths of [`MlaHeads::widths`]; returns their number of rows.
     fn check_rows(&self, name: &str, which: [&str; 4], lengths: [usize; 4]) -> usize {
         self.check(name);
         rows(name, which, lengths, self.widths())

@@ -22,7 +22,7 @@ const COEFFICIENTS: [f32; 3] = [3.4445, -4.7750, 2.0315];
 const EPS: f64 = 1e-7;
 
 /// Root mean square of the elements of an update per unit of learning rate, about that of AdamW.
-const RMS: f64 = 0.2;
+const UPDATE_RMS: f64 = 0.2;
 
 /// Minimum elements of matrices that are processed one after another, so that scratch copies of many
 /// threads do not fill the memory.
@@ -134,10 +134,10 @@ pub fn step(
         .map(|parameter| parameter.rows_per_matrix.len())
         .collect();
     let matrices: Vec<Matrix> = parameters.iter_mut().flat_map(Matrix::split).collect();
-    let mut changes = vec![Squares::default(); matrices.len()];
+    let mut squares = vec![Squares::default(); matrices.len()];
     let (large, small): (Vec<_>, Vec<_>) = matrices
         .into_iter()
-        .zip(&mut changes)
+        .zip(&mut squares)
         .partition(|(matrix, _)| matrix.p.len() >= LARGE);
     for (matrix, change) in large {
         *change = matrix.step(muon, scratch);
@@ -150,9 +150,9 @@ pub fn step(
             scratch.resize(needed.max(scratch.len()), 0.0);
             *change = matrix.step(muon, scratch);
         });
-    let mut changes = changes.into_iter();
+    let mut squares = squares.into_iter();
     let norms = counts.into_iter().map(|count| {
-        let matrices = changes.by_ref().take(count);
+        let matrices = squares.by_ref().take(count);
         let change = matrices.fold(Squares::default(), |sum, change| sum + change);
         ParameterNorms::from(change)
     });
@@ -212,7 +212,7 @@ impl<'a> Matrix<'a> {
             std::mem::swap(&mut scratch.x, &mut scratch.next);
         }
         let decay_factor = (1.0 - muon.lr * self.weight_decay) as f32;
-        let step_size = (muon.lr * RMS * (rows.max(columns) as f64).sqrt()) as f32;
+        let step_size = (muon.lr * UPDATE_RMS * (rows.max(columns) as f64).sqrt()) as f32;
         let chunks = self
             .p
             .par_chunks_mut(ELEMENTS)
@@ -335,12 +335,12 @@ impl<'a> Scratch<'a> {
     }
 
     /// Runs the Newton-Schulz iterations on `x` (rows, `columns`).
-    fn orthogonalize(&mut self, columns: usize, steps: usize) {
-        for _ in 0..steps {
+    fn orthogonalize(&mut self, columns: usize, iterations: usize) {
+        for _ in 0..iterations {
             pack_columns(self.x, columns, self.packed);
-            multiply_transposed(self.packed, columns, self.gram);
+            syrk_lower(self.packed, columns, self.gram);
             pack_symmetric(self.gram, columns, self.square);
-            multiply_transposed(self.square, columns, self.polynomial);
+            syrk_lower(self.square, columns, self.polynomial);
             combine(self.gram, columns, self.polynomial);
             pack_symmetric(self.polynomial, columns, self.square);
             multiply(self.x, self.square, columns, self.next);
@@ -380,7 +380,7 @@ fn pack_symmetric(x: &[f32], n: usize, out: &mut [PanelRow]) {
 
 /// Computes the lower triangle of `x^T x` for a packed `x` of `n` columns; each panel of `x` also serves as a
 /// column-major left operand.
-fn multiply_transposed(x: &[PanelRow], n: usize, out: &mut [f32]) {
+fn syrk_lower(x: &[PanelRow], n: usize, out: &mut [f32]) {
     let inner = x.len() / panels(n);
     out.par_chunks_mut(TRIANGLE * PANEL * n)
         .enumerate()
@@ -422,11 +422,11 @@ fn combine(gram: &[f32], n: usize, square: &mut [f32]) {
         .for_each(|(tile, (square, gram))| {
             let rows = square.chunks_exact_mut(n).zip(gram.chunks_exact(n));
             for (i, (square, gram)) in (tile * TILE..).zip(rows) {
-                let kept = n.min(panels(i + 1) * PANEL);
+                let stored = n.min(panels(i + 1) * PANEL);
                 dispatch(
                     #[inline(always)]
                     || {
-                        for (square, gram) in square[..kept].iter_mut().zip(gram) {
+                        for (square, gram) in square[..stored].iter_mut().zip(gram) {
                             *square = b * gram + c * *square;
                         }
                     },

@@ -387,7 +387,7 @@ impl NormConfig {
 
     /// Returns the divisor of the sum of squares if a row is scaled by that sum and not centered.
     #[inline(always)]
-    pub(crate) fn scales_by_squares(&self) -> Option<f32> {
+    pub(crate) fn uncentered_divisor_of_squares(&self) -> Option<f32> {
         self.divisor_of_squares().filter(|_| !self.subtracts_mean())
     }
 
@@ -433,15 +433,15 @@ pub(crate) fn backward_row(
             let (mean, inv_std) = n.statistics(x);
             let h = |x: f32| (x - mean) * inv_std;
             let divisor = n.divisor_of_squares().unwrap_or(1.0);
-            let along = sum3(x, dy, gain, |x, dy, g| g * dy * h(x)) / divisor;
-            let plain = match n.subtracts_mean() {
+            let projection = sum3(x, dy, gain, |x, dy, g| g * dy * h(x)) / divisor;
+            let mean_gradient = match n.subtracts_mean() {
                 true => dot(gain, dy) / n.width as f32,
                 false => 0.0,
             };
             for (((dx, &x), &dy), &g) in dx.iter_mut().zip(x).zip(dy).zip(gain) {
-                *dx = (g * dy - plain - h(x) * along) * inv_std;
+                *dx = (g * dy - mean_gradient - h(x) * projection) * inv_std;
             }
-            add_products(dgain, x, dy, h);
+            add_gain_gradient(dgain, x, dy, h);
         }
         NormFn::Dyt => {
             let derivative = |x: f32| {
@@ -450,21 +450,21 @@ pub(crate) fn backward_row(
             };
             let [dalpha, _] = elementwise_backward(p.alpha, x, dy, gain, dx, derivative);
             dscalars[0] += dalpha;
-            add_products(dgain, x, dy, |x| tanh(p.alpha * x));
+            add_gain_gradient(dgain, x, dy, |x| tanh(p.alpha * x));
         }
         NormFn::Derf => {
             let derivative = |x: f32| erf_derivative(p.alpha * x + p.shift);
             let [dalpha, dshift] = elementwise_backward(p.alpha, x, dy, gain, dx, derivative);
             dscalars[0] += dalpha;
             dscalars[1] += dshift;
-            add_products(dgain, x, dy, |x| erf(p.alpha * x + p.shift));
+            add_gain_gradient(dgain, x, dy, |x| erf(p.alpha * x + p.shift));
         }
     }
 }
 
 /// Adds the gradient of the gain, `dgain += dy h(x)`; no effect without a gain.
 #[inline(always)]
-fn add_products(dgain: &mut [f32], x: &[f32], dy: &[f32], h: impl Fn(f32) -> f32) {
+fn add_gain_gradient(dgain: &mut [f32], x: &[f32], dy: &[f32], h: impl Fn(f32) -> f32) {
     for ((dg, &x), &dy) in dgain.iter_mut().zip(x).zip(dy) {
         *dg += dy * h(x);
     }

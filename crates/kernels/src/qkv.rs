@@ -12,7 +12,7 @@ use fused::FusedHead;
 use pulp::Simd;
 use rayon::prelude::*;
 use segment::{Segment, backward_segment, forward_segment};
-use steps::{backward_steps, forward_steps};
+use steps::{backward_unfused, forward_unfused};
 
 mod fused;
 mod segment;
@@ -84,7 +84,7 @@ pub fn rope_table(theta: f64, head_dim: usize, start: usize, len: usize) -> Vec<
 
 /// A [`QkvTransform`] with its inputs: the rotary table of `t` positions and the norm parameters.
 pub struct BoundQkvTransform<'a> {
-    spec: QkvTransform,
+    config: QkvTransform,
     rope: &'a [f32],
     segments: [Segment<'a>; 3],
 }
@@ -96,12 +96,12 @@ impl<'a> BoundQkvTransform<'a> {
     /// # Panics
     ///
     /// If a norm does not fit the heads, or a slice has the wrong length.
-    pub fn new(spec: &QkvTransform, rope: &'a [f32], params: [&'a [f32]; 3]) -> Self {
-        spec.check(rope, params);
+    pub fn new(config: &QkvTransform, rope: &'a [f32], params: [&'a [f32]; 3]) -> Self {
+        config.check(rope, params);
         BoundQkvTransform {
-            spec: *spec,
+            config: *config,
             rope,
-            segments: spec.segments(params),
+            segments: config.segments(params),
         }
     }
 
@@ -111,24 +111,24 @@ impl<'a> BoundQkvTransform<'a> {
         self.segments.each_ref().map(|s| vec![0.0; len(s)])
     }
 
-    pub(crate) fn spec(&self) -> &QkvTransform {
-        &self.spec
+    pub(crate) fn config(&self) -> &QkvTransform {
+        &self.config
     }
 
     /// Returns the number of positions of the table.
     pub(crate) fn positions(&self) -> usize {
-        self.rope.len() / self.spec.head_dim
+        self.rope.len() / self.config.head_dim
     }
 
     fn cos_sin(&self, position: usize) -> &[f32] {
-        &self.rope[position * self.spec.head_dim..][..self.spec.head_dim]
+        &self.rope[position * self.config.head_dim..][..self.config.head_dim]
     }
 
     /// Returns the segment of head `packed_head` of a packed row, and the index of the head in it.
     fn segment_of(&self, packed_head: usize) -> (usize, usize) {
         let QkvTransform {
             heads, kv_heads, ..
-        } = self.spec;
+        } = self.config;
         match packed_head {
             _ if packed_head < heads => (0, packed_head),
             _ if packed_head < heads + kv_heads => (1, packed_head - heads),
@@ -148,12 +148,12 @@ impl<'a> BoundQkvTransform<'a> {
         y: &mut [f32],
         scratch: &mut Scratch,
     ) {
-        let (spec, d) = (&self.spec, self.spec.head_dim);
+        let (config, d) = (&self.config, self.config.head_dim);
         let (segment, head) = self.segment_of(packed_head);
         let s = &self.segments[segment];
         let rows = x.chunks_exact(d).zip(y.chunks_exact_mut(d));
         let rows = (position..).zip(rows);
-        match FusedHead::new(spec, s, head) {
+        match FusedHead::new(config, s, head) {
             Some(fused) => {
                 for (t, (x, y)) in rows {
                     fused.forward::<S, V>(simd, x, self.cos_sin(t), y);
@@ -161,7 +161,7 @@ impl<'a> BoundQkvTransform<'a> {
             }
             None => {
                 for (t, (x, y)) in rows {
-                    forward_steps(spec, s, head, x, self.cos_sin(t), y, scratch);
+                    forward_unfused(config, s, head, x, self.cos_sin(t), y, scratch);
                 }
             }
         }
@@ -184,16 +184,16 @@ impl<'a> BoundQkvTransform<'a> {
         grads: &mut [Vec<f32>; 3],
         scratch: &mut Scratch,
     ) {
-        let (spec, d) = (&self.spec, self.spec.head_dim);
+        let (config, d) = (&self.config, self.config.head_dim);
         let (segment, head) = self.segment_of(packed_head);
         let (s, grads) = (&self.segments[segment], &mut grads[segment]);
         let rows = x.chunks_exact(d).zip(dy.chunks_exact(d)).zip(dx);
         let rows = (position..).zip(rows);
-        match FusedHead::new(spec, s, head) {
+        match FusedHead::new(config, s, head) {
             Some(fused) => {
                 let mut grads = s.gradients_of(grads, head);
                 for (t, ((x, dy), dx)) in rows {
-                    let scratch_row = &mut scratch.steps[0];
+                    let scratch_row = &mut scratch.buffers[0];
                     fused.backward::<S, V>(
                         simd,
                         x,
@@ -207,7 +207,7 @@ impl<'a> BoundQkvTransform<'a> {
             }
             None => {
                 for (t, ((x, dy), dx)) in rows {
-                    backward_steps(spec, s, head, x, self.cos_sin(t), dy, dx, grads, scratch);
+                    backward_unfused(config, s, head, x, self.cos_sin(t), dy, dx, grads, scratch);
                 }
             }
         }
@@ -223,7 +223,7 @@ pub fn forward(transform: &BoundQkvTransform, qkv: &[f32], out: &mut [f32]) {
         qkv.len(),
         "qkv::forward: out is not as long as qkv"
     );
-    let width = transform.spec.width();
+    let width = transform.config.width();
     let chunk = rows_per_chunk(qkv.len() / width, width);
     let size = chunk * width;
     out.par_chunks_mut(size)
@@ -252,15 +252,15 @@ impl SimdKernel for Forward<'_> {
 
     #[inline(always)]
     fn run<S: Simd, const V: usize>(self, simd: S) {
-        let (spec, width) = (&self.transform.spec, self.transform.spec.width());
-        let mut scratch = Scratch::new(spec);
+        let (config, width) = (&self.transform.config, self.transform.config.width());
+        let mut scratch = Scratch::new(config);
         let rows = self.qkv.chunks_exact(width);
         let rows = rows.zip(self.out.chunks_exact_mut(width));
         for (r, (x, y)) in (self.first..).zip(rows) {
             let cos_sin = self.transform.cos_sin(r % self.transform.positions());
             for s in &self.transform.segments {
                 let (x, y) = (&x[s.range.clone()], &mut y[s.range.clone()]);
-                forward_segment::<S, V>(simd, spec, s, x, cos_sin, y, &mut scratch);
+                forward_segment::<S, V>(simd, config, s, x, cos_sin, y, &mut scratch);
             }
         }
     }
@@ -286,7 +286,7 @@ pub fn backward(
         qkv.len(),
         "qkv::backward: dqkv is not as long as qkv"
     );
-    let width = transform.spec.width();
+    let width = transform.config.width();
     let chunk = rows_per_chunk(qkv.len() / width, width);
     let size = chunk * width;
     let partials: Vec<[Vec<f32>; 3]> = dqkv
@@ -321,9 +321,9 @@ impl SimdKernel for Backward<'_> {
 
     #[inline(always)]
     fn run<S: Simd, const V: usize>(self, simd: S) -> [Vec<f32>; 3] {
-        let (spec, width) = (&self.transform.spec, self.transform.spec.width());
+        let (config, width) = (&self.transform.config, self.transform.config.width());
         let mut grads = self.transform.zero_gradients();
-        let mut scratch = Scratch::new(spec);
+        let mut scratch = Scratch::new(config);
         let inputs = self.qkv.chunks_exact(width);
         let inputs = inputs.zip(self.dout.chunks_exact(width));
         let rows = inputs.zip(self.dqkv.chunks_exact_mut(width));
@@ -332,7 +332,7 @@ impl SimdKernel for Backward<'_> {
             for (s, grads) in self.transform.segments.iter().zip(&mut grads) {
                 let (x, dy) = (&x[s.range.clone()], &dy[s.range.clone()]);
                 let dx = &mut dx[s.range.clone()];
-                backward_segment::<S, V>(simd, spec, s, x, cos_sin, dy, dx, grads, &mut scratch);
+                backward_segment::<S, V>(simd, config, s, x, cos_sin, dy, dx, grads, &mut scratch);
             }
         }
         grads
@@ -363,7 +363,7 @@ pub(crate) fn sum_gradients(name: &str, partials: Vec<[Vec<f32>; 3]>, totals: [&
 #[derive(Default)]
 pub(crate) struct Scratch {
     clamped: Vec<f32>,
-    steps: [Vec<f32>; 3],
+    buffers: [Vec<f32>; 3],
 }
 
 impl Scratch {
@@ -371,14 +371,14 @@ impl Scratch {
         let zeros = || vec![0.0; p.heads.max(p.kv_heads) * p.head_dim];
         Scratch {
             clamped: zeros(),
-            steps: std::array::from_fn(|_| zeros()),
+            buffers: std::array::from_fn(|_| zeros()),
         }
     }
 }
 
 impl BoundQkvTransform<'_> {
     fn check_rows(&self, name: &str, qkv: &[f32]) {
-        let (width, positions) = (self.spec.width(), self.positions());
+        let (width, positions) = (self.config.width(), self.positions());
         assert_eq!(
             qkv.len() % width,
             0,

@@ -3,7 +3,7 @@
 //!
 //! Shape suffix: r rotated channels.
 
-use hybridnorm_kernels::latent::{self, LatentHeads as Spec};
+use hybridnorm_kernels::latent::{self, MlaHeads};
 
 use super::rotate::{check_rope_table, rotated};
 use super::{BackwardContext, Io, Operation};
@@ -12,7 +12,7 @@ use crate::graph::{Type, Value};
 /// Packed rows `[q heads | k heads | v heads]`; see [`latent_heads`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LatentHeads {
-    heads: Spec,
+    heads: MlaHeads,
     seq: usize,
 }
 
@@ -35,7 +35,7 @@ pub fn latent_heads<'g>(
     kv: Value<'g>,
     key_btr: Value<'g>,
     rope_table: Value<'g>,
-    heads: Spec,
+    heads: MlaHeads,
 ) -> Value<'g> {
     let &[_, seq, _] = q.shape().sizes() else {
         panic!(
@@ -83,7 +83,7 @@ impl Operation for LatentHeads {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let Spec {
+        let MlaHeads {
             heads,
             nope,
             rope,
@@ -131,7 +131,7 @@ impl Operation for LatentHeadsGrad {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let Spec {
+        let MlaHeads {
             heads,
             nope,
             rope,
@@ -180,11 +180,11 @@ mod tests {
     use super::*;
     use crate::passes::vector_jacobian_product;
 
-    const FORMS: [(usize, usize, Spec); 3] = [
+    const FORMS: [(usize, usize, MlaHeads); 3] = [
         (
             1,
             1,
-            Spec {
+            MlaHeads {
                 heads: 1,
                 nope: 1,
                 rope: 2,
@@ -194,7 +194,7 @@ mod tests {
         (
             2,
             5,
-            Spec {
+            MlaHeads {
                 heads: 3,
                 nope: 5,
                 rope: 4,
@@ -204,7 +204,7 @@ mod tests {
         (
             3,
             7,
-            Spec {
+            MlaHeads {
                 heads: 2,
                 nope: 9,
                 rope: 6,

@@ -5,7 +5,7 @@
 //! Shape suffixes: l width of the key/value latent, r rotated channels.
 
 use hybridnorm_kernels::attention::{self, LatentAttentionConfig};
-use hybridnorm_kernels::latent::{self, LatentHeads};
+use hybridnorm_kernels::latent::{self, MlaHeads};
 
 use super::cache::weights;
 use super::rotate::{check_rope_table, rotated};
@@ -15,7 +15,7 @@ use crate::graph::{Type, Value};
 /// Absorbed queries, which attend to latents; see [`absorbed_queries`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AbsorbQueries {
-    heads: LatentHeads,
+    heads: MlaHeads,
     latent: usize,
     seq: usize,
 }
@@ -28,7 +28,7 @@ pub struct LatentAttention(pub(crate) LatentAttentionConfig);
 /// [`project_latent_context`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ProjectLatentContext {
-    heads: LatentHeads,
+    heads: MlaHeads,
     latent: usize,
 }
 
@@ -44,7 +44,7 @@ pub fn absorbed_queries<'g>(
     q: Value<'g>,
     kv_up: Value<'g>,
     rope_table: Value<'g>,
-    heads: LatentHeads,
+    heads: MlaHeads,
 ) -> Value<'g> {
     let &[_, seq, _] = q.shape().sizes() else {
         panic!(
@@ -79,7 +79,7 @@ pub fn latent_attention<'g>(queries: Value<'g>, cache: Value<'g>, spec: LatentAt
 ///
 /// # Panics
 /// If the shapes do not match.
-pub fn project_latent_context<'g>(ctx: Value<'g>, kv_up: Value<'g>, heads: LatentHeads) -> Value<'g> {
+pub fn project_latent_context<'g>(ctx: Value<'g>, kv_up: Value<'g>, heads: MlaHeads) -> Value<'g> {
     let latent = kv_up.shape().width();
     let [values] = ctx
         .builder()
@@ -88,12 +88,12 @@ pub fn project_latent_context<'g>(ctx: Value<'g>, kv_up: Value<'g>, heads: Laten
 }
 
 /// Returns the type of the up-projection from latents to keys' nope part and values.
-fn projection(heads: &LatentHeads, latent: usize) -> Type {
+fn projection(heads: &MlaHeads, latent: usize) -> Type {
     Type::f32([heads.heads * (heads.nope + heads.value), latent])
 }
 
 /// Returns the rows of the projection for a head: those for the nope part of its keys, and for its values.
-fn rows_of_head<'a>(heads: &LatentHeads, latent: usize, kv_up: &'a [f64], h: usize) -> [&'a [f64]; 2] {
+fn rows_of_head<'a>(heads: &MlaHeads, latent: usize, kv_up: &'a [f64], h: usize) -> [&'a [f64]; 2] {
     let len = (heads.nope + heads.value) * latent;
     kv_up[h * len..][..len].split_at(heads.nope * latent).into()
 }
@@ -108,7 +108,7 @@ impl Operation for AbsorbQueries {
         let [q, kv_up, rope_table] = inputs else {
             panic!("absorbed queries: expected queries, kv_up and a rotary table")
         };
-        let LatentHeads { heads, rope, .. } = self.heads;
+        let MlaHeads { heads, rope, .. } = self.heads;
         let batch = q.shape.sizes().first().copied().unwrap_or(1);
         let expected = Type::f32([batch, self.seq, heads * self.heads.head_dim()]);
         assert_eq!(*q, expected, "absorbed queries: queries");
@@ -131,7 +131,7 @@ impl Operation for AbsorbQueries {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let LatentHeads {
+        let MlaHeads {
             heads, nope, rope, ..
         } = self.heads;
         let (kv_up, rope_table) = (io.read(1), io.read(2));
@@ -245,7 +245,7 @@ impl Operation for ProjectLatentContext {
         let [ctx, kv_up] = inputs else {
             panic!("project latent context: expected the latent context and kv_up")
         };
-        let LatentHeads { heads, value, .. } = self.heads;
+        let MlaHeads { heads, value, .. } = self.heads;
         assert_eq!(
             ctx.shape.width(),
             heads * self.latent,
@@ -262,7 +262,7 @@ impl Operation for ProjectLatentContext {
     }
 
     fn reference(&self, io: &mut Io<'_, f64>) {
-        let LatentHeads { heads, value, .. } = self.heads;
+        let MlaHeads { heads, value, .. } = self.heads;
         let (ctx, kv_up, out) = (io.read(0), io.read(1), io.write());
         let pairs = ctx.chunks(self.latent).zip(out.chunks_mut(value));
         for (index, (ctx, out)) in pairs.enumerate() {
@@ -287,10 +287,10 @@ mod tests {
     use super::super::{latent_heads, linear, rotate};
     use super::*;
 
-    const FORMS: [(usize, LatentHeads); 3] = [
+    const FORMS: [(usize, MlaHeads); 3] = [
         (
             1,
-            LatentHeads {
+            MlaHeads {
                 heads: 1,
                 nope: 1,
                 rope: 2,
@@ -299,7 +299,7 @@ mod tests {
         ),
         (
             11,
-            LatentHeads {
+            MlaHeads {
                 heads: 3,
                 nope: 5,
                 rope: 4,
@@ -308,7 +308,7 @@ mod tests {
         ),
         (
             6,
-            LatentHeads {
+            MlaHeads {
                 heads: 4,
                 nope: 9,
                 rope: 6,
@@ -317,7 +317,7 @@ mod tests {
         ),
     ];
 
-    fn spec(batch: usize, seq: usize, latent: usize, heads: LatentHeads, softcap: Option<f32>) -> LatentAttentionConfig {
+    fn spec(batch: usize, seq: usize, latent: usize, heads: MlaHeads, softcap: Option<f32>) -> LatentAttentionConfig {
         LatentAttentionConfig {
             batch,
             seq,
@@ -372,7 +372,7 @@ mod tests {
     }
 
     /// Computes plain causal attention of packed rows of one sequence.
-    fn causal(packed: &[f64], heads: &LatentHeads, spec: &LatentAttentionConfig) -> Vec<f64> {
+    fn causal(packed: &[f64], heads: &MlaHeads, spec: &LatentAttentionConfig) -> Vec<f64> {
         let (d, h, value) = (heads.head_dim(), heads.heads, heads.value);
         let rows: Vec<&[f64]> = packed.chunks(h * (2 * d + value)).collect();
         let mut ctx = Vec::new();
@@ -408,7 +408,7 @@ mod tests {
         projection_values: &[f64],
         given: &[TestInput; 3],
         whole: &LatentAttentionConfig,
-        heads: &LatentHeads,
+        heads: &MlaHeads,
     ) -> (Vec<Vec<f64>>, Vec<f64>) {
         let mut session = Session::reference(&[projection_values.to_vec()]);
         let results = session.run(arguments_after(0), given, |g, state, x| {

@@ -24,7 +24,7 @@ pub(super) struct HeadRows<'a> {
 #[derive(Default)]
 pub(super) struct Scratch {
     prefetched: Vec<f32>,
-    steps: qkv::Scratch,
+    transform_scratch: qkv::Scratch,
 }
 
 impl Scratch {
@@ -32,7 +32,7 @@ impl Scratch {
     pub(super) fn new(d: usize, transform: Option<&BoundQkvTransform>) -> Self {
         transform.map_or_else(Self::default, |transform| Self {
             prefetched: vec![0.0; PREFETCHED_ROWS * d],
-            steps: qkv::Scratch::new(transform.spec()),
+            transform_scratch: qkv::Scratch::new(transform.config()),
         })
     }
 }
@@ -106,12 +106,22 @@ impl SimdKernel for Load<'_> {
     #[inline(always)]
     fn run<S: Simd, const V: usize>(self, simd: S) {
         let (transform, head, d) = (self.transform, self.head, self.d);
-        let Scratch { prefetched, steps } = self.scratch;
+        let Scratch {
+            prefetched,
+            transform_scratch,
+        } = self.scratch;
         let starts = (self.first..).step_by(PREFETCHED_ROWS);
         for (start, out) in starts.zip(self.out.chunks_mut(PREFETCHED_ROWS * d)) {
             let prefetched = &mut prefetched[..out.len()];
             head.copy(d, start, prefetched);
-            transform.transform_head::<S, V>(simd, head.packed_head, start, prefetched, out, steps);
+            transform.transform_head::<S, V>(
+                simd,
+                head.packed_head,
+                start,
+                prefetched,
+                out,
+                transform_scratch,
+            );
         }
     }
 }
@@ -134,7 +144,10 @@ impl<'b, I: Iterator<Item = &'b mut [f32]>> SimdKernel for HeadBackward<'_, I> {
     #[inline(always)]
     fn run<S: Simd, const V: usize>(mut self, simd: S) {
         let (transform, head, d) = (self.transform, self.head, self.d);
-        let Scratch { prefetched, steps } = self.scratch;
+        let Scratch {
+            prefetched,
+            transform_scratch,
+        } = self.scratch;
         let starts = (self.first..).step_by(PREFETCHED_ROWS);
         for (start, dy) in starts.zip(self.dy.chunks(PREFETCHED_ROWS * d)) {
             let prefetched = &mut prefetched[..dy.len()];
@@ -148,7 +161,7 @@ impl<'b, I: Iterator<Item = &'b mut [f32]>> SimdKernel for HeadBackward<'_, I> {
                 dy,
                 dx,
                 grads,
-                steps,
+                transform_scratch,
             );
         }
     }

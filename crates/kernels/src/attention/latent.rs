@@ -135,7 +135,7 @@ fn attend_tiled(
         queries: q,
         query_stride: a.heads * a.width(),
         kv: cache,
-        per_sequence: capacity,
+        rows_per_sequence: capacity,
         row_stride: a.width(),
         key: all,
         value: all,

@@ -23,7 +23,7 @@ pub struct Dispatch<'a> {
     load: &'a [i32],
     offsets: &'a [i32],
     assignment_of_slot: &'a [i32],
-    slots: &'a [i32],
+    slot_of_assignment: &'a [i32],
     expert_of_assignment: &'a [i32],
 }
 
@@ -67,7 +67,7 @@ impl DispatchLayout {
         let (rest, selected) = dispatch.split_at_mut(selected.start);
         let (load, rest) = rest.split_at_mut(experts);
         let (offsets, rest) = rest.split_at_mut(experts + 1);
-        let (assignment_of_slot, slots) = rest.split_at_mut(m);
+        let (assignment_of_slot, slot_of_assignment) = rest.split_at_mut(m);
         load.fill(0);
         for &expert in &*selected {
             let known = (expert as usize) < experts;
@@ -85,7 +85,7 @@ impl DispatchLayout {
             *next = first;
             first += load;
         }
-        for (assignment, (&expert, slot)) in selected.iter().zip(slots).enumerate() {
+        for (assignment, (&expert, slot)) in selected.iter().zip(slot_of_assignment).enumerate() {
             let next = &mut offsets[expert as usize + 1];
             assignment_of_slot[*next as usize] = assignment as i32;
             *slot = *next;
@@ -106,7 +106,7 @@ impl<'a> Dispatch<'a> {
         let (rest, expert_of_assignment) = dispatch.split_at(selected.start);
         let (load, rest) = rest.split_at(layout.experts);
         let (offsets, rest) = rest.split_at(layout.experts + 1);
-        let (assignment_of_slot, slots) = rest.split_at(m);
+        let (assignment_of_slot, slot_of_assignment) = rest.split_at(m);
         let end = offsets[layout.experts];
         assert!(
             end as usize == m,
@@ -117,14 +117,14 @@ impl<'a> Dispatch<'a> {
             load,
             offsets,
             assignment_of_slot,
-            slots,
+            slot_of_assignment,
             expert_of_assignment,
         }
     }
 
     /// Returns the number of tokens n.
     pub fn tokens(&self) -> usize {
-        self.slots.len() / self.top_k
+        self.slot_of_assignment.len() / self.top_k
     }
 
     /// Returns the number of experts per token.
@@ -134,7 +134,7 @@ impl<'a> Dispatch<'a> {
 
     /// Returns the number of slots, `n * top_k`.
     pub fn slots(&self) -> usize {
-        self.slots.len()
+        self.slot_of_assignment.len()
     }
 
     /// Returns the number of experts, including those without rows.
@@ -154,7 +154,7 @@ impl<'a> Dispatch<'a> {
 
     /// Returns the slot of each assignment.
     pub fn slot_of_assignment(&self) -> &'a [i32] {
-        self.slots
+        self.slot_of_assignment
     }
 
     /// Returns the expert of each assignment, (n, top_k).
@@ -163,7 +163,7 @@ impl<'a> Dispatch<'a> {
     }
 
     /// Returns the slots of an expert.
-    pub fn rows(&self, expert: usize) -> Range<usize> {
+    pub fn slots_of_expert(&self, expert: usize) -> Range<usize> {
         self.offsets[expert] as usize..self.offsets[expert + 1] as usize
     }
 

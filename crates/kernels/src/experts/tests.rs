@@ -58,7 +58,7 @@ struct Shape {
 }
 
 /// Output and gradients of x, w and the weights, with the weights applied to the outputs.
-fn outside(
+fn weights_on_outputs(
     dispatch: &Dispatch<'_>,
     x: &[f32],
     w: &[f32],
@@ -76,14 +76,14 @@ fn outside(
     let mut dys = vec![f32::NAN; m * o];
     let mut dweights = vec![f32::NAN; weights.len()];
     gather(dispatch, dy, &mut dys, o);
-    let mut products = vec![f32::NAN; m];
+    let mut scratch = vec![f32::NAN; m];
     combine_backward(
         dispatch,
         weights,
         &mut ys,
         &mut dys,
         &mut dweights,
-        &mut products,
+        &mut scratch,
         o,
     );
     let (mut dxs, mut dw) = (vec![f32::NAN; m * i], vec![f32::NAN; w.len()]);
@@ -95,7 +95,7 @@ fn outside(
 }
 
 /// Gradients with the weights applied to the inputs, whose rows the backward pass multiplies by them.
-fn inside(
+fn weights_on_inputs(
     dispatch: &Dispatch<'_>,
     x: &[f32],
     w: &[f32],
@@ -111,14 +111,14 @@ fn inside(
     let (mut dh, mut dw) = (vec![f32::NAN; m * i], vec![f32::NAN; w.len()]);
     let mut dweights = vec![f32::NAN; weights.len()];
     backward_input(dispatch, &dys, w, &mut dh, i, o);
-    let mut products = vec![f32::NAN; m];
+    let mut scratch = vec![f32::NAN; m];
     combine_backward(
         dispatch,
         weights,
         &mut h,
         &mut dh,
         &mut dweights,
-        &mut products,
+        &mut scratch,
         i,
     );
     backward_weight(dispatch, &dys, &h, &mut dw, i, o);
@@ -141,7 +141,7 @@ proptest! {
         let (weights, dy) = (rng.normal(n * k), rng.normal(n * o));
         let (layout, integers) = filled(&selected, experts, k);
         let dispatch = Dispatch::new(layout, &integers);
-        let [y, dx, dw, dweights] = outside(&dispatch, &x, &w, &weights, &dy, s);
+        let [y, dx, dw, dweights] = weights_on_outputs(&dispatch, &x, &w, &weights, &dy, s);
         let (x64, w64, weights64) = (to_f64(&x), to_f64(&w), to_f64(&weights));
         assert_all_close(&y, &naive(&selected, &x64, &w64, &weights64, s), 1e-5);
         let loss = |x: &[f64], w: &[f64], weights: &[f64]| {
@@ -150,7 +150,7 @@ proptest! {
         check_gradient(|x| loss(x, &w64, &weights64), &x, &dx, 1e-5);
         check_gradient(|w| loss(&x64, w, &weights64), &w, &dw, 1e-5);
         check_gradient(|weights| loss(&x64, &w64, weights), &weights, &dweights, 1e-5);
-        let again = inside(&dispatch, &x, &w, &weights, &dy, s);
+        let again = weights_on_inputs(&dispatch, &x, &w, &weights, &dy, s);
         for (again, first) in again.iter().zip([&dx, &dw, &dweights]) {
             assert_all_close(again, &to_f64(first), 1e-5);
         }
@@ -167,8 +167,8 @@ proptest! {
         let mut order: Vec<usize> = (0..n * k).collect();
         order.sort_by_key(|&assignment| (selected[assignment], assignment));
         prop_assert!(dispatch.assignment_of_slot().iter().zip(&order).all(|(&c, &o)| c as usize == o));
-        let there = dispatch.slot_of_assignment().iter().map(|&slot| order[slot as usize]);
-        prop_assert!(there.eq(0..n * k));
+        let assignments = dispatch.slot_of_assignment().iter().map(|&slot| order[slot as usize]);
+        prop_assert!(assignments.eq(0..n * k));
         prop_assert_eq!(dispatch.expert_of_assignment(), &selected[..]);
         let tokens: Vec<f32> = order.iter().map(|&assignment| (assignment / k) as f32).collect();
         let x: Vec<f32> = (0..n).map(|t| t as f32).collect();
@@ -176,7 +176,7 @@ proptest! {
         gather(&dispatch, &x, &mut xs, 1);
         prop_assert_eq!(xs, tokens);
         for e in 0..experts {
-            let rows = dispatch.rows(e);
+            let rows = dispatch.slots_of_expert(e);
             prop_assert_eq!(rows.len(), dispatch.load()[e] as usize);
             prop_assert!(order[rows].iter().all(|&assignment| selected[assignment] as usize == e));
         }
@@ -184,7 +184,7 @@ proptest! {
 }
 
 #[test]
-fn products_of_any_height_match_those_of_linear_maps() {
+fn grouped_matmuls_match_linear_layers() {
     let (i, o) = (70, 150);
     let loads = [
         0,
@@ -215,7 +215,7 @@ fn products_of_any_height_match_those_of_linear_maps() {
     backward_input(&dispatch, &dys, &w, &mut dxs, i, o);
     backward_weight(&dispatch, &dys, &xs, &mut dw, i, o);
     for e in 0..loads.len() {
-        let rows = dispatch.rows(e);
+        let rows = dispatch.slots_of_expert(e);
         let inputs = rows.start * i..rows.end * i;
         let outputs = rows.start * o..rows.end * o;
         let weights = e * size..(e + 1) * size;
@@ -245,9 +245,10 @@ fn bit_identical_for_any_thread_count() {
         assert_bit_identical_for_any_thread_count(|| {
             let (layout, integers) = filled(&selected, experts, k);
             let dispatch = Dispatch::new(layout, &integers);
-            let outside = outside(&dispatch, &x, &w, &weights, &dy, s).concat();
-            let inside = inside(&dispatch, &x, &w, &weights, &dy, s).concat();
-            [outside, inside].concat()
+            let weights_on_outputs =
+                weights_on_outputs(&dispatch, &x, &w, &weights, &dy, s).concat();
+            let weights_on_inputs = weights_on_inputs(&dispatch, &x, &w, &weights, &dy, s).concat();
+            [weights_on_outputs, weights_on_inputs].concat()
         });
     }
 }
@@ -269,13 +270,13 @@ fn non_finite_values_stay_within_their_token() {
 
 #[test]
 #[should_panic(expected = "expert 3 is not in 0..3")]
-fn an_unknown_expert_is_refused() {
+fn expert_out_of_range_is_rejected() {
     filled(&[0, 3], 3, 1);
 }
 
 #[test]
 #[should_panic(expected = "expert -1 is not in 0..3")]
-fn a_negative_expert_is_refused() {
+fn negative_expert_is_rejected() {
     filled(&[0, -1], 3, 1);
 }
 
@@ -283,7 +284,7 @@ fn a_negative_expert_is_refused() {
 #[should_panic(
     expected = "DispatchLayout: length 10 matches no dispatch with top_k 2 of 1 experts"
 )]
-fn a_slice_of_another_length_is_refused() {
+fn slice_of_wrong_length_is_rejected() {
     let layout = DispatchLayout {
         experts: 1,
         top_k: 2,
@@ -293,7 +294,7 @@ fn a_slice_of_another_length_is_refused() {
 
 #[test]
 #[should_panic(expected = "Dispatch::new: offsets end at 0, expected 1, the number of slots")]
-fn a_slice_that_was_not_filled_is_refused() {
+fn unfilled_slice_is_rejected() {
     let layout = DispatchLayout {
         experts: 2,
         top_k: 1,
@@ -303,7 +304,7 @@ fn a_slice_that_was_not_filled_is_refused() {
 
 #[test]
 #[should_panic(expected = "experts::forward: weight is not (4, 3)")]
-fn short_weights_are_refused() {
+fn weights_that_are_too_short_are_rejected() {
     let (layout, integers) = filled(&[0, 1], 2, 1);
     let dispatch = Dispatch::new(layout, &integers);
     forward(&dispatch, &[0.0; 6], &[0.0; 6], &mut [0.0; 4], 3, 2);

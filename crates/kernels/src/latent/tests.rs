@@ -8,7 +8,7 @@ use crate::testing::{
 };
 use proptest::prelude::*;
 
-const SMALL: LatentHeads = LatentHeads {
+const SMALL: MlaHeads = MlaHeads {
     heads: 3,
     nope: 5,
     rope: 4,
@@ -23,7 +23,7 @@ fn naive_rotate(x: &[f64], cos_sin: &[f32]) -> Vec<f64> {
     first.chain(second).collect()
 }
 
-fn naive_assemble(l: &LatentHeads, q: &[f64], kv: &[f64], key: &[f64], table: &[f32]) -> Vec<f64> {
+fn naive_assemble(l: &MlaHeads, q: &[f64], kv: &[f64], key: &[f64], table: &[f32]) -> Vec<f64> {
     let (d, up) = (l.nope + l.rope, l.nope + l.value);
     let mut packed = Vec::new();
     for (i, key) in key.chunks(l.rope).enumerate() {
@@ -43,13 +43,13 @@ fn naive_assemble(l: &LatentHeads, q: &[f64], kv: &[f64], key: &[f64], table: &[
 }
 
 /// Random queries, keys' nope part and values, and shared keys.
-fn random(l: &LatentHeads, n: usize, seed: u64) -> [Vec<f32>; 3] {
+fn random(l: &MlaHeads, n: usize, seed: u64) -> [Vec<f32>; 3] {
     let mut rng = Rng::new(seed);
     let [q, kv, key, _] = l.widths();
     [q, kv, key].map(|width| rng.normal(n * width))
 }
 
-fn assembled(l: &LatentHeads, [q, kv, key]: &[Vec<f32>; 3], table: &[f32]) -> Vec<f32> {
+fn assembled(l: &MlaHeads, [q, kv, key]: &[Vec<f32>; 3], table: &[f32]) -> Vec<f32> {
     let n = key.len() / l.rope;
     let mut packed = vec![f32::NAN; n * l.widths()[3]];
     assemble(l, q, kv, key, table, &mut packed);
@@ -63,7 +63,7 @@ proptest! {
         batch in 0usize..3, seq in 1usize..5, heads in 1usize..4, nope in 1usize..20,
         half in 1usize..20, value in 1usize..20, seed in any::<u64>(),
     ) {
-        let l = LatentHeads { heads, nope, rope: 2 * half, value };
+        let l = MlaHeads { heads, nope, rope: 2 * half, value };
         let n = batch * seq;
         let table = rope_table(100.0, l.rope, 3, seq);
         let inputs = random(&l, n, seed);
@@ -95,18 +95,18 @@ proptest! {
     }
 
     #[test]
-    fn absorbed_and_expanded_rows_match_the_reference(
+    fn absorbed_queries_and_projected_values_match_the_reference(
         n in 0usize..5, heads in 1usize..4, nope in 1usize..20, half in 1usize..4,
         value in 1usize..20, latent in 1usize..70, seed in any::<u64>(),
     ) {
-        let l = LatentHeads { heads, nope, rope: 2 * half, value };
+        let l = MlaHeads { heads, nope, rope: 2 * half, value };
         let mut rng = Rng::new(seed);
         let kv_up = rng.normal(heads * (nope + value) * latent);
         let (q, ctx) = (rng.normal(n * l.widths()[0]), rng.normal(n * heads * latent));
         let mut absorbed = vec![f32::NAN; n * heads * (latent + l.rope)];
-        let mut expanded = vec![f32::NAN; n * heads * value];
+        let mut projected = vec![f32::NAN; n * heads * value];
         absorb(&l, latent, &q, &kv_up, &mut absorbed);
-        project_values(&l, latent, &ctx, &kv_up, &mut expanded);
+        project_values(&l, latent, &ctx, &kv_up, &mut projected);
 
         let (q, ctx, w) = (to_f64(&q), to_f64(&ctx), to_f64(&kv_up));
         // Weight row of channel c of a head's key or value.
@@ -123,13 +123,13 @@ proptest! {
             contexts.extend((nope..nope + value).map(product));
         }
         assert_all_close(&absorbed, &queries, 3e-6);
-        assert_all_close(&expanded, &contexts, 3e-6);
+        assert_all_close(&projected, &contexts, 3e-6);
     }
 }
 
 /// Inputs of latent attention over whole sequences, and its context from assembled rows.
 struct Sequences {
-    heads: LatentHeads,
+    heads: MlaHeads,
     batch: usize,
     seq: usize,
     softcap: Option<f32>,
@@ -145,7 +145,7 @@ struct Sequences {
 const LATENT: usize = 24;
 
 impl Sequences {
-    fn new(l: LatentHeads, batch: usize, seq: usize, softcap: Option<f32>) -> Self {
+    fn new(l: MlaHeads, batch: usize, seq: usize, softcap: Option<f32>) -> Self {
         let mut rng = Rng::new(51);
         let d = l.nope + l.rope;
         let scale = (d as f32).powf(-0.5);
@@ -224,7 +224,7 @@ impl Sequences {
 
 #[test]
 fn decoding_with_absorbed_projections_gives_the_context_of_assembled_rows() {
-    let larger = LatentHeads {
+    let larger = MlaHeads {
         heads: 4,
         nope: 16,
         rope: 8,
@@ -263,16 +263,16 @@ fn bit_identical_for_any_thread_count() {
         all.extend(&key);
         for n in [1, n] {
             let mut absorbed = vec![0.0; n * l.heads * (latent + l.rope)];
-            let mut expanded = vec![0.0; n * l.heads * l.value];
+            let mut projected = vec![0.0; n * l.heads * l.value];
             absorb(&l, latent, &q[..n * l.widths()[0]], &kv_up, &mut absorbed);
             project_values(
                 &l,
                 latent,
                 &ctx[..n * l.heads * latent],
                 &kv_up,
-                &mut expanded,
+                &mut projected,
             );
-            all.extend([absorbed, expanded].concat());
+            all.extend([absorbed, projected].concat());
         }
         all
     });
@@ -280,7 +280,7 @@ fn bit_identical_for_any_thread_count() {
 
 #[test]
 #[should_panic(expected = "latent::assemble: kv is not (2, 36)")]
-fn rows_of_another_width_are_refused() {
+fn wrong_row_width_is_rejected() {
     assemble(
         &SMALL,
         &[0.0; 54],
@@ -295,12 +295,12 @@ fn rows_of_another_width_are_refused() {
 #[should_panic(
     expected = "latent::rotate_keys: 3 rows are not a multiple of the 2 positions of the table"
 )]
-fn rows_of_an_unfinished_sequence_are_refused() {
+fn partial_sequences_are_rejected() {
     rotate_keys(&mut [0.0; 12], 4, &[0.0; 8]);
 }
 
 #[test]
 #[should_panic(expected = "latent::project_values: kv_up is not (36, 6)")]
-fn a_projection_of_another_width_is_refused() {
+fn wrong_projection_width_is_rejected() {
     project_values(&SMALL, 6, &[0.0; 18], &[0.0; 210], &mut [0.0; 21]);
 }

@@ -11,7 +11,7 @@ const MUON: Muon = Muon {
 };
 
 /// `x y^T` for rows of `inner`.
-fn product_transposed(x: &[f64], y: &[f64], inner: usize) -> Vec<f64> {
+fn matmul_transposed(x: &[f64], y: &[f64], inner: usize) -> Vec<f64> {
     let dot = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| x * y).sum();
     x.chunks(inner)
         .flat_map(|x| y.chunks(inner).map(move |y| dot(x, y)))
@@ -24,30 +24,30 @@ fn transposed(x: &[f64], columns: usize) -> Vec<f64> {
         .collect()
 }
 
-fn length(x: &[f64]) -> f64 {
+fn l2_norm(x: &[f64]) -> f64 {
     x.iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
 /// Computes the orthogonalization by definition.
-fn naive(u: &[f64], columns: usize, steps: usize) -> Vec<f64> {
+fn naive(u: &[f64], columns: usize, iterations: usize) -> Vec<f64> {
     let rows = u.len() / columns;
     if rows == 0 {
         return Vec::new();
     }
     if rows > columns {
-        return transposed(&naive(&transposed(u, columns), rows, steps), rows);
+        return transposed(&naive(&transposed(u, columns), rows, iterations), rows);
     }
-    let norm = length(u) + 1e-7;
+    let norm = l2_norm(u) + 1e-7;
     let mut x: Vec<f64> = u.iter().map(|u| u / norm).collect();
-    for _ in 0..steps {
-        let a = product_transposed(&x, &x, columns);
-        let square = product_transposed(&a, &a, rows);
+    for _ in 0..iterations {
+        let a = matmul_transposed(&x, &x, columns);
+        let square = matmul_transposed(&a, &a, rows);
         let b: Vec<f64> = a
             .iter()
             .zip(&square)
             .map(|(a, square)| -4.7750 * a + 2.0315 * square)
             .collect();
-        let change = product_transposed(&b, &transposed(&x, columns), rows);
+        let change = matmul_transposed(&b, &transposed(&x, columns), rows);
         for (x, change) in x.iter_mut().zip(change) {
             *x = 3.4445 * *x + change;
         }
@@ -69,7 +69,7 @@ fn singular_values(x: &[f32], columns: usize) -> Vec<f64> {
                 let (head, tail) = x.split_at_mut(i * rows);
                 let (x, y) = (&mut head[j * rows..][..rows], &mut tail[..rows]);
                 let dot: f64 = x.iter().zip(&*y).map(|(x, y)| x * y).sum();
-                let angle = 0.5 * (2.0 * dot).atan2(length(x).powi(2) - length(y).powi(2));
+                let angle = 0.5 * (2.0 * dot).atan2(l2_norm(x).powi(2) - l2_norm(y).powi(2));
                 let (sin, cos) = angle.sin_cos();
                 for (x, y) in x.iter_mut().zip(y) {
                     (*x, *y) = (cos * *x + sin * *y, cos * *y - sin * *x);
@@ -77,7 +77,7 @@ fn singular_values(x: &[f32], columns: usize) -> Vec<f64> {
             }
         }
     }
-    x.chunks(rows).map(length).collect()
+    x.chunks(rows).map(l2_norm).collect()
 }
 
 /// Runs one step on one stack.
@@ -102,11 +102,11 @@ fn step_one(
 }
 
 /// `O(g)` in single precision.
-fn orthogonal(g: &[f32], columns: usize, steps: usize) -> Vec<f32> {
+fn orthogonal(g: &[f32], columns: usize, iterations: usize) -> Vec<f32> {
     let rows = g.len() / columns;
     let muon = Muon {
         lr: -5.0 / (rows.max(columns) as f64).sqrt(),
-        iterations: steps,
+        iterations,
         ..MUON
     };
     let mut state = [vec![0.0; g.len()], vec![0.0; g.len()]];
@@ -120,11 +120,11 @@ proptest! {
     #[test]
     fn three_steps_match_the_reference(
         rows_per_matrix in prop::collection::vec(0usize..50, 1..4), columns in 1usize..50,
-        nesterov in any::<bool>(), steps in 0usize..6,
+        nesterov in any::<bool>(), iterations in 0usize..6,
         clip_coefficient in prop::sample::select(vec![1.0f32, 0.25]),
         weight_decay in prop::sample::select(vec![0.0, 0.1]),
     ) {
-        let muon = Muon { nesterov, iterations: steps, clip_coefficient, ..MUON };
+        let muon = Muon { nesterov, iterations, clip_coefficient, ..MUON };
         let n = rows_per_matrix.iter().sum::<usize>() * columns;
         let mut rng = Rng::new(61);
         let mut state = [rng.normal(n), vec![0.0; n]];
@@ -135,7 +135,7 @@ proptest! {
             let norms = step_one(&muon, &mut state, &g, columns, &rows_per_matrix, weight_decay);
             let moved: Vec<f32> = before.iter().zip(&state[0]).map(|(b, p)| p - b).collect();
             for (norm, want) in [(norms.update, &moved), (norms.value, &before)] {
-                prop_assert!((norm - length(&to_f64(want))).abs() <= 1e-10 * norm);
+                prop_assert!((norm - l2_norm(&to_f64(want))).abs() <= 1e-10 * norm);
             }
             let mut start = 0;
             for &rows in &rows_per_matrix {
@@ -148,7 +148,7 @@ proptest! {
                     u.push(if nesterov { g + 0.95 * *m } else { *m });
                 }
                 let size = 0.02 * 0.2 * (rows.max(columns) as f64).sqrt();
-                for (p, o) in p64[range].iter_mut().zip(naive(&u, columns, steps)) {
+                for (p, o) in p64[range].iter_mut().zip(naive(&u, columns, iterations)) {
                     *p = *p * (1.0 - 0.02 * weight_decay) - size * o;
                 }
             }
@@ -172,9 +172,9 @@ fn shapes_around_the_tile_sizes_match_the_reference() {
     for (rows, columns) in shapes {
         let g = Rng::new(62).normal(rows * columns);
         // The reference is slow.
-        let steps = if rows.min(columns) > INNER { 2 } else { 5 };
-        let want = naive(&to_f64(&g), columns, steps);
-        assert_all_close(&orthogonal(&g, columns, steps), &want, 2e-5);
+        let iterations = if rows.min(columns) > INNER { 2 } else { 5 };
+        let want = naive(&to_f64(&g), columns, iterations);
+        assert_all_close(&orthogonal(&g, columns, iterations), &want, 2e-5);
     }
 }
 
@@ -183,7 +183,7 @@ fn singular_values_are_those_of_the_scalar_iteration() {
     for (rows, columns) in [(64, 32), (32, 64), (20, 200), (130, 70), (90, 90)] {
         let g = Rng::new(63).normal(rows * columns);
         let o = orthogonal(&g, columns, 5);
-        let norm = length(&to_f64(&g)) + 1e-7;
+        let norm = l2_norm(&to_f64(&g)) + 1e-7;
         let iterated = |value: f64| {
             (0..5).fold(value / norm, |x, _| {
                 3.4445 * x - 4.7750 * x.powi(3) + 2.0315 * x.powi(5)
@@ -207,7 +207,7 @@ fn singular_values_are_those_of_the_scalar_iteration() {
 }
 
 #[test]
-fn a_stack_is_one_matrix_after_another() {
+fn stacked_matrices_are_updated_independently() {
     let (rows_per_matrix, columns) = ([7, 40, 0, 40, 129], 40);
     let n = rows_per_matrix.iter().sum::<usize>() * columns;
     let mut rng = Rng::new(64);
@@ -229,7 +229,7 @@ fn a_stack_is_one_matrix_after_another() {
 }
 
 #[test]
-fn large_matrices_keep_their_place_among_small_ones() {
+fn large_and_small_matrices_together_match_separate_steps() {
     let shapes = [(24, 16), (LARGE / 16, 16), (10, 30)];
     let mut rng = Rng::new(65);
     let gradients = shapes.map(|(rows, columns)| rng.normal(rows * columns));
@@ -277,7 +277,7 @@ fn zero_gradients_leave_only_the_decay() {
 }
 
 #[test]
-fn size_of_the_gradient_does_not_matter() {
+fn update_is_invariant_to_the_gradient_scale() {
     let g = Rng::new(67).normal(30 * 20);
     let want = to_f64(&orthogonal(&g, 20, 5));
     for size in [1e-3, 1e3, 1e30] {
@@ -342,7 +342,7 @@ fn bit_identical_for_any_thread_count() {
 
 #[test]
 #[should_panic(expected = "muon::step: p is not (5, 3)")]
-fn blocks_that_do_not_add_up_are_refused() {
+fn mismatched_rows_per_matrix_are_rejected() {
     let mut state = [vec![0.0; 12], vec![0.0; 12]];
     step_one(&MUON, &mut state, &[0.0; 12], 3, &[2, 3], 0.0);
 }

@@ -1,6 +1,6 @@
 //! Norm and rotation of one head at a time, fused in explicit vector code.
 //!
-//! Supports the common configurations only, see [`FusedHead::fits`]; other configurations run the steps one by one.
+//! Supports the common configurations only, see [`FusedHead::supports`]; other configurations run the steps one by one.
 
 use super::segment::Segment;
 use super::{QkOrder, QkvTransform};
@@ -18,7 +18,7 @@ pub(super) struct FusedHead<'a> {
 struct HeadNorm<'a> {
     gain: &'a [Chunk],
     bias: &'a [Chunk],
-    /// See [`NormConfig::scales_by_squares`](crate::norm::NormConfig::scales_by_squares).
+    /// See [`NormConfig::uncentered_divisor_of_squares`](crate::norm::NormConfig::uncentered_divisor_of_squares).
     divisor: f32,
     eps: f32,
 }
@@ -27,9 +27,9 @@ impl<'a> FusedHead<'a> {
     /// True if the heads of a segment are supported: whole chunks in each half, no clamp, and either no norm, or one
     /// that scales each head by its sum of squares before the rotation.
     #[inline(always)]
-    pub(super) fn fits(p: &QkvTransform, s: &Segment) -> bool {
+    pub(super) fn supports(p: &QkvTransform, s: &Segment) -> bool {
         let is_norm_supported = s.norm.as_ref().is_none_or(|(n, _)| {
-            n.scales_by_squares().is_some()
+            n.uncentered_divisor_of_squares().is_some()
                 && n.width == p.head_dim
                 && !(s.rotates && p.order == QkOrder::AfterRope)
         });
@@ -39,7 +39,7 @@ impl<'a> FusedHead<'a> {
     /// Returns head `head` of a segment, if supported.
     #[inline(always)]
     pub(super) fn new(p: &QkvTransform, s: &'a Segment, head: usize) -> Option<Self> {
-        if !Self::fits(p, s) {
+        if !Self::supports(p, s) {
             return None;
         }
         let norm = s.norm.as_ref().map(|(n, params)| {
@@ -47,7 +47,7 @@ impl<'a> FusedHead<'a> {
             HeadNorm {
                 gain: gain.as_chunks().0,
                 bias: bias.as_chunks().0,
-                divisor: n.scales_by_squares().unwrap_or(1.0),
+                divisor: n.uncentered_divisor_of_squares().unwrap_or(1.0),
                 eps: n.eps,
             }
         });

@@ -1,7 +1,7 @@
 //! Queries, keys or values of a packed row.
 
 use super::fused::FusedHead;
-use super::steps::{backward_steps, forward_steps};
+use super::steps::{backward_unfused, forward_unfused};
 use super::{QkvTransform, Scratch};
 use crate::norm::{NormConfig, Params};
 use pulp::Simd;
@@ -37,8 +37,8 @@ pub(super) fn forward_segment<S: Simd, const V: usize>(
     y: &mut [f32],
     scratch: &mut Scratch,
 ) {
-    if !FusedHead::fits(p, s) {
-        return forward_steps(p, s, 0, x, cos_sin, y, scratch);
+    if !FusedHead::supports(p, s) {
+        return forward_unfused(p, s, 0, x, cos_sin, y, scratch);
     }
     let d = p.head_dim;
     let heads = x.chunks_exact(d).zip(y.chunks_exact_mut(d));
@@ -65,15 +65,15 @@ pub(super) fn backward_segment<S: Simd, const V: usize>(
     grads: &mut [f32],
     scratch: &mut Scratch,
 ) {
-    if !FusedHead::fits(p, s) {
-        return backward_steps(p, s, 0, x, cos_sin, dy, dx, grads, scratch);
+    if !FusedHead::supports(p, s) {
+        return backward_unfused(p, s, 0, x, cos_sin, dy, dx, grads, scratch);
     }
     let d = p.head_dim;
     let heads = x.chunks_exact(d).zip(dy.chunks_exact(d));
     for (h, ((x, dy), dx)) in heads.zip(dx.chunks_exact_mut(d)).enumerate() {
         let fused = FusedHead::new(p, s, h).expect("heads of this segment fit");
         let mut grads = s.gradients_of(grads, h);
-        let scratch_row = &mut scratch.steps[0];
+        let scratch_row = &mut scratch.buffers[0];
         fused.backward::<S, V>(simd, x, cos_sin, dy, dx, &mut grads, scratch_row);
     }
 }

@@ -7,7 +7,7 @@ use crate::norm::{self, NormConfig, Params};
 
 /// Transforms heads of a segment from head `first` on step by step; all of them if a norm spans several.
 #[inline(always)]
-pub(super) fn forward_steps(
+pub(super) fn forward_unfused(
     p: &QkvTransform,
     s: &Segment,
     first: usize,
@@ -25,7 +25,7 @@ pub(super) fn forward_steps(
         }
         return;
     };
-    let scratch_row = &mut scratch.steps[0][..x.len()];
+    let scratch_row = &mut scratch.buffers[0][..x.len()];
     match (s.rotates, p.order) {
         (false, _) => normalize(n, params, first, x, y),
         (true, QkOrder::BeforeRope) => {
@@ -40,13 +40,13 @@ pub(super) fn forward_steps(
     }
 }
 
-/// Computes the gradient of [`forward_steps`]; adds to that of the norm parameters.
+/// Computes the gradient of [`forward_unfused`]; adds to that of the norm parameters.
 #[inline(always)]
 #[expect(
     clippy::too_many_arguments,
     reason = "head indices, values, gradients and scratch"
 )]
-pub(super) fn backward_steps(
+pub(super) fn backward_unfused(
     p: &QkvTransform,
     s: &Segment,
     first: usize,
@@ -66,7 +66,7 @@ pub(super) fn backward_steps(
         return mask(p.clip, x, dx);
     };
     let clamped = clamp(p.clip, x, &mut scratch.clamped);
-    let [rotated, scaled, scratch_row] = scratch.steps.each_mut().map(|s| &mut s[..x.len()]);
+    let [rotated, scaled, scratch_row] = scratch.buffers.each_mut().map(|s| &mut s[..x.len()]);
     match (s.rotates, p.order) {
         (false, _) => normalize_backward(n, params, first, clamped, dy, dx, grads),
         (true, QkOrder::BeforeRope) => {

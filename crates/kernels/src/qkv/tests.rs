@@ -10,7 +10,7 @@ use proptest::prelude::*;
 /// Reference that applies the steps one after another, as listed in the module documentation.
 fn naive(p: &QkvTransform, qkv: &[f64], rope: &[f32], params: [&[f64]; 3]) -> Vec<f64> {
     let (d, half) = (p.head_dim, p.head_dim / 2);
-    let cos_sin = |x: &[f64], row: &[f32]| -> Vec<f64> {
+    let rotate = |x: &[f64], row: &[f32]| -> Vec<f64> {
         let mut y = x.to_vec();
         for head in y.chunks_mut(d) {
             for i in 0..half {
@@ -35,8 +35,8 @@ fn naive(p: &QkvTransform, qkv: &[f64], rope: &[f32], params: [&[f64]; 3]) -> Ve
         let (k, v) = kv.split_at(p.kv_heads * d);
         for (n, x, params) in [(p.q, q, params[0]), (p.k, k, params[1])] {
             let y = match p.order {
-                QkOrder::BeforeRope => cos_sin(&norm(n, x.to_vec(), params), row),
-                QkOrder::AfterRope => norm(n, cos_sin(x, row), params),
+                QkOrder::BeforeRope => rotate(&norm(n, x.to_vec(), params), row),
+                QkOrder::AfterRope => norm(n, rotate(x, row), params),
             };
             out.extend(y.iter().map(|v| v * f64::from(p.qk_scale)));
         }
@@ -262,7 +262,7 @@ fn bit_identical_for_any_thread_count() {
 
 #[test]
 #[should_panic(expected = "norm of k has width 12")]
-fn a_norm_that_fits_no_head_is_refused() {
+fn norm_of_wrong_width_is_rejected() {
     let mut p = hybridnorm(2, 2, 8);
     p.k = p.k.map(|n| NormConfig {
         width: 12,

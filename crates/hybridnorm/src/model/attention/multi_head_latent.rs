@@ -9,7 +9,7 @@ use crate::model::MlaConfig;
 use crate::ops;
 use crate::placement::{self, ResolvedScale};
 use hybridnorm_kernels::attention::{AttentionConfig, LatentAttentionConfig};
-use hybridnorm_kernels::latent::LatentHeads;
+use hybridnorm_kernels::latent::MlaHeads;
 
 /// Causal attention whose keys and values are all projected from one latent per position:
 ///
@@ -37,7 +37,7 @@ pub struct MultiHeadLatentAttention {
     /// Up-projection of the key/value latent, rows `[k_c | v]` head by head.
     pub(in super::super) kv_up: Param,
     output_projection: OutputProjection,
-    heads: LatentHeads,
+    heads: MlaHeads,
     /// Rows of `latents` by output.
     widths: [usize; 3],
     scale: f32,
@@ -84,7 +84,7 @@ impl MultiHeadLatentAttention {
             q_up,
             kv_up,
             output_projection: OutputProjection::new(builder, h, mla.v_dim),
-            heads: LatentHeads {
+            heads: MlaHeads {
                 heads: h,
                 nope: mla.nope_dim,
                 rope: mla.rope_dim,
@@ -153,7 +153,7 @@ impl MultiHeadLatentAttention {
                 u_btd.shape()
             )
         };
-        let LatentHeads {
+        let MlaHeads {
             heads,
             nope,
             rope,

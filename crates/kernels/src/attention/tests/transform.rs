@@ -21,7 +21,7 @@ fn transform(
             groups,
         })
     };
-    let spec = QkvTransform {
+    let config = QkvTransform {
         heads: a.heads,
         kv_heads: a.kv_heads,
         head_dim: a.head_dim,
@@ -34,8 +34,9 @@ fn transform(
         clip: None,
     };
     let mut rng = Rng::new(seed);
-    let params = [spec.q, spec.k, spec.v].map(|n| rng.normal(n.map_or(0, |n| n.params_len())));
-    (spec, params)
+    let params =
+        [config.q, config.k, config.v].map(|n| rng.normal(n.map_or(0, |n| n.params_len())));
+    (config, params)
 }
 
 #[test]
@@ -62,9 +63,9 @@ fn fused_transform_matches_separate_transform() {
             };
             let (qkv, dctx) = random(&a, 96);
             let rope = rope_table(100.0, a.head_dim, 0, seq);
-            let (mut spec, params) = transform(&a, normed, order, 97);
-            spec.clip = clip;
-            let p = BoundQkvTransform::new(&spec, &rope, params.each_ref().map(|x| &x[..]));
+            let (mut config, params) = transform(&a, normed, order, 97);
+            config.clip = clip;
+            let p = BoundQkvTransform::new(&config, &rope, params.each_ref().map(|x| &x[..]));
 
             let mut rows = vec![f32::NAN; qkv.len()];
             qkv::forward(&p, &qkv, &mut rows);
@@ -92,11 +93,11 @@ fn fused_transform_matches_separate_transform() {
 #[should_panic(expected = "a norm spans several heads")]
 fn norm_over_all_heads_cannot_be_fused() {
     let a = SMALL;
-    let (mut spec, _) = transform(&a, true, QkOrder::BeforeRope, 98);
-    spec.q = spec.q.map(|n| NormConfig { width: 8, ..n });
+    let (mut config, _) = transform(&a, true, QkOrder::BeforeRope, 98);
+    config.q = config.q.map(|n| NormConfig { width: 8, ..n });
     let (wide, narrow) = ([1.0; 16], [1.0; 8]);
     let rope = rope_table(100.0, 4, 0, a.seq);
-    let p = BoundQkvTransform::new(&spec, &rope, [&wide, &narrow, &narrow]);
+    let p = BoundQkvTransform::new(&config, &rope, [&wide, &narrow, &narrow]);
     forward_transformed(&a, &p, &[0.0; 128], &mut [0.0; 64], &mut [0.0; 16]);
 }
 
@@ -107,8 +108,8 @@ fn values_of_another_width_cannot_be_fused() {
         value_dim: 3,
         ..SMALL
     };
-    let (spec, _) = transform(&a, false, QkOrder::BeforeRope, 98);
+    let (config, _) = transform(&a, false, QkOrder::BeforeRope, 98);
     let rope = rope_table(100.0, 4, 0, a.seq);
-    let p = BoundQkvTransform::new(&spec, &rope, [&[]; 3]);
+    let p = BoundQkvTransform::new(&config, &rope, [&[]; 3]);
     forward_transformed(&a, &p, &[0.0; 120], &mut [0.0; 48], &mut [0.0; 16]);
 }
