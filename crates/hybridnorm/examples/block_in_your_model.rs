@@ -56,8 +56,8 @@ fn train() -> Result<()> {
     let g = Builder::new();
     let x = g.input("x", Type::f32([B, T, D]));
     let y = g.input("y", Type::i32([B]));
-    let entering = Residual { x, y: None };
-    let output = block.forward(entering, &PositionContext::from_start(&g, &config, T));
+    let input = Residual { x, y: None };
+    let output = block.forward(input, &PositionContext::from_start(&g, &config, T));
     let last = ops::last_position(output.residual.x);
     let logits = ops::linear(last, projection.value(&g));
     let [loss, _] = ops::cross_entropy(logits, y, 0.0, B as f64);
@@ -94,18 +94,18 @@ fn add_update(registry: &Registry, buffers: [Buffer; 3], loss: Value) {
     let gradients: Option<Vec<_>> = passes::gradients(loss, &values).into_iter().collect();
     let gradients = gradients.expect("the loss depends on every parameter");
     let squares = ops::squared_norms(g, &gradients);
-    let slots = params.iter().zip(gradients).map(|(param, gradient)| {
+    let parameters = params.iter().zip(gradients).map(|(param, gradient)| {
         let [p, m, v] = buffers.map(|buffer| param.value_in(buffer, g));
         [gradient, p, m, v]
     });
-    let rule = AdamW {
+    let op = AdamW {
         beta1: 0.9,
         beta2: 0.95,
         eps: 1e-8,
         max_grad_norm: 1.0,
         weight_decay: vec![0.0; params.len()],
     };
-    ops::adamw(rule, loss, squares, &slots.collect::<Vec<_>>());
+    ops::adamw(op, loss, squares, &parameters.collect::<Vec<_>>());
 }
 
 /// Draws sequences, and their classes.

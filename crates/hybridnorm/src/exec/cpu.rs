@@ -11,7 +11,7 @@ use super::{Executor, Tensor, TensorRef};
 use crate::error::{Error, Result};
 use crate::graph::{Buffer, DType, ValueId};
 use crate::memory;
-use crate::ops::{Arguments, Io, Operation, Read, Write};
+use crate::ops::{Arguments, InputOperand, Operands, Operation, OutputOperand};
 use crate::plan::{Operand, Program, Region, Step, Storage};
 
 /// Executor on the current thread pool, in single precision.
@@ -155,27 +155,27 @@ fn run_step(
             region => parts[region].take_mut(),
         };
         writes.push(match operand.dtype {
-            DType::F32 => Write::Float(elements_mut(bytes)),
-            DType::F64 => Write::Double(elements_mut(bytes)),
-            DType::I32 => Write::Int(elements_mut(bytes)),
+            DType::F32 => OutputOperand::Float(elements_mut(bytes)),
+            DType::F64 => OutputOperand::Double(elements_mut(bytes)),
+            DType::I32 => OutputOperand::Int(elements_mut(bytes)),
         });
     }
     let read = |operand: &Option<Operand>| {
         let Some(operand) = operand else {
-            return Read::InPlace;
+            return InputOperand::InPlace;
         };
         let bytes = match operand.region {
             Step::EMPTY => &[],
             region => parts[region].shared(),
         };
         match operand.dtype {
-            DType::F32 => Read::Float(elements(bytes)),
-            DType::F64 => Read::Double(elements(bytes)),
-            DType::I32 => Read::Int(elements(bytes)),
+            DType::F32 => InputOperand::Float(elements(bytes)),
+            DType::F64 => InputOperand::Double(elements(bytes)),
+            DType::I32 => InputOperand::Int(elements(bytes)),
         }
     };
     let reads = step.reads.iter().map(read).collect();
-    op.cpu(&mut Io::new(reads, writes, arguments));
+    op.cpu(&mut Operands::new(reads, writes, arguments));
 }
 
 /// Memory of a region of an op.

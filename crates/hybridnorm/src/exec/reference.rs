@@ -9,7 +9,7 @@ use super::profile::Profile;
 use super::{Executor, Tensor, TensorRef};
 use crate::error::Result;
 use crate::graph::{Buffer, DType, Node, Source, ValueId};
-use crate::ops::{Arguments, Io, Read, Write};
+use crate::ops::{Arguments, InputOperand, Operands, OutputOperand};
 use crate::plan::Program;
 
 /// Executor in double precision, without a memory plan.
@@ -69,19 +69,19 @@ impl Value {
         }
     }
 
-    fn read(&self, dtype: DType) -> Read<'_, f64> {
+    fn read(&self, dtype: DType) -> InputOperand<'_, f64> {
         match (self, dtype) {
-            (Self::Float(x), DType::F64) => Read::Double(x),
-            (Self::Float(x), _) => Read::Float(x),
-            (Self::Int(x), _) => Read::Int(x),
+            (Self::Float(x), DType::F64) => InputOperand::Double(x),
+            (Self::Float(x), _) => InputOperand::Float(x),
+            (Self::Int(x), _) => InputOperand::Int(x),
         }
     }
 
-    fn write(&mut self, dtype: DType) -> Write<'_, f64> {
+    fn write(&mut self, dtype: DType) -> OutputOperand<'_, f64> {
         match (self, dtype) {
-            (Self::Float(x), DType::F64) => Write::Double(x),
-            (Self::Float(x), _) => Write::Float(x),
-            (Self::Int(x), _) => Write::Int(x),
+            (Self::Float(x), DType::F64) => OutputOperand::Double(x),
+            (Self::Float(x), _) => OutputOperand::Float(x),
+            (Self::Int(x), _) => OutputOperand::Int(x),
         }
     }
 }
@@ -138,14 +138,14 @@ impl Reference {
             |i: usize| updates.contains(&i) || rule.in_place().iter().any(|&(input, _)| input == i);
         let reads = inputs.iter_mut().zip(&types).enumerate();
         let reads = reads.map(|(i, (x, dtype))| match is_written(i) {
-            true => Read::InPlace,
+            true => InputOperand::InPlace,
             false => x.read(*dtype),
         });
         let written = outputs.iter_mut().zip(&node.outputs);
         let written = written.map(|(y, &id)| y.write(graph.ty(id).dtype));
         let states = updated.iter_mut().zip(&types[updates.clone()]);
         let states = states.map(|(y, dtype)| y.write(*dtype));
-        let mut io = Io::new(reads.collect(), written.chain(states).collect(), arguments);
+        let mut io = Operands::new(reads.collect(), written.chain(states).collect(), arguments);
         self.profile.run(rule.name(), || rule.reference(&mut io));
         for (&id, value) in node.outputs.iter().zip(outputs) {
             self.values[id.0] = Some(value);

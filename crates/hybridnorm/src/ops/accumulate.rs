@@ -2,7 +2,7 @@
 
 use hybridnorm_kernels::elementwise;
 
-use super::{Io, Operation};
+use super::{Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Addition of a value to state that is updated, or overwriting of that state.
@@ -38,7 +38,7 @@ impl Operation for Accumulate {
         1..2
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (x, sum) = (io.read(0), io.write());
         if self.overwrites {
             sum.fill(0.0);
@@ -46,7 +46,7 @@ impl Operation for Accumulate {
         sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += x);
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (x, sum) = (io.read(0), io.write());
         match self.overwrites {
             true => sum.copy_from_slice(x),

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use hybridnorm_kernels::activation::{self, Activation as Function};
 
-use super::{BackwardContext, Io, Operation};
+use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// An activation function; gated ones read rows of `[gate | up]` and halve their width.
@@ -25,9 +25,9 @@ pub struct ActivationGrad(pub(crate) Activation);
 /// If a gated function is given rows of an odd width.
 pub fn activation(x: Value<'_>, function: Function) -> Value<'_> {
     let per_output = function.inputs(1);
-    let wide = x.shape().width();
-    assert!(wide.is_multiple_of(per_output), "activation: expected rows [gate | up], but the row width {wide} is odd");
-    let width = wide / per_output;
+    let input_width = x.shape().width();
+    assert!(input_width.is_multiple_of(per_output), "activation: expected rows [gate | up], but the row width {input_width} is odd");
+    let width = input_width / per_output;
     let [y] = x.builder().op(Activation { function, width }, &[x]);
     y
 }
@@ -51,12 +51,12 @@ impl Operation for Activation {
         0..1
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (x, y) = (io.read(0), io.write());
         forward(self.function, self.width, x, y);
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         activation::forward(self.function, io.read(0), io.write(), self.width);
     }
 }
@@ -74,20 +74,20 @@ impl Operation for ActivationGrad {
         &[(1, 1)]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (x, dx, hidden) = (io.read(0), io.write(), io.write());
         backward(self.0.function, self.0.width, x, hidden, dx);
         forward(self.0.function, self.0.width, x, hidden);
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (x, dx, hidden) = (io.read(0), io.write(), io.write());
         activation::backward(self.0.function, x, hidden, dx, self.0.width);
     }
 }
 
 /// Returns value and derivative of the function of the gate, or of the whole activation if it is not gated.
-fn at(function: Function, x: f64) -> (f64, f64) {
+fn value_and_derivative(function: Function, x: f64) -> (f64, f64) {
     match function {
         // x · sigmoid(x)
         Function::Swiglu => {
@@ -98,8 +98,8 @@ fn at(function: Function, x: f64) -> (f64, f64) {
         Function::Geglu | Function::Gelu => {
             let root = (2.0 / std::f64::consts::PI).sqrt();
             let t = (root * (x + 0.044715 * x.powi(3))).tanh();
-            let slope = root * (1.0 + 3.0 * 0.044715 * x * x);
-            (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * slope)
+            let du_dx = root * (1.0 + 3.0 * 0.044715 * x * x);
+            (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * du_dx)
         }
         Function::Relu2 => (x.max(0.0).powi(2), 2.0 * x.max(0.0)),
     }
@@ -107,25 +107,25 @@ fn at(function: Function, x: f64) -> (f64, f64) {
 
 /// Computes [`Activation`] in double precision.
 pub(super) fn forward(function: Function, f: usize, x: &[f64], y: &mut [f64]) {
-    let wide = function.inputs(f);
-    for (x, y) in x.chunks(wide).zip(y.chunks_mut(f)) {
+    let input_width = function.inputs(f);
+    for (x, y) in x.chunks(input_width).zip(y.chunks_mut(f)) {
         for (i, y) in y.iter_mut().enumerate() {
-            let up = if wide > f { x[f + i] } else { 1.0 };
-            *y = at(function, x[i]).0 * up;
+            let up = if input_width > f { x[f + i] } else { 1.0 };
+            *y = value_and_derivative(function, x[i]).0 * up;
         }
     }
 }
 
 /// Computes the gradient of [`forward`]'s input.
 pub(super) fn backward(function: Function, f: usize, x: &[f64], dy: &[f64], dx: &mut [f64]) {
-    let wide = function.inputs(f);
-    let rows = x.chunks(wide).zip(dy.chunks(f)).zip(dx.chunks_mut(wide));
+    let input_width = function.inputs(f);
+    let rows = x.chunks(input_width).zip(dy.chunks(f)).zip(dx.chunks_mut(input_width));
     for ((x, dy), dx) in rows {
         for (i, dy) in dy.iter().enumerate() {
-            let (value, derivative) = at(function, x[i]);
-            let up = if wide > f { x[f + i] } else { 1.0 };
+            let (value, derivative) = value_and_derivative(function, x[i]);
+            let up = if input_width > f { x[f + i] } else { 1.0 };
             dx[i] = dy * derivative * up;
-            if wide > f {
+            if input_width > f {
                 dx[f + i] = dy * value;
             }
         }
@@ -142,8 +142,8 @@ mod tests {
     fn every_function_alone_and_before_a_projection() {
         let functions = [Function::Swiglu, Function::Geglu, Function::Gelu, Function::Relu2];
         for function in functions {
-            let wide = function.inputs(7);
-            let x = || mapped_floats(1, [2, 5, wide], |x| 3.0 * x);
+            let input_width = function.inputs(7);
+            let x = || mapped_floats(1, [2, 5, input_width], |x| 3.0 * x);
             check(&[x()], |_, x| activation(x[0], function));
             check(&[x(), floats(2, [4, 7])], |_, x| linear(activation(x[0], function), x[1]));
         }

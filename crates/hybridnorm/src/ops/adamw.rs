@@ -6,7 +6,7 @@ use std::ops::Range;
 use hybridnorm_kernels::adamw::{self, ParameterState};
 
 use super::gradient_norm::{check_parameters, finite_norm, record_update, states_by_parameter};
-use super::{Arguments, Io, Operation};
+use super::{Arguments, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// An AdamW step on any number of parameters, in place. Learning rate and step number are run-time
@@ -76,7 +76,7 @@ impl Operation for AdamW {
         inputs - 3 * self.parameters()..inputs
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let norms = io.write_doubles();
         norms.fill(0.0);
         let Some(norm) = finite_norm(io.read(0), io.doubles(1)) else {
@@ -104,7 +104,7 @@ impl Operation for AdamW {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let norms = io.write_doubles();
         norms.fill(0.0);
         let Some(norm) = finite_norm(io.read(0), io.doubles(1)) else {
@@ -112,7 +112,7 @@ impl Operation for AdamW {
         };
         let Arguments { lr, step, .. } = io.arguments();
         let [bias_correction1, bias_correction2] = self.corrections(step).map(|x| x as f32);
-        let rule = adamw::AdamW {
+        let hyperparameters = adamw::AdamW {
             lr,
             beta1: self.beta1,
             beta2: self.beta2,
@@ -132,7 +132,7 @@ impl Operation for AdamW {
                 weight_decay,
             })
             .collect();
-        let found = adamw::step(&rule, &mut parameters);
+        let found = adamw::step(&hyperparameters, &mut parameters);
         for (norms, found) in norms.chunks_exact_mut(2).zip(found) {
             norms.copy_from_slice(&[found.update, found.value]);
         }
@@ -152,7 +152,7 @@ mod tests {
 
     type Run = (Arguments, Vec<TestInput>);
 
-    fn rule(clip: f64) -> AdamW {
+    fn hyperparameters(clip: f64) -> AdamW {
         AdamW {
             beta1: 0.9,
             beta2: 0.95,
@@ -213,7 +213,7 @@ mod tests {
                 [*gradient, state(), state(), state()]
             });
             let parameters: Vec<[Value; 4]> = parameters.collect();
-            vec![adamw(rule(clip), x[0], squared_norms(g, &x[1..]), &parameters)]
+            vec![adamw(hyperparameters(clip), x[0], squared_norms(g, &x[1..]), &parameters)]
         }).cpu);
         after.collect()
     }
@@ -265,12 +265,12 @@ mod tests {
             let want = before * (1.0 - 1e-2 * 0.1) - 1e-2 * g.signum();
             assert!((p - want).abs() < 1e-6, "{p}, want {want}");
         }
-        let length = before.iter().map(|x| x * x).sum::<f64>().sqrt();
-        assert!((after.outputs[0][1] - length).abs() < 1e-6);
+        let norm = before.iter().map(|x| x * x).sum::<f64>().sqrt();
+        assert!((after.outputs[0][1] - norm).abs() < 1e-6);
     }
 
     #[test]
-    fn gradients_of_the_program_itself() {
+    fn gradients_are_computed_in_the_same_program() {
         let state = [numbers(1, 3 * 5), vec![0.0; 15], vec![0.0; 15]];
         let mut executors = Executors::new(&state);
         let after = [1, 2, 3].map(|step| {
@@ -284,7 +284,7 @@ mod tests {
             };
             let op = AdamW {
                 weight_decay: vec![0.1],
-                ..rule(1.0)
+                ..hyperparameters(1.0)
             };
             vec![y, adamw(op, y, squared_norms(g, &[dw]), &[[dw, w, m, v]])]
             }).cpu
@@ -294,21 +294,21 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "adamw: state of parameter 1")]
-    fn states_of_another_shape_are_refused() {
+    fn states_of_wrong_shape_are_rejected() {
         let g = Builder::new();
         let x = [[2, 3], [3, 2], [2, 3], [2, 3]].map(|shape| g.input("x", Type::f32(shape)));
         let op = AdamW {
             weight_decay: vec![0.0; 2],
-            ..rule(0.0)
+            ..hyperparameters(0.0)
         };
         adamw(op, x[0], squared_norms(&g, &x), &[[x[0]; 4], x]);
     }
 
     #[test]
     #[should_panic(expected = "adamw: values of 4 parameters")]
-    fn every_slot_has_a_weight_decay() {
+    fn missing_weight_decays_are_rejected() {
         let g = Builder::new();
         let x = g.input("x", Type::f32([2, 3]));
-        adamw(rule(0.0), x, squared_norms(&g, &[x]), &[[x; 4]]);
+        adamw(hyperparameters(0.0), x, squared_norms(&g, &[x]), &[[x; 4]]);
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use hybridnorm_kernels::elementwise;
 
-use super::{BackwardContext, Io, Operation};
+use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Sum of two values of equal shape.
@@ -45,14 +45,14 @@ impl Operation for Add {
         0..2
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (x, sum) = (io.read(0), io.write());
         for (sum, x) in sum.iter_mut().zip(x) {
             *sum += x;
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         elementwise::add_to(io.read(0), io.write());
     }
 }
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sums_have_the_gradient_twice() {
+    fn both_terms_receive_the_gradient() {
         check(&[floats(1, [5, 3]), floats(2, [5, 3])], |_, x| add(x[0], x[1]));
         check(&[floats(1, [2, 5, 3])], |_, x| x[0] + (x[0] + x[0]) * 0.5);
     }

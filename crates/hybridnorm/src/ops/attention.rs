@@ -3,7 +3,7 @@
 use hybridnorm_kernels::attention::{self, AttentionConfig};
 
 use super::reference_math::softmax;
-use super::{BackwardContext, Io, Operation, QkvTransform};
+use super::{BackwardContext, Operands, Operation, QkvTransform};
 use crate::graph::{Type, Value};
 
 /// Causal self-attention from packed q, k, v to the context, with the log-sum-exp of every query's logits,
@@ -29,24 +29,24 @@ pub struct QkvAttentionGrad(pub(crate) QkvAttention);
 /// Computes causal self-attention from packed q, k, v (b, t, (h + g)·k + g·value) to the context (b, t, h·value).
 ///
 /// # Panics
-/// If the shapes are not those of the spec.
-pub fn attention(qkv_btc: Value<'_>, spec: AttentionConfig) -> Value<'_> {
-    let [context, _] = qkv_btc.builder().op(Attention(spec), &[qkv_btc]);
+/// If the shapes are not those of the config.
+pub fn attention(qkv_btc: Value<'_>, config: AttentionConfig) -> Value<'_> {
+    let [context, _] = qkv_btc.builder().op(Attention(config), &[qkv_btc]);
     context
 }
 
 /// Returns the types of context and log-sum-exp.
-fn outputs_of(spec: &AttentionConfig) -> Vec<Type> {
+fn output_types(config: &AttentionConfig) -> Vec<Type> {
     vec![
-        Type::f32([spec.batch, spec.seq, spec.heads * spec.value_dim]),
-        Type::f32([spec.batch, spec.heads, spec.seq]),
+        Type::f32([config.batch, config.seq, config.heads * config.value_dim]),
+        Type::f32([config.batch, config.heads, config.seq]),
     ]
 }
 
 /// Returns the FLOPs of the forward pass's two matmuls, over the causal half of the logits.
-fn matmul_flops(spec: &AttentionConfig) -> u64 {
-    let pairs = spec.batch * spec.heads * spec.seq * (spec.seq + 1) / 2;
-    2 * (pairs * (spec.head_dim + spec.value_dim)) as u64
+fn matmul_flops(config: &AttentionConfig) -> u64 {
+    let pairs = config.batch * config.heads * config.seq * (config.seq + 1) / 2;
+    2 * (pairs * (config.head_dim + config.value_dim)) as u64
 }
 
 impl Operation for Attention {
@@ -58,7 +58,7 @@ impl Operation for Attention {
         let AttentionConfig { batch, seq, heads, kv_heads, head_dim, value_dim, .. } = self.0;
         let width = (heads + kv_heads) * head_dim + kv_heads * value_dim;
         assert_eq!(inputs[0], Type::f32([batch, seq, width]), "attention: packed q, k, v");
-        outputs_of(&self.0)
+        output_types(&self.0)
     }
 
     fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
@@ -75,11 +75,11 @@ impl Operation for Attention {
         self.0.forward_workspace(threads)
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         forward(&self.0, io.read(0), io.write(), io.write());
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         attention::forward(&self.0, io.read(0), io.write(), io.write());
     }
 }
@@ -103,11 +103,11 @@ impl Operation for AttentionGrad {
         self.0.backward_workspace(threads)
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         backward(&self.0, io.read(0), io.read(3), io.write());
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (qkv, ctx, lse, dctx) = (io.read(0), io.read(1), io.read(2), io.read(3));
         attention::backward(&self.0, qkv, ctx, lse, dctx, io.write());
     }
@@ -116,7 +116,7 @@ impl Operation for AttentionGrad {
 impl QkvAttention {
     /// True if the kernel normalizes heads one by one, without the whole packed row.
     fn is_per_head(&self) -> bool {
-        self.transform.spec.is_per_head()
+        self.transform.config.is_per_head()
     }
 
     /// Returns the number of elements of the packed q, k, v that must be materialized.
@@ -133,7 +133,7 @@ impl Operation for QkvAttention {
     /// Reads the inputs of [`QkvTransform`].
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         self.transform.check(inputs);
-        outputs_of(&self.attention)
+        output_types(&self.attention)
     }
 
     fn flops(&self, _inputs: &[Type]) -> u64 {
@@ -148,13 +148,13 @@ impl Operation for QkvAttention {
         self.attention.forward_workspace(threads)
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let mut rows = vec![0.0; io.read(0).len()];
         self.transform.reference_forward(io, &mut rows);
         forward(&self.attention, &rows, io.write(), io.write());
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (ctx, lse) = (io.write(), io.write());
         let (transform, qkv) = (self.transform.bind(io), io.read(0));
         if self.is_per_head() {
@@ -188,7 +188,7 @@ impl Operation for QkvAttentionGrad {
         self.0.attention.backward_workspace(threads)
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (dx, dparams) = (io.write(), [io.write(), io.write(), io.write()]);
         let mut rows = vec![0.0; dx.len()];
         self.0.transform.reference_forward(io, &mut rows);
@@ -197,67 +197,67 @@ impl Operation for QkvAttentionGrad {
         self.0.transform.reference_backward(io, &drows, dx, dparams);
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (dx, dparams) = (io.write(), [io.write(), io.write(), io.write()]);
-        let (transform, spec, qkv) = (self.0.transform.bind(io), &self.0.attention, io.read(0));
+        let (transform, config, qkv) = (self.0.transform.bind(io), &self.0.attention, io.read(0));
         let (ctx, lse, dctx) = (io.read(5), io.read(6), io.read(7));
         if self.0.is_per_head() {
-            return attention::backward_transformed(spec, &transform, qkv, ctx, lse, dctx, dx, dparams);
+            return attention::backward_transformed(config, &transform, qkv, ctx, lse, dctx, dx, dparams);
         }
         let (rows, drows) = io.write().split_at_mut(qkv.len());
         hybridnorm_kernels::qkv::forward(&transform, qkv, rows);
-        attention::backward(spec, rows, ctx, lse, dctx, drows);
+        attention::backward(config, rows, ctx, lse, dctx, drows);
         hybridnorm_kernels::qkv::backward(&transform, qkv, drows, dx, dparams);
     }
 }
 
 /// Offsets of queries, keys and values by head in row (b, t).
 struct HeadOffsets<'a> {
-    spec: &'a AttentionConfig,
+    config: &'a AttentionConfig,
     width: usize,
 }
 
 impl<'a> HeadOffsets<'a> {
-    fn new(spec: &'a AttentionConfig) -> Self {
-        let width = (spec.heads + spec.kv_heads) * spec.head_dim + spec.kv_heads * spec.value_dim;
-        Self { spec, width }
+    fn new(config: &'a AttentionConfig) -> Self {
+        let width = (config.heads + config.kv_heads) * config.head_dim + config.kv_heads * config.value_dim;
+        Self { config, width }
     }
 
     fn query(&self, b: usize, t: usize, h: usize) -> usize {
-        (b * self.spec.seq + t) * self.width + h * self.spec.head_dim
+        (b * self.config.seq + t) * self.width + h * self.config.head_dim
     }
 
     fn key(&self, b: usize, t: usize, h: usize) -> usize {
-        let group = h / (self.spec.heads / self.spec.kv_heads);
-        self.query(b, t, self.spec.heads + group)
+        let group = h / (self.config.heads / self.config.kv_heads);
+        self.query(b, t, self.config.heads + group)
     }
 
     fn value(&self, b: usize, t: usize, h: usize) -> usize {
-        let group = h / (self.spec.heads / self.spec.kv_heads);
-        let all_keys = self.query(b, t, self.spec.heads + self.spec.kv_heads);
-        all_keys + group * self.spec.value_dim
+        let group = h / (self.config.heads / self.config.kv_heads);
+        let all_keys = self.query(b, t, self.config.heads + self.config.kv_heads);
+        all_keys + group * self.config.value_dim
     }
 
     fn context(&self, b: usize, t: usize, h: usize) -> usize {
-        ((b * self.spec.seq + t) * self.spec.heads + h) * self.spec.value_dim
+        ((b * self.config.seq + t) * self.config.heads + h) * self.config.value_dim
     }
 
     /// Calls `f(b, t, h)` for every query.
     fn for_each(&self, mut f: impl FnMut(usize, usize, usize)) {
-        for b in 0..self.spec.batch {
-            for t in 0..self.spec.seq {
-                (0..self.spec.heads).for_each(|h| f(b, t, h));
+        for b in 0..self.config.batch {
+            for t in 0..self.config.seq {
+                (0..self.config.heads).for_each(|h| f(b, t, h));
             }
         }
     }
 
     /// Returns the logits of a query with the keys up to its own, and their derivatives under the soft cap.
     fn logits(&self, qkv: &[f64], b: usize, t: usize, h: usize) -> [Vec<f64>; 2] {
-        let q = &qkv[self.query(b, t, h)..][..self.spec.head_dim];
+        let q = &qkv[self.query(b, t, h)..][..self.config.head_dim];
         let logit = |s| {
-            let k = &qkv[self.key(b, s, h)..][..self.spec.head_dim];
-            let u = f64::from(self.spec.scale) * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
-            match self.spec.softcap.map(f64::from) {
+            let k = &qkv[self.key(b, s, h)..][..self.config.head_dim];
+            let u = f64::from(self.config.scale) * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
+            match self.config.softcap.map(f64::from) {
                 None => (u, 1.0),
                 Some(cap) => (cap * (u / cap).tanh(), 1.0 - (u / cap).tanh().powi(2)),
             }
@@ -268,39 +268,39 @@ impl<'a> HeadOffsets<'a> {
 }
 
 /// Computes [`Attention`] in double precision.
-pub(super) fn forward(spec: &AttentionConfig, qkv: &[f64], ctx: &mut [f64], lse: &mut [f64]) {
-    let at = HeadOffsets::new(spec);
+pub(super) fn forward(config: &AttentionConfig, qkv: &[f64], ctx: &mut [f64], lse: &mut [f64]) {
+    let at = HeadOffsets::new(config);
     ctx.fill(0.0);
     at.for_each(|b, t, h| {
-        let (weights, log_sum) = softmax(&at.logits(qkv, b, t, h)[0]);
-        lse[(b * spec.heads + h) * spec.seq + t] = log_sum;
-        let ctx = &mut ctx[at.context(b, t, h)..][..spec.value_dim];
+        let (weights, query_lse) = softmax(&at.logits(qkv, b, t, h)[0]);
+        lse[(b * config.heads + h) * config.seq + t] = query_lse;
+        let ctx = &mut ctx[at.context(b, t, h)..][..config.value_dim];
         for (s, p) in weights.iter().enumerate() {
-            let v = &qkv[at.value(b, s, h)..][..spec.value_dim];
+            let v = &qkv[at.value(b, s, h)..][..config.value_dim];
             ctx.iter_mut().zip(v).for_each(|(ctx, v)| *ctx += p * v);
         }
     });
 }
 
 /// Computes the gradient of [`forward`]'s input in double precision.
-pub(super) fn backward(spec: &AttentionConfig, qkv: &[f64], dctx: &[f64], dqkv: &mut [f64]) {
-    let at = HeadOffsets::new(spec);
+pub(super) fn backward(config: &AttentionConfig, qkv: &[f64], dctx: &[f64], dqkv: &mut [f64]) {
+    let at = HeadOffsets::new(config);
     dqkv.fill(0.0);
     at.for_each(|b, t, h| {
         let [logits, derivatives] = at.logits(qkv, b, t, h);
         let (weights, _) = softmax(&logits);
-        let dctx = &dctx[at.context(b, t, h)..][..spec.value_dim];
+        let dctx = &dctx[at.context(b, t, h)..][..config.value_dim];
         let dp: Vec<f64> = (0..=t)
             .map(|s| {
-                let v = &qkv[at.value(b, s, h)..][..spec.value_dim];
+                let v = &qkv[at.value(b, s, h)..][..config.value_dim];
                 dctx.iter().zip(v).map(|(d, v)| d * v).sum()
             })
             .collect();
         let delta: f64 = weights.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
         for s in 0..=t {
-            let du = weights[s] * (dp[s] - delta) * derivatives[s] * f64::from(spec.scale);
+            let du = weights[s] * (dp[s] - delta) * derivatives[s] * f64::from(config.scale);
             let (q, k, v) = (at.query(b, t, h), at.key(b, s, h), at.value(b, s, h));
-            for i in 0..spec.head_dim {
+            for i in 0..config.head_dim {
                 dqkv[q + i] += du * qkv[k + i];
                 dqkv[k + i] += du * qkv[q + i];
             }
@@ -314,13 +314,13 @@ pub(super) fn backward(spec: &AttentionConfig, qkv: &[f64], dctx: &[f64], dqkv: 
 #[cfg(test)]
 mod tests {
     use hybridnorm_kernels::norm::{Gain, NormConfig, NormFn};
-    use hybridnorm_kernels::qkv::{QkOrder, QkvTransform as QkvSpec, rope_table};
+    use hybridnorm_kernels::qkv::{QkOrder, QkvTransform as QkvConfig, rope_table};
 
     use super::super::qkv_transform;
     use super::super::testing::{check, check_reordered, fixed_input, floats, mapped_floats};
     use super::*;
 
-    fn spec(seq: usize, value_dim: usize, softcap: Option<f32>) -> AttentionConfig {
+    fn config(seq: usize, value_dim: usize, softcap: Option<f32>) -> AttentionConfig {
         AttentionConfig {
             batch: 2,
             seq,
@@ -336,10 +336,10 @@ mod tests {
     #[test]
     fn attention_is_causal() {
         for (seq, value_dim, softcap) in [(1, 6, None), (5, 6, Some(0.7)), (9, 3, None)] {
-            let spec = spec(seq, value_dim, softcap);
+            let config = config(seq, value_dim, softcap);
             let width = 6 * 6 + 2 * value_dim;
             let qkv = mapped_floats(1, [2, seq, width], |x| 2.0 * x);
-            check(&[qkv], |_, x| attention(x[0], spec));
+            check(&[qkv], |_, x| attention(x[0], config));
         }
     }
 
@@ -363,7 +363,7 @@ mod tests {
         ];
         for [q, k, v] in norms {
             for (order, clip) in [(QkOrder::BeforeRope, None), (QkOrder::AfterRope, Some(0.7))] {
-                let transform = QkvSpec {
+                let transform = QkvConfig {
                     heads: 4,
                     kv_heads: 2,
                     head_dim: 6,
@@ -388,13 +388,13 @@ mod tests {
                 check(&given, |_, x| transformed(x, transform));
                 // Fused ops sum the gradients of norm parameters head by head.
                 check_reordered(&given, &[], |_, x| {
-                    vec![attention(transformed(x, transform), spec(5, 6, None))]
+                    vec![attention(transformed(x, transform), config(5, 6, None))]
                 });
             }
         }
     }
 
-    fn transformed<'g>(x: &[Value<'g>], transform: QkvSpec) -> Value<'g> {
+    fn transformed<'g>(x: &[Value<'g>], transform: QkvConfig) -> Value<'g> {
         qkv_transform(x[0], x[4], [Some(x[1]), Some(x[2]), Some(x[3])], transform)
     }
 }

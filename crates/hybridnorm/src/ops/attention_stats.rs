@@ -2,8 +2,8 @@
 
 use hybridnorm_kernels::attention::{self, AttentionConfig};
 
-use super::tensor_stats::max_propagating_nan;
-use super::{Io, Operation};
+use super::tensor_stats::larger_or_nan;
+use super::{Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Max attention logit after any soft cap, and mean attention entropy.
@@ -21,9 +21,9 @@ pub struct MaxAttentionLogits(pub(crate) AttentionConfig);
 /// NaN if a logit is not finite.
 ///
 /// # Panics
-/// If `qkv` is not packed as in `spec`.
-pub fn attention_stats(qkv: Value<'_>, spec: AttentionConfig) -> Value<'_> {
-    let [found] = qkv.builder().op(AttentionStats(spec), &[qkv]);
+/// If `qkv` is not packed as in `config`.
+pub fn attention_stats(qkv: Value<'_>, config: AttentionConfig) -> Value<'_> {
+    let [found] = qkv.builder().op(AttentionStats(config), &[qkv]);
     found
 }
 
@@ -34,40 +34,40 @@ pub fn attention_stats(qkv: Value<'_>, spec: AttentionConfig) -> Value<'_> {
 /// NaN for a head with a NaN logit, negative infinity without logits.
 ///
 /// # Panics
-/// If `qkv` is not packed as in `spec`.
-pub fn max_attention_logits(qkv: Value<'_>, spec: AttentionConfig) -> Value<'_> {
-    let [maxima] = qkv.builder().op(MaxAttentionLogits(spec), &[qkv]);
+/// If `qkv` is not packed as in `config`.
+pub fn max_attention_logits(qkv: Value<'_>, config: AttentionConfig) -> Value<'_> {
+    let [maxima] = qkv.builder().op(MaxAttentionLogits(config), &[qkv]);
     maxima
 }
 
 /// Returns the elements per position.
-fn width(spec: &AttentionConfig) -> usize {
-    (spec.heads + spec.kv_heads) * spec.head_dim + spec.kv_heads * spec.value_dim
+fn width(config: &AttentionConfig) -> usize {
+    (config.heads + config.kv_heads) * config.head_dim + config.kv_heads * config.value_dim
 }
 
-fn check(name: &str, spec: &AttentionConfig, inputs: &[Type]) {
+fn check(name: &str, config: &AttentionConfig, inputs: &[Type]) {
     let [qkv] = inputs else {
         panic!("{name}: expected packed queries, keys and values")
     };
-    assert!(spec.heads > 0 && spec.kv_heads > 0, "{name}: heads and kv_heads must be at least 1");
+    assert!(config.heads > 0 && config.kv_heads > 0, "{name}: heads and kv_heads must be at least 1");
     assert_eq!(
-        spec.heads % spec.kv_heads,
+        config.heads % config.kv_heads,
         0,
         "{name}: the number of heads is not a multiple of kv_heads"
     );
-    let packed = Type::f32([spec.batch, spec.seq, width(spec)]);
+    let packed = Type::f32([config.batch, config.seq, width(config)]);
     assert_eq!(*qkv, packed, "{name}: packed q, k, v");
 }
 
 /// Returns `scale q k` of a query with every unmasked key.
-fn logits(spec: &AttentionConfig, qkv: &[f64], sequence: usize, head: usize, query: usize) -> Vec<f64> {
-    let row = |position: usize| &qkv[(sequence * spec.seq + position) * width(spec)..];
-    let kv_head = head / (spec.heads / spec.kv_heads);
-    let q = &row(query)[head * spec.head_dim..][..spec.head_dim];
+fn logits(config: &AttentionConfig, qkv: &[f64], sequence: usize, head: usize, query: usize) -> Vec<f64> {
+    let row = |position: usize| &qkv[(sequence * config.seq + position) * width(config)..];
+    let kv_head = head / (config.heads / config.kv_heads);
+    let q = &row(query)[head * config.head_dim..][..config.head_dim];
     let keys = (0..=query).map(|key| {
-        let k = &row(key)[(spec.heads + kv_head) * spec.head_dim..];
+        let k = &row(key)[(config.heads + kv_head) * config.head_dim..];
         let dot: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
-        f64::from(spec.scale) * dot
+        f64::from(config.scale) * dot
     });
     keys.collect()
 }
@@ -87,25 +87,25 @@ impl Operation for AttentionStats {
         vec![Type::f64([2])]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
-        let (spec, qkv) = (&self.0, io.read(0));
+    fn reference(&self, io: &mut Operands<'_, f64>) {
+        let (config, qkv) = (&self.0, io.read(0));
         let (mut largest, mut entropies, mut queries) = (f64::NEG_INFINITY, 0.0, 0);
-        for sequence in 0..spec.batch {
-            for head in 0..spec.heads {
-                for query in 0..spec.seq {
-                    let mut logits = logits(spec, qkv, sequence, head, query);
-                    if let Some(cap) = spec.softcap.map(f64::from) {
+        for sequence in 0..config.batch {
+            for head in 0..config.heads {
+                for query in 0..config.seq {
+                    let mut logits = logits(config, qkv, sequence, head, query);
+                    if let Some(cap) = config.softcap.map(f64::from) {
                         logits.iter_mut().for_each(|s| *s = cap * (*s / cap).tanh());
                     }
                     let is_finite = logits.iter().all(|s| s.is_finite());
-                    let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                    let top = if is_finite { top } else { f64::NAN };
-                    let total: f64 = logits.iter().map(|s| (s - top).exp()).sum();
+                    let max_logit = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                    let max_logit = if is_finite { max_logit } else { f64::NAN };
+                    let total: f64 = logits.iter().map(|s| (s - max_logit).exp()).sum();
                     for s in logits {
-                        let log_p = s - top - total.ln();
+                        let log_p = s - max_logit - total.ln();
                         entropies -= log_p.exp() * log_p;
                     }
-                    largest = max_propagating_nan(largest, top);
+                    largest = larger_or_nan(largest, max_logit);
                     queries += 1;
                 }
             }
@@ -114,7 +114,7 @@ impl Operation for AttentionStats {
             .copy_from_slice(&[largest, entropies / f64::from(queries)]);
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let found = attention::attention_stats(&self.0, io.read(0));
         io.write_doubles()
             .copy_from_slice(&[f64::from(found.max), found.entropy]);
@@ -135,20 +135,20 @@ impl Operation for MaxAttentionLogits {
         vec![Type::f32([self.0.heads])]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
-        let (spec, qkv) = (&self.0, io.read(0));
+    fn reference(&self, io: &mut Operands<'_, f64>) {
+        let (config, qkv) = (&self.0, io.read(0));
         for (head, largest) in io.write().iter_mut().enumerate() {
             *largest = f64::NEG_INFINITY;
-            for sequence in 0..spec.batch {
-                for query in 0..spec.seq {
-                    let logits = logits(spec, qkv, sequence, head, query);
-                    *largest = logits.into_iter().fold(*largest, max_propagating_nan);
+            for sequence in 0..config.batch {
+                for query in 0..config.seq {
+                    let logits = logits(config, qkv, sequence, head, query);
+                    *largest = logits.into_iter().fold(*largest, larger_or_nan);
                 }
             }
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         io.write()
             .copy_from_slice(&attention::max_attention_logits(&self.0, io.read(0)));
     }
@@ -162,7 +162,7 @@ mod tests {
     use crate::graph::Builder;
     use crate::ops::Arguments;
 
-    fn spec(batch: usize, seq: usize, heads: usize, kv_heads: usize) -> AttentionConfig {
+    fn config(batch: usize, seq: usize, heads: usize, kv_heads: usize) -> AttentionConfig {
         AttentionConfig {
             batch,
             seq,
@@ -181,35 +181,35 @@ mod tests {
             [(1, 1, 1, 1), (2, 7, 6, 3), (3, 33, 4, 1), (1, 261, 3, 3)]
         {
             for softcap in [None, Some(1.5)] {
-                let spec = AttentionConfig {
+                let config = AttentionConfig {
                     softcap,
-                    ..spec(batch, seq, heads, kv_heads)
+                    ..config(batch, seq, heads, kv_heads)
                 };
-                let qkv = mapped_floats(1, [batch, seq, width(&spec)], |x| 3.0 * x);
+                let qkv = mapped_floats(1, [batch, seq, width(&config)], |x| 3.0 * x);
                 check_with(&[qkv], &[1, 2], |_, x| {
                     let y = x[0] * 0.5;
-                    vec![y + x[0], attention_stats(y, spec), max_attention_logits(y, spec)]
+                    vec![y + x[0], attention_stats(y, config), max_attention_logits(y, config)]
                 });
             }
         }
     }
 
     /// Returns the outputs of both ops.
-    fn find(spec: AttentionConfig, qkv: TestInput) -> [Vec<f64>; 2] {
+    fn find(config: AttentionConfig, qkv: TestInput) -> [Vec<f64>; 2] {
         let after = Executors::new(&[]).run(Arguments::default(), &[qkv], |_, _, x| {
-            vec![attention_stats(x[0], spec), max_attention_logits(x[0], spec)]
+            vec![attention_stats(x[0], config), max_attention_logits(x[0], config)]
         });
         after.cpu.outputs.try_into().expect("two outputs")
     }
 
     #[test]
     fn non_finite_values_propagate() {
-        let spec = spec(2, 5, 3, 3);
+        let config = config(2, 5, 3, 3);
         // A query of the second head, at the last position of the first sequence.
-        let query = 4 * width(&spec) + spec.head_dim;
+        let query = 4 * width(&config) + config.head_dim;
         for broken in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
-            let qkv = floats(1, [2, 5, width(&spec)]).with(query, broken);
-            let [stats, maxima] = find(spec, qkv);
+            let qkv = floats(1, [2, 5, width(&config)]).with(query, broken);
+            let [stats, maxima] = find(config, qkv);
             assert!(stats.iter().all(|x| x.is_nan()), "{stats:?}");
             assert!(maxima[0].is_finite() && maxima[2].is_finite(), "{maxima:?}");
             assert!(!maxima[1].is_finite());
@@ -218,17 +218,17 @@ mod tests {
     }
 
     #[test]
-    fn without_sequences_there_is_nothing_to_find() {
-        let spec = spec(0, 3, 2, 1);
-        let [stats, maxima] = find(spec, floats(1, [0, 3, width(&spec)]));
+    fn empty_batch_has_no_max_attention_logit() {
+        let config = config(0, 3, 2, 1);
+        let [stats, maxima] = find(config, floats(1, [0, 3, width(&config)]));
         assert!(stats[0] == f64::NEG_INFINITY && stats[1].is_nan());
         assert_eq!(maxima, [f64::NEG_INFINITY; 2]);
     }
 
     #[test]
     #[should_panic(expected = "attention statistics: packed q, k, v")]
-    fn rows_of_another_width_are_refused() {
-        let (g, spec) = (Builder::new(), spec(2, 5, 3, 3));
-        attention_stats(g.input("qkv", Type::f32([2, 5, width(&spec) + 1])), spec);
+    fn wrong_row_width_is_rejected() {
+        let (g, config) = (Builder::new(), config(2, 5, 3, 3));
+        attention_stats(g.input("qkv", Type::f32([2, 5, width(&config) + 1])), config);
     }
 }

@@ -4,7 +4,7 @@ use hybridnorm_kernels::attention::{self, AttentionConfig};
 use hybridnorm_kernels::cache::{self, Append};
 
 use super::reference_math::softmax;
-use super::{Io, Operation};
+use super::{Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Copy of columns of new rows to a cache; see [`cache_append_columns`].
@@ -46,9 +46,9 @@ pub fn cache_append_columns<'g>(rows_btw: Value<'g>, first_column: usize, cache:
 /// its own, `past + i`. Returns the context (b, t, h·value). Not differentiable.
 ///
 /// # Panics
-/// If the shapes are not those of `spec`.
-pub fn cached_attention<'g>(packed_btw: Value<'g>, cache: Value<'g>, spec: AttentionConfig) -> Value<'g> {
-    let op = CachedAttention(spec);
+/// If the shapes are not those of `config`.
+pub fn cached_attention<'g>(packed_btw: Value<'g>, cache: Value<'g>, config: AttentionConfig) -> Value<'g> {
+    let op = CachedAttention(config);
     let [ctx] = packed_btw.builder().op(op, &[packed_btw, cache]);
     ctx
 }
@@ -97,7 +97,7 @@ impl Operation for CacheAppend {
         1..2
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let Append {
             batch,
             width,
@@ -116,13 +116,13 @@ impl Operation for CacheAppend {
         for sequence in 0..batch {
             for i in 0..new {
                 let row = &rows[(sequence * new + i) * width..][..width];
-                let kept = &mut cache[(sequence * capacity + past + i) * columns..][..columns];
-                kept.copy_from_slice(&row[first_column..][..columns]);
+                let cached = &mut cache[(sequence * capacity + past + i) * columns..][..columns];
+                cached.copy_from_slice(&row[first_column..][..columns]);
             }
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         cache::append(&self.0, io.read(0), io.arguments().past, io.write());
     }
 }
@@ -174,7 +174,7 @@ impl Operation for CachedAttention {
         self.0.batch * self.0.heads * self.0.seq
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let AttentionConfig {
             batch,
             seq,
@@ -205,7 +205,7 @@ impl Operation for CachedAttention {
                 })
                 .unzip();
             ctx.fill(0.0);
-            for (weight, value) in weights(q, &keys, scale, softcap).iter().zip(values) {
+            for (weight, value) in attention_weights(q, &keys, scale, softcap).iter().zip(values) {
                 for (ctx, v) in ctx.iter_mut().zip(value) {
                     *ctx += weight * v;
                 }
@@ -213,7 +213,7 @@ impl Operation for CachedAttention {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (packed, cache, past) = (io.read(0), io.read(1), io.arguments().past);
         let (ctx, lse) = (io.write(), io.write());
         attention::cached(&self.0, packed, cache, past, ctx, lse);
@@ -221,15 +221,15 @@ impl Operation for CachedAttention {
 }
 
 /// Returns the softmax of a query's logits with the keys visible to it.
-pub(super) fn weights(q: &[f64], keys: &[&[f64]], scale: f32, softcap: Option<f32>) -> Vec<f64> {
-    let score = |key: &&[f64]| {
+pub(super) fn attention_weights(q: &[f64], keys: &[&[f64]], scale: f32, softcap: Option<f32>) -> Vec<f64> {
+    let logit = |key: &&[f64]| {
         let u = f64::from(scale) * q.iter().zip(*key).map(|(q, k)| q * k).sum::<f64>();
         match softcap.map(f64::from) {
             Some(cap) => cap * (u / cap).tanh(),
             None => u,
         }
     };
-    softmax(&keys.iter().map(score).collect::<Vec<_>>()).0
+    softmax(&keys.iter().map(logit).collect::<Vec<_>>()).0
 }
 
 #[cfg(test)]
@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_written_behind_those_of_the_past() {
+    fn rows_are_appended_after_the_past_ones() {
         let (b, c, capacity) = (3, 5, 11);
         for (w, first) in [(c, 0), (8, 3), (9, 1)] {
             let mut executors = Executors::new(&[numbers(1, b * capacity * c)]);
@@ -268,14 +268,14 @@ mod tests {
     /// A prompt, then positions one by one and several at once.
     #[test]
     fn attention_reads_what_was_appended() {
-        for (spec, capacity) in [
-            (form(1, 1, 1, 1), 12),
-            (form(4, 2, 5, 7), 12),
-            (form(3, 3, 8, 8), 300),
+        for (config, capacity) in [
+            (config(1, 1, 1, 1), 12),
+            (config(4, 2, 5, 7), 12),
+            (config(3, 3, 8, 8), 300),
             (
                 AttentionConfig {
                     softcap: Some(0.6),
-                    ..form(6, 2, 3, 5)
+                    ..config(6, 2, 3, 5)
                 },
                 13,
             ),
@@ -286,24 +286,24 @@ mod tests {
                 head_dim,
                 value_dim,
                 ..
-            } = spec;
+            } = config;
             let (b, c) = (2, kv_heads * (head_dim + value_dim));
             let w = heads * head_dim + c;
             // Previous contents of the cache must not be visible.
             let mut executors = Executors::new(&[vec![1e3; b * capacity * c]]);
             let mut past = 0;
             for t in [capacity - 6, 1, 3, 1, 1] {
-                let spec = AttentionConfig {
+                let config = AttentionConfig {
                     batch: b,
                     seq: t,
-                    ..spec
+                    ..config
                 };
                 let given = inputs(t as u64, [[b, t, w]]);
                 let results = executors.run(arguments_after(past), &given, |g, state, x| {
                     let cache = g.state(state[0], 0, Type::f32([b, capacity, c]));
                     let packed = x[0] * 2.0;
                     cache_append_columns(packed, heads * head_dim, cache);
-                    vec![cached_attention(packed, cache, spec)]
+                    vec![cached_attention(packed, cache, config)]
                 });
                 let contexts = &results.reference.outputs[0];
                 assert!(
@@ -321,10 +321,10 @@ mod tests {
         let (b, t, c, capacity) = (2, 3, 4, 5);
         let ty = Type::f32([b, capacity, c]);
         let mut executors = Executors::new(&[vec![0.0; 2 * ty.elements()]]);
-        let spec = AttentionConfig {
+        let config = AttentionConfig {
             batch: b,
             seq: t,
-            ..form(2, 1, 2, 2)
+            ..config(2, 1, 2, 2)
         };
         executors.run(arguments_after(1), &inputs(7, [[b, t, 8], [b, t, c]]), |g, state, x| {
             let first = g.state(state[0], 0, ty);
@@ -332,13 +332,13 @@ mod tests {
             cache_append(x[1], second);
             cache_append_columns(x[0], 4, first);
             vec![
-                cached_attention(x[0], first, spec),
-                cached_attention(x[0], second, spec),
+                cached_attention(x[0], first, config),
+                cached_attention(x[0], second, config),
             ]
         });
     }
 
-    fn form(heads: usize, kv_heads: usize, head_dim: usize, value_dim: usize) -> AttentionConfig {
+    fn config(heads: usize, kv_heads: usize, head_dim: usize, value_dim: usize) -> AttentionConfig {
         AttentionConfig {
             batch: 1,
             seq: 1,
@@ -353,7 +353,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "cache append: columns 4..9 exceed the row width 8")]
-    fn rows_that_are_too_narrow() {
+    fn rows_that_are_too_narrow_are_rejected() {
         let mut executors = Executors::new(&[vec![0.0; 30]]);
         executors.run(arguments_after(0), &inputs(1, [[2, 1, 8]]), |g, state, x| {
             cache_append_columns(x[0], 4, g.state(state[0], 0, Type::f32([2, 3, 5])));
@@ -363,7 +363,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "3 past and 1 new rows exceed the capacity 3")]
-    fn a_cache_that_is_full() {
+    fn append_to_a_full_cache_is_rejected() {
         let mut executors = Executors::new(&[vec![0.0; 30]]);
         executors.run(arguments_after(3), &inputs(1, [[2, 1, 5]]), |g, state, x| {
             cache_append(x[0], g.state(state[0], 0, Type::f32([2, 3, 5])));

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use hybridnorm_kernels::elementwise;
 
-use super::{BackwardContext, Io, Operation, fill};
+use super::{BackwardContext, Operands, Operation, fill};
 use crate::graph::{Type, Value};
 
 /// Rows split into parts of given widths.
@@ -90,7 +90,7 @@ impl Operation for Split {
         0..1
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (x, all) = (io.read(0), self.widths.iter().sum());
         let mut first = 0;
         for &width in &self.widths {
@@ -101,7 +101,7 @@ impl Operation for Split {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (x, all) = (io.read(0), self.widths.iter().sum());
         let mut first = 0;
         for &width in &self.widths {
@@ -137,7 +137,7 @@ impl Operation for Concat {
         }
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (y, all) = (io.write(), self.widths.iter().sum());
         let mut first = 0;
         for (part, &width) in self.widths.iter().enumerate() {
@@ -148,7 +148,7 @@ impl Operation for Concat {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (y, all) = (io.write(), self.widths.iter().sum());
         let mut first = 0;
         for (part, &width) in self.widths.iter().enumerate() {
@@ -180,14 +180,14 @@ impl Operation for ScaleColumns {
         0..1
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (x, s, y) = (io.read(0), io.read(1), io.write());
         for (i, (x, y)) in x.iter().zip(y).enumerate() {
             *y = x * s[i / self.repeat % s.len()];
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         elementwise::scale_columns(io.read(0), io.read(1), self.repeat, io.write());
     }
 }
@@ -201,7 +201,7 @@ impl Operation for ScaleColumnsGrad {
         vec![inputs[0], inputs[1]]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (x, s, dy) = (io.read(0), io.read(1), io.read(2));
         let (dx, ds) = (io.write(), io.write());
         ds.fill(0.0);
@@ -212,7 +212,7 @@ impl Operation for ScaleColumnsGrad {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (x, s, dy) = (io.read(0), io.read(1), io.read(2));
         let (dx, ds) = (io.write(), io.write());
         elementwise::scale_columns_backward(x, s, self.0.repeat, dy, dx, ds);
@@ -225,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_come_apart_and_together() {
+    fn split_and_concat_match_the_reference() {
         check_with(&[floats(1, [2, 3, 9])], &[], |_, x| split(x[0], [2, 3, 4]).to_vec());
         let given = [floats(1, [6, 2]), floats(2, [6, 5])];
         check(&given, |_, x| concat(&[x[0], x[1], x[0]]));
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn factors_by_column_and_by_run_of_columns() {
+    fn factors_per_column_and_per_block_of_columns() {
         for (factors, repeat) in [(1, 12), (4, 3), (12, 1)] {
             let given = [floats(1, [5, 12]), floats(2, [factors])];
             check(&given, |_, x| scale_columns(x[0], x[1], repeat));

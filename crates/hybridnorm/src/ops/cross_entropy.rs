@@ -3,7 +3,7 @@
 use hybridnorm_kernels::cross_entropy::{self, LossSpec as Spec, LossSums};
 
 use super::reference_math::log_sum_exp;
-use super::{BackwardContext, Io, Operation};
+use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// `objective` and `cross-entropy` of given logits: sums over rows, divided by [`Spec::divisor`]; the
@@ -17,11 +17,11 @@ pub struct CrossEntropyGrad(pub(crate) Spec);
 
 /// Output projection and [`CrossEntropy`] in one op: logits are materialized for one chunk of rows at a time.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct HeadLoss(pub(crate) Spec);
+pub struct LinearCrossEntropy(pub(crate) Spec);
 
-/// [`HeadLoss`] and the gradients of its inputs, computed while a chunk of logits is available.
+/// [`LinearCrossEntropy`] and the gradients of its inputs, computed while a chunk of logits is available.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct HeadLossGrad(pub(crate) Spec);
+pub struct LinearCrossEntropyGrad(pub(crate) Spec);
 
 /// Computes `[objective, cross-entropy]` in nats, one element each, from logits (.., v) and targets (n). Targets
 /// of -1 are ignored. Only the objective has gradients.
@@ -46,14 +46,14 @@ pub fn cross_entropy<'g>(
 }
 
 /// Returns `[objective, cross-entropy]` from sums over rows.
-fn divided(spec: &Spec, sums: &LossSums) -> [f64; 2] {
+fn mean_losses(spec: &Spec, sums: &LossSums) -> [f64; 2] {
     let divisor = f64::from(spec.divisor);
     let cross_entropy = sums.cross_entropy / divisor;
     [cross_entropy + f64::from(spec.z_loss) * sums.z / divisor, cross_entropy]
 }
 
-fn write(spec: &Spec, sums: &LossSums, io: &mut Io<'_, f32>) {
-    for loss in divided(spec, sums) {
+fn write(spec: &Spec, sums: &LossSums, io: &mut Operands<'_, f32>) {
+    for loss in mean_losses(spec, sums) {
         io.write()[0] = loss as f32;
     }
 }
@@ -68,12 +68,12 @@ fn forward(spec: &Spec, logits: &[f64], targets: &[i32]) -> [f64; 2] {
     let mut sums = LossSums::default();
     for (z, &target) in logits.chunks(spec.vocab).zip(targets) {
         if let Ok(target) = usize::try_from(target) {
-            let log_sum = log_sum_exp(z);
-            sums.cross_entropy += log_sum - z[target];
-            sums.z += log_sum * log_sum;
+            let lse = log_sum_exp(z);
+            sums.cross_entropy += lse - z[target];
+            sums.z += lse * lse;
         }
     }
-    divided(spec, &sums)
+    mean_losses(spec, &sums)
 }
 
 /// Replaces the logits with their gradient.
@@ -84,14 +84,15 @@ fn backward(spec: &Spec, logits: &mut [f64], targets: &[i32], upstream: f64) {
             z.fill(0.0);
             continue;
         };
-        let log_sum = log_sum_exp(z);
-        let weight = 1.0 + 2.0 * f64::from(spec.z_loss) * log_sum;
-        z.iter_mut().for_each(|z| *z = (*z - log_sum).exp() * weight * factor);
+        let lse = log_sum_exp(z);
+        let weight = 1.0 + 2.0 * f64::from(spec.z_loss) * lse;
+        z.iter_mut().for_each(|z| *z = (*z - lse).exp() * weight * factor);
         z[target] -= factor;
     }
 }
 
-/// Returns the logits of [`HeadLoss`] in double precision, and the derivative of each with respect to `x · w`.
+/// Returns the logits of [`LinearCrossEntropy`] in double precision, and the derivative of each with respect to
+/// `x · w`.
 fn logits(spec: &Spec, x: &[f64], w: &[f64]) -> (Vec<f64>, Vec<f64>) {
     let scale = f64::from(spec.logit_scale);
     let each = x.chunks(spec.width).flat_map(|x| {
@@ -119,19 +120,19 @@ impl Operation for CrossEntropy {
 
     fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
         // The second output, the cross-entropy, is a statistic.
-        let Some(seed) = at.gradient_of(0) else { return vec![None; 2] };
-        let inputs = [at.input(0), at.input(1), seed];
+        let Some(dobjective) = at.gradient_of(0) else { return vec![None; 2] };
+        let inputs = [at.input(0), at.input(1), dobjective];
         let [dlogits] = at.graph().op(CrossEntropyGrad(self.0), &inputs);
         vec![Some(dlogits), None]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         for loss in forward(&self.0, io.read(0), io.ints(1)) {
             io.write()[0] = loss;
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let sums = cross_entropy::loss_from_logits(&self.0, io.read(0), io.ints(1));
         write(&self.0, &sums, io);
     }
@@ -150,16 +151,16 @@ impl Operation for CrossEntropyGrad {
         &[(0, 0)]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         backward(&self.0, io.write(), io.ints(1), io.read(2)[0]);
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         cross_entropy::logits_backward(&self.0, io.write(), io.ints(1), io.read(2)[0]);
     }
 }
 
-impl HeadLoss {
+impl LinearCrossEntropy {
     fn check(&self, inputs: &[Type]) {
         let Spec { width, vocab, .. } = self.0;
         assert_eq!(inputs[0].shape.width(), width, "head and loss: width of the rows");
@@ -172,7 +173,7 @@ impl HeadLoss {
     }
 }
 
-impl Operation for HeadLoss {
+impl Operation for LinearCrossEntropy {
     fn name(&self) -> &'static str {
         "head and loss"
     }
@@ -195,34 +196,34 @@ impl Operation for HeadLoss {
         self.0.workspace(inputs[0].shape.rows())
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (logits, _) = logits(&self.0, io.read(0), io.read(1));
         for loss in forward(&self.0, &logits, io.ints(2)) {
             io.write()[0] = loss;
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (x, w, targets) = (io.read(0), io.read(1), io.ints(2));
         let (objective, loss, scratch) = (io.write(), io.write(), io.write());
         let sums = cross_entropy::loss(&self.0, x, w, targets, None, scratch);
-        let losses = divided(&self.0, &sums);
+        let losses = mean_losses(&self.0, &sums);
         (objective[0], loss[0]) = (losses[0] as f32, losses[1] as f32);
     }
 }
 
-impl Operation for HeadLossGrad {
+impl Operation for LinearCrossEntropyGrad {
     fn name(&self) -> &'static str {
         "head and loss"
     }
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
-        HeadLoss(self.0).check(inputs);
+        LinearCrossEntropy(self.0).check(inputs);
         vec![Type::f32([1]), Type::f32([1]), inputs[0], inputs[1]]
     }
 
     fn flops(&self, inputs: &[Type]) -> u64 {
-        3 * HeadLoss(self.0).matmul_flops(inputs)
+        3 * LinearCrossEntropy(self.0).matmul_flops(inputs)
     }
 
     fn scratch(&self, inputs: &[Type]) -> usize {
@@ -233,7 +234,7 @@ impl Operation for HeadLossGrad {
         self.0.workspace(inputs[0].shape.rows())
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (x, w, targets) = (io.read(0), io.read(1), io.ints(2));
         let (mut z, derivatives) = logits(&self.0, x, w);
         for loss in forward(&self.0, &z, targets) {
@@ -253,12 +254,12 @@ impl Operation for HeadLossGrad {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (x, w, targets) = (io.read(0), io.read(1), io.ints(2));
         let (objective, loss, dx, dw) = (io.write(), io.write(), io.write(), io.write());
         let scratch = io.write();
         let sums = cross_entropy::loss_and_gradients(&self.0, x, w, targets, dx, dw, scratch);
-        let losses = divided(&self.0, &sums);
+        let losses = mean_losses(&self.0, &sums);
         (objective[0], loss[0]) = (losses[0] as f32, losses[1] as f32);
     }
 }
@@ -279,16 +280,16 @@ mod tests {
     }
 
     #[test]
-    fn the_sum_of_squares_has_no_gradient() {
+    fn cross_entropy_has_no_gradient() {
         let g = crate::graph::Builder::new();
         let logits = g.input("logits", Type::f32([4, 7]));
         let targets = g.input("targets", Type::i32([4]));
-        let [_, squares] = cross_entropy(logits, targets, 0.1, 4.0);
-        assert!(crate::passes::gradients(squares, &[logits])[0].is_none());
+        let [_, cross_entropy_value] = cross_entropy(logits, targets, 0.1, 4.0);
+        assert!(crate::passes::gradients(cross_entropy_value, &[logits])[0].is_none());
     }
 
     #[test]
-    fn heads_with_their_losses() {
+    fn output_projections_with_their_losses() {
         let given = || [floats(1, [4, 5]), floats(2, [7, 5]), ints([4], &[2, -1, 0, 6])];
         for (factor, cap) in [(1.0, None), (3.0, Some(2.0)), (0.5, None)] {
             check_reordered(&given(), &[1], |_, x| {

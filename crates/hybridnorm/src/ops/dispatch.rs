@@ -4,7 +4,7 @@ use hybridnorm_kernels::experts::DispatchLayout;
 use hybridnorm_kernels::router::{self, Router};
 
 use super::router::scores;
-use super::{BackwardContext, Io, Operation};
+use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Dispatch of tokens to the experts with the highest scores, as [`DispatchLayout`] lays it out.
@@ -56,7 +56,7 @@ impl Operation for TopKDispatch {
         vec![None; at.inputs().len()]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (r, logits, dispatch) = (&self.router, io.read(0), io.write_ints());
         let bias = if self.has_bias { io.read(1) } else { &[] };
         let mut selected: Vec<usize> = Vec::new();
@@ -65,7 +65,7 @@ impl Operation for TopKDispatch {
             for (key, bias) in keys.iter_mut().zip(bias) {
                 *key += bias;
             }
-            selected.extend(best_experts(r, keys, self.has_bias));
+            selected.extend(top_k_experts(r, keys, self.has_bias));
         }
         let mut assignment_of_slot: Vec<usize> = (0..selected.len()).collect();
         assignment_of_slot.sort_by_key(|&assignment| (selected[assignment], assignment));
@@ -82,7 +82,7 @@ impl Operation for TopKDispatch {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (layout, logits, dispatch) = (self.router.layout(), io.read(0), io.write_ints());
         let bias = self.has_bias.then(|| io.read(1));
         let selected = layout.selected(dispatch.len());
@@ -92,23 +92,23 @@ impl Operation for TopKDispatch {
 }
 
 /// Returns the top-k experts of one token in descending order of their keys, from the best groups only.
-fn best_experts(r: &Router, mut keys: Vec<f64>, has_bias: bool) -> Vec<usize> {
+fn top_k_experts(r: &Router, mut keys: Vec<f64>, has_bias: bool) -> Vec<usize> {
     let size = r.experts / r.groups;
     // A group is ranked by its best expert, with a bias by the sum of its two best.
     let counted = if has_bias { 2 } else { 1 };
     let groups = keys.chunks(size).map(|keys| {
-        let best = descending(keys).into_iter().take(counted);
+        let best = argsort_descending(keys).into_iter().take(counted);
         best.map(|expert| keys[expert]).sum()
     });
     let groups: Vec<f64> = groups.collect();
-    for &group in &descending(&groups)[r.top_groups..] {
+    for &group in &argsort_descending(&groups)[r.top_groups..] {
         keys[group * size..][..size].fill(f64::NEG_INFINITY);
     }
-    descending(&keys)[..r.top_k].to_vec()
+    argsort_descending(&keys)[..r.top_k].to_vec()
 }
 
 /// Returns the indices in descending order of the keys, the lower index first for equal keys.
-fn descending(keys: &[f64]) -> Vec<usize> {
+fn argsort_descending(keys: &[f64]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..keys.len()).collect();
     order.sort_by(|&a, &b| keys[b].total_cmp(&keys[a]));
     order

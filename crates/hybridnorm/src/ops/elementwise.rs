@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use hybridnorm_kernels::elementwise;
 
-use super::{BackwardContext, Io, Operation};
+use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Elements clamped to plus and minus a limit.
@@ -27,10 +27,10 @@ pub struct Softcap {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SoftcapGrad(Softcap);
 
-/// `1 / max(x, least)` of a few elements, such as the temperatures of heads.
+/// `1 / max(x, min)` of a few elements, such as the temperatures of heads.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Reciprocal {
-    least: f32,
+    min: f32,
 }
 
 /// Gradient of [`Reciprocal`].
@@ -51,10 +51,10 @@ pub fn softcap(x: Value<'_>, cap: f64) -> Value<'_> {
     y
 }
 
-/// Computes `1 / max(x, least)`.
-pub fn reciprocal(x: Value<'_>, least: f64) -> Value<'_> {
-    let least = least as f32;
-    let [y] = x.builder().op(Reciprocal { least }, &[x]);
+/// Computes `1 / max(x, min)`.
+pub fn reciprocal(x: Value<'_>, min: f64) -> Value<'_> {
+    let min = min as f32;
+    let [y] = x.builder().op(Reciprocal { min }, &[x]);
     y
 }
 
@@ -80,12 +80,12 @@ impl Operation for Clamp {
         0..1
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let limit = f64::from(self.limit);
         io.write().iter_mut().for_each(|y| *y = y.clamp(-limit, limit));
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         elementwise::clamp(self.limit, io.write());
     }
 }
@@ -103,7 +103,7 @@ impl Operation for ClampGrad {
         &[(1, 0)]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         for (x, d) in io.read(0).iter().zip(io.write()) {
             if x.abs() > f64::from(self.0.limit) {
                 *d = 0.0;
@@ -111,7 +111,7 @@ impl Operation for ClampGrad {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         elementwise::clamp_backward(self.0.limit, io.read(0), io.write());
     }
 }
@@ -138,12 +138,12 @@ impl Operation for Softcap {
         0..1
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let cap = f64::from(self.cap);
         io.write().iter_mut().for_each(|y| *y = cap * (*y / cap).tanh());
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         elementwise::softcap(self.cap, io.write());
     }
 }
@@ -161,14 +161,14 @@ impl Operation for SoftcapGrad {
         &[(1, 0)]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let cap = f64::from(self.0.cap);
         for (y, d) in io.read(0).iter().zip(io.write()) {
             *d *= 1.0 - (y / cap).powi(2);
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         elementwise::softcap_backward(self.0.cap, io.read(0), io.write());
     }
 }
@@ -187,15 +187,15 @@ impl Operation for Reciprocal {
         vec![Some(dx)]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         for (x, y) in io.read(0).iter().zip(io.write()) {
-            *y = 1.0 / x.max(f64::from(self.least));
+            *y = 1.0 / x.max(f64::from(self.min));
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         for (x, y) in io.read(0).iter().zip(io.write()) {
-            *y = 1.0 / x.max(self.least);
+            *y = 1.0 / x.max(self.min);
         }
     }
 }
@@ -209,17 +209,17 @@ impl Operation for ReciprocalGrad {
         vec![inputs[0]]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let pairs = io.read(0).iter().zip(io.read(1));
         for ((&x, dy), dx) in pairs.zip(io.write()) {
-            *dx = if x < f64::from(self.0.least) { 0.0 } else { -dy / (x * x) };
+            *dx = if x < f64::from(self.0.min) { 0.0 } else { -dy / (x * x) };
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let pairs = io.read(0).iter().zip(io.read(1));
         for ((&x, dy), dx) in pairs.zip(io.write()) {
-            *dx = if x < self.0.least { 0.0 } else { -dy / (x * x) };
+            *dx = if x < self.0.min { 0.0 } else { -dy / (x * x) };
         }
     }
 }

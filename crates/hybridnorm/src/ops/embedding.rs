@@ -2,7 +2,7 @@
 
 use hybridnorm_kernels::embedding;
 
-use super::{BackwardContext, Io, Operation};
+use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Rows of a table (v, d) by id.
@@ -50,14 +50,14 @@ impl Operation for Embedding {
         vec![None, Some(dw)]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (ids, w, y) = (io.ints(0), io.read(1), io.write());
         for (&id, y) in ids.iter().zip(y.chunks_mut(self.width)) {
             y.copy_from_slice(&w[id as usize * self.width..][..self.width]);
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         embedding::forward(io.ints(0), io.read(1), io.write());
     }
 }
@@ -82,13 +82,13 @@ impl Operation for EmbeddingGrad {
         vec![Type::f32([self.0.rows, self.0.width])]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let dw = io.write();
         dw.fill(0.0);
         self.add_to(io.ints(0), io.read(1), dw);
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         embedding::backward(io.ints(0), io.read(1), io.write());
     }
 }
@@ -107,11 +107,11 @@ impl Operation for EmbeddingGradAdd {
         &[(2, 0)]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         self.0.add_to(io.ints(0), io.read(1), io.write());
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         embedding::backward_add(io.ints(0), io.read(1), io.write());
     }
 }

@@ -6,7 +6,7 @@ use hybridnorm_kernels::experts::{self, Dispatch, DispatchLayout};
 use super::activation as reference;
 use super::dispatch::dispatch_type;
 use super::experts::{ExpertLinear, add_outer, matvec, matvec_transposed};
-use super::{BackwardContext, Io, Operation};
+use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Shape, Type, Value};
 
 /// `Σ_j weight_j · W_e act(hidden_j)` over the slots j of every token.
@@ -111,14 +111,14 @@ impl Operation for ExpertDown {
         self.linear.workspace(self.tokens(), threads)
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
-        let (product, d) = (&self.linear, self.linear.outputs);
+    fn reference(&self, io: &mut Operands<'_, f64>) {
+        let (linear, d) = (&self.linear, self.linear.outputs);
         let (x, w, weights, y) = (io.read(0), io.read(1), io.read(2), io.write());
         y.fill(0.0);
-        for assignment in product.assignments(io.ints(3)) {
+        for assignment in linear.assignments(io.ints(3)) {
             let x = &x[assignment.slot * self.width()..][..self.width()];
             let out = matvec(
-                &w[product.matrix(assignment.expert)],
+                &w[linear.matrix(assignment.expert)],
                 &activated(self.activation, x),
             );
             let y = &mut y[assignment.token * d..][..d];
@@ -128,7 +128,7 @@ impl Operation for ExpertDown {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let ExpertLinear {
             layout,
             inputs: f,
@@ -177,18 +177,18 @@ impl Operation for ExpertDownGrad {
         self.0.linear.workspace(self.0.tokens(), threads)
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let ExpertDown {
-            linear: product,
+            linear,
             activation,
             ..
         } = self.0;
-        let (width, d) = (self.0.width(), product.outputs);
+        let (width, d) = (self.0.width(), linear.outputs);
         let (x, w, weights, dy) = (io.read(0), io.read(1), io.read(2), io.read(4));
         let (dx, dw, dweights) = (io.write(), io.write(), io.write());
         dw.fill(0.0);
-        for assignment in product.assignments(io.ints(3)) {
-            let matrix = product.matrix(assignment.expert);
+        for assignment in linear.assignments(io.ints(3)) {
+            let matrix = linear.matrix(assignment.expert);
             let row = assignment.slot * width..(assignment.slot + 1) * width;
             let (x, dy) = (&x[row.clone()], &dy[assignment.token * d..][..d]);
             let hidden = activated(activation, x);
@@ -202,7 +202,7 @@ impl Operation for ExpertDownGrad {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let ExpertLinear {
             layout,
             inputs: f,
@@ -213,7 +213,7 @@ impl Operation for ExpertDownGrad {
         let (x, w, weights, dy) = (io.read(0), io.read(1), io.read(2), io.read(4));
         let (dx, dw, dweights, scratch) = (io.write(), io.write(), io.write(), io.write());
         let (dslots, scratch) = scratch.split_at_mut(m * d);
-        let (rows, products) = scratch.split_at_mut(m * f);
+        let (rows, dot_products) = scratch.split_at_mut(m * f);
         // The gradient of the hidden rows is the result; or, with an activation, its backward pass overwrites the
         // result in the end, and the hidden rows can be stored there until then.
         let (hidden, dhidden) = match self.0.activation {
@@ -228,7 +228,7 @@ impl Operation for ExpertDownGrad {
         // dy unweighted, <hidden, dhidden> is the gradient of a slot's gate weight.
         experts::gather(&dispatch, dy, dslots, d);
         experts::backward_input(&dispatch, dslots, w, dhidden, f, d);
-        experts::combine_backward(&dispatch, weights, hidden, dhidden, dweights, products, f);
+        experts::combine_backward(&dispatch, weights, hidden, dhidden, dweights, dot_products, f);
         experts::backward_weight(&dispatch, dslots, hidden, dw, f, d);
         if let Some(act) = self.0.activation {
             activation::backward(act, x, rows, dx, f);

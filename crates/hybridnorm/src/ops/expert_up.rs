@@ -4,7 +4,7 @@ use hybridnorm_kernels::experts::{self, Dispatch, DispatchLayout};
 
 use super::dispatch::dispatch_type;
 use super::experts::{ExpertLinear, add_outer, matvec, matvec_transposed};
-use super::{BackwardContext, Io, Operation};
+use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// `W_e x` in every slot, for the row x of its token and its expert e.
@@ -26,8 +26,8 @@ pub fn expert_up<'g>(
     dispatch: Value<'g>,
     layout: DispatchLayout,
 ) -> Value<'g> {
-    let product = ExpertLinear::new("expert_up", layout, w_eo_d);
-    let [y] = x.builder().op(ExpertUp(product), &[x, w_eo_d, dispatch]);
+    let linear = ExpertLinear::new("expert_up", layout, w_eo_d);
+    let [y] = x.builder().op(ExpertUp(linear), &[x, w_eo_d, dispatch]);
     y
 }
 
@@ -67,7 +67,7 @@ impl Operation for ExpertUp {
         self.0.workspace(inputs[0].shape.rows(), threads)
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let ExpertLinear {
             inputs, outputs, ..
         } = self.0;
@@ -79,7 +79,7 @@ impl Operation for ExpertUp {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let ExpertLinear {
             layout,
             inputs,
@@ -114,7 +114,7 @@ impl Operation for ExpertUpGrad {
         self.0.workspace(inputs[0].shape.rows(), threads)
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let ExpertLinear {
             inputs, outputs, ..
         } = self.0;
@@ -134,7 +134,7 @@ impl Operation for ExpertUpGrad {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let ExpertLinear {
             layout,
             inputs,
@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_go_through_the_matrices_of_their_experts() {
+    fn rows_are_multiplied_by_the_matrices_of_their_experts() {
         for (n, experts, top_k) in SIZES {
             for (d, o) in [(1, 1), (5, 3), (17, 40)] {
                 let layout = DispatchLayout { experts, top_k };

@@ -6,7 +6,7 @@
 use hybridnorm_kernels::adamw::sum_squares;
 use rayon::prelude::*;
 
-use super::{Io, Op, Operation};
+use super::{Operands, Op, Operation};
 use crate::graph::{Builder, DType, Type, Value};
 
 /// `Σ x²` of each input.
@@ -30,13 +30,13 @@ impl Operation for SquaredNorms {
         vec![Type::f64([inputs.len()])]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         for (i, square) in io.write_doubles().iter_mut().enumerate() {
             *square = io.read(i).iter().map(|x| x * x).sum();
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let squares = io.write_doubles();
         let values: Vec<&[f32]> = (0..squares.len()).map(|i| io.read(i)).collect();
         let pairs = squares.par_iter_mut().zip(values);
@@ -87,7 +87,7 @@ pub(super) fn record_update<'g, const N: usize>(
 /// Groups the states that an op updates by parameter. They are written in the order of the inputs: the first state of
 /// every parameter, then the second, ...
 pub(super) fn states_by_parameter<'a, T, const N: usize>(
-    io: &mut Io<'a, T>,
+    io: &mut Operands<'a, T>,
     parameters: usize,
 ) -> Vec<[&'a mut [T]; N]> {
     let mut parts: [_; N] = std::array::from_fn(|_| {
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "squared norms: element type")]
-    fn integers_are_refused() {
+    fn integers_are_rejected() {
         let g = Builder::new();
         squared_norms(&g, &[g.input("ids", Type::i32([3]))]);
     }

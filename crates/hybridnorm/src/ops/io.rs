@@ -13,7 +13,7 @@ pub struct Arguments {
 
 /// Elements that are read, by type.
 #[derive(Debug, Clone, Copy)]
-pub enum Read<'a, T> {
+pub enum InputOperand<'a, T> {
     /// Elements of the executor's precision.
     Float(&'a [T]),
     /// Elements in double precision.
@@ -26,7 +26,7 @@ pub enum Read<'a, T> {
 
 /// Elements that are written, by type.
 #[derive(Debug)]
-pub enum Write<'a, T> {
+pub enum OutputOperand<'a, T> {
     /// Elements of the executor's precision.
     Float(&'a mut [T]),
     /// Elements in double precision.
@@ -37,15 +37,19 @@ pub enum Write<'a, T> {
 
 /// Operands of one op. Lengths are those of the op's types.
 #[derive(Debug)]
-pub struct Io<'a, T> {
-    reads: Vec<Read<'a, T>>,
-    writes: std::vec::IntoIter<Write<'a, T>>,
+pub struct Operands<'a, T> {
+    reads: Vec<InputOperand<'a, T>>,
+    writes: std::vec::IntoIter<OutputOperand<'a, T>>,
     arguments: Arguments,
 }
 
-impl<'a, T> Io<'a, T> {
+impl<'a, T> Operands<'a, T> {
     /// Creates the operands: inputs in order; outputs, updated inputs and scratch in this order.
-    pub fn new(reads: Vec<Read<'a, T>>, writes: Vec<Write<'a, T>>, arguments: Arguments) -> Self {
+    pub fn new(
+        reads: Vec<InputOperand<'a, T>>,
+        writes: Vec<OutputOperand<'a, T>>,
+        arguments: Arguments,
+    ) -> Self {
         Self {
             reads,
             writes: writes.into_iter(),
@@ -64,7 +68,7 @@ impl<'a, T> Io<'a, T> {
     /// If it is not of floating-point type, or is updated in place.
     pub fn read(&self, index: usize) -> &'a [T] {
         match self.reads[index] {
-            Read::Float(x) => x,
+            InputOperand::Float(x) => x,
             _ => panic!("input {index} is not a readable float operand"),
         }
     }
@@ -75,7 +79,7 @@ impl<'a, T> Io<'a, T> {
     /// If it is not of integer type.
     pub fn ints(&self, index: usize) -> &'a [i32] {
         match self.reads[index] {
-            Read::Int(x) => x,
+            InputOperand::Int(x) => x,
             _ => panic!("input {index} is not an integer operand"),
         }
     }
@@ -86,7 +90,7 @@ impl<'a, T> Io<'a, T> {
     /// If it is not in double precision.
     pub fn doubles(&self, index: usize) -> &'a [f64] {
         match self.reads[index] {
-            Read::Double(x) => x,
+            InputOperand::Double(x) => x,
             _ => panic!("input {index} is not a double-precision operand"),
         }
     }
@@ -97,7 +101,7 @@ impl<'a, T> Io<'a, T> {
     /// If there is none, or it is not of floating-point type.
     pub fn write(&mut self) -> &'a mut [T] {
         match self.writes.next() {
-            Some(Write::Float(y)) => y,
+            Some(OutputOperand::Float(y)) => y,
             _ => panic!("the next output is not a float operand"),
         }
     }
@@ -108,7 +112,7 @@ impl<'a, T> Io<'a, T> {
     /// If it is not of integer type.
     pub fn write_ints(&mut self) -> &'a mut [i32] {
         match self.writes.next() {
-            Some(Write::Int(y)) => y,
+            Some(OutputOperand::Int(y)) => y,
             _ => panic!("the next output is not an integer operand"),
         }
     }
@@ -119,7 +123,7 @@ impl<'a, T> Io<'a, T> {
     /// If it is not in double precision.
     pub fn write_doubles(&mut self) -> &'a mut [f64] {
         match self.writes.next() {
-            Some(Write::Double(y)) => y,
+            Some(OutputOperand::Double(y)) => y,
             _ => panic!("the next output is not a double-precision operand"),
         }
     }

@@ -1,6 +1,6 @@
 //! Last position of every sequence: the input of the output head in decoding, or of a classifier.
 
-use super::{BackwardContext, Io, Operation};
+use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// The last row of every `seq` rows.
@@ -74,8 +74,8 @@ impl Operation for LastPosition {
             panic!("last position: expected one value")
         };
         let batch = x.shape.sizes().first().copied().unwrap_or(1);
-        let [of_x, last] = self.types(batch);
-        assert_eq!(*x, of_x, "last position: x");
+        let [x_type, last] = self.types(batch);
+        assert_eq!(*x, x_type, "last position: x");
         vec![last]
     }
 
@@ -84,11 +84,11 @@ impl Operation for LastPosition {
         vec![Some(dx)]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         self.forward(io.read(0), io.write());
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         self.forward(io.read(0), io.write());
     }
 }
@@ -100,16 +100,16 @@ impl Operation for LastPositionGrad {
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let batch = inputs[0].shape.sizes().first().copied().unwrap_or(1);
-        let [of_x, last] = self.0.types(batch);
+        let [x_type, last] = self.0.types(batch);
         assert_eq!(inputs[0], last, "last position: gradient");
-        vec![of_x]
+        vec![x_type]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         self.0.backward(io.read(0), io.write());
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         self.0.backward(io.read(0), io.write());
     }
 }

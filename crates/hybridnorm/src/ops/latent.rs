@@ -6,7 +6,7 @@
 use hybridnorm_kernels::latent::{self, MlaHeads};
 
 use super::rotate::{check_rope_table, rotated};
-use super::{BackwardContext, Io, Operation};
+use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Packed rows `[q heads | k heads | v heads]`; see [`latent_heads`].
@@ -68,10 +68,10 @@ impl Operation for LatentHeads {
             )
         };
         let batch = q.shape.sizes().first().copied().unwrap_or(1);
-        let [of_q, of_kv, of_key, packed] = self.types(batch);
-        assert_eq!(*q, of_q, "latent heads: queries");
-        assert_eq!(*kv, of_kv, "latent heads: nope part of keys, and values");
-        assert_eq!(*key, of_key, "latent heads: shared key");
+        let [q_type, kv_type, key_type, packed] = self.types(batch);
+        assert_eq!(*q, q_type, "latent heads: queries");
+        assert_eq!(*kv, kv_type, "latent heads: nope part of keys, and values");
+        assert_eq!(*key, key_type, "latent heads: shared key");
         check_rope_table(self.name(), *rope_table, self.seq, self.heads.rope);
         vec![packed]
     }
@@ -82,7 +82,7 @@ impl Operation for LatentHeads {
         vec![Some(dq), Some(dkv), Some(dkey), None]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let MlaHeads {
             heads,
             nope,
@@ -95,22 +95,22 @@ impl Operation for LatentHeads {
         let packed = io.write().chunks_mut(heads * (2 * d + value));
         for (i, packed) in packed.enumerate() {
             let rotation = &rope_table[i % self.seq * rope..][..rope];
-            let position = rotated(&key[i * rope..][..rope], rotation, 1.0);
+            let rotated_key = rotated(&key[i * rope..][..rope], rotation, 1.0);
             let (mut queries, mut keys, mut values) = (Vec::new(), Vec::new(), Vec::new());
             for h in 0..heads {
                 let (nope_part, rotary) = q[(i * heads + h) * d..][..d].split_at(nope);
                 queries.extend(nope_part);
                 queries.extend(rotated(rotary, rotation, 1.0));
-                let (nope_part, of_values) = kv[(i * heads + h) * e..][..e].split_at(nope);
+                let (nope_part, value_part) = kv[(i * heads + h) * e..][..e].split_at(nope);
                 keys.extend(nope_part);
-                keys.extend(&position);
-                values.extend(of_values);
+                keys.extend(&rotated_key);
+                values.extend(value_part);
             }
             packed.copy_from_slice(&[queries, keys, values].concat());
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (q, kv, key) = (io.read(0), io.read(1), io.read(2));
         let rope_table = io.read(3);
         latent::assemble(&self.heads, q, kv, key, rope_table, io.write());
@@ -125,12 +125,12 @@ impl Operation for LatentHeadsGrad {
     /// Reads the gradient of the packed rows and the rotary table.
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         let batch = inputs[0].shape.sizes().first().copied().unwrap_or(1);
-        let [of_q, of_kv, of_key, packed] = self.0.types(batch);
+        let [q_type, kv_type, key_type, packed] = self.0.types(batch);
         assert_eq!(inputs[0], packed, "latent heads: gradient");
-        vec![of_q, of_kv, of_key]
+        vec![q_type, kv_type, key_type]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let MlaHeads {
             heads,
             nope,
@@ -145,7 +145,7 @@ impl Operation for LatentHeadsGrad {
             let rotation = &rope_table[i % self.0.seq * rope..][..rope];
             let (queries, rest) = dpacked.split_at(heads * d);
             let (keys, values) = rest.split_at(heads * d);
-            let mut position = vec![0.0; rope];
+            let mut drotated_key = vec![0.0; rope];
             for h in 0..heads {
                 let (nope_part, rotary) = queries[h * d..][..d].split_at(nope);
                 let dq = &mut dq[(i * heads + h) * d..][..d];
@@ -155,16 +155,16 @@ impl Operation for LatentHeadsGrad {
                 let dkv = &mut dkv[(i * heads + h) * e..][..e];
                 dkv[..nope].copy_from_slice(nope_part);
                 dkv[nope..].copy_from_slice(&values[h * value..][..value]);
-                for (sum, dk) in position.iter_mut().zip(rotary) {
+                for (sum, dk) in drotated_key.iter_mut().zip(rotary) {
                     *sum += dk;
                 }
             }
             let dkey = &mut dkey[i * rope..][..rope];
-            dkey.copy_from_slice(&rotated(&position, rotation, -1.0));
+            dkey.copy_from_slice(&rotated(&drotated_key, rotation, -1.0));
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let rope_table = io.read(1);
         let (dpacked, dq, dkv, dkey) = (io.read(0), io.write(), io.write(), io.write());
         latent::assemble_backward(&self.0.heads, dpacked, rope_table, dq, dkv, dkey);
@@ -180,7 +180,7 @@ mod tests {
     use super::*;
     use crate::passes::vector_jacobian_product;
 
-    const FORMS: [(usize, usize, MlaHeads); 3] = [
+    const CONFIGS: [(usize, usize, MlaHeads); 3] = [
         (
             1,
             1,
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn values_and_gradients() {
-        for (b, t, heads) in FORMS {
+        for (b, t, heads) in CONFIGS {
             let [q, kv, key, _] = heads.widths();
             let given = [
                 floats(1, [b, t, q]),
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn rotations_are_those_of_the_positions() {
-        for (b, t, heads) in FORMS {
+        for (b, t, heads) in CONFIGS {
             let mut executors = Executors::new(&[]);
             let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
             for past in [0, 4, 13] {
@@ -268,8 +268,8 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "latent heads: shared key")]
-    fn another_width_of_the_shared_key() {
-        let heads = FORMS[1].2;
+    fn wrong_width_of_the_shared_key_is_rejected() {
+        let heads = CONFIGS[1].2;
         let [q, kv, key, _] = heads.widths();
         let given = [
             floats(1, [1, 2, q]),

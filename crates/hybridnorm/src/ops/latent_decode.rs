@@ -7,9 +7,9 @@
 use hybridnorm_kernels::attention::{self, LatentAttentionConfig};
 use hybridnorm_kernels::latent::{self, MlaHeads};
 
-use super::cache::weights;
+use super::cache::attention_weights;
 use super::rotate::{check_rope_table, rotated};
-use super::{Io, Operation};
+use super::{Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Absorbed queries, which attend to latents; see [`absorbed_queries`].
@@ -66,11 +66,11 @@ pub fn absorbed_queries<'g>(
 /// Not differentiable.
 ///
 /// # Panics
-/// If the shapes are not those of `spec`.
-pub fn latent_attention<'g>(queries: Value<'g>, cache: Value<'g>, spec: LatentAttentionConfig) -> Value<'g> {
+/// If the shapes are not those of `config`.
+pub fn latent_attention<'g>(queries: Value<'g>, cache: Value<'g>, config: LatentAttentionConfig) -> Value<'g> {
     let [ctx] = queries
         .builder()
-        .op(LatentAttention(spec), &[queries, cache]);
+        .op(LatentAttention(config), &[queries, cache]);
     ctx
 }
 
@@ -88,7 +88,7 @@ pub fn project_latent_context<'g>(ctx: Value<'g>, kv_up: Value<'g>, heads: MlaHe
 }
 
 /// Returns the type of the up-projection from latents to keys' nope part and values.
-fn projection(heads: &MlaHeads, latent: usize) -> Type {
+fn kv_up_type(heads: &MlaHeads, latent: usize) -> Type {
     Type::f32([heads.heads * (heads.nope + heads.value), latent])
 }
 
@@ -112,7 +112,7 @@ impl Operation for AbsorbQueries {
         let batch = q.shape.sizes().first().copied().unwrap_or(1);
         let expected = Type::f32([batch, self.seq, heads * self.heads.head_dim()]);
         assert_eq!(*q, expected, "absorbed queries: queries");
-        let expected = projection(&self.heads, self.latent);
+        let expected = kv_up_type(&self.heads, self.latent);
         assert_eq!(*kv_up, expected, "absorbed queries: projection");
         check_rope_table(self.name(), *rope_table, self.seq, rope);
         vec![
@@ -130,7 +130,7 @@ impl Operation for AbsorbQueries {
         2 * (rows * self.heads.nope * self.latent) as u64
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let MlaHeads {
             heads, nope, rope, ..
         } = self.heads;
@@ -145,18 +145,18 @@ impl Operation for AbsorbQueries {
             let rotated = rotated(rotary, &rope_table[position * rope..][..rope], 1.0);
             rotary.copy_from_slice(&rotated);
             let [keys, _] = rows_of_head(&self.heads, self.latent, kv_up, h);
-            let (sum, position) = absorbed.split_at_mut(self.latent);
+            let (sum, rotary_part) = absorbed.split_at_mut(self.latent);
             sum.fill(0.0);
             for (x, row) in nope_part.iter().zip(keys.chunks(self.latent)) {
                 for (sum, w) in sum.iter_mut().zip(row) {
                     *sum += x * w;
                 }
             }
-            position.copy_from_slice(&rotated);
+            rotary_part.copy_from_slice(&rotated);
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (kv_up, rope_table) = (io.read(1), io.read(2));
         let (q, absorbed) = (io.write(), io.write());
         latent::rotate_queries(&self.heads, q, rope_table);
@@ -203,7 +203,7 @@ impl Operation for LatentAttention {
         self.0.scratch_len(capacity)
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let LatentAttentionConfig {
             batch,
             seq,
@@ -219,9 +219,9 @@ impl Operation for LatentAttention {
         for (index, (q, ctx)) in pairs.enumerate() {
             let (sequence, i) = (index / heads / seq, index / heads % seq);
             let rows = cache.chunks(latent + rope);
-            let seen: Vec<&[f64]> = rows.skip(sequence * capacity).take(past + i + 1).collect();
+            let visible_rows: Vec<&[f64]> = rows.skip(sequence * capacity).take(past + i + 1).collect();
             ctx.fill(0.0);
-            for (weight, row) in weights(q, &seen, scale, softcap).iter().zip(&seen) {
+            for (weight, row) in attention_weights(q, &visible_rows, scale, softcap).iter().zip(&visible_rows) {
                 for (ctx, x) in ctx.iter_mut().zip(&row[..latent]) {
                     *ctx += weight * x;
                 }
@@ -229,7 +229,7 @@ impl Operation for LatentAttention {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (q, cache, past) = (io.read(0), io.read(1), io.arguments().past);
         let (ctx, scratch) = (io.write(), io.write());
         attention::cached_latent(&self.0, q, cache, past, ctx, scratch);
@@ -251,7 +251,7 @@ impl Operation for ProjectLatentContext {
             heads * self.latent,
             "project latent context: latent context"
         );
-        let expected = projection(&self.heads, self.latent);
+        let expected = kv_up_type(&self.heads, self.latent);
         assert_eq!(*kv_up, expected, "project latent context: kv_up");
         vec![Type::f32(ctx.shape.with_width(heads * value))]
     }
@@ -261,7 +261,7 @@ impl Operation for ProjectLatentContext {
         2 * (rows * self.latent * self.heads.value) as u64
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let MlaHeads { heads, value, .. } = self.heads;
         let (ctx, kv_up, out) = (io.read(0), io.read(1), io.write());
         let pairs = ctx.chunks(self.latent).zip(out.chunks_mut(value));
@@ -273,7 +273,7 @@ impl Operation for ProjectLatentContext {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (ctx, kv_up, out) = (io.read(0), io.read(1), io.write());
         latent::project_values(&self.heads, self.latent, ctx, kv_up, out);
     }
@@ -287,7 +287,7 @@ mod tests {
     use super::super::{latent_heads, linear, rotate};
     use super::*;
 
-    const FORMS: [(usize, MlaHeads); 3] = [
+    const CONFIGS: [(usize, MlaHeads); 3] = [
         (
             1,
             MlaHeads {
@@ -317,7 +317,7 @@ mod tests {
         ),
     ];
 
-    fn spec(batch: usize, seq: usize, latent: usize, heads: MlaHeads, softcap: Option<f32>) -> LatentAttentionConfig {
+    fn config(batch: usize, seq: usize, latent: usize, heads: MlaHeads, softcap: Option<f32>) -> LatentAttentionConfig {
         LatentAttentionConfig {
             batch,
             seq,
@@ -331,8 +331,8 @@ mod tests {
 
     #[test]
     fn queries_and_contexts_match_the_reference() {
-        for (l, heads) in FORMS {
-            let kv_up = projection(&heads, l);
+        for (l, heads) in CONFIGS {
+            let kv_up = kv_up_type(&heads, l);
             let state = [numbers(1, kv_up.elements())];
             let mut executors = Executors::new(&state);
             for (batch, past, new) in [(1, 0, 1), (2, 7, 1), (3, 5, 7), (1, 29, 1)] {
@@ -352,7 +352,7 @@ mod tests {
     #[test]
     fn attention_to_latents_matches_the_reference() {
         let capacity = 301;
-        for (l, heads) in FORMS {
+        for (l, heads) in CONFIGS {
             for (batch, past, new, softcap) in [
                 (1, 0, 1, None),
                 (2, 150, 3, None),
@@ -360,33 +360,33 @@ mod tests {
                 (3, 10, 9, Some(2.0)),
                 (1, 300, 1, None),
             ] {
-                let (spec, width) = (spec(batch, new, l, heads, softcap), l + heads.rope);
+                let (config, width) = (config(batch, new, l, heads, softcap), l + heads.rope);
                 let mut executors = Executors::new(&[numbers(2, batch * capacity * width)]);
                 let given = inputs(3, [[batch, new, heads.heads * width]]);
                 executors.run(arguments_after(past), &given, |g, state, x| {
                     let cache = g.state(state[0], 0, Type::f32([batch, capacity, width]));
-                    vec![latent_attention(x[0], cache, spec)]
+                    vec![latent_attention(x[0], cache, config)]
                 });
             }
         }
     }
 
     /// Computes plain causal attention of packed rows of one sequence.
-    fn causal(packed: &[f64], heads: &MlaHeads, spec: &LatentAttentionConfig) -> Vec<f64> {
+    fn causal(packed: &[f64], heads: &MlaHeads, config: &LatentAttentionConfig) -> Vec<f64> {
         let (d, h, value) = (heads.head_dim(), heads.heads, heads.value);
         let rows: Vec<&[f64]> = packed.chunks(h * (2 * d + value)).collect();
         let mut ctx = Vec::new();
         for (i, row) in rows.iter().enumerate() {
             for head in 0..h {
                 let q = &row[head * d..][..d];
-                let scores = rows[..=i].iter().map(|row| {
+                let logits = rows[..=i].iter().map(|row| {
                     let k = &row[(h + head) * d..][..d];
                     let u =
-                        f64::from(spec.scale) * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
-                    spec.softcap
+                        f64::from(config.scale) * q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>();
+                    config.softcap
                         .map_or(u, |cap| f64::from(cap) * (u / f64::from(cap)).tanh())
                 });
-                let exponentials: Vec<f64> = scores.map(f64::exp).collect();
+                let exponentials: Vec<f64> = logits.map(f64::exp).collect();
                 let total: f64 = exponentials.iter().sum();
                 ctx.extend((0..value).map(|c| {
                     let values = rows.iter().map(|row| row[2 * h * d + head * value + c]);
@@ -432,31 +432,31 @@ mod tests {
     #[test]
     fn absorbed_projections_give_the_attention_of_assembled_heads() {
         let (batch, len) = (2, 13);
-        for ((l, heads), softcap) in FORMS.into_iter().zip([None, Some(0.8), None]) {
+        for ((l, heads), softcap) in CONFIGS.into_iter().zip([None, Some(0.8), None]) {
             let width = l + heads.rope;
-            let kv_up = projection(&heads, l);
+            let kv_up = kv_up_type(&heads, l);
             let projection_values = numbers(4, kv_up.elements());
-            let of_queries = heads.heads * heads.head_dim();
-            let given = inputs(5, [of_queries, l, heads.rope].map(|w| [batch, len, w]));
-            let whole = spec(batch, len, l, heads, softcap);
+            let query_width = heads.heads * heads.head_dim();
+            let given = inputs(5, [query_width, l, heads.rope].map(|w| [batch, len, w]));
+            let whole = config(batch, len, l, heads, softcap);
             let (expected, cache) = assembled(kv_up, &projection_values, &given, &whole, &heads);
             let mut session = Session::reference(&[projection_values, cache]);
             let mut past = 0;
             for new in [5, 1, 3, 1, 3] {
                 let newest = |x: &[f64], width: usize| x[past * width..][..new * width].to_vec();
-                let queries = given[0].elements().chunks(len * of_queries);
-                let queries = queries.flat_map(|x| newest(x, of_queries)).collect();
-                let queries = [fixed_input([batch, new, of_queries], queries)];
+                let queries = given[0].elements().chunks(len * query_width);
+                let queries = queries.flat_map(|x| newest(x, query_width)).collect();
+                let queries = [fixed_input([batch, new, query_width], queries)];
                 let results = session.run(arguments_after(past), &queries, |g, state, x| {
                     let table = rope_table(g, 100.0, heads.rope, new);
                     let kv_up = g.state(state[0], 0, kv_up);
                     let cache = g.state(state[1], 0, Type::f32([batch, len, width]));
                     let q = absorbed_queries(x[0], kv_up, table, heads);
-                    let ctx = latent_attention(q, cache, spec(batch, new, l, heads, softcap));
+                    let ctx = latent_attention(q, cache, config(batch, new, l, heads, softcap));
                     vec![project_latent_context(ctx, kv_up, heads)]
                 });
-                let of_values = heads.heads * heads.value;
-                let expected = expected.iter().flat_map(|x| newest(x, of_values));
+                let value_width = heads.heads * heads.value;
+                let expected = expected.iter().flat_map(|x| newest(x, value_width));
                 let expected: Vec<f64> = expected.collect();
                 assert_eq!(results.outputs[0].len(), expected.len());
                 for (got, expected) in results.outputs[0].iter().zip(expected) {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use hybridnorm_kernels::linear;
 
-use super::{BackwardContext, Io, Operation};
+use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// `y = x Wᵀ` on rows of `inputs` elements.
@@ -115,7 +115,7 @@ impl Operation for Linear {
         linear::forward_workspace(inputs[0].shape.rows(), self.inputs, self.outputs)
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (x, w, y) = (io.read(0), io.read(1), io.write());
         let rows = x.chunks(self.inputs).zip(y.chunks_mut(self.outputs));
         for (x, y) in rows {
@@ -125,7 +125,7 @@ impl Operation for Linear {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (x, w, y) = (io.read(0), io.read(1), io.write());
         linear::forward(x, w, y, self.inputs, self.outputs);
     }
@@ -148,11 +148,11 @@ impl Operation for LinearInputGrad {
         self.0.backward_workspace(inputs[0].shape.rows())
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         self.0.input_grad(io.read(0), io.read(1), io.write());
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (dy, w, dx) = (io.read(0), io.read(1), io.write());
         linear::backward_input(dy, w, dx, self.0.inputs, self.0.outputs);
     }
@@ -175,11 +175,11 @@ impl Operation for LinearWeightGrad {
         self.0.backward_workspace(inputs[0].shape.rows())
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         self.0.weight_grad(io.read(0), io.read(1), io.write());
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (dy, x, dw) = (io.read(0), io.read(1), io.write());
         linear::backward_weight(dy, x, dw, self.0.inputs, self.0.outputs);
     }
@@ -203,13 +203,13 @@ impl Operation for LinearGrad {
         self.0.backward_workspace(inputs[0].shape.rows())
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (dy, x, w, dx, dw) = (io.read(0), io.read(1), io.read(2), io.write(), io.write());
         self.0.input_grad(dy, w, dx);
         self.0.weight_grad(dy, x, dw);
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (dy, x, w, dx, dw) = (io.read(0), io.read(1), io.read(2), io.write(), io.write());
         linear::backward(dy, x, w, dx, dw, self.0.inputs, self.0.outputs);
     }
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn products_and_their_gradients() {
+    fn matmuls_and_their_gradients() {
         for (rows, inputs, outputs) in [(1, 1, 1), (7, 5, 3), (33, 17, 40)] {
             let given = [floats(1, [1, rows, inputs]), floats(2, [outputs, inputs])];
             check(&given, |_, x| linear(x[0], x[1]));

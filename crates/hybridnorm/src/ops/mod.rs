@@ -19,7 +19,7 @@ mod testing;
 use std::ops::Range;
 
 use crate::graph::{Builder, Type, Value};
-pub use io::{Arguments, Io, Read, Write};
+pub use io::{Arguments, InputOperand, Operands, OutputOperand};
 
 /// Interface of an op.
 pub trait Operation: std::fmt::Debug + Send + Sync {
@@ -41,10 +41,10 @@ pub trait Operation: std::fmt::Debug + Send + Sync {
     }
 
     /// Computes the op in double precision, in plain loops.
-    fn reference(&self, io: &mut Io<'_, f64>);
+    fn reference(&self, io: &mut Operands<'_, f64>);
 
     /// Computes the op with the CPU kernel.
-    fn cpu(&self, io: &mut Io<'_, f32>);
+    fn cpu(&self, io: &mut Operands<'_, f32>);
 
     /// Returns the number of single-precision scratch elements of the CPU kernel.
     fn scratch(&self, _inputs: &[Type]) -> usize {
@@ -192,7 +192,7 @@ ops! {
     attention: Attention, AttentionGrad, QkvAttention, QkvAttentionGrad;
     cache: CacheAppend, CachedAttention;
     columns: Split, Concat, ScaleColumns, ScaleColumnsGrad;
-    cross_entropy: CrossEntropy, CrossEntropyGrad, HeadLoss, HeadLossGrad;
+    cross_entropy: CrossEntropy, CrossEntropyGrad, LinearCrossEntropy, LinearCrossEntropyGrad;
     dispatch: TopKDispatch;
     elementwise: Clamp, ClampGrad, Softcap, SoftcapGrad, Reciprocal, ReciprocalGrad;
     embedding: Embedding, EmbeddingGrad, EmbeddingGradAdd;

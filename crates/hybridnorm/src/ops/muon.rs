@@ -6,7 +6,7 @@ use std::ops::Range;
 use hybridnorm_kernels::{adamw, muon};
 
 use super::gradient_norm::{check_parameters, finite_norm, record_update, states_by_parameter};
-use super::{Arguments, Io, Operation};
+use super::{Arguments, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// A Muon step on any number of stacks of matrices, in place. The learning rate is a run-time
@@ -98,12 +98,12 @@ impl Operation for Muon {
     fn flops(&self, _inputs: &[Type]) -> u64 {
         let matrices = self.parameters.iter();
         let matrices = matrices.flat_map(|parameter| parameter.rows.iter().map(|&rows| (rows, parameter.columns)));
-        let products = matrices.map(|(rows, columns)| {
+        let flops = matrices.map(|(rows, columns)| {
             let (long, short) = (rows.max(columns), rows.min(columns));
             // A and A² are symmetric: only half of each is computed.
             long * short * short + short * short * short + 2 * long * short * short
         });
-        (self.iterations * products.sum::<usize>()) as u64
+        (self.iterations * flops.sum::<usize>()) as u64
     }
 
     fn workspace(&self, _inputs: &[Type], threads: usize) -> usize {
@@ -112,7 +112,7 @@ impl Operation for Muon {
         bytes.max().unwrap_or(0)
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let norms = io.write_doubles();
         norms.fill(0.0);
         let Some(norm) = finite_norm(io.read(0), io.doubles(1)) else {
@@ -150,13 +150,13 @@ impl Operation for Muon {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let norms = io.write_doubles();
         norms.fill(0.0);
         let Some(norm) = finite_norm(io.read(0), io.doubles(1)) else {
             return;
         };
-        let rule = muon::Muon {
+        let hyperparameters = muon::Muon {
             lr: io.arguments().lr,
             momentum: self.momentum,
             nesterov: self.nesterov,
@@ -179,7 +179,7 @@ impl Operation for Muon {
                 weight_decay: parameter.weight_decay,
             })
             .collect();
-        let found = muon::step(&rule, &mut parameters, scratch);
+        let found = muon::step(&hyperparameters, &mut parameters, scratch);
         for (norms, found) in norms.chunks_exact_mut(2).zip(found) {
             norms.copy_from_slice(&[found.update, found.value]);
         }
@@ -200,14 +200,14 @@ fn orthogonalized(u: &[f64], columns: usize, iterations: usize) -> Vec<f64> {
     let norm = u.iter().map(|u| u * u).sum::<f64>().sqrt() + 1e-7;
     let mut x: Vec<f64> = u.iter().map(|u| u / norm).collect();
     for _ in 0..iterations {
-        let a = product(&x, &transposed(&x, columns), columns);
-        let square = product(&a, &a, rows);
+        let a = matmul(&x, &transposed(&x, columns), columns);
+        let square = matmul(&a, &a, rows);
         let b: Vec<f64> = a
             .iter()
             .zip(&square)
             .map(|(a, square)| -4.7750 * a + 2.0315 * square)
             .collect();
-        let change = product(&b, &x, rows);
+        let change = matmul(&b, &x, rows);
         for (x, change) in x.iter_mut().zip(change) {
             *x = 3.4445 * *x + change;
         }
@@ -222,7 +222,7 @@ fn transposed(x: &[f64], columns: usize) -> Vec<f64> {
 }
 
 /// Computes `x y` for rows of `inner` elements in x.
-fn product(x: &[f64], y: &[f64], inner: usize) -> Vec<f64> {
+fn matmul(x: &[f64], y: &[f64], inner: usize) -> Vec<f64> {
     let columns = y.len() / inner;
     let rows = x.chunks(inner).flat_map(|x| {
         let mut row = vec![0.0; columns];
@@ -252,7 +252,7 @@ mod tests {
         }
     }
 
-    fn rule(clip: f64) -> Muon {
+    fn hyperparameters(clip: f64) -> Muon {
         Muon {
             momentum: 0.95,
             nesterov: true,
@@ -337,7 +337,7 @@ mod tests {
             let op = Muon {
                 nesterov,
                 iterations,
-                ..rule(clip)
+                ..hyperparameters(clip)
             };
             let after = steps(&op, &[1.0, 0.1, 3.0], &[1.0; 3]);
             assert_ne!(after[0].buffers[1], after[1].buffers[1]);
@@ -345,13 +345,13 @@ mod tests {
     }
 
     #[test]
-    fn large_matrices_are_worked_on_in_scratch_memory() {
+    fn large_matrices_use_scratch() {
         let op = Muon {
             parameters: vec![parameter(3, &[7], 0.1), parameter(8, &[131_101, 5], 0.1)],
-            ..rule(0.5)
+            ..hyperparameters(0.5)
         };
         assert!(op.scratch_elements() > 0);
-        assert_eq!(rule(0.5).scratch_elements(), 0);
+        assert_eq!(hyperparameters(0.5).scratch_elements(), 0);
         steps(&op, &[1.0], &[1.0]);
         let op = Muon {
             parameters: vec![parameter(131_101, &[2, 8], 0.1)],
@@ -364,7 +364,7 @@ mod tests {
     fn non_finite_gradients_skip_the_update() {
         for broken in [f64::NAN, f64::INFINITY] {
             for (factor, loss) in [(broken, 1.0), (1.0, broken)] {
-                let after = steps(&rule(0.5), &[1.0, factor], &[1.0, loss]);
+                let after = steps(&hyperparameters(0.5), &[1.0, factor], &[1.0, loss]);
                 assert_eq!(after[0].buffers, after[1].buffers);
                 assert!(after[1].outputs.concat().iter().all(|x| *x == 0.0));
             }
@@ -372,8 +372,8 @@ mod tests {
     }
 
     #[test]
-    fn the_clipping_counts_gradients_that_another_op_applies() {
-        let op = rule(0.5);
+    fn clipping_includes_gradients_that_another_op_applies() {
+        let op = hyperparameters(0.5);
         let moments = |factors: &[f64]| {
             let after = steps(&op, factors, &[1.0]).remove(0);
             let squares = after.buffers[1].iter().take(55).map(|m| m * m);
@@ -407,22 +407,22 @@ mod tests {
     }
 
     #[test]
-    fn symmetric_products_count_by_half() {
+    fn symmetric_matmuls_count_half_of_the_flops() {
         let op = Muon {
             parameters: vec![parameter(3, &[2, 5], 0.0)],
-            ..rule(0.0)
+            ..hyperparameters(0.0)
         };
         assert_eq!(op.flops(&[]), 5 * (3 * 3 * 4 + 8 + 3 * 5 * 9 + 27));
     }
 
     #[test]
     #[should_panic(expected = "muon: matrices of parameter 1")]
-    fn rows_that_do_not_add_up_are_refused() {
+    fn mismatched_row_counts_are_rejected() {
         let g = Builder::new();
         let x = g.input("x", Type::f32([4, 3]));
         let op = Muon {
             parameters: vec![parameter(3, &[2, 2], 0.0), parameter(3, &[2, 1], 0.0)],
-            ..rule(0.0)
+            ..hyperparameters(0.0)
         };
         muon(op, x, squared_norms(&g, &[x]), &[[x; 3]; 2]);
     }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use hybridnorm_kernels::norm::{self, Gain, NormConfig, NormFn, NormScalar};
 use libm::erf;
 
-use super::{BackwardContext, Io, Operation, fill};
+use super::{BackwardContext, Operands, Operation, fill};
 use crate::graph::{Type, Value};
 
 /// `norm(x)` of rows; see [`NormConfig`] for the functions and the layout of the parameters.
@@ -25,21 +25,21 @@ pub struct AddNorm(pub(crate) NormConfig);
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NormGradAdd(pub(crate) NormConfig);
 
-/// Normalizes rows of `spec.width` elements; `params_p` as [`NormConfig`] lays them out, (p), `None` if
+/// Normalizes rows of `config.width` elements; `params_p` as [`NormConfig`] lays them out, (p), `None` if
 /// there are none.
 ///
 /// # Panics
 /// If x does not consist of such rows, or the number of parameters differs.
-pub fn norm<'g>(x: Value<'g>, params_p: impl Into<Option<Value<'g>>>, spec: NormConfig) -> Value<'g> {
+pub fn norm<'g>(x: Value<'g>, params_p: impl Into<Option<Value<'g>>>, config: NormConfig) -> Value<'g> {
     let nothing = || fill(x.builder(), 0.0, Type::f32([0]));
     let params_p = params_p.into().unwrap_or_else(nothing);
-    let [y] = x.builder().op(Norm(spec), &[x, params_p]);
+    let [y] = x.builder().op(Norm(config), &[x, params_p]);
     y
 }
 
-fn check(spec: &NormConfig, x: Type, params: Type) {
-    assert_eq!(x.elements() % spec.width, 0, "norm: width of the rows");
-    assert_eq!(params, Type::f32([spec.params_len()]), "norm: parameters");
+fn check(config: &NormConfig, x: Type, params: Type) {
+    assert_eq!(x.elements() % config.width, 0, "norm: width of the rows");
+    assert_eq!(params, Type::f32([config.params_len()]), "norm: parameters");
 }
 
 impl Operation for Norm {
@@ -60,15 +60,15 @@ impl Operation for Norm {
 
     fn positionwise_inputs(&self, inputs: &[Type]) -> Range<usize> {
         // The parameter vector of a row must not depend on the position.
-        let turn = self.0.width * self.0.groups;
-        0..usize::from(inputs[0].shape.width().is_multiple_of(turn))
+        let period = self.0.width * self.0.groups;
+        0..usize::from(inputs[0].shape.width().is_multiple_of(period))
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         forward(&self.0, io.read(0), io.read(1), io.write());
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         norm::forward(&self.0, io.read(0), io.read(1), io.write());
     }
 }
@@ -86,14 +86,14 @@ impl Operation for NormGrad {
         &[(2, 0)]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (x, params, d, dparams) = (io.read(0), io.read(1), io.write(), io.write());
         let dy = d.to_vec();
         d.fill(0.0);
         backward(&self.0, x, params, &dy, d, dparams);
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (x, params, d, dparams) = (io.read(0), io.read(1), io.write(), io.write());
         norm::backward_in_place(&self.0, x, params, d, dparams);
     }
@@ -115,7 +115,7 @@ impl Operation for AddNorm {
         &[(1, 0)]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (x, params, sum, y) = (io.read(0), io.read(2), io.write(), io.write());
         for (sum, x) in sum.iter_mut().zip(x) {
             *sum += x;
@@ -123,7 +123,7 @@ impl Operation for AddNorm {
         forward(&self.0, sum, params, y);
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (x, params, sum, y) = (io.read(0), io.read(2), io.write(), io.write());
         norm::add_forward(&self.0, x, sum, params, y);
     }
@@ -143,13 +143,13 @@ impl Operation for NormGradAdd {
         &[(3, 0)]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (x, params, dy) = (io.read(0), io.read(1), io.read(2));
         let (sum, dparams) = (io.write(), io.write());
         backward(&self.0, x, params, dy, sum, dparams);
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (x, params, dy) = (io.read(0), io.read(1), io.read(2));
         let (sum, dparams) = (io.write(), io.write());
         norm::backward_add(&self.0, x, params, dy, sum, dparams);
@@ -164,18 +164,18 @@ struct Params {
     shift: f64,
 }
 
-fn unpack(spec: &NormConfig, params: &[f64]) -> Params {
-    let channels = spec.groups * spec.width;
-    let has_gain = spec.gain != Gain::None;
+fn unpack(config: &NormConfig, params: &[f64]) -> Params {
+    let channels = config.groups * config.width;
+    let has_gain = config.gain != Gain::None;
     let (gain, rest) = params.split_at(if has_gain { channels } else { 0 });
-    let (bias, scalars) = rest.split_at(if spec.bias { channels } else { 0 });
+    let (bias, scalars) = rest.split_at(if config.bias { channels } else { 0 });
     let mut gain = if has_gain { gain.to_vec() } else { vec![1.0; channels] };
-    if spec.gain == Gain::OnePlus {
+    if config.gain == Gain::OnePlus {
         gain.iter_mut().for_each(|g| *g += 1.0);
     }
     Params {
         gain,
-        bias: if spec.bias { bias.to_vec() } else { vec![0.0; channels] },
+        bias: if config.bias { bias.to_vec() } else { vec![0.0; channels] },
         alpha: scalars.first().copied().unwrap_or(1.0),
         shift: scalars.get(1).copied().unwrap_or(0.0),
     }
@@ -190,9 +190,9 @@ struct Row {
 }
 
 /// Computes the norm function of a row x, and its vector-Jacobian product with `dh`.
-fn row(spec: &NormConfig, p: &Params, x: &[f64], dh: &[f64]) -> Row {
-    let (w, eps) = (x.len() as f64, f64::from(spec.eps));
-    match spec.function {
+fn row(config: &NormConfig, p: &Params, x: &[f64], dh: &[f64]) -> Row {
+    let (w, eps) = (x.len() as f64, f64::from(config.eps));
+    match config.function {
         NormFn::Rmsnorm => rescaled(x, dh, false, w, eps),
         NormFn::Layernorm => rescaled(x, dh, true, w, eps),
         NormFn::L2 => rescaled(x, dh, false, 1.0, eps),
@@ -212,8 +212,8 @@ fn rescaled(x: &[f64], dh: &[f64], is_centered: bool, count: f64, eps: f64) -> R
     let inv_std = 1.0 / (squares / count + eps).sqrt();
     let h: Vec<f64> = x.iter().map(|x| (x - mean_x) * inv_std).collect();
     // The mean and `inv_std` depend on every element of the row.
-    let along = dh.iter().zip(&h).map(|(dh, h)| dh * h).sum::<f64>() / count;
-    let dx = dh.iter().zip(&h).map(|(dh, h)| (dh - mean_dh - h * along) * inv_std);
+    let projection = dh.iter().zip(&h).map(|(dh, h)| dh * h).sum::<f64>() / count;
+    let dx = dh.iter().zip(&h).map(|(dh, h)| (dh - mean_dh - h * projection) * inv_std);
     Row {
         dx: dx.collect(),
         h,
@@ -236,12 +236,12 @@ fn pointwise(p: &Params, x: &[f64], dh: &[f64], f: impl Fn(f64) -> (f64, f64)) -
 }
 
 /// Computes [`Norm`] in double precision.
-pub(super) fn forward(spec: &NormConfig, x: &[f64], params: &[f64], y: &mut [f64]) {
-    let p = unpack(spec, params);
-    let no_gradient = vec![0.0; spec.width];
-    for (r, (x, y)) in x.chunks(spec.width).zip(y.chunks_mut(spec.width)).enumerate() {
-        let first = r % spec.groups * spec.width;
-        let Row { h, .. } = row(spec, &p, x, &no_gradient);
+pub(super) fn forward(config: &NormConfig, x: &[f64], params: &[f64], y: &mut [f64]) {
+    let p = unpack(config, params);
+    let no_gradient = vec![0.0; config.width];
+    for (r, (x, y)) in x.chunks(config.width).zip(y.chunks_mut(config.width)).enumerate() {
+        let first = r % config.groups * config.width;
+        let Row { h, .. } = row(config, &p, x, &no_gradient);
         for (c, (y, h)) in (first..).zip(y.iter_mut().zip(h)) {
             *y = h * p.gain[c] + p.bias[c];
         }
@@ -250,23 +250,23 @@ pub(super) fn forward(spec: &NormConfig, x: &[f64], params: &[f64], y: &mut [f64
 
 /// Computes [`NormGrad`] in double precision; the gradient of x is added to `dx`.
 pub(super) fn backward(
-    spec: &NormConfig,
+    config: &NormConfig,
     x: &[f64],
     params: &[f64],
     dy: &[f64],
     dx: &mut [f64],
     dparams: &mut [f64],
 ) {
-    let p = unpack(spec, params);
-    let channels = spec.groups * spec.width;
+    let p = unpack(config, params);
+    let channels = config.groups * config.width;
     let (mut dgain, mut dbias) = (vec![0.0; channels], vec![0.0; channels]);
     let (mut dalpha, mut dshift) = (0.0, 0.0);
-    let width = spec.width;
+    let width = config.width;
     let rows = x.chunks(width).zip(dy.chunks(width)).zip(dx.chunks_mut(width));
     for (r, ((x, dy), dx)) in rows.enumerate() {
-        let first = r % spec.groups * width;
+        let first = r % config.groups * width;
         let dh: Vec<f64> = (first..).zip(dy).map(|(c, dy)| dy * p.gain[c]).collect();
-        let row = row(spec, &p, x, &dh);
+        let row = row(config, &p, x, &dh);
         for (i, dy) in dy.iter().enumerate() {
             dgain[first + i] += dy * row.h[i];
             dbias[first + i] += dy;
@@ -275,13 +275,13 @@ pub(super) fn backward(
         dalpha += row.dalpha;
         dshift += row.dshift;
     }
-    let scalars = spec.function.scalars().iter().map(|scalar| match scalar {
+    let scalars = config.function.scalars().iter().map(|scalar| match scalar {
         NormScalar::Alpha => dalpha,
         NormScalar::Shift => dshift,
     });
     let parts = [
-        if spec.gain == Gain::None { Vec::new() } else { dgain },
-        if spec.bias { dbias } else { Vec::new() },
+        if config.gain == Gain::None { Vec::new() } else { dgain },
+        if config.bias { dbias } else { Vec::new() },
         scalars.collect(),
     ];
     dparams.copy_from_slice(&parts.concat());
@@ -301,7 +301,7 @@ mod tests {
                 (Gain::OnePlus, true, 1),
                 (Gain::Plain, true, 3),
             ] {
-                let spec = NormConfig {
+                let config = NormConfig {
                     function,
                     eps: 1e-5,
                     gain,
@@ -310,11 +310,11 @@ mod tests {
                     groups,
                 };
                 let x = mapped_floats(1, [2, 3, 10], |x| 2.0 * x);
-                let given = [x, floats(2, [spec.params_len()]), floats(3, [2, 3, 10])];
-                check(&given[..2], |_, x| norm(x[0], x[1], spec));
+                let given = [x, floats(2, [config.params_len()]), floats(3, [2, 3, 10])];
+                check(&given[..2], |_, x| norm(x[0], x[1], config));
                 check(&given, |_, x| {
                     let sum = x[0] + x[2];
-                    sum + norm(sum, x[1], spec)
+                    sum + norm(sum, x[1], config)
                 });
             }
         }

@@ -2,16 +2,16 @@
 //! keys and values.
 
 use hybridnorm_kernels::norm::NormConfig;
-use hybridnorm_kernels::qkv::{self, BoundQkvTransform, QkOrder, QkvTransform as Spec};
+use hybridnorm_kernels::qkv::{self, BoundQkvTransform, QkOrder, QkvTransform as QkvConfig};
 
 use super::rotate::rotated;
-use super::{BackwardContext, Io, Operation, fill, norm};
+use super::{BackwardContext, Operands, Operation, fill, norm};
 use crate::graph::{Type, Value};
 
-/// Clamp, norms, rotation and scale of packed q, k, v; see [`Spec`].
+/// Clamp, norms, rotation and scale of packed q, k, v; see [`QkvConfig`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QkvTransform {
-    pub(crate) spec: Spec,
+    pub(crate) config: QkvConfig,
     /// Positions per sequence.
     pub(crate) seq: usize,
 }
@@ -27,48 +27,48 @@ pub struct QkvTransformGrad(pub(crate) QkvTransform);
 /// the norms of q, k and v, `None` if a norm is absent or has none.
 ///
 /// # Panics
-/// If a shape does not match the spec.
+/// If a shape does not match the config.
 pub fn qkv_transform<'g>(
     qkv_btc: Value<'g>,
     rope_table: Value<'g>,
     params: [Option<Value<'g>>; 3],
-    spec: Spec,
+    config: QkvConfig,
 ) -> Value<'g> {
     let g = qkv_btc.builder();
     let [q, k, v] = params.map(|p| p.unwrap_or_else(|| fill(g, 0.0, Type::f32([0]))));
     let &[_, seq, _] = qkv_btc.shape().sizes() else {
         panic!("qkv transform: the projection is not (b, t, c), but {:?}", qkv_btc.shape())
     };
-    let [y] = g.op(QkvTransform { spec, seq }, &[qkv_btc, rope_table, q, k, v]);
+    let [y] = g.op(QkvTransform { config, seq }, &[qkv_btc, rope_table, q, k, v]);
     y
 }
 
 /// Returns the number of parameters of the norms of q, k and v.
-fn params_of(spec: &Spec) -> [usize; 3] {
-    [spec.q, spec.k, spec.v].map(|norm| norm.map_or(0, |norm| norm.params_len()))
+fn params_len(config: &QkvConfig) -> [usize; 3] {
+    [config.q, config.k, config.v].map(|norm| norm.map_or(0, |norm| norm.params_len()))
 }
 
 impl QkvTransform {
     /// Checks the operands of the forward pass.
     pub(super) fn check(&self, inputs: &[Type]) {
-        let spec = &self.spec;
-        let width = (spec.heads + 2 * spec.kv_heads) * spec.head_dim;
+        let config = &self.config;
+        let width = (config.heads + 2 * config.kv_heads) * config.head_dim;
         assert_eq!(inputs[0].shape.width(), width, "qkv transform: width of the rows");
-        assert_eq!(inputs[1].shape.width(), spec.head_dim, "qkv transform: width of the rotary table");
-        for (params, len) in inputs[2..5].iter().zip(params_of(spec)) {
+        assert_eq!(inputs[1].shape.width(), config.head_dim, "qkv transform: width of the rotary table");
+        for (params, len) in inputs[2..5].iter().zip(params_len(config)) {
             assert_eq!(*params, Type::f32([len]), "qkv transform: parameters of a norm");
         }
     }
 
     /// Binds the transform to its rotary table and norm parameters.
-    pub(super) fn bind<'a>(&self, io: &Io<'a, f32>) -> BoundQkvTransform<'a> {
-        let rope_table = &io.read(1)[..self.seq * self.spec.head_dim];
-        BoundQkvTransform::new(&self.spec, rope_table, [io.read(2), io.read(3), io.read(4)])
+    pub(super) fn bind<'a>(&self, io: &Operands<'a, f32>) -> BoundQkvTransform<'a> {
+        let rope_table = &io.read(1)[..self.seq * self.config.head_dim];
+        BoundQkvTransform::new(&self.config, rope_table, [io.read(2), io.read(3), io.read(4)])
     }
 
     /// Returns first column, number of heads and norm of queries, keys and values.
     fn segments(&self) -> [(usize, usize, Option<NormConfig>); 3] {
-        let Spec { heads, kv_heads, head_dim, q, k, v, .. } = self.spec;
+        let QkvConfig { heads, kv_heads, head_dim, q, k, v, .. } = self.config;
         [
             (0, heads, q),
             (heads * head_dim, kv_heads, k),
@@ -78,38 +78,38 @@ impl QkvTransform {
 
     /// Rotates all heads by the angles of a position; inversely for a `sign` of -1.
     fn rotate(&self, rotation: &[f64], heads: &mut [f64], sign: f64) {
-        for head in heads.chunks_mut(self.spec.head_dim) {
+        for head in heads.chunks_mut(self.config.head_dim) {
             head.copy_from_slice(&rotated(head, rotation, sign));
         }
     }
 
     fn clamped(&self, x: &[f64]) -> Vec<f64> {
-        let limit = self.spec.clip.map_or(f64::INFINITY, f64::from);
+        let limit = self.config.clip.map_or(f64::INFINITY, f64::from);
         x.iter().map(|x| x.clamp(-limit, limit)).collect()
     }
 
     /// Computes the forward pass in double precision.
-    pub(super) fn reference_forward(&self, io: &Io<'_, f64>, y: &mut [f64]) {
-        let (x, k) = (io.read(0), self.spec.head_dim);
-        let width = (self.spec.heads + 2 * self.spec.kv_heads) * k;
+    pub(super) fn reference_forward(&self, io: &Operands<'_, f64>, y: &mut [f64]) {
+        let (x, k) = (io.read(0), self.config.head_dim);
+        let width = (self.config.heads + 2 * self.config.kv_heads) * k;
         for (r, (x, y)) in x.chunks(width).zip(y.chunks_mut(width)).enumerate() {
             let rotation = &io.read(1)[(r % self.seq) * k..][..k];
-            for (part, (first, heads, spec)) in self.segments().into_iter().enumerate() {
+            for (part, (first, heads, norm_config)) in self.segments().into_iter().enumerate() {
                 let mut h = self.clamped(&x[first..first + heads * k]);
                 let rotates = part < 2;
-                let after = self.spec.order == QkOrder::AfterRope;
+                let after = self.config.order == QkOrder::AfterRope;
                 if rotates && after {
                     self.rotate(rotation, &mut h, 1.0);
                 }
-                if let Some(spec) = spec {
+                if let Some(norm_config) = norm_config {
                     let before = h.clone();
-                    norm::forward(&spec, &before, io.read(2 + part), &mut h);
+                    norm::forward(&norm_config, &before, io.read(2 + part), &mut h);
                 }
                 if rotates {
                     if !after {
                         self.rotate(rotation, &mut h, 1.0);
                     }
-                    h.iter_mut().for_each(|h| *h *= f64::from(self.spec.qk_scale));
+                    h.iter_mut().for_each(|h| *h *= f64::from(self.config.qk_scale));
                 }
                 y[first..first + heads * k].copy_from_slice(&h);
             }
@@ -119,42 +119,42 @@ impl QkvTransform {
     /// Computes the gradients in double precision.
     pub(super) fn reference_backward(
         &self,
-        io: &Io<'_, f64>,
+        io: &Operands<'_, f64>,
         dy: &[f64],
         dx: &mut [f64],
         dparams: [&mut [f64]; 3],
     ) {
-        let (x, k) = (io.read(0), self.spec.head_dim);
-        let width = (self.spec.heads + 2 * self.spec.kv_heads) * k;
+        let (x, k) = (io.read(0), self.config.head_dim);
+        let width = (self.config.heads + 2 * self.config.kv_heads) * k;
         let mut dparams = dparams;
         dparams.iter_mut().for_each(|d| d.fill(0.0));
         let rows = x.chunks(width).zip(dy.chunks(width)).zip(dx.chunks_mut(width));
         for (r, ((x, dy), dx)) in rows.enumerate() {
             let rotation = &io.read(1)[(r % self.seq) * k..][..k];
-            for (part, (first, heads, spec)) in self.segments().into_iter().enumerate() {
+            for (part, (first, heads, norm_config)) in self.segments().into_iter().enumerate() {
                 let columns = first..first + heads * k;
                 let mut h = self.clamped(&x[columns.clone()]);
                 let mut d = dy[columns.clone()].to_vec();
                 let rotates = part < 2;
-                let after = self.spec.order == QkOrder::AfterRope;
+                let after = self.config.order == QkOrder::AfterRope;
                 if rotates {
-                    d.iter_mut().for_each(|d| *d *= f64::from(self.spec.qk_scale));
+                    d.iter_mut().for_each(|d| *d *= f64::from(self.config.qk_scale));
                     match after {
                         true => self.rotate(rotation, &mut h, 1.0),
                         false => self.rotate(rotation, &mut d, -1.0),
                     }
                 }
-                if let Some(spec) = spec {
-                    let mut own = vec![0.0; spec.params_len()];
+                if let Some(norm_config) = norm_config {
+                    let mut partial = vec![0.0; norm_config.params_len()];
                     let mut dh = vec![0.0; d.len()];
-                    norm::backward(&spec, &h, io.read(2 + part), &d, &mut dh, &mut own);
-                    dparams[part].iter_mut().zip(own).for_each(|(sum, own)| *sum += own);
+                    norm::backward(&norm_config, &h, io.read(2 + part), &d, &mut dh, &mut partial);
+                    dparams[part].iter_mut().zip(partial).for_each(|(sum, partial)| *sum += partial);
                     d = dh;
                 }
                 if rotates && after {
                     self.rotate(rotation, &mut d, -1.0);
                 }
-                let limit = self.spec.clip.map_or(f64::INFINITY, f64::from);
+                let limit = self.config.clip.map_or(f64::INFINITY, f64::from);
                 for ((dx, d), x) in dx[columns.clone()].iter_mut().zip(d).zip(&x[columns]) {
                     *dx = if x.abs() > limit { 0.0 } else { d };
                 }
@@ -180,12 +180,12 @@ impl Operation for QkvTransform {
         vec![Some(dx), None, Some(dq), Some(dk), Some(dv)]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let y = io.write();
         self.reference_forward(io, y);
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let y = io.write();
         qkv::forward(&self.bind(io), io.read(0), y);
     }
@@ -201,12 +201,12 @@ impl Operation for QkvTransformGrad {
         vec![inputs[0], inputs[2], inputs[3], inputs[4]]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (dx, dparams) = (io.write(), [io.write(), io.write(), io.write()]);
         self.0.reference_backward(io, io.read(5), dx, dparams);
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (dx, dparams) = (io.write(), [io.write(), io.write(), io.write()]);
         qkv::backward(&self.0.bind(io), io.read(0), io.read(5), dx, dparams);
     }

@@ -8,6 +8,6 @@ pub(super) fn log_sum_exp(z: &[f64]) -> f64 {
 
 /// Returns `exp(z) / Σ exp(z)` of a row, and the log-sum-exp.
 pub(super) fn softmax(z: &[f64]) -> (Vec<f64>, f64) {
-    let log_sum = log_sum_exp(z);
-    (z.iter().map(|z| (z - log_sum).exp()).collect(), log_sum)
+    let lse = log_sum_exp(z);
+    (z.iter().map(|z| (z - lse).exp()).collect(), lse)
 }

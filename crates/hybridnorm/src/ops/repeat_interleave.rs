@@ -1,9 +1,9 @@
 //! Repetition of blocks of elements: from a scale per key/value head to one per query head of its group.
 
-use super::{BackwardContext, Io, Operation};
+use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Type, Value};
 
-/// Every run of `width` elements repeated `times` times consecutively.
+/// Every block of `width` elements repeated `times` times consecutively.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RepeatInterleave {
     width: usize,
@@ -14,11 +14,11 @@ pub struct RepeatInterleave {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RepeatInterleaveGrad(RepeatInterleave);
 
-/// Repeats every run of `width` elements of a vector (n) `times` times consecutively: (n · times),
+/// Repeats every block of `width` elements of a vector (n) `times` times consecutively: (n · times),
 /// like `torch.repeat_interleave`, but in blocks of `width`.
 ///
 /// # Panics
-/// If the vector does not consist of such runs.
+/// If the vector does not consist of such blocks.
 pub fn repeat_interleave(x_n: Value<'_>, width: usize, times: usize) -> Value<'_> {
     if times == 1 {
         return x_n;
@@ -31,9 +31,9 @@ impl RepeatInterleave {
     /// Calls `f(index of an element, index of one of its repetitions)`.
     fn for_each(&self, elements: usize, mut f: impl FnMut(usize, usize)) {
         for x in 0..elements {
-            let (run, within) = (x / self.width, x % self.width);
+            let (block, within) = (x / self.width, x % self.width);
             for time in 0..self.times {
-                f(x, (run * self.times + time) * self.width + within);
+                f(x, (block * self.times + time) * self.width + within);
             }
         }
     }
@@ -55,12 +55,12 @@ impl Operation for RepeatInterleave {
         vec![Some(dx)]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (x, y) = (io.read(0), io.write());
         self.for_each(x.len(), |from, to| y[to] = x[from]);
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (x, y) = (io.read(0), io.write());
         self.for_each(x.len(), |from, to| y[to] = x[from]);
     }
@@ -75,13 +75,13 @@ impl Operation for RepeatInterleaveGrad {
         vec![Type::f32([inputs[0].elements() / self.0.times])]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (dy, dx) = (io.read(0), io.write());
         dx.fill(0.0);
         self.0.for_each(dx.len(), |to, from| dx[to] += dy[from]);
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (dy, dx) = (io.read(0), io.write());
         dx.fill(0.0);
         self.0.for_each(dx.len(), |to, from| dx[to] += dy[from]);
@@ -94,17 +94,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_run_is_repeated_where_it_stands() {
+    fn blocks_are_repeated_consecutively() {
         let mut found = Vec::new();
-        let tile = RepeatInterleave { width: 2, times: 2 };
-        tile.for_each(4, |from, to| found.push((to, from)));
+        let op = RepeatInterleave { width: 2, times: 2 };
+        op.for_each(4, |from, to| found.push((to, from)));
         found.sort_unstable();
         let order: Vec<usize> = found.into_iter().map(|(_, from)| from).collect();
         assert_eq!(order, [0, 1, 0, 1, 2, 3, 2, 3]);
     }
 
     #[test]
-    fn runs_are_repeated() {
+    fn blocks_are_repeated() {
         for (n, width, times) in [(6, 3, 4), (1, 1, 7), (4, 4, 1)] {
             check(&[floats(1, [n])], |_, x| repeat_interleave(x[0], width, times));
         }

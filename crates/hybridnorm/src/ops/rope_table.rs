@@ -2,7 +2,7 @@
 
 use hybridnorm_kernels::qkv;
 
-use super::{BackwardContext, Io, Operation};
+use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Builder, Type, Value};
 
 /// Cosines and sines of the positions of a run, from [`Arguments::past`](super::Arguments::past) on.
@@ -39,7 +39,7 @@ impl Operation for RopeTable {
     }
 
     /// Rounded to single precision, as in all executors.
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (past, half) = (io.arguments().past, self.channels / 2);
         for (t, row) in io.write().chunks_mut(self.channels).enumerate() {
             for i in 0..half {
@@ -51,7 +51,7 @@ impl Operation for RopeTable {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let past = io.arguments().past;
         let table = qkv::rope_table(self.theta, self.channels, past, self.positions);
         io.write().copy_from_slice(&table);
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn positions_begin_at_the_past() {
+    fn positions_start_at_the_number_of_cached_positions() {
         let rows = |past: usize| {
             let after = Executors::new(&[]).run(arguments_after(past), &[], |g, _, _| {
                 vec![rope_table(g, 100.0, 6, 3)]

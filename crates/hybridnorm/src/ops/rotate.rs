@@ -4,7 +4,7 @@
 
 use hybridnorm_kernels::latent;
 
-use super::{Io, Operation};
+use super::{Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Keys rotated by the angles of their positions. Inference-only.
@@ -53,7 +53,7 @@ impl Operation for Rotate {
         &[(0, 0)]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let rope_table = io.read(1);
         let keys = io.write().chunks_mut(self.channels);
         for (key, rotation) in keys.zip(rope_table.chunks(self.channels).cycle()) {
@@ -62,7 +62,7 @@ impl Operation for Rotate {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let rope_table = io.read(1);
         latent::rotate_keys(io.write(), self.channels, rope_table);
     }
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quarter_of_a_turn() {
+    fn rotation_by_a_quarter_turn() {
         assert_eq!(
             rotated(&[1.0, 2.0, 3.0, 4.0], &[0.0, 1.0, 1.0, 0.0], 1.0),
             [-3.0, 2.0, 1.0, 4.0]
@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "rotate: rotary table")]
-    fn positions_without_rotations() {
+    fn rope_table_of_wrong_length_is_rejected() {
         let keys = floats(1, [1, 5, 2]);
         Executors::new(&[]).run(arguments_after(4), &[keys], |g, _, x| vec![rotate(x[0], rope_table(g, 100.0, 2, 4))]);
     }

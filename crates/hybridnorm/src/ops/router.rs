@@ -5,7 +5,7 @@ use hybridnorm_kernels::router::{self, Router, Scoring};
 
 use super::dispatch::dispatch_type;
 use super::reference_math::log_sum_exp;
-use super::{BackwardContext, Io, Operation, fill};
+use super::{BackwardContext, Operands, Operation, fill};
 use crate::graph::{Type, Value};
 
 /// Gate weights of the experts in a dispatch; see [`Router`].
@@ -82,7 +82,7 @@ impl Operation for GateWeights {
         vec![Some(dlogits), None]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (r, logits, weights) = (&self.0, io.read(0), io.write());
         let selected = Dispatch::new(r.layout(), io.ints(1)).expert_of_assignment();
         let tokens = logits.chunks(r.experts).zip(selected.chunks(r.top_k));
@@ -95,7 +95,7 @@ impl Operation for GateWeights {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
         router::gate_weights(&self.0, io.read(0), dispatch.expert_of_assignment(), io.write());
     }
@@ -110,7 +110,7 @@ impl Operation for GateWeightsGrad {
         vec![inputs[0]]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (r, logits, dweights, dlogits) = (&self.0, io.read(0), io.read(2), io.write());
         let selected = Dispatch::new(r.layout(), io.ints(1)).expert_of_assignment();
         let tokens = logits.chunks(r.experts).zip(dlogits.chunks_mut(r.experts));
@@ -133,7 +133,7 @@ impl Operation for GateWeightsGrad {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (logits, dweights, dlogits) = (io.read(0), io.read(2), io.write());
         let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
         router::gate_weights_backward(&self.0, logits, dispatch.expert_of_assignment(), dweights, dlogits);
@@ -163,7 +163,7 @@ impl Operation for RouterLosses {
         vec![Some(dlogits), None]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (r, logits) = (&self.0, io.read(0));
         let load = Dispatch::new(r.layout(), io.ints(1)).load();
         let n = (logits.len() / r.experts) as f64;
@@ -185,7 +185,7 @@ impl Operation for RouterLosses {
         io.write_doubles().copy_from_slice(&[balance, z, entropy]);
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
         let found = router::losses(&self.0, io.read(0), dispatch.load());
         let values = [found.load_balancing, found.z, found.entropy];
@@ -206,7 +206,7 @@ impl Operation for RouterLossesGrad {
         vec![inputs[0]]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (r, logits, dlogits) = (&self.0, io.read(0), io.write());
         let (dload_balancing, dz) = (io.read(2)[0], io.read(3)[0]);
         let load = Dispatch::new(r.layout(), io.ints(1)).load();
@@ -214,10 +214,10 @@ impl Operation for RouterLossesGrad {
         let tokens = logits.chunks(r.experts).zip(dlogits.chunks_mut(r.experts));
         for (logits, dlogits) in tokens {
             // The derivative of logsumexp is the softmax.
-            let dlog_sum = dz * 2.0 * log_sum_exp(logits) / n;
+            let dlse = dz * 2.0 * log_sum_exp(logits) / n;
             let softmax = scores(Scoring::Softmax, logits);
             for (dlogit, softmax) in dlogits.iter_mut().zip(softmax) {
-                *dlogit = dlog_sum * softmax;
+                *dlogit = dlse * softmax;
             }
             let scores = scores(r.scoring, logits);
             let total: f64 = scores.iter().sum();
@@ -232,7 +232,7 @@ impl Operation for RouterLossesGrad {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (logits, dlogits) = (io.read(0), io.write());
         let (dload_balancing, dz) = (io.read(2)[0], io.read(3)[0]);
         let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
@@ -242,9 +242,9 @@ impl Operation for RouterLossesGrad {
 
 /// Returns the scores of the experts for one token.
 pub(super) fn scores(scoring: Scoring, logits: &[f64]) -> Vec<f64> {
-    let log_sum = log_sum_exp(logits);
+    let lse = log_sum_exp(logits);
     let scores = logits.iter().map(|l| match scoring {
-        Scoring::Softmax => (l - log_sum).exp(),
+        Scoring::Softmax => (l - lse).exp(),
         Scoring::Sigmoid => 1.0 / (1.0 + (-l).exp()),
     });
     scores.collect()
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn logits_of_weights_and_losses_have_the_sum_of_the_gradients() {
+    fn gradients_of_weights_and_losses_are_summed() {
         for (n, router) in routers() {
             let given = [floats(1, [1, n, 11]), floats(2, [router.experts, 11])];
             check_with(&given, &[2, 3], |_, x| {

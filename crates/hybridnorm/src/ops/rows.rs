@@ -2,7 +2,7 @@
 
 use hybridnorm_kernels::elementwise;
 
-use super::{BackwardContext, Io, Operation};
+use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Rows scaled by one factor per row, or by a single factor.
@@ -42,14 +42,14 @@ impl Operation for ScaleRows {
         vec![Some(dx), Some(ds)]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (x, s, y) = (io.read(0), io.read(1), io.write());
         for (i, (x, y)) in x.iter().zip(y).enumerate() {
             *y = x * s[i / self.width % s.len()];
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         elementwise::scale_rows(io.read(0), io.read(1), self.width, io.write());
     }
 }
@@ -67,7 +67,7 @@ impl Operation for ScaleRowsGrad {
         &[(2, 0)]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (x, s, d, ds) = (io.read(0), io.read(1), io.write(), io.write());
         ds.fill(0.0);
         for (i, (x, d)) in x.iter().zip(d).enumerate() {
@@ -77,7 +77,7 @@ impl Operation for ScaleRowsGrad {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (x, s, d, ds) = (io.read(0), io.read(1), io.write(), io.write());
         elementwise::scale_rows_backward(x, s, self.0.width, d, ds);
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{BackwardContext, Io, Operation};
+use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Builder, Type, Value};
 use hybridnorm_kernels::elementwise;
 
@@ -56,13 +56,13 @@ impl Operation for Scale {
         0..1
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         for y in io.write() {
             *y *= f64::from(self.factor);
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         elementwise::scale(self.factor, io.write());
     }
 }
@@ -80,11 +80,11 @@ impl Operation for Fill {
         Vec::new()
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         io.write().fill(f64::from(self.value));
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         io.write().fill(self.value);
     }
 }

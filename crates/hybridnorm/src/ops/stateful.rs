@@ -1,6 +1,6 @@
 //! Tests of ops that read or update state: the CPU kernel against the reference, run after run.
 
-use super::testing::{OUTPUT, TestInput, floats};
+use super::testing::{OUTPUT_TOLERANCE, TestInput, floats};
 use crate::exec::{Cpu, Executor, Reference, TensorRef};
 use crate::graph::{Buffer, Builder, DType, Value};
 use crate::ops::Arguments;
@@ -107,7 +107,7 @@ impl Executors {
             let finite = exact.iter().filter(|x| x.is_finite());
             let size = finite.fold(0.1f64, |m, x| m.max(x.abs()));
             for (j, (a, b)) in found.iter().zip(&exact).enumerate() {
-                let is_close = (a - b).abs() <= OUTPUT * size;
+                let is_close = (a - b).abs() <= OUTPUT_TOLERANCE * size;
                 assert!(
                     is_close || a == b || (a.is_nan() && b.is_nan()),
                     "{arguments:?}, value {i}, element {j}: {a}, reference {b}"

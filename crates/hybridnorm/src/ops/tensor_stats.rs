@@ -2,7 +2,7 @@
 
 use hybridnorm_kernels::tensor_stats::tensor_stats as measure;
 
-use super::{Io, Operation};
+use super::{Operands, Operation};
 use crate::graph::{DType, Type, Value};
 
 /// Root mean square and maximum absolute value of all elements.
@@ -17,7 +17,7 @@ pub fn tensor_stats(x: Value<'_>) -> Value<'_> {
 }
 
 /// Returns the larger number; NaN if one is NaN.
-pub(super) fn max_propagating_nan(x: f64, y: f64) -> f64 {
+pub(super) fn larger_or_nan(x: f64, y: f64) -> f64 {
     if x.is_nan() || x > y { x } else { y }
 }
 
@@ -38,14 +38,14 @@ impl Operation for TensorStats {
         vec![Type::f64([2])]
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let (x, found) = (io.read(0), io.write_doubles());
         let squares: f64 = x.iter().map(|x| x * x).sum();
         found[0] = (squares / x.len().max(1) as f64).sqrt();
-        found[1] = x.iter().map(|x| x.abs()).fold(0.0, max_propagating_nan);
+        found[1] = x.iter().map(|x| x.abs()).fold(0.0, larger_or_nan);
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let found = measure(io.read(0));
         io.write_doubles()
             .copy_from_slice(&[found.rms, f64::from(found.max)]);
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "tensor statistics: element type")]
-    fn integers_are_refused() {
+    fn integers_are_rejected() {
         let g = Builder::new();
         tensor_stats(g.input("ids", Type::i32([3])));
     }

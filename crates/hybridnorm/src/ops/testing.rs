@@ -100,11 +100,11 @@ pub(crate) fn fixed_input<const N: usize>(shape: [usize; N], values: Vec<f64>) -
 }
 
 /// Maximum error of outputs, relative to the largest element.
-pub(crate) const OUTPUT: f64 = 1e-5;
+pub(crate) const OUTPUT_TOLERANCE: f64 = 1e-5;
 /// Maximum error of gradients.
-const GRADIENT: f64 = 1e-4;
+const GRADIENT_TOLERANCE: f64 = 1e-4;
 /// Maximum error of the reference's gradients against central differences.
-const DIFFERENCE: f64 = 1e-6;
+const DIFFERENCE_TOLERANCE: f64 = 1e-6;
 const STEP: f64 = 1e-5;
 /// Seed of the direction of the differences.
 const DIRECTION: u64 = 77;
@@ -117,31 +117,31 @@ pub(crate) fn check(
     check_with(given, &[], |g, x| vec![build(g, x)]);
 }
 
-/// Checks several outputs as [`check`] does; those listed in `plain` have no gradients.
+/// Checks several outputs as [`check`] does; those listed in `without_gradient` have no gradients.
 pub(crate) fn check_with(
     given: &[TestInput],
-    plain: &[usize],
+    without_gradient: &[usize],
     build: impl for<'g> Fn(&'g Builder, &[Value<'g>]) -> Vec<Value<'g>>,
 ) {
-    check_all(given, plain, true, build);
+    check_all(given, without_gradient, true, build);
 }
 
 /// Checks as [`check_with`] does, for fused ops that sum in a different order.
 pub(crate) fn check_reordered(
     given: &[TestInput],
-    plain: &[usize],
+    without_gradient: &[usize],
     build: impl for<'g> Fn(&'g Builder, &[Value<'g>]) -> Vec<Value<'g>>,
 ) {
-    check_all(given, plain, false, build);
+    check_all(given, without_gradient, false, build);
 }
 
 fn check_all(
     given: &[TestInput],
-    plain: &[usize],
+    without_gradient: &[usize],
     is_exact: bool,
     build: impl for<'g> Fn(&'g Builder, &[Value<'g>]) -> Vec<Value<'g>>,
 ) {
-    let case = Case::record(given, plain, build);
+    let case = Case::record(given, without_gradient, build);
     let reference = case.run(DType::F64, true, None);
     let unfused = case.run(DType::F32, false, None);
     let fused = case.run(DType::F32, true, None);
@@ -162,7 +162,7 @@ struct Case<'a> {
     /// Inputs whose gradient is checked.
     sources: Vec<usize>,
     /// Output, name and elements of each vector.
-    seeds: Vec<(usize, String, TestInput)>,
+    vectors: Vec<(usize, String, TestInput)>,
     graph: Graph,
     /// Outputs of the graph, then the gradients.
     outputs: Vec<ValueId>,
@@ -174,7 +174,7 @@ struct Case<'a> {
 impl<'a> Case<'a> {
     fn record(
         given: &'a [TestInput],
-        plain: &[usize],
+        without_gradient: &[usize],
         build: impl for<'g> Fn(&'g Builder, &[Value<'g>]) -> Vec<Value<'g>>,
     ) -> Self {
         let g = Builder::new();
@@ -186,11 +186,11 @@ impl<'a> Case<'a> {
         let source_values: Vec<Value> = sources.iter().map(|&at| inputs[at]).collect();
         let mut outputs: Vec<_> = results.iter().map(Value::id).collect();
         let n_outputs = outputs.len();
-        let (mut seeds, mut gradients) = (Vec::new(), Vec::new());
+        let (mut vectors, mut gradients) = (Vec::new(), Vec::new());
         for (i, y) in results
             .iter()
             .enumerate()
-            .filter(|(i, _)| !plain.contains(i))
+            .filter(|(i, _)| !without_gradient.contains(i))
         {
             let name = format!("seed{i}");
             let seed = g.input(&name, y.ty());
@@ -200,7 +200,7 @@ impl<'a> Case<'a> {
                 ints: Vec::new(),
                 is_source: false,
             };
-            seeds.push((i, name, vector));
+            vectors.push((i, name, vector));
             let found = vector_jacobian_product(*y, seed, &source_values);
             for (source, gradient) in found.into_iter().enumerate() {
                 if let Some(gradient) = gradient {
@@ -213,7 +213,7 @@ impl<'a> Case<'a> {
             given,
             names,
             sources,
-            seeds,
+            vectors,
             graph: g.finish(),
             outputs,
             n_outputs,
@@ -241,8 +241,8 @@ impl<'a> Case<'a> {
                 .zip(direction)
                 .for_each(|(x, d)| *x += step * d);
         }
-        let seeds = self.seeds.iter().map(|(_, name, vector)| (name, vector));
-        let all = self.names.iter().zip(&given).chain(seeds);
+        let vectors = self.vectors.iter().map(|(_, name, vector)| (name, vector));
+        let all = self.names.iter().zip(&given).chain(vectors);
         let tensors: Vec<_> = all
             .map(|(name, x)| (&**name, x.tensor(precision)))
             .collect();
@@ -258,7 +258,11 @@ impl<'a> Case<'a> {
     /// Checks outputs and gradients against the reference.
     fn check_values(&self, found: &[Vec<f64>], reference: &[Vec<f64>]) {
         for (i, (found, expected)) in found.iter().zip(reference).enumerate() {
-            let tolerance = if i < self.n_outputs { OUTPUT } else { GRADIENT };
+            let tolerance = if i < self.n_outputs {
+                OUTPUT_TOLERANCE
+            } else {
+                GRADIENT_TOLERANCE
+            };
             let size = expected.iter().fold(0.1f64, |m, x| m.max(x.abs()));
             for (j, (a, b)) in found.iter().zip(expected).enumerate() {
                 assert!(
@@ -275,21 +279,21 @@ impl<'a> Case<'a> {
         for (source, at) in self.sources.iter().enumerate() {
             let [up, down] =
                 [STEP, -STEP].map(|step| self.run(DType::F64, true, Some((*at, step))));
-            for (i, _, vector) in &self.seeds {
+            for (i, _, vector) in &self.vectors {
                 let (i, seed) = (*i, vector.elements());
                 let difference = (dot(&up[i], seed) - dot(&down[i], seed)) / (2.0 * STEP);
                 let gradient = self
                     .gradients
                     .iter()
                     .find(|(y, s, _)| (*y, *s) == (i, source));
-                let slope = gradient.map_or(0.0, |(.., at)| {
+                let directional_derivative = gradient.map_or(0.0, |(.., at)| {
                     let gradient = &reference[*at];
                     dot(gradient, &numbers(DIRECTION, gradient.len()))
                 });
                 let size = difference.abs().max(1.0);
                 assert!(
-                    (slope - difference).abs() < DIFFERENCE * size,
-                    "output {i}, input {source}: slope {slope}, difference {difference}"
+                    (directional_derivative - difference).abs() < DIFFERENCE_TOLERANCE * size,
+                    "output {i}, input {source}: derivative {directional_derivative}, difference {difference}"
                 );
             }
         }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use hybridnorm_kernels::unit;
 
-use super::{Io, Operation};
+use super::{Operands, Operation};
 use crate::graph::{DType, Type, Value};
 
 /// Division of every row by its Euclidean norm, in place; zero rows are unchanged.
@@ -43,9 +43,9 @@ pub fn unit_columns(matrices: Value<'_>, columns: usize, rows: Vec<usize>) {
 /// Divides elements by their Euclidean norm.
 fn normalize<'a>(vector: impl Iterator<Item = &'a mut f64>) {
     let vector: Vec<&mut f64> = vector.collect();
-    let length = vector.iter().map(|x| x.powi(2)).sum::<f64>().sqrt();
-    if length > 0.0 {
-        vector.into_iter().for_each(|x| *x /= length);
+    let norm = vector.iter().map(|x| x.powi(2)).sum::<f64>().sqrt();
+    if norm > 0.0 {
+        vector.into_iter().for_each(|x| *x /= norm);
     }
 }
 
@@ -68,13 +68,13 @@ impl Operation for UnitRows {
         0..inputs
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         for row in io.write().chunks_mut(self.columns) {
             normalize(row.iter_mut());
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         unit::normalize_rows(io.write(), self.columns);
     }
 }
@@ -99,7 +99,7 @@ impl Operation for UnitColumns {
         0..inputs
     }
 
-    fn reference(&self, io: &mut Io<'_, f64>) {
+    fn reference(&self, io: &mut Operands<'_, f64>) {
         let mut rest = io.write();
         for rows in &self.rows {
             let (matrix, others) = rest.split_at_mut(rows * self.columns);
@@ -110,7 +110,7 @@ impl Operation for UnitColumns {
         }
     }
 
-    fn cpu(&self, io: &mut Io<'_, f32>) {
+    fn cpu(&self, io: &mut Operands<'_, f32>) {
         let mut rest = io.write();
         for rows in &self.rows {
             let (matrix, others) = rest.split_at_mut(rows * self.columns);
@@ -145,22 +145,22 @@ mod tests {
         found.to_vec()
     }
 
-    fn length<'a>(vector: impl Iterator<Item = &'a f64>) -> f64 {
+    fn norm<'a>(vector: impl Iterator<Item = &'a f64>) -> f64 {
         vector.map(|x| x * x).sum::<f64>().sqrt()
     }
 
     #[test]
-    fn rows_have_length_one() {
+    fn rows_have_unit_norm() {
         for (rows, columns) in [(1, 1), (0, 5), (7, 13), (129, 257)] {
             let found = apply(&numbers(3, rows * columns), |x| unit_rows(x, columns));
             for row in found.chunks(columns) {
-                assert!((length(row.iter()) - 1.0).abs() < 1e-6);
+                assert!((norm(row.iter()) - 1.0).abs() < 1e-6);
             }
         }
     }
 
     #[test]
-    fn columns_of_every_matrix_have_length_one() {
+    fn columns_of_every_matrix_have_unit_norm() {
         for (rows, columns) in [
             (vec![1], 1),
             (vec![], 5),
@@ -175,14 +175,14 @@ mod tests {
                 rest = others;
                 for c in 0..columns {
                     let column = matrix.iter().skip(c).step_by(columns);
-                    assert!((length(column) - 1.0).abs() < 1e-6);
+                    assert!((norm(column) - 1.0).abs() < 1e-6);
                 }
             }
         }
     }
 
     #[test]
-    fn zeros_stay() {
+    fn zero_vectors_are_unchanged() {
         let matrix = [0.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 4.0, 0.0];
         let by_row = apply(&matrix, |x| unit_rows(x, 3));
         assert_eq!(by_row, [0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
@@ -215,7 +215,7 @@ mod tests {
         run(1);
         let after = run(2).cpu;
         for row in after.buffers[0].chunks(7) {
-            assert!((length(row.iter()) - 1.0).abs() < 1e-6);
+            assert!((norm(row.iter()) - 1.0).abs() < 1e-6);
         }
         // The norm of three unit-norm rows, before the second update.
         assert!((after.outputs[0][1] - 3f64.sqrt()).abs() < 1e-6);
@@ -223,14 +223,14 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "unit columns: elements")]
-    fn rows_that_do_not_add_up_are_refused() {
+    fn mismatched_row_counts_are_rejected() {
         let g = Builder::new();
         unit_columns(g.input("x", Type::f32([4, 3])), 3, vec![2, 1]);
     }
 
     #[test]
     #[should_panic(expected = "unit rows: 12 elements do not form rows of 5")]
-    fn rows_of_another_width_are_refused() {
+    fn wrong_row_width_is_rejected() {
         let g = Builder::new();
         unit_rows(g.input("x", Type::f32([4, 3])), 5);
     }

@@ -137,8 +137,8 @@ fn add_norm(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let (Op::Add(_), [sum]) = (&add.op, &add.outputs[..]) else {
         return None;
     };
-    let (norm_at, norm, spec) = uses.consumers(*sum).find_map(|(at, node)| match node.op {
-        Op::Norm(ops::Norm(spec)) => Some((at, node, spec)),
+    let (norm_at, norm, config) = uses.consumers(*sum).find_map(|(at, node)| match node.op {
+        Op::Norm(ops::Norm(config)) => Some((at, node, config)),
         _ => None,
     })?;
     let mut rewrite = vec![(norm_at, vec![])];
@@ -153,7 +153,7 @@ fn add_norm(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
         rewrite.push((at, vec![]));
     }
     let inputs = vec![add.inputs[0], add.inputs[1], norm.inputs[1]];
-    nodes.push(add.replaced(ops::AddNorm(spec), inputs, vec![*sum, norm.outputs[0]]));
+    nodes.push(add.replaced(ops::AddNorm(config), inputs, vec![*sum, norm.outputs[0]]));
     rewrite.push((index, nodes));
     Some(rewrite)
 }
@@ -161,7 +161,8 @@ fn add_norm(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
 /// Fuses a norm's gradient with its addition to another one.
 fn norm_grad_add(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let grad = uses.node(index);
-    let (Op::NormGrad(ops::NormGrad(spec)), &[dx, dparams]) = (&grad.op, &grad.outputs[..]) else {
+    let (Op::NormGrad(ops::NormGrad(config)), &[dx, dparams]) = (&grad.op, &grad.outputs[..])
+    else {
         return None;
     };
     let (add_at, add) = uses.consumers(dx).next()?;
@@ -176,7 +177,7 @@ fn norm_grad_add(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let mut inputs = grad.inputs.clone();
     inputs.push(other);
     let fused = add.replaced(
-        ops::NormGradAdd(*spec),
+        ops::NormGradAdd(*config),
         inputs,
         vec![add.outputs[0], dparams],
     );
@@ -189,7 +190,7 @@ fn norm_grad_add(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
 /// The last bits of the norm parameters' gradients may differ, since they are summed head by head.
 fn qkv_attention(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let attention = uses.node(index);
-    let Op::Attention(ops::Attention(spec)) = attention.op else {
+    let Op::Attention(ops::Attention(config)) = attention.op else {
         return None;
     };
     let transformed = attention.inputs[0];
@@ -199,7 +200,7 @@ fn qkv_attention(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     };
     let fused = ops::QkvAttention {
         transform,
-        attention: spec,
+        attention: config,
     };
     let forward = attention.replaced(
         fused,
@@ -373,7 +374,7 @@ fn head_loss(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     spec.width = uses.graph.ty(x).shape.width();
     let inputs = vec![x, w, targets];
     let Some(gradient) = gradient else {
-        let fused = loss.replaced(ops::HeadLoss(spec), inputs, loss.outputs.clone());
+        let fused = loss.replaced(ops::LinearCrossEntropy(spec), inputs, loss.outputs.clone());
         return replaced(uses, index, fused, &removed);
     };
     let (mut dx, mut dw) = (None, None);
@@ -387,7 +388,7 @@ fn head_loss(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     }
     let (dx, dw) = (dx?, dw?);
     let outputs = [&loss.outputs[..], &[dx, dw]].concat();
-    let fused = loss.replaced(ops::HeadLossGrad(spec), inputs, outputs);
+    let fused = loss.replaced(ops::LinearCrossEntropyGrad(spec), inputs, outputs);
     replaced(uses, index, fused, &removed)
 }
 

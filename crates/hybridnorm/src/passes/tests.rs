@@ -169,13 +169,16 @@ fn logits_that_are_read_besides_the_loss_stay() {
     let dw = gradients(objective, &[w])[0].expect("a gradient");
     let outputs = [objective.id(), dw.id(), ops::tensor_stats(raw).id()];
     let program = assert_fusion_changes_nothing(&g.finish(), &outputs);
-    assert_eq!(count(&program, |op| matches!(op, Op::HeadLossGrad(_))), 0);
+    assert_eq!(
+        count(&program, |op| matches!(op, Op::LinearCrossEntropyGrad(_))),
+        0
+    );
 }
 
 #[test]
 fn accumulation_of_a_tap_runs_right_after_it() {
     let (heads, positions) = (6, ROWS);
-    let spec = AttentionConfig {
+    let config = AttentionConfig {
         batch: 1,
         seq: positions,
         heads,
@@ -191,7 +194,7 @@ fn accumulation_of_a_tap_runs_right_after_it() {
     let packed = ops::linear(x, w);
     let further = ops::linear(packed, w);
     let sum = g.state(Buffer(0), 0, Type::f32([heads]));
-    ops::accumulate(ops::max_attention_logits(packed, spec), sum, true);
+    ops::accumulate(ops::max_attention_logits(packed, config), sum, true);
     let output = [further.id()];
     let program = Program::new(g.finish(), &output, Options::default());
     let nodes = program.graph().nodes().iter();

@@ -95,21 +95,21 @@ impl GroupedQueryAttention {
         let transformed =
             ops::qkv_transform(projection, positions.rope_table, params, self.qkv_transform);
         let packed = self.learned_factors(transformed);
-        let spec = self.spec(u_btd);
+        let config = self.attention_config(u_btd);
         let context = match positions.cache {
-            None => ops::attention(packed, spec),
+            None => ops::attention(packed, config),
             Some(cache) => {
-                ops::cache_append_columns(packed, spec.heads * spec.head_dim, cache);
-                ops::cached_attention(packed, cache, spec)
+                ops::cache_append_columns(packed, config.heads * config.head_dim, cache);
+                ops::cached_attention(packed, cache, config)
             }
         };
         AttentionOutput {
             output: self.output_projection.forward(context),
-            packed: Some((packed, spec)),
+            packed: Some((packed, config)),
         }
     }
 
-    fn spec(&self, u_btd: Value<'_>) -> AttentionConfig {
+    fn attention_config(&self, u_btd: Value<'_>) -> AttentionConfig {
         let &[batch, seq, _] = u_btd.shape().sizes() else {
             panic!(
                 "attention: the input is {:?}, expected (b, t, d)",

@@ -104,7 +104,7 @@ impl MultiHeadLatentAttention {
         positions: &PositionContext<'g>,
     ) -> AttentionOutput<'g> {
         let g = u_btd.builder();
-        let spec = self.spec(u_btd);
+        let config = self.attention_config(u_btd);
         let rope_table = positions.rope_table;
         let [q, c_kv, k_r] = self.project(u_btd);
         if let Some(cache) = positions.cache {
@@ -113,7 +113,7 @@ impl MultiHeadLatentAttention {
             if !positions.is_prefill {
                 let kv_up = self.kv_up.value(g);
                 let q = ops::absorbed_queries(q, kv_up, rope_table, self.heads);
-                let context = ops::latent_attention(q, cache, self.cached_spec(&spec));
+                let context = ops::latent_attention(q, cache, self.cached_config(&config));
                 let context = ops::project_latent_context(context, kv_up, self.heads);
                 return AttentionOutput {
                     output: self.output_projection.forward(context),
@@ -124,8 +124,10 @@ impl MultiHeadLatentAttention {
         let kv = ops::linear(c_kv, self.kv_up.value(g));
         let packed = ops::latent_heads(q, kv, k_r, rope_table, self.heads);
         AttentionOutput {
-            output: self.output_projection.forward(ops::attention(packed, spec)),
-            packed: Some((packed, spec)),
+            output: self
+                .output_projection
+                .forward(ops::attention(packed, config)),
+            packed: Some((packed, config)),
         }
     }
 
@@ -146,7 +148,7 @@ impl MultiHeadLatentAttention {
         [q, norm(&self.v_norm, c_kv), norm(&self.k_norm, k_r)]
     }
 
-    fn spec(&self, u_btd: Value<'_>) -> AttentionConfig {
+    fn attention_config(&self, u_btd: Value<'_>) -> AttentionConfig {
         let &[batch, seq, _] = u_btd.shape().sizes() else {
             panic!(
                 "attention: the input is {:?}, expected (b, t, d)",
@@ -172,15 +174,15 @@ impl MultiHeadLatentAttention {
     }
 
     /// Returns the attention of absorbed queries over cached latents.
-    fn cached_spec(&self, spec: &AttentionConfig) -> LatentAttentionConfig {
+    fn cached_config(&self, config: &AttentionConfig) -> LatentAttentionConfig {
         LatentAttentionConfig {
-            batch: spec.batch,
-            seq: spec.seq,
-            heads: spec.heads,
+            batch: config.batch,
+            seq: config.seq,
+            heads: config.heads,
             latent: self.widths[1],
             rope: self.heads.rope,
-            scale: spec.scale,
-            softcap: spec.softcap,
+            scale: config.scale,
+            softcap: config.softcap,
         }
     }
 }
