@@ -33,12 +33,12 @@ fn open(config: &Config, run: &Path) -> Trainer {
 
 /// Losses and final weights of a training.
 #[derive(Debug, PartialEq)]
-struct Trained {
+struct TrainingResult {
     losses: Vec<f64>,
     weights: BTreeMap<String, HostTensor>,
 }
 
-impl Trained {
+impl TrainingResult {
     fn of(trainer: &Trainer, losses: Vec<f64>) -> Self {
         Self {
             losses,
@@ -48,18 +48,18 @@ impl Trained {
 }
 
 /// Trains on one thread, with nothing else running in the process.
-fn train_sequentially(config: &Config) -> Trained {
+fn train_sequentially(config: &Config) -> TrainingResult {
     let folder = tempfile::tempdir().unwrap();
     threads::pool(1).unwrap().install(|| {
         let mut trainer = open(config, &folder.path().join("run"));
         let losses = (0..STEPS).map(|_| trainer.step().unwrap().metrics.loss);
         let losses = losses.collect();
-        Trained::of(&trainer, losses)
+        TrainingResult::of(&trainer, losses)
     })
 }
 
 #[test]
-fn concurrent_trainings_with_different_thread_counts() {
+fn concurrent_runs_with_different_thread_counts() {
     let configs = [config(DENSE, 3), config(MOE, 3)];
     let expected = configs.each_ref().map(train_sequentially);
     for threads in [[1, 2], [2, 1]] {
@@ -79,7 +79,7 @@ fn concurrent_trainings_with_different_thread_counts() {
                 step.unwrap().metrics.loss
             });
             let losses = losses.collect();
-            Trained::of(&trainer, losses)
+            TrainingResult::of(&trainer, losses)
         };
         let found = std::thread::scope(|scope| {
             let train = &train;
@@ -94,7 +94,7 @@ fn concurrent_trainings_with_different_thread_counts() {
 }
 
 #[test]
-fn interleaved_trainings() {
+fn interleaved_runs() {
     for feed_forward in [DENSE, MOE] {
         // Equal shapes, so that a buffer or a program of one would fit the other.
         let configs = [config(feed_forward, 3), config(feed_forward, 4)];
@@ -109,7 +109,10 @@ fn interleaved_trainings() {
             }
         }
         for ((trainer, losses), expected) in trainers.iter().zip(losses).zip(expected) {
-            assert!(Trained::of(trainer, losses) == expected, "{feed_forward}");
+            assert!(
+                TrainingResult::of(trainer, losses) == expected,
+                "{feed_forward}"
+            );
         }
     }
 }

@@ -85,21 +85,21 @@ fn type_errors_do_not_mention_rust_types() {
         "1979-05-27",
         "9223372036854775807",
     ];
-    let mut refused = 0;
+    let mut rejected = 0;
     for key in KEYS.split_whitespace() {
         for value in values {
             let setting = format!("{key}={value}");
             let Some(text) = problem(&setting) else {
                 continue;
             };
-            refused += 1;
+            rejected += 1;
             assert_eq!(text.lines().count(), 1, "{setting}: {text}");
             for word in RUST {
                 assert!(!text.contains(word), "{setting}: {word:?} in {text}");
             }
         }
     }
-    assert!(refused > 400, "{refused}");
+    assert!(rejected > 400, "{rejected}");
 }
 
 /// Misspelled settings, and what the error says about each.

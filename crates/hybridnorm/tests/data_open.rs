@@ -63,14 +63,14 @@ fn opening_prepared_folders() {
         count(&[&a, &b], Split::Train),
         train + count(&[&b], Split::Train)
     );
-    let print = |paths: &[&str]| {
+    let fingerprint = |paths: &[&str]| {
         opened(paths, Split::Train, &options)
             .unwrap()
             .dataset
             .fingerprint()
     };
-    assert_eq!(print(&[&a, &b]), print(&[&a, &b]));
-    assert_ne!(print(&[&a, &b]), print(&[&b, &a]));
+    assert_eq!(fingerprint(&[&a, &b]), fingerprint(&[&a, &b]));
+    assert_ne!(fingerprint(&[&a, &b]), fingerprint(&[&b, &a]));
     let found = opened(&[&a], Split::Train, &options).unwrap();
     assert_eq!(
         found.tokenizer.unwrap().fingerprint(),
@@ -94,8 +94,10 @@ fn tokenizers_must_agree() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("tokenized with bpe:300"), "{error}");
-    let asked = options.clone().with_tokenizer(spec("r50k"));
-    let error = opened(&[&a], Split::Train, &asked).unwrap_err().to_string();
+    let requested = options.clone().with_tokenizer(spec("r50k"));
+    let error = opened(&[&a], Split::Train, &requested)
+        .unwrap_err()
+        .to_string();
     assert!(
         error.contains("r50k (50257 tokens) was requested"),
         "{error}"
@@ -115,8 +117,8 @@ fn shards_are_verified() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("the shard is corrupt"), "{error}");
-    let trusting = options.with_verify(false);
-    opened(&[&a], Split::Train, &trusting).unwrap();
+    let unverified = options.with_verify(false);
+    opened(&[&a], Split::Train, &unverified).unwrap();
 }
 
 #[test]
@@ -129,15 +131,15 @@ fn raw_text_is_tokenized_once() {
     options.tokenizer = Some(spec("bpe:300"));
     options.prepare.source.document_chars = 1000;
     options.prepare.validation_fraction = 0.2;
-    let mut steps = 0;
+    let mut progress_calls = 0;
     let paths = [text.clone(), "stories:5".to_owned()];
-    let first = open(&paths, Split::Train, &options, &mut |_| steps += 1).unwrap();
-    assert!(steps > 0);
+    let first = open(&paths, Split::Train, &options, &mut |_| progress_calls += 1).unwrap();
+    assert!(progress_calls > 0);
     let prepared: &PreparedFolder = &first.folders[0];
     assert!(prepared.folder().starts_with(folder.path("cache")));
-    steps = 0;
-    let second = open(&paths, Split::Train, &options, &mut |_| steps += 1).unwrap();
-    assert_eq!(steps, 0);
+    progress_calls = 0;
+    let second = open(&paths, Split::Train, &options, &mut |_| progress_calls += 1).unwrap();
+    assert_eq!(progress_calls, 0);
     assert_eq!(first.dataset.fingerprint(), second.dataset.fingerprint());
     let held_out = opened(&[&text, "stories:5"], Split::Validation, &options).unwrap();
     assert_eq!(held_out.folders[0].folder(), prepared.folder());
@@ -145,18 +147,18 @@ fn raw_text_is_tokenized_once() {
     options.tokenizer = first.tokenizer.map(TokenizerChoice::Loaded);
     options.prepare.validation_fraction = 0.0;
     options.prepare.source = Default::default();
-    let own = opened(&["stories:5:77"], Split::All, &options).unwrap();
-    assert_eq!(own.tokenizer.unwrap().vocab_size(), 300);
+    let validation = opened(&["stories:5:77"], Split::All, &options).unwrap();
+    assert_eq!(validation.tokenizer.unwrap().vocab_size(), 300);
     // Different content, different folder.
     fs::write(&text, "Something else entirely. ".repeat(20)).unwrap();
     let third = opened(&[&text], Split::Train, &options).unwrap();
     assert_ne!(third.folders[0].folder(), prepared.folder());
-    let left: Vec<_> = fs::read_dir(folder.path("cache"))
+    let entries: Vec<_> = fs::read_dir(folder.path("cache"))
         .unwrap()
         .map(|e| e.unwrap().path())
         .filter(|path| path.extension().is_none_or(|extension| extension != "lock"))
         .collect();
-    assert_eq!(left.len(), 3, "{left:?}");
+    assert_eq!(entries.len(), 3, "{entries:?}");
 }
 
 #[test]

@@ -99,8 +99,8 @@ fn preparation_is_deterministic() {
     }
     let other = folder.path().join("c");
     prepare_inputs("stories:40", "bpe:500", &other, &options(0.1).with_seed(1)).unwrap();
-    let sides = |path: &Path| documents(&PreparedFolder::open(path).unwrap(), true);
-    assert_ne!(sides(&a), sides(&other));
+    let validation_documents = |path: &Path| documents(&PreparedFolder::open(path).unwrap(), true);
+    assert_ne!(validation_documents(&a), validation_documents(&other));
 }
 
 #[test]
@@ -263,7 +263,7 @@ fn error_of(folder: &Path) -> String {
 }
 
 #[test]
-fn damaged_shards_are_rejected() {
+fn corrupt_shards_are_rejected() {
     let folder = prepared();
     let at = |name: &str| folder.path().join("d").join(name);
     let shard = fs::read(at("train-00000.bin")).unwrap();
@@ -400,7 +400,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
 
     #[test]
-    fn damaged_manifests_never_panic(
+    fn corrupt_manifests_never_panic(
         at in any::<prop::sample::Index>(), byte in any::<u8>(), cut in any::<bool>()
     ) {
         thread_local!(static FOLDER: tempfile::TempDir = prepared());

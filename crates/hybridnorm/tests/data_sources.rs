@@ -106,9 +106,13 @@ fn invalid_utf8_is_located_or_replaced() {
     let (texts, stats) = read_with(&path, &options).unwrap();
     assert_eq!(texts, ["good\nbad \u{fffd} byte"]);
     assert_eq!(stats.replaced_lines, 1);
-    let packed = folder.path().join("b.jsonl.gz");
-    fs::write(&packed, gzip(b"{\"text\": \"a\"}\n{\"text\": \"\xff\"}\n")).unwrap();
-    let error = message(&packed);
+    let compressed = folder.path().join("b.jsonl.gz");
+    fs::write(
+        &compressed,
+        gzip(b"{\"text\": \"a\"}\n{\"text\": \"\xff\"}\n"),
+    )
+    .unwrap();
+    let error = message(&compressed);
     assert!(
         error.contains("byte 24 of the decompressed text, line 2"),
         "{error}"
@@ -163,7 +167,7 @@ fn unreadable_folders_are_named() {
 }
 
 #[test]
-fn damaged_compression_is_named() {
+fn corrupt_compressed_data_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.jsonl.gz");
     let whole = gzip(LINES.repeat(50).as_bytes());

@@ -99,7 +99,7 @@ fn every_instance_once_per_epoch() {
 }
 
 #[test]
-fn rejected_streams() {
+fn invalid_streams_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     let error = |data, cursor| {
         BatchStream::new(data, Order::Sequential, cursor)
@@ -120,7 +120,7 @@ fn rejected_streams() {
 }
 
 #[test]
-fn errors_do_not_move_the_cursor() {
+fn invalid_tokens_are_rejected_and_skip_moves_the_cursor() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("t.u16");
     fs::write(&path, counting(41)).unwrap();

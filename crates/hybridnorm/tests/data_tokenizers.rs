@@ -83,8 +83,8 @@ fn training_is_deterministic_and_bounded() {
     let texts = stories(200);
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let mut last = 0;
-    let mut watch = |progress: Progress| last = progress.done;
-    let first = Tokenizer::train_bpe(&texts, 1000, &mut watch).unwrap();
+    let mut on_progress = |progress: Progress| last = progress.done;
+    let first = Tokenizer::train_bpe(&texts, 1000, &mut on_progress).unwrap();
     assert_eq!(last, 1000 - 257);
     let second = Tokenizer::train_bpe(&texts, 1000, &mut quiet).unwrap();
     assert_eq!(first.to_json(), second.to_json());
@@ -284,7 +284,7 @@ proptest! {
     }
 
     #[test]
-    fn damaged_tokenizers_never_panic(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+    fn corrupt_tokenizers_never_panic(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
         let mut json = BPE.with(Tokenizer::to_json);
         let at = at.index(json.len());
         json[at] = byte;

@@ -57,10 +57,10 @@ fn cached_decoding_equals_full_forward_pass() {
         // A prompt of three positions, then one at a time.
         let mut start = 0;
         for new in [3, 1, 1, 1, 1] {
-            let piece: Vec<i32> = (0..BATCH)
+            let new_ids: Vec<i32> = (0..BATCH)
                 .flat_map(|b| ids[b * SEQ + start..b * SEQ + start + new].to_vec())
                 .collect();
-            let found = model.next_logits(&piece, &mut cache, true).unwrap();
+            let found = model.next_logits(&new_ids, &mut cache, true).unwrap();
             for b in 0..BATCH {
                 let expected = &full[(b * SEQ + start) * VOCAB..(b * SEQ + start + new) * VOCAB];
                 let found = &found[b * new * VOCAB..(b + 1) * new * VOCAB];
@@ -80,7 +80,7 @@ fn every_parameter_receives_a_finite_gradient() {
         let (loss, gradients) = loss_and_gradients(&mut model);
         assert!(loss.is_finite(), "{name}");
         let with_gradients: Vec<String> = gradients.by_name.keys().cloned().collect();
-        let mut expected = trained(&model);
+        let mut expected = trained_parameters(&model);
         expected.sort();
         assert_eq!(with_gradients, expected, "{name}");
         for parameter in expected {
@@ -106,7 +106,7 @@ fn loss_and_gradients_are_bit_identical_for_any_thread_count() {
             pool.install(|| {
                 let mut model = perturbed_model(&config);
                 let (loss, gradients) = loss_and_gradients(&mut model);
-                let all: Vec<Vec<u32>> = trained(&model)
+                let all: Vec<Vec<u32>> = trained_parameters(&model)
                     .iter()
                     .map(|name| bits_of(&gradients.get(name).unwrap()))
                     .collect();
@@ -175,12 +175,9 @@ fn recomputation_is_bit_identical() {
         };
         let plain = run(Recompute::None);
         let arena = |recompute| arena_bytes(&config, recompute);
-        let between = (arena(Recompute::None) + arena(Recompute::Block)) / 2;
+        let budget = (arena(Recompute::None) + arena(Recompute::Block)) / 2;
         assert!(run(Recompute::Block) == plain, "{name}");
-        assert!(
-            run(Recompute::Budget(between)) == plain,
-            "{name}: {between}"
-        );
+        assert!(run(Recompute::Budget(budget)) == plain, "{name}: {budget}");
     }
 }
 
@@ -214,8 +211,8 @@ fn training_with_recomputation_is_bit_identical() {
         };
         let (plain, most) = run(Recompute::None);
         assert!(plain.0.norms.update > 0.0, "{name}");
-        let (of_blocks, least) = run(Recompute::Block);
-        assert!(of_blocks == plain, "{name}");
+        let (recomputed, least) = run(Recompute::Block);
+        assert!(recomputed == plain, "{name}");
         let budget = (most + least) / 2;
         let (within, bytes) = run(Recompute::Budget(budget));
         assert!(within == plain, "{name}: {budget}");
@@ -303,7 +300,7 @@ fn fused_programs_agree_with_unfused_ones() {
 /// True if fusion keeps every loss and gradient bit-identical but those of [`is_summed_by_head`]: with a soft cap, the
 /// output projection fused with the loss computes the logits by other operations. (Rows of a batch this small are a
 /// single chunk.)
-fn fusion_keeps_bits(config: &ModelConfig) -> bool {
+fn fusion_is_bit_identical(config: &ModelConfig) -> bool {
     config.placement.logits.softcap.is_none()
 }
 
@@ -323,7 +320,7 @@ fn fused_programs_are_bit_identical_to_unfused_ones() {
     for (name, config) in all_models_tied_or_not() {
         let [found, expected] = fused_and_unfused(&mut perturbed_model(&config));
         assert_close(&found, &expected, [1e-5; 2], &name);
-        if !fusion_keeps_bits(&config) {
+        if !fusion_is_bit_identical(&config) {
             continue;
         }
         assert!(
@@ -341,7 +338,7 @@ fn fused_programs_are_bit_identical_to_unfused_ones() {
 }
 
 #[test]
-fn inventory_lists_all_parameters_of_the_model() {
+fn registry_lists_all_parameters_of_the_model() {
     let activations = [Activation::Swiglu, Activation::Relu2];
     for (name, config) in all_models_tied_or_not() {
         for activation in activations {

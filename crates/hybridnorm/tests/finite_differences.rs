@@ -186,19 +186,19 @@ fn check(label: &str, config: &ModelConfig) {
     let (loss32, gradients32) = loss_and_gradients(&mut model);
     let (loss64, gradients64) = loss_and_gradients(&mut exact);
     assert!((loss32 - loss64).abs() < 2e-5, "{label}: {loss32} {loss64}");
-    let routed = tokens_per_expert(&mut exact);
+    let expected_load = tokens_per_expert(&mut exact);
     let values = model.values();
-    for name in trained(&model) {
+    for name in trained_parameters(&model) {
         let value = &values[&name].data;
         let mut random = Random::new(&format!("{label} {name}"));
         let direction: Vec<f32> = value.iter().map(|_| random.uniform()).collect();
-        let along = |gradient: Vec<f64>| -> f64 {
+        let directional_derivative = |gradient: Vec<f64>| -> f64 {
             let pairs = gradient.iter().zip(&direction);
             pairs.map(|(g, d)| g * f64::from(*d)).sum()
         };
-        let difference = central_difference(&mut exact, &name, value, &direction, &routed);
-        let reference = along(gradients64.get_f64(&name).expect(&name));
-        let cpu = along(gradients32.get_f64(&name).expect(&name));
+        let difference = central_difference(&mut exact, &name, value, &direction, &expected_load);
+        let reference = directional_derivative(gradients64.get_f64(&name).expect(&name));
+        let cpu = directional_derivative(gradients32.get_f64(&name).expect(&name));
         let scale = difference.abs().max(1e-2);
         assert!(
             (reference - difference).abs() / scale < 1e-4,

@@ -70,9 +70,9 @@ fn unsupported_in_deepseek_v3() -> Vec<Unsupported> {
     ]
 }
 
-fn rejects(family: &str, (key, value, message): Unsupported) {
-    let folder = changed(family, |config| config[key] = value, |_| {});
-    let error = error(folder.path());
+fn assert_rejected(family: &str, (key, value, message): Unsupported) {
+    let folder = modified_checkpoint(family, |config| config[key] = value, |_| {});
+    let error = import_error(folder.path());
     assert!(error.contains(message), "{error}");
     // Detected in the configuration, unless it can be seen in the tensors only.
     assert!(
@@ -84,15 +84,15 @@ fn rejects(family: &str, (key, value, message): Unsupported) {
 #[test]
 fn unsupported_settings_are_rejected() {
     for setting in unsupported_in_olmoe() {
-        rejects("olmoe", setting);
+        assert_rejected("olmoe", setting);
     }
     for setting in unsupported_in_deepseek_v3() {
-        rejects("deepseek-v3", setting);
+        assert_rejected("deepseek-v3", setting);
     }
 }
 
 #[test]
-fn supported_branches_of_the_families_are_read() {
+fn supported_variants_of_the_families_are_imported() {
     type Change = fn(&mut Value);
     type Weights = fn(&mut BTreeMap<String, HostTensor>);
     fn unchanged(_: &mut BTreeMap<String, HostTensor>) {}
@@ -127,7 +127,7 @@ fn supported_branches_of_the_families_are_read() {
         ),
     ];
     for (index, (family, config, weights)) in reads.into_iter().enumerate() {
-        let found = logits(changed(family, config, weights).path());
+        let found = logits(modified_checkpoint(family, config, weights).path());
         assert!(found.iter().all(|x| x.is_finite()), "{index}");
     }
 }
@@ -161,8 +161,8 @@ fn unread_keys_are_rejected() {
             json!({ "full_attention": { "rope_theta": 1e4 } }),
         ),
     ] {
-        let folder = changed(family, |config| config[key] = value, |_| {});
-        let error = error(folder.path());
+        let folder = modified_checkpoint(family, |config| config[key] = value, |_| {});
+        let error = import_error(folder.path());
         let word = match key {
             "rope_parameters" => "rope",
             key => key,
@@ -177,7 +177,7 @@ fn unread_keys_are_rejected() {
         ("use_sliding_window", json!(false)),
         ("torch_dtype", json!("float32")),
     ] {
-        logits(changed("olmoe", |config| config[key] = value, |_| {}).path());
+        logits(modified_checkpoint("olmoe", |config| config[key] = value, |_| {}).path());
     }
 }
 
@@ -195,12 +195,12 @@ fn keys_that_determine_the_computation_are_required() {
         ("deepseek-v3", "n_shared_experts"),
         ("deepseek-v3", "norm_topk_prob"),
     ] {
-        let folder = changed(
+        let folder = modified_checkpoint(
             family,
             |config| drop(config.as_object_mut().unwrap().remove(key)),
             |_| {},
         );
-        let error = error(folder.path());
+        let error = import_error(folder.path());
         assert!(error.contains(&format!("missing field `{key}`")), "{error}");
     }
 }

@@ -21,13 +21,13 @@ fn router_that_selects_all_experts_is_imported() {
         // A number that must not become a loop bound.
         config["num_nextn_predict_layers"] = 1_000_000_000_000_000_u64.into();
     };
-    let folder = changed("deepseek-v3", all, |_| {});
+    let folder = modified_checkpoint("deepseek-v3", all, |_| {});
     huggingface::import(folder.path(), Device::Cpu).unwrap();
     let one = |config: &mut Value| {
         config["num_experts_per_tok"] = 1.into();
         config["norm_topk_prob"] = true.into();
     };
-    let folder = changed("olmoe", one, |_| {});
+    let folder = modified_checkpoint("olmoe", one, |_| {});
     huggingface::import(folder.path(), Device::Cpu).unwrap();
 }
 
@@ -35,7 +35,7 @@ fn router_that_selects_all_experts_is_imported() {
 fn sharded_checkpoint_equals_the_single_file() {
     for family in FAMILIES {
         let whole = huggingface::import(&fixture(&format!("hf/{family}")), Device::Cpu);
-        let folder = changed(family, |_| {}, |_| {});
+        let folder = modified_checkpoint(family, |_| {}, |_| {});
         let file = folder.path().join("model.safetensors");
         let all = tensors(&std::fs::read(&file).unwrap(), "");
         std::fs::remove_file(&file).unwrap();
@@ -58,7 +58,7 @@ fn sharded_checkpoint_equals_the_single_file() {
         assert!(whole.unwrap().values() == parts.unwrap().values());
 
         std::fs::write(&path, json!({ "weight_map": { "x": "../a" } }).to_string()).unwrap();
-        assert!(error(folder.path()).contains("not the name of a file in this folder"));
+        assert!(import_error(folder.path()).contains("not the name of a file in this folder"));
     }
 }
 
@@ -66,9 +66,9 @@ fn sharded_checkpoint_equals_the_single_file() {
 fn mismatched_tensors_are_named_in_the_error() {
     let expert = "model.layers.1.mlp.experts.3.up_proj.weight";
     for family in FAMILIES {
-        let folder = changed(family, |_| {}, |all| drop(all.remove(expert)));
-        assert!(error(folder.path()).contains(&format!("tensor {expert} is missing")));
-        let folder = changed(
+        let folder = modified_checkpoint(family, |_| {}, |all| drop(all.remove(expert)));
+        assert!(import_error(folder.path()).contains(&format!("tensor {expert} is missing")));
+        let folder = modified_checkpoint(
             family,
             |_| {},
             |all| {
@@ -80,12 +80,12 @@ fn mismatched_tensors_are_named_in_the_error() {
                 all.insert("model.layers.9.extra".into(), values);
             },
         );
-        let error_text = error(folder.path());
+        let error_text = import_error(folder.path());
         assert!(
             error_text.contains("tensor model.layers.9.extra is not one"),
             "{error_text}"
         );
-        let folder = changed(
+        let folder = modified_checkpoint(
             family,
             |_| {},
             |all| {
@@ -93,7 +93,7 @@ fn mismatched_tensors_are_named_in_the_error() {
                 values.shape.reverse();
             },
         );
-        let error_text = error(folder.path());
+        let error_text = import_error(folder.path());
         assert!(
             error_text.contains("up projection of expert 3"),
             "{error_text}"
@@ -103,7 +103,7 @@ fn mismatched_tensors_are_named_in_the_error() {
 
 #[test]
 fn mismatched_row_counts_are_rejected() {
-    let first = |all: &mut BTreeMap<String, HostTensor>, name: &str, rows: usize| {
+    let resize_rows = |all: &mut BTreeMap<String, HostTensor>, name: &str, rows: usize| {
         let values = all.get_mut(name).unwrap();
         let columns = values.shape[1];
         values.shape[0] = rows;
@@ -114,35 +114,35 @@ fn mismatched_row_counts_are_rejected() {
         format!("{path}.q_proj.weight"),
         format!("{path}.k_proj.weight"),
     );
-    let folder = changed(
+    let folder = modified_checkpoint(
         "olmoe",
         |_| {},
         |all| {
-            first(all, &q, 16);
-            first(all, &k, 32);
+            resize_rows(all, &q, 16);
+            resize_rows(all, &k, 32);
         },
     );
-    assert!(error(folder.path()).contains("expected a matrix of 32 rows"));
+    assert!(import_error(folder.path()).contains("expected a matrix of 32 rows"));
     let path = "model.layers.1.mlp.shared_experts";
     let (gate, up) = (
         format!("{path}.gate_proj.weight"),
         format!("{path}.up_proj.weight"),
     );
-    let folder = changed(
+    let folder = modified_checkpoint(
         "deepseek-v3",
         |_| {},
         |all| {
-            first(all, &gate, 8);
-            first(all, &up, 24);
+            resize_rows(all, &gate, 8);
+            resize_rows(all, &up, 24);
         },
     );
-    assert!(error(folder.path()).contains("expected a matrix of 16 rows"));
+    assert!(import_error(folder.path()).contains("expected a matrix of 16 rows"));
 }
 
 #[test]
 fn non_finite_weights_are_rejected() {
     let bias = "model.layers.1.mlp.gate.e_score_correction_bias";
-    let folder = changed(
+    let folder = modified_checkpoint(
         "deepseek-v3",
         |_| {},
         |all| all.get_mut(bias).unwrap().data[3] = f32::NAN,
@@ -153,7 +153,7 @@ fn non_finite_weights_are_rejected() {
 
 #[test]
 fn selecting_all_expert_groups_equals_no_groups() {
-    let folder = changed(
+    let folder = modified_checkpoint(
         "deepseek-v3",
         |config| (config["n_group"], config["topk_group"]) = (json!(4), json!(4)),
         |_| {},
@@ -198,7 +198,7 @@ fn without_query_latent(all: &mut BTreeMap<String, HostTensor>) {
 
 #[test]
 fn no_query_norm_without_query_compression() {
-    let folder = changed(
+    let folder = modified_checkpoint(
         "deepseek-v3",
         |config| config["q_lora_rank"] = Value::Null,
         without_query_latent,
@@ -267,7 +267,7 @@ fn deepseek_v3_variants_match_a_plain_implementation() {
                 config[key] = value.clone();
             }
         };
-        let folder = changed("deepseek-v3", set, weights);
+        let folder = modified_checkpoint("deepseek-v3", set, weights);
         let mut model = huggingface::import(folder.path(), Device::Cpu).unwrap();
         let inputs = &row[..row.len() - 1];
         let logits = model.logits(inputs, 1, inputs.len()).unwrap().into_f32();
@@ -283,7 +283,7 @@ fn deepseek_v3_variants_match_a_plain_implementation() {
 #[test]
 fn latent_norms_use_their_own_eps() {
     let with = |eps: f64| {
-        changed(
+        modified_checkpoint(
             "deepseek-v3",
             |config| config["rms_norm_eps"] = json!(eps),
             |_| {},

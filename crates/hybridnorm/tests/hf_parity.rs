@@ -11,13 +11,13 @@ use hybridnorm::model::Model;
 /// Decodes greedily after `ids`, with a KV cache.
 fn greedy(model: &mut Model, ids: &[i32], new: usize) -> Vec<i32> {
     let mut cache = model.new_cache(1, ids.len() + new).unwrap();
-    let mut piece = ids.to_vec();
+    let mut new_ids = ids.to_vec();
     let mut found = Vec::new();
     for _ in 0..new {
-        let last = model.next_logits(&piece, &mut cache, false).unwrap();
+        let last = model.next_logits(&new_ids, &mut cache, false).unwrap();
         let best = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b]));
-        piece = vec![best.unwrap() as i32];
-        found.extend(&piece);
+        new_ids = vec![best.unwrap() as i32];
+        found.extend(&new_ids);
     }
     found
 }

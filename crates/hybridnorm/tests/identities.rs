@@ -69,9 +69,9 @@ fn normed_skips_equal_post_norm_shifted_by_one_norm() {
 
 #[test]
 fn a_norm_before_normed_projections_is_redundant() {
-    let heads = |config: ModelConfig| config;
-    let latents = |config| with_latents(config, Some(12));
-    for attention in [heads as fn(ModelConfig) -> ModelConfig, latents] {
+    let grouped_query = |config: ModelConfig| config;
+    let mla = |config| with_mla(config, Some(12));
+    for attention in [grouped_query as fn(ModelConfig) -> ModelConfig, mla] {
         // Equal weights: both are drawn by name from the same seed, and gains start at 1.
         let [pre, bare] = ["pre-qkv-pre", "qkv-pre"].map(|name| {
             let config = attention(without_eps(name));

@@ -42,7 +42,7 @@ fn logits_losses_and_gradients_match_the_reference() {
         let total = number("cross_entropy")
             + weight("moe_loss_weight") * number("load_balance_loss")
             + weight("moe_zloss_weight") * number("router_z_loss");
-        for (what, found, expected) in [
+        for (label, found, expected) in [
             (
                 "cross-entropy",
                 pass.losses.cross_entropy,
@@ -56,10 +56,10 @@ fn logits_losses_and_gradients_match_the_reference() {
             ("z-loss", mean(|r| r.z), number("router_z_loss")),
             ("sum", pass.losses.objective, total),
         ] {
-            println!("{name} {what} {:.1e}", (found - expected).abs());
+            println!("{name} {label} {:.1e}", (found - expected).abs());
             assert!(
                 (found - expected).abs() < 1e-5,
-                "{name} {what}: {found}, expected {expected}"
+                "{name} {label}: {found}, expected {expected}"
             );
         }
         let expected = official::convert_all(tensors(&bytes, "grad."), model.config()).unwrap();
@@ -72,7 +72,7 @@ fn logits_losses_and_gradients_match_the_reference() {
 }
 
 #[test]
-fn experts_without_tokens_are_rejected() {
+fn empty_expert_matrices_are_rejected() {
     let name = "moe-pre-norm";
     let json = json(&fixture(&format!("official/{name}.json")));
     let bytes = std::fs::read(fixture(&format!("official/{name}.safetensors"))).unwrap();

@@ -65,20 +65,20 @@ fn pytorch_and_safetensors_files_give_equal_weights() {
 #[test]
 fn corrupted_pytorch_file_is_named_in_the_error() {
     let whole = fs::read(fixture("hybridnorm-star.pt")).unwrap();
-    let names_it = |error: Error| {
+    let assert_names_file = |error: Error| {
         let text = error.to_string();
         assert!(text.contains("model.pt"), "{text}");
         assert_eq!(text.lines().count(), 1, "{text}");
     };
     for length in [0, 1, 4, 100, whole.len() / 2, whole.len() - 1] {
-        names_it(import(&whole[..length]).unwrap_err());
+        assert_names_file(import(&whole[..length]).unwrap_err());
     }
     // A changed byte must never cause a panic. In the padding between the entries of the archive it has no effect.
     for place in (0..whole.len()).step_by(397) {
         let mut bytes = whole.clone();
         bytes[place] ^= 0x41;
         if let Err(error) = import(&bytes) {
-            names_it(error);
+            assert_names_file(error);
         }
     }
 }

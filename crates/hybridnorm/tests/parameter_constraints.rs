@@ -17,8 +17,8 @@ fn qk_clip_limits_logits_and_keeps_smaller_ones() {
     let one_block = |config: ModelConfig| config.with_n_layers(1);
     let grouped = one_block(tiny(named("pre-norm")));
     let capped = one_block(tiny(named("gemma2")));
-    let latents = one_block(with_latents(tiny(named("deepseek-v3")), Some(12)));
-    let no_query_latent = one_block(with_latents(tiny(named("pre-norm")), None));
+    let latents = one_block(with_mla(tiny(named("deepseek-v3")), Some(12)));
+    let no_query_latent = one_block(with_mla(tiny(named("pre-norm")), None));
     for (name, config) in [
         ("grouped", grouped),
         ("capped", capped),
@@ -32,18 +32,22 @@ fn qk_clip_limits_logits_and_keeps_smaller_ones() {
         let mut sorted = before[0].clone();
         sorted.sort_by(f32::total_cmp);
         // Two heads exceed the threshold.
-        let most = (sorted[1] + sorted[2]) / 2.0;
-        assert_eq!(model.apply_qk_clip(&before, f64::from(most)), 2, "{name}");
+        let threshold = (sorted[1] + sorted[2]) / 2.0;
+        assert_eq!(
+            model.apply_qk_clip(&before, f64::from(threshold)),
+            2,
+            "{name}"
+        );
         let after = pass(&mut model).max_attention_logits;
         for (before, after) in before[0].iter().zip(&after[0]) {
-            let expected = before.min(most);
+            let expected = before.min(threshold);
             assert!(
-                (after - expected).abs() < 1e-4 * most.abs(),
+                (after - expected).abs() < 1e-4 * threshold.abs(),
                 "{name}: {after}, not {expected}"
             );
         }
         assert_eq!(
-            model.apply_qk_clip(&after, f64::from(2.0 * most)),
+            model.apply_qk_clip(&after, f64::from(2.0 * threshold)),
             0,
             "{name}"
         );
@@ -57,7 +61,7 @@ fn qk_clip_undone_by_a_norm_is_an_error() {
         (of("hybridnorm"), "block 0"),
         (of("pre-norm-qk"), "block 0"),
         (of("ngpt"), "unit_weights"),
-        (with_latents(of("hybridnorm"), None), "block 0"),
+        (with_mla(of("hybridnorm"), None), "block 0"),
     ] {
         let error = config.check_qk_clip().unwrap_err().to_string();
         assert!(
@@ -65,23 +69,24 @@ fn qk_clip_undone_by_a_norm_is_an_error() {
             "{error}"
         );
     }
-    with_latents(of("hybridnorm"), Some(12))
+    with_mla(of("hybridnorm"), Some(12))
         .check_qk_clip()
         .unwrap();
 }
 
 /// Returns the L2 norms of a matrix's rows, or of its columns in every block of `d` rows.
-fn lengths(data: &[f32], columns: usize, of_columns: Option<usize>) -> Vec<f32> {
-    let length = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+fn l2_norms(data: &[f32], columns: usize, of_columns: Option<usize>) -> Vec<f32> {
+    let l2_norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
     match of_columns {
         None => data
             .chunks(columns)
-            .map(|row| length(&mut row.iter().copied()))
+            .map(|row| l2_norm(&mut row.iter().copied()))
             .collect(),
         Some(d) => data
             .chunks(d * columns)
             .flat_map(|matrix| {
-                (0..columns).map(move |c| length(&mut matrix[c..].iter().step_by(columns).copied()))
+                (0..columns)
+                    .map(move |c| l2_norm(&mut matrix[c..].iter().step_by(columns).copied()))
             })
             .collect(),
     }
@@ -104,8 +109,8 @@ fn unit_weights_are_normalized_along_d_model() {
                 let [_, columns] = values.shape[..] else {
                     continue;
                 };
-                let adds = name.ends_with("out") || name.ends_with("down");
-                let found = lengths(&values.data, columns, adds.then_some(d));
+                let writes_residual = name.ends_with("out") || name.ends_with("down");
+                let found = l2_norms(&values.data, columns, writes_residual.then_some(d));
                 assert!(
                     found.iter().all(|x| (x - 1.0).abs() < 1e-5),
                     "{name}: {found:?}"

@@ -42,9 +42,9 @@ fn pyarrow_files_are_read_completely() {
         let mut texts = Vec::new();
         let stats = read(&fixtures().join(file), field, |text| texts.push(text)).unwrap();
         assert_eq!(texts, expected, "{file}");
-        let left_out = serde_json::to_value(&stats.omissions).unwrap();
+        let omissions = serde_json::to_value(&stats.omissions).unwrap();
         let count = |unit: &str| -> u64 {
-            let all = left_out.as_array().unwrap().iter();
+            let all = omissions.as_array().unwrap().iter();
             let all = all.filter(|omission| omission["unit"] == unit);
             all.map(|omission| omission["count"].as_u64().unwrap())
                 .sum()
@@ -80,9 +80,9 @@ fn corrupted_file_is_named_in_the_error() {
         let cut = (0..whole.len())
             .step_by(97)
             .map(|end| whole[..end].to_vec());
-        let flipped = (0..whole.len()).step_by(13).map(|place| {
+        let flipped = (0..whole.len()).step_by(13).map(|offset| {
             let mut bytes = whole.clone();
-            bytes[place] ^= 0x15;
+            bytes[offset] ^= 0x15;
             bytes
         });
         for bytes in cut.filter(|bytes| bytes.len() >= 12).chain(flipped) {
@@ -103,12 +103,12 @@ fn all_rows_are_read_once() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("changed.parquet");
     let whole = fs::read(fixtures().join("checksum.parquet")).unwrap();
-    let place = whole
+    let offset = whole
         .windows(9)
         .position(|bytes| bytes == b"Row 30 of")
         .unwrap();
     let mut changed = whole;
-    changed[place] = b'r';
+    changed[offset] = b'r';
     fs::write(&path, changed).unwrap();
     let error = read(&path, "text", drop).unwrap_err().to_string();
     assert!(
@@ -124,8 +124,8 @@ fn all_rows_are_read_once() {
             let Ok(stats) = read(&path, "text", drop) else {
                 continue;
             };
-            let lost = serde_json::to_value(&stats.omissions).unwrap();
-            let nulls: u64 = lost
+            let omissions = serde_json::to_value(&stats.omissions).unwrap();
+            let nulls: u64 = omissions
                 .as_array()
                 .unwrap()
                 .iter()
@@ -146,9 +146,9 @@ fn null_rows_are_counted() {
     }
     let stats = read(folder.path(), "text", drop).unwrap();
     assert_eq!((stats.documents, stats.records), (36, 38));
-    let left_out = serde_json::to_value(&stats.omissions).unwrap();
-    let nulls = &left_out[0];
-    assert_eq!(nulls["reason"], "field `text` is null", "{left_out}");
+    let omissions = serde_json::to_value(&stats.omissions).unwrap();
+    let nulls = &omissions[0];
+    assert_eq!(nulls["reason"], "field `text` is null", "{omissions}");
     assert_eq!(nulls["count"], 40 + 2);
 }
 
@@ -160,9 +160,9 @@ fn rows_after_corruption_are_omitted_and_counted() {
     let mut options = SourceOptions::default();
     options.skip_invalid = true;
     let mut damaged = 0;
-    for place in (4..whole.len() - 8).step_by(41) {
+    for offset in (4..whole.len() - 8).step_by(41) {
         let mut bytes = whole.clone();
-        bytes[place..place + 4].fill(0xff);
+        bytes[offset..offset + 4].fill(0xff);
         fs::write(&path, bytes).unwrap();
         let Ok(sources) = Sources::resolve(&[path.to_str().unwrap().into()], &options) else {
             continue;

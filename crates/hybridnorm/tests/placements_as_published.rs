@@ -15,12 +15,12 @@ use hybridnorm::plan::{Options, Program};
 use hybridnorm_kernels::norm::{Gain, NormConfig, NormFn};
 
 /// Sub-layers of a block without their wiring. Norms on queries, keys and values belong to attention.
-struct Functions<'a, 'g> {
+struct SubLayers<'a, 'g> {
     block: &'a Block,
     positions: PositionContext<'g>,
 }
 
-impl<'g> Functions<'_, 'g> {
+impl<'g> SubLayers<'_, 'g> {
     fn attention(&self, u: Value<'g>) -> Value<'g> {
         self.block.attention.output(u, &self.positions)
     }
@@ -39,7 +39,7 @@ fn normed<'g>(site: &Option<Norm>, x: Value<'g>) -> Value<'g> {
 /// Returns `x / |x|` of rows: RMSNorm, whose rows have norm √d, times 1/√d.
 fn unit(x: Value<'_>) -> Value<'_> {
     let width = x.shape().width();
-    let spec = NormConfig {
+    let config = NormConfig {
         function: NormFn::Rmsnorm,
         eps: 1e-30,
         gain: Gain::None,
@@ -47,21 +47,21 @@ fn unit(x: Value<'_>) -> Value<'_> {
         width,
         groups: 1,
     };
-    ops::norm(x, None, spec) * (1.0 / (width as f64).sqrt())
+    ops::norm(x, None, config) * (1.0 / (width as f64).sqrt())
 }
 
-/// Returns `(c · times) ⊙ x` with the parameter c of a learned scale.
-fn scaled<'g>(scale: &Scale, times: f64, x: Value<'g>) -> Value<'g> {
+/// Returns `(c · factor) ⊙ x` with the parameter c of a learned scale.
+fn scaled<'g>(scale: &Scale, factor: f64, x: Value<'g>) -> Value<'g> {
     let Scale::Learned(param, _) = scale else {
         panic!("a learned scale");
     };
-    ops::scale_columns(x, param.value(x.builder()) * times, 1)
+    ops::scale_columns(x, param.value(x.builder()) * factor, 1)
 }
 
 /// Compares a model with a `forward` built from its parts.
 fn check(
     name: &str,
-    forward: impl for<'a, 'g> Fn(&'a Decoder, &'a [Functions<'a, 'g>], Value<'g>) -> Value<'g>,
+    forward: impl for<'a, 'g> Fn(&'a Decoder, &'a [SubLayers<'a, 'g>], Value<'g>) -> Value<'g>,
 ) {
     for (kind, config) in model_variants(name) {
         let mut model = on_reference_executor(&perturbed_model(&config));
@@ -75,10 +75,10 @@ fn check(
         };
         let decoder = model.decoder();
         let blocks = decoder.blocks.iter();
-        let functions: Vec<_> = blocks.map(|block| Functions { block, positions }).collect();
+        let sub_layers: Vec<_> = blocks.map(|block| SubLayers { block, positions }).collect();
         let x = ops::embedding(ids, decoder.embedding.value(&g));
-        let output = forward(decoder, &functions, x).id();
-        drop(functions);
+        let output = forward(decoder, &sub_layers, x).id();
+        drop(sub_layers);
         let program = Program::new(g.finish(), &[output], Options::default());
         let ids = inputs();
         let executor = model.executor_mut();
@@ -142,7 +142,7 @@ fn peri_ln() {
 }
 
 /// Feed-forward half of a HybridNorm block (arXiv 2503.04598): `X' = F(N(Y)) + N(Y)`.
-fn normed_feed_forward<'g>(f: &Functions<'_, 'g>, y: Value<'g>) -> Value<'g> {
+fn normed_feed_forward<'g>(f: &SubLayers<'_, 'g>, y: Value<'g>) -> Value<'g> {
     let z = normed(&f.block.ffn_sub_layer.in_norm, y);
     f.feed_forward(z) + z
 }
@@ -153,7 +153,7 @@ fn hybridnorm() {
     check("hybridnorm", |model, blocks, embedding| {
         let mut x = embedding;
         for f in blocks {
-            assert_norms_inside(f.block);
+            assert_qkv_norms(f.block);
             x = normed_feed_forward(f, f.attention(x) + x);
         }
         normed(&model.final_norm, x)
@@ -165,11 +165,11 @@ fn hybridnorm() {
 fn hybridnorm_star() {
     check("hybridnorm-star", |model, blocks, embedding| {
         let (first, others) = blocks.split_first().unwrap();
-        assert_norms_inside(first.block);
+        assert_qkv_norms(first.block);
         let y = first.attention(normed(&first.block.attn_sub_layer.in_norm, embedding)) + embedding;
         let mut x = first.feed_forward(normed(&first.block.ffn_sub_layer.in_norm, y)) + y;
         for f in others {
-            assert_norms_inside(f.block);
+            assert_qkv_norms(f.block);
             x = normed_feed_forward(f, f.attention(x) + x);
         }
         normed(&model.final_norm, x)
@@ -177,7 +177,7 @@ fn hybridnorm_star() {
 }
 
 /// Asserts that attention normalizes queries, keys and values, unless it is latent attention.
-fn assert_norms_inside(block: &Block) {
+fn assert_qkv_norms(block: &Block) {
     if let Attention::GroupedQuery(heads) = &block.attention {
         let norms = [heads.q_norm, heads.k_norm, heads.v_norm];
         assert!(norms.iter().all(Option::is_some));
@@ -253,8 +253,8 @@ fn normalized_gpt() {
                     _ => f.feed_forward(h),
                 };
                 // The parameter starts at 1/√d, its effective value at 0.05.
-                let times = 0.05 * (h.shape().width() as f64).sqrt();
-                h = unit(h + scaled(&sub.out_scale, times, unit(o) - h));
+                let factor = 0.05 * (h.shape().width() as f64).sqrt();
+                h = unit(h + scaled(&sub.out_scale, factor, unit(o) - h));
             }
         }
         h

@@ -141,7 +141,7 @@ fn branch_to_unit_weights_normalizes_initial_weights() {
     let trainer = branched(&from, &to, folder.path());
     let embedding = &trainer.model().values()["embedding"];
     for row in embedding.data.chunks(16) {
-        let length = row.iter().map(|x| x * x).sum::<f32>().sqrt();
-        assert!((length - 1.0).abs() < 1e-5, "{length}");
+        let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt();
+        assert!((norm - 1.0).abs() < 1e-5, "{norm}");
     }
 }

@@ -148,7 +148,7 @@ fn files() -> Vec<(&'static str, Value)> {
 }
 
 #[test]
-fn chunks_give_the_tokens_of_the_whole_text() {
+fn chunked_encoding_equals_encoding_of_the_whole_text() {
     let lines = [
         "to be, or  not to be \n born ",
         "at 55 stones <to> end. ",

@@ -126,7 +126,7 @@ fn special(id: u32, content: &str) -> Value {
         "normalized": false, "special": true})
 }
 
-const FORGED: [&str; 6] = [
+const LITERAL_SPECIAL_TOKENS: [&str; 6] = [
     "red </s> kite",
     "</s>",
     "</s></s>",
@@ -191,7 +191,7 @@ fn text_is_never_encoded_as_special_tokens() {
                     json!([special(0, "?"), special(1, "</s>"), special(2, "<pad>")]);
             }
             let tokenizer = tokenizer(&json);
-            for text in FORGED {
+            for text in LITERAL_SPECIAL_TOKENS {
                 let ids = tokenizer.encode(text).unwrap();
                 assert!(!ids.contains(&1), "{name} {declared} {text}: {ids:?}");
                 assert!(!declared || !ids.contains(&2), "{name} {text}: {ids:?}");
@@ -261,21 +261,21 @@ fn dropout_truncation_and_padding_are_disabled_and_noted() {
         "pad_id": 0, "pad_type_id": 0, "pad_token": "</s>"});
     json["post_processor"] = json!({"type": "TemplateProcessing", "pair": [], "special_tokens": {},
         "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]});
-    let with_chance = tokenizer(&json);
+    let with_dropout = tokenizer(&json);
     let text = "ab".repeat(100);
-    let ids = with_chance.encode(&text).unwrap();
+    let ids = with_dropout.encode(&text).unwrap();
     assert_eq!(ids, [5; 50]);
     for _ in 0..20 {
-        assert_eq!(with_chance.encode(&text).unwrap(), ids);
+        assert_eq!(with_dropout.encode(&text).unwrap(), ids);
     }
-    let notes = with_chance.notes().join("\n");
+    let notes = with_dropout.notes().join("\n");
     for word in ["dropout of 0.5", "truncation to 3 tokens", "padding"] {
         assert!(notes.contains(word), "{notes}");
     }
-    assert_eq!(with_chance.record().notes, with_chance.notes());
+    assert_eq!(with_dropout.record().notes, with_dropout.notes());
     // A literal special token in the text does not re-enable them.
-    let forged = with_chance.encode(&format!("{text}</s>")).unwrap();
-    assert_eq!(forged[..50], ids);
+    let with_literal = with_dropout.encode(&format!("{text}</s>")).unwrap();
+    assert_eq!(with_literal[..50], ids);
     json["model"]["unk_token"] = Value::Null;
     let dropping = tokenizer(&json).notes().join("\n");
     assert!(dropping.contains("has no unknown token"), "{dropping}");

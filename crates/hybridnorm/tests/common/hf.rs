@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::reference::*;
 
 /// Creates a checkpoint of a model family with modified configuration and tensors.
-pub fn changed(
+pub fn modified_checkpoint(
     family: &str,
     config: impl FnOnce(&mut Value),
     weights: impl FnOnce(&mut BTreeMap<String, HostTensor>),
@@ -29,7 +29,7 @@ pub fn changed(
     folder
 }
 
-pub fn error(folder: &Path) -> String {
+pub fn import_error(folder: &Path) -> String {
     let error = huggingface::import(folder, Device::Cpu).unwrap_err();
     let error = error.to_string();
     assert_eq!(error.lines().count(), 1, "{error}");

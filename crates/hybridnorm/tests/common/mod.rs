@@ -50,7 +50,7 @@ pub fn with_experts(config: ModelConfig, scoring: Scoring) -> ModelConfig {
 }
 
 /// Adds multi-head latent attention, with or without a query latent.
-pub fn with_latents(config: ModelConfig, q_rank: Option<usize>) -> ModelConfig {
+pub fn with_mla(config: ModelConfig, q_rank: Option<usize>) -> ModelConfig {
     let mut mla = MlaConfig::new(10, 6, 4, 5);
     mla.q_rank = q_rank;
     let n_heads = config.n_heads;
@@ -58,7 +58,7 @@ pub fn with_latents(config: ModelConfig, q_rank: Option<usize>) -> ModelConfig {
 }
 
 /// Placements not defined for multi-head latent attention: cosine attention, norms after the rotation.
-const WITHOUT_LATENTS: [&str; 3] = ["swin-v2-res-post", "nanochat", "ngpt"];
+const WITHOUT_MLA: [&str; 3] = ["swin-v2-res-post", "nanochat", "ngpt"];
 
 /// Returns the configuration of each model variant (dense, experts, latents, both) for which a placement is defined.
 pub fn model_variants(name: &str) -> Vec<(String, ModelConfig)> {
@@ -66,16 +66,16 @@ pub fn model_variants(name: &str) -> Vec<(String, ModelConfig)> {
     let variants = [
         ("dense", dense.clone()),
         ("experts", with_experts(dense.clone(), Scoring::Softmax)),
-        ("latents", with_latents(dense.clone(), Some(12))),
+        ("latents", with_mla(dense.clone(), Some(12))),
         (
             "experts and latents",
-            with_experts(with_latents(dense, None), Scoring::Sigmoid),
+            with_experts(with_mla(dense, None), Scoring::Sigmoid),
         ),
     ];
     let defined = variants.into_iter().filter(|(kind, config)| {
         let is_defined = config.resolve().is_ok();
-        let is_refused = config.mla.is_some() && WITHOUT_LATENTS.contains(&name);
-        assert_eq!(is_defined, !is_refused, "{name}, {kind}");
+        let is_unsupported = config.mla.is_some() && WITHOUT_MLA.contains(&name);
+        assert_eq!(is_defined, !is_unsupported, "{name}, {kind}");
         is_defined
     });
     defined
@@ -89,7 +89,7 @@ pub fn all_models() -> Vec<(String, ModelConfig)> {
 }
 
 /// Returns the names of the parameters that have gradients.
-pub fn trained(model: &Model) -> Vec<String> {
+pub fn trained_parameters(model: &Model) -> Vec<String> {
     let trained = model.parameters().filter(|spec| spec.role.is_trained());
     trained.map(|spec| spec.name.clone()).collect()
 }

@@ -45,9 +45,12 @@ pub fn tokens(bytes: &[u8]) -> (Vec<i32>, Vec<usize>) {
 }
 
 /// Splits rows with one extra token into inputs and targets.
-pub fn shifted(ids: &[i32], row: usize) -> (Vec<i32>, Vec<i32>) {
-    let rows = ids.chunks(row);
-    let inputs = rows.clone().flat_map(|r| r[..row - 1].to_vec()).collect();
+pub fn shifted(ids: &[i32], row_len: usize) -> (Vec<i32>, Vec<i32>) {
+    let rows = ids.chunks(row_len);
+    let inputs = rows
+        .clone()
+        .flat_map(|r| r[..row_len - 1].to_vec())
+        .collect();
     (inputs, rows.flat_map(|r| r[1..].to_vec()).collect())
 }
 
