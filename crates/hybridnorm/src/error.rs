@@ -29,7 +29,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     /// An I/O error of the operating system.
-    #[error("{}", one_line(&format!("{}: {}", path.display(), plain_io(source))))]
+    #[error("{}", one_line(&format!("{}: {}", path.display(), io_message(source))))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -323,7 +323,7 @@ fn at_step(step: Option<u64>) -> String {
         .unwrap_or_default()
 }
 
-fn plain_io(error: &io::Error) -> String {
+fn io_message(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => "no such file or folder".into(),
         io::ErrorKind::AlreadyExists => "already exists".into(),

@@ -92,15 +92,15 @@ fn with_qk(norm: HeadNorm, order: QkOrder) -> Placement {
 }
 
 #[test]
-fn a_plain_per_head_norm_commutes_with_the_rotation_and_one_with_a_gain_does_not() {
+fn a_per_head_norm_without_gain_commutes_with_the_rotation_and_one_with_a_gain_does_not() {
     let difference = |norm: HeadNorm| {
         let outputs = [QkOrder::BeforeRope, QkOrder::AfterRope]
             .map(|order| logits64(&perturbed_model(&tiny(with_qk(norm, order)))));
         largest_difference64(&outputs[0], &outputs[1])
     };
-    let plain = difference(HeadNorm::PerHeadPlain);
+    let no_gain = difference(HeadNorm::PerHeadNoGain);
     let with_gain = difference(HeadNorm::PerHead);
-    assert!(plain < 1e-6, "{plain}");
+    assert!(no_gain < 1e-6, "{no_gain}");
     assert!(with_gain > 1e-3, "{with_gain}");
 }
 

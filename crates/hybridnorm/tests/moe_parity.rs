@@ -50,10 +50,10 @@ fn logits_losses_and_gradients_match_the_reference() {
             ),
             (
                 "load balance",
-                mean(|r| r.load_balance),
+                mean(|r| r.load_balancing_loss),
                 number("load_balance_loss"),
             ),
-            ("z-loss", mean(|r| r.z), number("router_z_loss")),
+            ("z-loss", mean(|r| r.z_loss), number("router_z_loss")),
             ("sum", pass.losses.objective, total),
         ] {
             println!("{name} {label} {:.1e}", (found - expected).abs());

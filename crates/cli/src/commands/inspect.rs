@@ -110,7 +110,7 @@ fn dimensions(model: &ModelConfig) -> Vec<String> {
             ));
         }
     }
-    if model.dense_layers() > 0 {
+    if model.n_dense_layers() > 0 {
         parts.push(format!("d_ff {}", model.d_ff));
     }
     if let Some(moe) = &model.moe {

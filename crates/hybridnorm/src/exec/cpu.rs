@@ -106,21 +106,21 @@ impl Executor for Cpu {
             assert_eq!(ty.dtype, data.dtype(), "input {name}: type");
             assert_eq!(ty.elements(), data.len(), "input {name}: elements");
             let region = program
-                .place(id)
+                .region(id)
                 .expect("every program input has an arena region");
             self.arena.bytes_mut()[region.start..region.end].copy_from_slice(bytes_of(*data));
         }
         for (step, node) in program.steps().iter().zip(program.graph().nodes()) {
-            let rule = node.op.operation();
+            let operation = node.op.operation();
             let parts = split(&mut self.arena, &mut self.buffers, &step.regions);
-            let run = || run_step(step, rule, parts, arguments);
-            self.profile.run(rule.name(), run);
+            let run = || run_step(step, operation, parts, arguments);
+            self.profile.run(operation.name(), run);
         }
         Ok(())
     }
 
     fn output(&self, program: &Program, output: ValueId) -> Tensor {
-        let region = program.place(output).expect("an output of the program");
+        let region = program.region(output).expect("an output of the program");
         let bytes = match region.storage {
             Storage::Arena => self.arena.bytes(),
             Storage::Buffer(buffer) => self.buffer(buffer).1.bytes(),

@@ -123,19 +123,20 @@ impl Reference {
 
     /// Runs an op, and stores its outputs and the state that it updates.
     fn run_node(&mut self, program: &Program, node: &Node, arguments: Arguments) {
-        let (graph, rule) = (program.graph(), node.op.operation());
-        let updates = rule.state_inputs(node.inputs.len());
+        let (graph, operation) = (program.graph(), node.op.operation());
+        let updates = operation.state_inputs(node.inputs.len());
         let inputs = node.inputs.iter().map(|&id| self.value(program, id));
         let mut inputs: Vec<Value> = inputs.collect();
         let zeros = |&id: &ValueId| Value::zeros(graph.ty(id).dtype, graph.ty(id).elements());
         let mut outputs: Vec<Value> = node.outputs.iter().map(zeros).collect();
-        for &(input, output) in rule.in_place() {
+        for &(input, output) in operation.in_place() {
             outputs[output] = inputs[input].clone();
         }
         let types: Vec<DType> = node.inputs.iter().map(|&id| graph.ty(id).dtype).collect();
         let mut updated: Vec<Value> = inputs[updates.clone()].to_vec();
-        let is_written =
-            |i: usize| updates.contains(&i) || rule.in_place().iter().any(|&(input, _)| input == i);
+        let is_written = |i: usize| {
+            updates.contains(&i) || operation.in_place().iter().any(|&(input, _)| input == i)
+        };
         let reads = inputs.iter_mut().zip(&types).enumerate();
         let reads = reads.map(|(i, (x, dtype))| match is_written(i) {
             true => InputOperand::InPlace,
@@ -146,7 +147,8 @@ impl Reference {
         let states = updated.iter_mut().zip(&types[updates.clone()]);
         let states = states.map(|(y, dtype)| y.write(*dtype));
         let mut io = Operands::new(reads.collect(), written.chain(states).collect(), arguments);
-        self.profile.run(rule.name(), || rule.reference(&mut io));
+        self.profile
+            .run(operation.name(), || operation.reference(&mut io));
         for (&id, value) in node.outputs.iter().zip(outputs) {
             self.values[id.0] = Some(value);
         }

@@ -169,7 +169,7 @@ impl Builder {
     }
 
     /// Returns a copy of the graph recorded so far.
-    pub(crate) fn recorded(&self) -> Graph {
+    pub(crate) fn snapshot(&self) -> Graph {
         self.graph.borrow().clone()
     }
 }

@@ -86,8 +86,8 @@ impl Attention {
         positions: &PositionContext<'g>,
     ) -> AttentionOutput<'g> {
         match self {
-            Self::GroupedQuery(heads) => heads.forward(u_btd, positions),
-            Self::MultiHeadLatent(latent) => latent.forward(u_btd, positions),
+            Self::GroupedQuery(attention) => attention.forward(u_btd, positions),
+            Self::MultiHeadLatent(attention) => attention.forward(u_btd, positions),
         }
     }
 }
@@ -121,12 +121,12 @@ fn head_norm(
             groups: heads,
             ..of_width(width)
         },
-        HeadNorm::PerHeadPlain => NormSite {
+        HeadNorm::PerHeadNoGain => NormSite {
             affine: false,
             ..of_width(width)
         },
         HeadNorm::Full => of_width(heads * width),
-        HeadNorm::FullPlain => NormSite {
+        HeadNorm::FullNoGain => NormSite {
             affine: false,
             ..of_width(heads * width)
         },

@@ -97,7 +97,7 @@ impl KvCache {
     pub(super) fn program(
         &mut self,
         seq: usize,
-        all: bool,
+        all_positions: bool,
         build: impl FnOnce(KvCaches<'_>) -> (Program, ValueId),
     ) -> &(Program, ValueId) {
         let caches = KvCaches {
@@ -105,7 +105,7 @@ impl KvCache {
             capacity: self.capacity,
             is_prefill: self.len == 0 && seq > 1,
         };
-        let key = (seq, all, caches.is_prefill);
+        let key = (seq, all_positions, caches.is_prefill);
         self.programs.get_or_insert_with(key, || build(caches))
     }
 }

@@ -141,7 +141,7 @@ impl ModelConfig {
     }
 
     /// Returns the number of blocks with a dense feed-forward.
-    pub fn dense_layers(&self) -> usize {
+    pub fn n_dense_layers(&self) -> usize {
         let first_dense = |moe: &MoeConfig| moe.first_dense;
         self.moe.as_ref().map_or(self.n_layers, first_dense)
     }
@@ -193,7 +193,7 @@ impl ModelConfig {
     }
 
     fn check_feed_forward(&self) -> Result<()> {
-        match (self.dense_layers(), self.d_ff) {
+        match (self.n_dense_layers(), self.d_ff) {
             (0, 0) => Ok(()),
             (0, d_ff) => Err(Error::no_effect(
                 format!("model.d_ff = {d_ff}"),

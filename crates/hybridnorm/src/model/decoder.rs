@@ -233,11 +233,11 @@ impl Decoder {
         });
         if let Some(moe) = &self.config.moe {
             // Mean over all mixture-of-experts blocks, weighted by this micro-batch's share of the step.
-            let mixtures = (self.config.n_layers - self.config.dense_layers()) as f64;
+            let mixtures = (self.config.n_layers - self.config.n_dense_layers()) as f64;
             let share = ids_bt.shape().elements() as f64 / divisor;
             for routed in blocks.iter().filter_map(|block| block.routing) {
-                let balance = routed.load_balance * (moe.load_balance * share / mixtures);
-                objective = objective + (balance + routed.z * (moe.z_loss * share / mixtures));
+                let balance = routed.load_balancing_loss * (moe.load_balance * share / mixtures);
+                objective = objective + (balance + routed.z_loss * (moe.z_loss * share / mixtures));
             }
         }
         Losses {

@@ -13,9 +13,9 @@ pub struct RouterStatistics {
     /// Mean entropy of the normalized router scores, in nats.
     pub entropy: f64,
     /// Load-balancing loss, unweighted; 1 if perfectly balanced.
-    pub load_balance: f64,
+    pub load_balancing_loss: f64,
     /// Router z-loss, unweighted.
-    pub z: f64,
+    pub z_loss: f64,
 }
 
 impl RouterStatistics {
@@ -25,8 +25,8 @@ impl RouterStatistics {
         let share = other.tokens as f64 / tokens.max(1) as f64;
         let mix = |a: &mut f64, b: f64| *a += (b - *a) * share;
         mix(&mut self.entropy, other.entropy);
-        mix(&mut self.load_balance, other.load_balance);
-        mix(&mut self.z, other.z);
+        mix(&mut self.load_balancing_loss, other.load_balancing_loss);
+        mix(&mut self.z_loss, other.z_loss);
         (self.tokens, self.top_k) = (tokens, other.top_k);
         self.load.resize(other.load.len(), 0);
         for (mine, theirs) in self.load.iter_mut().zip(&other.load) {

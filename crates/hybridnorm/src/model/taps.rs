@@ -22,7 +22,7 @@ pub struct BlockActivationStats {
     /// Output of the feed-forward branch, after its output norm and scale; with `lerp_unit` the interpolation step.
     pub ffn: TensorStats,
     /// Max attention logit and attention entropy.
-    pub attention: AttentionStats,
+    pub attention_logits: AttentionStats,
     /// Routing statistics, in a mixture of experts.
     pub routing: Option<RouterStatistics>,
 }
@@ -78,8 +78,8 @@ impl RoutingTap {
             tokens: load.iter().sum::<u64>() / self.top_k as u64,
             load,
             top_k: self.top_k as u64,
-            load_balance: statistics[0],
-            z: statistics[1],
+            load_balancing_loss: statistics[0],
+            z_loss: statistics[1],
             entropy: statistics[2],
         }
     }
@@ -155,7 +155,7 @@ impl TapProgram {
                 residual,
                 attn,
                 ffn,
-                attention: AttentionStats {
+                attention_logits: AttentionStats {
                     max: max as f32,
                     entropy,
                 },

@@ -22,7 +22,7 @@ fn program_cache_is_bounded() {
 }
 
 #[test]
-fn a_target_of_minus_one_is_not_counted_and_others_outside_the_vocabulary_are_refused() {
+fn targets_of_minus_one_are_ignored_and_others_outside_the_vocabulary_are_rejected() {
     let mut model = model();
     let mut loss = |targets: &[i32]| {
         let losses = model.losses(&[1, 2, 3], targets, [1, 3], 1.0);
@@ -42,7 +42,7 @@ fn a_target_of_minus_one_is_not_counted_and_others_outside_the_vocabulary_are_re
 }
 
 #[test]
-fn a_cache_needs_a_sequence() {
+fn new_cache_rejects_a_batch_of_zero() {
     let error = model().new_cache(0, 4).unwrap_err().to_string();
     assert_eq!(error, "batch = 0, expected at least 1");
 }

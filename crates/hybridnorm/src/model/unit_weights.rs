@@ -10,7 +10,7 @@ use crate::plan::{Options, Program};
 impl Decoder {
     /// Records the normalization of matrices to vectors of length 1 along the width: columns of those whose output is
     /// added to the residual stream, rows of all others. Records nothing if the placement has no unit weights.
-    pub(crate) fn unit_weights(&self, g: &Builder) {
+    pub(crate) fn normalize_unit_weights(&self, g: &Builder) {
         if !self.has_unit_weights() {
             return;
         }
@@ -37,7 +37,7 @@ impl Model {
             return Ok(());
         }
         let g = Builder::new();
-        self.decoder().unit_weights(&g);
+        self.decoder().normalize_unit_weights(&g);
         let program = Program::new(g.finish(), &[], Options::default());
         self.executor_mut().run(&program, Arguments::default(), &[])
     }

@@ -274,7 +274,7 @@ fn expert_activation(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
 /// saved for backward. The weight-gradient op moves after the activation-gradient op.
 fn reuse_recomputed_activation(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let grad = uses.node(index);
-    let (Op::ActivationGrad(of), &[_, again]) = (&grad.op, &grad.outputs[..]) else {
+    let (Op::ActivationGrad(of), &[_, recomputed]) = (&grad.op, &grad.outputs[..]) else {
         return None;
     };
     let (_, forward) = uses
@@ -299,7 +299,7 @@ fn reuse_recomputed_activation(uses: &DefUse<'_>, index: usize) -> Option<Rewrit
     if is_needed_before {
         return None;
     }
-    let inputs = vec![weight.inputs[0], again];
+    let inputs = vec![weight.inputs[0], recomputed];
     let moved = weight.replaced(weight.op.clone(), inputs, weight.outputs.clone());
     Some(vec![
         (weight_at, vec![]),
@@ -375,7 +375,7 @@ fn head_loss(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let inputs = vec![x, w, targets];
     let Some(gradient) = gradient else {
         let fused = loss.replaced(ops::LinearCrossEntropy(spec), inputs, loss.outputs.clone());
-        return replaced(uses, index, fused, &removed);
+        return replace_with(uses, index, fused, &removed);
     };
     let (mut dx, mut dw) = (None, None);
     for (at, node) in uses.consumers(gradient) {
@@ -389,7 +389,7 @@ fn head_loss(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let (dx, dw) = (dx?, dw?);
     let outputs = [&loss.outputs[..], &[dx, dw]].concat();
     let fused = loss.replaced(ops::LinearCrossEntropyGrad(spec), inputs, outputs);
-    replaced(uses, index, fused, &removed)
+    replace_with(uses, index, fused, &removed)
 }
 
 /// Ops between the output projection and the loss, followed from the loss backwards.
@@ -458,7 +458,7 @@ impl LogitChain {
 }
 
 /// Replaces several ops with one, unless another op reads a value that it does not output.
-fn replaced(uses: &DefUse<'_>, index: usize, by: Node, removed: &[usize]) -> Option<Rewrite> {
+fn replace_with(uses: &DefUse<'_>, index: usize, by: Node, removed: &[usize]) -> Option<Rewrite> {
     let readers = [removed, &[index]].concat();
     let mut lost = removed.iter().flat_map(|at| &uses.node(*at).outputs);
     let is_free = lost.all(|id| by.outputs.contains(id) || uses.is_read_only_by(*id, &readers));

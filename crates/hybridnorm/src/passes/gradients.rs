@@ -31,7 +31,7 @@ pub fn vector_jacobian_product<'g>(
     sources: &[Value<'g>],
 ) -> Vec<Option<Value<'g>>> {
     let builder = output.builder();
-    let graph = builder.recorded();
+    let graph = builder.snapshot();
     let needs_gradient = depending_on(&graph, sources);
     let mut gradients: Vec<Option<Value<'g>>> = vec![None; graph.values.len()];
     gradients[output.id().0] = Some(seed);

@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_of_rows_are_narrowed_and_rows_with_parameters_of_their_own_are_not() {
+    fn column_slices_are_narrowed_and_per_position_norms_are_not() {
         let (program, _) = run(|x, w| {
             let [gate, _] = ops::split(ops::linear(x, w), [2, 2]);
             vec![ops::last_position(ops::softcap(gate, 2.0))]
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn state_is_read_behind_its_update() {
+    fn state_is_read_after_its_update() {
         let mut cpu = Cpu::new();
         let ty = Type::f32([1, 2, 3]);
         let buffer = cpu.allocate(DType::F32, 6).unwrap();

@@ -51,9 +51,9 @@ fn loss<'g>(logits: Value<'g>) -> Value<'g> {
     ops::cross_entropy(logits, targets(logits.builder()), 0.0, ROWS as f64)[0]
 }
 
-fn count(program: &Program, is_it: impl Fn(&Op) -> bool) -> usize {
+fn count(program: &Program, matches_op: impl Fn(&Op) -> bool) -> usize {
     let nodes = program.graph().nodes().iter();
-    nodes.filter(|node| is_it(&node.op)).count()
+    nodes.filter(|node| matches_op(&node.op)).count()
 }
 
 /// Asserts that outputs are bit-identical with and without fusion; returns the fused program.

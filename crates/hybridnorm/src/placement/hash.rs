@@ -26,7 +26,7 @@ impl Placement {
     /// ```
     pub fn hash(&self) -> String {
         match normalize_overrides(self.clone()) {
-            Ok(normal) => canonical_hash(&normal),
+            Ok(normalized) => canonical_hash(&normalized),
             Err(_) => canonical_hash(self),
         }
     }
@@ -63,8 +63,8 @@ fn write_canonical(value: &Value, out: &mut String) {
         }
         Value::Array(items) => {
             out.push('[');
-            for (place, item) in items.iter().enumerate() {
-                if place > 0 {
+            for (index, item) in items.iter().enumerate() {
+                if index > 0 {
                     out.push(',');
                 }
                 write_canonical(item, out);
@@ -75,8 +75,8 @@ fn write_canonical(value: &Value, out: &mut String) {
             let mut keys: Vec<_> = fields.iter().collect();
             keys.sort_by(|a, b| a.0.cmp(b.0));
             out.push('{');
-            for (place, (key, item)) in keys.into_iter().enumerate() {
-                if place > 0 {
+            for (index, (key, item)) in keys.into_iter().enumerate() {
+                if index > 0 {
                     out.push(',');
                 }
                 let _ = write!(out, "{}:", Value::from(key.as_str()));

@@ -77,13 +77,13 @@ impl<'de> Deserializer<'de> for Node<'de> {
                 items: items.iter().enumerate(),
             }),
             Value::Object(fields) => {
-                let mut left = fields.len();
+                let mut remaining = fields.len();
                 let read = visitor.visit_map(Fields {
                     fields: fields.iter(),
                     current: None,
-                    left: &mut left,
+                    remaining: &mut remaining,
                 })?;
-                match left {
+                match remaining {
                     0 => Ok(read),
                     _ => Err(PlacementError::new(
                         InvalidValue,
@@ -180,7 +180,7 @@ fn describe(value: &Value) -> String {
 struct Fields<'a, 'n> {
     fields: map::Iter<'a>,
     current: Option<(&'a str, &'a Value)>,
-    left: &'n mut usize,
+    remaining: &'n mut usize,
 }
 
 impl<'de> MapAccess<'de> for Fields<'de, '_> {
@@ -194,7 +194,7 @@ impl<'de> MapAccess<'de> for Fields<'de, '_> {
             return Ok(None);
         };
         self.current = Some((name, value));
-        *self.left -= 1;
+        *self.remaining -= 1;
         let name: StrDeserializer<'_, PlacementError> = name.as_str().into_deserializer();
         seed.deserialize(name).map(Some)
     }

@@ -91,8 +91,8 @@ impl OverriddenBlock {
     /// Returns the path of the field `path` of a block in the placement: in the last override that sets it,
     /// or in the block configuration of the placement.
     pub fn origin(&self, placement: &Placement, path: &str) -> String {
-        let sets = |number: &&usize| {
-            let mut value = &placement.overrides[**number].set;
+        let sets = |index: &&usize| {
+            let mut value = &placement.overrides[**index].set;
             for (depth, step) in path.split('.').enumerate() {
                 match value.get(step) {
                     Some(inner) => value = inner,
@@ -102,7 +102,7 @@ impl OverriddenBlock {
             true
         };
         match self.overrides.iter().rev().find(sets) {
-            Some(number) => format!("overrides[{number}].set.{path}"),
+            Some(index) => format!("overrides[{index}].set.{path}"),
             None => format!("block.{path}"),
         }
     }
@@ -125,11 +125,11 @@ pub(super) fn overridden_blocks(
 ) -> Result<Vec<OverriddenBlock>, PlacementError> {
     check_depth(n_layers)?;
     let mut overrides = vec![Vec::new(); n_layers];
-    for (number, entry) in placement.overrides.iter().enumerate() {
+    for (index, entry) in placement.overrides.iter().enumerate() {
         let chosen = select_layers(&entry.layers, n_layers)
-            .map_err(|e| e.under(&format!("overrides[{number}]")))?;
+            .map_err(|e| e.under(&format!("overrides[{index}]")))?;
         for layer in chosen {
-            overrides[layer].push(number);
+            overrides[layer].push(index);
         }
     }
     let mut known: BTreeMap<Vec<usize>, UnresolvedBlock> = BTreeMap::new();
@@ -151,9 +151,9 @@ fn apply_overrides(
     overrides: &[usize],
 ) -> Result<UnresolvedBlock, PlacementError> {
     let mut block = placement.block.clone();
-    for &number in overrides {
-        block = apply(&block, &placement.overrides[number].set)
-            .map_err(|e| e.under(&format!("overrides[{number}].set")))?;
+    for &index in overrides {
+        block = apply(&block, &placement.overrides[index].set)
+            .map_err(|e| e.under(&format!("overrides[{index}].set")))?;
     }
     Ok(block)
 }
@@ -219,9 +219,9 @@ fn block_difference(
 pub(super) fn normalize_overrides(mut placement: Placement) -> Result<Placement, PlacementError> {
     let blank = UnresolvedBlock::default();
     let template = block_template()?;
-    for (number, entry) in placement.overrides.iter_mut().enumerate() {
+    for (index, entry) in placement.overrides.iter_mut().enumerate() {
         let typed =
-            apply(&blank, &entry.set).map_err(|e| e.under(&format!("overrides[{number}].set")))?;
+            apply(&blank, &entry.set).map_err(|e| e.under(&format!("overrides[{index}].set")))?;
         entry.set = json_value::restrict_to_keys(&to_json(&typed)?, &entry.set, &template);
         if let Selector::Range { start, end } = entry.layers
             && end.saturating_sub(start) == 1

@@ -27,7 +27,7 @@ mod validate;
 mod tests;
 
 pub use error::{PlacementError, PlacementErrorKind};
-pub use explain::{Equation, Explanation, Group, Math};
+pub use explain::{BlockGroup, Equation, Explanation, Math};
 pub use hash::canonical_hash;
 pub use layers::{select_layers, unresolved_blocks};
 pub use named::{NamedPlacement, find_named, named, named_placements};

@@ -172,31 +172,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn equations_name_the_eps_and_the_scalars_that_a_function_has() {
+    fn formulas_contain_eps_and_learned_scalars() {
         for function in NormFn::ALL {
-            let row = properties(function);
+            let entry = properties(function);
             let of = |scalar| usize::from(function.scalars().contains(&scalar));
-            let eps = usize::from(row.eps.is_some());
-            for (sign, wanted) in [
+            let eps = usize::from(entry.eps.is_some());
+            for (symbol, expected) in [
                 ("ε", eps),
                 ("α·x", of(NormScalar::Alpha)),
                 ("+ s", of(NormScalar::Shift)),
             ] {
                 assert_eq!(
-                    row.text.matches(sign).count(),
-                    wanted,
-                    "{function:?}: {sign}"
+                    entry.text.matches(symbol).count(),
+                    expected,
+                    "{function:?}: {symbol}"
                 );
             }
-            for (sign, wanted) in [
+            for (symbol, expected) in [
                 ("ε", eps),
                 (r"\alpha x", of(NormScalar::Alpha)),
                 ("+ s", of(NormScalar::Shift)),
             ] {
                 assert_eq!(
-                    row.latex.matches(sign).count(),
-                    wanted,
-                    "{function:?}: {sign}"
+                    entry.latex.matches(symbol).count(),
+                    expected,
+                    "{function:?}: {symbol}"
                 );
             }
         }

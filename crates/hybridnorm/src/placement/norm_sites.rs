@@ -44,12 +44,12 @@ impl Resolved {
     }
 
     fn sites(&self, layer: usize, latent: bool) -> Vec<Site> {
-        let reads = match self.streams {
+        let n_stream_norms = match self.streams {
             Streams::Single | Streams::ResidualDual => 0,
             Streams::Siamese => 2,
         };
         let mut sites = sites(&self.blocks[layer], latent);
-        sites.extend((0..reads).map(|_| Site::wide(SymbolicCount::D)));
+        sites.extend((0..n_stream_norms).map(|_| Site::with_gain(SymbolicCount::D)));
         sites
     }
 
@@ -95,7 +95,7 @@ pub(super) struct Site {
 
 impl Site {
     /// Returns a norm with a gain over a vector of this width.
-    pub(super) fn wide(width: SymbolicCount) -> Self {
+    pub(super) fn with_gain(width: SymbolicCount) -> Self {
         Self {
             elements: width,
             gain: Some(width),
@@ -115,7 +115,7 @@ impl Site {
         let gain = match norm {
             HeadNorm::None => return None,
             HeadNorm::PerHead | HeadNorm::PerHeadOwn | HeadNorm::Full => Some(width),
-            HeadNorm::PerHeadPlain | HeadNorm::FullPlain => None,
+            HeadNorm::PerHeadNoGain | HeadNorm::FullNoGain => None,
         };
         Some(Self {
             elements: width,
@@ -128,7 +128,7 @@ impl Site {
             HeadNorm::None => return None,
             HeadNorm::PerHead => Some(one),
             HeadNorm::PerHeadOwn | HeadNorm::Full => Some(width),
-            HeadNorm::PerHeadPlain | HeadNorm::FullPlain => None,
+            HeadNorm::PerHeadNoGain | HeadNorm::FullNoGain => None,
         };
         Some(Self {
             elements: width,
@@ -163,7 +163,7 @@ pub(super) fn sites(block: &ResolvedBlock, latent: bool) -> Vec<Site> {
         block.ffn_inner.up_norm,
         block.ffn_inner.mid_norm,
     ];
-    let of = |on: bool, width| on.then(|| Site::wide(width));
+    let of = |on: bool, width| on.then(|| Site::with_gain(width));
     wide.into_iter()
         .filter_map(|on| of(on, SymbolicCount::D))
         .chain([attn, ffn].into_iter().filter_map(Site::unit))
@@ -185,7 +185,7 @@ fn inside_attention(inner: &AttnInner<ResolvedScale>, latent: bool) -> Vec<Site>
         true => Site::head(ctx_norm, SymbolicCount::VALUE, SymbolicCount::H_VALUE),
         false => Site::head(ctx_norm, SymbolicCount::HD, SymbolicCount::H_HD),
     };
-    let read = match latent {
+    let qkv_norms = match latent {
         true => [
             Site::latent(q_norm, SymbolicCount::Q_LATENT),
             Site::latent(k_norm, SymbolicCount::ROTARY),
@@ -197,5 +197,5 @@ fn inside_attention(inner: &AttnInner<ResolvedScale>, latent: bool) -> Vec<Site>
             Site::head(v_norm, SymbolicCount::HD, SymbolicCount::KV_HD),
         ],
     };
-    read.into_iter().chain([context]).flatten().collect()
+    qkv_norms.into_iter().chain([context]).flatten().collect()
 }

@@ -25,8 +25,8 @@ use super::spec::{Init, NormSpec, Placement, UnresolvedBlock};
 /// use hybridnorm::placement::PlacementConfig;
 /// use serde_json::json;
 /// let value = json!({ "base": "pre-norm", "block": { "ffn": { "in_scale": 0.5 } } });
-/// let choice = PlacementConfig::from_value(&value)?;
-/// assert_eq!((choice.base, choice.modified), (Some("pre-norm"), true));
+/// let config = PlacementConfig::from_value(&value)?;
+/// assert_eq!((config.base, config.modified), (Some("pre-norm"), true));
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
@@ -114,8 +114,8 @@ impl PlacementConfig {
     ///
     /// ```
     /// use hybridnorm::placement::{PlacementConfig, named};
-    /// let choice = PlacementConfig::from_checkpoint(named("pre-norm")?);
-    /// assert_eq!(choice.base, Some("pre-norm"));
+    /// let config = PlacementConfig::from_checkpoint(named("pre-norm")?);
+    /// assert_eq!(config.base, Some("pre-norm"));
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
     pub fn from_checkpoint(placement: Placement) -> Self {
@@ -183,7 +183,7 @@ fn without_base(fields: &Map<String, Value>, template: &Value) -> Result<Value, 
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 pub fn from_value(value: Value) -> Result<Placement, PlacementError> {
-    PlacementConfig::from_value(&value).map(|choice| choice.placement)
+    PlacementConfig::from_value(&value).map(|config| config.placement)
 }
 
 impl From<Placement> for Value {

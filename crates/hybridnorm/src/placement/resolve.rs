@@ -247,11 +247,11 @@ pub(super) fn resolve_keeping_norms(
 ) -> Result<Resolved, PlacementError> {
     check_size(n_layers, d_model)?;
     let model_context = ScaleContext {
-        layer: None,
+        layer_number: None,
         n_layers,
         d_model,
     };
-    let blocks = block_specs(placement, model_context)?;
+    let blocks = resolve_blocks(placement, model_context)?;
     let init = init::resolve_init(placement, model_context)?;
     let logits = ResolvedLogits {
         softcap: placement.logits.softcap,
@@ -296,7 +296,7 @@ fn check_size(n_layers: usize, d_model: usize) -> Result<(), PlacementError> {
 }
 
 /// Returns every block with resolved scales; `model_context` holds depth and width.
-fn block_specs(
+fn resolve_blocks(
     placement: &Placement,
     model_context: ScaleContext,
 ) -> Result<Vec<ResolvedBlock>, PlacementError> {

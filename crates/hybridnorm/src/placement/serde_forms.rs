@@ -51,7 +51,7 @@ impl Formula {
     /// ```
     pub fn by_name(name: &str) -> Option<Self> {
         let mut all = FORMULAS.iter();
-        all.find(|(name_in_file, symbols, _)| *name_in_file == name || symbols.contains(&name))
+        all.find(|(name_in_file, aliases, _)| *name_in_file == name || aliases.contains(&name))
             .map(|(.., formula)| *formula)
     }
 }
@@ -266,7 +266,7 @@ fn number_or_name<'de, D: Deserializer<'de>, T: Copy>(
                 .iter()
                 .position(|known| matches_name(name, known))
             {
-                Some(place) => Ok(self.values[place]),
+                Some(index) => Ok(self.values[index]),
                 None => Err(E::unknown_variant(name, self.names)),
             }
         }

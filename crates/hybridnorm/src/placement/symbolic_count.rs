@@ -67,9 +67,9 @@ pub struct ModelSizes {
     /// Width of the key/value latent `d_kv`.
     pub kv_latent: usize,
     /// Width of the rotary key `d_r`.
-    pub rotary: usize,
+    pub rope_dim: usize,
     /// Width of a value head `hd_v`.
-    pub value: usize,
+    pub v_dim: usize,
     /// Size of the vocabulary `v`.
     pub vocab: usize,
 }
@@ -149,9 +149,9 @@ impl SymbolicCount {
             + self.h * sizes.h
             + self.q_latent * sizes.q_latent
             + self.kv_latent * sizes.kv_latent
-            + self.rotary * sizes.rotary
-            + self.value * sizes.value
-            + self.h_value * sizes.h * sizes.value
+            + self.rotary * sizes.rope_dim
+            + self.value * sizes.v_dim
+            + self.h_value * sizes.h * sizes.v_dim
             + self.vocab * sizes.vocab
             + self.one
     }
@@ -179,7 +179,7 @@ impl SymbolicCount {
     /// assert_eq!(SymbolicCount::norm(&with_bias).to_string(), "2d");
     /// ```
     pub fn norm(norm: &NormSpec) -> Self {
-        Site::wide(Self::D).parameters(norm)
+        Site::with_gain(Self::D).parameters(norm)
     }
 
     /// Returns the number of elements per token that pass through the norms of a block with grouped-query attention,
@@ -201,11 +201,11 @@ impl SymbolicCount {
     /// ```
     /// use hybridnorm::placement::{SymbolicCount, named, resolve};
     /// let layerscale = resolve(&named("layerscale")?, 12, 768)?;
-    /// let count = SymbolicCount::learned_parameters(&layerscale.blocks[0]);
+    /// let count = SymbolicCount::learned_scales(&layerscale.blocks[0]);
     /// assert_eq!(count.to_string(), "2d");
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn learned_parameters(block: &ResolvedBlock) -> Self {
+    pub fn learned_scales(block: &ResolvedBlock) -> Self {
         let (inner, hidden) = (&block.attn_inner, &block.ffn_inner);
         let wide = [&block.attn, &block.ffn]
             .into_iter()

@@ -95,26 +95,26 @@ impl Program {
         passes::narrow(&mut graph, outputs);
         let segments = graph.nodes.iter().filter_map(|node| node.segment).max();
         let segments = segments.map_or(0, |last| last + 1);
-        let first = |count: usize| {
+        let recompute_first = |count: usize| {
             let mut graph = graph.clone();
             passes::recompute(&mut graph, count);
             Self::from_graph(graph, outputs, options.fuse)
         };
         match options.recompute {
             Recompute::None => Self::from_graph(graph, outputs, options.fuse),
-            Recompute::Block => first(segments),
+            Recompute::Block => recompute_first(segments),
             Recompute::Budget(bytes) => {
                 // Bisects for the fewest that fit, as if more recomputation always needed less memory. If gradients
                 // outweigh activations this may not hold: then takes the minimum over a sample of numbers.
                 let fits = |program: &Self| program.arena_bytes as u64 <= bytes;
                 let counts: Vec<usize> = (0..=segments).collect();
-                let count = counts.partition_point(|&count| !fits(&first(count)));
-                let found = first(count.min(segments));
+                let count = counts.partition_point(|&count| !fits(&recompute_first(count)));
+                let found = recompute_first(count.min(segments));
                 if fits(&found) {
                     return found;
                 }
                 let some = (0..segments).step_by(segments.div_ceil(MAX_TRIED_COUNTS).max(1));
-                let all = some.map(first).chain([found]);
+                let all = some.map(recompute_first).chain([found]);
                 all.min_by_key(|program| program.arena_bytes)
                     .expect("the program that was found first")
             }
@@ -189,7 +189,7 @@ impl Program {
     }
 
     /// Returns the region of a value; `None` if no op of the program computes or reads it.
-    pub(crate) fn place(&self, id: ValueId) -> Option<Region> {
+    pub(crate) fn region(&self, id: ValueId) -> Option<Region> {
         self.regions[id.0]
     }
 }

@@ -47,11 +47,11 @@ impl Step {
     /// If its regions overlap without being equal, which is a defect of the plan.
     pub(crate) fn new(graph: &Graph, index: usize, layout: &MemoryLayout) -> Self {
         let node = &graph.nodes[index];
-        let rule = node.op.operation();
-        let place =
+        let operation = node.op.operation();
+        let region =
             |id: crate::graph::ValueId| layout.regions[id.0].expect("every operand has a region");
-        let updates = rule.state_inputs(node.inputs.len());
-        let pairs = rule.in_place().iter().zip(&layout.aliased[index]);
+        let updates = operation.state_inputs(node.inputs.len());
+        let pairs = operation.in_place().iter().zip(&layout.aliased[index]);
         let in_place: Vec<(usize, usize, bool)> =
             pairs.map(|(&(i, o), &aliased)| (i, o, aliased)).collect();
         let is_in_place = |input: usize| in_place.iter().any(|&(i, ..)| i == input);
@@ -60,13 +60,13 @@ impl Step {
             .outputs
             .iter()
             .chain(&node.inputs[updates.clone()])
-            .map(|&id| (place(id), graph.ty(id).dtype))
+            .map(|&id| (region(id), graph.ty(id).dtype))
             .chain(layout.scratch[index].map(|region| (region, DType::F32)))
             .collect();
         let copied: Vec<(Region, Region)> = in_place
             .iter()
             .filter(|(.., aliased)| !aliased)
-            .map(|&(i, o, _)| (place(node.inputs[i]), place(node.outputs[o])))
+            .map(|&(i, o, _)| (region(node.inputs[i]), region(node.outputs[o])))
             .collect();
         let read: Vec<Option<(Region, DType)>> = node
             .inputs
@@ -74,14 +74,14 @@ impl Step {
             .enumerate()
             .map(|(i, &id)| {
                 let elsewhere = updates.contains(&i) || is_in_place(i);
-                (!elsewhere).then(|| (place(id), graph.ty(id).dtype))
+                (!elsewhere).then(|| (region(id), graph.ty(id).dtype))
             })
             .collect();
 
         let sources = copied.iter().map(|&(from, _)| from);
         let reads = read.iter().flatten().map(|&(region, _)| region);
         let written_regions = written.iter().map(|&(region, _)| region);
-        let regions = disjoint_regions(rule.name(), written_regions, sources.chain(reads));
+        let regions = disjoint_regions(operation.name(), written_regions, sources.chain(reads));
         // An optimizer op has thousands of regions.
         let find = |region: Region| {
             let found = regions.binary_search_by_key(&region, |&(other, _)| other);

@@ -208,7 +208,7 @@ fn allocations(program: &Program) -> Vec<Allocation> {
         value: Some(id),
         first,
         last: last(id).unwrap_or(first),
-        region: program.place(id).expect("a region"),
+        region: program.region(id).expect("a region"),
     };
     let mut all: Vec<Allocation> = program.inputs().map(|(_, id)| of_value(id, 0)).collect();
     for (at, node) in nodes.iter().enumerate() {
@@ -266,8 +266,11 @@ fn assert_disjoint(program: &Program) {
                 (Some(x), Some(y)) => is_in_place(program, to.first, x, y),
                 _ => false,
             };
-            let is_taken_over = from.last == to.first && from.region == to.region;
-            assert!(is_declared && is_taken_over, "{from:?} overlaps {to:?}");
+            let is_reused_in_place = from.last == to.first && from.region == to.region;
+            assert!(
+                is_declared && is_reused_in_place,
+                "{from:?} overlaps {to:?}"
+            );
         }
     }
     for at in 0..program.graph().nodes().len() {
@@ -279,20 +282,20 @@ fn assert_disjoint(program: &Program) {
 /// except where it declares to compute in place, and from each other.
 fn assert_writes_disjoint(program: &Program, at: usize) {
     let node = &program.graph().nodes()[at];
-    let place = |id: ValueId| program.place(id).expect("a place");
+    let region_of = |id: ValueId| program.region(id).expect("a region");
     let (updates, in_place) = (
         node.op.operation().state_inputs(node.inputs.len()),
         node.op.operation().in_place(),
     );
-    let outputs = node.outputs.iter().map(|&id| place(id));
-    let updated = node.inputs[updates.clone()].iter().map(|&id| place(id));
+    let outputs = node.outputs.iter().map(|&id| region_of(id));
+    let updated = node.inputs[updates.clone()].iter().map(|&id| region_of(id));
     let written: Vec<Region> = outputs.chain(updated).chain(scratch(program, at)).collect();
     for (i, &region) in written.iter().enumerate() {
         for (j, &id) in node.inputs.iter().enumerate() {
             let is_updated = updates.contains(&j) && i == node.outputs.len() + j - updates.start;
             let is_free = is_updated || in_place.contains(&(j, i));
             assert!(
-                is_free || !overlap(region, place(id)),
+                is_free || !overlap(region, region_of(id)),
                 "op {at}: {region:?}, input {j}"
             );
         }
@@ -357,14 +360,14 @@ fn recompute_is_bit_identical_and_saves_memory() {
     let outputs = loss_and_gradients(parameters, &[x]);
     let graph = g.finish();
     let plan = |recompute| Program::new(graph.clone(), &outputs, options(true, recompute));
-    let (plain, again) = (plan(Recompute::None), plan(Recompute::Block));
-    assert!(again.arena_bytes() < plain.arena_bytes());
-    let between = (plain.arena_bytes() + again.arena_bytes()) as u64 / 2;
+    let (plain, recomputed) = (plan(Recompute::None), plan(Recompute::Block));
+    assert!(recomputed.arena_bytes() < plain.arena_bytes());
+    let between = (plain.arena_bytes() + recomputed.arena_bytes()) as u64 / 2;
     let some = plan(Recompute::Budget(between));
     assert!(some.arena_bytes() as u64 <= between);
-    assert!(some.graph().nodes().len() < again.graph().nodes().len());
+    assert!(some.graph().nodes().len() < recomputed.graph().nodes().len());
     let enough = plan(Recompute::Budget(u64::MAX));
     assert_eq!(enough.arena_bytes(), plain.arena_bytes());
-    assert!(run(&plain, &outputs) == run(&again, &outputs));
+    assert!(run(&plain, &outputs) == run(&recomputed, &outputs));
     assert!(run(&plain, &outputs) == run(&some, &outputs));
 }

@@ -273,7 +273,7 @@ impl LayerRecord {
             residual: activations.residual.into(),
             attn: activations.attn.into(),
             ffn: activations.ffn.into(),
-            attention: activations.attention.into(),
+            attention: activations.attention_logits.into(),
             experts: activations.routing.as_ref().map(ExpertStats::from),
             parameters: ParameterStats::new(squares, drift(*drifts)),
         });
@@ -385,8 +385,8 @@ impl From<&RouterStatistics> for ExpertStats {
                 .map(|&load| finite_or_none(load as f64 / mean))
                 .collect(),
             entropy: finite_or_none(found.entropy),
-            load_balance: finite_or_none(found.load_balance),
-            z: finite_or_none(found.z),
+            load_balance: finite_or_none(found.load_balancing_loss),
+            z: finite_or_none(found.z_loss),
             dropped: found.dropped(),
         }
     }

@@ -101,8 +101,8 @@ impl RouterMetrics {
         };
         let imbalance = routing.iter().map(RouterStatistics::imbalance);
         (!routing.is_empty()).then(|| Self {
-            load_balance: mean(|routing| routing.load_balance),
-            z: mean(|routing| routing.z),
+            load_balance: mean(|routing| routing.load_balancing_loss),
+            z: mean(|routing| routing.z_loss),
             entropy: mean(|routing| routing.entropy),
             imbalance: imbalance.fold(0.0, f64::max),
             dropped: routing.iter().map(RouterStatistics::dropped).sum(),

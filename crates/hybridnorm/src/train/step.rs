@@ -157,7 +157,7 @@ pub(super) fn plan(
         let by_name = trained.map(|spec| (spec.name.clone(), spec.param().value_in(sums, &g)));
         let guard = g.input("guard", Type::f32([1]));
         let update = layout.build_update(&g, moments, &by_name.collect(), guard);
-        decoder.unit_weights(&g);
+        decoder.normalize_unit_weights(&g);
         Programs::Accumulated(Box::new(Accumulated {
             first,
             accumulate,
@@ -169,7 +169,7 @@ pub(super) fn plan(
         let pass = PassTaps::new(decoder, &recorded, with_logits);
         let by_name = named(&recorded.gradients);
         let update = layout.build_update(&g, moments, &by_name, recorded.objective);
-        decoder.unit_weights(&g);
+        decoder.normalize_unit_weights(&g);
         let outputs = [pass.outputs(), update.outputs()].concat();
         Programs::Fused(Box::new(Fused {
             program: Program::new(g.finish(), &outputs, options),

@@ -83,7 +83,7 @@ pub fn vjp<'g>(y: Value<'g>, dy: Value<'g>, sources: &[Value<'g>]) -> Vec<Value<
 
 /// Returns all outputs of the op that produces `value`, including those that its builder does not return.
 pub fn all_outputs(value: Value<'_>) -> Vec<Value<'_>> {
-    let graph = value.builder().recorded();
+    let graph = value.builder().snapshot();
     let node = graph
         .nodes()
         .iter()

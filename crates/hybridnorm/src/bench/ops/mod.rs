@@ -356,14 +356,15 @@ mod tests {
                 three.flops_or_bytes(case.bound),
                 one.flops_or_bytes(case.bound)
             );
-            let places = |benchmark: &BenchmarkProgram<Cpu>| {
+            let regions = |benchmark: &BenchmarkProgram<Cpu>| {
                 let outputs = benchmark.program().outputs().iter();
-                let mut places: Vec<_> = outputs.map(|&id| benchmark.program().place(id)).collect();
-                places.sort();
-                places.dedup();
-                places.len()
+                let mut regions: Vec<_> =
+                    outputs.map(|&id| benchmark.program().region(id)).collect();
+                regions.sort();
+                regions.dedup();
+                regions.len()
             };
-            assert_eq!(places(&three), 3 * places(&one));
+            assert_eq!(regions(&three), 3 * regions(&one));
         }
     }
 

@@ -327,7 +327,7 @@ impl Official {
     fn attn_inner(&self) -> AttnInner<Scale> {
         let per_head = |wanted: bool| match (wanted, self.attention_layer_norm_with_affine) {
             (true, true) => HeadNorm::PerHead,
-            (true, false) => HeadNorm::PerHeadPlain,
+            (true, false) => HeadNorm::PerHeadNoGain,
             (false, _) => HeadNorm::None,
         };
         // `attention_layer_norm` is over all heads, unless a norm per head is wanted.
@@ -335,7 +335,7 @@ impl Official {
             let full = self.attention_layer_norm && !wanted;
             match (full, self.attention_layer_norm_with_affine) {
                 (true, true) => HeadNorm::Full,
-                (true, false) => HeadNorm::FullPlain,
+                (true, false) => HeadNorm::FullNoGain,
                 (false, _) => per_head(wanted),
             }
         };

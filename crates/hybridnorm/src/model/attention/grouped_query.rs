@@ -94,7 +94,7 @@ impl GroupedQueryAttention {
         let params = norms.map(|norm| norm.and_then(|norm| norm.param_value(projection)));
         let transformed =
             ops::qkv_transform(projection, positions.rope_table, params, self.qkv_transform);
-        let packed = self.learned_factors(transformed);
+        let packed = self.apply_learned_scales(transformed);
         let config = self.attention_config(u_btd);
         let context = match positions.cache {
             None => ops::attention(packed, config),
@@ -128,9 +128,9 @@ impl GroupedQueryAttention {
         }
     }
 
-    /// Applies learned factors: `qk_scale` to keys, by key/value head, and to the queries of its group; `1/τ` to the
+    /// Applies learned scales: `qk_scale` to keys, by key/value head, and to the queries of its group; `1/τ` to the
     /// queries of each head.
-    fn learned_factors<'g>(&self, packed: Value<'g>) -> Value<'g> {
+    fn apply_learned_scales<'g>(&self, packed: Value<'g>) -> Value<'g> {
         let g = packed.builder();
         let factors = self.qk_scale.learned(g);
         if factors.is_none() && self.tau.is_none() {

@@ -32,9 +32,9 @@ pub struct RouterOutputs<'g> {
     /// Token dispatch, see [`ops::top_k_dispatch`].
     pub dispatch: Value<'g>,
     /// Load-balancing loss, one element, unweighted.
-    pub load_balance: Value<'g>,
+    pub load_balancing_loss: Value<'g>,
     /// Router z-loss, one element, unweighted.
-    pub z: Value<'g>,
+    pub z_loss: Value<'g>,
     /// Load-balancing loss, z-loss and entropy of the scores in double precision.
     pub statistics: Value<'g>,
 }
@@ -85,11 +85,12 @@ impl MixtureOfExperts {
             None => routed,
             Some(shared) => routed + shared.forward(u_btd),
         };
-        let [load_balance, z, _, statistics] = ops::router_losses(logits, dispatch, self.routing);
+        let [load_balancing_loss, z_loss, _, statistics] =
+            ops::router_losses(logits, dispatch, self.routing);
         let routed = RouterOutputs {
             dispatch,
-            load_balance,
-            z,
+            load_balancing_loss,
+            z_loss,
             statistics,
         };
         (y, routed)

@@ -162,7 +162,7 @@ impl Writer {
         if let Some(norm) = &sub.out_norm {
             o = self.norm(&o);
             if norm.gain_init != Scale::Const(1.0) {
-                let start = self.scales.start(&norm.gain_init);
+                let start = self.scales.value_symbol(&norm.gain_init);
                 let name = self.norm_name();
                 self.notes
                     .push(Equation::note(name, "gain initialized to ").math(&start));

@@ -226,7 +226,7 @@ fn gains(gains: &ProjectionGains, r: &Resolved, facts: &ModelFacts) -> Vec<Equat
             .filter(|(_, other)| *other == gain)
             .map(|(name, _)| *name)
             .collect();
-        let start = scales.start(gain);
+        let start = scales.value_symbol(gain);
         lines.push(Equation::note(weights(&names), "initial weights times ").math(&start));
     }
     lines.append(&mut scales.lines);

@@ -204,9 +204,9 @@ fn head_norm_name(norm: HeadNorm) -> Math {
     match norm {
         HeadNorm::None | HeadNorm::PerHead => plain("N"),
         HeadNorm::PerHeadOwn => sym("N_own", "N_{\\mathrm{own}}"),
-        HeadNorm::PerHeadPlain => sym("N°", "N^{\\circ}"),
+        HeadNorm::PerHeadNoGain => sym("N°", "N^{\\circ}"),
         HeadNorm::Full => sym("N_full", "N_{\\mathrm{full}}"),
-        HeadNorm::FullPlain => sym("N°_full", "N^{\\circ}_{\\mathrm{full}}"),
+        HeadNorm::FullNoGain => sym("N°_full", "N^{\\circ}_{\\mathrm{full}}"),
     }
 }
 
@@ -222,12 +222,12 @@ pub(super) fn head_norm_notes(sites: &[(char, HeadNorm)]) -> Vec<Equation> {
             "over each head's channels, a separate gain per head",
         ),
         (
-            HeadNorm::PerHeadPlain,
+            HeadNorm::PerHeadNoGain,
             "over each head's channels, without parameters",
         ),
         (HeadNorm::Full, "over the channels of all heads together"),
         (
-            HeadNorm::FullPlain,
+            HeadNorm::FullNoGain,
             "over the channels of all heads together, without parameters",
         ),
     ];

@@ -12,16 +12,26 @@ pub(super) fn operands(inner: &AttnInner<Scale>, scales: &mut Scales) -> Attenti
     let scaled = |x| times(post_scale.clone(), x);
     let (q, k, v) = (plain("q"), plain("k"), plain("v"));
     let [c_q, c_kv, k_r] = latents();
-    let (q_c, q_r, k_c) = (vector("q", "c"), vector("q", "r"), vector("k", "c"));
+    let (q_c, q_r, k_c) = (
+        subscripted("q", "c"),
+        subscripted("q", "r"),
+        subscripted("k", "c"),
+    );
     let rotary_key = norm(inner.k_norm, &k_r);
     let lines = vec![
         first_projection(inner.clip_qkv),
-        Equation::new(comma(&q_c, &q_r), up("UQ", &norm(inner.q_norm, &c_q))),
-        Equation::new(comma(&k_c, &v), up("UKV", &norm(inner.v_norm, &c_kv))),
-        Equation::new(q.clone(), scaled(joined(&q_c, &apply(&rope(), &q_r)))),
+        Equation::new(
+            comma(&q_c, &q_r),
+            split_projection("UQ", &norm(inner.q_norm, &c_q)),
+        ),
+        Equation::new(
+            comma(&k_c, &v),
+            split_projection("UKV", &norm(inner.v_norm, &c_kv)),
+        ),
+        Equation::new(q.clone(), scaled(concat(&q_c, &apply(&rope(), &q_r)))),
         Equation::new(
             k.clone(),
-            scaled(joined(&k_c, &apply(&rope(), &rotary_key))),
+            scaled(concat(&k_c, &apply(&rope(), &rotary_key))),
         ),
     ];
     AttentionOperands {
@@ -37,7 +47,7 @@ pub(super) fn operands(inner: &AttnInner<Scale>, scales: &mut Scales) -> Attenti
 /// `c_q, c_kv, k_r = split(W_D u)`
 fn first_projection(clip: Option<f64>) -> Equation {
     let [c_q, c_kv, k_r] = latents();
-    let split = up("D", &plain("u"));
+    let split = split_projection("D", &plain("u"));
     let split = match clip {
         None => split,
         Some(limit) => {
@@ -55,10 +65,14 @@ fn first_projection(clip: Option<f64>) -> Equation {
 }
 
 fn latents() -> [Math; 3] {
-    [vector("c", "q"), vector("c", "kv"), vector("k", "r")]
+    [
+        subscripted("c", "q"),
+        subscripted("c", "kv"),
+        subscripted("k", "r"),
+    ]
 }
 
-fn vector(letter: &str, index: &str) -> Math {
+fn subscripted(letter: &str, index: &str) -> Math {
     sym(
         format!("{letter}_{index}"),
         format!("{letter}_{{\\mathrm{{{index}}}}}"),
@@ -66,7 +80,7 @@ fn vector(letter: &str, index: &str) -> Math {
 }
 
 /// `split(W x)`
-fn up(weight: &str, x: &Math) -> Math {
+fn split_projection(weight: &str, x: &Math) -> Math {
     sym(
         format!("split(W_{weight} {})", x.text),
         format!(
@@ -77,7 +91,7 @@ fn up(weight: &str, x: &Math) -> Math {
 }
 
 /// Concatenation of two vectors.
-fn joined(a: &Math, b: &Math) -> Math {
+fn concat(a: &Math, b: &Math) -> Math {
     sym(
         format!("[{}; {}]", a.text, b.text),
         format!("[{};\\ {}]", a.latex, b.latex),
@@ -87,13 +101,13 @@ fn joined(a: &Math, b: &Math) -> Math {
 fn norm(norm: HeadNorm, x: &Math) -> Math {
     match norm {
         HeadNorm::None => x.clone(),
-        _ if is_plain(norm) => apply(&sym("N°", "N^{\\circ}"), x),
+        _ if has_no_gain(norm) => apply(&sym("N°", "N^{\\circ}"), x),
         _ => apply(&plain("N"), x),
     }
 }
 
-fn is_plain(norm: HeadNorm) -> bool {
-    matches!(norm, HeadNorm::PerHeadPlain | HeadNorm::FullPlain)
+fn has_no_gain(norm: HeadNorm) -> bool {
+    matches!(norm, HeadNorm::PerHeadNoGain | HeadNorm::FullNoGain)
 }
 
 /// Notes on the query latent, the key/value latent and the rotary key with their norms, on the norm of
@@ -112,7 +126,7 @@ fn notes(inner: &AttnInner<Scale>) -> Vec<Equation> {
         .map(|((name, norm), prose)| {
             let normed = match norm {
                 HeadNorm::None => "no norm",
-                _ if is_plain(norm) => "normalized over its full width, without parameters",
+                _ if has_no_gain(norm) => "normalized over its full width, without parameters",
                 _ => "normalized over its full width",
             };
             Equation::note(name, format!("{prose}; {normed}"))

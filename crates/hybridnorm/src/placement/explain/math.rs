@@ -152,8 +152,8 @@ fn is_sum(text: &str) -> bool {
 pub(super) fn number(value: f64) -> Math {
     let text = digits(value);
     let latex = match text.split_once('e') {
-        Some(("1", power)) => format!("10^{{{power}}}"),
-        Some((head, power)) => format!("{head} \\cdot 10^{{{power}}}"),
+        Some(("1", exponent)) => format!("10^{{{exponent}}}"),
+        Some((mantissa, exponent)) => format!("{mantissa} \\cdot 10^{{{exponent}}}"),
         None => text.clone(),
     };
     sym(text, latex)
@@ -166,15 +166,15 @@ fn digits(value: f64) -> String {
     }
     let trim = |text: &str| text.trim_end_matches('0').trim_end_matches('.').to_string();
     let scientific = format!("{value:.3e}");
-    let (head, power) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    let power: i32 = power.parse().unwrap_or(0);
-    if (-3..6).contains(&power) {
+    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
+    let exponent: i32 = exponent.parse().unwrap_or(0);
+    if (-3..6).contains(&exponent) {
         trim(&format!(
             "{value:.*}",
-            usize::try_from(3 - power).unwrap_or(0).max(1)
+            usize::try_from(3 - exponent).unwrap_or(0).max(1)
         ))
     } else {
-        format!("{}e{power}", trim(head))
+        format!("{}e{exponent}", trim(mantissa))
     }
 }
 
@@ -192,10 +192,10 @@ pub(super) fn formula(formula: Formula) -> Math {
                 let k = number(k);
                 sym(format!("({}L)", k.text), format!("({} L)", k.latex))
             };
-            let power = fraction(p);
+            let exponent = fraction(p);
             sym(
-                format!("{}^{}", base.text, power.text),
-                format!("{}^{{{}}}", base.latex, power.latex),
+                format!("{}^{}", base.text, exponent.text),
+                format!("{}^{{{}}}", base.latex, exponent.latex),
             )
         }
         Formula::SqrtWidth => sym("√d", "\\sqrt{d}"),
@@ -207,10 +207,10 @@ pub(super) fn formula(formula: Formula) -> Math {
 
 /// Formats halves, thirds and quarters as fractions, other values as decimals.
 fn fraction(value: f64) -> Math {
-    for below in [2.0, 3.0, 4.0] {
-        let above = value * below;
-        if above.fract() == 0.0 && value.fract() != 0.0 {
-            let text = format!("{}/{}", digits(above), digits(below));
+    for denominator in [2.0, 3.0, 4.0] {
+        let numerator = value * denominator;
+        if numerator.fract() == 0.0 && value.fract() != 0.0 {
+            let text = format!("{}/{}", digits(numerator), digits(denominator));
             return sym(format!("({text})"), text);
         }
     }

@@ -36,7 +36,7 @@ pub struct Explanation {
     /// Equations from the token to the first block.
     pub embedding: Vec<Equation>,
     /// Groups of blocks with the same configuration, in order of their first block.
-    pub groups: Vec<Group>,
+    pub groups: Vec<BlockGroup>,
     /// Equations from the last block to logits and loss.
     pub head: Vec<Equation>,
     /// Definition of the norm function.
@@ -60,7 +60,7 @@ pub struct Explanation {
 /// Blocks with the same configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct Group {
+pub struct BlockGroup {
     /// Heading with 1-based block numbers: `block 1`, `blocks 2–12`.
     pub title: String,
     /// 0-based block indices.
@@ -102,7 +102,7 @@ impl Explanation {
         let warnings = validate(placement, n_layers, facts)?;
         let r = resolve(placement, n_layers, facts.d_model)?;
         let groups = groups(placement, &r, facts)?;
-        let of_blocks = |count: fn(&Group) -> SymbolicCount| {
+        let of_blocks = |count: fn(&BlockGroup) -> SymbolicCount| {
             groups.iter().fold(SymbolicCount::default(), |sum, group| {
                 sum + count(group) * group.layers.len()
             })
@@ -168,7 +168,7 @@ fn groups(
     placement: &Placement,
     r: &Resolved,
     facts: &ModelFacts,
-) -> Result<Vec<Group>, PlacementError> {
+) -> Result<Vec<BlockGroup>, PlacementError> {
     let mut kinds: Vec<(UnresolvedBlock, Vec<usize>)> = Vec::new();
     for (layer, mut block) in unresolved_blocks(placement, r.n_layers())?
         .into_iter()
@@ -188,7 +188,12 @@ fn groups(
         .collect())
 }
 
-fn group(block: &UnresolvedBlock, layers: Vec<usize>, r: &Resolved, facts: &ModelFacts) -> Group {
+fn group(
+    block: &UnresolvedBlock,
+    layers: Vec<usize>,
+    r: &Resolved,
+    facts: &ModelFacts,
+) -> BlockGroup {
     let (first, last) = (layers[0], layers[layers.len() - 1]);
     let scales = Scales::new(r.n_layers(), r.d_model, Some((first + 1, last + 1)));
     let context = block::EquationContext {
@@ -197,13 +202,13 @@ fn group(block: &UnresolvedBlock, layers: Vec<usize>, r: &Resolved, facts: &Mode
         is_latent_attention: facts.is_latent_attention,
     };
     let text = block::equations(block, scales, context);
-    Group {
+    BlockGroup {
         title: title(&layers),
         equations: text.equations,
         definitions: text.definitions,
         norm_parameters: r.norm_parameters(first, facts.is_latent_attention),
         normalized_elements: r.normalized_elements(first, facts.is_latent_attention),
-        learned_parameters: SymbolicCount::learned_parameters(&r.blocks[first]),
+        learned_parameters: SymbolicCount::learned_scales(&r.blocks[first]),
         layers,
     }
 }

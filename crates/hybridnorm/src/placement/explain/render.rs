@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::math::Equation;
-use super::{Explanation, Group};
+use super::{BlockGroup, Explanation};
 
 impl Explanation {
     /// Returns aligned Unicode text for a terminal.
@@ -91,7 +91,7 @@ fn lines(out: &mut String, equations: &[Equation]) {
     }
 }
 
-fn costs(group: &Group) -> String {
+fn costs(group: &BlockGroup) -> String {
     let mut text = format!(
         "per block: {} norm parameters, {} normalized elements per token",
         group.norm_parameters, group.normalized_elements

@@ -43,9 +43,9 @@ impl Scales {
                         format!("learned, one number per {what}, initialized to ")
                     }
                 };
-                let mut line = Equation::note(lambda.clone(), shape).math(&self.start(init));
+                let mut line = Equation::note(lambda.clone(), shape).math(&self.value_symbol(init));
                 if let Some(start) = start {
-                    let start = self.start(start);
+                    let start = self.value_symbol(start);
                     line = line
                         .prose("; its parameter is initialized to ")
                         .math(&start);
@@ -53,19 +53,19 @@ impl Scales {
                 self.lines.push(line);
                 Some(lambda)
             }
-            plain => Some(self.start(plain)),
+            plain => Some(self.value_symbol(plain)),
         }
     }
 
     /// Returns the symbol of a constant factor or of an initial value, also for 1.
-    pub fn start(&mut self, scale: &Scale) -> Math {
+    pub fn value_symbol(&mut self, scale: &Scale) -> Math {
         match scale {
             Scale::Const(value) => number(*value),
             Scale::Formula(f) => {
                 self.explain(*f);
                 formula(*f)
             }
-            Scale::Learned { init, .. } => self.start(init),
+            Scale::Learned { init, .. } => self.value_symbol(init),
         }
     }
 
@@ -102,9 +102,9 @@ impl Scales {
         self.lines.push(Equation::new(lhs, rhs));
     }
 
-    fn value(&self, f: Formula, layer: usize) -> Math {
+    fn value(&self, f: Formula, layer_number: usize) -> Math {
         let at = ScaleContext {
-            layer: Some(layer),
+            layer_number: Some(layer_number),
             n_layers: self.n_layers,
             d_model: self.d_model,
         };

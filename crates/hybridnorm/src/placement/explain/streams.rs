@@ -9,9 +9,9 @@ impl Writer {
     /// sub-layer.
     pub fn two_streams(&mut self, block: &UnresolvedBlock, a: &Math, f: &Math) {
         let (x, y, d) = (plain("X"), plain("Y"), plain("D"));
-        let first = self.shared(&block.attn, a, 1, (&x, &d), y.clone());
+        let first = self.two_stream_sub_layer(&block.attn, a, 1, (&x, &d), y.clone());
         let between = sum(&[d.clone(), first.clone()]);
-        let second = self.shared(&block.ffn, f, 2, (&y, &between), sym("X′", "X'"));
+        let second = self.two_stream_sub_layer(&block.ffn, f, 2, (&y, &between), sym("X′", "X'"));
         let gathered = sum(&[d.clone(), first, second]);
         self.out.push(Equation::new(sym("D′", "D'"), gathered));
         self.notes.push(Equation::note(
@@ -21,7 +21,7 @@ impl Writer {
     }
 
     /// `R = c·X + N(D)`, `G = N(A(N(R)))`, `Y = N(c·X + c·G)`; returns `G`.
-    fn shared(
+    fn two_stream_sub_layer(
         &mut self,
         sub: &SubLayer<Scale>,
         function: &Math,

@@ -53,7 +53,7 @@ impl NamedPlacement {
 /// assert_eq!(pre_norm.source, "arXiv 2002.04745");
 /// ```
 pub fn named_placements() -> &'static [NamedPlacement] {
-    NAMES
+    NAMED_PLACEMENTS
 }
 
 /// Returns the registry entry with this name or alias; case is ignored, and `_` and spaces are read as `-`.
@@ -67,11 +67,11 @@ pub fn named_placements() -> &'static [NamedPlacement] {
 /// ```
 pub fn find_named(name: &str) -> Result<&'static NamedPlacement, PlacementError> {
     let wanted = name.trim().to_ascii_lowercase().replace(['_', ' '], "-");
-    let found = NAMES
+    let found = NAMED_PLACEMENTS
         .iter()
         .find(|n| n.name == wanted || n.aliases.contains(&wanted.as_str()));
     found.ok_or_else(|| {
-        let all = NAMES
+        let all = NAMED_PLACEMENTS
             .iter()
             .flat_map(|n| n.aliases.iter().chain([&n.name]))
             .copied();
@@ -83,7 +83,7 @@ pub fn find_named(name: &str) -> Result<&'static NamedPlacement, PlacementError>
         let advice = match near.as_str() {
             "" => format!(
                 "`hybridnorm placement list` lists all {} placements",
-                NAMES.len()
+                NAMED_PLACEMENTS.len()
             ),
             near => format!("nearest known: {near}"),
         };
@@ -111,18 +111,18 @@ pub fn named(name: &str) -> Result<Placement, PlacementError> {
 }
 
 macro_rules! registry {
-    ($($name:literal $(| $alias:literal)* : $build:path, $source:literal, $meaning:literal;)*) => {
+    ($($name:literal $(| $alias:literal)* : $build:path, $source:literal, $description:literal;)*) => {
         &[$(NamedPlacement {
             name: $name,
             aliases: &[$($alias),*],
-            description: $meaning,
+            description: $description,
             source: $source,
             build: $build,
         }),*]
     };
 }
 
-static NAMES: &[NamedPlacement] = registry! {
+static NAMED_PLACEMENTS: &[NamedPlacement] = registry! {
     "hybridnorm" | "qkv-post" | "hybrid-norm": hybrid::hybridnorm, "arXiv 2503.04598",
         "norms on q, k and v; the feed-forward's skip is its normalized input";
     "hybridnorm-star" | "hybridnorm*" | "hybrid-norm-star": hybrid::hybridnorm_star,

@@ -28,14 +28,14 @@ pub(super) fn gemma3() -> Placement {
 pub(super) fn gemma3n() -> Placement {
     gemma()
         .inner(head_norms("qk", HeadNorm::PerHead))
-        .inner(head_norms("v", HeadNorm::PerHeadPlain))
+        .inner(head_norms("v", HeadNorm::PerHeadNoGain))
         .inner(|inner| inner.attn_scale = AttnScale::Const(1.0))
 }
 
 /// The released code passes no eps to its norm, which then uses the machine epsilon; logits are capped at 15.
 pub(super) fn nanochat() -> Placement {
     let mut placement = pre_norm_base()
-        .inner(head_norms("qk", HeadNorm::PerHeadPlain))
+        .inner(head_norms("qk", HeadNorm::PerHeadNoGain))
         .inner(|inner| {
             inner.qk_order = QkOrder::AfterRope;
             inner.qk_post_scale = Scale::Const(1.2);
@@ -63,7 +63,7 @@ pub(super) fn ngpt() -> Placement {
     let start = || formula(Formula::InvSqrtWidth);
     let hidden = || vector_from(formula(Formula::SqrtWidth), Scale::Const(1.0));
     let mut placement = base()
-        .inner(head_norms("qk", HeadNorm::PerHeadPlain))
+        .inner(head_norms("qk", HeadNorm::PerHeadNoGain))
         .inner(|inner| {
             inner.qk_order = QkOrder::AfterRope;
             inner.qk_post_scale = vector_from(Scale::Const(1.0), start());

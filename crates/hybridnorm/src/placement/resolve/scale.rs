@@ -8,7 +8,7 @@ use super::super::spec::{Formula, ResolvedScale, Scale};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ScaleContext {
     /// The 1-based block index `l`; `None` outside the blocks.
-    pub layer: Option<usize>,
+    pub layer_number: Option<usize>,
     /// The number of blocks `L`.
     pub n_layers: usize,
     /// The width `d`.
@@ -19,7 +19,7 @@ impl ScaleContext {
     /// Returns this context in the block with this 0-based index.
     pub(super) fn in_block(self, layer: usize) -> Self {
         Self {
-            layer: Some(layer + 1),
+            layer_number: Some(layer + 1),
             ..self
         }
     }
@@ -41,13 +41,13 @@ impl Formula {
     ///
     /// ```
     /// use hybridnorm::placement::{ScaleContext, Formula};
-    /// let at = ScaleContext { layer: Some(4), n_layers: 12, d_model: 768 };
+    /// let at = ScaleContext { layer_number: Some(4), n_layers: 12, d_model: 768 };
     /// assert_eq!(Formula::InvSqrtLayer.value(at), Some(0.5));
-    /// assert_eq!(Formula::InvSqrtLayer.value(ScaleContext { layer: None, ..at }), None);
+    /// assert_eq!(Formula::InvSqrtLayer.value(ScaleContext { layer_number: None, ..at }), None);
     /// ```
     pub fn value(self, at: ScaleContext) -> Option<f64> {
         let depth = at.n_layers as f64;
-        let layer = at.layer.map(|l| l as f64);
+        let layer = at.layer_number.map(|l| l as f64);
         Some(match self {
             Self::InvSqrtLayer => 1.0 / layer?.sqrt(),
             Self::InvSqrt2Layer => 1.0 / (2.0 * layer?).sqrt(),
@@ -73,7 +73,7 @@ impl Scale {
     ///
     /// ```
     /// use hybridnorm::placement::{Formula, ResolvedScale, Scale, ScaleContext};
-    /// let at = ScaleContext { layer: Some(4), n_layers: 12, d_model: 768 };
+    /// let at = ScaleContext { layer_number: Some(4), n_layers: 12, d_model: 768 };
     /// let scale = Scale::Formula(Formula::InvSqrtLayer);
     /// assert_eq!(scale.resolve(at, "block.attn.out_scale")?, ResolvedScale::Const(0.5));
     /// # Ok::<(), hybridnorm::Error>(())

@@ -75,11 +75,13 @@ pub enum HeadNorm {
     /// Over each head's channels, with a separate gain vector for every head.
     PerHeadOwn,
     /// Over each head's channels, without parameters (nanochat; Gemma 4's values).
-    PerHeadPlain,
+    #[serde(rename = "per_head_plain")]
+    PerHeadNoGain,
     /// Over all heads together (OLMo 2, Sub-LN's context).
     Full,
     /// Over all heads together, without parameters.
-    FullPlain,
+    #[serde(rename = "full_plain")]
+    FullNoGain,
 }
 
 /// Scale of `q·k` before the softmax.

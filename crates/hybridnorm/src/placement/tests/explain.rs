@@ -369,7 +369,7 @@ fn totals_count_every_block_and_the_outer_norms() {
 }
 
 #[test]
-fn an_explanation_survives_json() {
+fn explanation_round_trips_through_json() {
     for n in named_placements() {
         let e = Explanation::of(&n.placement()).unwrap().named(n.name);
         let json = serde_json::to_string(&e).unwrap();
@@ -386,12 +386,12 @@ fn an_invalid_placement_is_not_explained() {
 #[test]
 fn latex_is_balanced_and_ascii() {
     for n in named_placements() {
-        balanced(&Explanation::of(&n.placement()).unwrap(), n.name);
+        assert_latex_is_balanced(&Explanation::of(&n.placement()).unwrap(), n.name);
     }
 }
 
 /// Asserts that the LaTeX of an explanation is ASCII and balanced.
-pub(super) fn balanced(explanation: &Explanation, name: &str) {
+pub(super) fn assert_latex_is_balanced(explanation: &Explanation, name: &str) {
     let latex = explanation.to_latex();
     assert!(latex.is_ascii(), "{name}: {latex}");
     let mut depth = 0_i32;

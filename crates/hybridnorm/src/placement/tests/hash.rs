@@ -73,7 +73,7 @@ fn hash_is_independent_of_spelling() {
 }
 
 #[test]
-fn values_made_in_code_hash_like_values_read() {
+fn placement_built_in_code_hashes_like_deserialized_placement() {
     let mut made = get("hybridnorm");
     made.overrides.push(Override {
         layers: Selector::Range { start: 0, end: 1 },
@@ -85,7 +85,7 @@ fn values_made_in_code_hash_like_values_read() {
 }
 
 #[test]
-fn every_field_counts() {
+fn every_field_changes_the_hash() {
     let base = get("pre-norm").hash();
     for change in [
         json!({ "final_norm": false }),

@@ -1,6 +1,6 @@
 use serde_json::json;
 
-use super::explain::{balanced, blocks_of};
+use super::explain::{assert_latex_is_balanced, blocks_of};
 use super::validate::block;
 use super::*;
 
@@ -31,17 +31,17 @@ fn deepseek_normalizes_latents() {
 
 #[test]
 fn most_names_are_valid_with_latent_attention() {
-    let mut refused = Vec::new();
+    let mut rejected = Vec::new();
     for n in named_placements() {
         match validate(&n.placement(), 12, &LATENT) {
             Ok(warnings) => assert_eq!(warnings.len(), usize::from(n.name == "qk-post")),
-            Err(error) => refused.push((n.name, error.field)),
+            Err(error) => rejected.push((n.name, error.field)),
         }
     }
     let fields = ["attn_scale", "qk_order"].map(|field| format!("block.attn_inner.{field}"));
     let [cosine, order] = fields;
     assert_eq!(
-        refused,
+        rejected,
         [
             ("swin-v2-res-post", cosine),
             ("nanochat", order),
@@ -111,7 +111,7 @@ fn latents_are_counted_by_their_widths() {
         d: 7168,
         q_latent: 1536,
         kv_latent: 512,
-        rotary: 64,
+        rope_dim: 64,
         ..ModelSizes::default()
     };
     let r = resolve(&get("deepseek-v3"), 61, 7168).unwrap();
@@ -181,7 +181,7 @@ fn latent_explanation_is_complete_in_text_latex_and_json() {
         let Ok(e) = Explanation::new(&n.placement(), 12, &LATENT) else {
             continue;
         };
-        balanced(&e, n.name);
+        assert_latex_is_balanced(&e, n.name);
         let json = serde_json::to_value(&e).unwrap();
         assert_eq!(json["facts"]["latent"], json!(true));
         assert_eq!(serde_json::from_value::<Explanation>(json).unwrap(), e);

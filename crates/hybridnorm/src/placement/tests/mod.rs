@@ -33,6 +33,6 @@ fn of(value: Value) -> Placement {
 }
 
 /// Returns the error message of rejected JSON.
-fn refused(value: Value) -> String {
+fn error_message(value: Value) -> String {
     from_value(value).unwrap_err().to_string()
 }

@@ -18,7 +18,7 @@ fn names_and_aliases_are_unique() {
 }
 
 #[test]
-fn every_expected_name_is_there() {
+fn expected_placements_are_registered() {
     for name in [
         "post-norm",
         "post-norm-entry",
@@ -75,7 +75,7 @@ fn every_expected_name_is_there() {
 }
 
 #[test]
-fn aliases_case_and_underscores_lead_to_the_same_value() {
+fn aliases_case_and_underscores_resolve_to_the_same_placement() {
     assert_eq!(get("peri-ln"), get("sandwich"));
     assert_eq!(get("output-norm"), get("olmo2"));
     assert_eq!(get("HybridNorm*"), get("hybridnorm-star"));
@@ -92,7 +92,7 @@ fn an_unknown_name_lists_the_nearest() {
 }
 
 #[test]
-fn every_name_survives_json_and_toml() {
+fn named_placements_round_trip_through_json_and_toml() {
     for n in named_placements() {
         let value = n.placement();
         let json = serde_json::to_value(&value).unwrap();
@@ -175,7 +175,7 @@ fn hybridnorm_matches_the_paper() {
 }
 
 #[test]
-fn the_star_is_pre_qkv_pre_first_and_hybridnorm_after() {
+fn hybridnorm_star_is_pre_qkv_pre_in_the_first_block_and_hybridnorm_after() {
     let star = resolve(&get("hybridnorm-star"), 12, 768).unwrap();
     let first = resolve(&get("pre-qkv-pre"), 12, 768).unwrap();
     let rest = resolve(&get("hybridnorm"), 12, 768).unwrap();
@@ -259,7 +259,7 @@ fn lns_divides_by_the_root_of_the_block_number() {
 }
 
 #[test]
-fn layerscale_starts_by_depth() {
+fn layerscale_initial_value_depends_on_depth() {
     for (depth, init) in [(12, 0.1), (18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6)] {
         let r = resolve(&get("layerscale"), depth, 64).unwrap();
         let learned = ResolvedScale::Learned {
@@ -308,14 +308,14 @@ fn swin_starts_as_identity_with_cosine_attention() {
 }
 
 #[test]
-fn gemma_scales_embeddings_and_counts_gains_from_one() {
+fn gemma_scales_embeddings_and_has_one_plus_gains() {
     let r = resolve(&get("gemma2"), 4, 256).unwrap();
     assert_eq!(r.embed_scale, ResolvedScale::Const(16.0));
     assert_eq!(r.norm.gain, Gain::OnePlus);
     assert_eq!(r.logits.softcap, Some(30.0));
     assert_eq!(r.blocks[0].attn_inner.attn_softcap, Some(50.0));
     let r = resolve(&get("gemma3n"), 4, 256).unwrap();
-    assert_eq!(r.blocks[0].attn_inner.v_norm, HeadNorm::PerHeadPlain);
+    assert_eq!(r.blocks[0].attn_inner.v_norm, HeadNorm::PerHeadNoGain);
     assert_eq!(r.blocks[0].attn_inner.attn_scale, AttnScale::Const(1.0));
     assert_eq!(r.norm.gain, Gain::Plain);
 }

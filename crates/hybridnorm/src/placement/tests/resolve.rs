@@ -56,7 +56,7 @@ fn an_override_turns_the_block_of_any_placement_into_that_of_any_other() {
 }
 
 #[test]
-fn later_patches_take_precedence() {
+fn later_overrides_take_precedence() {
     let p = of(json!({
         "base": "hybridnorm",
         "overrides": [
@@ -84,7 +84,7 @@ fn later_patches_take_precedence() {
 }
 
 #[test]
-fn a_patch_replaces_a_scale_as_a_whole() {
+fn an_override_replaces_a_scale_as_a_whole() {
     let p = of(json!({
         "base": "deepnorm",
         "overrides": [{
@@ -130,7 +130,7 @@ fn norm_kind_none_removes_all_norms() {
 #[test]
 fn formulas_have_their_values() {
     let at = ScaleContext {
-        layer: Some(4),
+        layer_number: Some(4),
         n_layers: 8,
         d_model: 64,
     };
@@ -144,7 +144,10 @@ fn formulas_have_their_values() {
     assert_eq!(value(Formula::InvSqrtWidth), 0.125);
     assert!((value(Formula::SqrtLn2Depth) - 16.0_f64.ln().sqrt()).abs() < 1e-15);
     assert_eq!(value(Formula::LayerScale), 0.1);
-    let outside = ScaleContext { layer: None, ..at };
+    let outside = ScaleContext {
+        layer_number: None,
+        ..at
+    };
     assert_eq!(Formula::InvSqrtLayer.value(outside), None);
 }
 
@@ -217,7 +220,7 @@ fn embedding_and_head_follow_the_scheme_too() {
 }
 
 #[test]
-fn a_resolved_value_survives_json() {
+fn resolved_placement_round_trips_through_json() {
     for n in named_placements() {
         let r = resolve(&n.placement(), 5, 64).unwrap();
         let json = serde_json::to_string(&r).unwrap();

@@ -35,7 +35,7 @@ fn a_scale_is_a_number_a_name_or_a_table() {
 }
 
 #[test]
-fn dashes_and_symbols_are_read_too() {
+fn dashes_and_aliases_are_accepted() {
     assert_eq!(
         scale(json!("inv-sqrt-layer")),
         scale(json!("inv_sqrt_layer"))
@@ -61,7 +61,7 @@ fn dashes_and_symbols_are_read_too() {
 
 #[test]
 fn a_misspelled_formula_names_the_nearest() {
-    let message = refused(json!({ "block": { "attn": { "in_scale": "inv_sqrt_layr" } } }));
+    let message = error_message(json!({ "block": { "attn": { "in_scale": "inv_sqrt_layr" } } }));
     assert!(
         message.starts_with("placement.block.attn.in_scale: "),
         "{message}"
@@ -71,7 +71,7 @@ fn a_misspelled_formula_names_the_nearest() {
         "{message}"
     );
     assert!(message.contains("`two_depth`"), "{message}");
-    let message = refused(json!({ "block": { "attn": { "in_scale": "depth_power" } } }));
+    let message = error_message(json!({ "block": { "attn": { "in_scale": "depth_power" } } }));
     assert!(message.contains("k = 2"), "{message}");
 }
 
@@ -86,7 +86,7 @@ fn attention_scales_read_like_scales() {
     assert_eq!(read(json!(0.5)), AttnScale::Const(0.5));
     assert_eq!(read(json!("cosine")), AttnScale::Cosine);
     assert_eq!(read(json!("sqrt_head_dim")), AttnScale::SqrtHeadDim);
-    let message = refused(json!({ "block": { "attn_inner": { "attn_scale": "cosin" } } }));
+    let message = error_message(json!({ "block": { "attn_inner": { "attn_scale": "cosin" } } }));
     assert!(message.contains("did you mean `cosine`?"), "{message}");
 }
 
@@ -103,7 +103,7 @@ fn optional_values_serialize_to_false_when_off() {
     assert!(p.block.ffn.out_norm.is_some());
     let p = of(json!({ "block": { "attn": { "out_norm": true } } }));
     assert_eq!(p.block.attn.out_norm, Some(OutNorm::default()));
-    let message = refused(json!({ "logits": { "softcap": true } }));
+    let message = error_message(json!({ "logits": { "softcap": true } }));
     assert!(message.contains("placement.logits.softcap"), "{message}");
 }
 
@@ -125,8 +125,8 @@ fn norm_functions_and_none_round_trip() {
         let text = serde_json::to_string(&p).unwrap();
         assert_eq!(serde_json::from_str::<Placement>(&text).unwrap(), p);
     }
-    let unknown = refused(json!({ "norm": { "kind": "layer_norm" } }));
-    let other = refused(json!({ "norm": { "kind": false } }));
+    let unknown = error_message(json!({ "norm": { "kind": "layer_norm" } }));
+    let other = error_message(json!({ "norm": { "kind": false } }));
     for (message, start) in [
         (
             unknown,
@@ -163,7 +163,7 @@ fn selectors_have_short_forms() {
 }
 
 #[test]
-fn the_toml_of_a_readme_reads() {
+fn toml_with_overrides_parses() {
     let table: Value = toml::from_str(
         r#"
         base = "hybridnorm"
@@ -219,7 +219,7 @@ fn unknown_keys_are_named_with_their_path() {
         ),
     ];
     for (value, start) in cases {
-        let message = refused(value);
+        let message = error_message(value);
         assert!(
             message.starts_with(start),
             "{message}\nshould start with {start}"
@@ -228,7 +228,7 @@ fn unknown_keys_are_named_with_their_path() {
 }
 
 #[test]
-fn wrong_kinds_are_named_with_their_path() {
+fn type_errors_name_the_path() {
     let cases = [
         (json!(3), "placement: expected a name or a table"),
         (
@@ -269,7 +269,7 @@ fn wrong_kinds_are_named_with_their_path() {
         ),
     ];
     for (value, start) in cases {
-        let message = refused(value);
+        let message = error_message(value);
         assert!(
             message.starts_with(start),
             "{message}\nshould start with {start}"
@@ -280,7 +280,7 @@ fn wrong_kinds_are_named_with_their_path() {
 
 #[test]
 fn a_scale_table_has_one_key() {
-    let message = refused(json!({ "block": { "ffn": { "in_scale": {
+    let message = error_message(json!({ "block": { "ffn": { "in_scale": {
         "depth_power": { "k": 1, "p": 1 },
         "learned": { "shape": "scalar", "init": 1 },
     } } } }));
@@ -288,11 +288,11 @@ fn a_scale_table_has_one_key() {
 }
 
 #[test]
-fn choice_name_is_kept_only_if_unmodified() {
-    let choice = PlacementConfig::from_value(&json!("hybridnorm*")).unwrap();
-    assert_eq!(choice.label(), "hybridnorm-star");
+fn label_is_the_plain_name_only_if_unmodified() {
+    let config = PlacementConfig::from_value(&json!("hybridnorm*")).unwrap();
+    assert_eq!(config.label(), "hybridnorm-star");
     assert_eq!(
-        serde_json::to_value(&choice).unwrap(),
+        serde_json::to_value(&config).unwrap(),
         json!("hybridnorm-star")
     );
     let same = PlacementConfig::from_value(&json!({
@@ -312,7 +312,7 @@ fn choice_name_is_kept_only_if_unmodified() {
 }
 
 #[test]
-fn a_base_keeps_what_the_table_does_not_name() {
+fn fields_not_in_the_table_come_from_the_base() {
     let p = of(json!({ "base": "gemma2", "norm": { "eps": 1e-5 } }));
     assert_eq!(p.norm.gain, Gain::OnePlus);
     assert_eq!(p.norm.eps, 1e-5);

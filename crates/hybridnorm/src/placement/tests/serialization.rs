@@ -64,7 +64,7 @@ fn default_fields_are_omitted() {
 
 /// An override that resets a field to its default keeps that field.
 #[test]
-fn a_patch_can_return_to_the_default() {
+fn an_override_can_reset_a_field_to_its_default() {
     let back = |combine: &str, rate: Value| {
         of(json!({ "base": "ngpt", "overrides": [{ "layers": [1],
             "set": { "ffn": { "combine": combine, "out_scale": rate, "post_norm": true },
@@ -103,7 +103,7 @@ fn a_misspelled_new_field_is_named() {
             "placement.block.ffn_inner.upscale: unknown field, did you mean `up_scale`?",
         ),
     ] {
-        let message = refused(value);
+        let message = error_message(value);
         assert!(
             message.starts_with(start),
             "{message}\nshould start with {start}"
@@ -116,7 +116,7 @@ fn a_misspelled_new_field_is_named() {
 }
 
 #[test]
-fn a_resolved_factor_reads_back_with_its_start() {
+fn resolved_scale_round_trips_with_start() {
     let factor = ResolvedScale::Learned {
         shape: LearnedShape::Vector,
         init: 0.05,

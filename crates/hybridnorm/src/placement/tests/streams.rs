@@ -51,7 +51,7 @@ fn named_two_stream_placements_match_their_papers() {
 }
 
 #[test]
-fn fields_of_two_streams_need_them() {
+fn two_stream_fields_require_two_streams() {
     let scale = |name: &str| json!({ name: { "read_scale": 0.5 } });
     for name in ["attn", "ffn"] {
         let field = format!("block.{name}.read_scale");
@@ -64,7 +64,7 @@ fn fields_of_two_streams_need_them() {
 }
 
 #[test]
-fn two_streams_require_sequential_topology_and_existing_skips() {
+fn two_streams_require_sequential_topology_and_raw_or_normed_skips() {
     for streams in ["residual_dual", "siamese"] {
         let parallel = json!({ "topology": "parallel_two" });
         rejects(dual(streams, parallel), "block.topology", "sequential");
@@ -122,7 +122,7 @@ fn a_raw_main_stream_warns() {
 }
 
 #[test]
-fn eps_is_small_against_a_norm_that_is_read() {
+fn no_eps_warning_for_siamese_streams() {
     let facts = ModelFacts {
         d_model: 2048,
         ..SMALL

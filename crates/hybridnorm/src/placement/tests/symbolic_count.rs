@@ -44,7 +44,7 @@ fn normalized_elements_per_token() {
 
 #[test]
 fn learned_scales_per_block() {
-    let learned = |name| text(name, |block, _| SymbolicCount::learned_parameters(block));
+    let learned = |name| text(name, |block, _| SymbolicCount::learned_scales(block));
     assert_eq!(learned("pre-norm"), "0");
     assert_eq!(learned("layerscale"), "2d");
     assert_eq!(learned("rezero"), "2");

@@ -18,7 +18,7 @@ fn vector(init: Value) -> Value {
 }
 
 #[test]
-fn ngpt_is_what_the_released_code_does() {
+fn ngpt_matches_the_released_code() {
     let r = resolve(&get("ngpt"), 4, 64).unwrap();
     let starting = |init: f64, start: f64| ResolvedScale::Learned {
         shape: LearnedShape::Vector,
@@ -32,7 +32,7 @@ fn ngpt_is_what_the_released_code_does() {
         assert!(!sub.in_norm && sub.out_norm.is_some() && !sub.post_norm);
     }
     let inner = &block.attn_inner;
-    assert_eq!([inner.q_norm, inner.k_norm], [HeadNorm::PerHeadPlain; 2]);
+    assert_eq!([inner.q_norm, inner.k_norm], [HeadNorm::PerHeadNoGain; 2]);
     assert_eq!(inner.qk_order, QkOrder::AfterRope);
     assert_eq!(inner.qk_post_scale, starting(1.0, 0.125));
     assert_eq!(inner.attn_scale, AttnScale::SqrtHeadDim);
@@ -44,7 +44,7 @@ fn ngpt_is_what_the_released_code_does() {
 }
 
 #[test]
-fn vectors_of_length_one_have_their_deviation() {
+fn unit_weights_have_std_inv_sqrt_d_model() {
     let r = resolve(&get("ngpt"), 4, 100).unwrap();
     assert_eq!(r.weight_std(3, Projection::Down, 400, 100), 0.1);
     assert_eq!([r.embed_std(), r.head_std()], [0.1; 2]);
@@ -204,7 +204,7 @@ fn logits_may_have_a_scale_per_entry() {
 #[test]
 fn learned_scales_of_ngpt() {
     let r = resolve(&get("ngpt"), 12, 64).unwrap();
-    let learned = SymbolicCount::learned_parameters(&r.blocks[0]);
+    let learned = SymbolicCount::learned_scales(&r.blocks[0]);
     assert_eq!(learned.to_string(), "2d + kv·hd + 2f");
     let sizes = ModelSizes {
         d: 1024,

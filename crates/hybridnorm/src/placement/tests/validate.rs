@@ -74,7 +74,7 @@ fn a_scale_before_normed_projections_has_no_effect() {
 }
 
 #[test]
-fn errors_name_the_offending_patch() {
+fn errors_name_the_offending_override() {
     rejects(
         json!({ "base": "hybridnorm",
             "overrides": [{ "layers": [3], "set": { "attn": { "skip": "normed" } } }] }),
@@ -147,7 +147,7 @@ fn skips_from_the_block_input_belong_to_a_sequential_ffn() {
 }
 
 #[test]
-fn full_width_after_rotation_is_rejected() {
+fn norm_over_all_heads_after_rope_is_rejected() {
     for norm in ["full", "full_plain"] {
         rejects(
             block(
@@ -232,7 +232,7 @@ fn hybridnorm_without_its_init_warns() {
 }
 
 #[test]
-fn eps_that_is_large_against_the_first_queries_warns() {
+fn eps_large_relative_to_the_first_queries_warns() {
     let rule = WarningRule::EpsTooLarge;
     let fixed = json!({ "base": "hybridnorm", "init": { "std": 0.02 } });
     warns(fixed, rule, "norm.eps", "12 %");
@@ -301,7 +301,7 @@ fn a_gate_norm_needs_a_gate() {
 }
 
 #[test]
-fn an_output_gain_starts_at_a_number_and_must_exist() {
+fn gain_init_must_not_be_learned_and_requires_a_gain() {
     let gain = |value: Value| json!({ "attn": { "out_norm": { "gain_init": value } } });
     let field = "block.attn.out_norm.gain_init";
     let learned = json!({ "learned": { "shape": "scalar", "init": 1 } });
@@ -406,7 +406,7 @@ fn qk_norms_are_rejected_with_cosine_attention() {
 }
 
 #[test]
-fn errors_tell_what_kind_of_problem_they_are() {
+fn errors_have_the_expected_kind() {
     use PlacementErrorKind::{
         Conflict, InvalidValue, NoEffect, OutOfRange, UnknownField, UnknownPlacement,
     };

@@ -139,7 +139,7 @@ fn selectors_name_blocks_that_exist() {
 }
 
 #[test]
-fn an_empty_patch_is_rejected() {
+fn an_empty_override_is_rejected() {
     rejects(
         json!({ "overrides": [{ "layers": [0], "set": {} }] }),
         "overrides[0].set",
@@ -148,7 +148,7 @@ fn an_empty_patch_is_rejected() {
 }
 
 #[test]
-fn a_bad_patch_in_code_is_an_error_too() {
+fn an_invalid_override_built_in_code_is_rejected() {
     let mut p = get("hybridnorm");
     p.overrides.push(Override {
         layers: Selector::Indices(vec![0]),

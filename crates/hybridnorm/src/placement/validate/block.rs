@@ -5,21 +5,21 @@ use super::super::error::PlacementErrorKind::{Conflict, InvalidValue, NoEffect, 
 use super::super::spec::{Gain, ResolvedScale, Skip, SubLayer, Topology};
 use super::{BlockContext, ONE};
 
-pub(super) fn check(site: &BlockContext) -> Result<(), PlacementError> {
-    for (name, sub) in site.sub_layers() {
-        sub_layer(site, name, sub)?;
+pub(super) fn check(block: &BlockContext) -> Result<(), PlacementError> {
+    for (name, sub) in block.sub_layers() {
+        sub_layer(block, name, sub)?;
     }
-    topology(site)?;
-    skips(site)
+    topology(block)?;
+    skips(block)
 }
 
 fn sub_layer(
-    site: &BlockContext,
+    block: &BlockContext,
     name: &str,
     sub: &SubLayer<ResolvedScale>,
 ) -> Result<(), PlacementError> {
     if sub.skip == Skip::Normed && !sub.in_norm {
-        return site.fail(
+        return block.fail(
             Conflict,
             &format!("{name}.skip"),
             format!(
@@ -30,7 +30,7 @@ fn sub_layer(
     }
     for (field, factor) in [("in_scale", sub.in_scale), ("out_scale", sub.out_scale)] {
         if factor == ResolvedScale::Const(0.0) {
-            return site.fail(
+            return block.fail(
                 OutOfRange,
                 &format!("{name}.{field}"),
                 "a constant factor of 0 removes the sub-layer: its weights never receive a \
@@ -38,11 +38,11 @@ fn sub_layer(
             );
         }
     }
-    out_norm(site, name, sub)
+    out_norm(block, name, sub)
 }
 
 fn out_norm(
-    site: &BlockContext,
+    block: &BlockContext,
     name: &str,
     sub: &SubLayer<ResolvedScale>,
 ) -> Result<(), PlacementError> {
@@ -51,22 +51,22 @@ fn out_norm(
     };
     let path = format!("{name}.out_norm.gain_init");
     let ResolvedScale::Const(start) = norm.gain_init else {
-        return site.fail(
+        return block.fail(
             InvalidValue,
             &path,
             "the gain is a parameter, so gain_init must be a number or a formula, not learned",
         );
     };
-    let norms = &site.case.resolved.norm;
+    let norms = &block.context.resolved.norm;
     if start != 1.0 && norms.kind.is_none() {
-        return site.fail(
+        return block.fail(
             NoEffect,
             &path,
             "norm.kind = \"none\" disables this norm, so gain_init has no effect; use out_scale",
         );
     }
     if start != 1.0 && norms.gain == Gain::None {
-        return site.fail(
+        return block.fail(
             NoEffect,
             &path,
             "with norm.gain = \"none\" this norm has no gain, so gain_init has no effect; use \
@@ -74,7 +74,7 @@ fn out_norm(
         );
     }
     if start == 0.0 && matches!(sub.out_scale, ResolvedScale::Learned { init: 0.0, .. }) {
-        return site.fail(
+        return block.fail(
             Conflict,
             &format!("{name}.out_scale"),
             "the output norm's gain and this scale are both initialized to 0, so neither receives \
@@ -84,20 +84,20 @@ fn out_norm(
     Ok(())
 }
 
-fn topology(site: &BlockContext) -> Result<(), PlacementError> {
-    let (attn, ffn) = (&site.spec.attn, &site.spec.ffn);
-    if site.spec.topology == Topology::Sequential {
+fn topology(block: &BlockContext) -> Result<(), PlacementError> {
+    let (attn, ffn) = (&block.spec.attn, &block.spec.ffn);
+    if block.spec.topology == Topology::Sequential {
         return Ok(());
     }
     if attn.skip != Skip::Raw {
-        return site.fail(
+        return block.fail(
             Conflict,
             "attn.skip",
             "a parallel block adds both outputs to its raw input; set attn.skip = \"raw\"",
         );
     }
     if ffn.skip != Skip::Raw {
-        return site.fail(
+        return block.fail(
             NoEffect,
             "ffn.skip",
             "a parallel block has one skip, attn.skip, so this has no effect; set ffn.skip = \
@@ -105,22 +105,22 @@ fn topology(site: &BlockContext) -> Result<(), PlacementError> {
         );
     }
     if ffn.skip_scale != ONE {
-        return site.fail(
+        return block.fail(
             NoEffect,
             "ffn.skip_scale",
             "a parallel block has one skip, attn.skip, so this has no effect; set attn.skip_scale",
         );
     }
     if ffn.post_norm {
-        return site.fail(
+        return block.fail(
             NoEffect,
             "ffn.post_norm",
             "a parallel block has one sum, normalized by attn.post_norm, so this has no effect; \
              set attn.post_norm",
         );
     }
-    if site.spec.topology == Topology::ParallelShared && attn.in_norm != ffn.in_norm {
-        return site.fail(
+    if block.spec.topology == Topology::ParallelShared && attn.in_norm != ffn.in_norm {
+        return block.fail(
             Conflict,
             "ffn.in_norm",
             format!(
@@ -133,12 +133,12 @@ fn topology(site: &BlockContext) -> Result<(), PlacementError> {
     Ok(())
 }
 
-fn skips(site: &BlockContext) -> Result<(), PlacementError> {
+fn skips(block: &BlockContext) -> Result<(), PlacementError> {
     if matches!(
-        site.spec.attn.skip,
+        block.spec.attn.skip,
         Skip::BlockInput | Skip::RawPlusBlockInput
     ) {
-        return site.fail(
+        return block.fail(
             Conflict,
             "attn.skip",
             "the input of attention is the block input; use `block_input` and \

@@ -5,11 +5,11 @@ use super::super::error::PlacementErrorKind::Conflict;
 use super::super::spec::{AttnScale, QkOrder, ResolvedScale};
 use super::BlockContext;
 
-pub(super) fn check_block(site: &BlockContext) -> Result<(), PlacementError> {
-    if !site.case.facts.is_latent_attention {
+pub(super) fn check_block(block: &BlockContext) -> Result<(), PlacementError> {
+    if !block.context.facts.is_latent_attention {
         return Ok(());
     }
-    let (field, problem) = match &site.spec.attn_inner {
+    let (field, problem) = match &block.spec.attn_inner {
         inner if inner.attn_scale == AttnScale::Cosine => (
             "attn_scale",
             "cosine attention is not defined for latent attention, which does not materialize keys \
@@ -27,5 +27,5 @@ pub(super) fn check_block(site: &BlockContext) -> Result<(), PlacementError> {
         ),
         _ => return Ok(()),
     };
-    site.fail(Conflict, &format!("attn_inner.{field}"), problem)
+    block.fail(Conflict, &format!("attn_inner.{field}"), problem)
 }

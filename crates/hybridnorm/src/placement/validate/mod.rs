@@ -121,29 +121,29 @@ pub fn validate(
     }
     let resolved = resolve_keeping_norms(placement, n_layers, facts.d_model)?;
     let blocks = overridden_blocks(placement, n_layers)?;
-    let case = Validation {
+    let context = ValidationContext {
         placement,
         blocks: &blocks,
         resolved: &resolved,
         facts,
     };
-    model::check(&case)?;
-    streams::check(&case)?;
-    unit::check(&case)?;
+    model::check(&context)?;
+    streams::check(&context)?;
+    unit::check(&context)?;
     for layer in 0..n_layers {
-        let site = case.site(layer);
-        block::check(&site)?;
-        streams::check_block(&site)?;
-        unit::check_block(&site)?;
-        inner::check(&site)?;
-        latent::check_block(&site)?;
+        let block = context.block(layer);
+        block::check(&block)?;
+        streams::check_block(&block)?;
+        unit::check_block(&block)?;
+        inner::check(&block)?;
+        latent::check_block(&block)?;
     }
-    model::check_final_norm(&case)?;
-    Ok(warnings::collect(&case))
+    model::check_final_norm(&context)?;
+    Ok(warnings::collect(&context))
 }
 
 /// A placement under validation.
-struct Validation<'a> {
+struct ValidationContext<'a> {
     placement: &'a Placement,
     blocks: &'a [OverriddenBlock],
     resolved: &'a Resolved,
@@ -152,22 +152,22 @@ struct Validation<'a> {
 
 /// One block of a placement under validation.
 struct BlockContext<'a> {
-    case: &'a Validation<'a>,
+    context: &'a ValidationContext<'a>,
     layer: usize,
     spec: &'a ResolvedBlock,
 }
 
-impl<'a> Validation<'a> {
-    fn site(&'a self, layer: usize) -> BlockContext<'a> {
+impl<'a> ValidationContext<'a> {
+    fn block(&'a self, layer: usize) -> BlockContext<'a> {
         BlockContext {
-            case: self,
+            context: self,
             layer,
             spec: &self.resolved.blocks[layer],
         }
     }
 
     /// True if there is no norm function.
-    fn without_norms(&self) -> bool {
+    fn has_no_norm_function(&self) -> bool {
         self.resolved.norm.kind.is_none()
     }
 
@@ -175,14 +175,14 @@ impl<'a> Validation<'a> {
     fn has_no_norms(&self) -> bool {
         let r = self.resolved;
         let has_norm = r.embed_norm || r.final_norm || r.blocks.iter().any(has_norm);
-        !r.blocks.iter().any(has_unit_length) && (self.without_norms() || !has_norm)
+        !r.blocks.iter().any(has_unit_length) && (self.has_no_norm_function() || !has_norm)
     }
 }
 
 impl BlockContext<'_> {
     /// Returns the path at which this block's value of a field was set.
     fn origin(&self, path: &str) -> String {
-        self.case.blocks[self.layer].origin(self.case.placement, path)
+        self.context.blocks[self.layer].origin(self.context.placement, path)
     }
 
     /// Returns an error at a field of this block.

@@ -6,14 +6,14 @@ use super::super::norm_functions::names_with_alpha;
 use super::super::spec::{
     Embed, Gain, Init, InitScheme, Logits, NormSpec, ProjectionGains, ResolvedScale, Scale, StdRule,
 };
-use super::{ONE, Validation, block_output_is_normalized};
+use super::{ONE, ValidationContext, block_output_is_normalized};
 
-pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
-    norm(&case.placement.norm)?;
-    overrides(case)?;
-    embed(case, &case.placement.embed)?;
-    logits(case, &case.placement.logits)?;
-    init(&case.placement.init)
+pub(super) fn check(context: &ValidationContext) -> Result<(), PlacementError> {
+    norm(&context.placement.norm)?;
+    overrides(context)?;
+    embed(context, &context.placement.embed)?;
+    logits(context, &context.placement.logits)?;
+    init(&context.placement.init)
 }
 
 fn fail<T>(
@@ -64,12 +64,12 @@ fn norm(norm: &NormSpec) -> Result<(), PlacementError> {
     Ok(())
 }
 
-fn overrides(case: &Validation) -> Result<(), PlacementError> {
-    for (number, entry) in case.placement.overrides.iter().enumerate() {
+fn overrides(context: &ValidationContext) -> Result<(), PlacementError> {
+    for (index, entry) in context.placement.overrides.iter().enumerate() {
         if entry.set.as_object().is_none_or(|set| set.is_empty()) {
             return fail(
                 NoEffect,
-                &format!("overrides[{number}].set"),
+                &format!("overrides[{index}].set"),
                 "the override is not a table with fields, so it has no effect; name the fields to \
                  change or remove it",
             );
@@ -78,19 +78,19 @@ fn overrides(case: &Validation) -> Result<(), PlacementError> {
     Ok(())
 }
 
-fn embed(case: &Validation, embed: &Embed) -> Result<(), PlacementError> {
+fn embed(context: &ValidationContext, embed: &Embed) -> Result<(), PlacementError> {
     if let Some(std) = embed.init_std {
         positive(std, "embed.init_std", "the standard deviation")?;
     }
-    if case.resolved.embed_scale == ResolvedScale::Const(0.0) {
+    if context.resolved.embed_scale == ResolvedScale::Const(0.0) {
         return fail(
             OutOfRange,
             "embed.scale",
             "a factor of 0 removes the input; give another number",
         );
     }
-    let is_scale_invariant = case.resolved.norm.is_scale_invariant();
-    if embed.norm && is_scale_invariant && case.resolved.embed_scale != ONE {
+    let is_scale_invariant = context.resolved.norm.is_scale_invariant();
+    if embed.norm && is_scale_invariant && context.resolved.embed_scale != ONE {
         return fail(
             NoEffect,
             "embed.scale",
@@ -100,7 +100,7 @@ fn embed(case: &Validation, embed: &Embed) -> Result<(), PlacementError> {
     Ok(())
 }
 
-fn logits(case: &Validation, logits: &Logits) -> Result<(), PlacementError> {
+fn logits(context: &ValidationContext, logits: &Logits) -> Result<(), PlacementError> {
     if let Some(cap) = logits.softcap {
         positive(cap, "logits.softcap", "the cap")?;
     }
@@ -111,7 +111,7 @@ fn logits(case: &Validation, logits: &Logits) -> Result<(), PlacementError> {
         );
         return fail(OutOfRange, "logits.z_loss", problem);
     }
-    match case.resolved.logits.scale {
+    match context.resolved.logits.scale {
         ResolvedScale::Const(0.0) => fail(
             OutOfRange,
             "logits.scale",
@@ -160,10 +160,10 @@ pub(super) fn gains_by_projection(g: &ProjectionGains) -> [(&'static str, &Scale
 
 /// Checks that the last block ends in a norm if there is no final norm. A second stream has its own norm,
 /// and a model without norms needs none.
-pub(super) fn check_final_norm(case: &Validation) -> Result<(), PlacementError> {
-    let r = case.resolved;
+pub(super) fn check_final_norm(context: &ValidationContext) -> Result<(), PlacementError> {
+    let r = context.resolved;
     let ends_in_norm = r.blocks.last().is_some_and(block_output_is_normalized);
-    if r.final_norm || ends_in_norm || r.streams.is_dual() || case.has_no_norms() {
+    if r.final_norm || ends_in_norm || r.streams.is_dual() || context.has_no_norms() {
         return Ok(());
     }
     fail(

@@ -3,11 +3,11 @@
 use super::super::error::PlacementError;
 use super::super::error::PlacementErrorKind::{Conflict, NoEffect};
 use super::super::spec::{Skip, Streams, Topology};
-use super::{BlockContext, ONE, Validation};
+use super::{BlockContext, ONE, ValidationContext};
 
-pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
-    let are_two = case.resolved.streams.is_dual();
-    if are_two && case.without_norms() {
+pub(super) fn check(context: &ValidationContext) -> Result<(), PlacementError> {
+    let has_two_streams = context.resolved.streams.is_dual();
+    if has_two_streams && context.has_no_norm_function() {
         return Err(PlacementError::new(
             Conflict,
             "streams",
@@ -15,7 +15,7 @@ pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
              with depth; use another kind of norm or streams = \"single\"",
         ));
     }
-    if case.resolved.merge_norm && !are_two {
+    if context.resolved.merge_norm && !has_two_streams {
         return Err(PlacementError::new(
             NoEffect,
             "merge_norm",
@@ -26,22 +26,22 @@ pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
     Ok(())
 }
 
-pub(super) fn check_block(site: &BlockContext) -> Result<(), PlacementError> {
-    read_scale(site)?;
-    if !site.case.resolved.streams.is_dual() {
+pub(super) fn check_block(block: &BlockContext) -> Result<(), PlacementError> {
+    read_scale(block)?;
+    if !block.context.resolved.streams.is_dual() {
         return Ok(());
     }
-    if site.spec.topology != Topology::Sequential {
-        return site.fail(
+    if block.spec.topology != Topology::Sequential {
+        return block.fail(
             Conflict,
             "topology",
             "two streams require sequential sub-layers; set topology = \"sequential\" or streams = \
              \"single\"",
         );
     }
-    for (name, sub) in site.sub_layers() {
+    for (name, sub) in block.sub_layers() {
         if !matches!(sub.skip, Skip::Raw | Skip::Normed) {
-            return site.fail(
+            return block.fail(
                 Conflict,
                 &format!("{name}.skip"),
                 "with two streams the skip is the main stream or the sub-layer input; use `raw` or \
@@ -52,13 +52,13 @@ pub(super) fn check_block(site: &BlockContext) -> Result<(), PlacementError> {
     Ok(())
 }
 
-fn read_scale(site: &BlockContext) -> Result<(), PlacementError> {
-    if site.case.resolved.streams == Streams::Siamese {
+fn read_scale(block: &BlockContext) -> Result<(), PlacementError> {
+    if block.context.resolved.streams == Streams::Siamese {
         return Ok(());
     }
-    for (name, sub) in site.sub_layers() {
+    for (name, sub) in block.sub_layers() {
         if sub.read_scale != ONE {
-            return site.fail(
+            return block.fail(
                 NoEffect,
                 &format!("{name}.read_scale"),
                 "scales the main stream in the sum that siamese sub-layers read, so it has no \

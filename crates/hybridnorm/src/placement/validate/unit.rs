@@ -6,11 +6,11 @@ use super::super::spec::{
     Combine, Init, InitScheme, ResolvedScale, Scale, Skip, StdRule, SubLayer, Topology,
 };
 use super::model::gains_by_projection;
-use super::{BlockContext, ONE, Validation};
+use super::{BlockContext, ONE, ValidationContext};
 
 /// Rejects settings of the initial weights, whose magnitude the normalization to unit length removes.
-pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
-    if !case.resolved.unit_weights {
+pub(super) fn check(context: &ValidationContext) -> Result<(), PlacementError> {
+    if !context.resolved.unit_weights {
         return Ok(());
     }
     let no_effect = |field: &str| {
@@ -21,7 +21,7 @@ pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
              remove it or set unit_weights = false",
         ))
     };
-    let Init { scheme, std, gains } = &case.placement.init;
+    let Init { scheme, std, gains } = &context.placement.init;
     if *scheme != InitScheme::default() {
         return no_effect("init.scheme");
     }
@@ -34,10 +34,10 @@ pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
     {
         return no_effect(&format!("init.gains.{projection}"));
     }
-    if case.placement.embed.init_std.is_some() {
+    if context.placement.embed.init_std.is_some() {
         return no_effect("embed.init_std");
     }
-    if case.facts.is_latent_attention {
+    if context.facts.is_latent_attention {
         return Err(PlacementError::new(
             Conflict,
             "unit_weights",
@@ -48,10 +48,10 @@ pub(super) fn check(case: &Validation) -> Result<(), PlacementError> {
     Ok(())
 }
 
-pub(super) fn check_block(site: &BlockContext) -> Result<(), PlacementError> {
-    for (name, sub) in site.sub_layers() {
+pub(super) fn check_block(block: &BlockContext) -> Result<(), PlacementError> {
+    for (name, sub) in block.sub_layers() {
         if sub.combine == Combine::LerpUnit {
-            lerp_unit(site, name, sub)?;
+            lerp_unit(block, name, sub)?;
         }
     }
     Ok(())
@@ -59,16 +59,16 @@ pub(super) fn check_block(site: &BlockContext) -> Result<(), PlacementError> {
 
 /// `s' = unit(skip + out_scale · (g − skip))`
 fn lerp_unit(
-    site: &BlockContext,
+    block: &BlockContext,
     name: &str,
     sub: &SubLayer<ResolvedScale>,
 ) -> Result<(), PlacementError> {
     let (field, problem) = match sub {
-        _ if site.case.resolved.streams.is_dual() => (
+        _ if block.context.resolved.streams.is_dual() => (
             "combine",
             "`lerp_unit` does not support two streams; use `add` or streams = \"single\"",
         ),
-        _ if site.spec.topology != Topology::Sequential => (
+        _ if block.spec.topology != Topology::Sequential => (
             "combine",
             "`lerp_unit` does not support parallel blocks; use `add` or topology = \"sequential\"",
         ),
@@ -91,5 +91,5 @@ fn lerp_unit(
         ),
         _ => return Ok(()),
     };
-    site.fail(Conflict, &format!("{name}.{field}"), problem)
+    block.fail(Conflict, &format!("{name}.{field}"), problem)
 }

@@ -7,18 +7,18 @@ use super::super::spec::{
     HeadNorm, InitScheme, ResolvedBlock, ResolvedScale, Scale, Skip, Streams, Topology,
 };
 use super::{
-    BlockContext, Validation, Warning, WarningRule, block_output_is_normalized,
+    BlockContext, ValidationContext, Warning, WarningRule, block_output_is_normalized,
     sub_layer_output_is_normalized,
 };
 
-pub(super) fn collect(case: &Validation) -> Vec<Warning> {
+pub(super) fn collect(context: &ValidationContext) -> Vec<Warning> {
     let mut all = Vec::new();
-    no_layers(case, &mut all);
-    double_norm(case, &mut all);
-    unbounded(case, &mut all);
-    depth_scaled_twice(case, &mut all);
-    hybrid_init(case, &mut all);
-    eps(case, &mut all);
+    no_layers(context, &mut all);
+    double_norm(context, &mut all);
+    unbounded(context, &mut all);
+    depth_scaled_twice(context, &mut all);
+    hybrid_init(context, &mut all);
+    eps(context, &mut all);
     all
 }
 
@@ -34,18 +34,18 @@ fn warn(all: &mut Vec<Warning>, rule: WarningRule, field: String, message: impl 
     }
 }
 
-fn sites<'a>(case: &'a Validation<'a>) -> impl Iterator<Item = BlockContext<'a>> {
-    (0..case.resolved.n_layers()).map(|layer| case.site(layer))
+fn blocks<'a>(context: &'a ValidationContext<'a>) -> impl Iterator<Item = BlockContext<'a>> {
+    (0..context.resolved.n_layers()).map(|layer| context.block(layer))
 }
 
-fn no_layers(case: &Validation, all: &mut Vec<Warning>) {
-    let depth = case.resolved.n_layers();
-    for (number, entry) in case.placement.overrides.iter().enumerate() {
+fn no_layers(context: &ValidationContext, all: &mut Vec<Warning>) {
+    let depth = context.resolved.n_layers();
+    for (index, entry) in context.placement.overrides.iter().enumerate() {
         if select_layers(&entry.layers, depth).is_ok_and(|chosen| chosen.is_empty()) {
             warn(
                 all,
                 WarningRule::NoLayers,
-                format!("overrides[{number}].layers"),
+                format!("overrides[{index}].layers"),
                 format!(
                     "matches none of the {depth} blocks, so the override has no effect at this depth; \
                      use more blocks or another selector"
@@ -56,10 +56,10 @@ fn no_layers(case: &Validation, all: &mut Vec<Warning>) {
 }
 
 /// True if the (main) residual stream that enters this block has just been normalized.
-fn input_is_normalized(site: &BlockContext) -> bool {
-    match site.layer.checked_sub(1) {
-        None => site.case.resolved.embed_norm,
-        Some(before) => block_output_is_normalized(&site.case.resolved.blocks[before]),
+fn input_is_normalized(block: &BlockContext) -> bool {
+    match block.layer.checked_sub(1) {
+        None => block.context.resolved.embed_norm,
+        Some(before) => block_output_is_normalized(&block.context.resolved.blocks[before]),
     }
 }
 
@@ -67,25 +67,25 @@ fn double_norm_message(what: &str, todo: &str) -> String {
     format!("{what}, so the residual stream is normalized twice in a row; {todo}")
 }
 
-fn double_norm(case: &Validation, all: &mut Vec<Warning>) {
-    if case.without_norms() {
+fn double_norm(context: &ValidationContext, all: &mut Vec<Warning>) {
+    if context.has_no_norm_function() {
         return;
     }
     // With siamese streams a sub-layer reads a sum, which has not been normalized yet.
-    if case.resolved.streams != Streams::Siamese {
-        double_skip(case, all);
+    if context.resolved.streams != Streams::Siamese {
+        double_skip(context, all);
     }
-    double_end(case, all);
+    double_end(context, all);
 }
 
-fn double_skip(case: &Validation, all: &mut Vec<Warning>) {
-    for site in sites(case) {
-        let spec = site.spec;
-        if spec.attn.skip == Skip::Normed && input_is_normalized(&site) {
+fn double_skip(context: &ValidationContext, all: &mut Vec<Warning>) {
+    for block in blocks(context) {
+        let spec = block.spec;
+        if spec.attn.skip == Skip::Normed && input_is_normalized(&block) {
             warn(
                 all,
                 WarningRule::DoubleNorm,
-                site.origin("attn.skip"),
+                block.origin("attn.skip"),
                 double_norm_message(
                     "this skip normalizes a residual stream that is already normalized",
                     "use a raw skip or remove the norm before it",
@@ -102,7 +102,7 @@ fn double_skip(case: &Validation, all: &mut Vec<Warning>) {
             warn(
                 all,
                 WarningRule::DoubleNorm,
-                site.origin("ffn.skip"),
+                block.origin("ffn.skip"),
                 double_norm_message(
                     &format!(
                         "this skip normalizes a residual stream that {previous} already normalizes"
@@ -116,8 +116,8 @@ fn double_skip(case: &Validation, all: &mut Vec<Warning>) {
 
 /// Warns if the norm that reads the last block's output is a second norm in a row. With two streams that
 /// norm is `merge_norm`, and the final norm reads a sum.
-fn double_end(case: &Validation, all: &mut Vec<Warning>) {
-    let r = case.resolved;
+fn double_end(context: &ValidationContext, all: &mut Vec<Warning>) {
+    let r = context.resolved;
     let (field, is_on) = match r.streams.is_dual() {
         true => ("merge_norm", r.merge_norm),
         false => ("final_norm", r.final_norm),
@@ -139,23 +139,23 @@ fn double_end(case: &Validation, all: &mut Vec<Warning>) {
 /// attention passes the raw stream through W_V and W_O, diverged in the HybridNorm paper; QKC-Post and
 /// OLMo 2, which normalize the context or the output, did not. A second stream is only read through a
 /// norm, so only the main stream is checked.
-fn unbounded(case: &Validation, all: &mut Vec<Warning>) {
-    if case.has_no_norms() {
-        return model_without_norms(case, all);
+fn unbounded(context: &ValidationContext, all: &mut Vec<Warning>) {
+    if context.has_no_norms() {
+        return model_without_norms(context, all);
     }
-    for site in sites(case) {
-        let spec = site.spec;
+    for block in blocks(context) {
+        let spec = block.spec;
         let inner = &spec.attn_inner;
         let attn_normed = spec.attn.in_norm
             || spec.attn.out_norm.is_some()
             || sub_layer_output_is_normalized(&spec.attn)
             || inner.v_norm != HeadNorm::None
             || inner.ctx_norm != HeadNorm::None;
-        if !attn_normed && !input_is_normalized(&site) {
+        if !attn_normed && !input_is_normalized(&block) {
             warn(
                 all,
                 WarningRule::UnboundedAttention,
-                site.origin("attn.in_norm"),
+                block.origin("attn.in_norm"),
                 "attention has no norm between the residual stream and its output (in_norm, \
                  v_norm, ctx_norm, out_norm and post_norm are all off), so the residual stream can \
                  grow without bound; such a placement (qk-post) diverged in the HybridNorm paper; \
@@ -168,14 +168,14 @@ fn unbounded(case: &Validation, all: &mut Vec<Warning>) {
             || sub_layer_output_is_normalized(&spec.ffn)
             || spec.ffn_inner.mid_norm
             || sub_layer_output_is_normalized(&spec.attn)
-            || (parallel && input_is_normalized(&site))
+            || (parallel && input_is_normalized(&block))
             || (spec.ffn_inner.up_norm
-                && (spec.ffn_inner.gate_norm || !case.facts.has_gated_activation));
+                && (spec.ffn_inner.gate_norm || !context.facts.has_gated_activation));
         if !ffn_normed {
             warn(
                 all,
                 WarningRule::UnboundedFfn,
-                site.origin("ffn.in_norm"),
+                block.origin("ffn.in_norm"),
                 "the feed-forward has no norm between the residual stream and its output, so the \
                  residual stream can grow without bound; set ffn.in_norm = true or ffn.out_norm = \
                  true",
@@ -185,21 +185,21 @@ fn unbounded(case: &Validation, all: &mut Vec<Warning>) {
 }
 
 /// Warns if a model without norms adds unscaled branch outputs (ReZero initializes their scale to 0).
-fn model_without_norms(case: &Validation, all: &mut Vec<Warning>) {
+fn model_without_norms(context: &ValidationContext, all: &mut Vec<Warning>) {
     let starts_small = |factor: ResolvedScale| match factor {
         ResolvedScale::Const(value) => value.abs() < 1.0,
         ResolvedScale::Learned { init, .. } => init.abs() < 1.0,
     };
-    for site in sites(case) {
+    for block in blocks(context) {
         for (name, rule, sub) in [
-            ("attn", WarningRule::UnboundedAttention, &site.spec.attn),
-            ("ffn", WarningRule::UnboundedFfn, &site.spec.ffn),
+            ("attn", WarningRule::UnboundedAttention, &block.spec.attn),
+            ("ffn", WarningRule::UnboundedFfn, &block.spec.ffn),
         ] {
             if !starts_small(sub.out_scale) {
                 warn(
                     all,
                     rule,
-                    site.origin(&format!("{name}.out_scale")),
+                    block.origin(&format!("{name}.out_scale")),
                     "the model has no norms and adds this output unscaled, so the residual stream \
                      can grow without bound; initialize out_scale to a small value, as ReZero does \
                      with a learned scalar initialized to 0",
@@ -211,20 +211,20 @@ fn model_without_norms(case: &Validation, all: &mut Vec<Warning>) {
 
 /// Warns if input scales and initial weights both shrink with depth, which the authors of LayerNorm
 /// Scaling advise against.
-fn depth_scaled_twice(case: &Validation, all: &mut Vec<Warning>) {
-    let scheme = case.resolved.init.scheme;
+fn depth_scaled_twice(context: &ValidationContext, all: &mut Vec<Warning>) {
+    let scheme = context.resolved.init.scheme;
     if !matches!(scheme, InitScheme::DepthScaled | InitScheme::Megatron) {
         return;
     }
     let shrinks = |scale: &Scale| matches!(scale, Scale::Formula(f) if f.depends_on_layer());
-    for site in sites(case) {
-        let block = &case.blocks[site.layer].block;
-        for (name, sub) in [("attn", &block.attn), ("ffn", &block.ffn)] {
+    for block in blocks(context) {
+        let unresolved = &context.blocks[block.layer].block;
+        for (name, sub) in [("attn", &unresolved.attn), ("ffn", &unresolved.ffn)] {
             if shrinks(&sub.in_scale) {
                 warn(
                     all,
                     WarningRule::DepthScaledTwice,
-                    site.origin(&format!("{name}.in_scale")),
+                    block.origin(&format!("{name}.in_scale")),
                     "in_scale and the initial weights both shrink with depth, which the authors of \
                      LayerNorm Scaling advise against; set init.scheme = \"normal\"",
                 );
@@ -235,9 +235,11 @@ fn depth_scaled_twice(case: &Validation, all: &mut Vec<Warning>) {
 
 /// Warns about HybridNorm without megatron init: at 550M, perplexity is 20.00 with megatron init, 20.44
 /// normal, 20.40 depth-scaled (arXiv 2503.04598, init ablation).
-fn hybrid_init(case: &Validation, all: &mut Vec<Warning>) {
-    let scheme = case.resolved.init.scheme;
-    if !matches!(scheme, InitScheme::Normal | InitScheme::DepthScaled) || case.without_norms() {
+fn hybrid_init(context: &ValidationContext, all: &mut Vec<Warning>) {
+    let scheme = context.resolved.init.scheme;
+    if !matches!(scheme, InitScheme::Normal | InitScheme::DepthScaled)
+        || context.has_no_norm_function()
+    {
         return;
     }
     let hybrid = |block: &ResolvedBlock| {
@@ -247,7 +249,7 @@ fn hybrid_init(case: &Validation, all: &mut Vec<Warning>) {
             && !block.attn.in_norm
             && heads.iter().all(|norm| *norm != HeadNorm::None)
     };
-    if case.resolved.blocks.iter().any(hybrid) {
+    if context.resolved.blocks.iter().any(hybrid) {
         warn(
             all,
             WarningRule::HybridInit,
@@ -260,13 +262,13 @@ fn hybrid_init(case: &Validation, all: &mut Vec<Warning>) {
 }
 
 /// Ratio of eps to the variance of a norm's input above which eps changes the norm.
-const EPS_SHARE: f64 = 0.05;
+const MAX_EPS_FRACTION: f64 = 0.05;
 
 /// Warns if eps is not small compared with the variance of the first block's queries, which with raw
 /// embeddings is `d · σ_w² · σ_e²` at initialization. Not checked for siamese streams, which add a norm
 /// to the input, or for sums over a latent's channels, whose number is not known here.
-fn eps(case: &Validation, all: &mut Vec<Warning>) {
-    let r = case.resolved;
+fn eps(context: &ValidationContext, all: &mut Vec<Warning>) {
+    let r = context.resolved;
     let Some(term) = r.norm.eps_term() else {
         return;
     };
@@ -277,7 +279,7 @@ fn eps(case: &Validation, all: &mut Vec<Warning>) {
         && !attn.in_norm
         && !r.embed_norm
         && r.streams != Streams::Siamese
-        && !(case.facts.is_latent_attention && term == EpsTerm::Sum);
+        && !(context.facts.is_latent_attention && term == EpsTerm::Sum);
     if !applies {
         return;
     }
@@ -293,10 +295,10 @@ fn eps(case: &Validation, all: &mut Vec<Warning>) {
         None => (r.norm.eps, "norm.eps"),
     };
     let (eps, per) = match term {
-        EpsTerm::Sum => (of_norm / case.facts.head_dim as f64, " per channel"),
+        EpsTerm::Sum => (of_norm / context.facts.head_dim as f64, " per channel"),
         EpsTerm::Mean => (of_norm, ""),
     };
-    if eps > EPS_SHARE * variance {
+    if eps > MAX_EPS_FRACTION * variance {
         warn(
             all,
             WarningRule::EpsTooLarge,
