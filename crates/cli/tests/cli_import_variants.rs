@@ -53,7 +53,7 @@ fn files_that_were_not_opened_are_counted() {
         of.next().map_or(0, |(_, count)| *count)
     };
     assert_eq!(
-        count("in a format other than the one that was read"),
+        count("weights or configuration in a format other than the one that was read"),
         4,
         "{reasons:?}"
     );

@@ -112,7 +112,7 @@ const MISSPELLED: &[(&str, &str)] = &[
     ("optimizer.lr='1e-3'", "write 1e-3 without quotation marks"),
     (
         "train.steps=1e3",
-        "write 1000 without a point or an exponent",
+        "write 1000 without a decimal point or exponent",
     ),
     ("model.q_norm=true", "q_norm = \"per_head\""),
     ("model.qk_norm=true", "q_norm = \"per_head\""),

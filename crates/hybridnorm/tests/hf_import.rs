@@ -82,7 +82,7 @@ fn mismatched_tensors_are_named_in_the_error() {
         );
         let error_text = import_error(folder.path());
         assert!(
-            error_text.contains("tensor model.layers.9.extra is not one"),
+            error_text.contains("tensor model.layers.9.extra is not a tensor of this model family"),
             "{error_text}"
         );
         let folder = modified_checkpoint(

@@ -159,7 +159,9 @@ fn data_sets_of_the_same_documents_share_tokens() {
     let found = dir.json(&["eval", "run", "--data", "p", "t.jsonl", "--json"]);
     let notes = found["notes"].to_string();
     assert!(
-        notes.contains("p and t.jsonl share") && notes.contains("documents of"),
+        notes.contains("p and t.jsonl share ")
+            && notes.contains(" documents of ")
+            && notes.contains(" tokens in total"),
         "{notes}"
     );
 }
