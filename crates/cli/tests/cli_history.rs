@@ -242,7 +242,7 @@ fn resume_requires_a_run() {
         2,
         "none",
         &["--resume"],
-        &["a configuration or checkpoint to resume from in nun is missing"],
+        &["a configuration or checkpoint to resume from in none is missing"],
     );
     assert!(!dir.path("none").exists());
     dir.write("notes/a.txt", "x");

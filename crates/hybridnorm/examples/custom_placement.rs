@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use hybridnorm::data::TokenDataset;
 use hybridnorm::placement::{Explanation, Formula, Scale, named};
 use hybridnorm::train::{
-    Config, Event, ModelSection, OptimizerConfig, Sources, Start, TrainSection, Trainer,
+    Config, Event, ModelSection, OptimizerConfig, Start, TrainSection, Trainer, TrainingData,
 };
 use hybridnorm::{Device, Result, threads};
 
@@ -31,7 +31,7 @@ fn main() -> Result<()> {
     let tokens: Vec<u32> = (0..20_000).map(|i| i * 3 % 64).collect();
     let (train, validation) = tokens.split_at(18_000);
     let dataset = |tokens| TokenDataset::from_tokens(tokens, 32, 64);
-    let sources = Sources::new(&config, dataset(train)?, Some(dataset(validation)?));
+    let data = TrainingData::new(&config, dataset(train)?, Some(dataset(validation)?));
 
     let mut on_event = |event: Event<'_>| {
         if let Event::Evaluated { step, loss } = event {
@@ -40,7 +40,7 @@ fn main() -> Result<()> {
     };
     let (run, start) = (Path::new("runs/custom-placement"), Start::ResumeOrFresh);
     threads::run(|| {
-        Trainer::open_on(config, sources, run, start, Device::Cpu, &mut on_event)?
+        Trainer::open_with_data(config, data, run, start, Device::Cpu, &mut on_event)?
             .run(&AtomicBool::new(false), &mut on_event)
             .map(drop)
     })

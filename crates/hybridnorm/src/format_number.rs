@@ -2,9 +2,9 @@
 
 /// Formats a number as in a configuration file: `0.001`, `1e300`.
 pub fn config_number(value: f64) -> String {
-    const LONGEST: usize = 20;
+    const MAX_DIGITS: usize = 20;
     let digits = value.to_string();
-    match digits.len() <= LONGEST {
+    match digits.len() <= MAX_DIGITS {
         true => digits,
         false => format!("{value:?}"),
     }

@@ -23,16 +23,16 @@
 //! # #[cfg(feature = "model")]
 //! # fn main() -> hybridnorm::Result<()> {
 //! use hybridnorm::{Device, data::TokenDataset};
-//! use hybridnorm::train::{Config, ModelSection, Sources, Start, TrainSection, Trainer};
+//! use hybridnorm::train::{Config, ModelSection, Start, TrainSection, Trainer, TrainingData};
 //!
 //! let model = ModelSection::new("hybridnorm").with_d_model(16).with_n_layers(1).with_n_heads(2).with_d_ff(32);
 //! let train = TrainSection::default().with_steps(5).with_batch_size(2).with_seq_len(8);
 //! let config = Config::default().with_model(model).with_train(train);
 //! let tokens: Vec<u32> = (0..500).map(|i| i % 10).collect();
-//! let sources = Sources::new(&config, TokenDataset::from_tokens(&tokens, 8, 10)?, None);
+//! let data = TrainingData::new(&config, TokenDataset::from_tokens(&tokens, 8, 10)?, None);
 //! # let folder = tempfile::tempdir().unwrap();
 //! # let run = folder.path().join("run");
-//! let mut trainer = Trainer::open_on(config, sources, &run, Start::Fresh, Device::Cpu, &mut |_| {})?;
+//! let mut trainer = Trainer::open_with_data(config, data, &run, Start::Fresh, Device::Cpu, &mut |_| {})?;
 //! let outcome = trainer.run(&false.into(), &mut |_| {})?;
 //! assert!(outcome.finished && outcome.checkpoint.exists());
 //! # Ok(())

@@ -75,13 +75,13 @@ fn gib(bytes: u64) -> f64 {
 fn available_if_less_than(bytes: u64) -> Option<u64> {
     let occupied = address_space_bytes().unwrap_or(0);
     let free = address_space_limit().map(|limit| limit.saturating_sub(occupied));
-    let available = free.into_iter().chain(available_bytes()).min()?;
+    let available = free.into_iter().chain(total_bytes()).min()?;
     (bytes > available).then_some(available)
 }
 
 /// Returns the machine's total memory and swap, whether free or not, or the limit of this process's cgroup if that is
 /// lower (Linux).
-fn available_bytes() -> Option<u64> {
+fn total_bytes() -> Option<u64> {
     let number = |text: String| text.trim().parse::<u64>().ok();
     let group = [
         "/sys/fs/cgroup/memory.max",

@@ -168,15 +168,15 @@ mod tests {
 
     #[test]
     fn merges_counts_by_reason() {
-        let mut left_out = Omissions::default();
+        let mut omitted = Omissions::default();
         for name in ["a", "b", "c", "d"] {
-            left_out.add(Unit::Files, "unknown kind", 1, Some(name.into()));
+            omitted.add(Unit::Files, "unknown kind", 1, Some(name.into()));
         }
-        left_out.add(Unit::Tokens, "end of the stream", 0, None);
+        omitted.add(Unit::Tokens, "end of the stream", 0, None);
         let mut all = Omissions::default();
         all.add(Unit::Documents, "blank", 1, None);
-        all.extend(&left_out);
-        all.extend(&left_out);
+        all.extend(&omitted);
+        all.extend(&omitted);
         assert_eq!(all.count(Unit::Files), 8);
         assert_eq!(all.count(Unit::Tokens), 0);
         assert_eq!(

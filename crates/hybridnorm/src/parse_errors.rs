@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 /// Prefixes of the parsers' type errors.
-const BEGINNINGS: [&str; 3] = ["invalid type: ", "invalid value: ", "invalid length "];
+const PREFIXES: [&str; 3] = ["invalid type: ", "invalid value: ", "invalid length "];
 const EXPECTED: &str = ", expected ";
 
 /// Returns the message with `invalid type: string "x", expected usize` and the like in plain words.
@@ -12,7 +12,7 @@ pub(crate) fn plain_message(message: &str) -> Cow<'_, str> {
     if message == "u64 value was too large" {
         return format!("expected an integer of at most {}", i64::MAX).into();
     }
-    let begin = BEGINNINGS
+    let begin = PREFIXES
         .iter()
         .filter_map(|words| Some((message.find(words)?, *words)))
         .min();
@@ -24,7 +24,7 @@ pub(crate) fn plain_message(message: &str) -> Cow<'_, str> {
         return Cow::Borrowed(message);
     };
     let found = &rest[..comma];
-    let (expected, place) = split_place(&rest[comma + EXPECTED.len()..]);
+    let (expected, position) = split_position(&rest[comma + EXPECTED.len()..]);
     let hint = hint(found, expected);
     let found = match words {
         "invalid length " if found == "1" => "1 element".into(),
@@ -34,14 +34,14 @@ pub(crate) fn plain_message(message: &str) -> Cow<'_, str> {
     let expected = expected_type(expected);
     let before = &message[..begin];
     Cow::Owned(format!(
-        "{before}expected {expected}, found {found}{hint}{place}"
+        "{before}expected {expected}, found {found}{hint}{position}"
     ))
 }
 
 /// Splits the expected type from ` at line 3 column 5` after it.
-fn split_place(text: &str) -> (&str, &str) {
+fn split_position(text: &str) -> (&str, &str) {
     match text.rfind(" at line ") {
-        Some(place) => text.split_at(place),
+        Some(position) => text.split_at(position),
         None => (text, ""),
     }
 }
@@ -71,7 +71,7 @@ pub(crate) fn expected_type(expected: &str) -> Cow<'_, str> {
     if is_float(expected) {
         return "a number".into();
     }
-    if is_natural(expected) {
+    if is_unsigned(expected) {
         return "a non-negative integer".into();
     }
     if let Some(length) = expected
@@ -104,7 +104,7 @@ fn is_float(kind: &str) -> bool {
     matches!(kind, "f32" | "f64")
 }
 
-fn is_natural(kind: &str) -> bool {
+fn is_unsigned(kind: &str) -> bool {
     matches!(kind, "u8" | "u16" | "u32" | "u64" | "usize" | "u128")
         || kind.starts_with("a nonzero ")
 }
@@ -121,13 +121,13 @@ fn hint(found: &str, expected: &str) -> String {
         (Some(text), _) if is_float(expected) && text.parse::<f64>().is_ok() => {
             format!("; write {text} without quotation marks")
         }
-        (Some(text), _) if is_natural(expected) && text.parse::<u64>().is_ok() => {
+        (Some(text), _) if is_unsigned(expected) && text.parse::<u64>().is_ok() => {
             format!("; write {text} without quotation marks")
         }
         (Some(text @ ("true" | "false")), _) if expected == "a boolean" => {
             format!("; write {text} without quotation marks")
         }
-        (_, Some(value)) if is_natural(expected) && value >= 0.0 && value.fract() == 0.0 => {
+        (_, Some(value)) if is_unsigned(expected) && value >= 0.0 && value.fract() == 0.0 => {
             format!("; write {value:.0} without a decimal point or exponent")
         }
         _ => String::new(),

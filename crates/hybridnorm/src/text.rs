@@ -29,21 +29,21 @@ pub fn truncated_line(text: &str, limit: usize) -> Cow<'_, str> {
         return Cow::Owned(escaped(text.chars()));
     }
     let (head, tail) = (limit * 3 / 4, limit / 4);
-    let left_out = chars - head - tail;
+    let n_omitted = chars - head - tail;
     let begin = escaped(text.chars().take(head));
-    let end = escaped(text.chars().skip(head + left_out));
-    Cow::Owned(format!("{begin} [... {left_out} characters ...] {end}"))
+    let end = escaped(text.chars().skip(head + n_omitted));
+    Cow::Owned(format!("{begin} [... {n_omitted} characters ...] {end}"))
 }
 
 /// Escapes text of several lines as [`one_line`] does, but keeps line feeds and tabs, and the full length.
 pub fn escape_unprintable(text: &str) -> Cow<'_, str> {
-    let is_hidden = |char: char| is_unprintable(char) && !matches!(char, '\n' | '\t');
-    if !text.chars().any(is_hidden) {
+    let needs_escape = |char: char| is_unprintable(char) && !matches!(char, '\n' | '\t');
+    if !text.chars().any(needs_escape) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len() + 16);
     for char in text.chars() {
-        match is_hidden(char) {
+        match needs_escape(char) {
             true => shown.extend(char.escape_default()),
             false => shown.push(char),
         }
@@ -55,13 +55,13 @@ pub fn escape_unprintable(text: &str) -> Cow<'_, str> {
 /// cursor. The JSON value is unchanged.
 pub fn escape_unprintable_json(json: &str) -> Cow<'_, str> {
     use std::fmt::Write as _;
-    let is_hidden = |char: char| is_unprintable(char) && !matches!(char, '\n' | '\t' | '\r');
-    if !json.chars().any(is_hidden) {
+    let needs_escape = |char: char| is_unprintable(char) && !matches!(char, '\n' | '\t' | '\r');
+    if !json.chars().any(needs_escape) {
         return Cow::Borrowed(json);
     }
     let mut shown = String::with_capacity(json.len() + 16);
     for char in json.chars() {
-        match is_hidden(char) {
+        match needs_escape(char) {
             // All of them are below U+10000.
             true => drop(write!(shown, "\\u{:04x}", u32::from(char))),
             false => shown.push(char),
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn line_ends_and_json_values_are_unchanged() {
+    fn line_feeds_tabs_and_json_values_are_unchanged() {
         assert_eq!(escape_unprintable("a\n\tb"), "a\n\tb");
         assert_eq!(escape_unprintable("a\u{9b}2J\r\n"), "a\\u{9b}2J\\r\n");
         let json = serde_json::to_string("\u{9b}\u{7f}\u{202e}").unwrap();
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shorter_line_is_shorter() {
+    fn text_is_truncated_to_the_given_limit() {
         assert_eq!(
             truncated_line("abcdefghij", 4),
             "abc [... 6 characters ...] j"

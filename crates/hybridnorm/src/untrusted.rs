@@ -31,11 +31,11 @@ pub(crate) fn catch_panic_on_large_stack<T: Send>(
     work: impl FnOnce() -> T + Send,
 ) -> Result<Option<T>, String> {
     thread::scope(|scope| {
-        let reader = thread::Builder::new().stack_size(STACK);
-        let reader = reader
+        let parser = thread::Builder::new().stack_size(STACK);
+        let parser = parser
             .spawn_scoped(scope, || catch_panic(work))
             .map_err(|error| format!("cannot start a thread to parse it: {error}"))?;
-        Ok(reader.join().ok().flatten())
+        Ok(parser.join().ok().flatten())
     })
 }
 

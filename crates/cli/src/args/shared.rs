@@ -63,7 +63,7 @@ impl LockArgs {
     /// Returns the locking mode.
     pub fn mode(&self) -> Locking {
         match self.no_lock {
-            true => Locking::Off,
+            true => Locking::IfSupported,
             false => Locking::Required,
         }
     }

@@ -364,9 +364,9 @@ impl Manifest {
                 head.version.map_or("missing".into(), |v| v.to_string())
             ));
         }
-        let opened = checksummed::open::<Self>(json)?;
-        opened.content.check()?;
-        Ok((opened.content, opened.checksum.is_some()))
+        let parsed = checksummed::parse::<Self>(json)?;
+        parsed.content.check()?;
+        Ok((parsed.content, parsed.checksum.is_some()))
     }
 
     fn check(&self) -> Result<(), String> {

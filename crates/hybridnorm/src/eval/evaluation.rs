@@ -125,7 +125,7 @@ pub fn evaluate(model: &mut Model, sets: &[EvalSet], options: &EvalOptions) -> R
         let bytes = evaluated_bytes(set, options);
         let unknown_tokens = unknown_tokens(set, options)?;
         let mut notes = set.notes.clone();
-        notes.extend(unpredicted_text_note(set, unknown_tokens, bytes.is_ok()));
+        notes.extend(uncovered_text_note(set, unknown_tokens, bytes.is_ok()));
         let Coverage {
             all_tokens,
             omissions,
@@ -169,7 +169,7 @@ fn unknown_tokens(set: &EvalSet, options: &EvalOptions) -> Result<u64> {
 }
 
 /// Returns a note if some of the text is not covered by the loss: unknown tokens and dropped characters.
-fn unpredicted_text_note(set: &EvalSet, unknown_tokens: u64, has_bits: bool) -> Option<String> {
+fn uncovered_text_note(set: &EvalSet, unknown_tokens: u64, has_bits: bool) -> Option<String> {
     let dropped = set.text.as_ref().map_or(0, |text| text.dropped_chars);
     let what = match (unknown_tokens, dropped) {
         (0, 0) => return None,

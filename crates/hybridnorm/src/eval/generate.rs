@@ -142,8 +142,7 @@ impl<'a> Generator<'a> {
     ///
     /// # Errors
     /// If the prompt is empty or contains token ids outside the vocabulary, a sampling parameter is out of range, or
-    /// the cache of
-    /// `max_seq_len` positions does not fit into memory.
+    /// the cache of `max_seq_len` positions does not fit into memory.
     pub fn new(model: &'a mut Model, prompt: &[i32], sampling: Sampling) -> Result<Self> {
         sampling.check()?;
         if prompt.is_empty() {
@@ -336,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn draws_follow_the_softmax() {
+    fn samples_follow_the_softmax() {
         let n = 20_000;
         let ids = sample_n(plain(), n);
         let total: f64 = LOGITS.iter().map(|&x| f64::from(x).exp()).sum();

@@ -228,7 +228,7 @@ fn open_set(
         None => {
             options.prepare.validation_fraction = 0.0;
             let all = data::open(&names, Split::All, &options, progress)?;
-            match all.folders.iter().all(holds_out) && !all.folders.is_empty() {
+            match all.folders.iter().all(has_validation_split) && !all.folders.is_empty() {
                 true => {
                     let held_out = data::open(&names, Split::Validation, &options, progress)?;
                     (Split::Validation, held_out)
@@ -252,7 +252,7 @@ fn open_set(
     })
 }
 
-fn holds_out(folder: &PreparedFolder) -> bool {
+fn has_validation_split(folder: &PreparedFolder) -> bool {
     folder.manifest().validation.tokens > 0
 }
 

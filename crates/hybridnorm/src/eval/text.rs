@@ -105,7 +105,7 @@ pub struct TextGenerator<'a> {
     prompt: PromptCoverage,
     generator: Generator<'a>,
     decoder: StreamDecoder,
-    end: i32,
+    eos: i32,
     prompt_tokens: usize,
     /// White space at the end of the prompt that its tokens do not represent; the first piece continues after
     /// it.
@@ -133,19 +133,19 @@ impl<'a> TextGenerator<'a> {
                 ),
             ));
         }
-        let end = tokenizer.eos_id() as i32;
+        let eos = tokenizer.eos_id() as i32;
         let encoded = tokenizer.encode(prompt)?;
         let mut ids: Vec<i32> = encoded.iter().map(|&id| id as i32).collect();
         if ids.is_empty() {
             // This token separates documents, so that a new one begins after it.
-            ids.push(end);
+            ids.push(eos);
         }
         Ok(Self {
             prompt: PromptCoverage::of(tokenizer, prompt, &encoded)?,
             generator: Generator::new(model, &ids, sampling)?
                 .with_vocab_size(tokenizer.vocab_size()),
             decoder: tokenizer.stream_decoder_with_context(&encoded),
-            end,
+            eos,
             prompt_tokens: encoded.len(),
             spaces: trailing_spaces(prompt)
                 .saturating_sub(trailing_spaces(&tokenizer.decode(&encoded))),
@@ -159,7 +159,7 @@ impl<'a> TextGenerator<'a> {
     /// See [`Generator::next_token`].
     pub fn next_piece(&mut self) -> Result<Option<String>> {
         let token = self.generator.next_token()?;
-        if token == self.end {
+        if token == self.eos {
             return Ok(None);
         }
         let piece = self.decoder.push(token as u32);

@@ -31,8 +31,8 @@ fn bytes_of_tokens(
     };
     if let (Some(bytes), Windows::All) = (set.text_bytes, options.windows) {
         let firsts = set.data.first_tokens().map_err(|error| error.to_string())?;
-        let of_firsts: u64 = firsts.into_iter().map(of_token).sum::<Result<_, _>>()?;
-        return Ok(bytes.saturating_sub(of_firsts));
+        let first_token_bytes: u64 = firsts.into_iter().map(of_token).sum::<Result<_, _>>()?;
+        return Ok(bytes.saturating_sub(first_token_bytes));
     }
     let mut bytes = 0;
     for batch in set.data.windows(64, options.windows) {
@@ -58,7 +58,7 @@ fn bytes_of_text(set: &EvalSet, options: &EvalOptions, reason: &str) -> Result<u
         ));
     }
     match set.first_token_bytes {
-        Some(of_firsts) => Ok(bytes.saturating_sub(of_firsts)),
+        Some(first_token_bytes) => Ok(bytes.saturating_sub(first_token_bytes)),
         None => Err(format!(
             "{reason}, and the bytes of the first token are not known: it ends within a character, or the folder was \
              prepared by an earlier version"

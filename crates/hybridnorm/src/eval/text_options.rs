@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_separator_and_a_length_of_documents_exclude_each_other() {
+    fn separator_and_document_chars_are_mutually_exclusive() {
         let overrides = TextOverrides::default().with_separator("---");
         let options = overrides.apply_to(SourceOptions::default()).unwrap();
         assert_eq!(options.separator.as_deref(), Some("---"));

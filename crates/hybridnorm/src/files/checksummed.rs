@@ -60,30 +60,30 @@ pub(crate) fn to_json_list_with_checksums<T: Serialize>(
 
 /// Reads the output of [`to_json_list_with_checksums`], or a list of an earlier version, in which no object has
 /// a checksum.
-pub(crate) fn open_list<T: DeserializeOwned>(bytes: &[u8]) -> Result<Vec<Checked<T>>, String> {
-    let values: Vec<Value> = parse(bytes)?;
+pub(crate) fn parse_list<T: DeserializeOwned>(bytes: &[u8]) -> Result<Vec<Checked<T>>, String> {
+    let values: Vec<Value> = deserialize(bytes)?;
     if values.iter().all(|value| value.get(KEY).is_none()) {
-        let contents: Vec<T> = parse(bytes)?;
+        let contents: Vec<T> = deserialize(bytes)?;
         return Ok(contents
             .into_iter()
             .map(Checked::without_checksum)
             .collect());
     }
     let mut previous_checksum = String::new();
-    let opened = values.into_iter().map(|value| {
+    let parsed = values.into_iter().map(|value| {
         let checked = verify(value, &previous_checksum)?.ok_or("an object lacks its checksum")?;
         previous_checksum = checked.1.clone();
         Checked::with_checksum(checked)
     });
-    opened.collect()
+    parsed.collect()
 }
 
 /// Reads the output of [`to_json_with_checksum`], or an object of an earlier version without checksum.
-pub(crate) fn open<T: DeserializeOwned>(bytes: &[u8]) -> Result<Checked<T>, String> {
-    match verify(parse(bytes)?, "")? {
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<Checked<T>, String> {
+    match verify(deserialize(bytes)?, "")? {
         Some(checked) => Checked::with_checksum(checked),
         // Parsed from the bytes, to reject duplicate keys.
-        None => parse(bytes).map(Checked::without_checksum),
+        None => deserialize(bytes).map(Checked::without_checksum),
     }
 }
 
@@ -104,7 +104,7 @@ impl<T: DeserializeOwned> Checked<T> {
     }
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+fn deserialize<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
     serde_json::from_slice(bytes).map_err(|error| error.to_string())
 }
 
@@ -147,7 +147,7 @@ mod tests {
     }
 
     fn read(text: &str) -> Result<Checked<Lists>, String> {
-        open(text.as_bytes())
+        parse(text.as_bytes())
     }
 
     #[test]
@@ -155,9 +155,9 @@ mod tests {
         let (text, sum) = to_json_with_checksum(&lists(), "").unwrap();
         let other = format!(" {{ \"on\" : [\"b\"],\n\"{KEY}\":\"{sum}\", \"of\":[\"a\",\"b\"]}}");
         for text in [&text, &other] {
-            let opened = read(text).unwrap();
+            let parsed = read(text).unwrap();
             assert_eq!(
-                (opened.content, opened.checksum),
+                (parsed.content, parsed.checksum),
                 (lists(), Some(sum.clone()))
             );
         }
@@ -171,23 +171,23 @@ mod tests {
 
     #[test]
     fn objects_without_checksum_are_read_and_marked() {
-        let opened = read(r#"{"of":["a","b"],"on":["b"]}"#).unwrap();
-        assert_eq!((opened.content, opened.checksum), (lists(), None));
+        let parsed = read(r#"{"of":["a","b"],"on":["b"]}"#).unwrap();
+        assert_eq!((parsed.content, parsed.checksum), (lists(), None));
         let twice = r#"{"of":["a"],"of":["a","b"],"on":["b"]}"#;
         assert!(read(twice).unwrap_err().contains("duplicate field"));
     }
 
     #[test]
-    fn lists_are_chained_and_pretty_objects_open_too() {
+    fn lists_are_chained_and_pretty_objects_parse_too() {
         let text = to_json_list_with_checksums(&[lists(), lists()]).unwrap();
-        let opened = |text: &str| open_list::<Lists>(text.as_bytes());
-        assert_eq!(opened(&text).unwrap().len(), 2);
+        let parsed = |text: &str| parse_list::<Lists>(text.as_bytes());
+        assert_eq!(parsed(&text).unwrap().len(), 2);
         let lines: Vec<&str> = text.trim_matches(['[', ']']).split(",\n").collect();
         // Objects of a list cannot be swapped.
         let swapped = format!("[{},{}]", lines[1], lines[0]);
-        assert!(opened(&swapped).unwrap_err().contains("checksum"));
+        assert!(parsed(&swapped).unwrap_err().contains("checksum"));
         let mixed = format!("[{},{{\"of\":[],\"on\":[]}}]", lines[0]);
-        assert!(opened(&mixed).unwrap_err().contains("lacks its checksum"));
+        assert!(parsed(&mixed).unwrap_err().contains("lacks its checksum"));
         let pretty = to_pretty_json_with_checksum(&lists()).unwrap();
         assert!(read(&pretty).unwrap().checksum.is_some());
         assert!(pretty.lines().count() > 5, "{pretty}");

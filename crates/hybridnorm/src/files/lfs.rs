@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 
 /// Prefix of every pointer.
-const BEGIN: &[u8] = b"version https://git-lfs.github.com/spec/";
+const PREFIX: &[u8] = b"version https://git-lfs.github.com/spec/";
 /// Exclusive upper bound of a pointer's size in bytes, from its specification.
 const LIMIT: u64 = 1024;
 
@@ -17,10 +17,10 @@ pub(super) fn is_pointer(mut file: &File) -> io::Result<bool> {
     if file.metadata()?.len() >= LIMIT {
         return Ok(false);
     }
-    let mut start = Vec::with_capacity(BEGIN.len());
-    file.take(BEGIN.len() as u64).read_to_end(&mut start)?;
+    let mut start = Vec::with_capacity(PREFIX.len());
+    file.take(PREFIX.len() as u64).read_to_end(&mut start)?;
     file.seek(SeekFrom::Start(0))?;
-    Ok(start == BEGIN)
+    Ok(start == PREFIX)
 }
 
 #[cfg(test)]

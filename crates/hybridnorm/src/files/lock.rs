@@ -13,7 +13,7 @@ pub enum Locking {
     #[default]
     Required,
     /// Lock if the file system supports it, else continue without. The caller ensures that there is no second process.
-    Off,
+    IfSupported,
 }
 
 /// A lock that is held until it is dropped.
@@ -58,8 +58,8 @@ impl Lock {
                 Err(TryLockError::WouldBlock) => {
                     return Err(Error::locked(super::parent(path), busy));
                 }
-                Err(TryLockError::Error(_)) if locking == Locking::Off => {}
-                Err(TryLockError::Error(error)) if has_no_locks(&error) => {
+                Err(TryLockError::Error(_)) if locking == Locking::IfSupported => {}
+                Err(TryLockError::Error(error)) if is_unsupported(&error) => {
                     let path = super::parent(path).to_path_buf();
                     return Err(Error::NoFileLocks { path });
                 }
@@ -98,7 +98,7 @@ fn open(path: &Path) -> Result<File> {
         // Otherwise opening a pipe blocks until it has a reader. On regular files it has no effect.
         options.custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32);
     }
-    let unlike = |kind: fs::FileType| {
+    let not_regular = |kind: fs::FileType| {
         let kind = super::describe_file_type(kind);
         Error::format(
             path,
@@ -108,16 +108,16 @@ fn open(path: &Path) -> Result<File> {
     match options.open(path) {
         Ok(file) => match file.metadata().map_err(Error::io(path))?.file_type() {
             kind if kind.is_file() => Ok(file),
-            kind => Err(unlike(kind)),
+            kind => Err(not_regular(kind)),
         },
         Err(error) => match fs::metadata(path) {
-            Ok(found) if !found.is_file() => Err(unlike(found.file_type())),
+            Ok(found) if !found.is_file() => Err(not_regular(found.file_type())),
             _ => Err(Error::io(path)(error)),
         },
     }
 }
 
-fn has_no_locks(error: &io::Error) -> bool {
+fn is_unsupported(error: &io::Error) -> bool {
     // ENOLCK and ENOSYS do not have a distinct `ErrorKind` on every platform.
     const ENOLCK: i32 = 37;
     const ENOSYS: i32 = 38;
@@ -138,7 +138,7 @@ mod tests {
             Lock::exclusive(&path, Locking::Required, "somebody writes here"),
             Lock::shared(&path, Locking::Required, "somebody writes here"),
             // A lock that another process holds is respected in every mode.
-            Lock::shared(&path, Locking::Off, "somebody writes here"),
+            Lock::shared(&path, Locking::IfSupported, "somebody writes here"),
         ] {
             let found = second.unwrap_err().to_string();
             assert!(found.ends_with("somebody writes here"), "{found}");
@@ -189,8 +189,8 @@ mod tests {
 
     #[test]
     fn missing_lock_support_is_distinguished_from_other_errors() {
-        assert!(has_no_locks(&io::Error::from_raw_os_error(37)));
-        assert!(has_no_locks(&io::ErrorKind::Unsupported.into()));
-        assert!(!has_no_locks(&io::Error::from_raw_os_error(5)));
+        assert!(is_unsupported(&io::Error::from_raw_os_error(37)));
+        assert!(is_unsupported(&io::ErrorKind::Unsupported.into()));
+        assert!(!is_unsupported(&io::Error::from_raw_os_error(5)));
     }
 }

@@ -53,8 +53,8 @@ impl StagedFolder {
     /// # Errors
     /// If the target is something else, or the rename fails or cannot be synced to disk; the target is then unchanged.
     pub fn publish(mut self) -> Result<()> {
-        self.flush()?;
-        let was_there = fs::symlink_metadata(&self.target).is_ok();
+        self.sync()?;
+        let existed = fs::symlink_metadata(&self.target).is_ok();
         // Of existing targets, the rename replaces an empty folder only.
         fs::rename(&self.path, &self.target).map_err(|error| match error.kind() {
             io::ErrorKind::DirectoryNotEmpty
@@ -68,7 +68,7 @@ impl StagedFolder {
         super::sync_parent(&self.target).inspect_err(|_| {
             // So that the same command can be repeated.
             self.is_published = fs::rename(&self.target, &self.path).is_err();
-            if was_there && !self.is_published {
+            if existed && !self.is_published {
                 let _ = fs::create_dir(&self.target);
             }
         })?;
@@ -99,7 +99,7 @@ impl StagedFolder {
                 "another process is replacing this folder",
             ));
         }
-        self.flush()?;
+        self.sync()?;
         let backup = swap(&self.path, &self.target)?;
         if let Err(error) = may_remove(&backup).and_then(|()| super::sync_parent(&self.target)) {
             match backup == self.path {
@@ -116,7 +116,7 @@ impl StagedFolder {
         Ok(())
     }
 
-    fn flush(&self) -> Result<()> {
+    fn sync(&self) -> Result<()> {
         temporary::open_folder(&self.path)
             .and_then(|folder| folder.sync_all())
             .map_err(Error::io(&self.target))

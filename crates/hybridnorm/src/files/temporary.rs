@@ -17,7 +17,7 @@ pub const TEMPORARY_SUFFIX: &str = ".partial";
 /// Suffix of a folder that was moved aside while it is replaced.
 const BACKUP_SUFFIX: &str = ".replaced";
 /// Hexadecimal digits in a temporary name.
-const RANDOM: usize = 16;
+const RANDOM_DIGITS: usize = 16;
 /// File names have at most 255 bytes on common file systems; the rest is for random part and suffix.
 const STEM_BYTES: usize = 200;
 /// Attempts to create a temporary file, which another process may take for abandoned.
@@ -113,7 +113,7 @@ pub fn remove_stale(target: &Path) {
     let stem = stem(target);
     remove_in(super::parent(target), |name| {
         name.strip_prefix(&stem)
-            .is_some_and(|rest| random_part(rest).is_some())
+            .is_some_and(|rest| temporary_suffix(rest).is_some())
     });
 }
 
@@ -122,7 +122,7 @@ pub fn remove_stale_in(folder: &Path) {
     remove_in(folder, |name| {
         name.rfind('.')
             .and_then(|dot| name[..dot].rfind('.'))
-            .is_some_and(|dot| random_part(&name[dot..]).is_some())
+            .is_some_and(|dot| temporary_suffix(&name[dot..]).is_some())
     });
 }
 
@@ -130,13 +130,13 @@ pub fn remove_stale_in(folder: &Path) {
 pub fn target_of_temporary(name: &str) -> Option<&str> {
     let stem = name.strip_suffix(TEMPORARY_SUFFIX)?;
     let (original, _) = stem.rsplit_once('.')?;
-    random_part(&name[original.len()..]).map(|_| original)
+    temporary_suffix(&name[original.len()..]).map(|_| original)
 }
 
 /// Returns the suffix after `.RANDOM`, if it is one of this module.
-fn random_part(rest: &str) -> Option<&'static str> {
+fn temporary_suffix(rest: &str) -> Option<&'static str> {
     let rest = rest.strip_prefix('.')?;
-    let (random, suffix) = rest.split_at_checked(RANDOM)?;
+    let (random, suffix) = rest.split_at_checked(RANDOM_DIGITS)?;
     let suffix = [TEMPORARY_SUFFIX, BACKUP_SUFFIX]
         .into_iter()
         .find(|ours| *ours == suffix)?;
@@ -171,7 +171,7 @@ fn remove_abandoned(path: &Path, name: &str) -> io::Result<()> {
         return fs::remove_file(path);
     }
     if let Some(original) = name.strip_suffix(BACKUP_SUFFIX) {
-        let original = path.with_file_name(&original[..original.len() - RANDOM - 1]);
+        let original = path.with_file_name(&original[..original.len() - RANDOM_DIGITS - 1]);
         match fs::symlink_metadata(&original) {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

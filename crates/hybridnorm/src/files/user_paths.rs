@@ -8,7 +8,7 @@ use super::{describe_file_type, parent, remove_stale, write};
 use crate::error::{Error, Result};
 
 /// Maximum length of a chain of links, as in Linux.
-const LINKS: usize = 40;
+const MAX_LINKS: usize = 40;
 
 /// Follows symbolic links, also those whose target does not exist yet. Writing to the result keeps the links.
 ///
@@ -16,7 +16,7 @@ const LINKS: usize = 40;
 /// If a link cannot be read, or links form a cycle.
 pub fn resolve_links(target: &Path) -> Result<PathBuf> {
     let mut path = target.to_path_buf();
-    for _ in 0..LINKS {
+    for _ in 0..MAX_LINKS {
         match fs::symlink_metadata(&path) {
             Ok(found) if found.file_type().is_symlink() => {
                 let to = fs::read_link(&path).map_err(Error::io(target))?;
@@ -38,8 +38,7 @@ pub fn resolve_links(target: &Path) -> Result<PathBuf> {
 }
 
 /// Writes to a path given by the user: atomically, following symbolic links. A target that is not a regular file, such
-/// as
-/// `/dev/null` or this process's own output, is written to instead of replaced.
+/// as `/dev/null` or this process's own output, is written to instead of replaced.
 ///
 /// # Errors
 /// If it cannot be written, or is a named pipe.
@@ -72,8 +71,8 @@ pub fn check_writable(target: &Path) -> Result<()> {
         ));
     }
     refuse_pipe(target)?;
-    let leads_to = resolve_links(target)?;
-    match leads_to
+    let resolved = resolve_links(target)?;
+    match resolved
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
     {

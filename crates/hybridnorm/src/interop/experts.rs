@@ -4,7 +4,7 @@ use crate::tensors::HostTensor;
 
 /// Dimensions of an expert.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Layout {
+pub(super) struct ExpertDims {
     pub(super) d_model: usize,
     pub(super) d_expert: usize,
 }
@@ -46,12 +46,12 @@ pub(super) fn transposed(matrix: HostTensor) -> HostTensor {
 
 /// Builds `PATH.up`, a gate (f, d) and an up projection (f, d) of every expert in turn, and `PATH.down`, the
 /// down projections (d, f), from the experts' gate, up and down projections.
-pub(super) fn stacks(
+pub(super) fn stack_projections(
     path: &str,
-    layout: Layout,
+    dims: ExpertDims,
     [gate, up, down]: [Vec<HostTensor>; 3],
 ) -> Result<[(String, HostTensor); 2], String> {
-    let Layout { d_model, d_expert } = layout;
+    let ExpertDims { d_model, d_expert } = dims;
     let check = |kind: &str, matrices: &[HostTensor], shape: [usize; 2]| match matrices
         .iter()
         .position(|matrix| matrix.shape != shape)

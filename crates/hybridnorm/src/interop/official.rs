@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::Device;
 use serde_json::Value;
 
-use super::experts::{self, Layout};
+use super::experts::{self, ExpertDims};
 use super::keys;
 use super::pytorch;
 use super::source::{self, check_name, common_wrapper};
@@ -169,13 +169,13 @@ fn take_experts(
                 .map_err(|problem| format!("tensor {name} {problem}"))
         };
         let [gate, up, down] = [take("w1")?, take("v1")?, take("w2")?];
-        let layout = Layout {
+        let dims = ExpertDims {
             d_model: config.d_model,
             d_expert: moe.d_expert,
         };
         let down = down.into_iter().map(experts::transposed).collect();
         let path = format!("blocks.{layer}.feed_forward.experts");
-        stacks.extend(experts::stacks(&path, layout, [gate, up, down])?);
+        stacks.extend(experts::stack_projections(&path, dims, [gate, up, down])?);
     }
     Ok(stacks)
 }

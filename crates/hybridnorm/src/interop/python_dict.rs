@@ -150,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_the_official_star_patch() {
+    fn reads_the_config_of_hybridnorm_star() {
         let special = parse("_{0:{'attn_norm':True,'ffn_residual':False}}_").unwrap();
         let flags = BTreeMap::from([
             ("attn_norm".to_owned(), true),
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_where() {
+    fn errors_name_the_expected_token() {
         for (text, expected) in [
             ("{0:{'a':1}}", "True or False"),
             ("{x:{}}", "a layer number"),

@@ -15,7 +15,7 @@ const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const MODEL_CONFIGS: [&str; 2] = ["generation_config.json", "config.json"];
 const JSON_LIMIT: u64 = 256 << 20;
 /// File names of weights and configurations in the supported formats.
-const FORMS: [&str; 5] = [
+const MODEL_FILES: [&str; 5] = [
     "config.json",
     "config.yaml",
     "model.safetensors",
@@ -128,7 +128,7 @@ pub fn unread_files(folder: &Path, read: &[String], no_tokenizer: &str) -> Resul
     for name in names {
         let reason = match name.as_str() {
             TOKENIZER | TOKENIZER_CONFIG => no_tokenizer,
-            form if FORMS.contains(&form) || is_of_weights(form) => {
+            file if MODEL_FILES.contains(&file) || is_weights_file(file) => {
                 "weights or configuration in a format other than the one that was read"
             }
             _ => "not needed for the weights or the tokenizer",
@@ -138,7 +138,7 @@ pub fn unread_files(folder: &Path, read: &[String], no_tokenizer: &str) -> Resul
     Ok(omissions)
 }
 
-fn is_of_weights(name: &str) -> bool {
+fn is_weights_file(name: &str) -> bool {
     let extension = Path::new(name).extension().unwrap_or_default();
     ["safetensors", "pt", "pth", "bin", "gguf"]
         .iter()

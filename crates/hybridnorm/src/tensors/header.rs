@@ -119,7 +119,7 @@ struct Entries(BTreeMap<String, Entry>);
 
 #[derive(Deserialize)]
 #[serde(expecting = "an object with dtype, shape and data_offsets")]
-struct Written {
+struct RawEntry {
     dtype: String,
     shape: Vec<usize>,
     data_offsets: [u64; 2],
@@ -127,8 +127,8 @@ struct Written {
 
 impl<'de> Deserialize<'de> for Entries {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Names;
-        impl<'de> Visitor<'de> for Names {
+        struct EntriesVisitor;
+        impl<'de> Visitor<'de> for EntriesVisitor {
             type Value = BTreeMap<String, Entry>;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -142,7 +142,7 @@ impl<'de> Deserialize<'de> for Entries {
                         map.next_value::<IgnoredAny>()?;
                         continue;
                     }
-                    let Written {
+                    let RawEntry {
                         dtype,
                         shape,
                         data_offsets: [begin, end],
@@ -160,7 +160,7 @@ impl<'de> Deserialize<'de> for Entries {
                 Ok(all)
             }
         }
-        deserializer.deserialize_map(Names).map(Self)
+        deserializer.deserialize_map(EntriesVisitor).map(Self)
     }
 }
 

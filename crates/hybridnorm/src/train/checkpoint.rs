@@ -82,7 +82,7 @@ impl<'a> Contents<'a, ()> {
 /// ```
 /// # use std::sync::atomic::AtomicBool;
 /// # use hybridnorm::data::TokenDataset;
-/// # use hybridnorm::train::{Config, ModelSection, Sources, Start, TrainSection, Trainer};
+/// # use hybridnorm::train::{Config, ModelSection, Start, TrainSection, Trainer, TrainingData};
 /// use hybridnorm::Device;
 /// use hybridnorm::train::Checkpoint;
 ///
@@ -95,12 +95,12 @@ impl<'a> Contents<'a, ()> {
 /// # let train = TrainSection::default().with_steps(4).with_batch_size(4).with_seq_len(8);
 /// # let config = Config::default().with_model(model).with_train(train);
 /// # let tokens: Vec<u32> = (0..200).map(|i| i % 8).collect();
-/// # let data = TokenDataset::from_tokens(&tokens, 8, 8)?;
-/// # let sources = Sources::new(&config, data, None);
+/// # let dataset = TokenDataset::from_tokens(&tokens, 8, 8)?;
+/// # let data = TrainingData::new(&config, dataset, None);
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let run = folder.path().join("run");
 /// # let (start, device) = (Start::Fresh, Device::Cpu);
-/// # let mut trainer = Trainer::open_on(config, sources, &run, start, device, &mut |_| {})?;
+/// # let mut trainer = Trainer::open_with_data(config, data, &run, start, device, &mut |_| {})?;
 /// # trainer.run(&AtomicBool::new(false), &mut |_| {})?;
 /// // The newest checkpoint of a run directory.
 /// let checkpoint = Checkpoint::open(&run)?;

@@ -22,7 +22,7 @@ use crate::model::ModelConfig;
 pub use model::ModelSection;
 pub use read::placement_from_file;
 #[cfg(feature = "lab")]
-pub(crate) use read::with_overrides;
+pub(crate) use read::with_settings;
 pub(crate) use read::{from_toml, read_text};
 pub use sections::{DataSection, InitSection, LogSection, TrainSection};
 
@@ -149,13 +149,13 @@ impl Config {
         };
         let vocab = match model.vocab_size {
             Some(_) => None,
-            None => self.find_vocabulary()?,
+            None => self.find_vocab_size()?,
         };
         model.resolve(self.train.seq_len, vocab)
     }
 
     /// Returns the vocabulary size of prepared data, or of the tokenizer.
-    fn find_vocabulary(&self) -> Result<Option<usize>> {
+    fn find_vocab_size(&self) -> Result<Option<usize>> {
         for path in &self.data.train {
             if files::is_dir(path)? && PreparedFolder::is_prepared(path)? {
                 return Ok(Some(
@@ -164,7 +164,7 @@ impl Config {
             }
         }
         match &self.data.tokenizer {
-            Some(spec) => vocabulary_of(spec).map(Some),
+            Some(spec) => vocab_size_of(spec).map(Some),
             None => Ok(None),
         }
     }
@@ -227,7 +227,7 @@ impl Config {
 
 /// Returns the vocabulary size of the tokenizer that a specification describes.
 #[cfg(feature = "data")]
-fn vocabulary_of(spec: &str) -> Result<usize> {
+fn vocab_size_of(spec: &str) -> Result<usize> {
     Ok(match spec.parse::<TokenizerSpec>()? {
         TokenizerSpec::Bpe { vocab_size } => vocab_size,
         known => Tokenizer::from_spec(&known)?.vocab_size(),
@@ -235,7 +235,7 @@ fn vocabulary_of(spec: &str) -> Result<usize> {
 }
 
 #[cfg(not(feature = "data"))]
-fn vocabulary_of(_: &str) -> Result<usize> {
+fn vocab_size_of(_: &str) -> Result<usize> {
     Err(Error::no_effect(
         "data.tokenizer",
         ": tokenizers need the feature `data` of the crate",

@@ -27,7 +27,7 @@ pub(super) struct PassTaps {
     cross_entropy: ValueId,
     routing: Vec<RoutingTap>,
     /// Max attention logits of every block's heads, if tapped.
-    maxima: Vec<ValueId>,
+    max_attention_logits: Vec<ValueId>,
 }
 
 /// Adds the objective and its gradients to the graph, for inputs `ids` and `targets`, each (b, t).
@@ -88,7 +88,7 @@ impl PassTaps {
             routing: routed
                 .map(|routed| RoutingTap::new(decoder, routed))
                 .collect(),
-            maxima: match with_max_attention_logits {
+            max_attention_logits: match with_max_attention_logits {
                 true => packed
                     .map(|(packed, spec)| ops::max_attention_logits(packed, spec).id())
                     .collect(),
@@ -104,7 +104,7 @@ impl PassTaps {
         losses
             .into_iter()
             .chain(routing)
-            .chain(self.maxima.iter().copied())
+            .chain(self.max_attention_logits.iter().copied())
             .collect()
     }
 
@@ -117,14 +117,14 @@ impl PassTaps {
             cross_entropy: one(self.cross_entropy),
         };
         let routing = self.routing.iter().map(|tap| tap.read(executor, program));
-        let maxima = self
-            .maxima
+        let max_attention_logits = self
+            .max_attention_logits
             .iter()
             .map(|&id| executor.output(program, id).into_f32());
         PassStats {
             losses,
             routing: routing.collect(),
-            max_attention_logits: maxima.collect(),
+            max_attention_logits: max_attention_logits.collect(),
         }
     }
 }
@@ -248,10 +248,10 @@ pub(super) fn residual_gradient_norms(
     model.check_targets(targets, batch, seq)?;
     let g = Builder::new();
     let ids = Decoder::tokens(&g, "ids", batch, seq);
-    let of_targets = Decoder::tokens(&g, "targets", batch, seq);
+    let target_ids = Decoder::tokens(&g, "targets", batch, seq);
     let losses = model
         .decoder()
-        .losses(ids, of_targets, (batch * seq) as f64);
+        .losses(ids, target_ids, (batch * seq) as f64);
     let streams: Vec<Vec<Value>> = losses
         .blocks
         .iter()
@@ -266,8 +266,8 @@ pub(super) fn residual_gradient_norms(
     let mut squares = Vec::new();
     let mut found = found.into_iter();
     for streams in &streams {
-        let of_block: Vec<Value> = found.by_ref().take(streams.len()).flatten().collect();
-        squares.push(ops::squared_norms(&g, &of_block).id());
+        let block_gradients: Vec<Value> = found.by_ref().take(streams.len()).flatten().collect();
+        squares.push(ops::squared_norms(&g, &block_gradients).id());
     }
     let options = Options {
         recompute,

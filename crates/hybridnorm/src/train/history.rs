@@ -20,7 +20,7 @@ const PATH_KEYS: [&str; 4] = [
 pub fn diff<T: Serialize>(old: &T, new: &T) -> Vec<Change> {
     let (old, new) = (leaves(&table(old)), leaves(&table(new)));
     let find = |leaves: &[(String, String)], key: &str| {
-        let found = leaves.iter().find(|(of, _)| of == key);
+        let found = leaves.iter().find(|(leaf_key, _)| leaf_key == key);
         found.map(|(_, value)| value.clone())
     };
     let mut keys: Vec<&String> = old.iter().chain(&new).map(|(key, _)| key).collect();

@@ -35,7 +35,7 @@ pub fn finite_or_none(value: f64) -> FiniteOrNone {
 /// # use hybridnorm::data::TokenDataset;
 /// use hybridnorm::train::layers::LayerRecord;
 /// use hybridnorm::train::{LogSection, Start, Trainer, records};
-/// # use hybridnorm::train::{Config, ModelSection, Sources, TrainSection};
+/// # use hybridnorm::train::{Config, ModelSection, TrainSection, TrainingData};
 ///
 /// # let model = ModelSection::new("hybridnorm")
 /// #     .with_d_model(16)
@@ -46,11 +46,11 @@ pub fn finite_or_none(value: f64) -> FiniteOrNone {
 /// # let train = TrainSection::default().with_steps(4).with_batch_size(4).with_seq_len(8);
 /// # let config = Config::default().with_model(model).with_train(train);
 /// # let tokens: Vec<u32> = (0..200).map(|i| i % 8).collect();
-/// # let sources = Sources::new(&config, TokenDataset::from_tokens(&tokens, 8, 8)?, None);
+/// # let data = TrainingData::new(&config, TokenDataset::from_tokens(&tokens, 8, 8)?, None);
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let run = folder.path().join("run");
 /// let config = config.with_log(LogSection::default().with_layers_every(2));
-/// let mut trainer = Trainer::open_on(config, sources, &run, Start::Fresh, Device::Cpu, &mut |_| {})?;
+/// let mut trainer = Trainer::open_with_data(config, data, &run, Start::Fresh, Device::Cpu, &mut |_| {})?;
 /// trainer.run(&false.into(), &mut |_| {})?;
 ///
 /// let layers: Vec<LayerRecord> = records::read(&run)?;
@@ -349,14 +349,14 @@ type Squares<'a> = BTreeMap<&'a str, LabelSquares>;
 struct LabelSquares {
     gradient: f64,
     update: f64,
-    value: f64,
+    weight: f64,
 }
 
 impl LabelSquares {
     fn add(&mut self, norms: &ParameterNorms) {
         self.gradient += norms.gradient.powi(2);
         self.update += norms.update.powi(2);
-        self.value += norms.value.powi(2);
+        self.weight += norms.weight.powi(2);
     }
 }
 
@@ -370,7 +370,7 @@ impl ParameterStats {
         };
         Self {
             grad_norm: each(&|squares| squares.gradient.sqrt()),
-            update_ratio: each(&|squares| (squares.update / squares.value).sqrt()),
+            update_ratio: each(&|squares| (squares.update / squares.weight).sqrt()),
             gain_drift: gain_drift.and_then(finite_or_none),
         }
     }

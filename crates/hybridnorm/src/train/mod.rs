@@ -41,6 +41,6 @@ pub use config::{
 pub use gradients::{Gradients, PassStats, gradients};
 pub use optimizer::{Optimizer, OptimizerConfig, OptimizerKind, ParameterNorms, StepNorms};
 pub use schedule::{Schedule, ScheduleConfig, ScheduleKind};
-pub use sources::{DataCoverage, DataOrder, Sources};
+pub use sources::{DataCoverage, DataOrder, TrainingData};
 pub use step::{StepOutcome, StepShape, TrainingStep};
 pub use trainer::{Event, OpenOptions, Outcome, Start, State, Step, Trainer};

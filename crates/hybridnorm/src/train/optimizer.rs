@@ -24,7 +24,7 @@ pub struct ParameterNorms {
     /// Update norm; 0 if no update was applied.
     pub update: f64,
     /// Weight norm before the update; 0 if no update was applied.
-    pub value: f64,
+    pub weight: f64,
 }
 
 /// Euclidean norms of an optimizer step.
@@ -130,7 +130,7 @@ impl Layout {
             .cloned()
             .partition(|spec| config.orthogonalizes(spec.role));
         let [mut first, mut second] = [0, 0];
-        let of_adamw = adamw.len();
+        let n_adamw = adamw.len();
         let parameters = adamw
             .into_iter()
             .chain(muon)
@@ -140,10 +140,10 @@ impl Layout {
                 let parameter = ParameterState {
                     spec,
                     first,
-                    second: (index < of_adamw).then_some(second),
+                    second: (index < n_adamw).then_some(second),
                 };
                 first += elements;
-                second += if index < of_adamw { elements } else { 0 };
+                second += if index < n_adamw { elements } else { 0 };
                 parameter
             });
         let parameters = parameters.collect();
@@ -325,7 +325,7 @@ impl Optimizer {
                 .map(|(square, norms)| ParameterNorms {
                     gradient: square.sqrt(),
                     update: norms[0],
-                    value: norms[1],
+                    weight: norms[1],
                 });
         let parameters: Vec<ParameterNorms> = parameters.collect();
         let gradient = squares.iter().sum::<f64>().sqrt();
@@ -372,8 +372,8 @@ impl Optimizer {
 
     /// Returns the name of a moment that is not finite, if any.
     pub fn first_non_finite(&self, model: &Model) -> Option<String> {
-        let is_broken = |moment: &Moment<'_>| !moment.handle.is_finite(model.executor());
-        let found = self.moments().find(is_broken)?;
+        let is_non_finite = |moment: &Moment<'_>| !moment.handle.is_finite(model.executor());
+        let found = self.moments().find(is_non_finite)?;
         Some(format!("a moment of {}", found.spec.name))
     }
 

@@ -41,7 +41,7 @@ pub struct Dump {
     /// Ids of the batch's instances.
     pub instances: Vec<u64>,
     /// Weights that produced the activations: those before the step's update or after it.
-    pub weights: Weights,
+    pub weights: WeightsVersion,
     /// All blocks, for the micro-batch with the largest loss.
     pub layers: LayerRecord,
     /// Norms of every parameter, by name.
@@ -53,11 +53,11 @@ pub struct Dump {
 /// # Errors
 /// If a dump cannot be read.
 pub fn find_failure_dump(run: &Path, step: u64) -> Result<Option<Dump>> {
-    for (of, path) in dumps(run)?.into_iter().rev() {
+    for (dump_step, path) in dumps(run)?.into_iter().rev() {
         let bytes = files::read_small(&path, DUMP_LIMIT)?;
         let dump: Dump = serde_json::from_slice(&bytes)
             .map_err(|error| Error::format(&path, error.to_string()))?;
-        if of >= step && dump.kind == DumpReason::NotFinite {
+        if dump_step >= step && dump.kind == DumpReason::NotFinite {
             return Ok(Some(dump));
         }
     }
@@ -105,7 +105,7 @@ pub enum DumpReason {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
-pub enum Weights {
+pub enum WeightsVersion {
     /// Before the update.
     Before,
     /// After the update.
@@ -134,7 +134,9 @@ impl From<&ParameterNorms> for DumpedNorms {
 
 /// Removes dumps of steps after `step`, which will be run again; returns the number of dumps left.
 fn remove_dumps_after(run: &Path, step: u64) -> Result<usize> {
-    let (later, left): (Vec<_>, Vec<_>) = dumps(run)?.into_iter().partition(|(of, _)| *of > step);
+    let (later, left): (Vec<_>, Vec<_>) = dumps(run)?
+        .into_iter()
+        .partition(|(dump_step, _)| *dump_step > step);
     for (_, path) in later {
         std::fs::remove_file(&path).map_err(Error::io(&path))?;
     }

@@ -163,14 +163,14 @@ impl Schedule {
     /// formula, and the last step.
     pub(super) fn breakpoints(&self) -> Vec<usize> {
         let decay_start = self.steps - self.decay;
-        let turns = [
+        let breakpoints = [
             self.warmup,
             self.warmup + 1,
             decay_start,
             decay_start + 1,
             self.steps,
         ];
-        turns.to_vec()
+        breakpoints.to_vec()
     }
 
     /// Returns the learning rate of step `step`, counted from 1. Constant after the last step.
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn curves_end_where_they_should() {
+    fn decay_ends_at_the_minimum_learning_rate() {
         assert_eq!(schedule(ScheduleKind::Constant).lr(110), 2.0);
         for kind in [
             ScheduleKind::Linear,

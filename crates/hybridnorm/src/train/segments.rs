@@ -73,8 +73,9 @@ pub fn read(run: &Path) -> Result<Vec<Segment>> {
         return Ok(Vec::new());
     }
     let bytes = files::read_small(&path, LIMIT)?;
-    let opened = checksummed::open_list(&bytes).map_err(|problem| Error::format(&path, problem))?;
-    Ok(opened.into_iter().map(|segment| segment.content).collect())
+    let parsed =
+        checksummed::parse_list(&bytes).map_err(|problem| Error::format(&path, problem))?;
+    Ok(parsed.into_iter().map(|segment| segment.content).collect())
 }
 
 /// Writes the segments of a run.

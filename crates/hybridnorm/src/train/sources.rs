@@ -106,27 +106,27 @@ impl DataCoverage {
 ///
 /// ```
 /// use hybridnorm::data::TokenDataset;
-/// use hybridnorm::train::{Config, Sources};
+/// use hybridnorm::train::{Config, TrainingData};
 ///
 /// let tokens: Vec<u32> = (0..41).map(|i| i % 8).collect();
 /// let train = TokenDataset::from_tokens(&tokens, 8, 8)?;
 /// let validation = TokenDataset::from_tokens(&tokens[..18], 8, 8)?;
-/// let sources = Sources::new(&Config::default(), train, Some(validation));
-/// assert_eq!(sources.vocab_size, Some(8));
-/// assert_eq!(sources.coverage.train.tokens, 40);
+/// let data = TrainingData::new(&Config::default(), train, Some(validation));
+/// assert_eq!(data.vocab_size, Some(8));
+/// assert_eq!(data.coverage.train.tokens, 40);
 /// // The last of 17 targets is in no complete sequence.
-/// assert_eq!(sources.coverage.validation.unwrap().tokens, 16);
+/// assert_eq!(data.coverage.validation.unwrap().tokens, 16);
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```
 #[derive(Debug)]
 #[non_exhaustive]
-pub struct Sources {
+pub struct TrainingData {
     /// Training data.
     pub train: TokenDataset,
     /// Validation data, if any.
     pub validation: Option<TokenDataset>,
     /// Reason why there is no validation data; empty if there is.
-    pub no_validation: String,
+    pub no_validation_reason: String,
     /// Counts of used and omitted tokens of both.
     pub coverage: DataCoverage,
     /// Notes on the data, such as records omitted, truncated or replaced when text was prepared.
@@ -139,13 +139,13 @@ pub struct Sources {
     pub folders: Vec<PathBuf>,
 }
 
-impl Sources {
+impl TrainingData {
     /// Creates the data of a run from the caller's tokens; the vocabulary size is the larger of the
     /// two. `config.train.eval_sequences` limits the sequences per evaluation.
     pub fn new(config: &Config, train: TokenDataset, validation: Option<TokenDataset>) -> Self {
-        let of_validation = validation.as_ref().map_or(0, TokenDataset::vocab_size);
-        let vocab_size = train.vocab_size().max(of_validation);
-        let no_validation = match validation {
+        let validation_vocab_size = validation.as_ref().map_or(0, TokenDataset::vocab_size);
+        let vocab_size = train.vocab_size().max(validation_vocab_size);
+        let no_validation_reason = match validation {
             Some(_) => String::new(),
             None => "the run was opened on training tokens only".into(),
         };
@@ -160,7 +160,7 @@ impl Sources {
             vocab_size: Some(vocab_size),
             train,
             validation,
-            no_validation,
+            no_validation_reason,
             notes: Vec::new(),
             tokenizer: None,
             folders: Vec::new(),
@@ -181,8 +181,8 @@ pub fn validation_windows(config: &Config) -> Windows {
 ///
 /// # Errors
 /// If it does not.
-pub fn check_vocabulary(sources: &Sources, model: &ModelConfig) -> Result<()> {
-    match sources.vocab_size {
+pub fn check_vocabulary(data: &TrainingData, model: &ModelConfig) -> Result<()> {
+    match data.vocab_size {
         Some(needed) if needed > model.vocab_size => Err(Error::conflict(
             ["model.vocab_size"],
             format!(

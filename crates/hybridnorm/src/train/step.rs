@@ -131,22 +131,22 @@ pub(super) fn plan(
     buffers: StepBuffers,
 ) -> Result<Programs> {
     let divisor = (shape.micro_batch * shape.seq_len * shape.grad_accum_steps) as f64;
-    let of_pass = [shape.micro_batch, shape.seq_len];
+    let batch_shape = [shape.micro_batch, shape.seq_len];
     let options = Options {
         recompute: shape.recompute,
         ..Options::default()
     };
-    let with_logits = layout.config().qk_clip.is_some();
+    let with_max_attention_logits = layout.config().qk_clip.is_some();
     let StepBuffers { moments, sums } = buffers;
     let programs = if let Some(sums) = sums {
         let micro = |overwrites: bool| -> Result<(Program, PassTaps)> {
             let g = Builder::new();
-            let recorded = gradients::build_pass(&g, decoder, of_pass, divisor)?;
-            let pass = PassTaps::new(decoder, &recorded, with_logits);
-            for (spec, gradient) in &recorded.gradients {
+            let pass = gradients::build_pass(&g, decoder, batch_shape, divisor)?;
+            let taps = PassTaps::new(decoder, &pass, with_max_attention_logits);
+            for (spec, gradient) in &pass.gradients {
                 ops::accumulate(*gradient, spec.param().value_in(sums, &g), overwrites);
             }
-            Ok((Program::new(g.finish(), &pass.outputs(), options), pass))
+            Ok((Program::new(g.finish(), &taps.outputs(), options), taps))
         };
         let (first, accumulate) = (micro(true)?, micro(false)?);
         let g = Builder::new();
@@ -165,15 +165,15 @@ pub(super) fn plan(
         }))
     } else {
         let g = Builder::new();
-        let recorded = gradients::build_pass(&g, decoder, of_pass, divisor)?;
-        let pass = PassTaps::new(decoder, &recorded, with_logits);
-        let by_name = named(&recorded.gradients);
-        let update = layout.build_update(&g, moments, &by_name, recorded.objective);
+        let pass = gradients::build_pass(&g, decoder, batch_shape, divisor)?;
+        let taps = PassTaps::new(decoder, &pass, with_max_attention_logits);
+        let by_name = named(&pass.gradients);
+        let update = layout.build_update(&g, moments, &by_name, pass.objective);
         decoder.normalize_unit_weights(&g);
-        let outputs = [pass.outputs(), update.outputs()].concat();
+        let outputs = [taps.outputs(), update.outputs()].concat();
         Programs::Fused(Box::new(Fused {
             program: Program::new(g.finish(), &outputs, options),
-            pass,
+            pass: taps,
             update,
         }))
     };
@@ -349,7 +349,7 @@ impl TrainingStep {
 
 /// Returns the losses of a step: sums over its passes, each of which divides by the number of targets of the step.
 fn summed_losses(passes: &[PassStats]) -> BatchLosses {
-    let sum = |of: fn(&BatchLosses) -> f64| passes.iter().map(|pass| of(&pass.losses)).sum();
+    let sum = |loss: fn(&BatchLosses) -> f64| passes.iter().map(|pass| loss(&pass.losses)).sum();
     BatchLosses {
         objective: sum(|losses| losses.objective),
         cross_entropy: sum(|losses| losses.cross_entropy),

@@ -7,14 +7,14 @@ mod failure;
 mod files;
 mod initial;
 mod learner;
-mod observe;
 mod open;
-mod parts;
 mod resume;
 mod start_point;
 mod step;
+mod step_metrics;
 #[cfg(test)]
 mod testing;
+mod types;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,7 +35,7 @@ use crate::placement::Warning;
 use data::RunData;
 use files::RunFiles;
 use learner::Learner;
-pub use parts::{Event, OpenOptions, Outcome, Start, State, Step};
+pub use types::{Event, OpenOptions, Outcome, Start, State, Step};
 
 /// A training run.
 ///
@@ -44,7 +44,7 @@ pub use parts::{Event, OpenOptions, Outcome, Start, State, Step};
 ///
 /// use hybridnorm::Device;
 /// use hybridnorm::data::TokenDataset;
-/// use hybridnorm::train::{Config, ModelSection, Sources, Start, TrainSection, Trainer};
+/// use hybridnorm::train::{Config, ModelSection, Start, TrainSection, Trainer, TrainingData};
 ///
 /// let model = ModelSection::new("hybridnorm")
 ///     .with_d_model(16)
@@ -56,13 +56,13 @@ pub use parts::{Event, OpenOptions, Outcome, Start, State, Step};
 /// let config = Config::default().with_model(model).with_train(train);
 ///
 /// let tokens: Vec<u32> = (0..200).map(|i| i % 8).collect();
-/// let data = TokenDataset::from_tokens(&tokens, 8, 8)?;
-/// let sources = Sources::new(&config, data, None);
+/// let dataset = TokenDataset::from_tokens(&tokens, 8, 8)?;
+/// let data = TrainingData::new(&config, dataset, None);
 ///
 /// let folder = tempfile::tempdir().unwrap();
 /// let run = folder.path().join("run");
 /// let (start, device) = (Start::Fresh, Device::Cpu);
-/// let mut trainer = Trainer::open_on(config, sources, &run, start, device, &mut |_| {})?;
+/// let mut trainer = Trainer::open_with_data(config, data, &run, start, device, &mut |_| {})?;
 /// let outcome = trainer.run(&AtomicBool::new(false), &mut |_| {})?;
 /// assert!(outcome.finished && outcome.checkpoint.exists());
 /// # Ok::<(), hybridnorm::Error>(())

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::super::TensorCounts;
-use super::super::experts::{self, Layout};
+use super::super::experts::{self, ExpertDims};
 use super::super::source::TensorSource;
 use super::family::Family;
 use crate::model::{ModelConfig, MoeConfig};
@@ -130,12 +130,12 @@ impl Weights {
                 matrices.push(self.take(&name)?);
             }
         }
-        let layout = Layout {
+        let dims = ExpertDims {
             d_model: config.d_model,
             d_expert: moe.d_expert,
         };
         self.converted
-            .extend(experts::stacks(converted, layout, all)?);
+            .extend(experts::stack_projections(converted, dims, all)?);
         Ok(())
     }
 

@@ -167,7 +167,7 @@ fn default_layer_norm_type() -> String {
 impl Official {
     pub(super) fn to_config(&self) -> Result<ModelConfig, String> {
         self.reject_unsupported()?;
-        let (activation, fused) = match self.activation_type.as_str() {
+        let (activation, n_projections) = match self.activation_type.as_str() {
             "swiglu" => (Activation::Swiglu, 2),
             other => return Err(format!("activation_type {other:?}, expected \"swiglu\"")),
         };
@@ -178,10 +178,10 @@ impl Official {
                 .checked_mul(self.d_model)
                 .ok_or_else(|| format!("mlp_ratio {} is too large", self.mlp_ratio))?,
         };
-        if !hidden.is_multiple_of(fused) {
+        if !hidden.is_multiple_of(n_projections) {
             return Err(format!("mlp_hidden_size {hidden} is odd"));
         }
-        let moe = self.moe(hidden / fused)?;
+        let moe = self.moe(hidden / n_projections)?;
         let n_kv_heads = match (self.n_kv_heads, self.multi_query_attention) {
             (Some(heads), _) => heads,
             (None, Some(true)) => 1,
@@ -192,7 +192,11 @@ impl Official {
             n_layers: self.n_layers,
             n_heads: self.n_heads,
             n_kv_heads,
-            d_ff: if moe.is_some() { 0 } else { hidden / fused },
+            d_ff: if moe.is_some() {
+                0
+            } else {
+                hidden / n_projections
+            },
             vocab_size: self.embedding_size.unwrap_or(self.vocab_size),
             max_seq_len: self.max_sequence_length,
             rope_theta: self.rope_theta,

@@ -145,8 +145,8 @@ impl StudyFolder {
             return Ok(None);
         }
         let bytes = files::read_small(&path, RECORD_LIMIT)?;
-        let problem = match checksummed::open::<History>(&bytes) {
-            Ok(opened) if opened.checksum.is_some() => return Ok(Some(opened.content)),
+        let problem = match checksummed::parse::<History>(&bytes) {
+            Ok(parsed) if parsed.checksum.is_some() => return Ok(Some(parsed.content)),
             Ok(_) => missing_checksum(),
             Err(problem) => problem,
         };

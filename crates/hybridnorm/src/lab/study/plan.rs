@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::format_number::config_number;
 use crate::lab::analysis::AnalysisRules;
 use crate::placement::{PlacementConfig, canonical_hash};
-use crate::train::config::{from_toml, read_text, with_overrides};
+use crate::train::config::{from_toml, read_text, with_settings};
 use crate::train::{Config, LogSection, OptimizerConfig};
 
 /// Incremented whenever the same configuration leads to different results, so that old records are not reused for new
@@ -84,7 +84,7 @@ impl Study {
     /// As [`Study::load`].
     pub fn parse(text: &str, settings: &[String]) -> Result<Self> {
         let file: StudyConfig = from_toml(text, settings)?;
-        let table = with_overrides(text, settings)?;
+        let table = with_settings(text, settings)?;
         reject_study_keys(&table, &file.study)?;
         Self::new(file)
     }

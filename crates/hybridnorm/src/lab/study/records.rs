@@ -26,9 +26,9 @@ impl StudyFolder {
     fn record(&self, run: &PlannedRun, history: Option<&History>) -> Result<(RunRecord, bool)> {
         let path = self.record_path(&run.id);
         let bytes = files::read_small(&path, RECORD_LIMIT)?;
-        let opened = checksummed::open::<RunRecord>(&bytes)
+        let parsed = checksummed::parse::<RunRecord>(&bytes)
             .map_err(|problem| Error::format(&path, problem))?;
-        let (record, has_checksum) = (opened.content, opened.checksum.is_some());
+        let (record, has_checksum) = (parsed.content, parsed.checksum.is_some());
         let needs_checksum =
             history.is_some_and(|history| !history.may_lack_checksum(&name(&run.id)));
         let problem = match needs_checksum && !has_checksum {

@@ -70,9 +70,9 @@ impl StudyFolder {
 }
 
 fn read(bytes: &[u8], may_lack_checksum: bool) -> Result<Vec<Rung>, String> {
-    let opened = checksummed::open_list(bytes)?;
-    match opened.iter().all(|rung| rung.checksum.is_some()) || may_lack_checksum {
-        true => Ok(opened.into_iter().map(|rung| rung.content).collect()),
+    let parsed = checksummed::parse_list(bytes)?;
+    match parsed.iter().all(|rung| rung.checksum.is_some()) || may_lack_checksum {
+        true => Ok(parsed.into_iter().map(|rung| rung.content).collect()),
         false => Err(missing_checksum()),
     }
 }

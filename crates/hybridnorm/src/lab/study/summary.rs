@@ -229,7 +229,7 @@ fn cost(records: &[Metrics], tokens_per_step: usize, estimated_memory: u64) -> C
         seconds: seconds.sum(),
         peak_memory_bytes: None,
         estimated_memory_bytes: Some(estimated_memory),
-        machine: Some(machine::name()),
+        machine: Some(machine::cpu_name()),
         threads: Some(threads::count()),
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
     }

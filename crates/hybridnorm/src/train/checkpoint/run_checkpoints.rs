@@ -98,7 +98,7 @@ pub fn exists(run: &Path) -> Result<bool> {
 /// If one cannot be deleted.
 pub fn prune(run: &Path, step: u64, keep: usize) -> Result<()> {
     let mut all = list(run)?;
-    all.retain(|&(of, _)| of <= step);
+    all.retain(|&(saved_step, _)| saved_step <= step);
     let surplus = all.len().saturating_sub(keep.max(1));
     for (_, path) in &all[..surplus] {
         fs::remove_dir_all(path).map_err(Error::io(path))?;

@@ -40,13 +40,13 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
 pub(crate) fn from_toml<T: DeserializeOwned>(text: &str, settings: &[String]) -> Result<T> {
     // The text itself is deserialized first, so that errors have its line numbers.
     let reader = toml::Deserializer::parse(text).map_err(|error| in_text(text, "", &error))?;
-    check_sections(&with_overrides(text, &[])?)?;
+    check_sections(&with_settings(text, &[])?)?;
     let plain: T = serde_path_to_error::deserialize(reader)
         .map_err(|error| in_text(text, &error.path().to_string(), error.inner()))?;
     if settings.is_empty() {
         return Ok(plain);
     }
-    let table = with_overrides(text, settings)?;
+    let table = with_settings(text, settings)?;
     check_sections(&table)?;
     serde_path_to_error::deserialize(toml::Value::Table(table)).map_err(|error| {
         let invalid_setting = invalid_setting::<T>(text, settings, error.inner());
@@ -55,7 +55,7 @@ pub(crate) fn from_toml<T: DeserializeOwned>(text: &str, settings: &[String]) ->
 }
 
 /// Parses a text into a table with settings on top.
-pub(crate) fn with_overrides(text: &str, settings: &[String]) -> Result<toml::Table> {
+pub(crate) fn with_settings(text: &str, settings: &[String]) -> Result<toml::Table> {
     let mut table: toml::Table = toml::from_str(text).map_err(|error| in_text(text, "", &error))?;
     for setting in settings {
         apply(&mut table, setting)?;

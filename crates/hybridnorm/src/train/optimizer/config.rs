@@ -9,7 +9,7 @@ use crate::model::Role;
 use crate::ops::{self, MuonParameter};
 
 /// Newton-Schulz iterations of Muon.
-const NEWTON_SCHULZ: usize = 5;
+const NEWTON_SCHULZ_STEPS: usize = 5;
 
 /// `[optimizer]`: update rule and hyperparameters.
 ///
@@ -180,7 +180,7 @@ impl OptimizerConfig {
         ops::Muon {
             momentum: self.momentum(),
             nesterov: true,
-            iterations: NEWTON_SCHULZ,
+            iterations: NEWTON_SCHULZ_STEPS,
             max_grad_norm: self.clip_grad_norm,
             parameters,
         }

@@ -73,21 +73,21 @@ fn trailing_zeros_are_ignored() {
 }
 
 #[test]
-fn damage_is_an_error_only_before_the_resume_step() {
+fn corruption_is_an_error_only_before_the_resume_step() {
     let gap = "\0\0\0\n";
     let [one, two, three] = [1, 2, 3].map(line);
-    let damaged = run(&[&one, gap, &three]);
-    RecordFile::<Metrics>::open(damaged.path(), 1).unwrap();
-    assert_eq!(steps(damaged.path()), [1]);
-    let damaged = run(&[&one, gap, &two, &three]);
-    let before = fs::read(damaged.path().join(Metrics::FILE)).unwrap();
-    let found = RecordFile::<Metrics>::open(damaged.path(), 2).unwrap_err();
+    let corrupt = run(&[&one, gap, &three]);
+    RecordFile::<Metrics>::open(corrupt.path(), 1).unwrap();
+    assert_eq!(steps(corrupt.path()), [1]);
+    let corrupt = run(&[&one, gap, &two, &three]);
+    let before = fs::read(corrupt.path().join(Metrics::FILE)).unwrap();
+    let found = RecordFile::<Metrics>::open(corrupt.path(), 2).unwrap_err();
     assert!(
         found.to_string().contains("line 2 is not a valid record"),
         "{found}"
     );
     assert_eq!(
-        fs::read(damaged.path().join(Metrics::FILE)).unwrap(),
+        fs::read(corrupt.path().join(Metrics::FILE)).unwrap(),
         before
     );
 }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{DataCoverage, Sources, validation_windows};
+use super::{DataCoverage, TrainingData, validation_windows};
 use crate::data::open::TokenizerChoice;
 use crate::data::{
     self, OpenOptions, OpenedData, Progress, SourceOptions, Split, TokenDataset, Tokenizer,
@@ -20,7 +20,7 @@ pub fn open(
     config: &Config,
     own_checkpoint: Option<&Checkpoint>,
     progress: &mut dyn FnMut(Progress),
-) -> Result<Sources> {
+) -> Result<TrainingData> {
     if config.data.train.is_empty() {
         return Err(Error::missing(
             "data.train",
@@ -32,7 +32,7 @@ pub fn open(
     let train = data::open(&config.data.train, Split::Train, &options, progress)?;
     let mut notes = preparation_notes(&train);
     let mut validation_text = None;
-    let (validation, no_validation) = match config.data.validation.is_empty() {
+    let (validation, no_validation_reason) = match config.data.validation.is_empty() {
         true => held_out_validation(config, &train, &mut notes)?,
         false => {
             let opened = open_validation(config, &train, options, &mut notes, progress)?;
@@ -58,7 +58,7 @@ pub fn open(
         .as_ref()
         .map(Tokenizer::vocab_size)
         .or(vocab_size);
-    Ok(Sources {
+    Ok(TrainingData {
         folders: train
             .folders
             .iter()
@@ -66,7 +66,7 @@ pub fn open(
             .collect(),
         train: train.dataset,
         validation,
-        no_validation,
+        no_validation_reason,
         coverage,
         notes,
         tokenizer: train.tokenizer,

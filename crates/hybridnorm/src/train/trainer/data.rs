@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::loss::{self, Loss};
 use crate::model::Model;
 use crate::train::config::Config;
-use crate::train::sources::{self, DataCoverage, Sources};
+use crate::train::sources::{self, DataCoverage, TrainingData};
 
 /// Training batches from the data cursor on, validation data, and the coverage and tokenizer of both.
 pub(super) struct RunData {
@@ -20,15 +20,17 @@ pub(super) struct RunData {
 }
 
 impl RunData {
+    /// Creates the data of a run whose batches start at `cursor`.
+    ///
     /// # Errors
     /// If the position is beyond the data.
-    pub(super) fn new(sources: Sources, order: Order, cursor: Cursor) -> Result<Self> {
+    pub(super) fn new(data: TrainingData, order: Order, cursor: Cursor) -> Result<Self> {
         Ok(Self {
-            stream: BatchStream::new(sources.train, order, cursor)?,
-            validation: sources.validation,
-            coverage: sources.coverage,
-            tokenizer: sources.tokenizer,
-            folders: sources.folders,
+            stream: BatchStream::new(data.train, order, cursor)?,
+            validation: data.validation,
+            coverage: data.coverage,
+            tokenizer: data.tokenizer,
+            folders: data.folders,
         })
     }
 
@@ -69,8 +71,8 @@ mod tests {
             .with_grad_accum_steps(2)
             .with_eval_sequences(3);
         let config = Config::default().with_train(train);
-        let sources = Sources::new(&config, tokens(4 * SEQ + 1), validation);
-        let data = RunData::new(sources, Order::Sequential, Cursor::default()).unwrap();
+        let data = TrainingData::new(&config, tokens(4 * SEQ + 1), validation);
+        let data = RunData::new(data, Order::Sequential, Cursor::default()).unwrap();
         let mut model = Model::new(&tiny(), 0, Device::Cpu).unwrap();
         let found = data.evaluate(&mut model, &config).unwrap();
         assert_eq!(data.stream.cursor(), Cursor::default());
@@ -83,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn the_loss_is_that_of_the_first_validation_sequences() {
+    fn evaluation_is_limited_to_eval_sequences() {
         let found = evaluate(Some(tokens(5 * SEQ + 1))).unwrap();
         assert_eq!(found.tokens, 3 * SEQ as u64);
         let mut model = Model::new(&tiny(), 0, Device::Cpu).unwrap();

@@ -10,7 +10,7 @@ use crate::train::checkpoint;
 use crate::train::layers::{LayerRecord, finite_or_none};
 use crate::train::metrics::Metrics;
 use crate::train::optimizer::ParameterNorms;
-use crate::train::recorder::{Dump, DumpReason, Recorder, Weights};
+use crate::train::recorder::{Dump, DumpReason, Recorder, WeightsVersion};
 use crate::train::spikes::Spike;
 
 /// Context of a step for a dump, besides its metrics.
@@ -20,7 +20,7 @@ pub(super) struct StepContext {
     /// The micro-batch whose activations are dumped.
     pub(super) batch: Batch,
     /// Weights of the model: those before the step's update or after it.
-    pub(super) weights: Weights,
+    pub(super) weights: WeightsVersion,
     /// Norms of every parameter.
     pub(super) norms: BTreeMap<String, ParameterNorms>,
 }
@@ -55,7 +55,7 @@ pub(super) fn divergence(
     }
 }
 
-/// Returns the spikes of a step, of which the first ones of the run are dumped.
+/// Returns the spikes of a step; if there are any, dumps the step if the limit on dumps allows it.
 pub(super) fn detect_spikes(
     learner: &mut Learner,
     recorder: &mut Recorder,
@@ -116,7 +116,7 @@ mod tests {
     use crate::train::recorder::find_failure_dump;
     use crate::train::trainer::testing::{batches, learner};
 
-    fn context(batch: Batch, weights: Weights) -> StepContext {
+    fn context(batch: Batch, weights: WeightsVersion) -> StepContext {
         StepContext {
             instances: batch.instance_ids.clone(),
             batch,
@@ -148,7 +148,7 @@ mod tests {
     fn a_divergence_is_dumped_and_its_error_names_step_instances_and_dump() {
         let folder = tempfile::tempdir().unwrap();
         let (mut learner, mut recorder) = (learner(), recorder(folder.path(), 0));
-        let context = context(batches(usize::MAX).peek(2).unwrap(), Weights::Before);
+        let context = context(batches(usize::MAX).peek(2).unwrap(), WeightsVersion::Before);
         let metrics = metrics(7, f64::NAN);
         let error = divergence(
             &mut learner,
@@ -164,7 +164,7 @@ mod tests {
         let dump = find_failure_dump(folder.path(), 7).unwrap().unwrap();
         assert_eq!(
             (dump.kind, dump.weights),
-            (DumpReason::NotFinite, Weights::Before)
+            (DumpReason::NotFinite, WeightsVersion::Before)
         );
         assert_eq!((dump.loss, dump.lr), (None, 1e-3));
         assert_eq!(dump.instances, context.instances);
@@ -181,7 +181,7 @@ mod tests {
     fn only_the_first_spikes_are_dumped() {
         let folder = tempfile::tempdir().unwrap();
         let (mut learner, mut recorder) = (learner(), recorder(folder.path(), 1));
-        let context = context(batches(usize::MAX).peek(2).unwrap(), Weights::After);
+        let context = context(batches(usize::MAX).peek(2).unwrap(), WeightsVersion::After);
         let mut spikes = Vec::new();
         for step in 1..=400 {
             let loss = match step {

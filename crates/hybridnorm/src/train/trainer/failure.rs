@@ -7,7 +7,7 @@ use super::dumps::{self, StepContext};
 use crate::data::Batch;
 use crate::error::{Error, Result};
 use crate::train::metrics::Metrics;
-use crate::train::recorder::Weights;
+use crate::train::recorder::WeightsVersion;
 
 impl Trainer {
     /// Checks that weights, moments and the loss of the next micro-batch are finite. Otherwise the last good
@@ -46,7 +46,7 @@ impl Trainer {
         let context = StepContext {
             instances: batch.instance_ids.clone(),
             batch,
-            weights: Weights::Before,
+            weights: WeightsVersion::Before,
             norms: BTreeMap::new(),
         };
         dumps::divergence(

@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_does_not_survive_a_kill_is_marked_until_it_is_finished() {
+    fn run_that_restarts_after_a_kill_is_marked_unfinished_until_it_finishes() {
         for resumes_after_kill in [true, false] {
             let folder = tempfile::tempdir().unwrap();
             let mark = folder.path().join(run_directory::UNFINISHED);

@@ -7,7 +7,7 @@ use super::super::config::{Config, InitSection};
 use super::super::inventory::inventory;
 use super::super::optimizer::Optimizer;
 use super::super::run_directory;
-use super::super::sources::{self, Sources};
+use super::super::sources::{self, TrainingData};
 use super::start_point::StartPoint;
 use super::{Event, State, resume};
 use crate::Device;
@@ -43,20 +43,18 @@ impl InitialModel {
     pub(super) fn new(
         config: &Config,
         start_point: &StartPoint,
-        sources: &Sources,
+        data: &TrainingData,
         device: Device,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
         match (start_point, &config.init) {
-            (StartPoint::Branch(from), _) => Self::branched(config, from, sources, device),
+            (StartPoint::Branch(from), _) => Self::branched(config, from, data, device),
             (StartPoint::Resumed(checkpoint), _) => {
                 check_memory(config, &checkpoint.config()?)?;
                 Ok((checkpoint.model(device)?, Vec::new()).into())
             }
-            (StartPoint::Fresh, Some(init)) => {
-                Self::loaded(config, init, sources, device, on_event)
-            }
-            (StartPoint::Fresh, None) => Self::initialized(config, sources, device),
+            (StartPoint::Fresh, Some(init)) => Self::loaded(config, init, data, device, on_event),
+            (StartPoint::Fresh, None) => Self::initialized(config, data, device),
         }
     }
 
@@ -65,11 +63,11 @@ impl InitialModel {
     fn branched(
         config: &Config,
         from: &Checkpoint,
-        sources: &Sources,
+        data: &TrainingData,
         device: Device,
     ) -> Result<Self> {
         let model_config = match &config.model {
-            Some(section) => section.resolve(config.train.seq_len, sources.vocab_size)?,
+            Some(section) => section.resolve(config.train.seq_len, data.vocab_size)?,
             None => from.config()?,
         };
         let (_, warnings) = model_config.resolve()?;
@@ -90,7 +88,7 @@ impl InitialModel {
     fn loaded(
         config: &Config,
         init: &InitSection,
-        sources: &Sources,
+        data: &TrainingData,
         device: Device,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
@@ -98,8 +96,8 @@ impl InitialModel {
         for problem in from.skipped_checkpoints() {
             on_event(Event::Note(run_directory::skipped_checkpoint_note(problem)));
         }
-        let model_config = resolve_init_model(config, &from, sources)
-            .map_err(|e| config.origin.prefix_error(e))?;
+        let model_config =
+            resolve_init_model(config, &from, data).map_err(|e| config.origin.prefix_error(e))?;
         check_memory(config, &model_config)?;
         let trained = from.config()?.max_seq_len;
         if config.train.seq_len > trained {
@@ -120,14 +118,14 @@ impl InitialModel {
     }
 
     /// Creates a model with random initial weights.
-    fn initialized(config: &Config, sources: &Sources, device: Device) -> Result<Self> {
+    fn initialized(config: &Config, data: &TrainingData, device: Device) -> Result<Self> {
         let in_file = |error| config.origin.prefix_error(error);
         let section = config
             .model
             .as_ref()
             .ok_or_else(|| Error::missing("[model]", ""))?;
         let model_config = section
-            .resolve(config.train.seq_len, sources.vocab_size)
+            .resolve(config.train.seq_len, data.vocab_size)
             .map_err(in_file)?;
         let (_, warnings) = model_config.resolve().map_err(in_file)?;
         check_memory(config, &model_config)?;
@@ -140,7 +138,7 @@ impl InitialModel {
         &mut self,
         config: &Config,
         start_point: &StartPoint,
-        sources: &Sources,
+        data: &TrainingData,
     ) -> Result<(Optimizer, State)> {
         let mut optimizer = Optimizer::new(config.optimizer.clone(), &mut self.model)?;
         let Some(checkpoint) = start_point.checkpoint() else {
@@ -148,13 +146,13 @@ impl InitialModel {
                 step: 0,
                 tokens: 0,
                 cursor: Cursor::default(),
-                data: sources.train.fingerprint(),
+                data: data.train.fingerprint(),
                 max_grad_norm: 0.0,
             };
             return Ok((optimizer, state));
         };
         let state: State = checkpoint.state()?;
-        resume::check_same_data(checkpoint, &state.data, sources)?;
+        resume::check_same_data(checkpoint, &state.data, data)?;
         let (moments, step, model) = (checkpoint.moments()?, state.step, &mut self.model);
         match start_point.is_resumed() {
             true => optimizer.restore(step, &moments, model)?,
@@ -195,10 +193,10 @@ fn parameters_with_same_layout(from: &ModelConfig, to: &ModelConfig) -> Result<B
 fn resolve_init_model(
     config: &Config,
     from: &Checkpoint,
-    sources: &Sources,
+    data: &TrainingData,
 ) -> Result<ModelConfig> {
     let mut from_checkpoint = from.config()?;
-    sources::check_vocabulary(sources, &from_checkpoint)?;
+    sources::check_vocabulary(data, &from_checkpoint)?;
     let longest = from_checkpoint.max_seq_len.max(config.train.seq_len);
     let Some(section) = &config.model else {
         from_checkpoint.max_seq_len = longest;

@@ -8,7 +8,7 @@ use crate::train::schedule::Schedule;
 use crate::train::step::{StepOutcome, StepShape, TrainingStep};
 
 /// Reciprocal of the fraction of a step's tokens for which activations are sampled.
-const SAMPLED_ONE_IN: usize = 8;
+const SAMPLING_DIVISOR: usize = 8;
 /// Minimum number of positions of a sampled sequence: attention over fewer is not representative.
 const MIN_SAMPLED_POSITIONS: usize = 32;
 
@@ -164,17 +164,17 @@ impl Learner {
         parameter.or_else(|| self.optimizer.first_non_finite(&self.model))
     }
 
-    /// Returns activations for about one in [`SAMPLED_ONE_IN`] tokens of a step of `sequences`: whole sequences of its
-    /// first micro-batch, or the beginning of one if a step has fewer than [`SAMPLED_ONE_IN`] sequences.
+    /// Returns activations for about one in [`SAMPLING_DIVISOR`] tokens of a step of `sequences`: whole sequences of its
+    /// first micro-batch, or the beginning of one if a step has fewer than [`SAMPLING_DIVISOR`] sequences.
     fn sample_activations(
         &mut self,
         batch: &Batch,
         sequences: usize,
     ) -> Result<Vec<BlockActivationStats>> {
         let seq = batch.seq_len;
-        let sampled = (sequences / SAMPLED_ONE_IN).clamp(1, batch.len());
-        let positions = match sequences < SAMPLED_ONE_IN {
-            true => (seq * sequences / SAMPLED_ONE_IN).max(seq.min(MIN_SAMPLED_POSITIONS)),
+        let sampled = (sequences / SAMPLING_DIVISOR).clamp(1, batch.len());
+        let positions = match sequences < SAMPLING_DIVISOR {
+            true => (seq * sequences / SAMPLING_DIVISOR).max(seq.min(MIN_SAMPLED_POSITIONS)),
             false => seq,
         };
         self.activations(batch, sampled, positions)

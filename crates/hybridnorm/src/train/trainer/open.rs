@@ -11,7 +11,7 @@ use super::super::records::Record;
 use super::super::segments::{self, Segment};
 #[cfg(feature = "data")]
 use super::super::sources;
-use super::super::sources::Sources;
+use super::super::sources::TrainingData;
 use super::data::RunData;
 use super::files::{InitialFiles, RunFiles};
 use super::initial::InitialModel;
@@ -53,25 +53,25 @@ impl Trainer {
     /// As [`Trainer::open`]; [`Error::NoEffect`] if `[data]` sets anything but the order; [`Error::Conflict`] if the
     /// sequence length of the tokens differs from `train.seq_len`, or the validation tokens are fewer than one
     /// sequence.
-    pub fn open_on(
+    pub fn open_with_data(
         config: Config,
-        sources: Sources,
+        data: TrainingData,
         run: &Path,
         start: Start,
         device: Device,
         on_event: &mut dyn FnMut(Event<'_>),
     ) -> Result<Self> {
         let options = OpenOptions::default();
-        Self::open_on_with(config, sources, run, start, &options, device, on_event)
+        Self::open_with_data_and_options(config, data, run, start, &options, device, on_event)
     }
 
-    /// Opens a run as [`Trainer::open_on`] does, with options.
+    /// Opens a run as [`Trainer::open_with_data`] does, with options.
     ///
     /// # Errors
-    /// As [`Trainer::open_on`].
-    pub fn open_on_with(
+    /// As [`Trainer::open_with_data`].
+    pub fn open_with_data_and_options(
         config: Config,
-        sources: Sources,
+        data: TrainingData,
         run: &Path,
         start: Start,
         options: &OpenOptions,
@@ -85,9 +85,9 @@ impl Trainer {
                 ", except its order: the run is opened on in-memory tokens",
             ));
         }
-        check_sequences(&config, &sources)?;
-        let sources = Some(sources);
-        Self::open_run(config, sources, run, start, options, device, on_event)
+        check_sequences(&config, &data)?;
+        let data = Some(data);
+        Self::open_run(config, data, run, start, options, device, on_event)
     }
 
     /// Opens a run as [`Trainer::open`] does, with options.
@@ -105,10 +105,10 @@ impl Trainer {
         Self::open_run(config, None, run, start, options, device, on_event)
     }
 
-    /// Opens a run on `sources`, or on the data that the configuration names.
+    /// Opens a run on `data`, or on the data that the configuration names.
     fn open_run(
         config: Config,
-        sources: Option<Sources>,
+        data: Option<TrainingData>,
         run: &Path,
         start: Start,
         options: &OpenOptions,
@@ -124,11 +124,11 @@ impl Trainer {
         if let Some(previous) = previous {
             resume::check_same_run(previous, &config, run)?;
         }
-        let sources = sources.map_or_else(|| open_sources(&config, &start_point, on_event), Ok)?;
-        report_sources(&config, &sources, on_event);
-        let mut initial = InitialModel::new(&config, &start_point, &sources, device, on_event)?;
+        let data = data.map_or_else(|| open_data(&config, &start_point, on_event), Ok)?;
+        report_data(&config, &data, on_event);
+        let mut initial = InitialModel::new(&config, &start_point, &data, device, on_event)?;
         check_optimizer(&config, &initial.model, on_event)?;
-        let (optimizer, state) = initial.optimizer(&config, &start_point, &sources)?;
+        let (optimizer, state) = initial.optimizer(&config, &start_point, &data)?;
         let schedule = config.resolved_schedule()?;
         let recorder = Recorder::open(run, &config.log, state.step)?;
         let (mut segments, before) = past_segments(run, previous, &config, state.step)?;
@@ -136,7 +136,7 @@ impl Trainer {
         let segment = Segment {
             changed: history::diff(&before, &config),
             weights: initial.weights_from,
-            ..new_segment(&state, &sources)
+            ..new_segment(&state, &data)
         };
         if start_point.is_resumed() {
             let configs = (&before, &config);
@@ -156,7 +156,7 @@ impl Trainer {
         };
         let order = config.data.order.seeded(config.seed);
         Ok(Self {
-            data: RunData::new(sources, order, state.cursor)?,
+            data: RunData::new(data, order, state.cursor)?,
             learner: Learner::new(initial.model, optimizer, schedule),
             files: RunFiles::new(run, segments, initial_files, guard),
             recorder,
@@ -175,9 +175,9 @@ pub(super) fn check_config(config: &Config) -> Result<()> {
 }
 
 /// Checks that the sequence length of the caller's tokens is `train.seq_len`.
-fn check_sequences(config: &Config, sources: &Sources) -> Result<()> {
+fn check_sequences(config: &Config, data: &TrainingData) -> Result<()> {
     let expected = config.train.seq_len;
-    let sets = [Some(&sources.train), sources.validation.as_ref()];
+    let sets = [Some(&data.train), data.validation.as_ref()];
     let lengths = sets.into_iter().flatten().map(TokenDataset::seq_len);
     if let Some(found) = lengths.into_iter().find(|length| *length != expected) {
         return Err(Error::conflict(
@@ -185,12 +185,12 @@ fn check_sequences(config: &Config, sources: &Sources) -> Result<()> {
             format!("the tokens are in sequences of {found}, but train.seq_len = {expected}"),
         ));
     }
-    match &sources.validation {
-        Some(data) if data.is_empty() => Err(Error::conflict(
+    match &data.validation {
+        Some(validation) if validation.is_empty() => Err(Error::conflict(
             ["train.seq_len"],
             format!(
                 "{} validation tokens are fewer than a sequence of {expected} and its targets",
-                data.tokens()
+                validation.tokens()
             ),
         )),
         _ => Ok(()),
@@ -199,18 +199,18 @@ fn check_sequences(config: &Config, sources: &Sources) -> Result<()> {
 
 /// Opens the data that the configuration names.
 #[cfg(feature = "data")]
-fn open_sources(
+fn open_data(
     config: &Config,
     start_point: &StartPoint,
     on_event: &mut dyn FnMut(Event<'_>),
-) -> Result<Sources> {
+) -> Result<TrainingData> {
     let mut on_progress = |progress| on_event(Event::Progress(progress));
     sources::open(config, start_point.checkpoint(), &mut on_progress)
         .map_err(|error| config.origin.prefix_error(error))
 }
 
 #[cfg(not(feature = "data"))]
-fn open_sources(_: &Config, _: &StartPoint, _: &mut dyn FnMut(Event<'_>)) -> Result<Sources> {
+fn open_data(_: &Config, _: &StartPoint, _: &mut dyn FnMut(Event<'_>)) -> Result<TrainingData> {
     Err(Error::missing(
         "data",
         ": reading the paths in [data] requires the crate feature `data`; open the run on in-memory tokens instead",
@@ -218,15 +218,15 @@ fn open_sources(_: &Config, _: &StartPoint, _: &mut dyn FnMut(Event<'_>)) -> Res
 }
 
 /// Reports the coverage of the data, and notes on them.
-fn report_sources(config: &Config, sources: &Sources, on_event: &mut dyn FnMut(Event<'_>)) {
-    for note in &sources.notes {
+fn report_data(config: &Config, data: &TrainingData, on_event: &mut dyn FnMut(Event<'_>)) {
+    for note in &data.notes {
         on_event(Event::Note(note.clone()));
     }
-    on_event(Event::Data(&sources.coverage));
-    if sources.validation.is_none() && config.train.eval_every > 0 {
+    on_event(Event::Data(&data.coverage));
+    if data.validation.is_none() && config.train.eval_every > 0 {
         on_event(Event::Note(format!(
             "no validation: {}, and data.validation is empty",
-            sources.no_validation
+            data.no_validation_reason
         )));
     }
 }
@@ -269,17 +269,17 @@ fn past_segments(
 }
 
 /// Returns the segment of this process, without changed keys and without the fingerprint of initial weights.
-fn new_segment(state: &State, sources: &Sources) -> Segment {
+fn new_segment(state: &State, data: &TrainingData) -> Segment {
     Segment {
         after_step: state.step,
         last_step: None,
         started: machine::timestamp(),
         changed: Vec::new(),
         threads: threads::count(),
-        machine: machine::name(),
+        machine: machine::cpu_name(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         data: state.data.clone(),
-        validation: Some(match &sources.validation {
+        validation: Some(match &data.validation {
             Some(found) => found.fingerprint(),
             None => segments::NO_VALIDATION.to_owned(),
         }),
@@ -320,7 +320,7 @@ fn complete_interrupted_save(
     config: &Config,
 ) -> Result<()> {
     let recorded = segments::read(run)?;
-    let is_outdated = |last: &Segment| last.last_step.is_none_or(|of| of < step);
+    let is_outdated = |last: &Segment| last.last_step.is_none_or(|saved_step| saved_step < step);
     if recorded.len() == segments.len() && recorded.last().is_some_and(is_outdated) {
         segments::write(run, segments)?;
     }
@@ -337,18 +337,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
         let tokens: Vec<u32> = (0..64).map(|i| i % 8).collect();
-        let data = TokenDataset::from_tokens(&tokens, 8, 8).unwrap();
-        let sources = Sources::new(&config, data, None);
-        let error = Trainer::open_on(
-            config,
-            sources,
-            &run,
-            Start::Fresh,
-            Device::Cpu,
-            &mut |_| {},
-        )
-        .map(|_| ())
-        .expect_err("the configuration is invalid");
+        let dataset = TokenDataset::from_tokens(&tokens, 8, 8).unwrap();
+        let data = TrainingData::new(&config, dataset, None);
+        let error =
+            Trainer::open_with_data(config, data, &run, Start::Fresh, Device::Cpu, &mut |_| {})
+                .map(|_| ())
+                .expect_err("the configuration is invalid");
         assert!(!run.exists(), "{error}");
         error.to_string()
     }
@@ -402,14 +396,14 @@ mod tests {
     }
 
     #[test]
-    fn tokens_in_sequences_of_another_length_are_errors() {
+    fn mismatched_sequence_length_is_an_error() {
         let error = open_error(valid().with_train(valid().train.with_seq_len(16)));
         let expected = "the tokens are in sequences of 8, but train.seq_len = 16";
         assert_eq!(error, expected);
         let few = TokenDataset::from_tokens(&[1, 2, 3], 8, 8).unwrap();
-        let data = TokenDataset::from_tokens(&[1; 64], 8, 8).unwrap();
-        let sources = Sources::new(&valid(), data, Some(few));
-        let error = check_sequences(&valid(), &sources).unwrap_err().to_string();
+        let train = TokenDataset::from_tokens(&[1; 64], 8, 8).unwrap();
+        let data = TrainingData::new(&valid(), train, Some(few));
+        let error = check_sequences(&valid(), &data).unwrap_err().to_string();
         let expected = "3 validation tokens are fewer than a sequence of 8 and its targets";
         assert_eq!(error, expected);
     }

@@ -7,7 +7,7 @@ use super::super::config::Config;
 use super::super::history;
 use super::super::run_directory::CONFIG;
 use super::super::segments::{self, Change, Segment};
-use super::super::sources::Sources;
+use super::super::sources::TrainingData;
 use super::Event;
 use crate::error::{Error, Result};
 
@@ -54,9 +54,9 @@ fn has_same_weights(config: &Config, run: &Path) -> Result<bool> {
 pub(super) fn check_same_data(
     checkpoint: &Checkpoint,
     recorded: &str,
-    sources: &Sources,
+    data: &TrainingData,
 ) -> Result<()> {
-    let found = sources.train.fingerprint();
+    let found = data.train.fingerprint();
     if recorded != found {
         return Err(Error::conflict(
             ["data.train"],
@@ -69,7 +69,7 @@ pub(super) fn check_same_data(
     let Some(in_checkpoint) = checkpoint.tokenizer()? else {
         return Ok(());
     };
-    match &sources.tokenizer {
+    match &data.tokenizer {
         Some(found) if found.fingerprint() == in_checkpoint.fingerprint() => Ok(()),
         found => Err(Error::conflict(
             ["data.tokenizer"],

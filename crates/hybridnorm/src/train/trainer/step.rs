@@ -3,11 +3,11 @@
 use std::time::Instant;
 
 use super::dumps::{self, StepContext};
-use super::{Step, Trainer, observe};
+use super::{Step, Trainer, step_metrics};
 use crate::error::Result;
 use crate::train::layers::LayerRecord;
 use crate::train::metrics::Metrics;
-use crate::train::recorder::Weights;
+use crate::train::recorder::WeightsVersion;
 
 impl Trainer {
     /// Runs one optimizer step.
@@ -31,17 +31,17 @@ impl Trainer {
         let outcome = self.learner.update(lr)?;
 
         let tokens = self.state.tokens + self.config.train.tokens_per_step();
-        let mut metrics = observe::metrics(step, lr, tokens, &outcome);
+        let mut metrics = step_metrics::metrics(step, lr, tokens, &outcome);
         let context = StepContext {
             instances: passes.instances,
             batch: passes.max_loss_batch,
-            weights: Weights::After,
+            weights: WeightsVersion::After,
             norms: outcome.norms.by_name,
         };
         let context = self.check_finite(&metrics, context)?;
         self.advance(&metrics);
         let layers = passes.activations.map(|mut activations| {
-            observe::replace_routing(&mut activations, outcome.routing);
+            step_metrics::replace_routing(&mut activations, outcome.routing);
             LayerRecord::new(step, &self.learner.model, &activations, &context.norms)
         });
         let seconds = started.elapsed().as_secs_f64();
@@ -61,7 +61,7 @@ impl Trainer {
     /// Fails with a dump if loss or norms are not finite. Without a finite gradient there was no update, so that
     /// the dump is of the weights before the step.
     fn check_finite(&mut self, metrics: &Metrics, context: StepContext) -> Result<StepContext> {
-        let Some((found, weights)) = observe::non_finite(metrics) else {
+        let Some((found, weights)) = step_metrics::non_finite(metrics) else {
             return Ok(context);
         };
         let context = StepContext { weights, ..context };

@@ -13,8 +13,8 @@ fn bit_flips_are_detected() {
     for bit in 0..whole.len() * 8 {
         let mut bytes = whole.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
-        if let Ok(read) = checksummed::open::<RunRecord>(&bytes) {
-            assert_eq!(read.content, record, "bit {bit}");
+        if let Ok(parsed) = checksummed::parse::<RunRecord>(&bytes) {
+            assert_eq!(parsed.content, record, "bit {bit}");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::model::{BlockActivationStats, RouterStatistics};
 use crate::train::metrics::{Metrics, RouterMetrics};
-use crate::train::recorder::Weights;
+use crate::train::recorder::WeightsVersion;
 use crate::train::step::StepOutcome;
 
 /// Returns the metrics of step `step`, without its throughput. `tokens` is the number of tokens trained on so far.
@@ -25,7 +25,7 @@ pub(super) fn metrics(step: u64, lr: f64, tokens: u64, outcome: &StepOutcome) ->
 
 /// Describes loss, gradient norm and update norm up to the first that is not finite, and returns whether the weights
 /// are those before or after the update; `None` if all are finite.
-pub(super) fn non_finite(metrics: &Metrics) -> Option<(String, Weights)> {
+pub(super) fn non_finite(metrics: &Metrics) -> Option<(String, WeightsVersion)> {
     let &Metrics {
         loss,
         grad_norm,
@@ -33,14 +33,14 @@ pub(super) fn non_finite(metrics: &Metrics) -> Option<(String, Weights)> {
         ..
     } = metrics;
     if !loss.is_finite() {
-        return Some((format!("loss {loss}"), Weights::Before));
+        return Some((format!("loss {loss}"), WeightsVersion::Before));
     }
     let found = format!("loss {loss}, gradient norm {grad_norm}");
     if !grad_norm.is_finite() {
-        return Some((found, Weights::Before));
+        return Some((found, WeightsVersion::Before));
     }
     let found = format!("{found}, update norm {update_norm}");
-    (!update_norm.is_finite()).then_some((found, Weights::After))
+    (!update_norm.is_finite()).then_some((found, WeightsVersion::After))
 }
 
 /// Replaces the router statistics of the sampled tokens by those of the whole step, for every block.
@@ -51,8 +51,8 @@ pub(super) fn replace_routing(
     let sampled = activations
         .iter_mut()
         .filter_map(|block| block.routing.as_mut());
-    for (sampled, of_step) in sampled.zip(routing) {
-        *sampled = of_step;
+    for (sampled, whole_step) in sampled.zip(routing) {
+        *sampled = whole_step;
     }
 }
 
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn the_objective_is_a_metric_where_it_is_not_the_loss() {
+    fn objective_is_recorded_only_if_it_differs_from_the_loss() {
         let plain = metrics(3, 1e-3, 64, &outcome(2.0, 2.0, 0.5, 0.1));
         assert_eq!((plain.step, plain.tokens, plain.lr), (3, 64, 1e-3));
         assert_eq!(
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_value_that_is_not_finite_tells_the_weights() {
+    fn first_non_finite_value_determines_the_weights_version() {
         let of = |loss, gradient, update| {
             non_finite(&metrics(1, 0.0, 0, &outcome(loss, loss, gradient, update)))
         };
@@ -99,14 +99,14 @@ mod tests {
         let nan = f64::NAN;
         assert_eq!(
             of(nan, nan, nan),
-            Some(("loss NaN".into(), Weights::Before))
+            Some(("loss NaN".into(), WeightsVersion::Before))
         );
         let gradient = "loss 2, gradient norm inf".to_owned();
         assert_eq!(
             of(2.0, f64::INFINITY, nan),
-            Some((gradient, Weights::Before))
+            Some((gradient, WeightsVersion::Before))
         );
         let update = "loss 2, gradient norm 1, update norm NaN".to_owned();
-        assert_eq!(of(2.0, 1.0, nan), Some((update, Weights::After)));
+        assert_eq!(of(2.0, 1.0, nan), Some((update, WeightsVersion::After)));
     }
 }

@@ -21,7 +21,7 @@ use crate::train::spikes::{Spike, SpikeCounts, SpikeScores};
 /// use hybridnorm::Device;
 /// # use hybridnorm::data::TokenDataset;
 /// use hybridnorm::train::{Checkpoint, Start, State, Trainer};
-/// # use hybridnorm::train::{Config, ModelSection, Sources, TrainSection};
+/// # use hybridnorm::train::{Config, ModelSection, TrainSection, TrainingData};
 ///
 /// # let model = ModelSection::new("hybridnorm")
 /// #     .with_d_model(16)
@@ -32,10 +32,10 @@ use crate::train::spikes::{Spike, SpikeCounts, SpikeScores};
 /// # let train = TrainSection::default().with_steps(4).with_batch_size(4).with_seq_len(8);
 /// # let config = Config::default().with_model(model).with_train(train);
 /// # let tokens: Vec<u32> = (0..200).map(|i| i % 8).collect();
-/// # let sources = Sources::new(&config, TokenDataset::from_tokens(&tokens, 8, 8)?, None);
+/// # let data = TrainingData::new(&config, TokenDataset::from_tokens(&tokens, 8, 8)?, None);
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let run = folder.path().join("run");
-/// let mut trainer = Trainer::open_on(config, sources, &run, Start::Fresh, Device::Cpu, &mut |_| {})?;
+/// let mut trainer = Trainer::open_with_data(config, data, &run, Start::Fresh, Device::Cpu, &mut |_| {})?;
 /// trainer.run_to(2, &false.into(), &mut |_| {})?;
 /// // A checkpoint contains the state.
 /// let state: State = Checkpoint::open(&run)?.state()?;
@@ -66,7 +66,7 @@ pub struct State {
 /// # use hybridnorm::Device;
 /// # use hybridnorm::data::TokenDataset;
 /// use hybridnorm::train::{Config, Event, Start, Trainer};
-/// # use hybridnorm::train::{ModelSection, Sources, TrainSection};
+/// # use hybridnorm::train::{ModelSection, TrainSection, TrainingData};
 ///
 /// # let model = ModelSection::new("hybridnorm")
 /// #     .with_d_model(16)
@@ -77,8 +77,8 @@ pub struct State {
 /// # let train = TrainSection::default().with_steps(4).with_batch_size(4).with_seq_len(8);
 /// # let config = Config::default().with_model(model).with_train(train);
 /// # let tokens: Vec<u32> = (0..200).map(|i| i % 8).collect();
-/// # let data = TokenDataset::from_tokens(&tokens, 8, 8)?;
-/// # let sources = Sources::new(&config, data, None);
+/// # let dataset = TokenDataset::from_tokens(&tokens, 8, 8)?;
+/// # let data = TrainingData::new(&config, dataset, None);
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let run = folder.path().join("run");
 /// let mut losses = Vec::new();
@@ -88,7 +88,7 @@ pub struct State {
 ///     _ => {}
 /// };
 /// let (start, device) = (Start::Fresh, Device::Cpu);
-/// let mut trainer = Trainer::open_on(config, sources, &run, start, device, &mut on_event)?;
+/// let mut trainer = Trainer::open_with_data(config, data, &run, start, device, &mut on_event)?;
 /// trainer.run(&AtomicBool::new(false), &mut on_event)?;
 /// assert_eq!(losses.len(), 4);
 /// # Ok::<(), hybridnorm::Error>(())
@@ -121,7 +121,7 @@ pub enum Event<'a> {
 /// use hybridnorm::Device;
 /// # use hybridnorm::data::TokenDataset;
 /// use hybridnorm::train::{Start, Trainer};
-/// # use hybridnorm::train::{Config, ModelSection, Sources, TrainSection};
+/// # use hybridnorm::train::{Config, ModelSection, TrainSection, TrainingData};
 ///
 /// # let model = ModelSection::new("hybridnorm")
 /// #     .with_d_model(16)
@@ -132,11 +132,11 @@ pub enum Event<'a> {
 /// # let train = TrainSection::default().with_steps(4).with_batch_size(4).with_seq_len(8);
 /// # let config = Config::default().with_model(model).with_train(train);
 /// # let tokens: Vec<u32> = (0..200).map(|i| i % 8).collect();
-/// # let sources = Sources::new(&config, TokenDataset::from_tokens(&tokens, 8, 8)?, None);
+/// # let data = TrainingData::new(&config, TokenDataset::from_tokens(&tokens, 8, 8)?, None);
 /// # let folder = tempfile::tempdir().unwrap();
 /// # let run = folder.path().join("run");
 /// // A configuration of four steps, on 200 tokens that are all for training.
-/// let mut trainer = Trainer::open_on(config, sources, &run, Start::Fresh, Device::Cpu, &mut |_| {})?;
+/// let mut trainer = Trainer::open_with_data(config, data, &run, Start::Fresh, Device::Cpu, &mut |_| {})?;
 /// let stop = false.into();
 /// let paused = trainer.run_to(3, &stop, &mut |_| {})?;
 /// assert!(!paused.finished && paused.checkpoint.ends_with("step-00000003"));
@@ -211,7 +211,7 @@ pub enum Start {
 /// use hybridnorm::files::Locking;
 /// use hybridnorm::train::OpenOptions;
 ///
-/// let options = OpenOptions::default().with_locking(Locking::Off).with_restart_purpose("a probe");
+/// let options = OpenOptions::default().with_locking(Locking::IfSupported).with_restart_purpose("a probe");
 /// assert_eq!(options.restart_purpose.as_deref(), Some("a probe"));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Default, Setters)]
