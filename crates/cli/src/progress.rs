@@ -197,14 +197,10 @@ impl<'a> StudyDisplay<'a> {
     pub fn show_event(&mut self, event: &StudyEvent<'_>) {
         match event {
             StudyEvent::Note(text) => self.display.line(text),
-            StudyEvent::Started {
-                runs,
-                finished,
-                steps,
-            } => {
-                (self.runs, self.finished, self.steps) = (*runs, *finished, *steps);
+            StudyEvent::Started { runs, ended, steps } => {
+                (self.runs, self.finished, self.steps) = (*runs, *ended, *steps);
                 self.display.line(&format!(
-                    "{runs} runs of {} steps, {finished} of them finished",
+                    "{runs} runs of {} steps, {ended} of them finished",
                     table::with_thousands_separators(*steps)
                 ));
                 self.started = Instant::now();
@@ -224,7 +220,7 @@ impl<'a> StudyDisplay<'a> {
                 }
                 _ => {}
             },
-            StudyEvent::Finished(record) => {
+            StudyEvent::Ended(record) => {
                 self.finished += 1;
                 let (first, _) = self.active_runs.remove(&record.id).unwrap_or_default();
                 self.finished_steps += record.steps.saturating_sub(first);

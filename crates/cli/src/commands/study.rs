@@ -156,7 +156,7 @@ fn text(group: &Group, study: &Study) -> String {
     };
     let losses = losses(&group.analysis, &study.config.study.lr);
     let comparison = comparison(&group.analysis);
-    let sentences: Vec<&str> = (group.verdict.iter().chain(&group.caveats))
+    let sentences: Vec<&str> = (group.summary.iter().chain(&group.caveats))
         .map(String::as_str)
         .collect();
     format!(
@@ -210,7 +210,7 @@ fn comparison(analysis: &Analysis) -> Table {
         "best lr",
         "loss",
         &format!("difference from {}", analysis.rules.baseline),
-        &match analysis.comparisons() {
+        &match analysis.n_planned_comparisons() {
             0 | 1 => format!("{level} CI"),
             _ => format!("{level} CI, simultaneous"),
         },

@@ -186,7 +186,7 @@ pub struct Best {
     /// above the best (one-sided t-test at 0.01), and those with runs eliminated by halving. Comparisons correct for
     /// the selection among this many.
     #[serde(rename = "contenders")]
-    pub statistically_tied: usize,
+    pub n_statistically_tied: usize,
 }
 
 /// Edge of the learning rate grid. Not `#[non_exhaustive]`: a grid has no other edges.
@@ -234,7 +234,7 @@ pub struct Comparison {
     pub baseline_loss: f64,
     /// Loss of the placement minus that of the baseline: negative is better. The interval has the simultaneous
     /// level `1 - alpha` over all comparisons of the analysis (Bonferroni). It and `p` correct for
-    /// [`Best::statistically_tied`], so the interval may be asymmetric about the mean. `p` tests for no
+    /// [`Best::n_statistically_tied`], so the interval may be asymmetric about the mean. `p` tests for no
     /// difference in this comparison alone.
     pub difference: PairedTest,
     /// p value of the null hypothesis that the true difference is not beyond [`AnalysisRules::margin`], times the
@@ -281,7 +281,7 @@ pub enum Verdict {
 
 impl Analysis {
     /// Returns the number of planned comparisons with the baseline, including those that cannot be made.
-    pub fn comparisons(&self) -> usize {
+    pub fn n_planned_comparisons(&self) -> usize {
         let others = self.placements.iter();
         others
             .filter(|entry| entry.placement != self.rules.baseline)
@@ -291,7 +291,7 @@ impl Analysis {
 
 impl LearningRateSummary {
     /// Returns the number of runs.
-    pub fn runs(&self) -> u64 {
+    pub fn run_count(&self) -> u64 {
         self.finished + self.diverged + self.not_learned + self.eliminated
     }
 }
@@ -307,7 +307,7 @@ impl LearningRateSummary {
 /// assert_eq!(found, [Outcome::Loss(3.0), Outcome::Diverged]);
 /// ```
 pub fn outcomes(runs: &[RunOutcome], rules: &AnalysisRules) -> Vec<Outcome> {
-    let sweeps = Sweep::all(runs, rules.diverged_above_best);
+    let sweeps = Sweep::group_by_placement(runs, rules.diverged_above_best);
     let outcome = |run: &RunOutcome| {
         let sweep = sweeps.iter().find(|sweep| sweep.name == run.placement);
         let relative = sweep.and_then(|sweep| sweep.outcome(run.lr, run.seed));
@@ -351,7 +351,7 @@ pub fn analyze_planned(
     missing_in_other_groups: usize,
     rules: &AnalysisRules,
 ) -> Analysis {
-    let sweeps = Sweep::all(runs, rules.diverged_above_best);
+    let sweeps = Sweep::group_by_placement(runs, rules.diverged_above_best);
     let loss_cap = (rules.loss_cap).or_else(|| {
         let means = sweeps.iter().flat_map(Sweep::mean_losses);
         means.max_by(f64::total_cmp)

@@ -312,12 +312,12 @@ fn probe_placement(
 
 impl DepthGrowth {
     fn of(layers: &LayerRecord, stream_grad: &[FiniteOrNone]) -> Self {
-        let each = |f: &dyn Fn(usize) -> FiniteOrNone| -> Vec<FiniteOrNone> {
+        let per_block = |f: &dyn Fn(usize) -> FiniteOrNone| -> Vec<FiniteOrNone> {
             (0..layers.blocks.len()).map(f).collect()
         };
-        let grads = each(&|index| finite_or_none(layers.blocks[index].grad_norm()));
+        let grads = per_block(&|index| finite_or_none(layers.blocks[index].grad_norm()));
         Self {
-            stream: fitted_ratio(&each(&|index| layers.blocks[index].residual.rms)),
+            stream: fitted_ratio(&per_block(&|index| layers.blocks[index].residual.rms)),
             grad: fitted_ratio(&grads),
             grad_spread: spread(&grads),
             stream_grad: fitted_ratio(stream_grad),

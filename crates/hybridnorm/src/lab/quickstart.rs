@@ -156,7 +156,7 @@ pub fn run(
     for placement in PLACEMENTS {
         prepare_run_directory(&options.out.join(placement), options.locking)?;
     }
-    let mut rows = Vec::new();
+    let mut placements = Vec::new();
     let (mut tokens, mut unigram_nats) = (0, None);
     for placement in PLACEMENTS {
         let config = config(placement, &data, options.steps)?;
@@ -167,19 +167,20 @@ pub fn run(
         let mut trainer =
             Trainer::open_with(config, &run, Start::Fresh, &open, device, &mut forward)?;
         if unigram_nats.is_none() {
-            unigram_nats = Some(unigram(&trainer)?);
+            unigram_nats = Some(unigram_loss(&trainer)?);
         }
-        let Some((row, trained)) = train(placement, &mut trainer, run, stop, &mut forward)? else {
+        let Some((row, trained_tokens)) = train(placement, &mut trainer, run, stop, &mut forward)?
+        else {
             return Ok(None);
         };
-        tokens = trained;
-        rows.push(row);
+        tokens = trained_tokens;
+        placements.push(row);
     }
     let results = Results {
         data,
         unigram_nats: unigram_nats.unwrap_or(f64::NAN),
         tokens,
-        placements: rows,
+        placements,
     };
     let path = options.out.join("results.json");
     let text = serde_json::to_vec_pretty(&results)
@@ -271,7 +272,7 @@ fn prepare_run_directory(run: &Path, locking: Locking) -> Result<()> {
     files::write(marker, b"The next quickstart replaces this run.\n").map(|_| ())
 }
 
-fn unigram(trainer: &Trainer) -> Result<f64> {
+fn unigram_loss(trainer: &Trainer) -> Result<f64> {
     let folder = trainer.folders().first().ok_or_else(not_text)?;
     let inspection = data::inspect(folder)?;
     let split = inspection.validation.as_ref().unwrap_or(&inspection.train);

@@ -250,7 +250,7 @@ pub fn run(
     let replayed: Vec<Metrics> = records::read(&options.out)?;
     trainer.mark_finished()?;
     let steps = pair_steps(&recorded, replayed);
-    let followed = segments.into_iter().skip(1).map(|segment| ConfigChange {
+    let config_changes = segments.into_iter().skip(1).map(|segment| ConfigChange {
         after_step: segment.after,
         changed: segment.changed,
     });
@@ -259,7 +259,7 @@ pub fn run(
         out: options.out.clone(),
         from,
         changed: options.changes()?,
-        config_changes: followed.collect(),
+        config_changes: config_changes.collect(),
         new_parameters: trainer.new_parameters().to_vec(),
         comparison: Comparison::new(&steps, from, &history, trainer.segment()),
         steps,

@@ -127,10 +127,10 @@ pub fn paired_t_test_with_selection(
     if !(level > 0.0 && level < 1.0) {
         return None;
     }
-    let error = sd / (n as f64).sqrt();
+    let standard_error = sd / (n as f64).sqrt();
     let student = Student::new(n - 1)?;
     let tail = (1.0 - level) / 2.0;
-    let t = (sd > 0.0).then(|| mean / error);
+    let t = (sd > 0.0).then(|| mean / standard_error);
     let p = match t {
         None if mean == 0.0 => 1.0,
         None => 0.0,
@@ -147,8 +147,8 @@ pub fn paired_t_test_with_selection(
         n,
         mean,
         sd,
-        low: mean - student.critical(tail, second_candidates) * error,
-        high: mean + student.critical(tail, first_candidates) * error,
+        low: mean - student.critical(tail, second_candidates) * standard_error,
+        high: mean + student.critical(tail, first_candidates) * standard_error,
         t,
         p,
     })
@@ -156,8 +156,8 @@ pub fn paired_t_test_with_selection(
 
 /// Returns the value that Student's t exceeds with probability `tail`; `None` for 0 degrees of freedom and for a
 /// tail outside (0, 1).
-pub fn t_critical(tail: f64, freedom: usize) -> Option<f64> {
-    let student = Student::new(freedom)?;
+pub fn t_critical(tail: f64, degrees_of_freedom: usize) -> Option<f64> {
+    let student = Student::new(degrees_of_freedom)?;
     (tail > 0.0 && tail < 1.0).then(|| student.t.inverse_cdf(1.0 - tail))
 }
 
@@ -214,14 +214,14 @@ pub fn required_seeds_with_selection(
     let effect = difference.abs() / sd;
     // The solution for a known standard deviation, with the usual small-sample correction, is close: only a few steps
     // remain.
-    let each = -((-alpha / 2.0).ln_1p() / candidates.max(1) as f64).exp_m1();
-    let critical = upper_quantile(each);
-    let known = ((critical + upper_quantile(1.0 - power)) / effect).powi(2);
-    if known > (MAX_SEEDS + 1) as f64 {
+    let tail_per_candidate = -((-alpha / 2.0).ln_1p() / candidates.max(1) as f64).exp_m1();
+    let critical = upper_quantile(tail_per_candidate);
+    let n_for_known_sd = ((critical + upper_quantile(1.0 - power)) / effect).powi(2);
+    if n_for_known_sd > (MAX_SEEDS + 1) as f64 {
         return None;
     }
     let enough = |n: u64| power_of(effect, n, alpha, candidates) >= power;
-    let mut n = ((known + critical.powi(2) / 2.0) as u64).clamp(2, MAX_SEEDS);
+    let mut n = ((n_for_known_sd + critical.powi(2) / 2.0) as u64).clamp(2, MAX_SEEDS);
     while n > 2 && enough(n - 1) {
         n -= 1;
     }
@@ -236,40 +236,43 @@ fn power_of(effect: f64, n: u64, alpha: f64, candidates: usize) -> f64 {
     let Some(student) = Student::new(n as usize - 1) else {
         return 0.0;
     };
-    let shift = effect * (n as f64).sqrt();
-    if shift.is_infinite() {
+    let noncentrality = effect * (n as f64).sqrt();
+    if noncentrality.is_infinite() {
         return 1.0;
     }
     let critical = student.critical(alpha / 2.0, candidates);
-    student.shifted_tail(critical, shift) + student.shifted_tail(critical, -shift)
+    student.noncentral_tail(critical, noncentrality)
+        + student.noncentral_tail(critical, -noncentrality)
 }
 
 /// Distribution of normal variables divided by an independent estimate `s` of their standard deviation.
 struct Student {
     t: StudentsT,
-    freedom: f64,
-    /// Constant term of the log density of `s = √(χ²/freedom)`.
+    degrees_of_freedom: f64,
+    /// Constant term of the log density of `s = √(χ²/degrees_of_freedom)`.
     constant: f64,
     /// Range in which that density is not negligible.
     range: (f64, f64),
 }
 
 impl Student {
-    fn new(freedom: usize) -> Option<Self> {
-        let freedom = freedom as f64;
-        let half = freedom / 2.0;
+    fn new(degrees_of_freedom: usize) -> Option<Self> {
+        let degrees_of_freedom = degrees_of_freedom as f64;
+        let half = degrees_of_freedom / 2.0;
         // The density falls at least as fast as that of a normal variable with this spread.
-        let spread = (2.0 * freedom).sqrt().recip();
+        let spread = (2.0 * degrees_of_freedom).sqrt().recip();
         Some(Self {
-            t: StudentsT::new(0.0, 1.0, freedom).ok()?,
-            freedom,
+            t: StudentsT::new(0.0, 1.0, degrees_of_freedom).ok()?,
+            degrees_of_freedom,
             constant: 2.0_f64.ln() + half * half.ln() - ln_gamma(half),
             range: ((1.0 - 10.0 * spread).max(0.0), 1.0 + 10.0 * spread),
         })
     }
 
     fn density(&self, s: f64) -> f64 {
-        (self.constant + (self.freedom - 1.0) * s.ln() - self.freedom * s * s / 2.0).exp()
+        (self.constant + (self.degrees_of_freedom - 1.0) * s.ln()
+            - self.degrees_of_freedom * s * s / 2.0)
+            .exp()
     }
 
     /// Returns the probability that the maximum of `k` variables over `s` exceeds `t >= 0`.
@@ -308,15 +311,15 @@ impl Student {
         newer.0.exp()
     }
 
-    /// Returns the probability that a variable with mean `shift` over `s` exceeds `t > 0` (noncentral t).
-    fn shifted_tail(&self, t: f64, shift: f64) -> f64 {
+    /// Returns the probability that a variable with mean `noncentrality` over `s` exceeds `t > 0` (noncentral t).
+    fn noncentral_tail(&self, t: f64, noncentrality: f64) -> f64 {
         let (low, high) = self.range;
         // For smaller `s` the variable certainly exceeds `t`, for larger `s` never.
-        let certain_below = ((shift - MAX_Z) / t).clamp(low, high);
-        let impossible_above = ((shift + MAX_Z) / t).clamp(low, high);
+        let certain_below = ((noncentrality - MAX_Z) / t).clamp(low, high);
+        let impossible_above = ((noncentrality + MAX_Z) / t).clamp(low, high);
         integrate(low, certain_below, |s| self.density(s))
             + integrate(certain_below, impossible_above, |s| {
-                upper_tail(t * s - shift) * self.density(s)
+                upper_tail(t * s - noncentrality) * self.density(s)
             })
     }
 }
@@ -345,13 +348,13 @@ fn integrate(low: f64, high: f64, function: impl Fn(f64) -> f64) -> f64 {
         (5.0 - 2.0 * root).sqrt() / 3.0,
         (5.0 + 2.0 * root).sqrt() / 3.0,
     );
-    let tilt = 13.0 * 70.0_f64.sqrt();
-    let (at_near, at_far) = ((322.0 + tilt) / 900.0, (322.0 - tilt) / 900.0);
+    let weight_term = 13.0 * 70.0_f64.sqrt();
+    let (near_weight, far_weight) = ((322.0 + weight_term) / 900.0, (322.0 - weight_term) / 900.0);
     let half = (high - low) / (2 * PANELS) as f64;
     let panel = |index: usize| {
         let middle = low + half * (2 * index + 1) as f64;
         let both = |at: f64| function(middle - half * at) + function(middle + half * at);
-        128.0 / 225.0 * function(middle) + at_near * both(near) + at_far * both(far)
+        128.0 / 225.0 * function(middle) + near_weight * both(near) + far_weight * both(far)
     };
     half * (0..PANELS).map(panel).sum::<f64>()
 }

@@ -36,7 +36,7 @@ pub(super) fn confidence_note(analysis: &Analysis) -> String {
          seed. A placement is better or worse if its whole {} confidence interval{} lies beyond the margin of {} nats, and equivalent if it \
          lies within ±{} nats; {} are better or worse, {} are equivalent.",
         compared.len(),
-        match analysis.comparisons() {
+        match analysis.n_planned_comparisons() {
             1 => "1 placement is".to_owned(),
             all => format!("{all} placements are"),
         },
@@ -59,7 +59,7 @@ pub(super) fn confidence_note(analysis: &Analysis) -> String {
 
 /// Returns a note that an interval holds jointly for several comparisons, if there are several.
 fn simultaneous_note(analysis: &Analysis) -> String {
-    match analysis.comparisons() {
+    match analysis.n_planned_comparisons() {
         0 | 1 => String::new(),
         all => format!(" (simultaneous for all {all} comparisons)"),
     }

@@ -54,7 +54,7 @@ pub fn markdown(document: &Document) -> String {
 fn study(text: &mut String, level: &str, view: &View, styles: &PlacementStyles) {
     if let Some(group) = view.group {
         let _ = writeln!(text, "{level} Verdict\n");
-        for (position, sentence) in group.verdict.iter().enumerate() {
+        for (position, sentence) in group.summary.iter().enumerate() {
             let bold = if position == 0 { "**" } else { "" };
             let _ = writeln!(text, "{bold}{}{bold}\n", markdown_text(sentence));
         }

@@ -154,7 +154,7 @@ fn verdict(page: &mut Page, view: &View, _: &PlacementStyles) {
         page.text("These runs were not compared.");
         return;
     };
-    for sentence in group.verdict.iter().chain(&group.caveats) {
+    for sentence in group.summary.iter().chain(&group.caveats) {
         page.verdict(sentence);
     }
     page.text(&confidence_note(&group.analysis));

@@ -20,16 +20,16 @@ pub(super) fn all(sweeps: &[Sweep], placements: &mut [PlacementSummary], rules: 
         let ratio = (placement.tokens_per_second).zip(throughput);
         let ratio = ratio.map(|(ours, theirs)| ours / theirs);
         match compare(&sweeps[index], baseline, comparisons, ratio, rules) {
-            Ok((found, p_alone)) => {
-                p[position] = p_alone;
+            Ok((found, p_uncorrected)) => {
+                p[position] = p_uncorrected;
                 placement.comparison = Some(found);
             }
             Err(reason) => placement.no_comparison_reason = Some(reason),
         }
     }
     for (&index, p_holm) in others.iter().zip(stats::holm(&p)) {
-        if let Some(against) = &mut placements[index].comparison {
-            against.p_holm = p_holm;
+        if let Some(comparison) = &mut placements[index].comparison {
+            comparison.p_holm = p_holm;
         }
     }
 }
@@ -53,8 +53,10 @@ fn compare(
     let pairs: Vec<(f64, f64)> = best.pairs(theirs).collect();
     let differences: Vec<f64> = pairs.iter().map(|(ours, theirs)| ours - theirs).collect();
     let alpha = rules.alpha / comparisons as f64;
-    let (first_candidates, second_candidates) =
-        (sweep.statistically_tied(), baseline.statistically_tied());
+    let (first_candidates, second_candidates) = (
+        sweep.n_statistically_tied(),
+        baseline.n_statistically_tied(),
+    );
     let difference = stats::paired_t_test_with_selection(
         &differences,
         1.0 - alpha,
@@ -65,7 +67,7 @@ fn compare(
     let verdict = decided_verdict(&difference, sweep, baseline, rules.margin)?;
     let (ours, theirs): (Vec<f64>, Vec<f64>) = pairs.into_iter().unzip();
     let (loss, baseline_loss) = (mean(&ours), mean(&theirs));
-    let p_alone = p_beyond_margin(
+    let p_uncorrected = p_beyond_margin(
         &differences,
         rules.margin,
         first_candidates,
@@ -81,7 +83,7 @@ fn compare(
         loss,
         baseline_loss,
         difference,
-        p_adjusted: (p_alone * comparisons as f64).min(1.0),
+        p_adjusted: (p_uncorrected * comparisons as f64).min(1.0),
         p_holm: 1.0,
         verdict,
         seeds_for_significance: required_seeds(&difference, alpha, lower_candidates, rules),
@@ -89,7 +91,7 @@ fn compare(
         throughput_ratio,
         effective_speedup: compute_gain.zip(throughput_ratio).map(|(a, b)| a * b),
     };
-    Ok((found, p_alone))
+    Ok((found, p_uncorrected))
 }
 
 fn mean(values: &[f64]) -> f64 {
@@ -214,8 +216,8 @@ fn may_have_lower_loss(sweep: &Sweep, margin: f64) -> bool {
 
 fn compute_gain(loss: f64, baseline_loss: f64, rules: &AnalysisRules) -> Option<f64> {
     let reducible = |loss: f64| {
-        let left = loss - rules.irreducible_loss;
-        (left > 0.0).then_some(left)
+        let reducible_loss = loss - rules.irreducible_loss;
+        (reducible_loss > 0.0).then_some(reducible_loss)
     };
     reducible(baseline_loss)
         .zip(reducible(loss))

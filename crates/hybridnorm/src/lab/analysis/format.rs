@@ -4,9 +4,9 @@ use super::super::stats::PairedTest;
 use crate::format_number::with_thousands_separators;
 
 /// Number of decimals of a difference, so that the half-width of its interval has two significant digits.
-pub(super) struct Digits(usize);
+pub(super) struct Decimals(usize);
 
-impl Digits {
+impl Decimals {
     pub fn of(difference: &PairedTest) -> Self {
         let half = (difference.high - difference.low) / 2.0;
         let scale = if half > 0.0 {
@@ -82,8 +82,8 @@ mod tests {
         assert_eq!(seeds(1), "1 seed");
         assert_eq!(seeds(10_000), "10,000 seeds");
         assert_eq!(counts([5, 3].into_iter(), "rate"), "3 to 5 rates");
-        assert_eq!(Digits(2).format(-0.004), "0.00");
-        assert_eq!(Digits(2).format(-0.006), "-0.01");
+        assert_eq!(Decimals(2).format(-0.004), "0.00");
+        assert_eq!(Decimals(2).format(-0.006), "-0.01");
         assert_eq!(list(&["a", "b", "c"]), "a, b and c");
     }
 }

@@ -37,9 +37,9 @@ fn runs(truths: &[Truth], seeds: u64, random: &mut ChaCha8Rng) -> Vec<RunOutcome
     let shared: Vec<f64> = (0..seeds).map(|_| SEED_EFFECT * normal()).collect();
     let mut runs = Vec::new();
     for (index, truth) in truths.iter().enumerate() {
-        for (rate, lr) in LEARNING_RATES.into_iter().enumerate() {
+        for (lr_index, lr) in LEARNING_RATES.into_iter().enumerate() {
             for seed in 0..seeds {
-                let penalty = truth.curvature * (rate as f64 - 2.0).powi(2);
+                let penalty = truth.curvature * (lr_index as f64 - 2.0).powi(2);
                 let loss = 3.0 + NOISE * (truth.loss + penalty + normal()) + shared[seed as usize];
                 runs.push(RunOutcome {
                     placement: match index {
@@ -68,15 +68,20 @@ struct Proportions {
     /// With the first interval covering the true difference, or no first comparison.
     covered: f64,
     /// With a first comparison: there is none if a learning rate outside the grid might reverse the verdict.
-    shown: f64,
+    compared: f64,
     /// With a significant t-test of the same losses, not corrected for the choice of learning rates.
-    plain: f64,
+    uncorrected: f64,
     /// With a significant t-test of losses at learning rates chosen on the other seeds.
     other_seeds: f64,
 }
 
 /// Returns the losses at the learning rate that is best on all seeds, or for each seed on the other seeds.
-fn losses(runs: &[RunOutcome], placement: &str, seeds: u64, on_others: bool) -> Vec<f64> {
+fn losses(
+    runs: &[RunOutcome],
+    placement: &str,
+    seeds: u64,
+    selected_on_other_seeds: bool,
+) -> Vec<f64> {
     let own: Vec<&RunOutcome> = (runs.iter())
         .filter(|run| run.placement == placement)
         .collect();
@@ -89,7 +94,8 @@ fn losses(runs: &[RunOutcome], placement: &str, seeds: u64, on_others: bool) -> 
     };
     let at_chosen = |seed: u64| {
         let sum = |lr: &f64| -> f64 {
-            let selecting_seeds = (0..seeds).filter(|&other| !on_others || other != seed);
+            let selecting_seeds =
+                (0..seeds).filter(|&other| !selected_on_other_seeds || other != seed);
             selecting_seeds.map(|other| loss(*lr, other)).sum()
         };
         let lr = LEARNING_RATES
@@ -105,12 +111,17 @@ fn uncorrected_test_is_significant(
     runs: &[RunOutcome],
     placements: usize,
     seeds: u64,
-    on_others: bool,
+    selected_on_other_seeds: bool,
 ) -> bool {
-    let baseline = losses(runs, "pre-norm", seeds, on_others);
+    let baseline = losses(runs, "pre-norm", seeds, selected_on_other_seeds);
     let p: Vec<f64> = (1..placements)
         .map(|index| {
-            let own = losses(runs, &format!("variant-{index}"), seeds, on_others);
+            let own = losses(
+                runs,
+                &format!("variant-{index}"),
+                seeds,
+                selected_on_other_seeds,
+            );
             let differences: Vec<f64> = own.iter().zip(&baseline).map(|(a, b)| a - b).collect();
             stats::paired_t_test(&differences, 0.95).unwrap().p
         })
@@ -118,7 +129,12 @@ fn uncorrected_test_is_significant(
     stats::holm(&p).into_iter().any(|p| p < 0.05)
 }
 
-fn proportions(truths: &[Truth], seeds: u64, studies: usize, others: bool) -> Proportions {
+fn proportions(
+    truths: &[Truth],
+    seeds: u64,
+    studies: usize,
+    with_uncorrected_tests: bool,
+) -> Proportions {
     let mut random = ChaCha8Rng::seed_from_u64(seeds + studies as u64);
     // Without a margin, significant verdicts are most frequent. High losses at the edges of the grid do not count as
     // diverged.
@@ -146,11 +162,12 @@ fn proportions(truths: &[Truth], seeds: u64, studies: usize, others: bool) -> Pr
         proportions.better += each * f64::from(better);
         proportions.any += each * f64::from(better || worse);
         proportions.covered += each * f64::from(is_covered);
-        proportions.shown += each * f64::from(first.is_some());
-        if others {
-            let is_significant =
-                |on_others| uncorrected_test_is_significant(&runs, truths.len(), seeds, on_others);
-            proportions.plain += each * f64::from(is_significant(false));
+        proportions.compared += each * f64::from(first.is_some());
+        if with_uncorrected_tests {
+            let is_significant = |selected_on_other_seeds| {
+                uncorrected_test_is_significant(&runs, truths.len(), seeds, selected_on_other_seeds)
+            };
+            proportions.uncorrected += each * f64::from(is_significant(false));
             proportions.other_seeds += each * f64::from(is_significant(true));
         }
     }
@@ -158,12 +175,12 @@ fn proportions(truths: &[Truth], seeds: u64, studies: usize, others: bool) -> Pr
 }
 
 /// Returns three standard errors of a proportion whose true value is `proportion`.
-fn margin(proportion: f64, studies: usize) -> f64 {
+fn three_standard_errors(proportion: f64, studies: usize) -> f64 {
     3.0 * (proportion * (1.0 - proportion) / studies as f64).sqrt()
 }
 
 /// Returns a baseline and `variants` other placements that differ from it only in curvature.
-fn null(baseline: f64, variant: f64, variants: usize) -> Vec<Truth> {
+fn null_hypothesis(baseline: f64, variant: f64, variants: usize) -> Vec<Truth> {
     let truth = |curvature| Truth {
         loss: 0.0,
         curvature,
@@ -179,16 +196,27 @@ const STUDIES: usize = 1000;
 fn false_positive_rate_is_at_most_alpha() {
     for seeds in [3, 5] {
         for curvature in [CURVATURE, 0.3] {
-            let found = proportions(&null(curvature, curvature, 7), seeds, STUDIES, false);
-            let limit = 0.05 + margin(0.05, STUDIES);
+            let found = proportions(
+                &null_hypothesis(curvature, curvature, 7),
+                seeds,
+                STUDIES,
+                false,
+            );
+            let limit = 0.05 + three_standard_errors(0.05, STUDIES);
             let context = format!("{seeds} seeds, curvature {curvature}: {found:?}");
             assert!(found.better <= limit && found.any <= limit, "{context}");
             // Bonferroni level of one of seven intervals.
             let level = 1.0 - 0.05 / 7.0;
-            assert!(found.covered >= level - margin(level, STUDIES), "{context}");
+            assert!(
+                found.covered >= level - three_standard_errors(level, STUDIES),
+                "{context}"
+            );
             if curvature == CURVATURE {
                 // No other learning rate is tied with the best: the interval is exact, not just conservative.
-                assert!(found.covered <= level + margin(level, STUDIES), "{context}");
+                assert!(
+                    found.covered <= level + three_standard_errors(level, STUDIES),
+                    "{context}"
+                );
             }
         }
     }
@@ -198,11 +226,19 @@ fn false_positive_rate_is_at_most_alpha() {
 fn a_flatter_curve_is_not_better() {
     for seeds in [3, 5] {
         for (baseline, variant) in [(CURVATURE, 0.0), (1.0, 0.0)] {
-            let found = proportions(&null(baseline, variant, 7), seeds, STUDIES, false);
-            let limit = 0.05 + margin(0.05, STUDIES);
+            let found = proportions(
+                &null_hypothesis(baseline, variant, 7),
+                seeds,
+                STUDIES,
+                false,
+            );
+            let limit = 0.05 + three_standard_errors(0.05, STUDIES);
             let context = format!("{seeds} seeds, {baseline} against {variant}: {found:?}");
             assert!(found.better <= limit && found.any <= limit, "{context}");
-            assert!(found.covered >= 0.95 - margin(0.95, STUDIES), "{context}");
+            assert!(
+                found.covered >= 0.95 - three_standard_errors(0.95, STUDIES),
+                "{context}"
+            );
         }
     }
 }
@@ -212,10 +248,13 @@ fn a_flatter_curve_is_not_better() {
 #[test]
 fn uncorrected_tests_exceed_the_nominal_false_positive_rate() {
     let studies = 2 * STUDIES;
-    let limit = 0.05 + margin(0.05, studies);
-    let flatter = proportions(&null(CURVATURE, 0.0, 1), 10, studies, true);
-    assert!(flatter.plain > limit && flatter.any <= limit, "{flatter:?}");
-    let flat = proportions(&null(0.3, 0.3, 1), 10, studies, true);
+    let limit = 0.05 + three_standard_errors(0.05, studies);
+    let flatter = proportions(&null_hypothesis(CURVATURE, 0.0, 1), 10, studies, true);
+    assert!(
+        flatter.uncorrected > limit && flatter.any <= limit,
+        "{flatter:?}"
+    );
+    let flat = proportions(&null_hypothesis(0.3, 0.3, 1), 10, studies, true);
     assert!(flat.other_seeds > limit && flat.any <= limit, "{flat:?}");
 }
 
@@ -234,10 +273,10 @@ fn power_matches_the_computed_power() {
         let found = proportions(&better_by(effect), seeds, STUDIES, false);
         let distance = (found.any - power).abs();
         assert!(
-            distance <= margin(power, STUDIES),
+            distance <= three_standard_errors(power, STUDIES),
             "{seeds} seeds: {found:?}, not {power}"
         );
-        assert!((found.covered - 0.95).abs() <= margin(0.95, STUDIES));
+        assert!((found.covered - 0.95).abs() <= three_standard_errors(0.95, STUDIES));
     }
 }
 
@@ -247,9 +286,15 @@ fn required_seeds_suffice() {
         let sd = NOISE * 2.0_f64.sqrt();
         let seeds = stats::required_seeds(effect * sd, sd, 0.05, 0.8).unwrap();
         let found = proportions(&better_by(effect), seeds, STUDIES, false);
-        assert!(found.better >= 0.8 - margin(0.8, STUDIES), "{found:?}");
+        assert!(
+            found.better >= 0.8 - three_standard_errors(0.8, STUDIES),
+            "{found:?}"
+        );
         let fewer = proportions(&better_by(effect), seeds - 1, STUDIES, false);
-        assert!(fewer.better <= 0.8 + margin(0.8, STUDIES), "{fewer:?}");
+        assert!(
+            fewer.better <= 0.8 + three_standard_errors(0.8, STUDIES),
+            "{fewer:?}"
+        );
     }
 }
 
@@ -281,18 +326,29 @@ fn check_false_positive_rates(studies: usize) {
                 (1.0, 0.0),
                 (0.0, CURVATURE),
             ] {
-                let found = proportions(&null(baseline, variant, variants), seeds, studies, true);
+                let found = proportions(
+                    &null_hypothesis(baseline, variant, variants),
+                    seeds,
+                    studies,
+                    true,
+                );
                 println!(
                     "{seeds:5} {variants:8} {baseline:4} {variant:4}  {:8.4} {:6.4} {:6.4} {:11.4} {:8.4} {:6.4}",
                     found.better,
                     found.any,
-                    found.plain,
+                    found.uncorrected,
                     found.other_seeds,
                     found.covered,
-                    found.shown
+                    found.compared
                 );
-                assert!(found.any <= 0.05 + margin(0.05, studies), "{found:?}");
-                assert!(found.covered >= 0.95 - margin(0.95, studies), "{found:?}");
+                assert!(
+                    found.any <= 0.05 + three_standard_errors(0.05, studies),
+                    "{found:?}"
+                );
+                assert!(
+                    found.covered >= 0.95 - three_standard_errors(0.95, studies),
+                    "{found:?}"
+                );
             }
         }
     }

@@ -106,7 +106,7 @@ impl LearningRateRuns {
 
 impl<'a> Sweep<'a> {
     /// Returns one sweep per placement, in order of first appearance.
-    pub fn all(runs: &'a [RunOutcome], diverged_above_best: f64) -> Vec<Self> {
+    pub fn group_by_placement(runs: &'a [RunOutcome], diverged_above_best: f64) -> Vec<Self> {
         let mut groups: Vec<(&str, Vec<&RunOutcome>)> = Vec::new();
         for run in runs {
             match groups.iter_mut().find(|(name, _)| *name == run.placement) {
@@ -236,11 +236,11 @@ impl<'a> Sweep<'a> {
             .filter_map(LearningRateRuns::mean)
     }
 
-    /// Returns the number of statistically tied learning rates; see [`Best::statistically_tied`].
+    /// Returns the number of statistically tied learning rates; see [`Best::n_statistically_tied`].
     ///
     /// The noise is the interaction of learning rates and seeds in the better half of the learning rates: a
     /// common seed effect does not influence the choice, and bad learning rates are often noisier.
-    pub fn statistically_tied(&self) -> usize {
+    pub fn n_statistically_tied(&self) -> usize {
         let eliminated = self
             .learning_rates
             .iter()
@@ -256,7 +256,7 @@ impl<'a> Sweep<'a> {
             .collect();
         rows.sort_by(|a, b| a.0.total_cmp(&b.0));
         let better = &rows[..(rows.len() / 2 + 1).min(rows.len())];
-        match significant_difference(better) {
+        match least_significant_difference(better) {
             None => rows.len() + eliminated,
             Some(limit) => {
                 let is_tied = |row: &&(f64, Vec<f64>)| row.0 - rows[0].0 <= limit;
@@ -267,9 +267,9 @@ impl<'a> Sweep<'a> {
 
     /// Returns the summary without the comparison.
     pub fn summary(&self, rules: &AnalysisRules, loss_cap: Option<f64>) -> PlacementSummary {
-        let speeds: Vec<f64> = (self.runs.iter())
+        let throughputs: Vec<f64> = (self.runs.iter())
             .map(|run| run.tokens_per_second)
-            .filter(|speed| speed.is_finite() && *speed > 0.0)
+            .filter(|throughput| throughput.is_finite() && *throughput > 0.0)
             .collect();
         let spikes = self.runs.iter().map(|run| run.spikes);
         PlacementSummary {
@@ -286,11 +286,11 @@ impl<'a> Sweep<'a> {
                 .filter(|lr_runs| lr_runs.eliminated() < lr_runs.runs.len())
                 .last()
                 .map(|lr_runs| lr_runs.lr),
-            lr_tolerance: self.tolerance(rules.tolerance),
+            lr_tolerance: self.lr_tolerance(rules.tolerance),
             lr_sensitivity: loss_cap.and_then(|cap| self.lr_sensitivity(cap)),
             spikes: spikes.clone().sum(),
             spiked_runs: spikes.filter(|&count| count > 0).count() as u64,
-            tokens_per_second: stats::median(&speeds),
+            tokens_per_second: stats::median(&throughputs),
             comparison: None,
             no_comparison_reason: None,
         }
@@ -302,11 +302,11 @@ impl<'a> Sweep<'a> {
             lr: self.learning_rates[index].lr,
             loss: self.learning_rates[index].loss()?,
             at_edge: self.edge(),
-            statistically_tied: self.statistically_tied(),
+            n_statistically_tied: self.n_statistically_tied(),
         })
     }
 
-    fn tolerance(&self, tolerance: f64) -> Option<LrRange> {
+    fn lr_tolerance(&self, tolerance: f64) -> Option<LrRange> {
         let best = self.best?;
         let limit = self.learning_rates[best].mean()? + tolerance;
         let within = |index: &usize| {
@@ -375,7 +375,7 @@ fn mark_diverged(learning_rates: &mut [LearningRateRuns], diverged_above_best: f
 /// Returns the indices of the learning rates compared on equal seeds: every seed finished, and the set of seeds
 /// is the largest; of equally large sets, the most frequent one.
 fn candidates(learning_rates: &[LearningRateRuns]) -> Vec<usize> {
-    let clean: Vec<usize> = (0..learning_rates.len())
+    let complete: Vec<usize> = (0..learning_rates.len())
         .filter(|&index| {
             learning_rates[index].finished().count() == learning_rates[index].runs.len()
         })
@@ -387,21 +387,21 @@ fn candidates(learning_rates: &[LearningRateRuns]) -> Vec<usize> {
             .eq(learning_rates[b].runs.keys())
     };
     let sharing = |a: usize| -> Vec<usize> {
-        let others = clean.iter().copied();
+        let others = complete.iter().copied();
         others.filter(|&b| same(a, b)).collect()
     };
     // `max_by_key` takes the last maximum: reversed, that is the smallest learning rate.
-    let widest =
-        (clean.iter().rev()).max_by_key(|&&a| (learning_rates[a].runs.len(), sharing(a).len()));
-    widest.map(|&index| sharing(index)).unwrap_or_default()
+    let largest =
+        (complete.iter().rev()).max_by_key(|&&a| (learning_rates[a].runs.len(), sharing(a).len()));
+    largest.map(|&index| sharing(index)).unwrap_or_default()
 }
 
 /// Returns the least significant difference of two means; `None` if the noise cannot be estimated.
 /// Rows are learning rates with their mean, columns are seeds.
-fn significant_difference(rows: &[(f64, Vec<f64>)]) -> Option<f64> {
+fn least_significant_difference(rows: &[(f64, Vec<f64>)]) -> Option<f64> {
     let seeds = rows.first()?.1.len();
-    let freedom = (rows.len() - 1) * seeds.saturating_sub(1);
-    let critical = stats::t_critical(TIE_ALPHA, freedom)?;
+    let degrees_of_freedom = (rows.len() - 1) * seeds.saturating_sub(1);
+    let critical = stats::t_critical(TIE_ALPHA, degrees_of_freedom)?;
     let mut squares = 0.0;
     for seed in 0..seeds {
         let above = |(mean, losses): &(f64, Vec<f64>)| losses[seed] - mean;
@@ -411,6 +411,6 @@ fn significant_difference(rows: &[(f64, Vec<f64>)]) -> Option<f64> {
             .map(|row| (above(row) - shared).powi(2))
             .sum::<f64>();
     }
-    let noise = (squares / freedom as f64).sqrt();
+    let noise = (squares / degrees_of_freedom as f64).sqrt();
     Some(critical * noise * (2.0 / seeds as f64).sqrt())
 }

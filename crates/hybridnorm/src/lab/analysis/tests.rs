@@ -5,7 +5,7 @@ use super::*;
 
 mod undecided;
 
-pub(super) fn point(placement: &str, lr: f64, seed: u64, result: Outcome) -> RunOutcome {
+pub(super) fn run_outcome(placement: &str, lr: f64, seed: u64, result: Outcome) -> RunOutcome {
     RunOutcome {
         placement: placement.to_owned(),
         lr,
@@ -18,7 +18,7 @@ pub(super) fn point(placement: &str, lr: f64, seed: u64, result: Outcome) -> Run
 
 /// Returns runs with seeds 0, 1, … at one learning rate.
 pub(super) fn runs(placement: &str, lr: f64, losses: &[f64]) -> Vec<RunOutcome> {
-    let run = |(seed, &loss)| point(placement, lr, seed as u64, Outcome::Loss(loss));
+    let run = |(seed, &loss)| run_outcome(placement, lr, seed as u64, Outcome::Loss(loss));
     losses.iter().enumerate().map(run).collect()
 }
 
@@ -31,14 +31,14 @@ pub(super) fn study(parts: &[(&str, f64, &[f64])]) -> Vec<RunOutcome> {
 
 /// Returns a study with these losses at 1e-3, and clearly higher ones at the neighbouring learning rates.
 pub(super) fn curves_with_minimum(parts: &[(&str, &[f64])]) -> Vec<RunOutcome> {
-    let mut points = Vec::new();
+    let mut run_outcomes = Vec::new();
     for (placement, losses) in parts {
         let adjacent: Vec<f64> = losses.iter().map(|loss| loss + 0.2).collect();
-        points.extend(runs(placement, 1e-3, losses));
-        points.extend(runs(placement, 1e-4, &adjacent));
-        points.extend(runs(placement, 1e-2, &adjacent));
+        run_outcomes.extend(runs(placement, 1e-3, losses));
+        run_outcomes.extend(runs(placement, 1e-4, &adjacent));
+        run_outcomes.extend(runs(placement, 1e-2, &adjacent));
     }
-    points
+    run_outcomes
 }
 
 /// Returns rules without a margin, and without divergence relative to other runs.
@@ -50,12 +50,17 @@ fn without_margin() -> AnalysisRules {
     }
 }
 
-fn single_summary(points: &[RunOutcome]) -> PlacementSummary {
-    analyze(points, &without_margin()).placements.remove(0)
+fn single_summary(run_outcomes: &[RunOutcome]) -> PlacementSummary {
+    analyze(run_outcomes, &without_margin())
+        .placements
+        .remove(0)
 }
 
-fn single_summary_by(points: &[RunOutcome], rules: &AnalysisRules) -> PlacementSummary {
-    analyze(points, rules).placements.remove(0)
+fn single_summary_with_rules(
+    run_outcomes: &[RunOutcome],
+    rules: &AnalysisRules,
+) -> PlacementSummary {
+    analyze(run_outcomes, rules).placements.remove(0)
 }
 
 fn assert_close(found: f64, expected: f64) {
@@ -75,29 +80,36 @@ fn curve_with_minimum() -> Vec<RunOutcome> {
 }
 
 #[test]
-fn rates_are_counted_in_ascending_order() {
-    let mut points = curve_with_minimum();
-    points.push(point("a", 1e-2, 2, Outcome::Diverged));
-    points.push(point("a", 1e-2, 3, Outcome::Loss(f64::NAN)));
-    points.push(point("a", 1e-4, 2, Outcome::Eliminated));
-    let rates = single_summary(&points).learning_rates;
-    let counts: Vec<_> = (rates.iter())
-        .map(|rate| (rate.lr, rate.finished, rate.diverged, rate.eliminated))
+fn learning_rates_are_summarized_in_ascending_order() {
+    let mut run_outcomes = curve_with_minimum();
+    run_outcomes.push(run_outcome("a", 1e-2, 2, Outcome::Diverged));
+    run_outcomes.push(run_outcome("a", 1e-2, 3, Outcome::Loss(f64::NAN)));
+    run_outcomes.push(run_outcome("a", 1e-4, 2, Outcome::Eliminated));
+    let learning_rates = single_summary(&run_outcomes).learning_rates;
+    let counts: Vec<_> = (learning_rates.iter())
+        .map(|summary| {
+            (
+                summary.lr,
+                summary.finished,
+                summary.diverged,
+                summary.eliminated,
+            )
+        })
         .collect();
     assert_eq!(counts, [(1e-4, 2, 0, 1), (1e-3, 2, 0, 0), (1e-2, 2, 2, 0)]);
-    let loss = rates[2].loss.unwrap();
+    let loss = learning_rates[2].loss.unwrap();
     assert_close(loss.mean, 3.6);
     assert_eq!((loss.n, loss.min, loss.max), (2, 3.5, 3.7));
 }
 
 #[test]
 fn placements_keep_their_order() {
-    let points = study(&[
+    let run_outcomes = study(&[
         ("b", 1e-3, &[3.0]),
         ("a", 1e-3, &[3.0]),
         ("b", 1e-2, &[3.0]),
     ]);
-    let analysis = analyze(&points, &AnalysisRules::default());
+    let analysis = analyze(&run_outcomes, &AnalysisRules::default());
     let names: Vec<_> = (analysis.placements.iter())
         .map(|entry| entry.placement.as_str())
         .collect();
@@ -105,7 +117,7 @@ fn placements_keep_their_order() {
 }
 
 #[test]
-fn the_best_rate_has_the_lowest_mean() {
+fn the_best_learning_rate_has_the_lowest_mean() {
     let best = single_summary(&curve_with_minimum()).best.unwrap();
     assert_eq!((best.lr, best.loss.n, best.at_edge), (1e-3, 2, None));
     assert_close(best.loss.mean, 3.01);
@@ -121,31 +133,31 @@ fn best_learning_rate_at_a_grid_edge_is_marked() {
 }
 
 #[test]
-fn rates_are_compared_on_equal_seeds() {
+fn learning_rates_are_compared_on_equal_seeds() {
     // A lower loss, first over fewer seeds, then over other seeds.
     for (seeds, losses) in [(vec![0], vec![2.0]), (vec![0, 7], vec![2.0, 2.0])] {
-        let mut points = curve_with_minimum();
+        let mut run_outcomes = curve_with_minimum();
         for (seed, loss) in seeds.into_iter().zip(losses) {
-            points.push(point("a", 1e-5, seed, Outcome::Loss(loss)));
+            run_outcomes.push(run_outcome("a", 1e-5, seed, Outcome::Loss(loss)));
         }
-        assert_eq!(single_summary(&points).best.unwrap().lr, 1e-3);
+        assert_eq!(single_summary(&run_outcomes).best.unwrap().lr, 1e-3);
     }
     // More seeds take precedence over more learning rates with the same seeds.
     let few = [("a", 1e-5, &[2.0][..]), ("a", 1e-4, &[2.0][..])];
-    let points = [study(&few), runs("a", 1e-3, &[3.0, 3.0])].concat();
-    assert_eq!(single_summary(&points).best.unwrap().lr, 1e-3);
+    let run_outcomes = [study(&few), runs("a", 1e-3, &[3.0, 3.0])].concat();
+    assert_eq!(single_summary(&run_outcomes).best.unwrap().lr, 1e-3);
     for outcome in [Outcome::Diverged, Outcome::Eliminated] {
-        let mut points = curve_with_minimum();
-        points.push(point("a", 1e-3, 2, outcome));
-        assert_eq!(single_summary(&points).best.unwrap().lr, 1e-4);
+        let mut run_outcomes = curve_with_minimum();
+        run_outcomes.push(run_outcome("a", 1e-3, 2, outcome));
+        assert_eq!(single_summary(&run_outcomes).best.unwrap().lr, 1e-4);
     }
 }
 
 #[test]
-fn no_best_rate_without_complete_seeds() {
-    let mut points = runs("a", 1e-3, &[3.0, 3.0]);
-    points.push(point("a", 1e-3, 2, Outcome::Diverged));
-    let found = single_summary(&points);
+fn no_best_learning_rate_without_complete_seeds() {
+    let mut run_outcomes = runs("a", 1e-3, &[3.0, 3.0]);
+    run_outcomes.push(run_outcome("a", 1e-3, 2, Outcome::Diverged));
+    let found = single_summary(&run_outcomes);
     assert_eq!(
         (found.best, found.lr_tolerance, found.lr_sensitivity),
         (None, None, None)
@@ -158,15 +170,15 @@ fn no_best_rate_without_complete_seeds() {
 
 #[test]
 fn the_stable_range_ends_before_the_first_divergence() {
-    let mut points = curve_with_minimum();
-    points.extend(runs("a", 3e-2, &[3.9, 3.9]));
-    assert_eq!(single_summary(&points).largest_stable_lr, Some(3e-2));
+    let mut run_outcomes = curve_with_minimum();
+    run_outcomes.extend(runs("a", 3e-2, &[3.9, 3.9]));
+    assert_eq!(single_summary(&run_outcomes).largest_stable_lr, Some(3e-2));
     // A larger learning rate without divergence does not count; an eliminated run does not end the range.
-    points.push(point("a", 1e-2, 2, Outcome::Diverged));
-    points.push(point("a", 1e-3, 2, Outcome::Eliminated));
-    assert_eq!(single_summary(&points).largest_stable_lr, Some(1e-3));
-    points.push(point("a", 1e-4, 2, Outcome::Diverged));
-    assert_eq!(single_summary(&points).largest_stable_lr, None);
+    run_outcomes.push(run_outcome("a", 1e-2, 2, Outcome::Diverged));
+    run_outcomes.push(run_outcome("a", 1e-3, 2, Outcome::Eliminated));
+    assert_eq!(single_summary(&run_outcomes).largest_stable_lr, Some(1e-3));
+    run_outcomes.push(run_outcome("a", 1e-4, 2, Outcome::Diverged));
+    assert_eq!(single_summary(&run_outcomes).largest_stable_lr, None);
 }
 
 #[test]
@@ -174,12 +186,15 @@ fn tolerance_is_the_unbroken_range_around_the_best() {
     let span = single_summary(&curve_with_minimum()).lr_tolerance.unwrap();
     assert_eq!((span.low, span.high), (1e-4, 1e-3));
     assert_close(span.factor, 10.0);
-    let mut points = curve_with_minimum();
+    let mut run_outcomes = curve_with_minimum();
     // Within the tolerance, but beyond a learning rate that is not.
-    points.extend(runs("a", 1e-1, &[3.02, 3.02]));
-    assert_eq!(single_summary(&points).lr_tolerance, Some(span));
-    points.push(point("a", 1e-4, 2, Outcome::Diverged));
-    assert_eq!(single_summary(&points).lr_tolerance.unwrap().factor, 1.0);
+    run_outcomes.extend(runs("a", 1e-1, &[3.02, 3.02]));
+    assert_eq!(single_summary(&run_outcomes).lr_tolerance, Some(span));
+    run_outcomes.push(run_outcome("a", 1e-4, 2, Outcome::Diverged));
+    assert_eq!(
+        single_summary(&run_outcomes).lr_tolerance.unwrap().factor,
+        1.0
+    );
 }
 
 #[test]
@@ -195,68 +210,82 @@ fn sensitivity_counts_diverged_seeds_as_the_cap() {
         loss_cap: Some(4.0),
         ..without_margin()
     };
-    let mut points = curve_with_minimum();
-    let sensitivity = |points: &[RunOutcome]| analyze(points, &rules).placements[0].lr_sensitivity;
-    assert_close(sensitivity(&points).unwrap(), (0.03 + 0.0 + 0.59) / 3.0);
-    points.push(point("a", 1e-2, 2, Outcome::Diverged));
+    let mut run_outcomes = curve_with_minimum();
+    let sensitivity =
+        |run_outcomes: &[RunOutcome]| analyze(run_outcomes, &rules).placements[0].lr_sensitivity;
+    assert_close(
+        sensitivity(&run_outcomes).unwrap(),
+        (0.03 + 0.0 + 0.59) / 3.0,
+    );
+    run_outcomes.push(run_outcome("a", 1e-2, 2, Outcome::Diverged));
     let at_last = (0.49 + 0.69 + 0.99) / 3.0;
-    assert_close(sensitivity(&points).unwrap(), (0.03 + 0.0 + at_last) / 3.0);
-    points.push(point("a", 1e-4, 2, Outcome::Eliminated));
-    assert_eq!(sensitivity(&points), None);
+    assert_close(
+        sensitivity(&run_outcomes).unwrap(),
+        (0.03 + 0.0 + at_last) / 3.0,
+    );
+    run_outcomes.push(run_outcome("a", 1e-4, 2, Outcome::Eliminated));
+    assert_eq!(sensitivity(&run_outcomes), None);
 }
 
 #[test]
 fn spikes_and_throughput_are_over_all_runs() {
-    let mut points = curve_with_minimum();
-    for (index, point) in points.iter_mut().enumerate() {
-        point.spikes = [0, 2, 0, 0, 5, 0][index];
-        point.tokens_per_second = [100.0, 300.0, 200.0, 900.0, 0.0, f64::NAN][index];
+    let mut run_outcomes = curve_with_minimum();
+    for (index, run) in run_outcomes.iter_mut().enumerate() {
+        run.spikes = [0, 2, 0, 0, 5, 0][index];
+        run.tokens_per_second = [100.0, 300.0, 200.0, 900.0, 0.0, f64::NAN][index];
     }
-    let found = single_summary(&points);
+    let found = single_summary(&run_outcomes);
     assert_eq!((found.spikes, found.spiked_runs), (7, 2));
     assert_eq!(found.tokens_per_second, Some(250.0));
 }
 
 #[test]
 fn tied_learning_rates_are_counted() {
-    let statistically_tied =
-        |points: &[RunOutcome]| single_summary(points).best.unwrap().statistically_tied;
+    let n_statistically_tied = |run_outcomes: &[RunOutcome]| {
+        single_summary(run_outcomes)
+            .best
+            .unwrap()
+            .n_statistically_tied
+    };
     let curve = study(&[
         ("a", 1e-4, &[3.010, 3.002, 3.003]),
         ("a", 1e-3, &[3.001, 3.003, 3.008]),
         ("a", 1e-2, &[3.501, 3.502, 3.505]),
     ]);
-    assert_eq!(statistically_tied(&curve), 2);
+    assert_eq!(n_statistically_tied(&curve), 2);
     // A seed effect common to all learning rates is not noise.
     let mut shifted = curve.clone();
-    for point in shifted.iter_mut().filter(|point| point.seed == 1) {
-        let Outcome::Loss(loss) = point.outcome else {
+    for run in shifted.iter_mut().filter(|run| run.seed == 1) {
+        let Outcome::Loss(loss) = run.outcome else {
             unreachable!()
         };
-        point.outcome = Outcome::Loss(loss + 5.0);
+        run.outcome = Outcome::Loss(loss + 5.0);
     }
-    assert_eq!(statistically_tied(&shifted), 2);
+    assert_eq!(n_statistically_tied(&shifted), 2);
     // The noise cannot be estimated from one seed.
     let single = study(&[("a", 1e-4, &[3.0]), ("a", 1e-3, &[4.0])]);
-    assert_eq!(statistically_tied(&single), 2);
+    assert_eq!(n_statistically_tied(&single), 2);
     // Eliminated learning rates may have been as good.
     let mut eliminated = curve;
-    eliminated.push(point("a", 1e-1, 0, Outcome::Eliminated));
-    assert_eq!(statistically_tied(&eliminated), 3);
+    eliminated.push(run_outcome("a", 1e-1, 0, Outcome::Eliminated));
+    assert_eq!(n_statistically_tied(&eliminated), 3);
 }
 
 /// Returns a baseline and three placements: clearly better, clearly worse, similar.
-pub(super) fn compared() -> Vec<RunOutcome> {
-    let mut points = curves_with_minimum(&[
+pub(super) fn study_of_four_placements() -> Vec<RunOutcome> {
+    let mut run_outcomes = curves_with_minimum(&[
         ("pre-norm", &[3.00, 3.05, 2.98, 3.02]),
         ("good", &[2.90, 2.951, 2.879, 2.92]),
         ("bad", &[3.20, 3.251, 3.179, 3.22]),
         ("same", &[3.01, 3.04, 3.00, 3.01]),
     ]);
-    for point in points.iter_mut().filter(|point| point.placement == "good") {
-        point.tokens_per_second = 800.0;
+    for run in run_outcomes
+        .iter_mut()
+        .filter(|run| run.placement == "good")
+    {
+        run.tokens_per_second = 800.0;
     }
-    points
+    run_outcomes
 }
 
 fn comparison_of(analysis: &Analysis, name: &str) -> Comparison {
@@ -269,7 +298,7 @@ fn comparison_of(analysis: &Analysis, name: &str) -> Comparison {
 
 #[test]
 fn comparisons_are_paired_by_seed() {
-    let analysis = analyze(&compared(), &without_margin());
+    let analysis = analyze(&study_of_four_placements(), &without_margin());
     let good = comparison_of(&analysis, "good");
     let differences = [2.90 - 3.00, 2.951 - 3.05, 2.879 - 2.98, 2.92 - 3.02];
     assert_eq!(good.pairs, 4);
@@ -301,7 +330,7 @@ fn gains_follow_the_power_law() {
         compute_exponent: 0.5,
         ..AnalysisRules::default()
     };
-    let good = comparison_of(&analyze(&compared(), &rules), "good");
+    let good = comparison_of(&analyze(&study_of_four_placements(), &rules), "good");
     let gain = (1.0125_f64 / 0.9125).powi(2);
     assert_close(good.compute_gain.unwrap(), gain);
     assert_close(good.throughput_ratio.unwrap(), 0.8);
@@ -310,31 +339,34 @@ fn gains_follow_the_power_law() {
         irreducible_loss: 2.95,
         ..rules
     };
-    let good = comparison_of(&analyze(&compared(), &rules), "good");
+    let good = comparison_of(&analyze(&study_of_four_placements(), &rules), "good");
     assert_eq!((good.compute_gain, good.effective_speedup), (None, None));
 }
 
 #[test]
 fn only_common_seeds_are_compared() {
-    let mut points = compared();
-    points.push(point("good", 1e-3, 9, Outcome::Loss(9.0)));
-    let good = comparison_of(&analyze(&points, &without_margin()), "good");
+    let mut run_outcomes = study_of_four_placements();
+    run_outcomes.push(run_outcome("good", 1e-3, 9, Outcome::Loss(9.0)));
+    let good = comparison_of(&analyze(&run_outcomes, &without_margin()), "good");
     assert_eq!(good.pairs, 4);
     assert_close(good.loss, 2.9125);
 }
 
 #[test]
 fn selection_widens_the_interval() {
-    let plain = comparison_of(&analyze(&compared(), &without_margin()), "good");
-    let mut points = compared();
-    points.extend(runs("good", 3e-3, &[2.95, 2.921, 2.899, 2.91]));
-    let analysis = analyze(&points, &without_margin());
+    let plain = comparison_of(
+        &analyze(&study_of_four_placements(), &without_margin()),
+        "good",
+    );
+    let mut run_outcomes = study_of_four_placements();
+    run_outcomes.extend(runs("good", 3e-3, &[2.95, 2.921, 2.899, 2.91]));
+    let analysis = analyze(&run_outcomes, &without_margin());
     assert_eq!(
         analysis.placements[1]
             .best
             .as_ref()
             .unwrap()
-            .statistically_tied,
+            .n_statistically_tied,
         2
     );
     let chosen = comparison_of(&analysis, "good");
@@ -346,8 +378,8 @@ fn selection_widens_the_interval() {
 
 #[test]
 fn a_missing_comparison_has_a_reason() {
-    let reason = |points: &[RunOutcome], rules: &AnalysisRules| {
-        let analysis = analyze(points, rules);
+    let reason = |run_outcomes: &[RunOutcome], rules: &AnalysisRules| {
+        let analysis = analyze(run_outcomes, rules);
         let entry = analysis
             .placements
             .into_iter()
@@ -359,7 +391,7 @@ fn a_missing_comparison_has_a_reason() {
     let rules = AnalysisRules::default();
     let base = runs("pre-norm", 1e-3, &[3.0, 3.1]);
     let x = runs("x", 1e-3, &[3.0, 3.1]);
-    let diverged = |name: &str| vec![point(name, 1e-3, 0, Outcome::Diverged)];
+    let diverged = |name: &str| vec![run_outcome(name, 1e-3, 0, Outcome::Diverged)];
     assert_eq!(reason(&x, &rules), "the study has no runs of the baseline");
     assert_eq!(
         reason(&[base.clone(), diverged("x")].concat(), &rules),
@@ -394,16 +426,16 @@ fn named<'a>(analysis: &'a Analysis, name: &str) -> &'a PlacementSummary {
 
 #[test]
 fn diverged_not_learned_and_slow_differ() {
-    let mut points = study(&[
+    let mut run_outcomes = study(&[
         ("a", 1e-4, &[5.9, 5.9]),
         ("a", 1e-3, &[4.3, 4.31]),
         ("a", 1e-2, &[4.34, 5.9]),
     ]);
-    points.push(point("a", 1e-5, 0, Outcome::NotLearned(6.3)));
-    points.push(point("a", 1e-1, 0, Outcome::NotLearned(6.3)));
-    let found = single_summary_by(&points, &AnalysisRules::default());
+    run_outcomes.push(run_outcome("a", 1e-5, 0, Outcome::NotLearned(6.3)));
+    run_outcomes.push(run_outcome("a", 1e-1, 0, Outcome::NotLearned(6.3)));
+    let found = single_summary_with_rules(&run_outcomes, &AnalysisRules::default());
     let counts: Vec<_> = (found.learning_rates.iter())
-        .map(|rate| (rate.finished, rate.diverged, rate.not_learned))
+        .map(|summary| (summary.finished, summary.diverged, summary.not_learned))
         .collect();
     // Slow below the best learning rate, diverged above it; not learned counts as diverged only above it.
     assert_eq!(
@@ -419,7 +451,7 @@ fn verdicts_match_intervals() {
     let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(5);
     let mut counts = [0; 4];
     for _ in 0..2000 {
-        let mut points = Vec::new();
+        let mut run_outcomes = Vec::new();
         let size: f64 = random.random_range(0.0..0.06);
         let noise: f64 = random.random_range(0.0005..0.01);
         for name in ["pre-norm", "x", "y"] {
@@ -429,10 +461,10 @@ fn verdicts_match_intervals() {
                 let losses: Vec<f64> = (0..4)
                     .map(|_| 3.0 + shift + bend + random.random_range(-noise..noise))
                     .collect();
-                points.extend(runs(name, lr, &losses));
+                run_outcomes.extend(runs(name, lr, &losses));
             }
         }
-        let analysis = analyze(&points, &AnalysisRules::default());
+        let analysis = analyze(&run_outcomes, &AnalysisRules::default());
         for entry in &analysis.placements[1..] {
             let text = comparison_text(entry, &analysis);
             let Some(found) = &entry.comparison else {
@@ -475,12 +507,12 @@ fn verdicts_match_intervals() {
 }
 
 #[test]
-fn an_analysis_survives_json() {
-    let mut points = compared();
+fn analysis_round_trips_through_json() {
+    let mut run_outcomes = study_of_four_placements();
     // With zero variance, t is not finite.
-    points.extend(runs("constant", 1e-3, &[4.0, 4.05, 3.98, 4.02]));
-    points.push(point("diverged", f64::MAX, 0, Outcome::Diverged));
-    let analysis = analyze(&points, &AnalysisRules::default());
+    run_outcomes.extend(runs("constant", 1e-3, &[4.0, 4.05, 3.98, 4.02]));
+    run_outcomes.push(run_outcome("diverged", f64::MAX, 0, Outcome::Diverged));
+    let analysis = analyze(&run_outcomes, &AnalysisRules::default());
     let text = serde_json::to_string(&analysis).unwrap();
     assert_eq!(serde_json::from_str::<Analysis>(&text).unwrap(), analysis);
 }

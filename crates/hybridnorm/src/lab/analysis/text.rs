@@ -5,7 +5,7 @@ mod certainty;
 mod tests;
 
 use super::super::stats::PairedTest;
-use super::format::{Digits, list, one_decimal, seeds};
+use super::format::{Decimals, list, one_decimal, seeds};
 use super::{
     Analysis, Best, Comparison, Edge, LearningRateSummary, LrRange, PlacementSummary, Verdict,
 };
@@ -54,9 +54,9 @@ fn comparison_sentence(
     let PairedTest {
         n, mean, low, high, ..
     } = found.difference;
-    let digits = Digits::of(&found.difference);
+    let digits = Decimals::of(&found.difference);
     let level = percent(1.0 - analysis.rules.alpha);
-    let interval = match analysis.comparisons() {
+    let interval = match analysis.n_planned_comparisons() {
         1 => format!("{level} interval"),
         _ => format!("simultaneous {level} interval"),
     };
@@ -84,7 +84,7 @@ fn comparison_sentence(
             digits.format(mean),
             range(low, high),
             required_seeds(found, margin, "a difference of the observed size"),
-            at_one_rate(placement)
+            single_learning_rate_note(placement)
         ),
         Verdict::Better => claim("better", -mean, -high, -low),
         Verdict::Worse => claim("worse", mean, low, high),
@@ -92,7 +92,7 @@ fn comparison_sentence(
 }
 
 /// Returns a note that a comparison holds at one learning rate only, if no other was tried.
-fn at_one_rate(placement: &PlacementSummary) -> String {
+fn single_learning_rate_note(placement: &PlacementSummary) -> String {
     match &placement.best {
         Some(Best {
             lr,
@@ -109,7 +109,7 @@ pub fn summary_text(analysis: &Analysis) -> Vec<String> {
     if analysis.placements.is_empty() && analysis.complete {
         return vec![
             "The study has no runs: no placement can be called best.".to_owned(),
-            NOTHING_KNOWN.to_owned(),
+            STABILITY_UNKNOWN.to_owned(),
             "No comparison was made.".to_owned(),
         ];
     }
@@ -119,7 +119,7 @@ pub fn summary_text(analysis: &Analysis) -> Vec<String> {
     }
 }
 
-const NOTHING_KNOWN: &str = "Learning rate tolerance and stability are unknown.";
+const STABILITY_UNKNOWN: &str = "Learning rate tolerance and stability are unknown.";
 
 fn incomplete(analysis: &Analysis) -> Vec<String> {
     let missing = match analysis.missing {
@@ -131,7 +131,7 @@ fn incomplete(analysis: &Analysis) -> Vec<String> {
         ),
     };
     let known = match analysis.recorded {
-        0 => NOTHING_KNOWN.to_owned(),
+        0 => STABILITY_UNKNOWN.to_owned(),
         _ => format!("Of the recorded runs: {}.", failures(analysis)),
     };
     vec![
@@ -236,8 +236,8 @@ fn others_against_baseline(lowest: &PlacementSummary, analysis: &Analysis) -> St
 
 /// Returns the second sentence: ranges of learning rates, and failures.
 fn tolerance(analysis: &Analysis) -> String {
-    let rates = |entry: &PlacementSummary| entry.learning_rates.len();
-    let text = match analysis.placements.iter().map(rates).max() {
+    let learning_rate_count = |entry: &PlacementSummary| entry.learning_rates.len();
+    let text = match analysis.placements.iter().map(learning_rate_count).max() {
         None | Some(0 | 1) => {
             "Only one learning rate was tried: learning rate tolerance is unknown".to_owned()
         }
@@ -260,11 +260,11 @@ fn lr_ranges(analysis: &Analysis) -> String {
     if ranges.is_empty() {
         return "No placement has a best learning rate: learning rate tolerance is unknown".into();
     }
-    let mut rates = analysis
+    let mut learning_rates = analysis
         .placements
         .iter()
         .flat_map(|entry| &entry.learning_rates);
-    let eliminated = match rates.any(|rate| rate.eliminated > 0) {
+    let eliminated = match learning_rates.any(|summary| summary.eliminated > 0) {
         true => "; learning rates eliminated by halving count as outside",
         false => "",
     };
@@ -296,27 +296,29 @@ fn failures(analysis: &Analysis) -> String {
             let all: u64 = entry
                 .learning_rates
                 .iter()
-                .map(LearningRateSummary::runs)
+                .map(LearningRateSummary::run_count)
                 .sum();
             let found: u64 = entry.learning_rates.iter().map(count).sum();
-            let rates = entry.learning_rates.iter().filter(|rate| count(rate) > 0);
-            let rates: Vec<String> = rates.map(|rate| rate.lr.to_string()).collect();
-            let rates: Vec<&str> = rates.iter().map(String::as_str).collect();
-            (found > 0)
-                .then(|| format!("{} {found} of {all} (at {})", entry.placement, list(&rates)))
+            let summaries = entry
+                .learning_rates
+                .iter()
+                .filter(|summary| count(summary) > 0);
+            let lrs: Vec<String> = summaries.map(|summary| summary.lr.to_string()).collect();
+            let lrs: Vec<&str> = lrs.iter().map(String::as_str).collect();
+            (found > 0).then(|| format!("{} {found} of {all} (at {})", entry.placement, list(&lrs)))
         };
         analysis.placements.iter().filter_map(of).collect()
     };
-    let diverged = counted(|rate| rate.diverged);
+    let diverged = counted(|summary| summary.diverged);
     let mut text = match diverged.as_slice() {
         [] => "no run diverged".to_owned(),
         diverged => format!("diverged runs: {}", diverged.join(", ")),
     };
-    let early = counted(|rate| rate.not_learned);
-    if !early.is_empty() {
+    let not_learned = counted(|summary| summary.not_learned);
+    if !not_learned.is_empty() {
         text += &format!(
             "; runs that had not learned yet (training budget too short): {}",
-            early.join(", ")
+            not_learned.join(", ")
         );
     }
     text
@@ -333,12 +335,12 @@ fn compared(analysis: &Analysis) -> impl Iterator<Item = (&PlacementSummary, &Co
     (analysis.placements.iter()).filter_map(|entry| Some((entry, entry.comparison.as_ref()?)))
 }
 
-fn p_value(against: &Comparison, analysis: &Analysis) -> String {
-    let p = match against.p_adjusted {
+fn p_value(comparison: &Comparison, analysis: &Analysis) -> String {
+    let p = match comparison.p_adjusted {
         p if p < 0.001 => "p < 0.001".to_owned(),
         p => format!("p = {p:.3}"),
     };
-    match analysis.comparisons() {
+    match analysis.n_planned_comparisons() {
         1 => p,
         all => format!("{p} corrected for {all} comparisons"),
     }

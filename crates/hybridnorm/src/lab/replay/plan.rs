@@ -43,7 +43,11 @@ pub(super) fn plan_segments(
     let bounds = bounds.filter(|after| (from + 1..requested).contains(after));
     // The same `[log]` section for all segments, since logging does not affect results.
     let mut log = apply_changes(run, &at(options.step)?, options, from)?.log;
-    if !options.settings.iter().any(|one| one.starts_with("log.")) {
+    if !options
+        .settings
+        .iter()
+        .any(|setting| setting.starts_with("log."))
+    {
         log.layers_every = 1;
     }
     let mut segments: Vec<ReplaySegment> = Vec::new();
@@ -66,7 +70,9 @@ pub(super) fn plan_segments(
             });
         }
     }
-    let steps = segments.last().map_or(0, |one| one.config.train.steps) as u64;
+    let steps = segments
+        .last()
+        .map_or(0, |segment| segment.config.train.steps) as u64;
     if options.step > steps {
         return Err(Error::conflict(
             ["train.steps", "step"],

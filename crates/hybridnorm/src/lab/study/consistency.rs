@@ -17,7 +17,7 @@ pub(super) fn problem(record: &RunRecord, planned: &PlannedRun) -> Option<String
 }
 
 /// True if the run did all its steps, according to its status.
-fn is_finished(record: &RunRecord) -> bool {
+fn completed_all_steps(record: &RunRecord) -> bool {
     matches!(
         record.status,
         RunStatus::Finished | RunStatus::NotLearned { .. }
@@ -48,7 +48,7 @@ fn check_steps(record: &RunRecord, planned: &PlannedRun) -> Option<String> {
 
 fn check_losses(record: &RunRecord) -> Option<String> {
     let is_loss = |loss: f64| loss.is_finite() && loss >= 0.0;
-    if is_finished(record) {
+    if completed_all_steps(record) {
         for (name, value) in [
             ("validation", record.validation_loss),
             ("training", record.train_loss),
@@ -99,8 +99,8 @@ fn check_curve(record: &RunRecord, planned: &PlannedRun) -> Option<String> {
         .chain(further)
         .all(|length| length == steps.len());
     let rises = steps.first() != Some(&0) && steps.windows(2).all(|pair| pair[0] < pair[1]);
-    let ends = steps.last().copied().unwrap_or(0);
-    if !is_complete || !rises || ends != record.steps {
+    let last_step = steps.last().copied().unwrap_or(0);
+    if !is_complete || !rises || last_step != record.steps {
         return Some(format!(
             "has a training curve that does not end at its last step, {}, or has gaps",
             record.steps
@@ -108,7 +108,7 @@ fn check_curve(record: &RunRecord, planned: &PlannedRun) -> Option<String> {
     }
     let last = record.train_loss?;
     let window = record.steps.div_ceil(LOSS_WINDOW_DIVISOR as u64).max(1);
-    let (low, high) = mean(curve, record.steps - window.min(record.steps), record.steps);
+    let (low, high) = mean_bounds(curve, record.steps - window.min(record.steps), record.steps);
     if last < low - TOLERANCE * (1.0 + low) || last > high + TOLERANCE * (1.0 + high) {
         return Some(format!(
             "has a final training loss of {last} nats, but its curve ends between {low:.4} and {high:.4}"
@@ -120,7 +120,7 @@ fn check_curve(record: &RunRecord, planned: &PlannedRun) -> Option<String> {
 /// Checks that the rise of the training loss to `last` agrees with the status of the run.
 fn check_rise(record: &RunRecord, planned: &PlannedRun, last: f64, window: u64) -> Option<String> {
     let starts = || (0..record.steps / window).map(|index| index * window);
-    let bounds = |after: u64| mean(&record.curve, after, after + window);
+    let bounds = |after: u64| mean_bounds(&record.curve, after, after + window);
     let limit = last - planned.diverged_above;
     let tolerance = TOLERANCE * (1.0 + last);
     match &record.status {
@@ -146,7 +146,7 @@ fn check_rise(record: &RunRecord, planned: &PlannedRun, last: f64, window: u64) 
 
 /// Returns bounds of the mean loss over the steps after `from` up to `to`: a curve holds means of intervals that
 /// may only partly lie in that range. Losses are not negative.
-fn mean(curve: &Curve, from: u64, to: u64) -> (f64, f64) {
+fn mean_bounds(curve: &Curve, from: u64, to: u64) -> (f64, f64) {
     let (mut low, mut high, mut before) = (0.0, 0.0, 0);
     for (&step, &loss) in curve.step.iter().zip(&curve.loss) {
         let sum = f64::from(loss) * (step - before) as f64;

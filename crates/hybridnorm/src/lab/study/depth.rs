@@ -34,8 +34,8 @@ pub fn at_depth(model: &ModelSection, depth: usize) -> Result<ModelSection> {
         .max(1.0) as usize;
     let heads = groups * group;
     let d_model = heads * head_dim;
-    let left = (target - attention(d_model, heads) as f64) / (projections * d_model) as f64;
-    let d_ff = 8 * (left / 8.0).round() as usize;
+    let exact_d_ff = (target - attention(d_model, heads) as f64) / (projections * d_model) as f64;
+    let d_ff = 8 * (exact_d_ff / 8.0).round() as usize;
     if d_ff == 0 {
         return Err(Error::invalid_value(
             "study.depths",

@@ -157,23 +157,23 @@ impl StudyFolder {
             ));
         }
         let mut lock = self.lock_to_start(options)?;
-        let before = match self.has_study()? {
+        let previous = match self.has_study()? {
             true => Some(self.study()?),
             false => None,
         };
-        self.check_may_start(before.as_ref(), study, options)?;
-        let trains = !self.are_finished(runs)?;
-        let note = match before
+        self.check_may_start(previous.as_ref(), study, options)?;
+        let has_unrecorded_runs = !self.have_records(runs)?;
+        let note = match previous
             .as_ref()
-            .filter(|before| before.config != study.config)
+            .filter(|previous| previous.config != study.config)
         {
-            Some(before) => {
-                let note = self.change_study(before, study, trains, &mut lock)?;
+            Some(previous) => {
+                let note = self.change_study(previous, study, has_unrecorded_runs, &mut lock)?;
                 self.create_folders()?;
                 Some(note)
             }
             None => {
-                match trains || before.is_none() {
+                match has_unrecorded_runs || previous.is_none() {
                     true => self.write_study(study)?,
                     false => self.create_folders()?,
                 }
@@ -199,15 +199,15 @@ impl StudyFolder {
     /// Checks that the folder has no study, or one that may be resumed.
     fn check_may_start(
         &self,
-        before: Option<&Study>,
+        previous: Option<&Study>,
         study: &Study,
         options: StartOptions,
     ) -> Result<()> {
-        let Some(before) = before else {
+        let Some(previous) = previous else {
             return Ok(());
         };
         // Shards of the same study start without `resume`, and so does a study without runs after a kill.
-        let is_same = before.config == study.config;
+        let is_same = previous.config == study.config;
         if options.resume || is_same && (options.is_shard || !self.has_runs()?) {
             return Ok(());
         }
@@ -227,15 +227,15 @@ impl StudyFolder {
     /// Replaces the study in the folder if runs of the changed one start; returns the changes as text.
     fn change_study(
         &self,
-        before: &Study,
+        previous: &Study,
         study: &Study,
-        trains: bool,
+        has_unrecorded_runs: bool,
         lock: &mut FolderLock,
     ) -> Result<String> {
         self.check_halving(study)?;
-        let differences = changes_text(&before.config, &study.config);
+        let differences = changes_text(&previous.config, &study.config);
         // Nothing relies on a study of which no run was started.
-        if !trains && self.has_started(&before.runs)? {
+        if !has_unrecorded_runs && self.has_started(&previous.runs)? {
             return Ok(format!(
                 "nothing left to train: {} is unchanged; this study differs from it ({differences})",
                 self.0.join(STUDY).display()
@@ -251,13 +251,13 @@ impl StudyFolder {
     /// comments. Then records the study in the history before the next run starts.
     pub(super) fn write_study(&self, study: &Study) -> Result<()> {
         self.create_folders()?;
-        let before = match self.has_study()? {
+        let previous = match self.has_study()? {
             true => Some(self.study()?),
             false => None,
         };
         // After a kill in between, the study file shows that the history is out of date.
-        let mut history = self.history_or_new(before.as_ref())?;
-        if before.as_ref().map(|before| &before.config) != Some(&study.config) {
+        let mut history = self.history_or_new(previous.as_ref())?;
+        if previous.as_ref().map(|previous| &previous.config) != Some(&study.config) {
             files::write(self.0.join(STUDY), study.to_toml().as_bytes())?;
         }
         history.record_study(study, self)?;
@@ -274,9 +274,9 @@ impl StudyFolder {
         Ok(())
     }
 
-    fn are_finished(&self, runs: &[PlannedRun]) -> Result<bool> {
+    fn have_records(&self, runs: &[PlannedRun]) -> Result<bool> {
         for run in runs {
-            if !self.is_finished(&run.id)? {
+            if !self.has_record(&run.id)? {
                 return Ok(false);
             }
         }
@@ -342,7 +342,7 @@ impl StudyFolder {
     ///
     /// # Errors
     /// If the file system returns an error.
-    pub fn is_finished(&self, id: &str) -> Result<bool> {
+    pub fn has_record(&self, id: &str) -> Result<bool> {
         files::exists(self.record_path(id))
     }
 

@@ -24,7 +24,8 @@ pub struct Group {
     /// Analysis of the runs.
     pub analysis: Analysis,
     /// Summary of the analysis in three sentences.
-    pub verdict: Vec<String>,
+    #[serde(rename = "verdict")]
+    pub summary: Vec<String>,
     /// One sentence per placement.
     pub sentences: Vec<String>,
     /// Number of records without a checksum, from earlier versions.
@@ -70,7 +71,7 @@ pub fn analyze_groups<'a>(
             name: group_name(init.as_deref(), depth),
             init,
             depth,
-            verdict: analysis::summary_text(&analysis),
+            summary: analysis::summary_text(&analysis),
             sentences: analysis.placements.iter().map(sentence).collect(),
             without_checksum: 0,
             caveats: Vec::new(),
@@ -127,7 +128,7 @@ pub fn group_name(init: Option<&str>, depth: Option<usize>) -> String {
 /// Converts a record to a run outcome; `None` if the run is unfinished or has no validation loss. The training loss is
 /// not a substitute, since it is measured on different data.
 fn run_outcome(record: &RunRecord) -> Option<RunOutcome> {
-    let result = match (&record.status, record.validation_loss) {
+    let outcome = match (&record.status, record.validation_loss) {
         (RunStatus::Eliminated { .. }, _) => Outcome::Eliminated,
         (RunStatus::Finished, Some(loss)) => Outcome::Loss(loss),
         (RunStatus::NotLearned { .. }, Some(loss)) => Outcome::NotLearned(loss),
@@ -146,7 +147,7 @@ fn run_outcome(record: &RunRecord) -> Option<RunOutcome> {
         placement: record.grid_point.placement.clone(),
         lr: record.grid_point.lr,
         seed: record.grid_point.seed,
-        outcome: result,
+        outcome,
         tokens_per_second: record.cost.tokens_per_second,
         spikes: record.spikes.loss,
     })

@@ -41,13 +41,13 @@ pub(super) struct History {
     pub without_checksum: Vec<String>,
     /// Studies under which runs ended, and the current one.
     #[serde(rename = "stated")]
-    pub states: Vec<StudyState>,
+    pub states: Vec<StudyVersion>,
     /// Number of records older than this file: the study at their start is unknown.
-    #[serde(default, skip_serializing_if = "is_none")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub records_before: usize,
 }
 
-fn is_none(count: &usize) -> bool {
+fn is_zero(count: &usize) -> bool {
     *count == 0
 }
 
@@ -57,13 +57,13 @@ pub(super) struct Changes {
     /// One entry per key.
     pub known: Vec<String>,
     /// Number of records whose rules are unknown.
-    pub unknown: usize,
+    pub records_with_unknown_study: usize,
 }
 
 /// Version of a study under which runs ended, or the current one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct StudyState {
+pub(super) struct StudyVersion {
     /// The study, as TOML.
     pub study: String,
     /// Number of records in the folder at that time.
@@ -101,12 +101,12 @@ impl History {
                 }
                 let mut ended = 0;
                 for run in &before.runs {
-                    ended += usize::from(folder.is_finished(&run.id)?);
+                    ended += usize::from(folder.has_record(&run.id)?);
                 }
                 (ended, before.runs.len())
             }
         };
-        self.states.push(StudyState {
+        self.states.push(StudyVersion {
             study: study.to_toml(),
             records,
             ended,
@@ -120,9 +120,9 @@ impl History {
         let mut changes = Vec::new();
         let mut before: Option<StudyConfig> = None;
         for state in &self.states {
-            let file = relevant_settings(Study::parse(&state.study, &[])?.config);
+            let config = relevant_settings(Study::parse(&state.study, &[])?.config);
             if let Some(before) = &before {
-                for change in crate::train::history::diff(before, &file) {
+                for change in crate::train::history::diff(before, &config) {
                     changes.push(format!(
                         "{} after {} of {} runs had ended",
                         difference::change_text(&change),
@@ -131,7 +131,7 @@ impl History {
                     ));
                 }
             }
-            before = Some(file);
+            before = Some(config);
         }
         Ok(changes)
     }
@@ -172,7 +172,7 @@ impl StudyFolder {
             }
         }
         let before = before.filter(|_| records > 0);
-        let states = before.map(|study| StudyState {
+        let states = before.map(|study| StudyVersion {
             study: study.to_toml(),
             records: 0,
             ended: 0,
@@ -203,13 +203,13 @@ impl StudyFolder {
         let Some(mut history) = self.history()? else {
             return Ok(Changes {
                 known: Vec::new(),
-                unknown: self.record_names()?.len(),
+                records_with_unknown_study: self.record_names()?.len(),
             });
         };
         history.record_study(study, self)?;
         Ok(Changes {
             known: history.changes()?,
-            unknown: history.records_before,
+            records_with_unknown_study: history.records_before,
         })
     }
 
@@ -250,8 +250,8 @@ impl StudyFolder {
 }
 
 /// Returns a study without settings that affect neither results nor verdicts.
-fn relevant_settings(mut file: StudyConfig) -> StudyConfig {
-    file.log = Default::default();
-    file.study.keep_runs = false;
-    file
+fn relevant_settings(mut config: StudyConfig) -> StudyConfig {
+    config.log = Default::default();
+    config.study.keep_runs = false;
+    config
 }

@@ -8,7 +8,7 @@ use super::folder::StudyFolder;
 use super::history::History;
 use super::plan::Study;
 use super::record::RunRecord;
-use super::records::{DataFingerprints, name};
+use super::records::{DataFingerprints, record_file_name};
 use crate::error::{Error, Result};
 use crate::files::Locking;
 
@@ -60,13 +60,16 @@ pub fn merge(from: &[PathBuf], into: &Path, locking: Locking) -> Result<MergeSum
     let unknown = merged.records_before + merged.records_without_history.len();
     let unknown = unknown.min(merged.records.len());
     history.records_before = history.records_before.max(unknown);
-    history.without_checksum = without_checksum.iter().map(|id| name(id)).collect();
+    history.without_checksum = without_checksum
+        .iter()
+        .map(|id| record_file_name(id))
+        .collect();
     if merged.history.states.len() > history.states.len() {
         history.states = merged.history.states;
     }
     target.write_history(&history)?;
     for (id, record) in &merged.records {
-        if target.is_finished(id)? {
+        if target.has_record(id)? {
             continue;
         }
         match without_checksum.contains(id) {
@@ -131,7 +134,7 @@ impl MergeState {
                 (has_checksum, record.validation_data.is_some())
             };
             match self.records.get(&record.id) {
-                Some(other) if !other.is_same(&record) => {
+                Some(other) if !other.eq_ignoring_cost(&record) => {
                     return Err(Error::format(
                         folder.record_path(&record.id),
                         format!(

@@ -4,7 +4,6 @@
 //! a hash of its configuration: finished runs are never repeated, and interrupted runs resume from their newest
 //! checkpoint.
 
-mod assess;
 mod consistency;
 mod depth;
 mod difference;
@@ -21,9 +20,9 @@ mod run;
 mod rungs;
 mod runner;
 mod settings;
+mod study_analysis;
 mod summary;
 
-pub use assess::{StudyAnalysis, analyze_folder};
 pub use depth::at_depth;
 pub use folder::{StudyFolder, is_study_file};
 pub use groups::{Group, analyze_groups, group_name, with_relative_status};
@@ -33,4 +32,5 @@ pub use record::{GridPoint, RunRecord, RunStatus};
 pub use records::Records;
 pub use runner::{Options, Shard, StudyEvent, run};
 pub use settings::{Halving, StudyConfig, StudySettings};
+pub use study_analysis::{StudyAnalysis, analyze_folder};
 pub use summary::{read_run_record, read_run_record_with_checkpoint};

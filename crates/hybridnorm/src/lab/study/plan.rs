@@ -83,10 +83,10 @@ impl Study {
     /// # Errors
     /// As [`Study::load`].
     pub fn parse(text: &str, settings: &[String]) -> Result<Self> {
-        let file: StudyConfig = from_toml(text, settings)?;
+        let config: StudyConfig = from_toml(text, settings)?;
         let table = with_settings(text, settings)?;
-        reject_study_keys(&table, &file.study)?;
-        Self::new(file)
+        reject_study_keys(&table, &config.study)?;
+        Self::new(config)
     }
 
     /// Plans a study of the model and training settings of a run.
@@ -141,8 +141,8 @@ impl Study {
     ///
     /// # Errors
     /// If a list is empty or has duplicates, or the configuration of a run is invalid.
-    pub fn new(file: StudyConfig) -> Result<Self> {
-        let study = &file.study;
+    pub fn new(config: StudyConfig) -> Result<Self> {
+        let study = &config.study;
         study.validate()?;
         let placements = named_placements(&study.placements)?;
         check_baseline(&study.rules.baseline, &placements)?;
@@ -157,14 +157,14 @@ impl Study {
                 for init in &inits {
                     for placement in &placements {
                         for &lr in &study.lr {
-                            runs.push(plan_run(&file, seed, depth, init, placement, lr)?);
+                            runs.push(plan_run(&config, seed, depth, init, placement, lr)?);
                         }
                     }
                 }
             }
         }
         check_unique_runs(&runs)?;
-        Ok(Self { config: file, runs })
+        Ok(Self { config, runs })
     }
 
     /// Returns the study as TOML.
@@ -275,11 +275,13 @@ fn named_placements(all: &[Value]) -> Result<Vec<(String, Value)>> {
     let mut named = Vec::new();
     for (index, value) in all.iter().enumerate() {
         let (name, value) = match value {
-            Value::Object(table) => take_name(table).map_err(|error| entry(KEY, index, error))?,
+            Value::Object(table) => {
+                take_name(table).map_err(|error| entry_error(KEY, index, error))?
+            }
             other => (None, other.clone()),
         };
         let config =
-            PlacementConfig::from_value(&value).map_err(|error| entry(KEY, index, error))?;
+            PlacementConfig::from_value(&value).map_err(|error| entry_error(KEY, index, error))?;
         named.push((name.unwrap_or_else(|| config.label()), value));
     }
     check_unique(KEY, named.iter().map(|(name, _)| name))?;
@@ -293,8 +295,8 @@ fn named_inits(all: &[Map<String, Value>]) -> Result<Vec<Option<(String, Value)>
     }
     let mut named = Vec::new();
     for (index, table) in all.iter().enumerate() {
-        let (name, value) = take_name(table).map_err(|error| entry(KEY, index, error))?;
-        let name = name.ok_or_else(|| entry(KEY, index, "name is missing"))?;
+        let (name, value) = take_name(table).map_err(|error| entry_error(KEY, index, error))?;
+        let name = name.ok_or_else(|| entry_error(KEY, index, "name is missing"))?;
         named.push(Some((name, value)));
     }
     let names = named.iter().flatten().map(|(name, _)| name);
@@ -303,7 +305,7 @@ fn named_inits(all: &[Map<String, Value>]) -> Result<Vec<Option<(String, Value)>
 }
 
 /// Returns the error for a problem in an entry of a list.
-fn entry(key: &str, index: usize, problem: impl std::fmt::Display) -> Error {
+fn entry_error(key: &str, index: usize, problem: impl std::fmt::Display) -> Error {
     Error::invalid_value(key, format!("{key}, entry {}: {problem}", index + 1))
 }
 
@@ -322,14 +324,14 @@ fn take_name(table: &Map<String, Value>) -> Result<(Option<String>, Value)> {
 }
 
 fn plan_run(
-    file: &StudyConfig,
+    study: &StudyConfig,
     seed: u64,
     depth: Option<usize>,
     init: &Option<(String, Value)>,
     (name, placement): &(String, Value),
     lr: f64,
 ) -> Result<PlannedRun> {
-    let mut model = file.model.clone();
+    let mut model = study.model.clone();
     if let Some(depth) = depth {
         model = at_depth(&model, depth)?;
     }
@@ -340,14 +342,14 @@ fn plan_run(
     let config = Config {
         seed,
         model: Some(model),
-        data: file.data.clone(),
+        data: study.data.clone(),
         optimizer: OptimizerConfig {
             lr,
-            ..file.optimizer.clone()
+            ..study.optimizer.clone()
         },
-        schedule: file.schedule.clone(),
-        train: file.train.clone(),
-        log: file.log.clone(),
+        schedule: study.schedule.clone(),
+        train: study.train.clone(),
+        log: study.log.clone(),
         ..Config::default()
     };
     let grid_point = GridPoint {
@@ -361,11 +363,11 @@ fn plan_run(
         Error::invalid_value("study", format!("{}: {error}", grid_point.label()))
     })?;
     Ok(PlannedRun {
-        id: run_id(&config, &file.study),
+        id: run_id(&config, &study.study),
         grid_point,
         config,
-        diverged_above: file.study.diverged_above,
-        uses_halving: file.study.halving.is_some(),
+        diverged_above: study.study.diverged_above,
+        uses_halving: study.study.halving.is_some(),
     })
 }
 

@@ -12,7 +12,7 @@ use crate::train::spikes;
 impl RunRecord {
     /// True if two records are equal, ignoring cost, and ignoring validation data and additional curves if one
     /// record lacks them.
-    pub fn is_same(&self, other: &Self) -> bool {
+    pub fn eq_ignoring_cost(&self, other: &Self) -> bool {
         let (ours, theirs) = (&self.validation_data, &other.validation_data);
         let mut other = Self {
             cost: self.cost.clone(),

@@ -30,7 +30,7 @@ impl StudyFolder {
             .map_err(|problem| Error::format(&path, problem))?;
         let (record, has_checksum) = (parsed.content, parsed.checksum.is_some());
         let needs_checksum =
-            history.is_some_and(|history| !history.may_lack_checksum(&name(&run.id)));
+            history.is_some_and(|history| !history.may_lack_checksum(&record_file_name(&run.id)));
         let problem = match needs_checksum && !has_checksum {
             true => Some(missing_checksum()),
             false => plan_match::mismatch(&record, run),
@@ -62,7 +62,7 @@ impl StudyFolder {
         let mut records = Vec::new();
         let mut without_checksum = Vec::new();
         for run in runs {
-            if !self.is_finished(&run.id)? {
+            if !self.has_record(&run.id)? {
                 continue;
             }
             let (record, has_checksum) = self.record(run, history.as_ref())?;
@@ -101,7 +101,7 @@ impl StudyFolder {
 }
 
 /// Returns the name of a record's file, as in [`History`].
-pub(super) fn name(id: &str) -> String {
+pub(super) fn record_file_name(id: &str) -> String {
     format!("{RUNS}/{id}.json")
 }
 
@@ -150,18 +150,18 @@ impl DataFingerprints {
             *common = Some(own);
             return None;
         };
-        let differ = |kind: &str, found: &str, expected: &str| {
+        let mismatch_text = |kind: &str, found: &str, expected: &str| {
             Some(format!(
                 "{} has {kind} data with fingerprint {found}, but {} has fingerprint {expected}",
                 own.run, common.run
             ))
         };
         if own.training != common.training {
-            return differ("training", &own.training, &common.training);
+            return mismatch_text("training", &own.training, &common.training);
         }
         match (&common.validation, &own.validation) {
             (Some(expected), Some(found)) if expected != found => {
-                differ("validation", found, expected)
+                mismatch_text("validation", found, expected)
             }
             _ => {
                 common.validation = common.validation.take().or(own.validation);

@@ -59,7 +59,7 @@ pub(super) fn execute(
     planned: &PlannedRun,
     work: &Path,
     options: Options<'_>,
-    differs: &dyn Fn(DataFingerprints) -> Option<String>,
+    data_mismatch: &dyn Fn(DataFingerprints) -> Option<String>,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> Result<RunProgress> {
     let Options {
@@ -84,7 +84,7 @@ pub(super) fn execute(
         ));
     }
     // Before training, not after it.
-    check_data(planned, work, &trainer, differs)?;
+    check_data(planned, work, &trainer, data_mismatch)?;
     if exclusive_process {
         memory::reset_peak();
     }
@@ -126,7 +126,7 @@ fn check_data(
     planned: &PlannedRun,
     work: &Path,
     trainer: &Trainer,
-    differs: &dyn Fn(DataFingerprints) -> Option<String>,
+    data_mismatch: &dyn Fn(DataFingerprints) -> Option<String>,
 ) -> Result<()> {
     let own = DataFingerprints {
         run: planned.grid_point.label(),
@@ -145,7 +145,7 @@ fn check_data(
             own.run,
             own.validation.as_deref().unwrap_or("none")
         )),
-        None => differs(own),
+        None => data_mismatch(own),
     };
     problem.map_or(Ok(()), |problem| {
         Err(Error::conflict(

@@ -62,18 +62,18 @@ impl Default for Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shard {
     index: usize,
-    of: usize,
+    count: usize,
 }
 
 impl Shard {
-    /// Returns shard `index` of `of`, counted from 1.
+    /// Returns shard `index` of `count`, counted from 1.
     ///
     /// # Errors
-    /// If `index` is not between 1 and `of`.
-    pub fn new(index: usize, of: usize) -> Result<Self> {
-        match (1..=of).contains(&index) {
-            true => Ok(Self { index, of }),
-            false => Err(Self::invalid(&format!("{index}/{of}"))),
+    /// If `index` is not between 1 and `count`.
+    pub fn new(index: usize, count: usize) -> Result<Self> {
+        match (1..=count).contains(&index) {
+            true => Ok(Self { index, count }),
+            false => Err(Self::invalid(&format!("{index}/{count}"))),
         }
     }
 
@@ -86,7 +86,7 @@ impl Shard {
 
     /// Returns the runs of this shard.
     fn of_runs(self, runs: &[PlannedRun]) -> Vec<PlannedRun> {
-        let own = runs.iter().skip(self.index - 1).step_by(self.of);
+        let own = runs.iter().skip(self.index - 1).step_by(self.count);
         own.cloned().collect()
     }
 }
@@ -96,15 +96,16 @@ impl FromStr for Shard {
 
     fn from_str(text: &str) -> Result<Self> {
         let parts = text.split_once('/');
-        let numbers = parts.and_then(|(index, of)| Some((index.parse().ok()?, of.parse().ok()?)));
-        let (index, of) = numbers.ok_or_else(|| Self::invalid(text))?;
-        Self::new(index, of)
+        let numbers =
+            parts.and_then(|(index, count)| Some((index.parse().ok()?, count.parse().ok()?)));
+        let (index, count) = numbers.ok_or_else(|| Self::invalid(text))?;
+        Self::new(index, count)
     }
 }
 
 impl fmt::Display for Shard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.index, self.of)
+        write!(f, "{}/{}", self.index, self.count)
     }
 }
 
@@ -119,7 +120,7 @@ pub enum StudyEvent<'a> {
         /// Number of runs of this study or shard.
         runs: usize,
         /// Number of runs that had ended before.
-        finished: usize,
+        ended: usize,
         /// Number of optimizer steps per run.
         steps: u64,
     },
@@ -131,7 +132,7 @@ pub enum StudyEvent<'a> {
         event: Event<'a>,
     },
     /// A run ended: finished, diverged, not learned yet or eliminated.
-    Finished(&'a RunRecord),
+    Ended(&'a RunRecord),
 }
 
 /// Runs a study in `folder`; returns its records, or `None` if stopped.
@@ -202,19 +203,19 @@ pub fn run(
         on_event(StudyEvent::Note(note.clone()));
     }
     // Invalid records are reported before hours of work, not after.
-    let finished = folder.read(&runs)?;
+    let recorded = folder.read(&runs)?;
     // Includes runs of other shards: all runs of a study have the same data.
     let data = DataFingerprints::common(&folder.read(&study.runs)?.records)?;
-    if !finished.without_checksum.is_empty() {
+    if !recorded.without_checksum.is_empty() {
         on_event(StudyEvent::Note(format!(
             "{} of {} records have no checksum (written by earlier versions)",
-            finished.without_checksum.len(),
-            finished.records.len()
+            recorded.without_checksum.len(),
+            recorded.records.len()
         )));
     }
     on_event(StudyEvent::Started {
         runs: runs.len(),
-        finished: finished.records.len(),
+        ended: recorded.records.len(),
         steps: study.steps(),
     });
     let runner = StudyRunner {
@@ -228,7 +229,7 @@ pub fn run(
         data: Mutex::new(data),
         unigram_loss: OnceLock::new(),
     };
-    for record in &finished.records {
+    for record in &recorded.records {
         runner.clean_up(record)?;
     }
     match runner.run_all(&runs)? {
@@ -287,11 +288,11 @@ impl StudyRunner<'_> {
     /// Trains runs to step `limit` or to their end, `jobs` at a time; returns true if all reached it.
     fn train_all(&self, runs: &[&PlannedRun], limit: Option<u64>) -> Result<bool> {
         let next = AtomicUsize::new(0);
-        let failed: Mutex<Option<Error>> = Mutex::new(None);
+        let first_error: Mutex<Option<Error>> = Mutex::new(None);
         let all_reached = AtomicBool::new(true);
         let work = || {
             while let Some(run) = runs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let has_failed = || lock(&failed).is_some();
+                let has_failed = || lock(&first_error).is_some();
                 if self.stop.load(Ordering::Relaxed) || has_failed() {
                     all_reached.store(false, Ordering::Relaxed);
                     return;
@@ -300,7 +301,7 @@ impl StudyRunner<'_> {
                     Ok(true) => {}
                     Ok(false) => all_reached.store(false, Ordering::Relaxed),
                     Err(error) => {
-                        lock(&failed).get_or_insert(error);
+                        lock(&first_error).get_or_insert(error);
                     }
                 }
             }
@@ -315,7 +316,7 @@ impl StudyRunner<'_> {
                 }
             });
         }
-        match failed.into_inner() {
+        match first_error.into_inner() {
             Ok(Some(error)) => Err(error),
             _ => Ok(all_reached.into_inner()),
         }
@@ -346,12 +347,12 @@ impl StudyRunner<'_> {
 
     /// Trains one run to step `limit` or to its end; returns true if it reached it.
     fn train_one(&self, run: &PlannedRun, limit: Option<u64>) -> Result<bool> {
-        if self.folder.is_finished(&run.id)? {
+        if self.folder.has_record(&run.id)? {
             return Ok(true);
         }
         let run_lock = self.lock_run(&run.id)?;
         // Another process may have finished it meanwhile.
-        let reached = match self.folder.is_finished(&run.id)? {
+        let reached = match self.folder.has_record(&run.id)? {
             true => true,
             false => self.train(run, limit)?,
         };
@@ -372,15 +373,15 @@ impl StudyRunner<'_> {
             stop: self.stop,
             unigram_loss: &self.unigram_loss,
         };
-        let differs = |own| DataFingerprints::merge(&mut lock(&self.data), own);
+        let data_mismatch = |own| DataFingerprints::merge(&mut lock(&self.data), own);
         let work = self.folder.work(&run.id);
-        let progress = run::execute(run, &work, options, &differs, &mut |event| {
+        let progress = run::execute(run, &work, options, &data_mismatch, &mut |event| {
             (self.on_event)(StudyEvent::Run { run, event });
         })?;
         match progress {
             RunProgress::Ended(record) => {
                 self.folder.finish(&record, section.keep_runs)?;
-                (self.on_event)(StudyEvent::Finished(&record));
+                (self.on_event)(StudyEvent::Ended(&record));
                 Ok(true)
             }
             RunProgress::LimitReached => Ok(true),
@@ -418,7 +419,7 @@ impl StudyRunner<'_> {
 
     /// Records that a run was eliminated after `step` steps, unless it ended before.
     fn eliminate(&self, run: &PlannedRun, step: u64) -> Result<()> {
-        if self.folder.is_finished(&run.id)? {
+        if self.folder.has_record(&run.id)? {
             return Ok(());
         }
         self.folder.move_back_to_work(&run.id)?;
@@ -426,7 +427,7 @@ impl StudyRunner<'_> {
         let record = run::eliminated_record(run, &work, step, self.device, self.locking)?;
         self.folder
             .finish(&record, self.study.config.study.keep_runs)?;
-        (self.on_event)(StudyEvent::Finished(&record));
+        (self.on_event)(StudyEvent::Ended(&record));
         Ok(())
     }
 
@@ -448,7 +449,7 @@ impl StudyRunner<'_> {
         };
         for run in runs {
             // A run that has a record at this point has diverged.
-            let loss = match self.folder.is_finished(&run.id)? {
+            let loss = match self.folder.has_record(&run.id)? {
                 true => None,
                 false => run::loss_at(&self.folder.work(&run.id), step)?,
             };

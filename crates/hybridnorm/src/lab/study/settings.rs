@@ -227,12 +227,12 @@ pub(super) fn check_unique<T: PartialEq>(key: &str, items: impl Iterator<Item = 
 /// #     .with_train(train);
 /// // Of four learning rates, two continue after a quarter of the steps, and one after half of them.
 /// let halving = Halving::new([0.25, 0.5], 0.5);
-/// let rates = [1e-3, 2e-3, 4e-3, 8e-3];
-/// let grid = StudySettings::new(["pre-norm"], rates, [1]).with_halving(halving);
+/// let lrs = [1e-3, 2e-3, 4e-3, 8e-3];
+/// let grid = StudySettings::new(["pre-norm"], lrs, [1]).with_halving(halving);
 /// let study = Study::from_config(&config, grid)?;
 /// assert!(study.runs.iter().all(|run| run.uses_halving));
 ///
-/// let descending = StudySettings::new(["pre-norm"], rates, [1]).with_halving(Halving::new([0.5, 0.25], 0.5));
+/// let descending = StudySettings::new(["pre-norm"], lrs, [1]).with_halving(Halving::new([0.5, 0.25], 0.5));
 /// assert!(Study::from_config(&config, descending).is_err());
 /// # Ok::<(), hybridnorm::Error>(())
 /// ```

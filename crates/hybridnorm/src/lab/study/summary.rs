@@ -218,14 +218,19 @@ fn evaluations(records: &[Metrics]) -> Vec<ValidationLoss> {
 
 /// Returns the throughput of a run, and the hardware of this process.
 fn cost(records: &[Metrics], tokens_per_step: usize, estimated_memory: u64) -> Cost {
-    let mut speeds: Vec<f64> = records
+    let mut throughputs: Vec<f64> = records
         .iter()
         .map(|record| record.tokens_per_second)
         .collect();
-    speeds.sort_by(f64::total_cmp);
-    let seconds = speeds.iter().map(|speed| tokens_per_step as f64 / speed);
+    throughputs.sort_by(f64::total_cmp);
+    let seconds = throughputs
+        .iter()
+        .map(|throughput| tokens_per_step as f64 / throughput);
     Cost {
-        tokens_per_second: speeds.get(speeds.len() / 2).copied().unwrap_or(0.0),
+        tokens_per_second: throughputs
+            .get(throughputs.len() / 2)
+            .copied()
+            .unwrap_or(0.0),
         seconds: seconds.sum(),
         peak_memory_bytes: None,
         estimated_memory_bytes: Some(estimated_memory),

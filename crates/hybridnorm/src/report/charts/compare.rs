@@ -25,7 +25,7 @@ pub(in super::super) fn add_forest(page: &mut Page, view: &View, styles: &Placem
          margin of {} nats; open: not significant, or equivalent.",
         rules.baseline,
         percent(1.0 - rules.alpha),
-        match group.analysis.comparisons() {
+        match group.analysis.n_planned_comparisons() {
             0 | 1 => "confidence intervals",
             _ => "simultaneous confidence intervals",
         },

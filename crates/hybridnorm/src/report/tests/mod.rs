@@ -241,7 +241,7 @@ fn text_of_the_document_is_escaped() {
     for group in &mut document.groups {
         evil(&mut group.name);
         evil(&mut group.analysis.rules.baseline);
-        group.verdict.iter_mut().for_each(evil);
+        group.summary.iter_mut().for_each(evil);
         group.sentences.iter_mut().for_each(evil);
         for summary in &mut group.analysis.placements {
             evil(&mut summary.placement);
@@ -318,7 +318,7 @@ fn tables_have_the_numbers_of_the_document() {
         let number = number.replace('<', "&lt;");
         assert!(text.contains(&number), "{number} in Markdown");
     }
-    for sentence in group.verdict.iter().chain(&group.sentences) {
+    for sentence in group.summary.iter().chain(&group.sentences) {
         assert!(page.contains(&escape(sentence)), "{sentence}");
     }
     for run in &document.runs {

@@ -263,7 +263,7 @@ fn group(name: &str, init: Option<&str>, runs: &[RunRecord]) -> Group {
         name: name.to_owned(),
         init: init.map(str::to_owned),
         depth: None,
-        verdict: summary_text(&analysis),
+        summary: summary_text(&analysis),
         sentences: (analysis.placements.iter())
             .map(|placement| comparison_text(placement, &analysis) + ".")
             .collect(),

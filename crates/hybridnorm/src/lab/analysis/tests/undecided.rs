@@ -4,8 +4,13 @@ use super::*;
 
 #[test]
 fn nothing_is_compared_while_runs_are_missing() {
-    let points = compared();
-    let analysis = analyze_planned(&points, points.len() + 1, 0, &AnalysisRules::default());
+    let run_outcomes = study_of_four_placements();
+    let analysis = analyze_planned(
+        &run_outcomes,
+        run_outcomes.len() + 1,
+        0,
+        &AnalysisRules::default(),
+    );
     assert!(!analysis.complete && analysis.missing == 1);
     for name in ["good", "bad", "same"] {
         let entry = named(&analysis, name);
@@ -21,18 +26,18 @@ fn nothing_is_compared_while_runs_are_missing() {
 #[test]
 fn a_difference_within_the_margin_is_never_better_or_worse() {
     // Highly significant, but within the margin.
-    let points = curves_with_minimum(&[
+    let run_outcomes = curves_with_minimum(&[
         ("pre-norm", &[3.0, 3.1, 3.2, 3.3]),
         ("x", &[2.9950, 3.0951, 3.1950, 3.2951]),
     ]);
-    let found = comparison_of(&analyze(&points, &AnalysisRules::default()), "x");
+    let found = comparison_of(&analyze(&run_outcomes, &AnalysisRules::default()), "x");
     assert!(found.difference.p < 1e-6);
     assert_eq!(
         (found.verdict, found.p_adjusted),
         (Verdict::Equivalent, 1.0)
     );
     assert_eq!(
-        comparison_of(&analyze(&points, &without_margin()), "x").verdict,
+        comparison_of(&analyze(&run_outcomes, &without_margin()), "x").verdict,
         Verdict::Better
     );
 }
@@ -58,8 +63,8 @@ fn an_optimum_at_the_edge_is_undecided() {
     );
     // With the roles swapped, the baseline may be better at another learning rate.
     let mut swapped = both;
-    for point in &mut swapped {
-        point.placement = match point.placement.as_str() {
+    for run in &mut swapped {
+        run.placement = match run.placement.as_str() {
             "x" => "pre-norm".into(),
             _ => "x".into(),
         };
@@ -73,18 +78,18 @@ fn an_optimum_at_the_edge_is_undecided() {
 }
 
 #[test]
-fn a_tied_rate_at_the_edge_is_undecided() {
+fn a_tied_learning_rate_at_the_edge_is_undecided() {
     let base = curves_with_minimum(&[("pre-norm", &[3.00, 3.05, 2.98, 3.02])]);
     let at = |lr: f64, shift: f64| {
         let losses = [3.20, 3.251, 3.179, 3.22].map(|loss| loss + shift);
         runs("x", lr, &losses)
     };
     let reason = |edge: f64, edge_lr: f64| {
-        let mut points = base.clone();
+        let mut run_outcomes = base.clone();
         for (lr, shift) in [(1e-4, 0.3), (1e-3, 0.0), (1e-2, 0.3)] {
-            points.extend(at(lr, if lr == edge_lr { edge } else { shift }));
+            run_outcomes.extend(at(lr, if lr == edge_lr { edge } else { shift }));
         }
-        let analysis = analyze(&points, &AnalysisRules::default());
+        let analysis = analyze(&run_outcomes, &AnalysisRules::default());
         named(&analysis, "x").no_comparison_reason.clone()
     };
     for (lr, message) in [
@@ -104,8 +109,13 @@ fn a_tied_rate_at_the_edge_is_undecided() {
 
 #[test]
 fn missing_runs_of_another_group_prevent_comparison() {
-    let points = compared();
-    let analysis = analyze_planned(&points, points.len(), 6, &AnalysisRules::default());
+    let run_outcomes = study_of_four_placements();
+    let analysis = analyze_planned(
+        &run_outcomes,
+        run_outcomes.len(),
+        6,
+        &AnalysisRules::default(),
+    );
     assert!(!analysis.complete && analysis.missing == 0);
     let entry = named(&analysis, "bad");
     assert_eq!(
@@ -116,15 +126,15 @@ fn missing_runs_of_another_group_prevent_comparison() {
 }
 
 #[test]
-fn possible_better_rates_prevent_equivalence() {
+fn possibly_better_learning_rates_prevent_equivalence() {
     let losses: [&[f64]; 2] = [&[3.0, 3.1, 3.2], &[3.0001, 3.1002, 3.2]];
-    let verdict = |points: &[RunOutcome]| {
-        comparison_of(&analyze(points, &AnalysisRules::default()), "x").verdict
+    let verdict = |run_outcomes: &[RunOutcome]| {
+        comparison_of(&analyze(run_outcomes, &AnalysisRules::default()), "x").verdict
     };
     let whole = curves_with_minimum(&[("pre-norm", losses[0]), ("x", losses[1])]);
     assert_eq!(verdict(&whole), Verdict::Equivalent);
     let without = |name: &str, lr: f64| -> Vec<RunOutcome> {
-        let stays = |point: &&RunOutcome| point.placement != name || point.lr != lr;
+        let stays = |run: &&RunOutcome| run.placement != name || run.lr != lr;
         whole.iter().filter(stays).cloned().collect()
     };
     for name in ["x", "pre-norm"] {
@@ -135,14 +145,14 @@ fn possible_better_rates_prevent_equivalence() {
     // A learning rate with a diverged seed, whose remaining seeds have lower losses.
     let mut with_failed_seed = whole.clone();
     with_failed_seed.extend(runs("x", 2e-3, &[2.9, 3.0]));
-    with_failed_seed.push(point("x", 2e-3, 2, Outcome::Diverged));
+    with_failed_seed.push(run_outcome("x", 2e-3, 2, Outcome::Diverged));
     assert_eq!(verdict(&with_failed_seed), Verdict::NotSignificant);
     // A single learning rate is an edge on both sides, whatever the difference.
     for shift in [0.4, -0.4] {
         let other = losses[0].iter().map(|loss| loss + shift + 0.001 * loss);
         let other: Vec<f64> = other.collect();
-        let points = study(&[("pre-norm", 1e-3, losses[0]), ("x", 1e-3, &other)]);
-        let analysis = analyze(&points, &AnalysisRules::default());
+        let run_outcomes = study(&[("pre-norm", 1e-3, losses[0]), ("x", 1e-3, &other)]);
+        let analysis = analyze(&run_outcomes, &AnalysisRules::default());
         let reason = named(&analysis, "x").no_comparison_reason.clone().unwrap();
         assert!(
             reason.starts_with("undecided: only one learning rate was tried"),

@@ -1,7 +1,7 @@
 //! Third sentence of the summary: the certainty of the first two.
 
 use super::super::super::stats;
-use super::super::format::{Digits, counts, list, seeds};
+use super::super::format::{Decimals, counts, list, seeds};
 use super::super::{Analysis, Comparison, Edge, Verdict};
 use super::compared;
 
@@ -20,17 +20,18 @@ pub(super) fn certainty(analysis: &Analysis) -> String {
 
 /// Returns the amount of data and the corrections.
 fn basis(analysis: &Analysis, comparisons: usize) -> String {
-    let pairs = compared(analysis).map(|(_, against)| against.pairs as u64);
-    let rates = (analysis.placements.iter()).map(|entry| entry.learning_rates.len() as u64);
+    let pairs = compared(analysis).map(|(_, comparison)| comparison.pairs as u64);
+    let learning_rate_counts =
+        (analysis.placements.iter()).map(|entry| entry.learning_rates.len() as u64);
     let all = match comparisons {
         1 => String::new(),
-        _ => format!(" and for {} comparisons", analysis.comparisons()),
+        _ => format!(" and for {} comparisons", analysis.n_planned_comparisons()),
     };
     format!(
         "Based on {}, each placement at the best of {}; intervals and p values are corrected for selecting the \
          learning rate{all}; differences within {} nats are ignored",
         counts(pairs, "seed"),
-        counts(rates, "learning rate"),
+        counts(learning_rate_counts, "learning rate"),
         analysis.rules.margin,
     )
 }
@@ -61,7 +62,7 @@ fn missing(analysis: &Analysis) -> String {
 fn not_significant(analysis: &Analysis) -> String {
     let baseline = &analysis.rules.baseline;
     let mut found: Vec<_> = compared(analysis)
-        .filter(|(_, against)| against.verdict == Verdict::NotSignificant)
+        .filter(|(_, comparison)| comparison.verdict == Verdict::NotSignificant)
         .collect();
     if found.is_empty() {
         return format!("every comparison made with {baseline} is significant or equivalent");
@@ -70,14 +71,14 @@ fn not_significant(analysis: &Analysis) -> String {
         .iter()
         .map(|(entry, _)| entry.placement.as_str())
         .collect();
-    let size = |against: &Comparison| against.difference.mean.abs();
+    let size = |comparison: &Comparison| comparison.difference.mean.abs();
     found.sort_by(|a, b| size(a.1).total_cmp(&size(b.1)));
     let median = found[found.len() / 2].1;
     let what = match names.len() {
         1 => "a difference of the observed size",
         _ => "a difference of the median observed size",
     };
-    let nats = Digits::of_size(size(median)).format(size(median));
+    let nats = Decimals::of_size(size(median)).format(size(median));
     let required = required_seeds(
         median,
         analysis.rules.margin,
@@ -90,15 +91,15 @@ fn not_significant(analysis: &Analysis) -> String {
 }
 
 /// Returns the number of seeds required to detect a difference, as text.
-pub(super) fn required_seeds(against: &Comparison, margin: f64, difference: &str) -> String {
-    match against.seeds_for_significance {
+pub(super) fn required_seeds(comparison: &Comparison, margin: f64, difference: &str) -> String {
+    match comparison.seeds_for_significance {
         Some(count) => format!(
             "a new study with about {} would detect {difference} (adding seeds to this one until it is \
              significant would raise the false positive rate)",
             counts([count].into_iter(), "fresh seed")
         ),
-        None if against.difference.mean == 0.0 => "the observed difference is 0".to_owned(),
-        None if against.difference.mean.abs() <= margin => {
+        None if comparison.difference.mean == 0.0 => "the observed difference is 0".to_owned(),
+        None if comparison.difference.mean.abs() <= margin => {
             "the observed difference is within the margin".to_owned()
         }
         None => format!(

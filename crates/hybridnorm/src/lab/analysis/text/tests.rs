@@ -1,11 +1,13 @@
 //! Sentences and verdicts of small hand-made studies.
 
-use super::super::tests::{compared, curves_with_minimum, point, runs, study};
+use super::super::tests::{
+    curves_with_minimum, run_outcome, runs, study, study_of_four_placements,
+};
 use super::super::{AnalysisRules, Outcome, RunOutcome, analyze, analyze_planned};
 use super::*;
 
-fn sentence_of(points: &[RunOutcome], name: &str) -> String {
-    let analysis = analyze(points, &AnalysisRules::default());
+fn sentence_of(run_outcomes: &[RunOutcome], name: &str) -> String {
+    let analysis = analyze(run_outcomes, &AnalysisRules::default());
     let entry = analysis
         .placements
         .iter()
@@ -15,25 +17,25 @@ fn sentence_of(points: &[RunOutcome], name: &str) -> String {
 
 #[test]
 fn sentences_state_the_verdict() {
-    let points = compared();
+    let run_outcomes = study_of_four_placements();
     assert_eq!(
-        sentence_of(&points, "good"),
+        sentence_of(&run_outcomes, "good"),
         "good is better than pre-norm by 0.1000 nats (simultaneous 95 % interval 0.0980 to \
          0.1020, beyond the margin of 0.01 nats, p < 0.001 corrected for 3 comparisons, 4 seeds)"
     );
     assert_eq!(
-        sentence_of(&points, "bad"),
+        sentence_of(&run_outcomes, "bad"),
         "bad is worse than pre-norm by 0.2000 nats (simultaneous 95 % interval 0.1980 to \
          0.2020, beyond the margin of 0.01 nats, p < 0.001 corrected for 3 comparisons, 4 seeds)"
     );
     assert_eq!(
-        sentence_of(&points, "same"),
+        sentence_of(&run_outcomes, "same"),
         "same is not significantly different from pre-norm beyond the margin at 4 seeds (difference 0.002 nats, \
          simultaneous 95 % interval -0.034 to 0.039, margin 0.01 nats); the observed difference is \
          within the margin"
     );
     assert_eq!(
-        sentence_of(&points, "pre-norm"),
+        sentence_of(&run_outcomes, "pre-norm"),
         "pre-norm is the baseline: 3.012 nats at its best learning rate, 0.001 (4 seeds)"
     );
 }
@@ -63,8 +65,8 @@ fn sentences_explain_when_more_seeds_do_not_help() {
 }
 
 #[test]
-fn verdict_of_a_usual_study() {
-    let mut points = study(&[
+fn summary_of_a_typical_study() {
+    let mut run_outcomes = study(&[
         ("pre-norm", 3e-4, &[3.03, 3.08, 3.01, 3.06]),
         ("pre-norm", 1e-3, &[3.00, 3.05, 2.98, 3.02]),
         ("good", 3e-4, &[2.95, 3.00, 2.93, 2.97]),
@@ -77,9 +79,9 @@ fn verdict_of_a_usual_study() {
         ("same", 3e-4, &[3.31, 3.34, 3.30, 3.31]),
     ]);
     for name in ["pre-norm", "same"] {
-        points.push(point(name, 3e-3, 0, Outcome::Diverged));
+        run_outcomes.push(run_outcome(name, 3e-3, 0, Outcome::Diverged));
     }
-    let text = summary_text(&analyze(&points, &AnalysisRules::default()));
+    let text = summary_text(&analyze(&run_outcomes, &AnalysisRules::default()));
     assert_eq!(
         text,
         [
@@ -102,8 +104,8 @@ fn verdict_of_a_usual_study() {
 }
 
 #[test]
-fn verdict_of_a_tie_within_noise() {
-    let points = study(&[
+fn summary_of_a_difference_within_noise() {
+    let run_outcomes = study(&[
         ("pre-norm", 1e-4, &[3.30, 3.32]),
         ("pre-norm", 1e-3, &[3.00, 3.02]),
         ("pre-norm", 1e-2, &[3.30, 3.32]),
@@ -111,7 +113,7 @@ fn verdict_of_a_tie_within_noise() {
         ("x", 1e-3, &[3.0, 2.99]),
         ("x", 1e-2, &[3.03, 3.02]),
     ]);
-    let text = summary_text(&analyze(&points, &AnalysisRules::default()));
+    let text = summary_text(&analyze(&run_outcomes, &AnalysisRules::default()));
     assert_eq!(
         text[0],
         "x has the lowest mean validation loss (2.995 nats at learning rate 0.001, 2 seeds), but is \
@@ -130,16 +132,16 @@ fn verdict_of_a_tie_within_noise() {
 
 #[test]
 fn equivalence_is_reported() {
-    let points = curves_with_minimum(&[
+    let run_outcomes = curves_with_minimum(&[
         ("pre-norm", &[3.0, 3.1, 3.2, 3.3]),
         ("x", &[3.001, 3.101, 3.2012, 3.3012]),
     ]);
     assert_eq!(
-        sentence_of(&points, "x"),
+        sentence_of(&run_outcomes, "x"),
         "x is equivalent to pre-norm within the margin of 0.01 nats (difference 0.00110 nats, 95 % \
          interval 0.00092 to 0.00128, 4 seeds)"
     );
-    let text = summary_text(&analyze(&points, &AnalysisRules::default())).join(" ");
+    let text = summary_text(&analyze(&run_outcomes, &AnalysisRules::default())).join(" ");
     assert!(text.contains("; equivalent to the baseline: x"), "{text}");
     assert!(
         text.contains("every comparison made with pre-norm is significant or equivalent"),
@@ -151,9 +153,9 @@ fn equivalence_is_reported() {
 #[test]
 fn a_tie_has_no_winner() {
     let losses: &[f64] = &[3.0, 3.1, 3.2];
-    let points =
+    let run_outcomes =
         curves_with_minimum(&[("pre-norm", losses), ("x", losses), ("y", &[3.1, 3.2, 3.3])]);
-    let text = summary_text(&analyze(&points, &AnalysisRules::default()));
+    let text = summary_text(&analyze(&run_outcomes, &AnalysisRules::default()));
     assert!(
         text[0].starts_with("pre-norm shares the lowest mean validation loss with x (3.100 nats"),
         "{text:?}"
@@ -173,15 +175,16 @@ fn a_study_without_any_record_is_incomplete() {
     );
 }
 
-const ONE_RATE: &str = "Only one learning rate was tried: learning rate tolerance is unknown";
+const ONE_LEARNING_RATE: &str =
+    "Only one learning rate was tried: learning rate tolerance is unknown";
 
-fn summary(points: &[RunOutcome]) -> Vec<String> {
-    summary_text(&analyze(points, &AnalysisRules::default()))
+fn summary(run_outcomes: &[RunOutcome]) -> Vec<String> {
+    summary_text(&analyze(run_outcomes, &AnalysisRules::default()))
 }
 
 #[test]
-fn verdict_without_a_comparison() {
-    let one_rate = &format!("{ONE_RATE}; no run diverged.");
+fn summary_without_comparisons() {
+    let one_learning_rate = &format!("{ONE_LEARNING_RATE}; no run diverged.");
     assert_eq!(
         summary(&[]),
         [
@@ -195,7 +198,7 @@ fn verdict_without_a_comparison() {
         [
             "x has the lowest mean validation loss (2.000 nats at learning rate 0.001, 1 seed), but \
              is not compared with the baseline, pre-norm.",
-            one_rate,
+            one_learning_rate,
             "No placement is called better or worse: fewer than 2 seeds in common with the baseline; warning: \
              the best learning rate is the only one tried for pre-norm and x: a better one may lie \
              outside the grid.",
@@ -209,7 +212,7 @@ fn verdict_without_a_comparison() {
         [
             "y has the lowest mean validation loss (2.050 nats at learning rate 0.001, 2 seeds); the \
              study has no runs of the baseline, pre-norm.",
-            one_rate,
+            one_learning_rate,
             "No placement is called better or worse: the study has no runs of the baseline; warning: the best \
              learning rate is the only one tried for x and y: a better one may lie outside the grid.",
         ]
@@ -217,12 +220,12 @@ fn verdict_without_a_comparison() {
 }
 
 #[test]
-fn verdict_of_a_single_placement() {
+fn summary_of_a_single_placement() {
     assert_eq!(
-        summary(&[point("x", 1e-3, 0, Outcome::Diverged)]),
+        summary(&[run_outcome("x", 1e-3, 0, Outcome::Diverged)]),
         [
             "No placement finished all its seeds at any learning rate: none can be called best.",
-            &format!("{ONE_RATE}; diverged runs: x 1 of 1 (at 0.001)."),
+            &format!("{ONE_LEARNING_RATE}; diverged runs: x 1 of 1 (at 0.001)."),
             "No placement is called better or worse: the study has no runs of the baseline.",
         ]
     );

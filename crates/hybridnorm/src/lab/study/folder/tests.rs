@@ -107,7 +107,7 @@ impl Fixture {
     }
 
     /// Creates a run directory with a file `checkpoint` of content `name`.
-    fn train(&self, at: &Path, name: &str) {
+    fn create_run_directory(&self, at: &Path, name: &str) {
         fs::create_dir_all(at).unwrap();
         fs::write(at.join("checkpoint"), name).unwrap();
     }
@@ -194,7 +194,7 @@ fn a_kill_while_finishing_keeps_the_run() {
     let (folder, id) = (&fixture.folder, record.id.as_str());
     let (work, kept) = (folder.work(id), folder.kept(id));
     // The record was written by an earlier version, and the run not moved yet.
-    fixture.train(&work, "one");
+    fixture.create_run_directory(&work, "one");
     folder.write_record(&record).unwrap();
     let note = folder.complete_clean_up(&record, true).unwrap();
     // Without records, its progress is unknown.
@@ -212,9 +212,9 @@ fn a_kill_while_finishing_keeps_the_run() {
     assert!(work.join("checkpoint").exists() && !kept.exists());
     folder.finish(&record, true).unwrap();
     assert!(kept.join("checkpoint").exists() && !work.exists());
-    assert!(folder.is_finished(id).unwrap());
+    assert!(folder.has_record(id).unwrap());
     // The same run exists twice: nothing is removed.
-    fixture.train(&work, "two");
+    fixture.create_run_directory(&work, "two");
     assert!(
         folder
             .complete_clean_up(&record, true)
@@ -227,7 +227,7 @@ fn a_kill_while_finishing_keeps_the_run() {
     assert!(work.exists() && kept.exists());
     // Runs that are not kept are removed, even after a kill during removal.
     fs::rename(&work, folder.removal_path(id)).unwrap();
-    fixture.train(&work, "three");
+    fixture.create_run_directory(&work, "three");
     assert_eq!(folder.complete_clean_up(&record, false).unwrap(), None);
     assert!(!work.exists() && !folder.removal_path(id).exists() && kept.exists());
 }
@@ -274,7 +274,7 @@ fn only_the_lock_holder_reads_and_writes() {
 }
 
 #[test]
-fn a_shard_of_a_changed_study_waits_for_the_others() {
+fn a_shard_of_a_changed_study_is_rejected_while_others_run() {
     let fixture = Fixture::new();
     let path = fixture.folder.path().join(STUDY);
     let before = fs::read(&path).unwrap();
@@ -302,12 +302,12 @@ fn a_shard_of_a_changed_study_waits_for_the_others() {
 fn partial_files_are_removed() {
     let fixture = Fixture::new();
     let folder = fixture.folder.path();
-    let left = ["study.toml", HISTORY, HALVING, "runs/x.json", "kept/y"]
+    let leftovers = ["study.toml", HISTORY, HALVING, "runs/x.json", "kept/y"]
         .map(|name| folder.join(format!("{name}.0123456789abcdef.partial")));
     fs::create_dir(folder.join(KEPT)).unwrap();
-    for path in &left {
+    for path in &leftovers {
         fs::write(path, "{").unwrap();
     }
     fixture.start(true).unwrap();
-    assert!(left.iter().all(|path| !path.exists()));
+    assert!(leftovers.iter().all(|path| !path.exists()));
 }

@@ -6,7 +6,7 @@ use super::folder::StudyFolder;
 use super::groups::{Group, analyze_groups};
 use super::plan::Study;
 use super::record::RunRecord;
-use super::records::{Records, name};
+use super::records::{Records, record_file_name};
 use crate::error::Result;
 use crate::format_number::with_thousands_separators;
 use crate::placement::Init;
@@ -32,7 +32,11 @@ pub fn analyze_folder(folder: &StudyFolder, study: &Study) -> Result<StudyAnalys
     } = folder.read(&study.runs)?;
     let changes = folder.changes(study)?;
     let names = folder.record_names()?;
-    let planned_names: BTreeSet<String> = study.runs.iter().map(|run| name(&run.id)).collect();
+    let planned_names: BTreeSet<String> = study
+        .runs
+        .iter()
+        .map(|run| record_file_name(&run.id))
+        .collect();
     let others = names
         .iter()
         .filter(|name| !planned_names.contains(*name))
@@ -52,7 +56,7 @@ pub fn analyze_folder(folder: &StudyFolder, study: &Study) -> Result<StudyAnalys
         let caveats = [
             not_verified(count, ids.count()),
             outside_study(others, names.len()),
-            unknown_history(changes.unknown).filter(|_| !records.is_empty()),
+            unknown_history(changes.records_with_unknown_study).filter(|_| !records.is_empty()),
             changed_rules(&changes.known).filter(|_| !records.is_empty()),
             different_initializations(study, group).filter(|_| !records.is_empty()),
         ];
