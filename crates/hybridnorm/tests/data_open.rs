@@ -99,7 +99,7 @@ fn tokenizers_must_agree() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("r50k (50257 tokens) was requested"),
+        error.contains("r50k (vocabulary of 50257 tokens) was requested"),
         "{error}"
     );
 }

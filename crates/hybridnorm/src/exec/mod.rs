@@ -26,7 +26,7 @@ pub use reference::Reference;
 /// use hybridnorm::ops::Arguments;
 /// use hybridnorm::plan::{Options, Program};
 ///
-/// Returns the sum of a buffer and an input.
+/// // Returns the sum of a buffer and an input.
 /// fn sum(executor: &mut dyn Executor) -> hybridnorm::Result<Vec<f32>> {
 ///     let buffer = executor.allocate(DType::F32, 3)?;
 ///     executor.write(buffer, 0, TensorRef::F32(&[1.0, 2.0, 3.0]));
