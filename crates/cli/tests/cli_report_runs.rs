@@ -264,7 +264,7 @@ fn missing_and_repeated_steps_are_reported() {
     );
     let text = markdown(&dir, &["run"]);
     for word in [
-        "3 steps have no record in metrics.jsonl, the first is step 5",
+        "3 steps have no record in metrics.jsonl (the first such step is 5)",
         "1 record repeats a step",
         "unfinished: step 12 of 20",
         "1 run: 0 finished, 1 unfinished",

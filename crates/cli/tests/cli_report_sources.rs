@@ -112,7 +112,7 @@ fn runs_with_different_initial_weights_are_not_seeds_of_one_another() {
     }
     let text = markdown(&dir, &["a", "b"]);
     for run in ["(seed 3, a)", "(seed 9, b)"] {
-        let line = format!("{run}: the content of the starting weights first was not recorded");
+        let line = format!("{run}: the content of the initial weights first was not recorded");
         assert!(text.contains(&line), "{text}");
     }
     remove_segment_key(&dir, "c", "weights");

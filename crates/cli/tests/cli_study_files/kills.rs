@@ -71,10 +71,7 @@ fn duplicate_run_directories_are_rejected_and_preserved() {
     dir.expect_error(
         1,
         &args(&["--resume"]),
-        &[
-            "two directories of the same run",
-            "move one of them elsewhere",
-        ],
+        &["hold the same run", "move one of them elsewhere"],
     );
     assert!(dir.path(format!("out/work/{}", ids[3])).exists());
     assert!(dir.path(format!("out/kept/{}", ids[3])).exists());

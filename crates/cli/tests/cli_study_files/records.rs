@@ -137,7 +137,7 @@ fn records_of_earlier_versions_are_accepted_and_reported() {
     }
     let table = dir.ok(&args(&["--resume"]));
     assert!(table.contains(words), "{table}");
-    assert!(table.contains("Unknown: whether rules or plan changed"));
+    assert!(table.contains("Unknown history: rules or plan may have changed"));
     let groups = dir.json(&args(&["--resume", "--json"]));
     assert_eq!(groups[0]["without_checksum"], 1, "{groups}");
     dir.write("out/history.json", history);
