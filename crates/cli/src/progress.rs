@@ -167,7 +167,7 @@ impl<'a> ProgressDisplay<'a> {
 pub struct StudyDisplay<'a> {
     display: ProgressDisplay<'a>,
     runs: usize,
-    finished: usize,
+    ended: usize,
     steps: u64,
     /// Initial and current step of this process's unfinished runs, by id.
     active_runs: BTreeMap<String, (u64, u64)>,
@@ -184,7 +184,7 @@ impl<'a> StudyDisplay<'a> {
         Self {
             display: ProgressDisplay::new(console),
             runs: 0,
-            finished: 0,
+            ended: 0,
             steps: 0,
             active_runs: BTreeMap::new(),
             finished_steps: 0,
@@ -198,7 +198,7 @@ impl<'a> StudyDisplay<'a> {
         match event {
             StudyEvent::Note(text) => self.display.line(text),
             StudyEvent::Started { runs, ended, steps } => {
-                (self.runs, self.finished, self.steps) = (*runs, *ended, *steps);
+                (self.runs, self.ended, self.steps) = (*runs, *ended, *steps);
                 self.display.line(&format!(
                     "{runs} runs of {} steps, {ended} of them finished",
                     table::with_thousands_separators(*steps)
@@ -221,7 +221,7 @@ impl<'a> StudyDisplay<'a> {
                 _ => {}
             },
             StudyEvent::Ended(record) => {
-                self.finished += 1;
+                self.ended += 1;
                 let (first, _) = self.active_runs.remove(&record.id).unwrap_or_default();
                 self.finished_steps += record.steps.saturating_sub(first);
                 let outcome = match (&record.status, record.validation_loss) {
@@ -239,7 +239,7 @@ impl<'a> StudyDisplay<'a> {
                 };
                 self.display.line(&format!(
                     "{:>4}/{}  {}  {outcome}",
-                    self.finished,
+                    self.ended,
                     self.runs,
                     record.grid_point.label()
                 ));
@@ -265,7 +265,7 @@ impl<'a> StudyDisplay<'a> {
             .map(|(_, current)| current)
             .sum::<u64>();
         let total = self.runs as u64 * self.steps;
-        let position = (self.finished as u64 * self.steps + active_steps).min(total);
+        let position = (self.ended as u64 * self.steps + active_steps).min(total);
         let per_step = self
             .started
             .elapsed()
@@ -276,7 +276,7 @@ impl<'a> StudyDisplay<'a> {
             (position, total),
             &format!(
                 "{}/{} runs  {}  loss {:.4}  {remaining} remaining",
-                self.finished,
+                self.ended,
                 self.runs,
                 run.grid_point.label(),
                 metrics.loss

@@ -82,10 +82,10 @@ impl DataGroup {
 
     /// True if runs of both groups are comparable.
     pub(super) fn is_comparable(&self, other: &Self) -> bool {
-        self.aspects() == other.aspects()
+        self.comparability_keys() == other.comparability_keys()
     }
 
-    fn aspects(&self) -> [(&'static str, String); 6] {
+    fn comparability_keys(&self) -> [(&'static str, String); 6] {
         let sequences = match self.eval_sequences {
             0 => "all".to_owned(),
             some => some.to_string(),
@@ -103,12 +103,12 @@ impl DataGroup {
 
 /// Names each group by its differences from the others.
 pub(super) fn name_groups(mut groups: Vec<DataGroup>) -> Vec<DataGroup> {
-    let all: Vec<[(&str, String); 6]> = groups.iter().map(DataGroup::aspects).collect();
+    let all: Vec<[(&str, String); 6]> = groups.iter().map(DataGroup::comparability_keys).collect();
     for (at, group) in groups.iter_mut().enumerate() {
-        let differs = |aspect: &usize| all.iter().any(|other| other[*aspect] != all[at][*aspect]);
+        let differs = |key: &usize| all.iter().any(|other| other[*key] != all[at][*key]);
         let parts: Vec<String> = (0..all[at].len())
             .filter(differs)
-            .map(|aspect| match all[at][aspect] {
+            .map(|key| match all[at][key] {
                 ("training data", _) => {
                     format!(
                         "training data {} ({})",
@@ -164,7 +164,7 @@ mod tests {
             train_name: "a.txt".into(),
             data: "d1".into(),
             validation: "e1".into(),
-            validation_name: "split off the training data".into(),
+            validation_name: "held out from the training data".into(),
             tokenizer: "bytes".into(),
             vocabulary: 257,
             seq_len: 16,
@@ -203,7 +203,7 @@ mod tests {
         assert_eq!(
             names,
             [
-                "Group 1: validation data split off the training data (e1)",
+                "Group 1: validation data held out from the training data (e1)",
                 "Group 2: validation data v.txt (not recorded)",
                 "Group 3: no validation data"
             ]

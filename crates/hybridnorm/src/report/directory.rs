@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::data_groups::{self, DataGroup};
 use super::labels::{self, RunIdentity, affects_results, label};
-use super::run::{Directory, PeakLr, RecordCounts, ReportedRun};
+use super::run::{PeakLr, RecordCounts, ReportedRun, RunDirectoryData};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lab::study;
@@ -115,7 +115,7 @@ fn read_run(path: &Path) -> Result<(ReportedRun, RunIdentity, DataGroup)> {
             false => describe_changes(&segments),
         },
     };
-    let directory = Directory {
+    let directory = RunDirectoryData {
         name,
         label: String::new(),
         differing: BTreeMap::new(),
@@ -175,10 +175,10 @@ fn steps(path: &Path) -> Result<Vec<u64>> {
 /// Empty if the learning rates recorded in the last segment do not follow the schedule of the configuration.
 fn peak_lrs(config: &Config, segments: &[Segment], metrics: &[Metrics]) -> Vec<PeakLr> {
     let last = config.optimizer.lr;
-    let since = segments.last().map_or(0, |last| last.after_step);
+    let last_segment_start = segments.last().map_or(0, |last| last.after_step);
     let of_last: Vec<&Metrics> = metrics
         .iter()
-        .filter(|metrics| metrics.step > since)
+        .filter(|metrics| metrics.step > last_segment_start)
         .collect();
     if !follows_schedule(config, &of_last) {
         return Vec::new();
@@ -186,8 +186,8 @@ fn peak_lrs(config: &Config, segments: &[Segment], metrics: &[Metrics]) -> Vec<P
     let mut peaks = Vec::new();
     let mut lr = last;
     for segment in segments.iter().rev() {
-        let is_of_lr = |change: &&segments::Change| change.key == "optimizer.lr";
-        let Some(change) = segment.changed.iter().find(is_of_lr) else {
+        let is_lr_change = |change: &&segments::Change| change.key == "optimizer.lr";
+        let Some(change) = segment.changed.iter().find(is_lr_change) else {
             continue;
         };
         peaks.push(PeakLr {
@@ -219,7 +219,7 @@ fn follows_schedule(config: &Config, metrics: &[&Metrics]) -> bool {
 
 /// Describes configuration changes during training that affect results.
 fn describe_changes(segments: &[Segment]) -> String {
-    let mut words = Vec::new();
+    let mut descriptions = Vec::new();
     for segment in segments {
         // The path of the initial weights is irrelevant: a run resumes only with the same initial weights.
         let affects_results = |key: &str| affects_results(key) && key != "init.from";
@@ -228,14 +228,14 @@ fn describe_changes(segments: &[Segment]) -> String {
             .iter()
             .filter(|change| affects_results(&change.key))
         {
-            words.push(format!(
+            descriptions.push(format!(
                 "{} after step {}",
                 history::describe_change(change),
                 segment.after_step
             ));
         }
     }
-    words.join(", ")
+    descriptions.join(", ")
 }
 
 /// Returns the hash of the initial weights if they were loaded from another run, as a key and its value.

@@ -32,7 +32,7 @@ pub(super) fn exact(value: f64) -> String {
 }
 
 /// Formats a throughput in tokens per second as an integer with thousands separators.
-pub(super) fn speed(value: f64) -> String {
+pub(super) fn throughput(value: f64) -> String {
     finite_or_dash(value, |value| {
         with_thousands_separators(value.round().max(0.0) as u64)
     })

@@ -3,7 +3,7 @@
 use super::format::{NONE, count, learning_rate, mebibytes, or_none};
 use super::labels::short_name;
 use super::palette::PlacementStyles;
-use super::run::{Directory, ReportedRun};
+use super::run::{ReportedRun, RunDirectoryData};
 use super::table::{Cell, Table};
 use super::tables::placement;
 use super::view::View;
@@ -14,7 +14,9 @@ use crate::train::history::describe_change;
 pub(super) const NOT_RECORDED: &str = "not recorded";
 
 /// Iterates over the runs that were given by directory.
-fn directories<'a>(view: &View<'a>) -> impl Iterator<Item = (&'a ReportedRun, &'a Directory)> {
+fn directories<'a>(
+    view: &View<'a>,
+) -> impl Iterator<Item = (&'a ReportedRun, &'a RunDirectoryData)> {
     (view.runs.iter().copied()).filter_map(|run| Some((run, run.directory.as_ref()?)))
 }
 
@@ -55,7 +57,7 @@ pub(super) fn segments(view: &View, styles: &PlacementStyles) -> Table {
 /// Rows of a run in the table of training segments.
 struct SegmentRow<'a> {
     run: &'a ReportedRun,
-    directory: &'a Directory,
+    directory: &'a RunDirectoryData,
     styles: &'a PlacementStyles<'a>,
 }
 
@@ -87,7 +89,7 @@ impl SegmentRow<'_> {
     /// Returns the row of the steps before the first recorded segment, if there are any.
     fn before_first_segment(&self) -> Option<Vec<Cell>> {
         let end = self.directory.segments[0].after_step;
-        let lr = self.directory.peak_lrs.first().map(|since| since.lr);
+        let lr = self.directory.peak_lrs.first().map(|peak| peak.lr);
         (end > 0).then(|| {
             let mut row = self.first_cells(step_range(0, end), lr);
             row.extend(not_recorded(6));
@@ -101,8 +103,8 @@ impl SegmentRow<'_> {
         let segment = &segments[index];
         let last = (segments.get(index + 1)).map_or(self.run.steps, |next| next.after_step);
         let lr = (self.directory.peak_lrs.iter().rev())
-            .find(|since| since.after_step <= segment.after_step)
-            .map(|since| since.lr);
+            .find(|peak| peak.after_step <= segment.after_step)
+            .map(|peak| peak.lr);
         let changes: Vec<String> = segment.changed.iter().map(describe_change).collect();
         let changes = match changes.as_slice() {
             [] => NONE.to_owned(),
@@ -232,7 +234,7 @@ pub(super) fn caveats(view: &View) -> Vec<String> {
 }
 
 /// Returns caveats about the initial weights and the validation data of a run.
-fn data_caveats(run: &ReportedRun, directory: &Directory) -> Vec<String> {
+fn data_caveats(run: &ReportedRun, directory: &RunDirectoryData) -> Vec<String> {
     let name = format!(
         "{} (seed {}, {})",
         run.label(),
@@ -240,14 +242,14 @@ fn data_caveats(run: &ReportedRun, directory: &Directory) -> Vec<String> {
         directory.name
     );
     let mut caveats = Vec::new();
-    for what in &directory.not_recorded {
+    for input in &directory.not_recorded {
         caveats.push(format!(
-            "{name}: the {what} was not recorded during training; it is identified by path only."
+            "{name}: the {input} was not recorded during training; it is identified by path only."
         ));
     }
     for pair in directory.segments.windows(2) {
-        if let [Some(before), Some(since)] = [&pair[0].validation, &pair[1].validation]
-            && before != since
+        if let [Some(before), Some(after)] = [&pair[0].validation, &pair[1].validation]
+            && before != after
         {
             caveats.push(format!(
                 "{name}: the validation data changed after step {}; its validation losses before and after \

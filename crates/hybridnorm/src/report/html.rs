@@ -65,7 +65,7 @@ pub fn html(document: &Document) -> String {
     let colors = palette::style_sheet();
     let data = json_in_script(document);
     let drawings = json_in_script(&Charts {
-        config: charts::configuration(),
+        config: charts::plotly_configuration(),
         charts: &charts,
         curves: curve_columns(document),
         block_metrics: block_metric_columns(),
@@ -162,15 +162,15 @@ pub(super) fn summary_line(
 
 /// Summarizes the peak learning rates of the runs; `None` without one.
 fn learning_rates(runs: &[ReportedRun]) -> Option<String> {
-    let mut rates: Vec<f64> = runs.iter().filter_map(ReportedRun::peak_lr).collect();
-    rates.sort_by(f64::total_cmp);
-    rates.dedup();
-    match rates.as_slice() {
+    let mut lrs: Vec<f64> = runs.iter().filter_map(ReportedRun::peak_lr).collect();
+    lrs.sort_by(f64::total_cmp);
+    lrs.dedup();
+    match lrs.as_slice() {
         [] => None,
         [only] => Some(format!("learning rate {}", learning_rate(*only))),
         [low, .., high] => Some(format!(
             "{} learning rates from {} to {}",
-            rates.len(),
+            lrs.len(),
             learning_rate(*low),
             learning_rate(*high)
         )),

@@ -9,7 +9,7 @@ use super::format::count;
 use crate::text::truncated_line;
 
 /// Maximum number of keys in a label; the remaining ones are only counted, and a table lists all.
-const KEYS: usize = 4;
+const MAX_KEYS: usize = 4;
 /// Maximum characters of a value in a label.
 const VALUE_CHARS: usize = 40;
 
@@ -55,14 +55,14 @@ pub(super) fn result_keys(config: &str) -> Result<BTreeMap<String, String>, toml
 
 /// True if a key affects the results of a run, not only what is logged or saved.
 pub(super) fn affects_results(key: &str) -> bool {
-    let about = [
+    let checkpoint_and_eval_keys = [
         "train.checkpoint_every",
         "train.keep_checkpoints",
         "train.eval_every",
     ];
     // Data are identified by fingerprint, not by path.
     let paths = ["data.train", "data.validation", "data.tokenizer"];
-    !key.starts_with("log.") && !about.contains(&key) && !paths.contains(&key)
+    !key.starts_with("log.") && !checkpoint_and_eval_keys.contains(&key) && !paths.contains(&key)
 }
 
 fn is_reported_separately(key: &str) -> bool {
@@ -89,7 +89,7 @@ pub(super) fn label(runs: &[RunIdentity]) -> Labels {
     let differing = differing(runs);
     let mut labels: Vec<String> = runs.iter().map(|run| with_keys(run, &differing)).collect();
     // For runs that differ in keys not named in the label, or placements that share a name.
-    number_duplicates(&mut labels, |at| {
+    number_ambiguous_labels(&mut labels, |at| {
         let values = differing.iter().map(|key| runs[at].keys.get(key).cloned());
         (values.collect::<Vec<_>>(), runs[at].hash.clone())
     });
@@ -114,15 +114,15 @@ fn differing(runs: &[RunIdentity]) -> Vec<String> {
 
 fn with_keys(run: &RunIdentity, differing: &[String]) -> String {
     let mut parts = vec![run.placement.clone()];
-    for key in differing.iter().take(KEYS) {
+    for key in differing.iter().take(MAX_KEYS) {
         let name = short_name(key, differing);
         parts.push(match run.keys.get(key) {
             Some(value) => format!("{name} {}", truncated_line(value, VALUE_CHARS)),
             None => format!("{name} not set"),
         });
     }
-    if differing.len() > KEYS {
-        let more = differing.len() - KEYS;
+    if differing.len() > MAX_KEYS {
+        let more = differing.len() - MAX_KEYS;
         parts.push(count(more, "more key", "more keys"));
     }
     if !run.changes.is_empty() {
@@ -142,7 +142,7 @@ pub(super) fn short_name<'a>(key: &'a str, all: &[String]) -> &'a str {
 }
 
 /// Appends a number to equal labels of different runs.
-fn number_duplicates<T: PartialEq>(labels: &mut [String], what: impl Fn(usize) -> T) {
+fn number_ambiguous_labels<T: PartialEq>(labels: &mut [String], what: impl Fn(usize) -> T) {
     let before = labels.to_vec();
     for (at, label) in labels.iter_mut().enumerate() {
         let mut kinds: Vec<T> = Vec::new();
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_with_one_seed_get_distinct_labels() {
+    fn runs_with_the_same_seed_get_distinct_labels() {
         let mut runs = [run("a", 1, ""), run("a", 1, ""), run("a", 2, "")];
         runs[1].directory = "copy".into();
         assert_eq!(label(&runs).labels, ["a, run1", "a, copy", "a"]);

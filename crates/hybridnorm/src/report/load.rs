@@ -34,10 +34,10 @@ impl Document {
             let folder = StudyFolder::new(path);
             if folder.has_study()? {
                 let study = folder.study()?;
-                let assessed = study::analyze_folder(&folder, &study)?;
-                document.groups = assessed.groups;
+                let analysis = study::analyze_folder(&folder, &study)?;
+                document.groups = analysis.groups;
                 let records =
-                    study::with_relative_status(assessed.records, &study.config.study.rules);
+                    study::with_relative_status(analysis.records, &study.config.study.rules);
                 document
                     .runs
                     .extend(records.into_iter().map(ReportedRun::from));

@@ -9,7 +9,7 @@ use super::escape::{CELL_CHARS, NAME_CHARS, markdown_line, markdown_text};
 use super::format::exact;
 use super::html::summary_line;
 use super::palette::PlacementStyles;
-use super::reference::{growth, placements};
+use super::reference::{growth_table, placements};
 use super::sections::{LIMITATIONS, machines, power_law};
 use super::tables;
 use super::view::{View, views};
@@ -41,17 +41,17 @@ pub fn markdown(document: &Document) -> String {
                 "###"
             }
         };
-        study(&mut text, level, view, &styles);
+        add_view(&mut text, level, view, &styles);
     }
     if let Some(probe) = &document.probe {
         let _ = writeln!(text, "## Probe\n");
-        text.push_str(&growth(probe, &styles).markdown());
+        text.push_str(&growth_table(probe, &styles).markdown());
     }
     equations(&mut text, document);
     text
 }
 
-fn study(text: &mut String, level: &str, view: &View, styles: &PlacementStyles) {
+fn add_view(text: &mut String, level: &str, view: &View, styles: &PlacementStyles) {
     if let Some(group) = view.group {
         let _ = writeln!(text, "{level} Verdict\n");
         for (position, sentence) in group.summary.iter().enumerate() {
@@ -96,7 +96,7 @@ fn study(text: &mut String, level: &str, view: &View, styles: &PlacementStyles) 
                 text,
                 "\n{level} Runs\n\n{}{}{}",
                 history::differing_keys(view, styles).markdown(),
-                tables::outcomes(view, styles).markdown(),
+                tables::statuses(view, styles).markdown(),
                 history::segments(view, styles).markdown()
             );
         }
@@ -133,7 +133,7 @@ fn constants(text: &mut String, level: &str, view: &View) {
         "- effective speed-up: compute gain × throughput ratio, by L(C) = {} + A · C^−{}; {}\n\n{}\n",
         exact(law.irreducible),
         exact(law.exponent),
-        markdown_text(&law.factor),
+        markdown_text(&law.factor_text),
         markdown_text(LIMITATIONS)
     );
 }

@@ -45,4 +45,4 @@ pub use document::Document;
 pub use html::html;
 pub use markdown::markdown;
 pub use output_path::check_output_path;
-pub use run::{Directory, PeakLr, RecordCounts, ReportedRun};
+pub use run::{PeakLr, RecordCounts, ReportedRun, RunDirectoryData};

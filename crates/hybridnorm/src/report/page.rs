@@ -41,7 +41,7 @@ impl Page {
     }
 
     /// Adds an emphasized paragraph of plain text.
-    pub(super) fn verdict(&mut self, text: &str) {
+    pub(super) fn emphasized(&mut self, text: &str) {
         let _ = writeln!(
             self.body,
             "<p class=\"verdict\">{}</p>",
@@ -170,12 +170,12 @@ impl Page {
     }
 
     /// Adds colour bars with labels at the low end, the middle and the high end; only the first is visible initially.
-    pub(super) fn scales(&mut self, id: &str, ends: &[[String; 3]]) {
+    pub(super) fn color_bars(&mut self, id: &str, labels: &[[String; 3]]) {
         let _ = writeln!(self.body, "<div id=\"{id}\" class=\"views\">");
         let stops: String = (0..SCALE.len())
             .map(|stop| format!("<span class=\"stop{stop}\"></span>"))
             .collect();
-        for (position, [low, middle, high]) in ends.iter().enumerate() {
+        for (position, [low, middle, high]) in labels.iter().enumerate() {
             let hidden = if position > 0 { " hidden" } else { "" };
             let _ = writeln!(
                 self.body,

@@ -30,7 +30,7 @@ pub(super) fn probe_details(page: &mut Page, context: &Context) {
     let Some(report) = &context.document.probe else {
         return;
     };
-    page.html(&growth(report, context.styles).html("probe-growth-table"));
+    page.html(&growth_table(report, context.styles).html("probe-growth-table"));
     for placement in &report.placements {
         if let Some(problem) = &placement.diverged {
             page.note(&format!("{} diverged: {problem}.", placement.placement));
@@ -49,7 +49,7 @@ pub(super) fn add_placements(page: &mut Page, context: &Context) {
 }
 
 /// Builds the table of the growth of block metrics with depth.
-pub(super) fn growth(report: &ProbeReport, styles: &PlacementStyles) -> Table {
+pub(super) fn growth_table(report: &ProbeReport, styles: &PlacementStyles) -> Table {
     let mut table = Table::new(
         "Growth with depth: fitted ratio of the last block to the first, and ratio of the largest gradient norm \
          of a block to the smallest",

@@ -17,13 +17,13 @@ pub struct ReportedRun {
     pub record: RunRecord,
     /// Further data from its directory, if it was given by directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub directory: Option<Directory>,
+    pub directory: Option<RunDirectoryData>,
 }
 
 /// Data from a run directory.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct Directory {
+pub struct RunDirectoryData {
     /// Name of the directory.
     pub name: String,
     /// Placement, and the configuration keys that differ from other runs of the report.

@@ -68,7 +68,7 @@ const SECTIONS: &[Section] = &[
     Section { anchor: "speedup", title: "Effective speed-up", is_shown: has_analysis,
         parts: Parts::View(&[speedup]) },
     Section { anchor: "probe", title: "Probe", is_shown: |context| context.document.probe.is_some(),
-        parts: Parts::Document(&[reference::probe_summary, probe::add_depths, reference::probe_details]) },
+        parts: Parts::Document(&[reference::probe_summary, probe::add_depth_charts, reference::probe_details]) },
     Section { anchor: "placements", title: "Placements", is_shown: |context| !reference::placements(context.document).is_empty(),
         parts: Parts::Document(&[reference::add_placements]) },
     Section { anchor: "everything", title: "All runs", is_shown: |context| !context.document.runs.is_empty(),
@@ -116,7 +116,7 @@ pub(super) fn add_sections(page: &mut Page, context: &Context) {
 
 fn incomplete_warning(page: &mut Page, context: &Context) {
     if let Some(warning) = incomplete(context.document) {
-        page.verdict(&warning);
+        page.emphasized(&warning);
     }
 }
 
@@ -142,7 +142,7 @@ pub(super) fn incomplete(document: &Document) -> Option<String> {
 fn runs(page: &mut Page, view: &View, styles: &PlacementStyles) {
     let key = &view.key;
     page.html(&history::differing_keys(view, styles).html(&format!("{key}-differences-table")));
-    page.html(&tables::outcomes(view, styles).html(&format!("{key}-outcomes-table")));
+    page.html(&tables::statuses(view, styles).html(&format!("{key}-outcomes-table")));
     for caveat in history::caveats(view) {
         page.note(&caveat);
     }
@@ -155,7 +155,7 @@ fn verdict(page: &mut Page, view: &View, _: &PlacementStyles) {
         return;
     };
     for sentence in group.summary.iter().chain(&group.caveats) {
-        page.verdict(sentence);
+        page.emphasized(sentence);
     }
     page.text(&confidence_note(&group.analysis));
     if !group.sentences.is_empty() {
@@ -262,7 +262,7 @@ pub(super) struct PowerLaw {
     /// Exponent `x`.
     pub(super) exponent: f64,
     /// Value and source of `A`, or the reason why it is undefined.
-    pub(super) factor: String,
+    pub(super) factor_text: String,
 }
 
 /// Returns the power law of a group of runs.
@@ -273,7 +273,7 @@ pub(super) fn power_law(view: &View) -> Option<PowerLaw> {
     let mean = view
         .summary(name)
         .and_then(|summary| Some(summary.best.as_ref()?.loss.mean));
-    let factor = match (run, mean) {
+    let factor_text = match (run, mean) {
         (Some(run), Some(mean)) if mean > rules.irreducible_loss => {
             let compute = run.compute();
             let factor = (mean - rules.irreducible_loss) * compute.powf(rules.compute_exponent);
@@ -304,7 +304,7 @@ pub(super) fn power_law(view: &View) -> Option<PowerLaw> {
     Some(PowerLaw {
         irreducible: rules.irreducible_loss,
         exponent: rules.compute_exponent,
-        factor,
+        factor_text,
     })
 }
 
@@ -327,7 +327,7 @@ fn speedup(page: &mut Page, view: &View, _: &PlacementStyles) {
         exact(law.irreducible),
         exact(law.exponent)
     ));
-    page.text(&format!("{}.", law.factor));
+    page.text(&format!("{}.", law.factor_text));
     page.text("A placement with loss L matches the baseline trained with compute");
     page.html("<p class=\"formula\">C′ = (A ∕ (L − E))<sup>1∕x</sup></p>\n");
     page.text(
@@ -342,8 +342,10 @@ fn speedup(page: &mut Page, view: &View, _: &PlacementStyles) {
     let best = (view.group.iter())
         .flat_map(|group| &group.analysis.placements)
         .filter_map(|summary| Some((summary, summary.comparison.as_ref()?)))
-        .filter(|(_, against)| against.verdict == Verdict::Better)
-        .filter_map(|(summary, against)| Some((&summary.placement, against.effective_speedup?)))
+        .filter(|(_, comparison)| comparison.verdict == Verdict::Better)
+        .filter_map(|(summary, comparison)| {
+            Some((&summary.placement, comparison.effective_speedup?))
+        })
         .max_by(|a, b| a.1.total_cmp(&b.1));
     page.text(&match best {
         Some((name, speedup)) => format!(

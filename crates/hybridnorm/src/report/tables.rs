@@ -2,7 +2,7 @@
 
 use super::format::{
     NONE, count, difference, learning_rate, loss, mean_sd, mebibytes, or_none, probability, ratio,
-    speed,
+    throughput,
 };
 use super::history::NOT_RECORDED;
 use super::palette::PlacementStyles;
@@ -92,7 +92,7 @@ pub(super) fn comparisons(view: &View, styles: &PlacementStyles) -> Option<Table
             Cell::new(mean_sd(&best.loss)).note(count(best.loss.n, "seed", "seeds"))
         }));
         match &summary.comparison {
-            Some(comparison) => row.extend(compared(comparison)),
+            Some(comparison) => row.extend(comparison_cells(comparison)),
             None => {
                 let why = match &summary.no_comparison_reason {
                     Some(why) => why.as_str(),
@@ -123,19 +123,19 @@ fn best_lr(best: &Best) -> Cell {
     Cell::new(learning_rate(best.lr)).note(note)
 }
 
-/// Formats a number of seeds: `1 new seed`.
-fn new_seeds(seeds: u64) -> String {
+/// Formats a number of seeds: `1 fresh seed`.
+fn fresh_seeds(seeds: u64) -> String {
     count(seeds as usize, "fresh seed", "fresh seeds")
 }
 
-fn compared(comparison: &Comparison) -> Vec<Cell> {
+fn comparison_cells(comparison: &Comparison) -> Vec<Cell> {
     let found = &comparison.difference;
     let (class, word) = verdict(comparison.verdict);
     let note = match (comparison.verdict, comparison.seeds_for_significance) {
         (Verdict::NotSignificant, Some(seeds)) => {
             format!(
                 "about {} would detect a difference of this size",
-                new_seeds(seeds)
+                fresh_seeds(seeds)
             )
         }
         _ => String::new(),
@@ -278,7 +278,7 @@ pub(super) fn cost(view: &View, styles: &PlacementStyles) -> Table {
         table.row(vec![
             placement(styles, name),
             or_none(parameters, |parameters| parameters).into(),
-            or_none(view.speed(name), speed).into(),
+            or_none(view.tokens_per_second(name), throughput).into(),
             or_none(view.memory(name), mebibytes).into(),
         ]);
     }
@@ -286,7 +286,7 @@ pub(super) fn cost(view: &View, styles: &PlacementStyles) -> Table {
 }
 
 /// Builds the table of run statuses, with few columns.
-pub(super) fn outcomes(view: &View, styles: &PlacementStyles) -> Table {
+pub(super) fn statuses(view: &View, styles: &PlacementStyles) -> Table {
     let mut table = Table::new("Status of each run")
         .text("run")
         .number("peak learning rate")
@@ -353,7 +353,7 @@ pub(super) fn runs(runs: &[&ReportedRun], styles: &PlacementStyles) -> Table {
                 spikes.loss, spikes.grad_norm, spikes.update_norm
             )
             .into(),
-            speed(run.cost.tokens_per_second).into(),
+            throughput(run.cost.tokens_per_second).into(),
             format!("{:.0}", run.cost.seconds).into(),
             recorded(run.cost.machine.clone()),
             recorded(run.cost.threads.map(|threads| threads.to_string())),
@@ -373,18 +373,18 @@ fn recorded(fact: Option<String>) -> Cell {
 
 /// Formats the peak learning rate of a run, or all of them with their steps.
 pub(super) fn peak_learning_rates(run: &ReportedRun) -> String {
-    let rates = match &run.directory {
+    let peak_lrs = match &run.directory {
         None => return learning_rate(run.grid_point.lr),
         Some(directory) => &directory.peak_lrs,
     };
     let mut text = String::new();
-    for since in rates {
-        match since.after_step {
-            0 => text += &learning_rate(since.lr),
+    for peak in peak_lrs {
+        match peak.after_step {
+            0 => text += &learning_rate(peak.lr),
             step => {
                 text += &format!(
                     ", {} after step {}",
-                    learning_rate(since.lr),
+                    learning_rate(peak.lr),
                     with_thousands_separators(step)
                 )
             }

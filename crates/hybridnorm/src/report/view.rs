@@ -47,14 +47,14 @@ pub(super) struct RunsAtLr<'a> {
 /// A single group takes all runs. Of several, each takes those of its initialization and depth; runs without a
 /// group form views without analysis.
 pub(super) fn views(document: &Document) -> Vec<View<'_>> {
-    let mut views = sorted(document);
+    let mut views = group_runs(document);
     for view in &mut views {
         view.is_complete = document.missing() == 0;
     }
     views
 }
 
-fn sorted(document: &Document) -> Vec<View<'_>> {
+fn group_runs(document: &Document) -> Vec<View<'_>> {
     if !document.data_groups.is_empty() {
         return by_data_group(document);
     }
@@ -73,21 +73,21 @@ fn sorted(document: &Document) -> Vec<View<'_>> {
             runs,
         ));
     }
-    let left: Vec<&ReportedRun> = match document.groups.len() {
+    let ungrouped: Vec<&ReportedRun> = match document.groups.len() {
         1 => Vec::new(),
         _ => (document.runs.iter())
             .filter(|run| !document.groups.iter().any(|group| is_in_group(run, group)))
             .collect(),
     };
-    let mut kinds: Vec<(&Option<String>, Option<usize>)> = Vec::new();
-    for run in &left {
-        let kind = (&run.grid_point.init, run.grid_point.depth);
-        if !kinds.contains(&kind) {
-            kinds.push(kind);
+    let mut settings: Vec<(&Option<String>, Option<usize>)> = Vec::new();
+    for run in &ungrouped {
+        let setting = (&run.grid_point.init, run.grid_point.depth);
+        if !settings.contains(&setting) {
+            settings.push(setting);
         }
     }
-    for (init, depth) in kinds {
-        let runs = (left.iter().copied())
+    for (init, depth) in settings {
+        let runs = (ungrouped.iter().copied())
             .filter(|run| (&run.grid_point.init, run.grid_point.depth) == (init, depth))
             .collect();
         views.push(View::new(
@@ -213,14 +213,20 @@ impl<'a> View<'a> {
     }
 
     /// Returns the throughput of a placement, in tokens per second: from the analysis, or the median of its runs.
-    pub(super) fn speed(&self, placement: &str) -> Option<f64> {
+    pub(super) fn tokens_per_second(&self, placement: &str) -> Option<f64> {
         if let Some(summary) = self.summary(placement) {
-            return summary.tokens_per_second.filter(|speed| speed.is_finite());
+            return summary
+                .tokens_per_second
+                .filter(|throughput| throughput.is_finite());
         }
-        let speeds = self
+        let throughputs = self
             .runs_of(placement)
             .map(|run| run.cost.tokens_per_second);
-        stats::median(&speeds.filter(|speed| *speed > 0.0).collect::<Vec<f64>>())
+        stats::median(
+            &throughputs
+                .filter(|throughput| *throughput > 0.0)
+                .collect::<Vec<f64>>(),
+        )
     }
 
     /// True if memory was measured.

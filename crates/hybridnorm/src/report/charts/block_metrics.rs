@@ -15,13 +15,13 @@ use super::super::view::View;
 use super::{Chart, Figure, axis, layout};
 use crate::train::layers::{BLOCK_METRICS, BlockMetric, FiniteOrNone};
 
-/// Heat maps of every placement, and the names of their views.
+/// Heat maps of every placement, and the names of their figures.
 struct HeatMaps {
-    /// Placement with its learning rate, and its chart; all charts have the same number of views.
+    /// Placement with its learning rate, and its chart; all charts have the same number of figures.
     charts: Vec<(String, Chart)>,
-    /// One name per view.
+    /// One name per figure.
     choices: Vec<&'static str>,
-    /// Both ends of the colour scale of each view.
+    /// Both ends of the colour scale of each figure.
     ends: Vec<(f64, f64)>,
 }
 
@@ -41,7 +41,7 @@ pub(in super::super) fn add_heat_maps(page: &mut Page, view: &View, _: &Placemen
     let ends: Vec<[String; 3]> = (maps.ends.iter())
         .map(|(low, high)| [*low, (low * high).sqrt(), *high].map(compact))
         .collect();
-    page.scales(&scale, &ends);
+    page.color_bars(&scale, &ends);
     page.grid("narrow", maps.charts);
     page.note(
         "At the best learning rate; geometric means over the seeds that finished, on one logarithmic colour scale per \
@@ -91,7 +91,7 @@ fn heat_maps(view: &View) -> Option<HeatMaps> {
         maps.choices.push(name);
         maps.ends.push((10_f64.powf(low), 10_f64.powf(high)));
         for ((_, chart), grid) in maps.charts.iter_mut().zip(&grids) {
-            chart.views.push(figure(grid, low, high.max(low + 1e-9)));
+            chart.figures.push(figure(grid, low, high.max(low + 1e-9)));
         }
     }
     (!maps.choices.is_empty()).then_some(maps)
@@ -105,7 +105,7 @@ fn chart(key: &str, position: usize, name: &str) -> Chart {
              downloaded as CSV at the end."
         ),
         height: 200,
-        views: Vec::new(),
+        figures: Vec::new(),
     }
 }
 

@@ -6,7 +6,7 @@ use plotly::layout::{Shape, ShapeLine, ShapeType};
 use plotly::{Bar, Scatter};
 
 use super::super::escape::plot_text;
-use super::super::format::{difference, mebibytes, probability, speed};
+use super::super::format::{difference, mebibytes, probability, throughput};
 use super::super::page::Page;
 use super::super::palette::{PlacementStyles, color, symbol};
 use super::super::tables::verdict;
@@ -81,7 +81,7 @@ fn forest(view: &View, styles: &PlacementStyles) -> Option<Chart> {
             analysis.rules.baseline
         ),
         height,
-        views: vec![figure],
+        figures: vec![figure],
     })
 }
 
@@ -114,8 +114,8 @@ fn interval_trace(
         .line(Line::new().color(color(style)).width(1.5));
     let interval = ErrorData::new(ErrorType::Data)
         .symmetric(false)
-        .array(vec![reach(found.high - found.mean)])
-        .array_minus(vec![reach(found.mean - found.low)])
+        .array(vec![error_bar_length(found.high - found.mean)])
+        .array_minus(vec![error_bar_length(found.mean - found.low)])
         .color(color(style))
         .thickness(2.0)
         .width(5);
@@ -137,16 +137,16 @@ fn interval_trace(
         .hover_text_array(vec![text])
 }
 
-fn reach(value: f64) -> f64 {
+fn error_bar_length(value: f64) -> f64 {
     rounded(value.max(0.0)).unwrap_or(0.0)
 }
 
 /// Builds bar charts of tokens per second and memory (measured peak or estimate), starting at 0.
 fn cost(view: &View, styles: &PlacementStyles) -> Vec<Chart> {
-    let speeds: Vec<Option<f64>> = view
+    let throughputs: Vec<Option<f64>> = view
         .placements
         .iter()
-        .map(|name| view.speed(name))
+        .map(|name| view.tokens_per_second(name))
         .collect();
     let memory: Vec<Option<f64>> = (view.placements.iter())
         .map(|name| {
@@ -156,7 +156,14 @@ fn cost(view: &View, styles: &PlacementStyles) -> Vec<Chart> {
         .collect();
     let mebibyte = f64::from(1 << 20);
     [
-        bars(view, styles, "speed", "tokens per second", &speeds, speed),
+        bars(
+            view,
+            styles,
+            "speed",
+            "tokens per second",
+            &throughputs,
+            throughput,
+        ),
         bars(view, styles, "memory", "memory (MiB)", &memory, |value| {
             mebibytes((value * mebibyte) as u64)
         }),
@@ -196,6 +203,6 @@ fn bars(
         id: format!("{}-{kind}", view.key),
         label: format!("Bars: {title} of each placement. The table below has the numbers."),
         height,
-        views: vec![figure],
+        figures: vec![figure],
     })
 }

@@ -18,11 +18,11 @@ use super::{
 use crate::lab::study::record::RunStatus;
 use crate::train::metrics::{self, Aggregate, Metric, MetricCurve, Scale};
 
-/// Charts of the metrics, and the names of their views.
+/// Charts of the metrics, and the names of their figures.
 struct Curves {
-    /// Charts with their captions; all have the same number of views.
+    /// Charts with their captions; all have the same number of figures.
     charts: Vec<(Chart, String)>,
-    /// One name per view.
+    /// One name per figure.
     choices: Vec<String>,
 }
 
@@ -68,7 +68,7 @@ fn curves(view: &View, styles: &PlacementStyles) -> Option<Curves> {
         .iter()
         .filter(|(_, curve)| curve.aggregate != Aggregate::Evaluations);
     let charts = drawn.map(|(metric, curve)| {
-        let views = selections.iter().map(|(_, selection)| figure(selection, curve, styles));
+        let figures = selections.iter().map(|(_, selection)| figure(selection, curve, styles));
         let chart = Chart {
             id: format!("{}-{}-curves", view.key, curve.key),
             label: format!(
@@ -76,7 +76,7 @@ fn curves(view: &View, styles: &PlacementStyles) -> Option<Curves> {
                 capitalized(&curve.axis_title())
             ),
             height: height(curve),
-            views: views.collect(),
+            figures: figures.collect(),
         };
         (chart, caption(metric, curve))
     });
@@ -164,14 +164,21 @@ fn figure(selection: &Selection, curve: &MetricCurve, styles: &PlacementStyles) 
         },
         _ => axis(&title),
     };
-    let shown = match curve.scale {
+    let rounded_value = match curve.scale {
         Scale::Log => |value| rounded_positive(Some(value)),
         _ => rounded,
     };
-    let layout = layout(height(curve), steps(selection), y).shapes(marks(selection, styles));
+    let layout = layout(height(curve), steps(selection), y).shapes(change_lines(selection, styles));
     let mut figure = Figure::new(layout);
     for (name, runs) in selection {
-        lines(&mut figure, styles.style(name), name, runs, &series, shown);
+        lines(
+            &mut figure,
+            styles.style(name),
+            name,
+            runs,
+            &series,
+            rounded_value,
+        );
     }
     if curve.is_training_loss() {
         for (name, runs) in selection {
@@ -182,8 +189,8 @@ fn figure(selection: &Selection, curve: &MetricCurve, styles: &PlacementStyles) 
 }
 
 /// Returns dotted lines at the steps after which the configuration of a run changed.
-fn marks(selection: &Selection, styles: &PlacementStyles) -> Vec<Shape> {
-    let mut marks = Vec::new();
+fn change_lines(selection: &Selection, styles: &PlacementStyles) -> Vec<Shape> {
+    let mut change_lines = Vec::new();
     for run in selection.iter().flat_map(|(_, runs)| runs) {
         let segments = run
             .directory
@@ -202,10 +209,10 @@ fn marks(selection: &Selection, styles: &PlacementStyles) -> Vec<Shape> {
                 .y0(0.0)
                 .y1(1.0)
                 .line(line);
-            marks.push(mark);
+            change_lines.push(mark);
         }
     }
-    marks
+    change_lines
 }
 
 /// Returns an axis of steps from 0 to the last one.
@@ -255,7 +262,7 @@ fn lines(
     name: &str,
     runs: &[&ReportedRun],
     series: &impl Fn(&ReportedRun) -> Vec<f32>,
-    shown: impl Fn(f64) -> Option<f64>,
+    rounded_value: impl Fn(f64) -> Option<f64>,
 ) {
     let name = plot_text(name);
     let mean = mean_curve(runs, series);
@@ -265,7 +272,7 @@ fn lines(
             continue;
         }
         let values = series(run).into_iter();
-        let y: Vec<Option<f64>> = values.map(|value| shown(value.into())).collect();
+        let y: Vec<Option<f64>> = values.map(|value| rounded_value(value.into())).collect();
         if y.is_empty() {
             continue;
         }
@@ -282,7 +289,7 @@ fn lines(
         return;
     }
     let x: Vec<u64> = mean.keys().copied().collect();
-    let y: Vec<Option<f64>> = mean.values().map(|value| shown(*value)).collect();
+    let y: Vec<Option<f64>> = mean.values().map(|value| rounded_value(*value)).collect();
     let trace = Scatter::new(x, y)
         .mode(Mode::Lines)
         .name(name)

@@ -24,11 +24,11 @@ struct Losses {
     /// The chart.
     chart: Chart,
     /// True if a mean is over several seeds.
-    seeds: bool,
+    has_several_seeds: bool,
     /// True if a run diverged.
     diverged: bool,
     /// True if a mean lies beyond the upper end.
-    beyond: bool,
+    has_means_above_axis: bool,
 }
 
 /// Adds the chart of losses with its legend.
@@ -46,7 +46,7 @@ pub(in super::super) fn add_losses(page: &mut Page, view: &View, styles: &Placem
 impl Losses {
     fn caption(&self) -> String {
         let mut caption = vec!["Lines join mean losses."];
-        if self.seeds {
+        if self.has_several_seeds {
             caption.push("Small points are single runs, one per seed; whiskers extend from the lowest to the highest loss.");
         }
         if self.diverged {
@@ -55,7 +55,7 @@ impl Losses {
                  rate is a hollow marker without a line.",
             );
         }
-        if self.beyond {
+        if self.has_means_above_axis {
             caption.push("Some means lie above the axis; see the table.");
         }
         caption.join(" ")
@@ -90,7 +90,7 @@ fn losses(view: &View, styles: &PlacementStyles) -> Option<Losses> {
         let style = styles.style(name);
         let label = plot_text(name);
         seeds(&mut figure, style, &label, cells());
-        means_of_all(&mut figure, style, &label, cells());
+        means_without_diverged(&mut figure, style, &label, cells());
         means_with_diverged(&mut figure, style, &label, cells());
     }
     for &name in &view.placements {
@@ -114,13 +114,13 @@ fn losses(view: &View, styles: &PlacementStyles) -> Option<Losses> {
             count(view.placements.len(), "placement", "placements")
         ),
         height: 460,
-        views: vec![figure],
+        figures: vec![figure],
     };
     Some(Losses {
         chart,
-        seeds: cells.iter().any(|cell| cell.3.losses.len() > 1),
+        has_several_seeds: cells.iter().any(|cell| cell.3.losses.len() > 1),
         diverged,
-        beyond: means.iter().any(|mean| *mean > high),
+        has_means_above_axis: means.iter().any(|mean| *mean > high),
     })
 }
 
@@ -138,14 +138,14 @@ fn loss_range(means: &[f64]) -> Option<(f64, f64)> {
     Some((low - 0.08 * span, high + 0.12 * span))
 }
 
-type Cells<'a, 'b> = &'b (usize, &'a str, f64, RunsAtLr<'a>);
+type CellRef<'a, 'b> = &'b (usize, &'a str, f64, RunsAtLr<'a>);
 
 /// Adds each run as a small point.
 fn seeds<'a: 'b, 'b>(
     figure: &mut Figure,
     style: usize,
     name: &str,
-    cells: impl Iterator<Item = Cells<'a, 'b>>,
+    cells: impl Iterator<Item = CellRef<'a, 'b>>,
 ) {
     let (mut x, mut y, mut text) = (Vec::new(), Vec::new(), Vec::new());
     for (_, _, lr, found) in cells {
@@ -175,11 +175,11 @@ fn seeds<'a: 'b, 'b>(
 
 /// Adds mean losses as a line, with whiskers from the lowest to the highest. It has a gap at learning rates with
 /// diverged runs: a mean without these is not a point of the curve.
-fn means_of_all<'a: 'b, 'b>(
+fn means_without_diverged<'a: 'b, 'b>(
     figure: &mut Figure,
     style: usize,
     name: &str,
-    cells: impl Iterator<Item = Cells<'a, 'b>>,
+    cells: impl Iterator<Item = CellRef<'a, 'b>>,
 ) {
     let mut means = Means::default();
     for (_, _, lr, found) in cells {
@@ -207,7 +207,7 @@ fn means_with_diverged<'a: 'b, 'b>(
     figure: &mut Figure,
     style: usize,
     name: &str,
-    cells: impl Iterator<Item = Cells<'a, 'b>>,
+    cells: impl Iterator<Item = CellRef<'a, 'b>>,
 ) {
     let mut means = Means::default();
     for (_, _, lr, found) in cells.filter(|cell| cell.3.diverged > 0) {
@@ -287,12 +287,12 @@ fn diverged_markers<'a: 'b, 'b>(
     name: &str,
     placements: usize,
     edge: f64,
-    cells: impl Iterator<Item = Cells<'a, 'b>>,
+    cells: impl Iterator<Item = CellRef<'a, 'b>>,
 ) {
     let (mut x, mut y, mut text) = (Vec::new(), Vec::new(), Vec::new());
     for (position, _, lr, found) in cells {
-        let aside = *position as f64 - (placements as f64 - 1.0) / 2.0;
-        x.push(rounded(lr * 10_f64.powf(0.02 * aside)));
+        let offset = *position as f64 - (placements as f64 - 1.0) / 2.0;
+        x.push(rounded(lr * 10_f64.powf(0.02 * offset)));
         y.push(edge);
         text.push(format!(
             "{}, {}: {} of {} diverged",
@@ -382,7 +382,7 @@ fn tolerance(view: &View, styles: &PlacementStyles) -> Option<Chart> {
                 loss, its best learning rate and its largest stable one. The table below has the numbers."
             .to_owned(),
         height,
-        views: vec![figure],
+        figures: vec![figure],
     })
 }
 

@@ -33,8 +33,9 @@ pub(super) struct Chart {
     /// Height in pixels.
     #[serde(skip)]
     pub(super) height: usize,
-    /// One or several views; the first is shown initially.
-    pub(super) views: Vec<Figure>,
+    /// One or several figures; the first is shown initially.
+    #[serde(rename = "views")]
+    pub(super) figures: Vec<Figure>,
 }
 
 /// Traces in a layout.
@@ -65,7 +66,7 @@ impl Figure {
 }
 
 /// Returns the settings of every chart: no external links, and no buttons.
-pub(super) fn configuration() -> Configuration {
+pub(super) fn plotly_configuration() -> Configuration {
     Configuration::new()
         .typeset_math(false)
         .display_mode_bar(DisplayModeBar::False)
@@ -125,17 +126,17 @@ pub(super) fn axis(title: &str) -> Axis {
 }
 
 /// Returns a logarithmic axis of learning rates with a tick at each of them.
-pub(super) fn lr_axis(rates: &[f64]) -> Axis {
-    let rates: Vec<f64> = (rates.iter().copied())
-        .filter(|rate| rate.is_finite() && *rate > 0.0)
+pub(super) fn lr_axis(lrs: &[f64]) -> Axis {
+    let lrs: Vec<f64> = (lrs.iter().copied())
+        .filter(|lr| lr.is_finite() && *lr > 0.0)
         .collect();
     let axis = axis("learning rate").type_(AxisType::Log);
-    let (Some(low), Some(high)) = (rates.first(), rates.last()) else {
+    let (Some(low), Some(high)) = (lrs.first(), lrs.last()) else {
         return axis;
     };
     let pad = 0.04 * (high / low).log10() + 0.06;
-    axis.tick_text(rates.iter().map(|lr| learning_rate(*lr)).collect())
-        .tick_values(rates.clone())
+    axis.tick_text(lrs.iter().map(|lr| learning_rate(*lr)).collect())
+        .tick_values(lrs.clone())
         .range(vec![low.log10() - pad, high.log10() + pad])
 }
 
@@ -286,7 +287,7 @@ mod tests {
 
     #[test]
     fn the_settings_have_no_external_links() {
-        let json = serde_json::to_value(configuration()).unwrap();
+        let json = serde_json::to_value(plotly_configuration()).unwrap();
         assert_eq!(json["displaylogo"], false);
         assert_eq!(json["showSendToCloud"], false);
         assert_eq!(json["showLink"], false);

@@ -12,18 +12,18 @@ use crate::format_number::with_thousands_separators;
 use crate::lab::probe::{ProbeReport, ProbeStep};
 use crate::train::layers::{FiniteOrNone, finite_or_none};
 
-/// Charts over depth, and the steps of their views.
-struct Depths {
-    /// Title and chart; all charts have the same number of views.
+/// Charts over depth, and the steps of their figures.
+struct DepthCharts {
+    /// Title and chart; all charts have the same number of figures.
     charts: Vec<(&'static str, Chart)>,
-    /// Step of each view.
+    /// Step of each figure.
     steps: Vec<u64>,
 }
 
-type Of = fn(&ProbeStep) -> Vec<FiniteOrNone>;
+type BlockValues = fn(&ProbeStep) -> Vec<FiniteOrNone>;
 
 /// Title, title of the axis, and one value per block.
-const DEPTHS: [(&str, &str, Of); 5] = [
+const DEPTH_METRICS: [(&str, &str, BlockValues); 5] = [
     (
         "Gradient norm of each block's parameters",
         "gradient norm",
@@ -72,11 +72,11 @@ const DEPTHS: [(&str, &str, Of); 5] = [
 ];
 
 /// Adds the charts with a drop-down of steps and a legend.
-pub(in super::super) fn add_depths(page: &mut Page, context: &Context) {
+pub(in super::super) fn add_depth_charts(page: &mut Page, context: &Context) {
     let Some(report) = &context.document.probe else {
         return;
     };
-    let depths = depths(report, context.styles);
+    let depths = depth_charts(report, context.styles);
     let ids: Vec<String> = depths
         .charts
         .iter()
@@ -103,8 +103,8 @@ pub(in super::super) fn add_depths(page: &mut Page, context: &Context) {
     page.note("Logarithmic scales; values that are not positive are omitted.");
 }
 
-/// Builds one chart per quantity, with one view per step.
-fn depths(probe: &ProbeReport, styles: &PlacementStyles) -> Depths {
+/// Builds one chart per metric, with one figure per step.
+fn depth_charts(probe: &ProbeReport, styles: &PlacementStyles) -> DepthCharts {
     let mut steps: Vec<u64> = (probe.placements.iter())
         .flat_map(|placement| {
             placement
@@ -116,11 +116,11 @@ fn depths(probe: &ProbeReport, styles: &PlacementStyles) -> Depths {
     steps.sort_unstable();
     steps.dedup();
     let mut charts = Vec::new();
-    for (position, (title, unit, of)) in DEPTHS.into_iter().enumerate() {
-        let views: Vec<Figure> = (steps.iter())
-            .map(|step| depth(probe, styles, *step, unit, of))
+    for (position, (title, unit, of)) in DEPTH_METRICS.into_iter().enumerate() {
+        let figures: Vec<Figure> = (steps.iter())
+            .map(|step| depth_figure(probe, styles, *step, unit, of))
             .collect();
-        if views.iter().all(Figure::is_empty) {
+        if figures.iter().all(Figure::is_empty) {
             continue;
         }
         let chart = Chart {
@@ -130,14 +130,20 @@ fn depths(probe: &ProbeReport, styles: &PlacementStyles) -> Depths {
                  can be downloaded as CSV at the end."
             ),
             height: 280,
-            views,
+            figures,
         };
         charts.push((title, chart));
     }
-    Depths { charts, steps }
+    DepthCharts { charts, steps }
 }
 
-fn depth(probe: &ProbeReport, styles: &PlacementStyles, step: u64, unit: &str, of: Of) -> Figure {
+fn depth_figure(
+    probe: &ProbeReport,
+    styles: &PlacementStyles,
+    step: u64,
+    unit: &str,
+    of: BlockValues,
+) -> Figure {
     let lines: Vec<(&str, Vec<Option<f64>>)> = (probe.placements.iter())
         .filter_map(|placement| {
             let measured = placement

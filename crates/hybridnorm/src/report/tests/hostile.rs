@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::super::data_groups::DataGroup;
 use super::super::document::Document;
-use super::super::run::{Directory, PeakLr, RecordCounts};
+use super::super::run::{PeakLr, RecordCounts, RunDirectoryData};
 use super::{html, json_of, markdown, markup, markup_of, synthetic};
 use crate::train::segments::{Change, Segment};
 
@@ -39,7 +39,7 @@ fn directories() -> Document {
     };
     document.data_groups = vec![group("one"), group("two")];
     for (at, run) in document.runs.iter_mut().enumerate() {
-        run.directory = Some(Directory {
+        run.directory = Some(RunDirectoryData {
             name: "run".into(),
             label: format!("pre-norm, weight_decay {at}"),
             differing: [("optimizer.weight_decay".to_owned(), at.to_string())].into(),

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::document::Document;
 use super::escape::escape;
-use super::format::{difference, learning_rate, loss, mean_sd, probability, ratio, speed};
+use super::format::{difference, learning_rate, loss, mean_sd, probability, ratio, throughput};
 use super::run::ReportedRun;
 use super::view::views;
 use super::{html, markdown};
@@ -295,21 +295,21 @@ fn tables_have_the_numbers_of_the_document() {
     for summary in &group.analysis.placements {
         let best = summary.best.as_ref().unwrap();
         expected.extend([learning_rate(best.lr), mean_sd(&best.loss)]);
-        expected.push(speed(summary.tokens_per_second.unwrap()));
+        expected.push(throughput(summary.tokens_per_second.unwrap()));
         expected.push(loss(summary.lr_sensitivity.unwrap()));
         expected.extend(summary.largest_stable_lr.map(learning_rate));
         expected.extend(
             summary
                 .learning_rates
                 .iter()
-                .filter_map(|rate| Some(mean_sd(&rate.loss?))),
+                .filter_map(|lr_summary| Some(mean_sd(&lr_summary.loss?))),
         );
-        if let Some(against) = &summary.comparison {
-            let found = against.difference;
+        if let Some(comparison) = &summary.comparison {
+            let found = comparison.difference;
             expected.extend([found.mean, found.low, found.high].map(difference));
-            expected.push(probability(against.p_adjusted));
+            expected.push(probability(comparison.p_adjusted));
             expected.extend(
-                [against.compute_gain, against.effective_speedup].map(|x| ratio(x.unwrap())),
+                [comparison.compute_gain, comparison.effective_speedup].map(|x| ratio(x.unwrap())),
             );
         }
     }
@@ -369,7 +369,7 @@ fn diverged_runs_are_crosses_and_in_tables() {
 }
 
 #[test]
-fn a_placement_has_one_colour_and_a_shape_of_its_own() {
+fn each_placement_has_its_own_color_and_shape() {
     let mut document = synthetic::study();
     document.probe = Some(synthetic::probe_report());
     let charts = json_of(&html(&document), "charts");
@@ -401,7 +401,7 @@ fn a_placement_has_one_colour_and_a_shape_of_its_own() {
 }
 
 #[test]
-fn heat_maps_of_a_quantity_share_their_scale() {
+fn heat_maps_of_a_metric_share_their_color_scale() {
     let charts = json_of(&html(&synthetic::study()), "charts");
     let mut ends = Vec::new();
     for chart in charts["charts"].as_array().unwrap() {

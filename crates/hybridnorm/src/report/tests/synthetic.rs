@@ -23,11 +23,11 @@ pub struct SyntheticPlacement {
     name: &'static str,
     hash: &'static str,
     loss: f64,
-    best: f64,
-    limit: f64,
-    stream: f64,
-    grad: f64,
-    speed: f64,
+    best_lr: f64,
+    largest_stable_lr: f64,
+    residual_growth: f64,
+    grad_growth: f64,
+    tokens_per_second: f64,
     equations: &'static str,
 }
 
@@ -37,88 +37,88 @@ pub const PLACEMENTS: [SyntheticPlacement; 8] = [
         name: "pre-norm",
         hash: "a229c0b6e6c6e877",
         loss: 3.452,
-        best: 3e-3,
-        limit: 1.2e-2,
-        stream: 1.25,
-        grad: 0.88,
-        speed: 48_012.0,
+        best_lr: 3e-3,
+        largest_stable_lr: 1.2e-2,
+        residual_growth: 1.25,
+        grad_growth: 0.88,
+        tokens_per_second: 48_012.0,
         equations: "  Y  = X + A(N(X))\n  X′ = Y + F(N(Y))",
     },
     SyntheticPlacement {
         name: "post-norm",
         hash: "0c66894167fa92d6",
         loss: 3.498,
-        best: 1e-3,
-        limit: 2e-3,
-        stream: 1.0,
-        grad: 1.6,
-        speed: 48_530.0,
+        best_lr: 1e-3,
+        largest_stable_lr: 2e-3,
+        residual_growth: 1.0,
+        grad_growth: 1.6,
+        tokens_per_second: 48_530.0,
         equations: "  Y  = N(X + A(X))\n  X′ = N(Y + F(Y))",
     },
     SyntheticPlacement {
         name: "hybridnorm",
         hash: "a62977297bdb054b",
         loss: 3.431,
-        best: 3e-3,
-        limit: 1e-1,
-        stream: 1.02,
-        grad: 1.05,
-        speed: 47_100.0,
+        best_lr: 3e-3,
+        largest_stable_lr: 1e-1,
+        residual_growth: 1.02,
+        grad_growth: 1.05,
+        tokens_per_second: 47_100.0,
         equations: "  Y  = X + A_QKV(X)\n  Z  = N(Y)\n  X′ = Z + F(Z)",
     },
     SyntheticPlacement {
         name: "hybridnorm-star",
         hash: "f829ce781f6d29f4",
         loss: 3.422,
-        best: 1e-2,
-        limit: 1e-1,
-        stream: 1.03,
-        grad: 1.02,
-        speed: 47_030.0,
+        best_lr: 1e-2,
+        largest_stable_lr: 1e-1,
+        residual_growth: 1.03,
+        grad_growth: 1.02,
+        tokens_per_second: 47_030.0,
         equations: "  Y  = X + A_QKV(X)\n  Z  = N(Y)\n  X′ = Z + F(Z)",
     },
     SyntheticPlacement {
         name: "pre-norm-qk",
         hash: "1d5629236c4ff8d7",
         loss: 3.446,
-        best: 3e-3,
-        limit: 4e-2,
-        stream: 1.22,
-        grad: 0.9,
-        speed: 47_390.0,
+        best_lr: 3e-3,
+        largest_stable_lr: 4e-2,
+        residual_growth: 1.22,
+        grad_growth: 0.9,
+        tokens_per_second: 47_390.0,
         equations: "  Y  = X + A_QK(N(X))\n  X′ = Y + F(N(Y))",
     },
     SyntheticPlacement {
         name: "sandwich",
         hash: "b22a1754c3d29a91",
         loss: 3.441,
-        best: 3e-3,
-        limit: 4e-2,
-        stream: 1.12,
-        grad: 0.97,
-        speed: 45_020.0,
+        best_lr: 3e-3,
+        largest_stable_lr: 4e-2,
+        residual_growth: 1.12,
+        grad_growth: 0.97,
+        tokens_per_second: 45_020.0,
         equations: "  Y  = X + N₂(A(N₁(X)))\n  X′ = Y + N₄(F(N₃(Y)))",
     },
     SyntheticPlacement {
         name: "olmo2",
         hash: "763f4fe3d6e2bc54",
         loss: 3.449,
-        best: 3e-3,
-        limit: 4e-2,
-        stream: 1.1,
-        grad: 1.0,
-        speed: 46_440.0,
+        best_lr: 3e-3,
+        largest_stable_lr: 4e-2,
+        residual_growth: 1.1,
+        grad_growth: 1.0,
+        tokens_per_second: 46_440.0,
         equations: "  Y  = X + N(A_QK(X))\n  X′ = Y + N(F(Y))",
     },
     SyntheticPlacement {
         name: "mix-ln",
         hash: "6bf42b66f2172fb6",
         loss: 3.461,
-        best: 3e-3,
-        limit: 1.2e-2,
-        stream: 1.18,
-        grad: 1.1,
-        speed: 48_150.0,
+        best_lr: 3e-3,
+        largest_stable_lr: 1.2e-2,
+        residual_growth: 1.18,
+        grad_growth: 1.1,
+        tokens_per_second: 48_150.0,
         equations: "  Y  = N(X + A(X))\n  X′ = N(Y + F(Y))",
     },
 ];
@@ -210,17 +210,22 @@ pub fn probe_report() -> ProbeReport {
             stream_grad: (0..BLOCKS)
                 .map(|block| {
                     finite_or_none(
-                        0.1 * placement.grad.powi(block as i32) * (1.0 + random.normal(0.05)),
+                        0.1 * placement.grad_growth.powi(block as i32)
+                            * (1.0 + random.normal(0.05)),
                     )
                 })
                 .collect(),
             growth: DepthGrowth {
-                stream: finite_or_none(placement.stream.powi(depth)),
-                grad: finite_or_none(placement.grad.powi(depth)),
+                stream: finite_or_none(placement.residual_growth.powi(depth)),
+                grad: finite_or_none(placement.grad_growth.powi(depth)),
                 grad_spread: finite_or_none(
-                    placement.grad.powi(depth).max(placement.grad.powi(-depth)) * 1.1,
+                    placement
+                        .grad_growth
+                        .powi(depth)
+                        .max(placement.grad_growth.powi(-depth))
+                        * 1.1,
                 ),
-                stream_grad: finite_or_none(placement.grad.powi(depth)),
+                stream_grad: finite_or_none(placement.grad_growth.powi(depth)),
             },
         }
     };
@@ -244,7 +249,7 @@ pub fn probe_report() -> ProbeReport {
 }
 
 fn group(name: &str, init: Option<&str>, runs: &[RunRecord]) -> Group {
-    let points: Vec<RunOutcome> = (runs.iter())
+    let run_outcomes: Vec<RunOutcome> = (runs.iter())
         .map(|run| RunOutcome {
             placement: run.grid_point.placement.clone(),
             lr: run.grid_point.lr,
@@ -258,7 +263,7 @@ fn group(name: &str, init: Option<&str>, runs: &[RunRecord]) -> Group {
             spikes: run.spikes.loss,
         })
         .collect();
-    let analysis = analyze(&points, &AnalysisRules::default());
+    let analysis = analyze(&run_outcomes, &AnalysisRules::default());
     Group {
         name: name.to_owned(),
         init: init.map(str::to_owned),
@@ -276,11 +281,11 @@ fn group(name: &str, init: Option<&str>, runs: &[RunRecord]) -> Group {
 fn runs(seeds: u64, init: Option<&str>) -> Vec<RunRecord> {
     let mut runs = Vec::new();
     for (position, placement) in PLACEMENTS.iter().enumerate() {
-        for (place, &lr) in LEARNING_RATES.iter().enumerate() {
+        for (lr_index, &lr) in LEARNING_RATES.iter().enumerate() {
             for seed in 1..=seeds {
                 let parts = [
                     position as u64,
-                    place as u64,
+                    lr_index as u64,
                     seed,
                     init.map_or(0, str::len) as u64,
                 ];
@@ -298,9 +303,9 @@ fn run(
     init: Option<&str>,
     mut random: Random,
 ) -> RunRecord {
-    let over = lr / placement.limit * (1.0 + random.normal(0.35));
+    let relative_lr = lr / placement.largest_stable_lr * (1.0 + random.normal(0.35));
     let final_loss = final_loss(placement, lr, seed, &mut random);
-    let diverged_at = (over > 1.0).then(|| 80 + (400.0 * random.next()) as u64);
+    let diverged_at = (relative_lr > 1.0).then(|| 80 + (400.0 * random.next()) as u64);
     let (end, finished) = (diverged_at.unwrap_or(STEPS), diverged_at.is_none());
     let reason = "training loss above the unigram loss for 50 steps".to_owned();
     let diverged = |step| RunStatus::Diverged { step, reason };
@@ -331,7 +336,7 @@ fn run(
             true => 3.0 + 4.0 * random.next(),
             false => 180.0,
         },
-        spikes: spikes(over, &mut random),
+        spikes: spikes(relative_lr, &mut random),
         validation: match finished {
             true => validation_losses(final_loss),
             false => Vec::new(),
@@ -350,7 +355,7 @@ fn run(
 /// Returns the loss after all steps, which rises with the distance from the best learning rate.
 fn final_loss(placement: &SyntheticPlacement, lr: f64, seed: u64, random: &mut Random) -> f64 {
     let seed_effect = Random::of(&[99, seed]).normal(0.006);
-    let off = (lr / placement.best).log10();
+    let off = (lr / placement.best_lr).log10();
     placement.loss
         + 0.11 * off.powi(2)
         + 0.05 * off.max(0.0).powi(3)
@@ -358,11 +363,11 @@ fn final_loss(placement: &SyntheticPlacement, lr: f64, seed: u64, random: &mut R
         + random.normal(0.0025)
 }
 
-fn spikes(over: f64, random: &mut Random) -> SpikeCounts {
+fn spikes(relative_lr: f64, random: &mut Random) -> SpikeCounts {
     SpikeCounts {
-        loss: (over > 0.4) as u64 * (3.0 * random.next()) as u64,
-        grad_norm: (over > 0.3) as u64 * (9.0 * random.next()) as u64,
-        update_norm: (over > 0.3) as u64 * (3.0 * random.next()) as u64,
+        loss: (relative_lr > 0.4) as u64 * (3.0 * random.next()) as u64,
+        grad_norm: (relative_lr > 0.3) as u64 * (9.0 * random.next()) as u64,
+        update_norm: (relative_lr > 0.3) as u64 * (3.0 * random.next()) as u64,
     }
 }
 
@@ -379,10 +384,10 @@ fn validation_losses(final_loss: f64) -> Vec<ValidationLoss> {
 
 fn cost(placement: &SyntheticPlacement, steps: u64, random: &mut Random) -> Cost {
     Cost {
-        tokens_per_second: placement.speed * (1.0 + random.normal(0.01)),
-        seconds: steps as f64 * 2048.0 / placement.speed,
+        tokens_per_second: placement.tokens_per_second * (1.0 + random.normal(0.01)),
+        seconds: steps as f64 * 2048.0 / placement.tokens_per_second,
         estimated_memory_bytes: None,
-        peak_memory_bytes: Some(((158.0 + placement.stream * 12.0) * 1_048_576.0) as u64),
+        peak_memory_bytes: Some(((158.0 + placement.residual_growth * 12.0) * 1_048_576.0) as u64),
         machine: Some("AMD EPYC 9V45".to_owned()),
         threads: Some(2),
         version: Some("0.1.0".to_owned()),
@@ -419,7 +424,7 @@ fn curve(last: f64, end: u64, finished: bool, random: &mut Random) -> Curve {
 
 fn layers(placement: &SyntheticPlacement, step: u64, lr: f64, random: &mut Random) -> LayerRecord {
     let time = 1.0 + step as f64 / 200.0;
-    let mut size = |value: f64| {
+    let mut activation_stats = |value: f64| {
         let value = value * (1.0 + random.normal(0.06));
         ActivationStats {
             rms: finite_or_none(value),
@@ -428,13 +433,13 @@ fn layers(placement: &SyntheticPlacement, step: u64, lr: f64, random: &mut Rando
     };
     let blocks = (0..BLOCKS).map(|block| {
         let depth = block as i32;
-        let grow = placement.stream.powi(depth);
-        let stream = size(0.3 * grow * time.sqrt());
-        let attn = size(0.08 * grow);
-        let ffn = size(0.12 * grow);
-        let scores = size(1.5 * time.sqrt() * placement.limit.powf(-0.1));
-        let entropy = size(4.0 / time.powf(0.15 + 0.02 * block as f64));
-        let grad = 0.3 * placement.grad.powi(depth) / time.sqrt();
+        let grow = placement.residual_growth.powi(depth);
+        let stream = activation_stats(0.3 * grow * time.sqrt());
+        let attn = activation_stats(0.08 * grow);
+        let ffn = activation_stats(0.12 * grow);
+        let logits = activation_stats(1.5 * time.sqrt() * placement.largest_stable_lr.powf(-0.1));
+        let entropy = activation_stats(4.0 / time.powf(0.15 + 0.02 * block as f64));
+        let grad = 0.3 * placement.grad_growth.powi(depth) / time.sqrt();
         let labels = ["down", "norm", "out", "qkv", "up"];
         let by_label = |scale: f64| -> BTreeMap<String, Option<f32>> {
             (labels.iter().enumerate())
@@ -451,12 +456,12 @@ fn layers(placement: &SyntheticPlacement, step: u64, lr: f64, random: &mut Rando
             attn,
             ffn,
             attention: AttentionStats {
-                max: scores.max,
+                max: logits.max,
                 entropy: entropy.rms,
             },
             experts: None,
             parameters: ParameterStats {
-                grad_norm: by_label(grad * size(1.0).rms.map_or(1.0, f64::from)),
+                grad_norm: by_label(grad * activation_stats(1.0).rms.map_or(1.0, f64::from)),
                 update_ratio: by_label(lr * (1.0 - 0.9 * step as f64 / STEPS as f64)),
                 gain_drift: finite_or_none(lr * time * (1.0 + 0.1 * block as f64)),
             },
