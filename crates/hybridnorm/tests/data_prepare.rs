@@ -326,7 +326,11 @@ fn inconsistent_manifests_are_rejected() {
             "\"versoin\": 1",
             "manifest version missing",
         ),
-        ("hybridnorm-tokens", "something", "not the manifest of a prepared folder"),
+        (
+            "hybridnorm-tokens",
+            "something",
+            "not the manifest of a prepared folder",
+        ),
         ("\"u16\"", "\"u32\"", "dtype u32, expected u16"),
         (
             "\"vocab_size\": 257",
@@ -393,7 +397,10 @@ fn changed_tokenizer_is_rejected() {
         .tokenizer()
         .unwrap_err()
         .to_string();
-    assert!(error.contains("not the one that its tokens were encoded with"), "{error}");
+    assert!(
+        error.contains("not the one that its tokens were encoded with"),
+        "{error}"
+    );
 }
 
 proptest! {
