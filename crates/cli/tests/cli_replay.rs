@@ -48,6 +48,25 @@ fn boundaries(replay: &Value) -> Vec<(u64, Vec<&str>)> {
         .collect()
 }
 
+fn assert_steps_are_bit_identical(replay: &Value) {
+    for pair in replay["steps"].as_array().unwrap() {
+        for key in [
+            "loss",
+            "lr",
+            "grad_norm",
+            "update_norm",
+            "tokens",
+            "validation_loss",
+        ] {
+            assert_eq!(
+                pair["run"][key], pair["replay"][key],
+                "{} {key}",
+                pair["step"]
+            );
+        }
+    }
+}
+
 #[test]
 fn replays_across_segments_are_bit_identical() {
     let dir = TestDir::new();
@@ -75,22 +94,7 @@ fn replays_across_segments_are_bit_identical() {
         replay["comparison"],
         json!({"steps": 37, "first_difference": null, "other_conditions": []})
     );
-    for pair in replay["steps"].as_array().unwrap() {
-        for key in [
-            "loss",
-            "lr",
-            "grad_norm",
-            "update_norm",
-            "tokens",
-            "validation_loss",
-        ] {
-            assert_eq!(
-                pair["run"][key], pair["replay"][key],
-                "{} {key}",
-                pair["step"]
-            );
-        }
-    }
+    assert_steps_are_bit_identical(&replay);
     // The replay's own history agrees.
     assert_eq!(
         dir.reproducible_metrics("run-replay-34"),

@@ -296,28 +296,33 @@ fn changed_manifests_are_rejected() {
     assert!(error_of(&at("none")).ends_with("none: no such file or folder"));
 }
 
+fn without_checksum(manifest: &str) -> serde_json::Value {
+    let mut value: serde_json::Value = serde_json::from_str(manifest).unwrap();
+    assert!(value.as_object_mut().unwrap().remove("sha256").is_some());
+    value
+}
+
 #[test]
 fn inconsistent_manifests_are_rejected() {
     let folder = prepared();
     let at = |name: &str| folder.path().join("d").join(name);
     let manifest = fs::read_to_string(at("manifest.json")).unwrap();
     // Manifests of earlier versions have no checksum, but must still be consistent.
-    let mut value: serde_json::Value = serde_json::from_str(&manifest).unwrap();
-    assert!(value.as_object_mut().unwrap().remove("sha256").is_some());
-    let (documents, bytes) = (&value["train"]["documents"], &value["train"]["text_bytes"]);
-    let more = |of: &serde_json::Value| (of.to_string(), (of.as_u64().unwrap() + 1).to_string());
-    let (documents, bytes) = (more(documents), more(bytes));
+    let value = without_checksum(&manifest);
     let manifest = serde_json::to_string_pretty(&value).unwrap();
-    let key = |name: &str, of: &str| format!("\"{name}\": {of}");
+    let [documents, bytes] = ["documents", "text_bytes"].map(|name| {
+        let count = value["train"][name].as_u64().unwrap();
+        [count, count + 1].map(|count| format!("\"{name}\": {count}"))
+    });
     for (from, to, why) in [
         (
-            &*key("documents", &documents.0),
-            &*key("documents", &documents.1),
+            &*documents[0],
+            &*documents[1],
             "documents in total, but the shards contain",
         ),
         (
-            &key("text_bytes", &bytes.0),
-            &key("text_bytes", &bytes.1),
+            &bytes[0],
+            &bytes[1],
             "bytes of text in total, but the shards contain",
         ),
         ("\"version\": 1", "\"version\": 2", "manifest version 2"),

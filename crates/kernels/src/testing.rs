@@ -66,23 +66,13 @@ pub(crate) fn check_gradient(
     gradient: &[f32],
     tolerance: f64,
 ) {
-    const STEP: f64 = 1e-5;
     assert_eq!(
         x.len(),
         gradient.len(),
         "gradient and input differ in length"
     );
     let at = to_f64(x);
-    let along = |direction: &[(usize, f64)]| {
-        let moved = |step: f64| {
-            let mut y = at.clone();
-            for &(i, d) in direction {
-                y[i] += step * d;
-            }
-            f(&y)
-        };
-        (moved(STEP) - moved(-STEP)) / (2.0 * STEP)
-    };
+    let along = |direction: &[(usize, f64)]| directional_derivative(&f, &at, direction);
     let scale = gradient
         .iter()
         .fold(0.25f64, |m, v| m.max(f64::from(v.abs())));
@@ -122,6 +112,23 @@ pub(crate) fn check_gradient(
             "direction: got {got}, want {want}"
         );
     }
+}
+
+/// Returns the central difference of `f` at `x` along a direction given by its nonzero coordinates.
+fn directional_derivative(
+    f: &impl Fn(&[f64]) -> f64,
+    x: &[f64],
+    direction: &[(usize, f64)],
+) -> f64 {
+    const STEP: f64 = 1e-5;
+    let moved = |step: f64| {
+        let mut y = x.to_vec();
+        for &(i, d) in direction {
+            y[i] += step * d;
+        }
+        f(&y)
+    };
+    (moved(STEP) - moved(-STEP)) / (2.0 * STEP)
 }
 
 /// Runs `op` in pools of 1, 2 and 3 threads and asserts that the results are bit-identical.

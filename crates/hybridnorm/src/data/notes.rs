@@ -1,6 +1,7 @@
 //! Notes for users on how the text was read.
 
 use super::manifest::{Manifest, SourceRecord};
+use super::text_stats::LiteralSpecialToken;
 
 impl Manifest {
     /// Returns a line for everything that was omitted, split, replaced or dropped, for unknown tokens, and for special
@@ -53,21 +54,24 @@ impl Manifest {
                 if dropped == 1 { "it" } else { "them" }
             ));
         }
-        for literal in &self.literal_special_tokens {
-            notes.push(format!(
-                "the special token `{}` appears literally {} in {}, where it is encoded as plain characters; if it \
-                 separates documents, set separator to `{}`",
-                literal.token,
-                number(literal.count, "time"),
-                number(literal.documents, "document"),
-                literal.token
-            ));
-        }
+        notes.extend(self.literal_special_tokens.iter().map(literal_token_note));
         notes
             .iter()
             .map(|note| crate::text::one_line(note).into_owned())
             .collect()
     }
+}
+
+/// Returns a note on a special token that appears literally in the text.
+fn literal_token_note(literal: &LiteralSpecialToken) -> String {
+    format!(
+        "the special token `{}` appears literally {} in {}, where it is encoded as plain characters; if it \
+                 separates documents, set separator to `{}`",
+        literal.token,
+        number(literal.count, "time"),
+        number(literal.documents, "document"),
+        literal.token
+    )
 }
 
 fn number(count: u64, unit: &str) -> String {

@@ -2,6 +2,7 @@
 
 mod hostile;
 mod markup;
+mod random;
 mod synthetic;
 
 use serde_json::Value;

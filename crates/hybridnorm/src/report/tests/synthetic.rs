@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use hybridnorm_kernels::splitmix64::SplitMix64;
-
 use super::analysis::{AnalysisRules, Outcome, RunOutcome, analyze, comparison_text, summary_text};
 use super::layers::{
     ActivationStats, AttentionStats, BlockStats, LayerRecord, ParameterStats, finite_or_none,
 };
+use super::random::Random;
 use super::record::{Cost, Curve, GridPoint, RunRecord, RunStatus, ValidationLoss};
 use super::spikes::SpikeCounts;
 use super::{DepthGrowth, Document, Group, ProbePlacement, ProbeReport, ProbeStep};
@@ -125,27 +124,6 @@ pub const PLACEMENTS: [SyntheticPlacement; 8] = [
 
 /// Learning rates of the study.
 pub const LEARNING_RATES: [f64; 5] = [3e-4, 1e-3, 3e-3, 1e-2, 3e-2];
-
-/// Pseudorandom numbers.
-struct Random(SplitMix64);
-
-impl Random {
-    fn of(parts: &[u64]) -> Self {
-        let mut random = SplitMix64::new(0x5eed);
-        parts.iter().for_each(|&part| random.mix(part));
-        Self(random)
-    }
-
-    fn next(&mut self) -> f64 {
-        self.0.next_u64() as f64 / u64::MAX as f64
-    }
-
-    /// Draws an approximately normal number with mean 0 and standard deviation `sd`.
-    fn normal(&mut self, sd: f64) -> f64 {
-        let sum: f64 = (0..6).map(|_| self.next()).sum();
-        (sum - 3.0) * sd * 2_f64.sqrt()
-    }
-}
 
 /// Returns a study of 8 placements at 5 learning rates with 3 seeds; some runs diverge.
 pub fn study() -> Document {

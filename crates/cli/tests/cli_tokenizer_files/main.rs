@@ -1,10 +1,13 @@
 //! Malicious tokenizer files: each works or fails with one line, within memory bounds.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod json;
 
 use std::process::Command;
 
 use common::{TestDir, code, stderr};
+use json::*;
 use serde_json::{Value, json};
 
 /// Address space in KiB within which every file must be handled.
@@ -12,66 +15,11 @@ const MEMORY_KIB: u64 = 3_000_000;
 
 const TEXT: &str = "the kite aaaa is red, </s> na\u{ef}ve 12\n";
 
-fn word_level() -> Value {
-    json!({"version": "1.0", "added_tokens": [], "normalizer": null, "decoder": null,
-        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null,
-        "model": {"type": "WordLevel", "unk_token": "?",
-            "vocab": {"?": 0, "</s>": 1, "the": 2, "kite": 3, "a": 4}}})
-}
-
-fn unigram() -> Value {
-    json!({"version": "1.0", "added_tokens": [], "normalizer": null, "decoder": null,
-        "pre_tokenizer": null, "post_processor": null,
-        "model": {"type": "Unigram", "unk_id": 0, "vocab": [["?", 0.0], ["</s>", 0.0], ["a", -1.0]]}})
-}
-
-fn bpe() -> Value {
-    json!({"version": "1.0", "added_tokens": [], "normalizer": null, "decoder": null,
-        "pre_tokenizer": null, "post_processor": null,
-        "model": {"type": "BPE", "unk_token": "?", "vocab": {"?": 0, "</s>": 1, "a": 2, "aa": 3},
-            "merges": ["a a"]}})
-}
-
-fn with(mut file: Value, key: &str, value: Value) -> Value {
-    *file.pointer_mut(key).unwrap_or_else(|| panic!("{key}")) = value;
-    file
-}
-
-fn model(mut file: Value, key: &str, value: Value) -> Value {
-    file["model"][key] = value;
-    file
-}
-
-fn replace(pattern: Value, content: &str) -> Value {
-    json!({"type": "Replace", "pattern": pattern, "content": content})
-}
-
-fn sequence(key: &str, parts: Vec<Value>) -> Value {
-    json!({"type": "Sequence", key: parts})
-}
-
-fn nested(kind: &str, key: &str, depth: usize, inner: Value) -> Value {
-    (0..depth).fold(inner, |part, _| json!({"type": kind, key: [part]}))
-}
-
-fn added(id: Value, content: &str) -> Value {
-    json!({"id": id, "content": content, "single_word": false, "lstrip": false,
-        "rstrip": false, "normalized": true, "special": false})
-}
-
-type Files = Vec<(&'static str, Value)>;
-
-fn text(pattern: &str) -> Value {
-    json!({"String": pattern})
-}
-
-fn regex(pattern: &str) -> Value {
-    json!({"Regex": pattern})
-}
-
 fn doubling() -> Value {
     replace(text("a"), "aa")
 }
+
+type Files = Vec<(&'static str, Value)>;
 
 /// Components that multiply the text, or tokens that do.
 fn growing_components() -> Files {
