@@ -16,7 +16,7 @@ fn unsupported_in_olmoe() -> Vec<Unsupported> {
     vec![
         (
             "model_type",
-            json!("llama"),
+            json!("gpt_neox"),
             "expected \"olmoe\" or \"deepseek_v3\"",
         ),
         (

@@ -24,7 +24,7 @@ fn greedy(model: &mut Model, ids: &[i32], new: usize) -> Vec<i32> {
 
 #[test]
 fn logits_and_greedy_continuation_match_transformers() {
-    for name in ["olmoe", "deepseek-v3"] {
+    for name in ["llama", "qwen3", "olmo2", "olmoe", "deepseek-v3"] {
         let folder = fixture(&format!("hf/{name}"));
         let mut model = huggingface::import(&folder, Device::Cpu).unwrap();
         let bytes = std::fs::read(folder.join("reference.safetensors")).unwrap();

@@ -3,8 +3,12 @@
 
 mod config;
 mod deepseek_v3;
+mod dense;
 mod family;
+mod llama;
+mod olmo2;
 mod olmoe;
+mod qwen3;
 mod weights;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,8 +29,14 @@ use family::{Family, ReadFamily};
 
 /// All families, by the `model_type` of their `config.json`. A new family is a module with a [`Family`], and a line
 /// here.
-const FAMILIES: &[(&str, ReadFamily)] =
-    &[("olmoe", olmoe::read), ("deepseek_v3", deepseek_v3::read)];
+const FAMILIES: &[(&str, ReadFamily)] = &[
+    ("llama", llama::read),
+    ("mistral", llama::read),
+    ("qwen3", qwen3::read),
+    ("olmo2", olmo2::read),
+    ("olmoe", olmoe::read),
+    ("deepseek_v3", deepseek_v3::read),
+];
 
 pub(super) const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";

@@ -48,9 +48,11 @@ pub struct ModelConfig {
     pub d_model: usize,
     /// Number of blocks, L.
     pub n_layers: usize,
-    /// Number of query heads, h; divides `d_model` into heads of an even width, unless [`MlaConfig`] sets their
-    /// widths.
+    /// Number of query heads, h.
     pub n_heads: usize,
+    /// Width of a head, k, an even number; `None`: `d_model / n_heads`, or as [`MlaConfig`] sets it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<usize>,
     /// Number of key/value heads, g; divides `n_heads`.
     pub n_kv_heads: usize,
     /// Inner width of a dense feed-forward, f: the input of the down projection. 0 if there is none.
@@ -84,6 +86,7 @@ impl Default for ModelConfig {
             d_model: 0,
             n_layers: 0,
             n_heads: 0,
+            head_dim: None,
             n_kv_heads: 0,
             d_ff: 0,
             vocab_size: 0,
@@ -106,9 +109,10 @@ pub(crate) fn is_zero(n: &usize) -> bool {
 impl ModelConfig {
     /// Returns the width of a head's query and key, k; 0 while `n_heads` is 0, as by default.
     pub fn head_dim(&self) -> usize {
-        match &self.mla {
-            Some(mla) => mla.head_dim(),
-            None => self.d_model.checked_div(self.n_heads).unwrap_or(0),
+        match (&self.mla, self.head_dim) {
+            (Some(mla), _) => mla.head_dim(),
+            (None, Some(head_dim)) => head_dim,
+            (None, None) => self.d_model.checked_div(self.n_heads).unwrap_or(0),
         }
     }
 
@@ -221,20 +225,42 @@ impl ModelConfig {
         };
         if let Some(mla) = &self.mla {
             mla.check(n_heads)?;
+            if let Some(head_dim) = self.head_dim {
+                return Err(Error::no_effect(
+                    format!("model.head_dim = {head_dim}"),
+                    " with model.mla, which sets the widths of heads",
+                ));
+            }
             if n_kv_heads != n_heads {
                 return Err(Error::no_effect(
                     format!("model.n_kv_heads = {n_kv_heads}"),
                     " with model.mla: every head has separate keys and values, projected from one latent",
                 ));
             }
-        } else if d_model % n_heads != 0 {
+        } else if self.head_dim.is_none() && d_model % n_heads != 0 {
             return indivisible("model.n_heads", n_heads, "model.d_model", d_model);
         }
-        if !self.rope_dim().is_multiple_of(2) {
+        let head_dim_key = match self.head_dim {
+            Some(_) => "model.head_dim",
+            None => "model.d_model / model.n_heads",
+        };
+        if self.rope_dim() == 0 || !self.rope_dim().is_multiple_of(2) {
             return Err(Error::out_of_range(
-                "model.d_model / model.n_heads",
+                head_dim_key,
                 self.head_dim(),
-                "an even number, for the rotary embedding",
+                "an even number of at least 2, for the rotary embedding",
+            ));
+        }
+        if let Some(head_dim) = self.head_dim
+            && n_heads.saturating_mul(head_dim) > MAX_WIDTH
+        {
+            let problem = format!(
+                "model.n_heads · model.head_dim = {}, expected at most {MAX_WIDTH}",
+                n_heads.saturating_mul(head_dim)
+            );
+            return Err(Error::conflict(
+                ["model.n_heads", "model.head_dim"],
+                problem,
             ));
         }
         if n_heads % n_kv_heads != 0 {

@@ -112,14 +112,11 @@ fn convert(weights: &mut Weights, config: &ModelConfig) -> Result<(), String> {
         )?;
         rename(attention("q_norm"), "attention.q_norm.gain")?;
         rename(attention("k_norm"), "attention.k_norm.gain")?;
-        rename(attention("o_proj"), "attention.out")?;
         rename(format!("{source}.mlp.gate.weight"), "feed_forward.router")?;
-        let [q, k, v] = ["q_proj", "k_proj", "v_proj"].map(attention);
-        let queries = config.n_heads * config.head_dim();
-        let keys = config.n_kv_heads * config.head_dim();
-        weights.stack(
-            &[(&q, queries), (&k, keys), (&v, keys)],
-            format!("{block}.attention.qkv"),
+        weights.attention(
+            &format!("{source}.self_attn"),
+            &format!("{block}.attention"),
+            config,
         )?;
         let moe = config
             .moe_of_layer(layer)

@@ -108,6 +108,24 @@ impl Weights {
         Ok(())
     }
 
+    /// Converts grouped-query attention: `SOURCE.q_proj`, `.k_proj`, `.v_proj` and `.o_proj`.
+    pub(super) fn attention(
+        &mut self,
+        source: &str,
+        converted: &str,
+        config: &ModelConfig,
+    ) -> Result<(), String> {
+        let name = |field: &str| format!("{source}.{field}_proj.weight");
+        self.rename(&name("o"), format!("{converted}.out"))?;
+        let [q, k, v] = ["q", "k", "v"].map(name);
+        let queries = config.n_heads * config.head_dim();
+        let keys = config.n_kv_heads * config.head_dim();
+        self.stack(
+            &[(&q, queries), (&k, keys), (&v, keys)],
+            format!("{converted}.qkv"),
+        )
+    }
+
     /// Converts a gated feed-forward of inner width `f`: `SOURCE.gate_proj`, `.up_proj` and `.down_proj`.
     pub(super) fn mlp(&mut self, source: &str, converted: &str, f: usize) -> Result<(), String> {
         let [gate, up, down] = projections(source);

@@ -40,6 +40,9 @@ pub struct ModelSection {
     pub n_layers: usize,
     /// Number of query heads.
     pub n_heads: usize,
+    /// Width of a head; by default `d_model / n_heads`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<usize>,
     /// Number of key/value heads; by default as many as query heads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub n_kv_heads: Option<usize>,
@@ -97,6 +100,7 @@ impl ModelSection {
             d_model: 0,
             n_layers: 0,
             n_heads: 0,
+            head_dim: None,
             n_kv_heads: None,
             d_ff: 0,
             vocab_size: None,
@@ -131,6 +135,7 @@ impl ModelSection {
             d_model: self.d_model,
             n_layers: self.n_layers,
             n_heads: self.n_heads,
+            head_dim: self.head_dim,
             n_kv_heads: self.n_kv_heads.unwrap_or(self.n_heads),
             d_ff: self.d_ff,
             vocab_size,
