@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use common::hf::*;
 use hybridnorm::interop::huggingface;
+use hybridnorm::model::RopeScaling;
 use hybridnorm::tensors::HostTensor;
 use serde_json::{Value, json};
 
@@ -29,8 +30,8 @@ fn unsupported_in_olmoe() -> Vec<Unsupported> {
         ("head_dim", json!(7), "head_dim 7, expected 8"),
         (
             "rope_scaling",
-            json!({ "type": "linear", "factor": 2.0 }),
-            "rope_scaling",
+            json!({ "type": "longrope", "factor": 2.0 }),
+            "rope_type \"longrope\"",
         ),
         ("attention_dropout", json!(0.1), "attention_dropout"),
     ]
@@ -202,6 +203,94 @@ fn keys_that_determine_the_computation_are_required() {
         );
         let error = import_error(folder.path());
         assert!(error.contains(&format!("missing field `{key}`")), "{error}");
+    }
+}
+
+#[test]
+fn rope_scalings_are_read() {
+    let scaling = |key: &str, value: Value| {
+        let change = |config: &mut Value| {
+            config.as_object_mut().unwrap().remove("rope_parameters");
+            config[key] = value.clone();
+        };
+        let folder = modified_checkpoint("llama", change, |_| {});
+        let config = huggingface::read_config(&folder.path().join("config.json")).unwrap();
+        config.rope_scaling
+    };
+    let llama3 = json!({ "factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+        "original_max_position_embeddings": 32, "rope_type": "llama3" });
+    assert_eq!(
+        scaling("rope_scaling", llama3),
+        Some(RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_seq_len: 32
+        })
+    );
+    let linear = Some(RopeScaling::Linear { factor: 2.0 });
+    assert_eq!(
+        scaling("rope_scaling", json!({ "type": "linear", "factor": 2.0 })),
+        linear
+    );
+    let newer = json!({ "rope_type": "linear", "factor": 2.0, "rope_theta": 1e4 });
+    assert_eq!(scaling("rope_parameters", newer), linear);
+    // Beyond the longest sequence only.
+    assert_eq!(
+        scaling("rope_scaling", json!({ "type": "dynamic", "factor": 2.0 })),
+        None
+    );
+    // The factor is the ratio of the lengths, 64 / 16.
+    let yarn = scaling(
+        "rope_scaling",
+        json!({ "rope_type": "yarn", "original_max_position_embeddings": 16 }),
+    );
+    let attention_factor = 0.1 * 4_f64.ln() + 1.0;
+    assert_eq!(
+        yarn,
+        Some(RopeScaling::Yarn {
+            factor: 4.0,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            original_max_seq_len: 16,
+            attention_factor
+        })
+    );
+}
+
+#[test]
+fn windows_shorter_than_the_longest_sequence_are_rejected() {
+    let read = |family: &str, change: &dyn Fn(&mut Value)| {
+        let folder = modified_checkpoint(family, |config| change(config), |_| {});
+        huggingface::read_config(&folder.path().join("config.json"))
+    };
+    let mistral = |window: Value| {
+        read("llama", &|config| {
+            config["model_type"] = json!("mistral");
+            config["sliding_window"] = window.clone();
+        })
+    };
+    assert!(mistral(Value::Null).is_ok() && mistral(json!(64)).is_ok());
+    let error = mistral(json!(63)).unwrap_err().to_string();
+    assert!(
+        error.contains("sliding_window 63 is shorter than max_position_embeddings 64"),
+        "{error}"
+    );
+    let qwen = |types: [&str; 2], window: Value| {
+        read("qwen3", &|config| {
+            config["layer_types"] = json!(types);
+            config["sliding_window"] = window.clone();
+        })
+    };
+    let (full, sliding) = ("full_attention", "sliding_attention");
+    assert!(qwen([full, full], json!(8)).is_ok() && qwen([full, sliding], json!(64)).is_ok());
+    for (types, window, problem) in [
+        ([full, sliding], json!(8), "sliding_window 8"),
+        ([full, sliding], Value::Null, "sliding_window is missing"),
+        ([full, "linear_attention"], Value::Null, "linear_attention"),
+    ] {
+        let error = qwen(types, window).unwrap_err().to_string();
+        assert!(error.contains(problem), "{error}");
     }
 }
 

@@ -62,22 +62,25 @@ pub struct QkvTransform {
     pub clip: Option<f32>,
 }
 
-/// Returns the rotary table of positions `start..start + len`, shape (len, head_dim): each row holds the
-/// head_dim/2 cosines, then the sines, of `position * theta^(-2i/head_dim)`. Computed in `f64`.
-pub fn rope_table(theta: f64, head_dim: usize, start: usize, len: usize) -> Vec<f32> {
+/// Returns the rotary frequencies `theta^(-2i/channels)` of `channels` rotary channels, (channels/2).
+pub fn rope_frequencies(theta: f64, channels: usize) -> Vec<f64> {
+    let frequency = |i: usize| theta.powf(-((2 * i) as f64) / channels as f64);
+    (0..channels / 2).map(frequency).collect()
+}
+
+/// Returns the rotary table of positions `start..start + len`, (len, head_dim): each row holds the head_dim/2 cosines,
+/// then the sines, of `position * frequency`, times `magnitude`. A channel pair of frequency 0 is not rotated. Computed
+/// in `f64`.
+pub fn rope_table(frequencies: &[f64], magnitude: f64, start: usize, len: usize) -> Vec<f32> {
     assert!(
-        head_dim > 0 && head_dim.is_multiple_of(2),
-        "rope_table: head_dim must be even and at least 2"
+        !frequencies.is_empty(),
+        "rope_table: there must be at least one frequency"
     );
-    let half = head_dim / 2;
-    let frequencies: Vec<f64> = (0..half)
-        .map(|i| theta.powf(-((2 * i) as f64) / head_dim as f64))
-        .collect();
-    let mut table = Vec::with_capacity(len * head_dim);
+    let mut table = Vec::with_capacity(len * 2 * frequencies.len());
     for position in start..start + len {
         let angles = || frequencies.iter().map(|f| position as f64 * f);
-        table.extend(angles().map(|a| a.cos() as f32));
-        table.extend(angles().map(|a| a.sin() as f32));
+        table.extend(angles().map(|a| (magnitude * a.cos()) as f32));
+        table.extend(angles().map(|a| (magnitude * a.sin()) as f32));
     }
     table
 }

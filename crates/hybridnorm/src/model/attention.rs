@@ -49,7 +49,8 @@ impl<'g> PositionContext<'g> {
 
 /// Records the cosines and sines of the rotary embedding (t, rotary channels) of `seq` positions.
 pub(super) fn rope_table<'g>(graph: &'g Builder, config: &ModelConfig, seq: usize) -> Value<'g> {
-    ops::rope_table(graph, config.rope_theta, config.rope_dim(), seq)
+    let (frequencies, magnitude) = config.rope_frequencies();
+    ops::rope_table(graph, &frequencies, magnitude, seq)
 }
 
 /// Output of attention, and the packed queries, keys and values that it reads.

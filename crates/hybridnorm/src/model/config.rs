@@ -2,6 +2,7 @@
 
 mod latent;
 mod mixture;
+mod rope;
 
 use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
@@ -9,9 +10,11 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::placement::{ModelFacts, Placement, Resolved, Warning, resolve, validate};
 pub use hybridnorm_kernels::activation::Activation;
+use hybridnorm_kernels::qkv::rope_frequencies;
 
 pub use latent::MlaConfig;
 pub use mixture::{MoeConfig, Scoring};
+pub use rope::RopeScaling;
 
 /// Maximum width of the residual stream and of the feed-forward, bounded so that no count in
 /// `model/counts.rs` overflows 64 bits.
@@ -64,6 +67,9 @@ pub struct ModelConfig {
     pub max_seq_len: usize,
     /// Base of the rotary position embedding.
     pub rope_theta: f64,
+    /// Scaling of the rotary frequencies for longer contexts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
     /// True if the output head shares the weights of the embedding.
     pub tie_embeddings: bool,
     /// Activation function of the feed-forward.
@@ -92,6 +98,7 @@ impl Default for ModelConfig {
             vocab_size: 0,
             max_seq_len: 0,
             rope_theta: 10_000.0,
+            rope_scaling: None,
             tie_embeddings: false,
             activation: Activation::default(),
             moe: None,
@@ -124,6 +131,14 @@ impl ModelConfig {
     /// Returns the number of rotary channels of a head.
     pub fn rope_dim(&self) -> usize {
         self.mla.map_or(self.head_dim(), |mla| mla.rope_dim)
+    }
+
+    /// Returns the frequencies of the rotary channel pairs, and the factor of their cosines and sines.
+    pub fn rope_frequencies(&self) -> (Vec<f64>, f64) {
+        match &self.rope_scaling {
+            None => (rope_frequencies(self.rope_theta, self.rope_dim()), 1.0),
+            Some(scaling) => scaling.apply(self.rope_theta, self.rope_dim()),
+        }
     }
 
     /// Returns the number of cached elements per position of a block.
@@ -285,6 +300,7 @@ impl ModelConfig {
                 "a finite number above 1",
             ));
         }
-        Ok(())
+        let scaling = self.rope_scaling.as_ref();
+        scaling.map_or(Ok(()), |scaling| scaling.check("model.rope_scaling"))
     }
 }

@@ -54,7 +54,7 @@ pub use attention::{Attention, GroupedQueryAttention, MultiHeadLatentAttention, 
 pub use block::{Block, BlockOutput};
 pub use cache::KvCache;
 pub(crate) use config::is_zero;
-pub use config::{Activation, MlaConfig, ModelConfig, MoeConfig, Scoring};
+pub use config::{Activation, MlaConfig, ModelConfig, MoeConfig, RopeScaling, Scoring};
 pub use decoder::{Decoder, ForwardOutput, KvCaches, Losses};
 pub use feed_forward::{FeedForward, MixtureOfExperts, Mlp, RouterOutputs};
 pub(crate) use losses::LossProgram;

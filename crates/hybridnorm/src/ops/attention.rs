@@ -314,7 +314,7 @@ pub(super) fn backward(config: &AttentionConfig, qkv: &[f64], dctx: &[f64], dqkv
 #[cfg(test)]
 mod tests {
     use hybridnorm_kernels::norm::{Gain, NormConfig, NormFn};
-    use hybridnorm_kernels::qkv::{QkOrder, QkvTransform as QkvConfig, rope_table};
+    use hybridnorm_kernels::qkv::{QkOrder, QkvTransform as QkvConfig, rope_frequencies, rope_table};
 
     use super::super::qkv_transform;
     use super::super::testing::{check, check_reordered, fixed_input, floats, mapped_floats};
@@ -375,7 +375,7 @@ mod tests {
                     clip,
                 };
                 let [q_len, k_len, v_len] = [q, k, v].map(|n| n.map_or(0, |n| n.params_len()));
-                let table = rope_table(100.0, 6, 0, 5);
+                let table = rope_table(&rope_frequencies(100.0, 6), 1.0, 0, 5);
                 let table: Vec<f64> = table.into_iter().map(f64::from).collect();
                 let given = [
                     // No element is at the limit of the clip, where the difference is not the derivative.

@@ -174,6 +174,8 @@ impl Operation for LatentHeadsGrad {
 #[cfg(test)]
 mod tests {
     use super::super::fill;
+    use hybridnorm_kernels::qkv::rope_frequencies;
+
     use super::super::rope_table;
     use super::super::stateful::{Executors, arguments_after, inputs};
     use super::super::testing::{check, floats, mapped_floats};
@@ -244,7 +246,7 @@ mod tests {
                         given[other] = mapped_floats(0, shapes[other], |_| 0.0);
                     }
                     let results = executors.run(arguments_after(past), &given, |g, _, x| {
-                        let table = rope_table(g, 100.0, heads.rope, t);
+                        let table = rope_table(g, &rope_frequencies(100.0, heads.rope), 1.0, t);
                         let packed = latent_heads(x[0], x[1], x[2], table, heads);
                         let sources = [x[0], x[1], x[2], table];
                         let gradients = vector_jacobian_product(packed, x[3], &sources);

@@ -281,6 +281,8 @@ impl Operation for ProjectLatentContext {
 
 #[cfg(test)]
 mod tests {
+    use hybridnorm_kernels::qkv::rope_frequencies;
+
     use super::super::rope_table;
     use super::super::stateful::{Executors, Session, arguments_after, inputs};
     use super::super::testing::{TestInput, fixed_input, numbers};
@@ -339,7 +341,7 @@ mod tests {
                 let widths = [heads.heads * heads.head_dim(), heads.heads * l];
                 let given = inputs(past as u64, widths.map(|width| [batch, new, width]));
                 executors.run(arguments_after(past), &given, |g, state, x| {
-                    let table = rope_table(g, 100.0, heads.rope, new);
+                    let table = rope_table(g, &rope_frequencies(100.0, heads.rope), 1.0, new);
                     let kv_up = g.state(state[0], 0, kv_up);
                     let absorbed = absorbed_queries(x[0], kv_up, table, heads);
                     // Queries with another reader must be unchanged.
@@ -412,7 +414,7 @@ mod tests {
     ) -> (Vec<Vec<f64>>, Vec<f64>) {
         let mut session = Session::reference(&[projection_values.to_vec()]);
         let results = session.run(arguments_after(0), given, |g, state, x| {
-            let table = rope_table(g, 100.0, heads.rope, whole.seq);
+            let table = rope_table(g, &rope_frequencies(100.0, heads.rope), 1.0, whole.seq);
             let kv = linear(x[1], g.state(state[0], 0, kv_up));
             vec![
                 latent_heads(x[0], kv, x[2], table, *heads),
@@ -448,7 +450,7 @@ mod tests {
                 let queries = queries.flat_map(|x| newest(x, query_width)).collect();
                 let queries = [fixed_input([batch, new, query_width], queries)];
                 let results = session.run(arguments_after(past), &queries, |g, state, x| {
-                    let table = rope_table(g, 100.0, heads.rope, new);
+                    let table = rope_table(g, &rope_frequencies(100.0, heads.rope), 1.0, new);
                     let kv_up = g.state(state[0], 0, kv_up);
                     let cache = g.state(state[1], 0, Type::f32([batch, len, width]));
                     let q = absorbed_queries(x[0], kv_up, table, heads);

@@ -1,24 +1,31 @@
 //! Rotary position embedding: the table of cosines and sines of positions.
 
+use std::sync::Arc;
+
 use hybridnorm_kernels::qkv;
 
 use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Builder, Type, Value};
 
 /// Cosines and sines of the positions of a run, from [`Arguments::past`](super::Arguments::past) on.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct RopeTable {
-    theta: f64,
-    channels: usize,
+    frequencies: Arc<[f64]>,
+    magnitude: f64,
     positions: usize,
 }
 
 /// Computes the rotary table (t, k) of t positions and k channels, in each row k/2 cosines, then as many sines, of
-/// `position · theta^(-2i/k)` (arXiv 2104.09864).
-pub fn rope_table(graph: &Builder, theta: f64, channels: usize, positions: usize) -> Value<'_> {
+/// `position · frequency` (arXiv 2104.09864), times `magnitude`; `frequencies` (k/2).
+pub fn rope_table<'g>(
+    graph: &'g Builder,
+    frequencies: &[f64],
+    magnitude: f64,
+    positions: usize,
+) -> Value<'g> {
     let op = RopeTable {
-        theta,
-        channels,
+        frequencies: frequencies.into(),
+        magnitude,
         positions,
     };
     let [table] = graph.op(op, &[]);
@@ -31,7 +38,7 @@ impl Operation for RopeTable {
     }
 
     fn outputs(&self, _inputs: &[Type]) -> Vec<Type> {
-        vec![Type::f32([self.positions, self.channels])]
+        vec![Type::f32([self.positions, 2 * self.frequencies.len()])]
     }
 
     fn backward<'g>(&self, _at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
@@ -40,20 +47,19 @@ impl Operation for RopeTable {
 
     /// Rounded to single precision, as in all executors.
     fn reference(&self, io: &mut Operands<'_, f64>) {
-        let (past, half) = (io.arguments().past, self.channels / 2);
-        for (t, row) in io.write().chunks_mut(self.channels).enumerate() {
-            for i in 0..half {
-                let frequency = self.theta.powf(-((2 * i) as f64) / self.channels as f64);
+        let (past, half) = (io.arguments().past, self.frequencies.len());
+        for (t, row) in io.write().chunks_mut(2 * half).enumerate() {
+            for (i, frequency) in self.frequencies.iter().enumerate() {
                 let (sin, cos) = ((past + t) as f64 * frequency).sin_cos();
-                row[i] = f64::from(cos as f32);
-                row[half + i] = f64::from(sin as f32);
+                row[i] = f64::from((self.magnitude * cos) as f32);
+                row[half + i] = f64::from((self.magnitude * sin) as f32);
             }
         }
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         let past = io.arguments().past;
-        let table = qkv::rope_table(self.theta, self.channels, past, self.positions);
+        let table = qkv::rope_table(&self.frequencies, self.magnitude, past, self.positions);
         io.write().copy_from_slice(&table);
     }
 }
@@ -67,7 +73,7 @@ mod tests {
     fn positions_start_at_the_number_of_cached_positions() {
         let rows = |past: usize| {
             let after = Executors::new(&[]).run(arguments_after(past), &[], |g, _, _| {
-                vec![rope_table(g, 100.0, 6, 3)]
+                vec![rope_table(g, &[1.0, 0.2, 0.0], 1.0, 3)]
             });
             after.cpu.outputs[0].clone()
         };

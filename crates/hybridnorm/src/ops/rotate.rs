@@ -93,6 +93,8 @@ pub(super) fn rotated(x: &[f64], rotation: &[f64], sign: f64) -> Vec<f64> {
 
 #[cfg(test)]
 mod tests {
+    use hybridnorm_kernels::qkv::rope_frequencies;
+
     use super::super::rope_table;
     use super::super::stateful::{Executors, arguments_after};
     use super::super::testing::floats;
@@ -105,7 +107,7 @@ mod tests {
             for past in [0, 1, 13] {
                 let keys = floats(1, [b, t, r]);
                 executors.run(arguments_after(past), &[keys], |g, _, x| {
-                    let table = rope_table(g, 100.0, r, t);
+                    let table = rope_table(g, &rope_frequencies(100.0, r), 1.0, t);
                     let rotated = rotate(x[0], table);
                     // Other readers of the keys must see them unchanged.
                     vec![rotated, x[0] * 0.5]
@@ -130,6 +132,6 @@ mod tests {
     #[should_panic(expected = "rotate: rotary table")]
     fn rope_table_of_wrong_length_is_rejected() {
         let keys = floats(1, [1, 5, 2]);
-        Executors::new(&[]).run(arguments_after(4), &[keys], |g, _, x| vec![rotate(x[0], rope_table(g, 100.0, 2, 4))]);
+        Executors::new(&[]).run(arguments_after(4), &[keys], |g, _, x| vec![rotate(x[0], rope_table(g, &rope_frequencies(100.0, 2), 1.0, 4))]);
     }
 }

@@ -3,7 +3,7 @@
 use hybridnorm_kernels::activation::Activation;
 use hybridnorm_kernels::attention::AttentionConfig;
 use hybridnorm_kernels::norm::{Gain, NormConfig, NormFn};
-use hybridnorm_kernels::qkv::{QkOrder, QkvTransform};
+use hybridnorm_kernels::qkv::{QkOrder, QkvTransform, rope_frequencies};
 use proptest::prelude::*;
 
 use super::*;
@@ -110,7 +110,8 @@ fn random_values<'g>(
                 ops::concat(&[right, left])
             }
             7 => {
-                let rope_table = ops::rope_table(g, 100.0, TRANSFORM.head_dim, SEQ);
+                let rope_table =
+                    ops::rope_table(g, &rope_frequencies(100.0, TRANSFORM.head_dim), 1.0, SEQ);
                 let norms = [Some(gain), None, None];
                 let transformed =
                     ops::qkv_transform(linear(a, w_qkv), rope_table, norms, TRANSFORM);

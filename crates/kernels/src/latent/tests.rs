@@ -1,7 +1,7 @@
 use super::*;
 use crate::attention::{self, AttentionConfig, LatentAttentionConfig};
 use crate::linear;
-use crate::qkv::rope_table;
+use crate::qkv::{rope_frequencies, rope_table};
 use crate::testing::{
     Rng, assert_all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64,
     to_f64,
@@ -65,7 +65,7 @@ proptest! {
     ) {
         let l = MlaHeads { heads, nope, rope: 2 * half, value };
         let n = batch * seq;
-        let table = rope_table(100.0, l.rope, 3, seq);
+        let table = rope_table(&rope_frequencies(100.0, l.rope), 1.0, 3, seq);
         let inputs = random(&l, n, seed);
         let packed = assembled(&l, &inputs, &table);
         let [q, kv, key] = inputs.each_ref().map(|x| to_f64(x));
@@ -154,7 +154,7 @@ impl Sequences {
         let key = rng.normal(n * l.rope);
         let up = l.heads * (l.nope + l.value);
         let kv_up: Vec<f32> = rng.normal(up * LATENT).iter().map(|w| 0.2 * w).collect();
-        let table = rope_table(100.0, l.rope, 0, seq);
+        let table = rope_table(&rope_frequencies(100.0, l.rope), 1.0, 0, seq);
 
         let mut kv = vec![f32::NAN; n * up];
         linear::forward(&latents, &kv_up, &mut kv, LATENT, up);
@@ -246,7 +246,7 @@ fn decoding_with_absorbed_projections_gives_the_context_of_assembled_rows() {
 fn bit_identical_for_any_thread_count() {
     let l = SMALL;
     let (n, latent) = (600, 96);
-    let table = rope_table(100.0, l.rope, 0, 150);
+    let table = rope_table(&rope_frequencies(100.0, l.rope), 1.0, 0, 150);
     let inputs = random(&l, n, 52);
     let mut rng = Rng::new(53);
     let kv_up = rng.normal(l.heads * (l.nope + l.value) * latent);

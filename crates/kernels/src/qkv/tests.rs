@@ -56,7 +56,7 @@ fn inputs(p: &QkvTransform, batch: usize, t: usize, seed: u64) -> Inputs {
     let mut rng = Rng::new(seed);
     let len = batch * t * p.width();
     let params = [p.q, p.k, p.v].map(|n| rng.normal(n.map_or(0, |n| n.params_len())));
-    let rope = rope_table(100.0, p.head_dim, 3, t);
+    let rope = rope_table(&rope_frequencies(100.0, p.head_dim), 1.0, 3, t);
     let mut qkv = rng.normal(len);
     // No value is within a finite-difference step of the kink of the clamp.
     for x in &mut qkv {
@@ -239,8 +239,11 @@ fn a_norm_without_gain_commutes_with_the_rotation_and_one_with_gain_does_not() {
 
 #[test]
 fn rope_tables_of_consecutive_positions_concatenate() {
-    let whole = rope_table(10_000.0, 6, 0, 9);
-    assert_eq!(whole[4 * 6..], rope_table(10_000.0, 6, 4, 5));
+    let whole = rope_table(&rope_frequencies(10_000.0, 6), 1.0, 0, 9);
+    assert_eq!(
+        whole[4 * 6..],
+        rope_table(&rope_frequencies(10_000.0, 6), 1.0, 4, 5)
+    );
     assert_eq!(whole[..6], [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
 }
 

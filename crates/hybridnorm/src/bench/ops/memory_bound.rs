@@ -104,7 +104,7 @@ pub(super) fn per_head_norm_and_rope(
 
 /// Returns the RoPE table: cosines and sines of every position of a sequence.
 pub(super) fn rope_table(head_dim: usize, seq: usize) -> Operand {
-    let table = qkv::rope_table(10_000.0, head_dim, 0, seq);
+    let table = qkv::rope_table(&qkv::rope_frequencies(10_000.0, head_dim), 1.0, 0, seq);
     given(Type::f32([seq, head_dim]), Tensor::F32(table))
 }
 

@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::model::RopeScaling;
+
 /// Keys that affect the computation in every family.
 #[derive(Deserialize)]
 pub(super) struct Common {
@@ -28,11 +30,11 @@ pub(super) struct Common {
     attention_dropout: f64,
     rope_theta: Option<f64>,
     partial_rotary_factor: Option<f64>,
-    rope_scaling: Option<Value>,
+    rope_scaling: Option<RopeParameters>,
     rope_parameters: Option<RopeParameters>,
 }
 
-/// RoPE parameters, as newer versions of `transformers` write them.
+/// Parameters of RoPE: `rope_scaling`, or `rope_parameters`, as newer versions of `transformers` write them.
 #[derive(Deserialize)]
 struct RopeParameters {
     rope_theta: Option<f64>,
@@ -41,6 +43,16 @@ struct RopeParameters {
     #[serde(rename = "type")]
     older_type: Option<String>,
     partial_rotary_factor: Option<f64>,
+    factor: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    original_max_position_embeddings: Option<usize>,
+    beta_fast: Option<f64>,
+    beta_slow: Option<f64>,
+    attention_factor: Option<f64>,
+    mscale: Option<f64>,
+    mscale_all_dim: Option<f64>,
+    truncate: Option<bool>,
 }
 
 fn default_initializer_range() -> f64 {
@@ -53,18 +65,7 @@ fn default_hidden_act() -> String {
 impl Common {
     /// Returns the base of RoPE.
     pub(super) fn rope_theta(&self) -> Result<f64, String> {
-        if let Some(scaling) = &self.rope_scaling
-            && !scaling.is_null()
-        {
-            return Err(format!("rope_scaling {scaling}, expected none"));
-        }
         let parameters = self.rope_parameters.as_ref();
-        let types = parameters
-            .into_iter()
-            .flat_map(|p| [&p.rope_type, &p.older_type]);
-        if let Some(other) = types.flatten().find(|found| *found != "default") {
-            return Err(format!("rope_type {other:?}, expected \"default\""));
-        }
         let partial = parameters.and_then(|parameters| parameters.partial_rotary_factor);
         let mut factors = [partial, self.partial_rotary_factor].into_iter().flatten();
         if let Some(factor) = factors.find(|factor| *factor != 1.0) {
@@ -76,6 +77,30 @@ impl Common {
                 "rope_theta is {older}, and {newer} in rope_parameters; expected one of them"
             )),
             (newer, older) => Ok(newer.or(older).unwrap_or(10_000.0)),
+        }
+    }
+
+    /// Returns the scaling of RoPE, if any.
+    pub(super) fn rope_scaling(&self) -> Result<Option<RopeScaling>, String> {
+        let [newer, older] = [&self.rope_parameters, &self.rope_scaling].map(Option::as_ref);
+        let kind = |parameters: Option<&RopeParameters>| match parameters {
+            Some(parameters) => parameters.kind(),
+            None => Ok("default".to_owned()),
+        };
+        let (name, parameters, kind) = match (kind(newer)?, kind(older)?) {
+            (kind, other) if kind != "default" && other == "default" => {
+                ("rope_parameters", newer, kind)
+            }
+            (other, kind) if other == "default" => ("rope_scaling", older, kind),
+            (newer, older) => {
+                return Err(format!(
+                    "rope_type is {older:?} in rope_scaling, and {newer:?} in rope_parameters; expected one of them"
+                ));
+            }
+        };
+        match parameters {
+            Some(parameters) => parameters.scaling(&kind, self.max_position_embeddings, name),
+            None => Ok(None),
         }
     }
 
@@ -100,5 +125,94 @@ impl Common {
             return Err("attention_dropout is set, which is not supported".into());
         }
         Ok(())
+    }
+}
+
+impl RopeParameters {
+    fn kind(&self) -> Result<String, String> {
+        match (&self.rope_type, &self.older_type) {
+            (Some(newer), Some(older)) if newer != older => Err(format!(
+                "rope_type is {newer:?}, and type {older:?}; expected one of them"
+            )),
+            (newer, older) => {
+                let kind = newer.as_ref().or(older.as_ref()).cloned();
+                Ok(kind.unwrap_or_else(|| "default".into()))
+            }
+        }
+    }
+
+    /// Returns the scaling of this kind; `longest` is `max_position_embeddings`, `name` the key of this table.
+    fn scaling(
+        &self,
+        kind: &str,
+        longest: usize,
+        name: &str,
+    ) -> Result<Option<RopeScaling>, String> {
+        let required = |key: &str, value: Option<f64>| {
+            value.ok_or_else(|| format!("{name}.{key} is missing for rope_type {kind:?}"))
+        };
+        let original = self.original_max_position_embeddings;
+        match kind {
+            "default" => match self.factor {
+                Some(factor) => Err(format!(
+                    "{name}.factor {factor} with rope_type \"default\", which has none; expected one of them"
+                )),
+                None => Ok(None),
+            },
+            // Changes the frequencies only beyond `max_position_embeddings`, the longest sequence of the model.
+            "dynamic" if original.is_none_or(|original| original == longest) => Ok(None),
+            "dynamic" => Err(format!(
+                "{name}.original_max_position_embeddings {original:?} with rope_type \"dynamic\", expected none"
+            )),
+            "linear" => Ok(Some(RopeScaling::Linear {
+                factor: required("factor", self.factor)?,
+            })),
+            "llama3" => Ok(Some(RopeScaling::Llama3 {
+                factor: required("factor", self.factor)?,
+                low_freq_factor: required("low_freq_factor", self.low_freq_factor)?,
+                high_freq_factor: required("high_freq_factor", self.high_freq_factor)?,
+                original_max_seq_len: original.ok_or_else(|| {
+                    format!(
+                        "{name}.original_max_position_embeddings is missing for rope_type {kind:?}"
+                    )
+                })?,
+            })),
+            "yarn" => self.yarn(longest, name).map(Some),
+            other => Err(format!(
+                "rope_type {other:?}, expected \"default\", \"linear\", \"dynamic\", \"llama3\" or \"yarn\""
+            )),
+        }
+    }
+
+    fn yarn(&self, longest: usize, name: &str) -> Result<RopeScaling, String> {
+        if self.truncate == Some(false) {
+            return Err(format!("{name}.truncate is false, expected true"));
+        }
+        let original_max_seq_len = self.original_max_position_embeddings.unwrap_or(longest);
+        // With both lengths given, their ratio is the factor.
+        let factor = match self.original_max_position_embeddings {
+            Some(original) if self.factor.is_none() => longest as f64 / original as f64,
+            _ => self
+                .factor
+                .ok_or_else(|| format!("{name}.factor is missing for rope_type \"yarn\""))?,
+        };
+        let magnitude = |mscale: f64| match factor <= 1.0 {
+            true => 1.0,
+            false => 0.1 * mscale * factor.ln() + 1.0,
+        };
+        let attention_factor = match (self.attention_factor, self.mscale, self.mscale_all_dim) {
+            (Some(given), _, _) => given,
+            (None, Some(mscale), Some(all_dim)) if mscale != 0.0 && all_dim != 0.0 => {
+                magnitude(mscale) / magnitude(all_dim)
+            }
+            _ => magnitude(1.0),
+        };
+        Ok(RopeScaling::Yarn {
+            factor,
+            beta_fast: self.beta_fast.unwrap_or(32.0),
+            beta_slow: self.beta_slow.unwrap_or(1.0),
+            original_max_seq_len,
+            attention_factor,
+        })
     }
 }

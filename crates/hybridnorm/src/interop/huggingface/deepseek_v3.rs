@@ -97,6 +97,12 @@ impl Config {
     fn to_model(&self, common: &Common) -> Result<DeepseekV3, String> {
         common.reject_unsupported()?;
         self.reject_unsupported(common)?;
+        if common.rope_scaling()?.is_some() {
+            return Err(
+                "rope_type is set, expected \"default\": scaled frequencies of latent attention are not supported"
+                    .into(),
+            );
+        }
         let moe = self.moe();
         let all_dense = moe.first_dense >= common.num_hidden_layers;
         let d_ff = match moe.first_dense {

@@ -92,6 +92,7 @@ fn to_config(common: &Common, layout: &Layout) -> Result<ModelConfig, String> {
         vocab_size: common.vocab_size,
         max_seq_len: common.max_position_embeddings,
         rope_theta: common.rope_theta()?,
+        rope_scaling: common.rope_scaling()?,
         tie_embeddings: common.tie_word_embeddings,
         placement,
         ..ModelConfig::default()

@@ -68,6 +68,7 @@ impl Config {
             vocab_size: common.vocab_size,
             max_seq_len: common.max_position_embeddings,
             rope_theta: common.rope_theta()?,
+            rope_scaling: common.rope_scaling()?,
             tie_embeddings: common.tie_word_embeddings,
             moe: Some(self.moe(common)),
             placement,

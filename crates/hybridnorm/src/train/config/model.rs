@@ -5,7 +5,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::model::{Activation, MlaConfig, ModelConfig, MoeConfig};
+use crate::model::{Activation, MlaConfig, ModelConfig, MoeConfig, RopeScaling};
 use crate::placement;
 
 /// `[model]`: shape and placement of the model.
@@ -58,6 +58,9 @@ pub struct ModelSection {
     /// Base of the rotary position embedding.
     #[serde(default = "default_rope_theta")]
     pub rope_theta: f64,
+    /// Scaling of the rotary frequencies for longer contexts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
     /// True if the output head shares the weights of the embedding.
     #[serde(default)]
     pub tie_embeddings: bool,
@@ -106,6 +109,7 @@ impl ModelSection {
             vocab_size: None,
             max_seq_len: None,
             rope_theta: default_rope_theta(),
+            rope_scaling: None,
             tie_embeddings: false,
             activation: Activation::default(),
             moe: None,
@@ -141,6 +145,7 @@ impl ModelSection {
             vocab_size,
             max_seq_len,
             rope_theta: self.rope_theta,
+            rope_scaling: self.rope_scaling,
             tie_embeddings: self.tie_embeddings,
             activation: self.activation,
             moe: self.moe.clone(),

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::norm::{Gain, NormConfig, NormFn};
-use crate::qkv::{self, QkOrder, rope_table};
+use crate::qkv::{self, QkOrder, rope_frequencies, rope_table};
 
 /// Returns a transform with RoPE and `qk_scale`, and with norms on every head if `normed`.
 fn transform(
@@ -62,7 +62,7 @@ fn fused_transform_matches_separate_transform() {
                 ..SMALL
             };
             let (qkv, dctx) = random(&a, 96);
-            let rope = rope_table(100.0, a.head_dim, 0, seq);
+            let rope = rope_table(&rope_frequencies(100.0, a.head_dim), 1.0, 0, seq);
             let (mut config, params) = transform(&a, normed, order, 97);
             config.clip = clip;
             let p = BoundQkvTransform::new(&config, &rope, params.each_ref().map(|x| &x[..]));
@@ -96,7 +96,7 @@ fn norm_over_all_heads_cannot_be_fused() {
     let (mut config, _) = transform(&a, true, QkOrder::BeforeRope, 98);
     config.q = config.q.map(|n| NormConfig { width: 8, ..n });
     let (wide, narrow) = ([1.0; 16], [1.0; 8]);
-    let rope = rope_table(100.0, 4, 0, a.seq);
+    let rope = rope_table(&rope_frequencies(100.0, 4), 1.0, 0, a.seq);
     let p = BoundQkvTransform::new(&config, &rope, [&wide, &narrow, &narrow]);
     forward_transformed(&a, &p, &[0.0; 128], &mut [0.0; 64], &mut [0.0; 16]);
 }
@@ -109,7 +109,7 @@ fn values_of_another_width_cannot_be_fused() {
         ..SMALL
     };
     let (config, _) = transform(&a, false, QkOrder::BeforeRope, 98);
-    let rope = rope_table(100.0, 4, 0, a.seq);
+    let rope = rope_table(&rope_frequencies(100.0, 4), 1.0, 0, a.seq);
     let p = BoundQkvTransform::new(&config, &rope, [&[]; 3]);
     forward_transformed(&a, &p, &[0.0; 120], &mut [0.0; 48], &mut [0.0; 16]);
 }
