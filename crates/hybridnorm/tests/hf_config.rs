@@ -18,7 +18,7 @@ fn unsupported_in_olmoe() -> Vec<Unsupported> {
         (
             "model_type",
             json!("gpt_neox"),
-            "expected \"olmoe\" or \"deepseek_v3\"",
+            "expected one of \"llama\", \"mistral\"",
         ),
         (
             "hidden_act",

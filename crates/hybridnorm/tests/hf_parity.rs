@@ -1,12 +1,15 @@
-//! Hugging Face model folders reproduce the logits and the greedy continuation of `transformers` (`fixtures/hf`).
+//! Hugging Face model folders reproduce logits, loss, gradients and the greedy continuation of `transformers`
+//! (`fixtures/hf`).
 
 mod common;
 
+use common::hf::modified_checkpoint;
 use common::largest_difference;
 use common::reference::*;
-use hybridnorm::Device;
 use hybridnorm::interop::huggingface;
 use hybridnorm::model::Model;
+use hybridnorm::plan::Options;
+use hybridnorm::{Device, train};
 
 /// Decodes greedily after `ids`, with a KV cache.
 fn greedy(model: &mut Model, ids: &[i32], new: usize) -> Vec<i32> {
@@ -53,5 +56,40 @@ fn logits_and_greedy_continuation_match_transformers() {
             expected,
             "{name}"
         );
+    }
+}
+
+#[test]
+fn loss_and_gradients_match_transformers() {
+    for name in ["llama", "qwen3", "olmo2"] {
+        let folder = fixture(&format!("hf/{name}"));
+        let mut model = huggingface::import(&folder, Device::Cpu).unwrap();
+        let bytes = std::fs::read(folder.join("reference.safetensors")).unwrap();
+        let (ids, shape) = tokens(&bytes);
+        let (inputs, targets) = shifted(&ids, shape[1]);
+        let (b, t) = (shape[0], shape[1] - 1);
+        let divisor = (b * t) as f64;
+        let options = Options::default();
+        let gradients =
+            train::gradients(&mut model, &inputs, &targets, [b, t], divisor, options).unwrap();
+        let expected = json(&folder.join("reference.json"))["loss"]
+            .as_f64()
+            .unwrap();
+        let loss = (gradients.stats.losses.cross_entropy - expected).abs();
+        // Gradients have the names and layouts of the weights, so that the import converts them as well.
+        let expected = modified_checkpoint(
+            name,
+            |_| {},
+            |weights| {
+                let of_weights = weights.len();
+                *weights = tensors(&bytes, "grad.");
+                assert_eq!(weights.len(), of_weights);
+            },
+        );
+        let expected = huggingface::import(expected.path(), Device::Cpu).unwrap();
+        let gradient = gradient_deviation(&gradients, &expected.values());
+        println!("{name} loss {loss:.1e} gradient {gradient:.1e}");
+        assert!(loss < 1e-5, "{name}: loss {loss}");
+        assert!(gradient < 1e-4, "{name}: gradient {gradient}");
     }
 }

@@ -83,6 +83,9 @@ impl Common {
     /// Returns the scaling of RoPE, if any.
     pub(super) fn rope_scaling(&self) -> Result<Option<RopeScaling>, String> {
         let [newer, older] = [&self.rope_parameters, &self.rope_scaling].map(Option::as_ref);
+        for (name, parameters) in [("rope_parameters", newer), ("rope_scaling", older)] {
+            parameters.map_or(Ok(()), |parameters| parameters.check_default(name))?;
+        }
         let kind = |parameters: Option<&RopeParameters>| match parameters {
             Some(parameters) => parameters.kind(),
             None => Ok("default".to_owned()),
@@ -141,6 +144,27 @@ impl RopeParameters {
         }
     }
 
+    /// Rejects parameters of a scaling where there is none.
+    fn check_default(&self, name: &str) -> Result<(), String> {
+        let values = [
+            ("factor", self.factor),
+            ("low_freq_factor", self.low_freq_factor),
+            ("high_freq_factor", self.high_freq_factor),
+            ("beta_fast", self.beta_fast),
+            ("beta_slow", self.beta_slow),
+            ("attention_factor", self.attention_factor),
+            ("mscale", self.mscale),
+            ("mscale_all_dim", self.mscale_all_dim),
+        ];
+        let given = values.iter().find(|(_, value)| value.is_some());
+        match given {
+            Some((key, _)) if self.kind()? == "default" => Err(format!(
+                "{name}.{key} is set, which has no effect with rope_type \"default\""
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Returns the scaling of this kind; `longest` is `max_position_embeddings`, `name` the key of this table.
     fn scaling(
         &self,
@@ -153,12 +177,7 @@ impl RopeParameters {
         };
         let original = self.original_max_position_embeddings;
         match kind {
-            "default" => match self.factor {
-                Some(factor) => Err(format!(
-                    "{name}.factor {factor} with rope_type \"default\", which has none; expected one of them"
-                )),
-                None => Ok(None),
-            },
+            "default" => Ok(None),
             // Changes the frequencies only beyond `max_position_embeddings`, the longest sequence of the model.
             "dynamic" if original.is_none_or(|original| original == longest) => Ok(None),
             "dynamic" => Err(format!(

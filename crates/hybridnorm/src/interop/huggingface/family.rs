@@ -34,8 +34,10 @@ pub(super) fn read(json: &[u8]) -> Result<Box<dyn Family>, String> {
         Some((_, read)) => read(json),
         None => {
             let known = FAMILIES.iter().map(|(known, _)| format!("{known:?}"));
-            let known = known.collect::<Vec<_>>().join(" or ");
-            Err(format!("model_type {model_type:?}, expected {known}"))
+            let known = known.collect::<Vec<_>>().join(", ");
+            Err(format!(
+                "model_type {model_type:?}, expected one of {known}"
+            ))
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::train::ModelSection;
 /// feed-forward width makes up the remaining parameters, in multiples of 8.
 ///
 /// # Errors
-/// If the model is not a dense one with standard attention, `n_heads` is not a multiple of `n_kv_heads` or `d_model`
+/// If the model is not a dense one with standard attention, or sets `head_dim`, `n_heads` is not a multiple of `n_kv_heads` or `d_model`
 /// of `n_heads`, or no parameters are left for the feed-forward layer.
 pub fn at_depth(model: &ModelSection, depth: usize) -> Result<ModelSection> {
     if depth == model.n_layers {
@@ -19,6 +19,12 @@ pub fn at_depth(model: &ModelSection, depth: usize) -> Result<ModelSection> {
             ["study.depths", "model.moe", "model.mla"],
             "study.depths keeps the number of parameters of dense models with standard attention; it is not \
              defined with model.moe or model.mla",
+        ));
+    }
+    if model.head_dim.is_some() {
+        return Err(Error::conflict(
+            ["study.depths", "model.head_dim"],
+            "study.depths scales d_model with the number of heads; it is not defined with model.head_dim",
         ));
     }
     let kv_heads = model.n_kv_heads.unwrap_or(model.n_heads);
@@ -74,5 +80,22 @@ fn check_divisible(model: &ModelSection, kv_heads: usize, depth: usize) -> Resul
                 model.n_heads, model.d_model, model.n_layers
             ),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn depths_need_a_dense_model_with_heads_of_the_default_width() {
+        let model = ModelSection::new("pre-norm")
+            .with_d_model(64)
+            .with_n_layers(4)
+            .with_n_heads(4)
+            .with_d_ff(128);
+        assert_eq!(at_depth(&model, 2).unwrap().n_layers, 2);
+        let error = at_depth(&model.with_head_dim(32), 2).unwrap_err();
+        assert!(error.to_string().contains("model.head_dim"), "{error}");
     }
 }

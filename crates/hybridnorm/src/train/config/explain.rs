@@ -49,7 +49,7 @@ fn invalid(path: &str, error: &toml::de::Error, place: &str) -> Error {
 }
 
 /// Examples of valid values, for keys that are often given in other forms.
-const EXAMPLES: [(&str, &str); 28] = [
+const EXAMPLES: [(&str, &str); 30] = [
     (
         "model",
         "[model], with d_model, n_layers, n_heads and d_ff below it",
@@ -63,7 +63,12 @@ const EXAMPLES: [(&str, &str); 28] = [
         "model.mla",
         "mla = { kv_rank = 64, nope_dim = 32, rope_dim = 16, v_dim = 32 }",
     ),
+    ("model.head_dim", "head_dim = 64"),
     ("model.rope_theta", "rope_theta = 10000.0"),
+    (
+        "model.rope_scaling",
+        "rope_scaling = { kind = \"linear\", factor = 4.0 }",
+    ),
     ("model.tie_embeddings", "tie_embeddings = true"),
     ("init", "init = { from = \"runs/first\" }"),
     ("init.from", "from = \"runs/first\""),
@@ -99,7 +104,7 @@ const EXAMPLES: [(&str, &str); 28] = [
 ];
 
 /// Names that other programs use for keys and values, and the names used here.
-const KNOWN_ALIASES: [(&[&str], &str); 13] = [
+const KNOWN_ALIASES: [(&[&str], &str); 14] = [
     (&["silu", "swish"], "swiglu"),
     (
         &[
@@ -123,6 +128,7 @@ const KNOWN_ALIASES: [(&[&str], &str); 13] = [
         &["n_kv_head", "num_kv_heads", "num_key_value_heads"],
         "n_kv_heads",
     ),
+    (&["d_head", "head_size", "head_width"], "head_dim"),
     (
         &[
             "intermediate_size",
