@@ -235,6 +235,16 @@ fn rope_scalings_are_read() {
     );
     let newer = json!({ "rope_type": "linear", "factor": 2.0, "rope_theta": 1e4 });
     assert_eq!(scaling("rope_parameters", newer), linear);
+    // A second base is not ignored.
+    let base = |config: &mut Value| {
+        config["rope_scaling"] = json!({ "type": "linear", "factor": 2.0, "rope_theta": 500.0 });
+    };
+    let folder = modified_checkpoint("llama", base, |_| {});
+    let error = import_error(folder.path());
+    assert!(
+        error.contains("rope_theta is both 10000 and 500"),
+        "{error}"
+    );
     // Beyond the longest sequence only.
     assert_eq!(
         scaling("rope_scaling", json!({ "type": "dynamic", "factor": 2.0 })),

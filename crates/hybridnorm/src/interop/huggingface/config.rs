@@ -63,48 +63,52 @@ fn default_hidden_act() -> String {
 }
 
 impl Common {
+    /// Returns the tables of RoPE, by key.
+    fn rope_tables(&self) -> impl Iterator<Item = (&'static str, &RopeParameters)> {
+        let newer = self
+            .rope_parameters
+            .iter()
+            .map(|table| ("rope_parameters", table));
+        newer.chain(
+            self.rope_scaling
+                .iter()
+                .map(|table| ("rope_scaling", table)),
+        )
+    }
+
     /// Returns the base of RoPE.
     pub(super) fn rope_theta(&self) -> Result<f64, String> {
-        let parameters = self.rope_parameters.as_ref();
-        let partial = parameters.and_then(|parameters| parameters.partial_rotary_factor);
-        let mut factors = [partial, self.partial_rotary_factor].into_iter().flatten();
+        let partial = self
+            .rope_tables()
+            .map(|(_, table)| table.partial_rotary_factor);
+        let mut factors = partial.chain([self.partial_rotary_factor]).flatten();
         if let Some(factor) = factors.find(|factor| *factor != 1.0) {
             return Err(format!("partial_rotary_factor {factor}, expected 1"));
         }
-        let newer = parameters.and_then(|parameters| parameters.rope_theta);
-        match (newer, self.rope_theta) {
-            (Some(newer), Some(older)) if newer != older => Err(format!(
-                "rope_theta is {older}, and {newer} in rope_parameters; expected one of them"
-            )),
-            (newer, older) => Ok(newer.or(older).unwrap_or(10_000.0)),
+        let in_tables = self.rope_tables().map(|(_, table)| table.rope_theta);
+        let given: Vec<f64> = in_tables.chain([self.rope_theta]).flatten().collect();
+        match given.first() {
+            None => Ok(10_000.0),
+            Some(&first) => match given.iter().find(|other| **other != first) {
+                None => Ok(first),
+                Some(other) => Err(format!(
+                    "rope_theta is both {first} and {other}; expected one of them"
+                )),
+            },
         }
     }
 
     /// Returns the scaling of RoPE, if any.
     pub(super) fn rope_scaling(&self) -> Result<Option<RopeScaling>, String> {
-        let [newer, older] = [&self.rope_parameters, &self.rope_scaling].map(Option::as_ref);
-        for (name, parameters) in [("rope_parameters", newer), ("rope_scaling", older)] {
-            parameters.map_or(Ok(()), |parameters| parameters.check_default(name))?;
-        }
-        let kind = |parameters: Option<&RopeParameters>| match parameters {
-            Some(parameters) => parameters.kind(),
-            None => Ok("default".to_owned()),
-        };
-        let (name, parameters, kind) = match (kind(newer)?, kind(older)?) {
-            (kind, other) if kind != "default" && other == "default" => {
-                ("rope_parameters", newer, kind)
+        let mut found = None;
+        for (name, table) in self.rope_tables() {
+            let scaling = table.scaling(self.max_position_embeddings, name)?;
+            if found.is_some() && scaling.is_some() && found != scaling {
+                return Err("rope_parameters and rope_scaling differ; expected one of them".into());
             }
-            (other, kind) if other == "default" => ("rope_scaling", older, kind),
-            (newer, older) => {
-                return Err(format!(
-                    "rope_type is {older:?} in rope_scaling, and {newer:?} in rope_parameters; expected one of them"
-                ));
-            }
-        };
-        match parameters {
-            Some(parameters) => parameters.scaling(&kind, self.max_position_embeddings, name),
-            None => Ok(None),
+            found = found.or(scaling);
         }
+        Ok(found)
     }
 
     pub(super) fn reject_unsupported(&self) -> Result<(), String> {
@@ -144,9 +148,9 @@ impl RopeParameters {
         }
     }
 
-    /// Rejects parameters of a scaling where there is none.
-    fn check_default(&self, name: &str) -> Result<(), String> {
-        let values = [
+    /// Returns the first key that is set although only scaled frequencies have it.
+    fn key_of_scaling(&self) -> Option<&'static str> {
+        let keys = [
             ("factor", self.factor),
             ("low_freq_factor", self.low_freq_factor),
             ("high_freq_factor", self.high_freq_factor),
@@ -156,28 +160,23 @@ impl RopeParameters {
             ("mscale", self.mscale),
             ("mscale_all_dim", self.mscale_all_dim),
         ];
-        let given = values.iter().find(|(_, value)| value.is_some());
-        match given {
-            Some((key, _)) if self.kind()? == "default" => Err(format!(
-                "{name}.{key} is set, which has no effect with rope_type \"default\""
-            )),
-            _ => Ok(()),
-        }
+        let mut set = keys.iter().filter(|(_, value)| value.is_some());
+        set.next().map(|(key, _)| *key)
     }
 
-    /// Returns the scaling of this kind; `longest` is `max_position_embeddings`, `name` the key of this table.
-    fn scaling(
-        &self,
-        kind: &str,
-        longest: usize,
-        name: &str,
-    ) -> Result<Option<RopeScaling>, String> {
-        let required = |key: &str, value: Option<f64>| {
-            value.ok_or_else(|| format!("{name}.{key} is missing for rope_type {kind:?}"))
-        };
+    /// Returns the scaling, if any; `longest` is `max_position_embeddings`, `name` the key of this table.
+    fn scaling(&self, longest: usize, name: &str) -> Result<Option<RopeScaling>, String> {
+        let kind = self.kind()?;
+        let missing = |key: &str| format!("{name}.{key} is missing for rope_type {kind:?}");
+        let required = |key: &str, value: Option<f64>| value.ok_or_else(|| missing(key));
         let original = self.original_max_position_embeddings;
-        match kind {
-            "default" => Ok(None),
+        match &*kind {
+            "default" => match self.key_of_scaling() {
+                None => Ok(None),
+                Some(key) => Err(format!(
+                    "{name}.{key} is set, which has no effect with rope_type \"default\""
+                )),
+            },
             // Changes the frequencies only beyond `max_position_embeddings`, the longest sequence of the model.
             "dynamic" if original.is_none_or(|original| original == longest) => Ok(None),
             "dynamic" => Err(format!(
@@ -190,11 +189,8 @@ impl RopeParameters {
                 factor: required("factor", self.factor)?,
                 low_freq_factor: required("low_freq_factor", self.low_freq_factor)?,
                 high_freq_factor: required("high_freq_factor", self.high_freq_factor)?,
-                original_max_seq_len: original.ok_or_else(|| {
-                    format!(
-                        "{name}.original_max_position_embeddings is missing for rope_type {kind:?}"
-                    )
-                })?,
+                original_max_seq_len: original
+                    .ok_or_else(|| missing("original_max_position_embeddings"))?,
             })),
             "yarn" => self.yarn(longest, name).map(Some),
             other => Err(format!(

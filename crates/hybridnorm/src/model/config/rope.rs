@@ -97,63 +97,69 @@ impl RopeScaling {
 
     /// Checks all values; `key` is the path of this table.
     pub(super) fn check(&self, key: &str) -> Result<()> {
-        let fail = |name: &str, value: f64, expected: String| {
-            Err(Error::out_of_range(
+        const POSITIVE: &str = "a finite positive number";
+        let is_positive = |value: f64| value.is_finite() && value > 0.0;
+        let of_factor = |value: f64| {
+            let is_valid = value.is_finite() && value >= 1.0;
+            ("factor", value, is_valid, "a finite number of at least 1")
+        };
+        let of_length = |length: usize| {
+            (
+                "original_max_seq_len",
+                length as f64,
+                length > 0,
+                "at least 1",
+            )
+        };
+        let values = match *self {
+            Self::Linear { factor } => vec![of_factor(factor)],
+            Self::Llama3 {
+                factor,
+                low_freq_factor: low,
+                high_freq_factor: high,
+                original_max_seq_len,
+            } => vec![
+                of_factor(factor),
+                ("low_freq_factor", low, is_positive(low), POSITIVE),
+                (
+                    "high_freq_factor",
+                    high,
+                    high.is_finite() && high > low,
+                    "a finite number above low_freq_factor",
+                ),
+                of_length(original_max_seq_len),
+            ],
+            Self::Yarn {
+                factor,
+                beta_fast: fast,
+                beta_slow: slow,
+                original_max_seq_len,
+                attention_factor,
+            } => vec![
+                of_factor(factor),
+                ("beta_slow", slow, is_positive(slow), POSITIVE),
+                (
+                    "beta_fast",
+                    fast,
+                    fast.is_finite() && fast > slow,
+                    "a finite number above beta_slow",
+                ),
+                of_length(original_max_seq_len),
+                (
+                    "attention_factor",
+                    attention_factor,
+                    is_positive(attention_factor),
+                    POSITIVE,
+                ),
+            ],
+        };
+        match values.into_iter().find(|(_, _, is_valid, _)| !is_valid) {
+            None => Ok(()),
+            Some((name, value, _, expected)) => Err(Error::out_of_range(
                 format!("{key}.{name}"),
                 value,
                 expected,
-            ))
-        };
-        let (factor, low, high, original) = match *self {
-            Self::Linear { factor } => (factor, None, None, None),
-            Self::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_seq_len,
-            } => (
-                factor,
-                Some(("low_freq_factor", low_freq_factor)),
-                Some(("high_freq_factor", high_freq_factor)),
-                Some(original_max_seq_len),
-            ),
-            Self::Yarn {
-                factor,
-                beta_fast,
-                beta_slow,
-                original_max_seq_len,
-                attention_factor,
-            } => {
-                if !(attention_factor.is_finite() && attention_factor > 0.0) {
-                    let expected = "a finite positive number".to_owned();
-                    return fail("attention_factor", attention_factor, expected);
-                }
-                (
-                    factor,
-                    Some(("beta_slow", beta_slow)),
-                    Some(("beta_fast", beta_fast)),
-                    Some(original_max_seq_len),
-                )
-            }
-        };
-        if !(factor.is_finite() && factor >= 1.0) {
-            return fail("factor", factor, "a finite number of at least 1".to_owned());
-        }
-        if let (Some((low_name, low)), Some((high_name, high))) = (low, high) {
-            if !(low.is_finite() && low > 0.0) {
-                return fail(low_name, low, "a finite positive number".to_owned());
-            }
-            if !(high.is_finite() && high > low) {
-                return fail(
-                    high_name,
-                    high,
-                    format!("a finite number above {low_name} = {low}"),
-                );
-            }
-        }
-        match original {
-            Some(0) => fail("original_max_seq_len", 0.0, "at least 1".to_owned()),
-            _ => Ok(()),
+            )),
         }
     }
 }
@@ -211,6 +217,14 @@ mod tests {
             high_freq_factor: high,
             original_max_seq_len: original,
         };
+        let yarn = |beta_fast, attention_factor| RopeScaling::Yarn {
+            factor: 4.0,
+            beta_fast,
+            beta_slow: 1.0,
+            original_max_seq_len: 16,
+            attention_factor,
+        };
+        assert!(yarn(32.0, 1.0).check("model.rope_scaling").is_ok());
         let error =
             |scaling: RopeScaling| scaling.check("model.rope_scaling").unwrap_err().to_string();
         assert!(
@@ -238,6 +252,14 @@ mod tests {
             (
                 llama3(8.0, 1.0, 4.0, 0),
                 "model.rope_scaling.original_max_seq_len = 0",
+            ),
+            (yarn(1.0, 1.0), "model.rope_scaling.beta_fast = 1"),
+            (yarn(32.0, 0.0), "model.rope_scaling.attention_factor = 0"),
+            (
+                RopeScaling::Linear {
+                    factor: f64::INFINITY,
+                },
+                "model.rope_scaling.factor",
             ),
         ] {
             assert!(error(scaling).contains(key), "{}", error(scaling));
