@@ -5,7 +5,9 @@ mod config;
 mod deepseek_v3;
 mod dense;
 mod family;
+mod layouts;
 mod llama;
+pub(in crate::interop) mod mapping;
 mod olmo2;
 mod olmoe;
 mod qwen3;
@@ -163,7 +165,7 @@ fn open_shards(folder: &Path, index: &Path) -> Result<Vec<TensorFile>> {
     }
     for (tensor, shard) in &weight_map {
         // Checkpoints with tied embeddings contain the matrix once, but their index may also list the head.
-        if !shards[shard].has(tensor) && !tensor.ends_with(weights::HEAD) {
+        if !shards[shard].has(tensor) && !tensor.ends_with(layouts::HEAD) {
             return Err(Error::format(
                 shards[shard].path(),
                 format!("tensor {tensor} is missing"),

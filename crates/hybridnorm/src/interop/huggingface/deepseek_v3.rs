@@ -5,10 +5,11 @@ use serde::Deserialize;
 use super::super::keys::required_nullable;
 use super::config::Common;
 use super::family::{Family, read_keys};
-use super::weights::{Weights, stacked};
+use super::layouts;
+use super::mapping::{Mapping, Part};
+use super::weights::Weights;
 use crate::model::{MlaConfig, ModelConfig, MoeConfig, Scoring};
 use crate::placement::{self, HeadNorm, InitScheme, Placement, StdRule};
-use crate::tensors::HostTensor;
 
 #[derive(Deserialize)]
 struct Config {
@@ -83,13 +84,17 @@ impl Family for DeepseekV3 {
         &self.config
     }
 
-    fn convert(&self, weights: &mut Weights) -> Result<(), String> {
-        omit_mtp_layers(weights, self);
-        weights.embedding_norm_and_head(&self.config)?;
-        for layer in 0..self.config.n_layers {
-            convert_block(weights, self, layer)?;
-        }
-        Ok(())
+    fn mappings(&self) -> Vec<Mapping> {
+        let blocks = (0..self.config.n_layers).flat_map(|layer| self.block(layer));
+        layouts::ends(&self.config)
+            .into_iter()
+            .chain(blocks)
+            .collect()
+    }
+
+    fn omit(&self, weights: &mut Weights) {
+        self.omit_mtp_layers(weights);
+        self.omit_ineffective_biases(weights);
     }
 }
 
@@ -210,127 +215,121 @@ impl Config {
     }
 }
 
-fn omit_mtp_layers(weights: &mut Weights, model: &DeepseekV3) {
-    let n_layers = model.config.n_layers;
-    let mtp_layers = n_layers..n_layers.saturating_add(model.mtp_layers);
-    let is_mtp = |name: &str| {
-        let layer = name.strip_prefix("model.layers.")?.split('.').next()?;
-        Some(mtp_layers.contains(&layer.parse().ok()?))
-    };
-    let reason = "multi-token prediction layers, which are not part of the decoder";
-    weights.omit(reason, |name| is_mtp(name).unwrap_or(false));
-}
-
-fn convert_block(weights: &mut Weights, model: &DeepseekV3, layer: usize) -> Result<(), String> {
-    let (source, block) = (format!("model.layers.{layer}"), format!("blocks.{layer}"));
-    convert_attention(weights, model, &format!("{source}.self_attn"), &block)?;
-    let norm = format!("{source}.post_attention_layernorm.weight");
-    weights.rename(&norm, format!("{block}.ffn.in_norm.gain"))?;
-    let norm = format!("{source}.input_layernorm.weight");
-    weights.rename(&norm, format!("{block}.attn.in_norm.gain"))?;
-    let (mlp, feed_forward) = (format!("{source}.mlp"), format!("{block}.feed_forward"));
-    match model.config.moe_of_layer(layer) {
-        Some(moe) => convert_moe(weights, &model.config, moe, &mlp, &feed_forward),
-        None => weights.mlp(&mlp, &feed_forward, model.config.d_ff),
+impl DeepseekV3 {
+    fn omit_mtp_layers(&self, weights: &mut Weights) {
+        let n_layers = self.config.n_layers;
+        let mtp_layers = n_layers..n_layers.saturating_add(self.mtp_layers);
+        let is_mtp = |name: &str| {
+            let layer = name.strip_prefix("model.layers.")?.split('.').next()?;
+            Some(mtp_layers.contains(&layer.parse().ok()?))
+        };
+        let reason = "multi-token prediction layers, which are not part of the decoder";
+        weights.omit(reason, |name| is_mtp(name).unwrap_or(false));
     }
-}
 
-fn convert_moe(
-    weights: &mut Weights,
-    config: &ModelConfig,
-    moe: &MoeConfig,
-    mlp: &str,
-    feed_forward: &str,
-) -> Result<(), String> {
-    let gate = format!("{mlp}.gate");
-    weights.rename(&format!("{gate}.weight"), format!("{feed_forward}.router"))?;
-    let bias = format!("{gate}.e_score_correction_bias");
-    match moe.bias_rate {
-        Some(_) => weights.rename(&bias, format!("{feed_forward}.selection_bias"))?,
-        None => {
-            let reason = "the balancing bias of the router, which has no effect because all \
-                          experts are selected";
-            weights.omit(reason, |name| name == bias);
+    fn omit_ineffective_biases(&self, weights: &mut Weights) {
+        let selects_all = |moe: &MoeConfig| moe.bias_rate.is_none();
+        if self.config.moe.as_ref().is_some_and(selects_all) {
+            let reason = "the balancing bias of the router, which has no effect because all experts are selected";
+            weights.omit(reason, |name| {
+                name.ends_with(".mlp.gate.e_score_correction_bias")
+            });
         }
     }
-    let experts = format!("{feed_forward}.experts");
-    weights.experts(&format!("{mlp}.experts"), &experts, config, moe)?;
-    if moe.n_shared > 0 {
-        let shared = format!("{feed_forward}.shared");
-        weights.mlp(&format!("{mlp}.shared_experts"), &shared, moe.d_shared())?;
-    }
-    Ok(())
-}
 
-fn convert_attention(
-    weights: &mut Weights,
-    model: &DeepseekV3,
-    source: &str,
-    block: &str,
-) -> Result<(), String> {
-    let mla = model.config.mla.expect("this family has latent attention");
-    let converted = format!("{block}.attention");
-    let name = |field: &str| format!("{source}.{field}.weight");
-    let order = |matrix: HostTensor, head: usize| match model.interleaved {
-        true => deinterleave_rope(matrix, head, mla.rope_dim),
-        false => Ok(matrix),
-    };
-    let at = |name: String| move |problem: String| format!("tensor {name} {problem}");
-    let [q_width, ..] = mla.down_widths(model.config.n_heads);
-    let (q, q_name) = match mla.q_rank {
-        Some(_) => {
-            let name_up = name("q_b_proj");
-            let q_up = order(weights.take(&name_up)?, mla.head_dim()).map_err(at(name_up))?;
-            weights.insert(format!("{converted}.q_up"), q_up);
-            weights.rename(&name("q_a_layernorm"), format!("{converted}.q_norm.gain"))?;
-            (
-                weights.take_rows(&name("q_a_proj"), q_width)?,
-                name("q_a_proj"),
+    fn block(&self, layer: usize) -> Vec<Mapping> {
+        let (theirs, ours) = (format!("model.layers.{layer}"), format!("blocks.{layer}"));
+        let norm = |name: &str, site: &str| {
+            Mapping::renamed(
+                format!("{theirs}.{name}.weight"),
+                format!("{ours}.{site}.gain"),
             )
-        }
-        None => {
-            let q = weights.take_rows(&name("q_proj"), q_width)?;
-            (
-                order(q, mla.head_dim()).map_err(at(name("q_proj")))?,
-                name("q_proj"),
-            )
-        }
-    };
-    let kv_name = name("kv_a_proj_with_mqa");
-    let kv = weights.take_rows(&kv_name, mla.cache_width())?;
-    let kv = order(kv, mla.cache_width()).map_err(at(kv_name.clone()))?;
-    let latents = stacked(&[q, kv]);
-    let latents = latents.map_err(|problem| format!("tensors {q_name} and {kv_name} {problem}"))?;
-    weights.insert(format!("{converted}.latents"), latents);
-    weights.rename(&name("kv_a_layernorm"), format!("{converted}.v_norm.gain"))?;
-    weights.rename(&name("kv_b_proj"), format!("{converted}.kv_up"))?;
-    weights.rename(&name("o_proj"), format!("{converted}.out"))
-}
+        };
+        let mut mappings =
+            self.attention(&format!("{theirs}.self_attn"), &format!("{ours}.attention"));
+        mappings.push(norm("input_layernorm", "attn.in_norm"));
+        mappings.push(norm("post_attention_layernorm", "ffn.in_norm"));
+        let (mlp, feed_forward) = (format!("{theirs}.mlp"), format!("{ours}.feed_forward"));
+        mappings.extend(match self.config.moe_of_layer(layer) {
+            Some(moe) => self.mixture(moe, &mlp, &feed_forward),
+            None => layouts::mlp(&mlp, &feed_forward, self.config.d_ff),
+        });
+        mappings
+    }
 
-/// Reorders the last `rope` of every `head` rows to 0, 2, …, 1, 3, …: interleaved RoPE pairs become pairs half
-/// of these rows apart.
-fn deinterleave_rope(matrix: HostTensor, head: usize, rope: usize) -> Result<HostTensor, String> {
-    let columns = match matrix.shape[..] {
-        [rows, columns] if rows.is_multiple_of(head) && columns > 0 => columns,
-        _ => {
-            return Err(format!(
-                "has shape {:?}, expected a multiple of {head} rows",
-                matrix.shape
-            ));
+    fn mixture(&self, moe: &MoeConfig, theirs: &str, ours: &str) -> Vec<Mapping> {
+        let gate = format!("{theirs}.gate");
+        let mut mappings = vec![Mapping::renamed(
+            format!("{gate}.weight"),
+            format!("{ours}.router"),
+        )];
+        if moe.bias_rate.is_some() {
+            let bias = format!("{gate}.e_score_correction_bias");
+            mappings.push(Mapping::renamed(bias, format!("{ours}.selection_bias")));
         }
-    };
-    let rows: Vec<&[f32]> = matrix.data.chunks(columns).collect();
-    let ordered = rows.chunks(head).flat_map(|rows| {
-        let (content, rotated) = rows.split_at(head - rope);
-        let evens = rotated.iter().step_by(2);
-        let odds = rotated.iter().skip(1).step_by(2);
-        content.iter().chain(evens).chain(odds).copied()
-    });
-    let data = ordered.collect::<Vec<_>>().concat();
-    Ok(HostTensor {
-        shape: matrix.shape,
-        data,
-    })
+        mappings.extend(layouts::experts(
+            &format!("{theirs}.experts"),
+            &format!("{ours}.experts"),
+            self.config.d_model,
+            moe,
+            ["gate_proj", "up_proj", "down_proj"],
+        ));
+        if moe.n_shared > 0 {
+            let (theirs, ours) = (format!("{theirs}.shared_experts"), format!("{ours}.shared"));
+            mappings.extend(layouts::mlp(&theirs, &ours, moe.d_shared()));
+        }
+        mappings
+    }
+
+    fn attention(&self, theirs: &str, ours: &str) -> Vec<Mapping> {
+        let mla = self.config.mla.expect("this family has latent attention");
+        let name = |field: &str| format!("{theirs}.{field}.weight");
+        let renamed = |from: &str, to: &str| Mapping::renamed(name(from), format!("{ours}.{to}"));
+        let mut mappings = vec![
+            renamed("kv_a_layernorm", "v_norm.gain"),
+            renamed("kv_b_proj", "kv_up"),
+            renamed("o_proj", "out"),
+        ];
+        let [q_width, ..] = mla.down_widths(self.config.n_heads);
+        let heads = self.rope_pairs(self.config.n_heads * mla.head_dim(), mla.head_dim());
+        let (q_name, q_rows) = match mla.q_rank {
+            Some(_) => {
+                mappings.push(renamed("q_b_proj", "q_up").with_order(heads));
+                mappings.push(renamed("q_a_layernorm", "q_norm.gain"));
+                ("q_a_proj", (0..q_width).collect())
+            }
+            None => ("q_proj", heads),
+        };
+        let kv_rows = self.rope_pairs(mla.cache_width(), mla.cache_width());
+        let latents = vec![
+            Part::rows(name(q_name), q_width),
+            Part::rows(name("kv_a_proj_with_mqa"), mla.cache_width()),
+        ];
+        let order = q_rows
+            .into_iter()
+            .chain(kv_rows.iter().map(|row| q_width + row));
+        let order = order.collect();
+        mappings.push(Mapping::stack(latents, format!("{ours}.latents")).with_order(order));
+        mappings
+    }
+
+    /// Returns the order of `rows` rows in which the last `rope_dim` of every `head` rows are 0, 2, …, 1, 3, …, so that
+    /// interleaved RoPE pairs become pairs half of these rows apart.
+    fn rope_pairs(&self, rows: usize, head: usize) -> Vec<usize> {
+        let rope = self.config.rope_dim();
+        let within = |row: usize| match (row % head).checked_sub(head - rope) {
+            Some(at) if self.interleaved => {
+                let source = if at < rope / 2 {
+                    2 * at
+                } else {
+                    2 * (at - rope / 2) + 1
+                };
+                row - at + source
+            }
+            _ => row,
+        };
+        (0..rows).map(within).collect()
+    }
 }
 
 #[cfg(test)]
@@ -339,13 +338,23 @@ mod tests {
 
     #[test]
     fn interleaved_pairs_become_half_apart_in_every_head() {
-        let matrix = |data: Vec<f32>| HostTensor {
-            shape: vec![data.len(), 1],
-            data,
+        let mla = MlaConfig {
+            q_rank: None,
+            kv_rank: 8,
+            nope_dim: 1,
+            rope_dim: 4,
+            v_dim: 4,
         };
-        let rows = matrix(vec![0., 1., 2., 3., 4., 10., 11., 12., 13., 14.]);
-        let expected = matrix(vec![0., 1., 3., 2., 4., 10., 11., 13., 12., 14.]);
-        assert_eq!(deinterleave_rope(rows, 5, 4), Ok(expected));
-        assert!(deinterleave_rope(matrix(vec![0.0; 7]), 5, 4).is_err());
+        let mut model = DeepseekV3 {
+            config: ModelConfig {
+                mla: Some(mla),
+                ..ModelConfig::default()
+            },
+            interleaved: true,
+            mtp_layers: 0,
+        };
+        assert_eq!(model.rope_pairs(10, 5), [0, 1, 3, 2, 4, 5, 6, 8, 7, 9]);
+        model.interleaved = false;
+        assert_eq!(model.rope_pairs(4, 4), [0, 1, 2, 3]);
     }
 }

@@ -5,7 +5,8 @@ use serde::Deserialize;
 
 use super::config::Common;
 use super::family::{Family, read_keys};
-use super::weights::Weights;
+use super::layouts;
+use super::mapping::Mapping;
 use crate::model::ModelConfig;
 use crate::placement::{self, InitScheme, StdRule};
 
@@ -110,22 +111,27 @@ impl Family for Dense {
         &self.config
     }
 
-    fn convert(&self, weights: &mut Weights) -> Result<(), String> {
+    fn mappings(&self) -> Vec<Mapping> {
         let config = &self.config;
-        weights.embedding_norm_and_head(config)?;
+        let mut mappings = layouts::ends(config);
         for layer in 0..config.n_layers {
-            let (source, block) = (format!("model.layers.{layer}"), format!("blocks.{layer}"));
-            for (from, to) in self.layout.norms {
-                weights.rename(&format!("{source}.{from}.weight"), format!("{block}.{to}"))?;
-            }
-            weights.attention(
-                &format!("{source}.self_attn"),
-                &format!("{block}.attention"),
+            let (theirs, ours) = (format!("model.layers.{layer}"), format!("blocks.{layer}"));
+            let norms = self.layout.norms.iter().map(|(from, to)| {
+                Mapping::renamed(format!("{theirs}.{from}.weight"), format!("{ours}.{to}"))
+            });
+            mappings.extend(norms);
+            let [attention, mlp] = ["self_attn", "mlp"].map(|part| format!("{theirs}.{part}"));
+            mappings.extend(layouts::attention(
+                &attention,
+                &format!("{ours}.attention"),
                 config,
-            )?;
-            let (source, converted) = (format!("{source}.mlp"), format!("{block}.feed_forward"));
-            weights.mlp(&source, &converted, config.d_ff)?;
+            ));
+            mappings.extend(layouts::mlp(
+                &mlp,
+                &format!("{ours}.feed_forward"),
+                config.d_ff,
+            ));
         }
-        Ok(())
+        mappings
     }
 }

@@ -6,6 +6,7 @@ use serde::de::DeserializeOwned;
 use super::super::keys;
 use super::FAMILIES;
 use super::config::Common;
+use super::mapping::Mapping;
 use super::weights::Weights;
 use crate::model::ModelConfig;
 
@@ -17,8 +18,11 @@ pub(super) trait Family {
     /// Returns the configuration of the model.
     fn config(&self) -> &ModelConfig;
 
-    /// Converts the tensors to the names and layouts of this crate.
-    fn convert(&self, weights: &mut Weights) -> Result<(), String>;
+    /// Returns the correspondence of all tensors of this crate to those of the checkpoint.
+    fn mappings(&self) -> Vec<Mapping>;
+
+    /// Omits tensors of the checkpoint that are not part of the decoder.
+    fn omit(&self, _weights: &mut Weights) {}
 }
 
 #[derive(Deserialize)]

@@ -4,7 +4,8 @@ use serde::Deserialize;
 
 use super::config::Common;
 use super::family::{Family, read_keys};
-use super::weights::Weights;
+use super::layouts;
+use super::mapping::Mapping;
 use crate::model::{ModelConfig, MoeConfig, Scoring};
 use crate::placement::{self, InitScheme, StdRule};
 
@@ -37,8 +38,10 @@ impl Family for Olmoe {
         &self.0
     }
 
-    fn convert(&self, weights: &mut Weights) -> Result<(), String> {
-        convert(weights, &self.0)
+    fn mappings(&self) -> Vec<Mapping> {
+        let config = &self.0;
+        let blocks = (0..config.n_layers).flat_map(|layer| block(config, layer));
+        layouts::ends(config).into_iter().chain(blocks).collect()
     }
 }
 
@@ -96,38 +99,34 @@ impl Config {
     }
 }
 
-fn convert(weights: &mut Weights, config: &ModelConfig) -> Result<(), String> {
-    weights.embedding_norm_and_head(config)?;
-    for layer in 0..config.n_layers {
-        let (source, block) = (format!("model.layers.{layer}"), format!("blocks.{layer}"));
-        let attention = |field: &str| format!("{source}.self_attn.{field}.weight");
-        let mut rename =
-            |name: String, field: &str| weights.rename(&name, format!("{block}.{field}"));
-        rename(
-            format!("{source}.input_layernorm.weight"),
-            "attn.in_norm.gain",
-        )?;
-        rename(
-            format!("{source}.post_attention_layernorm.weight"),
-            "ffn.in_norm.gain",
-        )?;
-        rename(attention("q_norm"), "attention.q_norm.gain")?;
-        rename(attention("k_norm"), "attention.k_norm.gain")?;
-        rename(format!("{source}.mlp.gate.weight"), "feed_forward.router")?;
-        weights.attention(
-            &format!("{source}.self_attn"),
-            &format!("{block}.attention"),
-            config,
-        )?;
-        let moe = config
-            .moe_of_layer(layer)
-            .expect("every block is a mixture of experts");
-        weights.experts(
-            &format!("{source}.mlp.experts"),
-            &format!("{block}.feed_forward.experts"),
-            config,
-            moe,
-        )?;
-    }
-    Ok(())
+fn block(config: &ModelConfig, layer: usize) -> Vec<Mapping> {
+    let (theirs, ours) = (format!("model.layers.{layer}"), format!("blocks.{layer}"));
+    let moe = config
+        .moe
+        .as_ref()
+        .expect("every block is a mixture of experts");
+    let tensors = [
+        ("input_layernorm", "attn.in_norm.gain"),
+        ("post_attention_layernorm", "ffn.in_norm.gain"),
+        ("self_attn.q_norm", "attention.q_norm.gain"),
+        ("self_attn.k_norm", "attention.k_norm.gain"),
+        ("mlp.gate", "feed_forward.router"),
+    ];
+    let renamed = tensors.map(|(from, to)| {
+        Mapping::renamed(format!("{theirs}.{from}.weight"), format!("{ours}.{to}"))
+    });
+    let mut mappings = renamed.to_vec();
+    mappings.extend(layouts::attention(
+        &format!("{theirs}.self_attn"),
+        &format!("{ours}.attention"),
+        config,
+    ));
+    mappings.extend(layouts::experts(
+        &format!("{theirs}.mlp.experts"),
+        &format!("{ours}.feed_forward.experts"),
+        config.d_model,
+        moe,
+        ["gate_proj", "up_proj", "down_proj"],
+    ));
+    mappings
 }
