@@ -67,7 +67,7 @@ fn check(
         let mut model = on_reference_executor(&perturbed_model(&config));
         let g = Builder::new();
         let ids = g.input("ids", Type::i32([BATCH, SEQ]));
-        let (frequencies, magnitude) = config.rope_frequencies();
+        let (frequencies, magnitude) = config.rope_frequencies(0);
         let rope_table = ops::rope_table(&g, &frequencies, magnitude, SEQ);
         let positions = PositionContext {
             rope_table,

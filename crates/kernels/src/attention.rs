@@ -15,6 +15,7 @@ use head_rows::HeadRows;
 mod backward;
 mod forward;
 mod head_rows;
+mod key_tile;
 mod latent;
 mod single_query;
 mod stats;
@@ -47,6 +48,9 @@ pub struct AttentionConfig {
     pub scale: f32,
     /// Soft cap of the logits.
     pub softcap: Option<f32>,
+    /// Sliding window: the number of keys that a query attends to, the last of them its own, at least 1. `None`: all
+    /// keys up to its own.
+    pub window: Option<usize>,
 }
 
 /// Computes attention of packed `qkv` (batch, seq, (heads + kv_heads) * head_dim + kv_heads * value_dim),
@@ -66,6 +70,7 @@ pub struct AttentionConfig {
 ///     value_dim: 1,
 ///     scale: 1.0,
 ///     softcap: None,
+///     window: None,
 /// };
 /// // Both keys have the logit 0, so that the second context is the mean of both values.
 /// let qkv = [0.0, 0.0, 1.0, 0.0, 0.0, 3.0];
@@ -101,7 +106,7 @@ pub fn forward_transformed(
 /// `a.seq` is the number of new positions per sequence. `qkv`, packed as for [`forward`], holds the
 /// new rows, of which only the queries are read; `cache` (batch, capacity, kv_heads * (head_dim +
 /// value_dim)), rows `[k heads | v heads]`, already holds the new keys and values.
-/// New query i attends to the cache rows `0..=past + i`. `ctx` is (batch, new, heads * value_dim);
+/// New query i attends to the cache rows up to `past + i`, as far as the window reaches. `ctx` is (batch, new, heads * value_dim);
 /// `lse` (batch, heads, new) is scratch.
 pub fn cached(
     a: &AttentionConfig,
@@ -277,6 +282,18 @@ impl AttentionConfig {
             },
             transform,
         }
+    }
+
+    /// Returns the first key that the query at this position attends to.
+    #[inline(always)]
+    pub fn first_key(&self, position: usize) -> usize {
+        self.window
+            .map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    /// Returns the first key of the first tile that the query at this position attends to.
+    fn first_key_tile(&self, position: usize) -> usize {
+        self.first_key(position) / KEY_TILE * KEY_TILE
     }
 
     /// Returns the factor on `q k` before the tanh, or of the logits without a soft cap.

@@ -181,6 +181,61 @@ pub fn scale_columns(x: &[f32], s: &[f32], repeat: usize, y: &mut [f32]) {
         });
 }
 
+/// Adds `bias` to every row of `y` (n, bias.len()).
+///
+/// ```
+/// let mut y = [1.0, 2.0, 3.0, 4.0];
+/// hybridnorm_kernels::elementwise::add_bias(&[10.0, 20.0], &mut y);
+/// assert_eq!(y, [11.0, 22.0, 13.0, 24.0]);
+/// ```
+pub fn add_bias(bias: &[f32], y: &mut [f32]) {
+    let width = bias.len();
+    check_rows("add_bias", y, width);
+    let size = rows_per_chunk(y.len() / width, width) * width;
+    y.par_chunks_mut(size).for_each(|y| {
+        dispatch(
+            #[inline(always)]
+            || {
+                for row in y.chunks_exact_mut(width) {
+                    row.iter_mut().zip(bias).for_each(|(y, &bias)| *y += bias);
+                }
+            },
+        );
+    });
+}
+
+/// Computes the sum of all rows of `x` (n, sums.len()): the gradient of [`add_bias`]'s bias.
+///
+/// ```
+/// let mut sums = [0.0; 2];
+/// hybridnorm_kernels::elementwise::sum_rows(&[1.0, 2.0, 3.0, 4.0], &mut sums);
+/// assert_eq!(sums, [4.0, 6.0]);
+/// ```
+pub fn sum_rows(x: &[f32], sums: &mut [f32]) {
+    let width = sums.len();
+    check_rows("sum_rows", x, width);
+    let size = rows_per_chunk(x.len() / width, width) * width;
+    let of_chunk = |x: &[f32]| {
+        let mut partial = vec![0.0; width];
+        dispatch(
+            #[inline(always)]
+            || {
+                for row in x.chunks_exact(width) {
+                    partial.iter_mut().zip(row).for_each(|(sum, &x)| *sum += x);
+                }
+            },
+        );
+        partial
+    };
+    let partials: Vec<Vec<f32>> = x.par_chunks(size).map(of_chunk).collect();
+    sum_partials(&partials, sums);
+}
+
+fn check_rows(name: &str, x: &[f32], width: usize) {
+    assert!(width > 0, "{name}: no columns");
+    assert_eq!(x.len() % width, 0, "{name}: x is not (n, {width})");
+}
+
 /// Computes the gradients of [`scale_columns`]: `dx` (n, w) and `ds` (w / repeat) from `dy` (n, w).
 pub fn scale_columns_backward(
     x: &[f32],

@@ -3,6 +3,7 @@
 mod grouped_query;
 mod multi_head_latent;
 
+use super::bias::bias;
 use super::config::ModelConfig;
 use super::norm::{Norm, NormSite, norm};
 use super::parameter_builder::{Matrix, ParameterBuilder, Part};
@@ -37,20 +38,43 @@ pub struct PositionContext<'g> {
 }
 
 impl<'g> PositionContext<'g> {
-    /// Creates the context of positions 0 to `seq`, without a KV cache.
-    pub fn from_start(graph: &'g Builder, config: &ModelConfig, seq: usize) -> Self {
+    /// Creates the context of positions 0 to `seq` in block `layer` (0-based), without a KV cache.
+    pub fn from_start(graph: &'g Builder, config: &ModelConfig, layer: usize, seq: usize) -> Self {
         Self {
-            rope_table: rope_table(graph, config, seq),
+            rope_table: RopeTables::new(graph, seq).of_layer(config, layer),
             cache: None,
             is_prefill: true,
         }
     }
 }
 
-/// Records the cosines and sines of the rotary embedding (t, rotary channels) of `seq` positions.
-pub(super) fn rope_table<'g>(graph: &'g Builder, config: &ModelConfig, seq: usize) -> Value<'g> {
-    let (frequencies, magnitude) = config.rope_frequencies();
-    ops::rope_table(graph, &frequencies, magnitude, seq)
+/// RoPE tables of a forward pass: one for each set of frequencies.
+pub(super) struct RopeTables<'g> {
+    graph: &'g Builder,
+    seq: usize,
+    /// Frequencies with the factor of cosines and sines, and their table.
+    recorded: Vec<((Vec<f64>, f64), Value<'g>)>,
+}
+
+impl<'g> RopeTables<'g> {
+    pub(super) fn new(graph: &'g Builder, seq: usize) -> Self {
+        Self {
+            graph,
+            seq,
+            recorded: Vec::new(),
+        }
+    }
+
+    /// Returns the table of block `layer`, see [`ops::rope_table`].
+    pub(super) fn of_layer(&mut self, config: &ModelConfig, layer: usize) -> Value<'g> {
+        let rope = config.rope_frequencies(layer);
+        if let Some((_, table)) = self.recorded.iter().find(|(known, _)| *known == rope) {
+            return *table;
+        }
+        let table = ops::rope_table(self.graph, &rope.0, rope.1, self.seq);
+        self.recorded.push((rope, table));
+        table
+    }
 }
 
 /// Output of attention, and the packed queries, keys and values that it reads.
@@ -142,6 +166,7 @@ struct OutputProjection {
     ctx_norm: Option<Norm>,
     head_gain: Option<Param>,
     out: Param,
+    bias: Option<Param>,
 }
 
 impl OutputProjection {
@@ -169,6 +194,7 @@ impl OutputProjection {
                 writes_residual: true,
                 experts: 1,
             }),
+            bias: builder.add_bias("attention.out_bias", d, builder.config.bias.out),
         }
     }
 
@@ -179,6 +205,6 @@ impl OutputProjection {
             Some(gain) => ops::scale_columns(context, gain.value(g), self.width),
             None => context,
         };
-        ops::linear(context, self.out.value(g))
+        bias(&self.bias, ops::linear(context, self.out.value(g)))
     }
 }

@@ -68,6 +68,7 @@ use hybridnorm_kernels::attention::AttentionConfig;
 /// #     value_dim: width,
 /// #     scale: 1.0 / (width as f32).sqrt(),
 /// #     softcap: None,
+/// #     window: None,
 /// # };
 /// # let rms = |width| NormConfig {
 /// #     function: NormFn::Rmsnorm,
@@ -83,7 +84,7 @@ use hybridnorm_kernels::attention::AttentionConfig;
 ///
 /// let g = Builder::new();
 /// let x = g.input("x", Type::f32([b, t, d]));
-/// let positions = PositionContext::from_start(&g, &config, t);
+/// let positions = PositionContext::from_start(&g, &config, 0, t);
 ///
 /// // The ops with the block's parameters; `rms`, `rotary` and `causal` are their settings.
 /// let weight = |name: &str| registry.get(&format!("blocks.0.{name}")).unwrap().param().value(&g);

@@ -1,5 +1,7 @@
 //! Configuration of a model's shape.
 
+mod attention_override;
+mod bias;
 mod latent;
 mod mixture;
 mod rope;
@@ -10,17 +12,20 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::placement::{ModelFacts, Placement, Resolved, Warning, resolve, validate};
 pub use hybridnorm_kernels::activation::Activation;
-use hybridnorm_kernels::qkv::rope_frequencies;
 
+pub use attention_override::AttentionOverride;
+pub use bias::Bias;
 pub use latent::MlaConfig;
 pub use mixture::{MoeConfig, Scoring};
-pub use rope::RopeScaling;
+pub use rope::{PositionEmbedding, Rope, RopeScaling};
 
 /// Maximum width of the residual stream and of the feed-forward, bounded so that no count in
 /// `model/counts.rs` overflows 64 bits.
 const MAX_WIDTH: usize = 1 << 20;
 /// Maximum vocabulary size and sequence length, and bound of every other size.
 const MAX_SIZE: usize = 1 << 24;
+/// Default base of the rotary embedding.
+const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 
 /// Shape of a decoder and its placement of norms. Widths are in elements.
 ///
@@ -65,11 +70,23 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Maximum sequence length, in tokens.
     pub max_seq_len: usize,
+    /// Embedding of positions.
+    #[serde(default, skip_serializing_if = "PositionEmbedding::is_rope")]
+    pub position_embedding: PositionEmbedding,
+    /// Number of rotary channels of a head, an even number; `None`: all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_dim: Option<usize>,
     /// Base of the rotary position embedding.
     pub rope_theta: f64,
     /// Scaling of the rotary frequencies for longer contexts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_scaling: Option<RopeScaling>,
+    /// Sliding windows and rotary embeddings of some blocks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attention_overrides: Vec<AttentionOverride>,
+    /// Biases of projections.
+    #[serde(default, skip_serializing_if = "Bias::is_none")]
+    pub bias: Bias,
     /// True if the output head shares the weights of the embedding.
     pub tie_embeddings: bool,
     /// Activation function of the feed-forward.
@@ -97,8 +114,12 @@ impl Default for ModelConfig {
             d_ff: 0,
             vocab_size: 0,
             max_seq_len: 0,
-            rope_theta: 10_000.0,
+            position_embedding: PositionEmbedding::default(),
+            rope_dim: None,
+            rope_theta: DEFAULT_ROPE_THETA,
             rope_scaling: None,
+            attention_overrides: Vec::new(),
+            bias: Bias::default(),
             tie_embeddings: false,
             activation: Activation::default(),
             moe: None,
@@ -130,15 +151,30 @@ impl ModelConfig {
 
     /// Returns the number of rotary channels of a head.
     pub fn rope_dim(&self) -> usize {
-        self.mla.map_or(self.head_dim(), |mla| mla.rope_dim)
+        match (&self.mla, self.rope_dim) {
+            (Some(mla), _) => mla.rope_dim,
+            (None, Some(rope_dim)) => rope_dim,
+            (None, None) => self.head_dim(),
+        }
     }
 
-    /// Returns the frequencies of the rotary channel pairs, and the factor of their cosines and sines.
-    pub fn rope_frequencies(&self) -> (Vec<f64>, f64) {
-        match &self.rope_scaling {
-            None => (rope_frequencies(self.rope_theta, self.rope_dim()), 1.0),
-            Some(scaling) => scaling.apply(self.rope_theta, self.rope_dim()),
+    /// Returns the rotary embedding of blocks without an override.
+    pub fn rope(&self) -> Rope {
+        match self.position_embedding {
+            PositionEmbedding::Rope => Rope::On {
+                theta: self.rope_theta,
+                scaling: self.rope_scaling,
+            },
+            PositionEmbedding::Learned | PositionEmbedding::None => Rope::Off,
         }
+    }
+
+    /// Returns the frequencies of the rotary channel pairs of block `layer` (0-based), and the factor of their cosines
+    /// and sines; see [`Rope::frequencies`].
+    pub fn rope_frequencies(&self, layer: usize) -> (Vec<f64>, f64) {
+        let width = self.mla.map_or(self.head_dim(), |mla| mla.rope_dim);
+        self.rope_of_layer(layer)
+            .frequencies(self.rope_dim(), width)
     }
 
     /// Returns the number of cached elements per position of a block.
@@ -208,7 +244,10 @@ impl ModelConfig {
             let expected = format!("at most {max}");
             return Err(Error::out_of_range(key(name), value, expected));
         }
-        self.check_numbers()
+        self.check_numbers()?;
+        self.check_positions()?;
+        self.check_bias()?;
+        self.check_attention_overrides()
     }
 
     fn check_feed_forward(&self) -> Result<()> {
@@ -259,12 +298,15 @@ impl ModelConfig {
             Some(_) => "model.head_dim",
             None => "model.d_model / model.n_heads",
         };
-        if self.rope_dim() == 0 || !self.rope_dim().is_multiple_of(2) {
-            return Err(Error::out_of_range(
-                head_dim_key,
-                self.head_dim(),
-                "an even number of at least 2, for the rotary embedding",
-            ));
+        let widths = [
+            (head_dim_key, self.head_dim()),
+            ("model.rope_dim", self.rope_dim()),
+        ];
+        let is_odd = |(_, width): &&(&str, usize)| *width == 0 || !width.is_multiple_of(2);
+        // Those of latent attention are checked with it.
+        if let Some((key, width)) = widths.iter().find(is_odd).filter(|_| self.mla.is_none()) {
+            let expected = "an even number of at least 2, for the rotary embedding";
+            return Err(Error::out_of_range(*key, width, expected));
         }
         if let Some(head_dim) = self.head_dim
             && n_heads.saturating_mul(head_dim) > MAX_WIDTH
@@ -293,14 +335,62 @@ impl ModelConfig {
                 "a positive number in the range of single precision",
             ));
         }
-        if !(self.rope_theta.is_finite() && self.rope_theta > 1.0) {
-            return Err(Error::out_of_range(
-                "model.rope_theta",
-                self.rope_theta,
-                "a finite number above 1",
-            ));
-        }
+        rope::check_theta("model.rope_theta", self.rope_theta)?;
         let scaling = self.rope_scaling.as_ref();
         scaling.map_or(Ok(()), |scaling| scaling.check("model.rope_scaling"))
+    }
+
+    fn check_positions(&self) -> Result<()> {
+        if let Some(rope_dim) = self.rope_dim {
+            if self.mla.is_some() {
+                let reason = " with model.mla, which sets the number of rotary channels";
+                return Err(Error::no_effect(
+                    format!("model.rope_dim = {rope_dim}"),
+                    reason,
+                ));
+            }
+            if rope_dim >= self.head_dim() {
+                let expected = format!("less than the width of a head, {}", self.head_dim());
+                return Err(Error::out_of_range("model.rope_dim", rope_dim, expected));
+            }
+        }
+        if self.position_embedding.is_rope() {
+            return Ok(());
+        }
+        if self.mla.is_some() {
+            let problem = "model.position_embedding is not \"rope\" with model.mla, whose keys have rotary channels";
+            return Err(Error::conflict(
+                ["model.position_embedding", "model.mla"],
+                problem,
+            ));
+        }
+        let rope_keys = [
+            ("rope_dim", self.rope_dim.is_some()),
+            ("rope_theta", self.rope_theta != DEFAULT_ROPE_THETA),
+            ("rope_scaling", self.rope_scaling.is_some()),
+        ];
+        match rope_keys.iter().find(|(_, is_set)| *is_set) {
+            None => Ok(()),
+            Some((key, _)) => Err(Error::no_effect(
+                format!("model.{key}"),
+                ": model.position_embedding is not \"rope\"",
+            )),
+        }
+    }
+
+    fn check_bias(&self) -> Result<()> {
+        if self.bias.feed_forward && self.n_dense_layers() == 0 {
+            return Err(Error::no_effect(
+                "model.bias.feed_forward = true",
+                ": every block is a mixture of experts, whose projections have no bias",
+            ));
+        }
+        match self.bias.qkv && self.mla.is_some() {
+            false => Ok(()),
+            true => Err(Error::conflict(
+                ["model.bias.qkv", "model.mla"],
+                "model.bias.qkv = true with model.mla: the projections of latent attention have no bias",
+            )),
+        }
     }
 }

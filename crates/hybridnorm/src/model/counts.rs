@@ -25,10 +25,12 @@ pub struct Counts {
     #[serde(rename = "inner_matrices")]
     pub block_matrices: u64,
     /// FLOPs of one training step per token at `seq_len`: `6 · matrix parameters`
-    /// plus `3 · L · h·(k + value width) · (T + 1)` for causal attention (forward and backward).
+    /// plus `3 · L · h·(k + value width) · (T + 1)` for causal attention (forward and backward); with sliding windows,
+    /// `(T + 1) / 2` is the mean number of keys of a query.
     pub train_flops_per_token: u64,
     /// FLOPs of decoding one token with `seq_len` cached positions: `2 · matrix parameters`
-    /// plus `2 · L · h·(k + value width) · T`; with latent attention the widths are those of latents.
+    /// plus `2 · L · h·(k + value width) · T`; with latent attention the widths are those of latents, with sliding windows
+    /// T is at most the window.
     pub decode_flops_per_token: u64,
     /// Sequence length at which FLOPs are counted.
     pub seq_len: usize,
@@ -68,26 +70,42 @@ pub fn counts(config: &ModelConfig, seq_len: usize) -> Result<Counts> {
     matrices += (config.vocab_size * config.d_model) as u64;
     // Each query-key pair costs one dot product and one scaled value row.
     let widths = config.head_dim() + config.value_dim();
-    let attention = (config.n_layers * config.n_heads * widths) as u64;
-    let t = seq_len as u64;
+    let pairs: u64 = (0..config.n_layers)
+        .map(|layer| query_key_pairs(config, layer, seq_len as u64))
+        .sum();
+    let attention = 6 * (config.n_heads * widths) as u64 * pairs / (seq_len as u64).max(1);
     Ok(Counts {
         parameters,
         total: decoder.registry().elements() as u64,
         active,
         active_matrices: matrices,
         block_matrices: inner,
-        train_flops_per_token: 6 * matrices + 3 * attention * (t + 1),
-        decode_flops_per_token: 2 * matrices + decode_attention_flops_per_position(config) * t,
+        train_flops_per_token: 6 * matrices + attention,
+        decode_flops_per_token: 2 * matrices + decode_attention_flops(config, seq_len as u64),
         seq_len,
     })
 }
 
-/// Returns the FLOPs of attending to one position in decoding, over all blocks. Latent attention reads latents
-/// instead of keys and values.
-fn decode_attention_flops_per_position(config: &ModelConfig) -> u64 {
+/// Returns the number of pairs of a query and a key that it attends to, in a sequence of `t` tokens.
+fn query_key_pairs(config: &ModelConfig, layer: usize, t: u64) -> u64 {
+    let window = config
+        .window_of_layer(layer)
+        .map_or(t, |window| t.min(window as u64));
+    window * (window + 1) / 2 + (t - window) * window
+}
+
+/// Returns the FLOPs of attention in decoding a token with `t` cached positions, over all blocks. Latent attention
+/// reads latents instead of keys and values.
+fn decode_attention_flops(config: &ModelConfig, t: u64) -> u64 {
     let widths = match &config.mla {
         None => config.head_dim() + config.value_dim(),
         Some(mla) => mla.cache_width() + mla.kv_rank,
     };
-    2 * (config.n_layers * config.n_heads * widths) as u64
+    let visible = |layer: usize| {
+        config
+            .window_of_layer(layer)
+            .map_or(t, |window| t.min(window as u64))
+    };
+    let positions: u64 = (0..config.n_layers).map(visible).sum();
+    2 * (config.n_heads * widths) as u64 * positions
 }

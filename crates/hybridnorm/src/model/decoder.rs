@@ -1,8 +1,8 @@
 //! Graph builder of the whole model.
 
-use super::attention::{PositionContext, rope_table};
+use super::attention::{PositionContext, RopeTables};
 use super::block::{Block, BlockOutput};
-use super::config::ModelConfig;
+use super::config::{ModelConfig, PositionEmbedding};
 use super::norm::{Norm, NormSite, norm};
 use super::parameter_builder::ParameterBuilder;
 use super::registry::{Param, Registry, Role};
@@ -45,7 +45,9 @@ use crate::ops;
 pub struct Decoder {
     /// Token embedding, (v, d); also the output head if tied.
     pub embedding: Param,
-    /// Scale of the embedding.
+    /// Learned embedding of positions, (max_seq_len, d).
+    pub position_embedding: Option<Param>,
+    /// Scale of the token embedding.
     pub embed_scale: Scale,
     /// Norm of the embedding.
     pub embed_norm: Option<Norm>,
@@ -112,7 +114,12 @@ impl Decoder {
             in_attention: false,
         };
         let (d, v) = (config.d_model, config.vocab_size);
-        let embedding = builder.add_token_table("embedding", Role::Embedding, resolved.embed_std());
+        let embedding = builder.add_table("embedding", Role::Embedding, v, resolved.embed_std());
+        let has_learned_positions = config.position_embedding == PositionEmbedding::Learned;
+        let position_embedding = has_learned_positions.then(|| {
+            let (rows, std) = (config.max_seq_len, resolved.embed_std());
+            builder.add_table("position_embedding", Role::Embedding, rows, std)
+        });
         let make = |builder: &mut ParameterBuilder<'_>, path, is_present: bool| {
             is_present.then(|| Norm::new(builder, path, NormSite::of_width(d)))
         };
@@ -130,9 +137,10 @@ impl Decoder {
         let logit_scale = Scale::new(&mut builder, "logit_scale", resolved.logits.scale, v);
         let head = match config.tie_embeddings {
             true => embedding,
-            false => builder.add_token_table("head", Role::Head, resolved.head_std()),
+            false => builder.add_table("head", Role::Head, v, resolved.head_std()),
         };
         Ok(Self {
+            position_embedding,
             embed_scale,
             embed_norm,
             blocks,
@@ -185,7 +193,7 @@ impl Decoder {
         };
         let (config, longest) = (&self.config, self.config.max_seq_len);
         assert!(t <= longest, "{t} positions, but max_seq_len is {longest}");
-        let rope_table = rope_table(g, config, t);
+        let mut rope_tables = RopeTables::new(g, t);
         let mut residual = g.named_scope("embedding", || self.embed(ids_bt));
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for (layer, block) in self.blocks.iter().enumerate() {
@@ -194,7 +202,7 @@ impl Decoder {
                 g.state(caches.buffers[layer], 0, ty)
             });
             let positions = PositionContext {
-                rope_table,
+                rope_table: rope_tables.of_layer(config, layer),
                 cache,
                 is_prefill: caches.is_none_or(|caches| caches.is_prefill),
             };
@@ -250,8 +258,14 @@ impl Decoder {
     /// Computes the residual streams that enter the first block; two streams are both initialized to the
     /// embedding.
     fn embed<'g>(&self, ids_bt: Value<'g>) -> Residual<'g> {
-        let x = ops::embedding(ids_bt, self.embedding.value(ids_bt.builder()));
-        let x = norm(&self.embed_norm, scale(&self.embed_scale, x));
+        let g = ids_bt.builder();
+        let x = ops::embedding(ids_bt, self.embedding.value(g));
+        let x = scale(&self.embed_scale, x);
+        let x = match self.position_embedding {
+            Some(table) => x + ops::embedding(positions_like(ids_bt), table.value(g)),
+            None => x,
+        };
+        let x = norm(&self.embed_norm, x);
         Residual {
             x,
             y: self.second_norm.is_some().then_some(x),
@@ -266,4 +280,12 @@ impl Decoder {
         };
         norm(&self.final_norm, x)
     }
+}
+
+/// Returns the positions (b, t) of ids (b, t).
+fn positions_like(ids_bt: Value<'_>) -> Value<'_> {
+    let &[b, t] = ids_bt.shape().sizes() else {
+        panic!("ids are not (b, t), but {:?}", ids_bt.shape())
+    };
+    ops::positions(ids_bt.builder(), b, t)
 }

@@ -23,7 +23,10 @@ impl FeedForward {
     /// Declares the feed-forward of a block.
     pub(super) fn new(builder: &mut ParameterBuilder<'_>) -> Self {
         match builder.config.moe_of_layer(builder.index()).cloned() {
-            None => Self::Dense(Mlp::dense(builder, "", builder.config.d_ff)),
+            None => {
+                let f = builder.config.d_ff;
+                Self::Dense(Mlp::dense(builder, "", f).with_bias(builder, f))
+            }
             Some(moe) => Self::Moe(MixtureOfExperts::new(builder, &moe)),
         }
     }

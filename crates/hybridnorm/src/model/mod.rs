@@ -25,6 +25,7 @@
 
 mod attention;
 mod balance;
+mod bias;
 mod block;
 mod cache;
 mod config;
@@ -54,7 +55,10 @@ pub use attention::{Attention, GroupedQueryAttention, MultiHeadLatentAttention, 
 pub use block::{Block, BlockOutput};
 pub use cache::KvCache;
 pub(crate) use config::is_zero;
-pub use config::{Activation, MlaConfig, ModelConfig, MoeConfig, RopeScaling, Scoring};
+pub use config::{
+    Activation, AttentionOverride, Bias, MlaConfig, ModelConfig, MoeConfig, PositionEmbedding,
+    Rope, RopeScaling, Scoring,
+};
 pub use decoder::{Decoder, ForwardOutput, KvCaches, Losses};
 pub use feed_forward::{FeedForward, MixtureOfExperts, Mlp, RouterOutputs};
 pub(crate) use losses::LossProgram;

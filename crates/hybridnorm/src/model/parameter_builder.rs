@@ -135,8 +135,14 @@ impl ParameterBuilder<'_> {
     }
 
     /// Declares a table with a row per token: embedding or output head.
-    pub(super) fn add_token_table(&mut self, name: &'static str, role: Role, std: f64) -> Param {
-        let (rows, columns) = (self.config.vocab_size, self.config.d_model);
+    pub(super) fn add_table(
+        &mut self,
+        name: &'static str,
+        role: Role,
+        rows: usize,
+        std: f64,
+    ) -> Param {
+        let columns = self.config.d_model;
         self.registry.declare(vec![ParamSpec {
             name: name.to_owned(),
             shape: vec![rows, columns],
@@ -162,6 +168,12 @@ impl ParameterBuilder<'_> {
         }])
     }
 
+    /// Declares the bias of a projection to `width` channels, if it has one.
+    pub(super) fn add_bias(&mut self, path: &str, width: usize, is_present: bool) -> Option<Param> {
+        let vector = is_present.then_some(("", width, 0.0));
+        self.add_vectors(path, Role::Bias, vector.as_slice())
+    }
+
     /// Declares adjacent vectors with constant initial values: (name below `path`, elements, value).
     pub(super) fn add_vectors(
         &mut self,
@@ -172,6 +184,7 @@ impl ParameterBuilder<'_> {
         let (label, counts) = match role {
             Role::Norm => ("norm", "norms"),
             Role::Scale => ("scale", "scales"),
+            Role::Bias => ("bias", "biases"),
             Role::BalancingBias => ("selection_bias", "selection bias"),
             _ => unreachable!("{path}: use add_matrix for matrices"),
         };

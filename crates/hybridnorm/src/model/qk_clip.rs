@@ -39,7 +39,7 @@ fn repeated(factors: &[f32], times: usize) -> impl Iterator<Item = f32> {
         .flat_map(move |&factor| std::iter::repeat_n(factor, times))
 }
 
-/// Matrices of a block, with a factor per row.
+/// Matrices and biases of a block, with a factor per row.
 type RowFactors = Vec<(Param, Vec<f32>)>;
 
 impl Attention {
@@ -51,7 +51,9 @@ impl Attention {
                 let (queries, keys) = split_between_query_and_key(factors, groups);
                 let values = std::iter::repeat_n(1.0, groups * width);
                 let rows = repeated(&queries, width).chain(repeated(&keys, width));
-                vec![(heads.qkv, rows.chain(values).collect())]
+                let rows: Vec<f32> = rows.chain(values).collect();
+                let params = [Some(heads.qkv), heads.qkv_bias].into_iter().flatten();
+                params.map(|param| (param, rows.clone())).collect()
             }
             Self::MultiHeadLatent(latent) => {
                 let mla = config.mla.expect("only latent attention has latents");

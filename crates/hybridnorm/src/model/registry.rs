@@ -22,7 +22,7 @@ const CHUNK: usize = 1 << 14;
 /// Role of a parameter, which determines weight decay and optimizer group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// Token embedding, also the tied head.
+    /// Token embedding, also the tied head; embedding of positions.
     Embedding,
     /// Untied output head.
     Head,
@@ -38,6 +38,8 @@ pub enum Role {
     Norm,
     /// Learned scale: residual scale, head gain, temperature.
     Scale,
+    /// Bias of a projection.
+    Bias,
 }
 
 impl Role {
@@ -89,7 +91,7 @@ pub struct ParamSpec {
     pub shape: Vec<usize>,
     /// Role of the parameter.
     pub role: Role,
-    /// Group in the records of a run: the last part of a matrix's name, or `norm`, `scale` or `selection_bias`.
+    /// Group in the records of a run: the last part of a matrix's name, or `norm`, `scale`, `bias` or `selection_bias`.
     pub label: &'static str,
     /// Block of the parameter, 0-based.
     pub block: Option<usize>,

@@ -43,9 +43,13 @@ fn output_types(config: &AttentionConfig) -> Vec<Type> {
     ]
 }
 
-/// Returns the FLOPs of the forward pass's two matmuls, over the causal half of the logits.
+/// Returns the FLOPs of the forward pass's two matmuls, over the unmasked logits.
 fn matmul_flops(config: &AttentionConfig) -> u64 {
-    let pairs = config.batch * config.heads * config.seq * (config.seq + 1) / 2;
+    let per_sequence: usize = match config.window {
+        Some(window) => (0..config.seq).map(|t| (t + 1).min(window)).sum(),
+        None => config.seq * (config.seq + 1) / 2,
+    };
+    let pairs = config.batch * config.heads * per_sequence;
     2 * (pairs * (config.head_dim + config.value_dim)) as u64
 }
 
@@ -251,7 +255,7 @@ impl<'a> HeadOffsets<'a> {
         }
     }
 
-    /// Returns the logits of a query with the keys up to its own, and their derivatives under the soft cap.
+    /// Returns the logits of a query with the keys that it attends to, and their derivatives under the soft cap.
     fn logits(&self, qkv: &[f64], b: usize, t: usize, h: usize) -> [Vec<f64>; 2] {
         let q = &qkv[self.query(b, t, h)..][..self.config.head_dim];
         let logit = |s| {
@@ -262,7 +266,7 @@ impl<'a> HeadOffsets<'a> {
                 Some(cap) => (cap * (u / cap).tanh(), 1.0 - (u / cap).tanh().powi(2)),
             }
         };
-        let (logits, derivatives) = (0..=t).map(logit).unzip();
+        let (logits, derivatives) = (self.config.first_key(t)..=t).map(logit).unzip();
         [logits, derivatives]
     }
 }
@@ -275,7 +279,7 @@ pub(super) fn forward(config: &AttentionConfig, qkv: &[f64], ctx: &mut [f64], ls
         let (weights, query_lse) = softmax(&at.logits(qkv, b, t, h)[0]);
         lse[(b * config.heads + h) * config.seq + t] = query_lse;
         let ctx = &mut ctx[at.context(b, t, h)..][..config.value_dim];
-        for (s, p) in weights.iter().enumerate() {
+        for (s, p) in (config.first_key(t)..).zip(&weights) {
             let v = &qkv[at.value(b, s, h)..][..config.value_dim];
             ctx.iter_mut().zip(v).for_each(|(ctx, v)| *ctx += p * v);
         }
@@ -290,22 +294,25 @@ pub(super) fn backward(config: &AttentionConfig, qkv: &[f64], dctx: &[f64], dqkv
         let [logits, derivatives] = at.logits(qkv, b, t, h);
         let (weights, _) = softmax(&logits);
         let dctx = &dctx[at.context(b, t, h)..][..config.value_dim];
-        let dp: Vec<f64> = (0..=t)
+        let first = config.first_key(t);
+        let dp: Vec<f64> = (first..=t)
             .map(|s| {
                 let v = &qkv[at.value(b, s, h)..][..config.value_dim];
                 dctx.iter().zip(v).map(|(d, v)| d * v).sum()
             })
             .collect();
         let delta: f64 = weights.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
-        for s in 0..=t {
-            let du = weights[s] * (dp[s] - delta) * derivatives[s] * f64::from(config.scale);
+        for s in first..=t {
+            let at_key = s - first;
+            let weight = weights[at_key];
+            let du = weight * (dp[at_key] - delta) * derivatives[at_key] * f64::from(config.scale);
             let (q, k, v) = (at.query(b, t, h), at.key(b, s, h), at.value(b, s, h));
             for i in 0..config.head_dim {
                 dqkv[q + i] += du * qkv[k + i];
                 dqkv[k + i] += du * qkv[q + i];
             }
             for (i, dctx) in dctx.iter().enumerate() {
-                dqkv[v + i] += weights[s] * dctx;
+                dqkv[v + i] += weight * dctx;
             }
         }
     });
@@ -330,6 +337,7 @@ mod tests {
             value_dim,
             scale: 0.4,
             softcap,
+            window: None,
         }
     }
 
@@ -339,6 +347,18 @@ mod tests {
             let config = config(seq, value_dim, softcap);
             let width = 6 * 6 + 2 * value_dim;
             let qkv = mapped_floats(1, [2, seq, width], |x| 2.0 * x);
+            check(&[qkv], |_, x| attention(x[0], config));
+        }
+    }
+
+    #[test]
+    fn windows_limit_the_keys() {
+        for window in [1, 3, 8] {
+            let config = AttentionConfig {
+                window: Some(window),
+                ..config(9, 3, Some(0.7))
+            };
+            let qkv = mapped_floats(1, [2, 9, 42], |x| 2.0 * x);
             check(&[qkv], |_, x| attention(x[0], config));
         }
     }

@@ -64,7 +64,7 @@ fn logits(config: &AttentionConfig, qkv: &[f64], sequence: usize, head: usize, q
     let row = |position: usize| &qkv[(sequence * config.seq + position) * width(config)..];
     let kv_head = head / (config.heads / config.kv_heads);
     let q = &row(query)[head * config.head_dim..][..config.head_dim];
-    let keys = (0..=query).map(|key| {
+    let keys = (config.first_key(query)..=query).map(|key| {
         let k = &row(key)[(config.heads + kv_head) * config.head_dim..];
         let dot: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
         f64::from(config.scale) * dot
@@ -172,6 +172,7 @@ mod tests {
             value_dim: 10,
             scale: 0.7,
             softcap: None,
+            window: None,
         }
     }
 

@@ -43,7 +43,7 @@ pub fn cache_append_columns<'g>(rows_btw: Value<'g>, first_column: usize, cache:
 
 /// Computes attention of the queries of packed `[q heads | k heads | v heads]`, (b, t, (h + g)·k + g·value), over
 /// a cache (b, capacity, g·(k + value)) of rows `[k heads | v heads]`: query i of this run attends to rows up to
-/// its own, `past + i`. Returns the context (b, t, h·value). Not differentiable.
+/// its own, `past + i`, as far as the window reaches. Returns the context (b, t, h·value). Not differentiable.
 ///
 /// # Panics
 /// If the shapes are not those of `config`.
@@ -184,6 +184,7 @@ impl Operation for CachedAttention {
             value_dim,
             scale,
             softcap,
+            ..
         } = self.0;
         let (packed, cache, past) = (io.read(0), io.read(1), io.arguments().past);
         let columns = kv_heads * (head_dim + value_dim);
@@ -196,7 +197,8 @@ impl Operation for CachedAttention {
             let rows = cache
                 .chunks(columns)
                 .skip(sequence * capacity)
-                .take(past + i + 1);
+                .take(past + i + 1)
+                .skip(self.0.first_key(past + i));
             let (keys, values): (Vec<&[f64]>, Vec<&[f64]>) = rows
                 .map(|row| {
                     let (keys, values) = row.split_at(kv_heads * head_dim);
@@ -279,6 +281,13 @@ mod tests {
                 },
                 13,
             ),
+            (
+                AttentionConfig {
+                    window: Some(3),
+                    ..config(4, 2, 3, 5)
+                },
+                13,
+            ),
         ] {
             let AttentionConfig {
                 heads,
@@ -348,6 +357,7 @@ mod tests {
             value_dim,
             scale: 0.7,
             softcap: None,
+            window: None,
         }
     }
 

@@ -190,6 +190,7 @@ ops! {
     adamw: AdamW;
     add: Add;
     attention: Attention, AttentionGrad, QkvAttention, QkvAttentionGrad;
+    bias: AddBias, BiasGrad;
     cache: CacheAppend, CachedAttention;
     columns: Split, Concat, ScaleColumns, ScaleColumnsGrad;
     cross_entropy: CrossEntropy, CrossEntropyGrad, LinearCrossEntropy, LinearCrossEntropyGrad;
@@ -206,6 +207,7 @@ ops! {
     tensor_stats: TensorStats;
     muon: Muon;
     norm: Norm, NormGrad, AddNorm, NormGradAdd;
+    positions: Positions;
     qkv: QkvTransform, QkvTransformGrad;
     rotate: Rotate;
     rope_table: RopeTable;
@@ -223,6 +225,7 @@ pub use adamw::adamw;
 pub use add::add;
 pub use attention::attention;
 pub use attention_stats::{attention_stats, max_attention_logits};
+pub use bias::add_bias;
 pub use cache::{cache_append, cache_append_columns, cached_attention};
 pub use columns::{concat, scale_columns, split, split_into};
 pub use cross_entropy::cross_entropy;
@@ -238,6 +241,7 @@ pub use latent_decode::{absorbed_queries, latent_attention, project_latent_conte
 pub use linear::linear;
 pub use muon::{MuonParameter, muon};
 pub use norm::norm;
+pub use positions::positions;
 pub use qkv::qkv_transform;
 pub use repeat_interleave::repeat_interleave;
 pub use rope_table::rope_table;

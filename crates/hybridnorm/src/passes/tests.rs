@@ -187,6 +187,7 @@ fn accumulation_of_a_tap_runs_right_after_it() {
         value_dim: 1,
         scale: 1.0,
         softcap: None,
+        window: None,
     };
     let g = Builder::new();
     let x = g.input("x", Type::f32([1, positions, WIDTH]));

@@ -53,6 +53,7 @@ const ATTENTION: AttentionConfig = AttentionConfig {
     value_dim: WIDTH / 2,
     scale: 0.5,
     softcap: None,
+    window: None,
 };
 
 /// An op of a random graph: its kind, and indices of the earlier values that it reads.

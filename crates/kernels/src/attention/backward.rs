@@ -2,6 +2,7 @@
 
 use super::forward::{load_queries, tile_of};
 use super::head_rows::{self, HeadRows};
+use super::key_tile::KeyTile;
 use super::{AttentionConfig, KEY_TILE, QUERY_TILE, QkvLayout};
 use crate::math::{exp_bounded, tanh};
 use crate::panels::{
@@ -283,41 +284,19 @@ struct QueryTile<'a> {
     lse: &'a [f32],
 }
 
-/// A tile of keys, as a tile of queries attends to it.
-struct KeyTile {
-    start: usize,
-    count: usize,
-    /// Position of the first query.
-    first_query: usize,
-}
-
-impl KeyTile {
-    /// Returns the number of unmasked keys of a query of the tile.
-    #[inline(always)]
-    fn visible_to(&self, query: usize) -> usize {
-        (self.first_query + query + 1)
-            .saturating_sub(self.start)
-            .min(self.count)
-    }
-
-    /// Returns the first query of the tile that attends to a key.
-    #[inline(always)]
-    fn first_query_of(&self, key: usize) -> usize {
-        (self.start + key).saturating_sub(self.first_query)
-    }
-}
-
 /// Writes the tile's `dq`, without the factor `scale`, and adds its contribution to `dk` and `dv`.
 fn backward_tile(a: &AttentionConfig, tile: &QueryTile, scratch: &mut BackwardScratch) {
     let n = tile.lse.len();
     let visible = tile.first + n;
     scratch.load_tile(a, tile);
     let delta = scratch.deltas(a, tile);
-    for start in (0..visible).step_by(KEY_TILE) {
+    let first_tile = a.first_key_tile(tile.first);
+    for start in (first_tile..visible).step_by(KEY_TILE) {
         let keys = KeyTile {
             start,
             count: KEY_TILE.min(visible - start),
             first_query: tile.first,
+            is_first: start == first_tile,
         };
         scratch.multiply_by_keys_and_values(a, n, &keys);
         let (p, ds) = (
@@ -330,10 +309,12 @@ fn backward_tile(a: &AttentionConfig, tile: &QueryTile, scratch: &mut BackwardSc
                 let rows = p.chunks_exact_mut(keys.count);
                 let rows = rows.zip(ds.chunks_exact_mut(keys.count));
                 for (i, (p, ds)) in rows.enumerate() {
-                    let visible_keys = keys.visible_to(i);
-                    p[visible_keys..].fill(0.0);
-                    ds[visible_keys..].fill(0.0);
-                    let (p, ds) = (&mut p[..visible_keys], &mut ds[..visible_keys]);
+                    let visible = keys.visible_to(a, i);
+                    for row in [&mut *p, &mut *ds] {
+                        row[..visible.start].fill(0.0);
+                        row[visible.end..].fill(0.0);
+                    }
+                    let (p, ds) = (&mut p[visible.clone()], &mut ds[visible]);
                     logit_gradient(a.softcap, tile.lse[i], delta[i], p, ds);
                 }
             },
@@ -405,7 +386,7 @@ impl BackwardScratch {
             }
             .run(|queries| ActiveRegion {
                 inner: 0..width,
-                columns: keys.visible_to(queries.end - 1),
+                columns: keys.visible_to(a, queries.end - 1).end,
             });
         }
     }
@@ -457,10 +438,10 @@ impl BackwardScratch {
             n: d,
             c: &mut self.dq,
             c_stride: d,
-            accumulate: start > 0,
+            accumulate: !keys.is_first,
         }
         .run(|queries| ActiveRegion {
-            inner: 0..keys.visible_to(queries.end - 1),
+            inner: keys.visible_to_any(a, queries),
             columns: d,
         });
     }

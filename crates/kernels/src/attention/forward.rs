@@ -1,6 +1,7 @@
 //! Forward pass of attention, tile by tile.
 
 use super::head_rows::{self, HeadRows};
+use super::key_tile::KeyTile;
 use super::{AttentionConfig, KEY_TILE, QUERY_TILE, QkvLayout};
 use crate::math::{exp_bounded, tanh};
 use crate::panels::{
@@ -171,7 +172,7 @@ pub(super) fn load_queries(
 }
 
 /// Computes the context of up to `QUERY_TILE` queries from query `first` on and writes it to the rows of
-/// `ctx`; query i attends to `past + i + 1` keys.
+/// `ctx`; query i attends to keys up to `past + i`, as far as the window reaches.
 fn attend_tile<'a>(
     a: &AttentionConfig,
     q: &HeadRows,
@@ -192,12 +193,17 @@ fn attend_tile<'a>(
     );
     scratch.largest.fill(f32::NEG_INFINITY);
     scratch.total.fill(0.0);
-    for start in (0..visible).step_by(KEY_TILE) {
-        let count = KEY_TILE.min(visible - start);
-        let visible_keys = |row: usize| (past + first + row + 1).saturating_sub(start).min(count);
-        scratch.multiply_by_keys(d, n, start, count, visible_keys);
-        scratch.update_softmax(a, n, start, count, visible_keys);
-        scratch.add_values(e, n, start, count, visible_keys);
+    let first_tile = a.first_key_tile(past + first);
+    for start in (first_tile..visible).step_by(KEY_TILE) {
+        let tile = KeyTile {
+            start,
+            count: KEY_TILE.min(visible - start),
+            first_query: past + first,
+            is_first: start == first_tile,
+        };
+        scratch.multiply_by_keys(a, n, &tile);
+        scratch.update_softmax(a, n, &tile);
+        scratch.add_values(a, n, &tile);
     }
     let sums = scratch.largest.iter().zip(scratch.total.iter()).zip(lse);
     let contexts = ctx.zip(scratch.context.chunks_exact(e));
@@ -213,14 +219,8 @@ fn attend_tile<'a>(
 impl Scratch {
     /// Computes `q k^T` for `n` queries and a tile of keys.
     #[inline(always)]
-    fn multiply_by_keys(
-        &mut self,
-        d: usize,
-        n: usize,
-        start: usize,
-        count: usize,
-        visible_keys: impl Fn(usize) -> usize,
-    ) {
+    fn multiply_by_keys(&mut self, a: &AttentionConfig, n: usize, tile: &KeyTile) {
+        let (d, KeyTile { start, count, .. }) = (a.head_dim, *tile);
         PackedMatmul {
             a: Rows {
                 data: &self.q,
@@ -237,21 +237,15 @@ impl Scratch {
         }
         .run(|rows| ActiveRegion {
             inner: 0..d,
-            columns: visible_keys(rows.end - 1),
+            columns: tile.visible_to(a, rows.end - 1).end,
         });
     }
 
     /// Applies the soft cap, replaces each logit by `exp(logit - max)` with the maximum so far, and rescales the sums
     /// of previous tiles to this maximum.
     #[inline(always)]
-    fn update_softmax(
-        &mut self,
-        a: &AttentionConfig,
-        n: usize,
-        start: usize,
-        count: usize,
-        visible_keys: impl Fn(usize) -> usize,
-    ) {
+    fn update_softmax(&mut self, a: &AttentionConfig, n: usize, tile: &KeyTile) {
+        let count = tile.count;
         let (logits, context) = (&mut self.logits[..n * count], &mut self.context);
         let (largest, total) = (&mut self.largest, &mut self.total);
         dispatch(
@@ -262,8 +256,13 @@ impl Scratch {
                     .zip(context.chunks_exact_mut(a.value_dim));
                 let sums = largest.iter_mut().zip(total.iter_mut());
                 for (i, ((row, context), (largest, total))) in rows.zip(sums).enumerate() {
-                    let (row, masked) = row.split_at_mut(visible_keys(i));
-                    masked.fill(0.0);
+                    let keys = tile.visible_to(a, i);
+                    row[..keys.start].fill(0.0);
+                    row[keys.end..].fill(0.0);
+                    if keys.is_empty() {
+                        continue;
+                    }
+                    let row = &mut row[keys];
                     if let Some(cap) = a.softcap {
                         map_sum(row, |u| cap * tanh(u));
                     }
@@ -272,7 +271,7 @@ impl Scratch {
                     let shrink = exp_bounded(before - now);
                     *total = *total * shrink + map_sum(row, |s| exp_bounded(s - now));
                     *largest = now;
-                    if start > 0 {
+                    if !tile.is_first {
                         context.iter_mut().for_each(|c| *c *= shrink);
                     }
                 }
@@ -282,14 +281,8 @@ impl Scratch {
 
     /// Adds the values of a tile of keys, weighted by the exponentials, to the contexts of `n` queries.
     #[inline(always)]
-    fn add_values(
-        &mut self,
-        e: usize,
-        n: usize,
-        start: usize,
-        count: usize,
-        visible_keys: impl Fn(usize) -> usize,
-    ) {
+    fn add_values(&mut self, a: &AttentionConfig, n: usize, tile: &KeyTile) {
+        let (e, KeyTile { start, count, .. }) = (a.value_dim, *tile);
         PackedMatmul {
             a: Rows {
                 data: &self.logits[..n * count],
@@ -302,10 +295,10 @@ impl Scratch {
             n: e,
             c: &mut self.context,
             c_stride: e,
-            accumulate: start > 0,
+            accumulate: !tile.is_first,
         }
         .run(|rows| ActiveRegion {
-            inner: 0..visible_keys(rows.end - 1),
+            inner: tile.visible_to_any(a, rows),
             columns: e,
         });
     }

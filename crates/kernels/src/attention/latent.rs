@@ -129,6 +129,7 @@ fn attend_tiled(
         value_dim: a.latent,
         scale: a.scale,
         softcap: a.softcap,
+        window: None,
     };
     let all = HeadOffsets { first: 0, step: 0 };
     let layout = QkvLayout {

@@ -8,15 +8,19 @@ use rayon::prelude::*;
 /// Keys whose logits are computed side by side.
 const ROWS_AT_ONCE: usize = 4;
 
-/// Runs one task per sequence and query head; the query of each sequence attends to `past + 1` keys.
+/// Runs one task per sequence and query head; the query of each sequence attends to the keys of its window
+/// up to `past`.
 pub(super) fn attend(a: &AttentionConfig, layout: &QkvLayout, past: usize, ctx: &mut [f32]) {
     let (d, e) = (a.head_dim, a.value_dim);
+    let first_key = a.first_key(past);
     ctx.par_chunks_exact_mut(e).enumerate().for_each_init(
-        || vec![0.0; past + 1],
+        || vec![0.0; past + 1 - first_key],
         |logits, (head, ctx)| {
             let (b, h) = (head / a.heads, head % a.heads);
             let kv_head = h / (a.heads / a.kv_heads);
-            let [k, v] = layout.keys_and_values(a, b, kv_head).map(|head| head.rows);
+            let [k, v] = layout
+                .keys_and_values(a, b, kv_head)
+                .map(|head| head.rows.from(first_key));
             let q = layout.queries(a, b, h).rows.row(0, d);
             dispatch(
                 #[inline(always)]

@@ -1,5 +1,6 @@
 //! Statistics of the attention logits, which attention itself never stores.
 
+use super::key_tile::KeyTile;
 use super::{AttentionConfig, KEY_TILE, QUERY_TILE, QkvLayout};
 use crate::math::{exp, tanh};
 use crate::panels::{ActiveRegion, LhsLayout, PANEL, PackedMatmul, pack_transposed, panels};
@@ -53,7 +54,8 @@ fn head_stats(a: &AttentionConfig, layout: &QkvLayout, b: usize, h: usize) -> At
         entropy: 0.0,
     };
     for t in 0..a.seq {
-        let row = &mut row[..=t];
+        let first_key = a.first_key(t);
+        let (row, k) = (&mut row[first_key..=t], k.from(first_key));
         let (max_logit, entropy) = dispatch(
             #[inline(always)]
             || {
@@ -126,7 +128,7 @@ fn span_maxima(
     let mut keys = vec![[0.0; PANEL]; panels(KEY_TILE) * d];
     let mut logits = vec![0.0; QUERY_TILE * KEY_TILE];
     let mut maxima = vec![f32::NEG_INFINITY; shared];
-    for start in (0..end).step_by(KEY_TILE) {
+    for start in (a.first_key_tile(first)..end).step_by(KEY_TILE) {
         let count = KEY_TILE.min(end - start);
         pack_transposed(k.from(start), count, d, &mut keys);
         for (query_head, max_logit) in maxima.iter_mut().enumerate() {
@@ -135,7 +137,12 @@ fn span_maxima(
             let skipped = start.saturating_sub(first) / QUERY_TILE * QUERY_TILE;
             for first in (first + skipped..end).step_by(QUERY_TILE) {
                 let n = QUERY_TILE.min(end - first);
-                let visible_keys = |row: usize| (first + row + 1).saturating_sub(start).min(count);
+                let tile = KeyTile {
+                    start,
+                    count,
+                    first_query: first,
+                    is_first: false,
+                };
                 let logits = &mut logits[..n * count];
                 PackedMatmul {
                     a: q.from(first),
@@ -150,13 +157,13 @@ fn span_maxima(
                 }
                 .run(|rows| ActiveRegion {
                     inner: 0..d,
-                    columns: visible_keys(rows.end - 1),
+                    columns: tile.visible_to(a, rows.end - 1).end,
                 });
                 dispatch(
                     #[inline(always)]
                     || {
                         for (i, row) in logits.chunks_exact_mut(count).enumerate() {
-                            let row = &mut row[..visible_keys(i)];
+                            let row = &mut row[tile.visible_to(a, i)];
                             row.iter_mut().for_each(|s| *s *= a.scale);
                             *max_logit = larger_or_nan(*max_logit, max_or_nan(row));
                         }

@@ -29,10 +29,12 @@ fn naive<'a>(
                     a.softcap
                         .map_or(u, |c| f64::from(c) * (u / f64::from(c)).tanh())
                 };
-                let e: Vec<f64> = (0..=past + t).map(|s| logit(s).exp()).collect();
-                let total: f64 = e.iter().sum();
+                let is_visible = |s: &usize| a.window.is_none_or(|window| past + t - s < window);
+                let keys = (0..=past + t).filter(is_visible);
+                let e: Vec<(usize, f64)> = keys.map(|s| (s, logit(s).exp())).collect();
+                let total: f64 = e.iter().map(|(_, e)| e).sum();
                 for c in 0..a.value_dim {
-                    let sum: f64 = e.iter().enumerate().map(|(s, e)| e * v(b, s, g)[c]).sum();
+                    let sum: f64 = e.iter().map(|(s, e)| e * v(b, *s, g)[c]).sum();
                     ctx.push(sum / total);
                 }
             }
@@ -86,6 +88,7 @@ const SMALL: AttentionConfig = AttentionConfig {
     value_dim: 4,
     scale: 0.5,
     softcap: None,
+    window: None,
 };
 
 proptest! {
@@ -94,9 +97,11 @@ proptest! {
     fn matches_the_reference(
         batch in 1usize..3, seq in 1usize..12, kv_heads in 1usize..3, shared in 1usize..4,
         head_dim in 1usize..12, value_dim in 1usize..20, scale in 0.2f32..1.0,
-        softcap in prop::sample::select(vec![None, Some(2.0f32)]), seed in any::<u64>(),
+        softcap in prop::sample::select(vec![None, Some(2.0f32)]), window in prop::option::of(1usize..13),
+        seed in any::<u64>(),
     ) {
-        check(&AttentionConfig { batch, seq, heads: kv_heads * shared, kv_heads, head_dim, value_dim, scale, softcap }, seed);
+        let heads = kv_heads * shared;
+        check(&AttentionConfig { batch, seq, heads, kv_heads, head_dim, value_dim, scale, softcap, window }, seed);
     }
 }
 
@@ -129,6 +134,41 @@ fn sequences_around_the_tile_sizes_match_the_reference() {
             );
         }
     }
+}
+
+/// Windows that begin within a tile of keys, at its edge, and whole tiles later.
+#[test]
+fn windows_around_the_tile_sizes_match_the_reference() {
+    for seq in [KEY_TILE + 1, 2 * KEY_TILE + QUERY_TILE + 3] {
+        for (window, softcap) in [
+            (1, None),
+            (QUERY_TILE, None),
+            (100, Some(1.5)),
+            (KEY_TILE, None),
+            (KEY_TILE + 1, None),
+        ] {
+            let a = AttentionConfig {
+                seq,
+                window: Some(window),
+                softcap,
+                head_dim: 3,
+                value_dim: 2,
+                ..SMALL
+            };
+            check(&a, (seq + window) as u64);
+        }
+    }
+}
+
+#[test]
+fn a_window_of_all_positions_is_none() {
+    let a = AttentionConfig { seq: 300, ..SMALL };
+    let (qkv, dctx) = random(&a, 96);
+    let all = AttentionConfig {
+        window: Some(300),
+        ..a
+    };
+    assert_eq!(run(&a, &qkv, &dctx), run(&all, &qkv, &dctx));
 }
 
 #[test]
@@ -186,8 +226,12 @@ fn cache_of(a: &AttentionConfig, qkv: &[f32], capacity: usize) -> Vec<f32> {
 #[test]
 fn cached_attention_matches_full_attention() {
     let spans = [(0, 1), (7, 1), (250, 70), (255, 1), (256, 3), (0, 130)];
-    for ((past, new), value_dim) in spans.into_iter().flat_map(|s| [3, 4, 17].map(|e| (s, e))) {
+    let cases = spans
+        .into_iter()
+        .flat_map(|s| [(3, None), (4, Some(5)), (17, Some(256))].map(|e| (s, e)));
+    for ((past, new), (value_dim, window)) in cases {
         let whole = AttentionConfig {
+            window,
             batch: 2,
             seq: past + new,
             heads: 4,

@@ -168,6 +168,7 @@ impl Sequences {
             value_dim: l.value,
             scale,
             softcap,
+            window: None,
         };
         let mut ctx = vec![f32::NAN; n * l.heads * l.value];
         attention::forward(&a, &packed, &mut ctx, &mut vec![0.0; n * l.heads]);

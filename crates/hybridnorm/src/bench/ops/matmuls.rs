@@ -87,6 +87,7 @@ impl AttentionUnits {
             value_dim: shape.head_dim,
             scale: 1.0 / (shape.head_dim as f32).sqrt(),
             softcap: None,
+            window: None,
         })
     }
 

@@ -3,6 +3,7 @@
 //! HybridNorm (arXiv 2503.04598) normalizes queries, keys and values here: `q_norm`, `k_norm` and `v_norm`, per head,
 //! applied by [`ops::qkv_transform`].
 
+use super::super::bias::bias;
 use super::super::norm::{Norm, l2_norm_config};
 use super::super::parameter_builder::{Matrix, ParameterBuilder, Part};
 use super::super::registry::{Param, Role};
@@ -21,11 +22,12 @@ const COSINE_TAU_INIT: f64 = 0.1;
 
 /// Causal grouped-query attention with rotary embedding:
 /// `W_out · ctx_norm(softmax(scale · q kᵀ) v)`, where `[q | k | v] = W_qkv · u`, clamped, normalized, rotated and
-/// scaled.
+/// scaled. Both projections may have a bias, and a sliding window may limit the keys.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GroupedQueryAttention {
     /// Packed projection, rows `[q heads | k heads | v heads]`; ((h + 2g)·k, d).
     pub(in super::super) qkv: Param,
+    pub(in super::super) qkv_bias: Option<Param>,
     /// Norm of queries.
     pub q_norm: Option<Norm>,
     /// Norm of keys.
@@ -40,6 +42,7 @@ pub struct GroupedQueryAttention {
     qkv_transform: QkvTransform,
     scale: f32,
     softcap: Option<f32>,
+    window: Option<usize>,
 }
 
 impl GroupedQueryAttention {
@@ -49,6 +52,7 @@ impl GroupedQueryAttention {
         let inner = builder.attention().clone();
         let (h, g, k) = (config.n_heads, config.n_kv_heads, config.head_dim());
         let qkv = packed_projection(builder);
+        let qkv_bias = builder.add_bias("attention.qkv_bias", (h + 2 * g) * k, config.bias.qkv);
         let q_norm = head_norm(builder, "attention.q_norm", inner.q_norm, h, k);
         let k_norm = head_norm(builder, "attention.k_norm", inner.k_norm, g, k);
         let v_norm = head_norm(builder, "attention.v_norm", inner.v_norm, g, k);
@@ -61,6 +65,7 @@ impl GroupedQueryAttention {
         let tau = is_cosine.then_some(("", h, COSINE_TAU_INIT));
         Self {
             qkv,
+            qkv_bias,
             q_norm,
             k_norm,
             v_norm,
@@ -80,6 +85,7 @@ impl GroupedQueryAttention {
             },
             scale: logit_scale(inner.attn_scale, k) as f32,
             softcap: inner.attn_softcap.map(|cap| cap as f32),
+            window: config.window_of_layer(builder.index()),
         }
     }
 
@@ -90,6 +96,7 @@ impl GroupedQueryAttention {
         positions: &PositionContext<'g>,
     ) -> AttentionOutput<'g> {
         let projection = ops::linear(u_btd, self.qkv.value(u_btd.builder()));
+        let projection = bias(&self.qkv_bias, projection);
         let norms = [&self.q_norm, &self.k_norm, &self.v_norm];
         let params = norms.map(|norm| norm.and_then(|norm| norm.param_value(projection)));
         let transformed =
@@ -125,6 +132,7 @@ impl GroupedQueryAttention {
             value_dim: self.qkv_transform.head_dim,
             scale: self.scale,
             softcap: self.softcap,
+            window: self.window,
         }
     }
 

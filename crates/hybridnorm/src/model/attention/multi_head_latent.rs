@@ -170,6 +170,7 @@ impl MultiHeadLatentAttention {
             value_dim: value,
             scale: self.scale,
             softcap: self.softcap,
+            window: None,
         }
     }
 

@@ -1,4 +1,5 @@
-//! Rotary position embedding (RoPE, arXiv 2104.09864): frequencies, and their scaling for longer contexts.
+//! Position embeddings: rotary (RoPE, arXiv 2104.09864) with its frequencies and their scaling for longer contexts,
+//! learned, or none.
 
 use std::f64::consts::PI;
 
@@ -6,6 +7,75 @@ use hybridnorm_kernels::qkv::rope_frequencies;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+
+/// Embedding of positions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PositionEmbedding {
+    /// Rotary embedding of queries and keys.
+    #[default]
+    Rope,
+    /// A learned vector per position, added to the token embedding (GPT-2).
+    Learned,
+    /// None: only the causal mask distinguishes positions (NoPE, arXiv 2305.19466).
+    None,
+}
+
+impl PositionEmbedding {
+    /// True for the default.
+    pub(crate) fn is_rope(&self) -> bool {
+        *self == Self::Rope
+    }
+}
+
+/// Rotary embedding of a block.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Rope {
+    /// None.
+    Off,
+    /// Frequencies `theta^(-2i/channels)`, scaled.
+    On {
+        /// Base.
+        theta: f64,
+        /// Scaling of the frequencies.
+        scaling: Option<RopeScaling>,
+    },
+}
+
+impl Rope {
+    /// Returns the frequencies of the pairs (i, i + head_dim/2) of a head's channels, of which `channels` are rotated,
+    /// and the factor of their cosines and sines. Pairs with frequency 0 are not rotated.
+    pub fn frequencies(&self, channels: usize, head_dim: usize) -> (Vec<f64>, f64) {
+        let (mut frequencies, magnitude) = match self {
+            Self::Off => (Vec::new(), 1.0),
+            Self::On {
+                theta,
+                scaling: None,
+            } => (rope_frequencies(*theta, channels), 1.0),
+            Self::On {
+                theta,
+                scaling: Some(scaling),
+            } => scaling.apply(*theta, channels),
+        };
+        frequencies.resize(head_dim / 2, 0.0);
+        (frequencies, magnitude)
+    }
+
+    pub(super) fn theta(&self) -> Option<f64> {
+        match self {
+            Self::Off => None,
+            Self::On { theta, .. } => Some(*theta),
+        }
+    }
+}
+
+/// Checks a base of the rotary embedding.
+pub(super) fn check_theta(key: &str, theta: f64) -> Result<()> {
+    match theta.is_finite() && theta > 1.0 {
+        true => Ok(()),
+        false => Err(Error::out_of_range(key, theta, "a finite number above 1")),
+    }
+}
 
 /// Scaling of the rotary frequencies, by which a model trained on `original_max_seq_len` positions is used or trained
 /// further on more. The formulas are those of `modeling_rope_utils.py` in `transformers`.

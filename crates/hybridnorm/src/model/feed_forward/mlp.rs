@@ -1,5 +1,6 @@
 //! Two projections with an activation function between them.
 
+use super::super::bias::bias;
 use super::super::norm::{Norm, NormSite, norm};
 use super::super::parameter_builder::{Matrix, ParameterBuilder, Part};
 use super::super::registry::{Param, Role};
@@ -17,6 +18,7 @@ use hybridnorm_kernels::experts::DispatchLayout;
 pub struct Mlp {
     /// Input projection: gate rows before up rows if gated; (2f, d) or (f, d) per expert.
     up: Param,
+    up_bias: Option<Param>,
     /// Norm of the gate projection.
     pub gate_norm: Option<Norm>,
     /// Norm of the up projection.
@@ -29,6 +31,7 @@ pub struct Mlp {
     pub mid_norm: Option<Norm>,
     /// Output projection, (d, f) per expert.
     down: Param,
+    down_bias: Option<Param>,
     activation: Activation,
 }
 
@@ -50,6 +53,21 @@ impl Mlp {
             f,
             ["feed-forward gate", "feed-forward up", "feed-forward down"],
         )
+    }
+
+    /// Adds the biases of the model's configuration.
+    pub(super) fn with_bias(self, builder: &mut ParameterBuilder<'_>, f: usize) -> Self {
+        let is_present = builder.config.bias.feed_forward;
+        let up = builder.config.ffn_in_width(f);
+        Self {
+            up_bias: builder.add_bias("feed_forward.up_bias", up, is_present),
+            down_bias: builder.add_bias(
+                "feed_forward.down_bias",
+                builder.config.d_model,
+                is_present,
+            ),
+            ..self
+        }
     }
 
     /// Declares a stack of experts of inner width `f`.
@@ -107,12 +125,14 @@ impl Mlp {
         };
         Self {
             up,
+            up_bias: None,
             gate_norm: make(builder, "gate_norm", inner.gate_norm),
             up_norm: make(builder, "up_norm", inner.up_norm),
             gate_scale: factor(builder, "gate_scale", inner.gate_scale),
             up_scale: factor(builder, "up_scale", inner.up_scale),
             mid_norm: make(builder, "mid_norm", inner.mid_norm),
             down,
+            down_bias: None,
             activation,
         }
     }
@@ -120,9 +140,10 @@ impl Mlp {
     /// Computes (b, t, d) from (b, t, d).
     pub(super) fn forward<'g>(&self, u_btd: Value<'g>) -> Value<'g> {
         let g = u_btd.builder();
-        let projected = self.normalize_and_scale(ops::linear(u_btd, self.up.value(g)));
-        let hidden = ops::activation(projected, self.activation);
-        ops::linear(norm(&self.mid_norm, hidden), self.down.value(g))
+        let projected = bias(&self.up_bias, ops::linear(u_btd, self.up.value(g)));
+        let hidden = ops::activation(self.normalize_and_scale(projected), self.activation);
+        let down = ops::linear(norm(&self.mid_norm, hidden), self.down.value(g));
+        bias(&self.down_bias, down)
     }
 
     /// Computes the MLP through the experts that each token is routed to.

@@ -5,7 +5,10 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
 
 use crate::error::{Error, Result};
-use crate::model::{Activation, MlaConfig, ModelConfig, MoeConfig, RopeScaling};
+use crate::model::{
+    Activation, AttentionOverride, Bias, MlaConfig, ModelConfig, MoeConfig, PositionEmbedding,
+    RopeScaling,
+};
 use crate::placement;
 
 /// `[model]`: shape and placement of the model.
@@ -55,12 +58,24 @@ pub struct ModelSection {
     /// Maximum sequence length; by default `train.seq_len`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_seq_len: Option<usize>,
+    /// Embedding of positions.
+    #[serde(default, skip_serializing_if = "PositionEmbedding::is_rope")]
+    pub position_embedding: PositionEmbedding,
+    /// Number of rotary channels of a head; by default all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_dim: Option<usize>,
     /// Base of the rotary position embedding.
     #[serde(default = "default_rope_theta")]
     pub rope_theta: f64,
     /// Scaling of the rotary frequencies for longer contexts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_scaling: Option<RopeScaling>,
+    /// Sliding windows and rotary embeddings of some blocks.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attention_overrides: Vec<AttentionOverride>,
+    /// Biases of projections.
+    #[serde(default, skip_serializing_if = "Bias::is_none")]
+    pub bias: Bias,
     /// True if the output head shares the weights of the embedding.
     #[serde(default)]
     pub tie_embeddings: bool,
@@ -108,8 +123,12 @@ impl ModelSection {
             d_ff: 0,
             vocab_size: None,
             max_seq_len: None,
+            position_embedding: PositionEmbedding::default(),
+            rope_dim: None,
             rope_theta: default_rope_theta(),
             rope_scaling: None,
+            attention_overrides: Vec::new(),
+            bias: Bias::default(),
             tie_embeddings: false,
             activation: Activation::default(),
             moe: None,
@@ -145,7 +164,11 @@ impl ModelSection {
             vocab_size,
             max_seq_len,
             rope_theta: self.rope_theta,
+            position_embedding: self.position_embedding,
+            rope_dim: self.rope_dim,
             rope_scaling: self.rope_scaling,
+            attention_overrides: self.attention_overrides.clone(),
+            bias: self.bias,
             tie_embeddings: self.tie_embeddings,
             activation: self.activation,
             moe: self.moe.clone(),

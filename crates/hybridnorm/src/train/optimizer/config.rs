@@ -193,7 +193,7 @@ impl OptimizerConfig {
             Role::Embedding => self.decay_embeddings,
             Role::Norm => self.decay_norms,
             // Decay would pull a residual scale towards another placement.
-            Role::Scale => false,
+            Role::Scale | Role::Bias => false,
             Role::BalancingBias => false,
         };
         if decays { self.weight_decay } else { 0.0 }

@@ -44,6 +44,7 @@ fn check_latent(a: &LatentAttentionConfig, past: usize, seed: u64) {
         value_dim: a.latent,
         scale: a.scale,
         softcap: a.softcap,
+        window: None,
     };
     let (q, cache) = (to_f64(&q), to_f64(&cache));
     let query =

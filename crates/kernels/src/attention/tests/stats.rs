@@ -15,6 +15,7 @@ fn attention_stats_match_the_reference() {
             value_dim: 5,
             scale: 0.9,
             softcap,
+            window: None,
         };
         let (qkv, _) = random(&a, 31);
         let x = to_f64(&qkv);
@@ -68,6 +69,7 @@ fn max_attention_logits_match_the_reference() {
             value_dim: head_dim,
             scale,
             softcap: Some(3.0),
+            window: None,
         };
         let (qkv, _) = random(&a, 32);
         let x = to_f64(&qkv);
