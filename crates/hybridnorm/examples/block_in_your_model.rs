@@ -57,7 +57,7 @@ fn train() -> Result<()> {
     let x = g.input("x", Type::f32([B, T, D]));
     let y = g.input("y", Type::i32([B]));
     let input = Residual { x, y: None };
-    let output = block.forward(input, &PositionContext::from_start(&g, &config, T));
+    let output = block.forward(input, &PositionContext::from_start(&g, &config, 0, T));
     let last = ops::last_position(output.residual.x);
     let logits = ops::linear(last, projection.value(&g));
     let [loss, _] = ops::cross_entropy(logits, y, 0.0, B as f64);

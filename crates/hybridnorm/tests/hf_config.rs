@@ -5,8 +5,10 @@ mod common;
 use std::collections::BTreeMap;
 
 use common::hf::*;
+use hybridnorm::Device;
 use hybridnorm::interop::huggingface;
-use hybridnorm::model::RopeScaling;
+use hybridnorm::model::{ModelConfig, Rope, RopeScaling};
+use hybridnorm::omissions::Unit;
 use hybridnorm::tensors::HostTensor;
 use serde_json::{Value, json};
 
@@ -17,7 +19,7 @@ fn unsupported_in_olmoe() -> Vec<Unsupported> {
     vec![
         (
             "model_type",
-            json!("gpt_neox"),
+            json!("bert"),
             "expected one of \"llama\", \"mistral\"",
         ),
         (
@@ -25,9 +27,13 @@ fn unsupported_in_olmoe() -> Vec<Unsupported> {
             json!("gelu"),
             "hidden_act \"gelu\", expected \"silu\"",
         ),
-        ("attention_bias", json!(true), "attention_bias"),
+        (
+            "attention_bias",
+            json!(true),
+            "self_attn.q_proj.bias is missing",
+        ),
         ("clip_qkv", json!(8.0), "clip_qkv 8"),
-        ("head_dim", json!(7), "head_dim 7, expected 8"),
+        ("head_dim", json!(7), "model.head_dim = 7"),
         (
             "rope_scaling",
             json!({ "type": "longrope", "factor": 2.0 }),
@@ -268,40 +274,197 @@ fn rope_scalings_are_read() {
     );
 }
 
+/// Returns the configuration that is read from a changed `config.json`.
+fn read_config(
+    family: &str,
+    change: impl Fn(&mut Value),
+) -> Result<ModelConfig, hybridnorm::Error> {
+    let folder = modified_checkpoint(family, change, |_| {});
+    huggingface::read_config(&folder.path().join("config.json"))
+}
+
 #[test]
-fn windows_shorter_than_the_longest_sequence_are_rejected() {
-    let read = |family: &str, change: &dyn Fn(&mut Value)| {
-        let folder = modified_checkpoint(family, |config| change(config), |_| {});
-        huggingface::read_config(&folder.path().join("config.json"))
-    };
-    let mistral = |window: Value| {
-        read("llama", &|config| {
-            config["model_type"] = json!("mistral");
-            config["sliding_window"] = window.clone();
-        })
-    };
-    assert!(mistral(Value::Null).is_ok() && mistral(json!(64)).is_ok());
-    let error = mistral(json!(63)).unwrap_err().to_string();
-    assert!(
-        error.contains("sliding_window 63 is shorter than max_position_embeddings 64"),
-        "{error}"
-    );
-    let qwen = |types: [&str; 2], window: Value| {
-        read("qwen3", &|config| {
-            config["layer_types"] = json!(types);
-            config["sliding_window"] = window.clone();
-        })
+fn windows_follow_the_rules_of_their_family() {
+    let windows = |config: &ModelConfig| -> Vec<Option<usize>> {
+        (0..config.n_layers)
+            .map(|layer| config.window_of_layer(layer))
+            .collect()
     };
     let (full, sliding) = ("full_attention", "sliding_attention");
-    assert!(qwen([full, full], json!(8)).is_ok() && qwen([full, sliding], json!(64)).is_ok());
-    for (types, window, problem) in [
-        ([full, sliding], json!(8), "sliding_window 8"),
-        ([full, sliding], Value::Null, "sliding_window is missing"),
-        ([full, "linear_attention"], Value::Null, "linear_attention"),
+    let read = |family: &str, keys: Value| {
+        read_config(family, |config| {
+            let fields = config.as_object_mut().unwrap();
+            fields.remove("layer_types");
+            fields.extend(keys.as_object().unwrap().clone());
+        })
+    };
+    let cases = [
+        ("mistral", json!({ "sliding_window": null }), vec![None; 2]),
+        (
+            "mistral",
+            json!({ "sliding_window": 31 }),
+            vec![Some(31); 2],
+        ),
+        // As long as the longest sequence.
+        ("mistral", json!({ "sliding_window": 32 }), vec![None; 2]),
+        (
+            "qwen3",
+            json!({ "sliding_window": 8, "use_sliding_window": false }),
+            vec![None; 2],
+        ),
+        (
+            "qwen3",
+            json!({ "sliding_window": 8, "use_sliding_window": true, "max_window_layers": 1 }),
+            vec![None, Some(8)],
+        ),
+        (
+            "qwen3",
+            json!({ "sliding_window": 8, "layer_types": [sliding, full] }),
+            vec![Some(8), None],
+        ),
+        ("gemma2", json!({}), vec![Some(8), None]),
+        (
+            "gemma3",
+            json!({ "_sliding_window_pattern": 2 }),
+            vec![Some(8), None, Some(8)],
+        ),
+        ("olmo3", json!({}), vec![Some(8); 3]),
+    ];
+    for (family, keys, expected) in cases {
+        let config = read(family, keys.clone()).unwrap();
+        assert_eq!(windows(&config), expected, "{family} {keys}");
+    }
+    for (family, keys, problem) in [
+        (
+            "qwen3",
+            json!({ "layer_types": [full, sliding] }),
+            "sliding_window is missing",
+        ),
+        (
+            "qwen3",
+            json!({ "layer_types": [full, "linear_attention"] }),
+            "linear_attention",
+        ),
+        (
+            "qwen3",
+            json!({ "layer_types": [full] }),
+            "layer_types has 1 entries",
+        ),
+        (
+            "llama",
+            json!({ "sliding_window": 8 }),
+            "sliding_window 8 without layer_types",
+        ),
     ] {
-        let error = qwen(types, window).unwrap_err().to_string();
+        let error = read(family, keys).unwrap_err().to_string();
         assert!(error.contains(problem), "{error}");
     }
+}
+
+#[test]
+fn layers_have_their_own_rotary_embedding() {
+    let rope = |theta, scaling| Rope::On { theta, scaling };
+    let linear = Some(RopeScaling::Linear { factor: 4.0 });
+    // Gemma 3, as newer and as older files have it.
+    for older in [false, true] {
+        let config = read_config("gemma3", |config| {
+            if older {
+                config.as_object_mut().unwrap().remove("rope_parameters");
+                config["rope_theta"] = json!(1000.0);
+                config["rope_local_base_freq"] = json!(100.0);
+                config["rope_scaling"] = json!({ "rope_type": "linear", "factor": 4.0 });
+            }
+        });
+        let config = config.unwrap();
+        let found = [0, 1, 2].map(|layer| config.rope_of_layer(layer));
+        assert_eq!(
+            found,
+            [rope(100.0, None), rope(100.0, None), rope(1000.0, linear)]
+        );
+    }
+    // In OLMo 3, layers with a window are never scaled.
+    let config = read_config("olmo3", |config| {
+        config.as_object_mut().unwrap().remove("rope_parameters");
+        config["rope_theta"] = json!(500.0);
+        config["rope_scaling"] = json!({ "rope_type": "linear", "factor": 4.0 });
+    });
+    let config = config.unwrap();
+    assert_eq!(
+        [0, 2].map(|layer| config.rope_of_layer(layer)),
+        [rope(500.0, None), rope(500.0, linear)]
+    );
+    let config = read_config("smollm3", |_| {}).unwrap();
+    assert_eq!(
+        [1, 2].map(|layer| config.rope_of_layer(layer)),
+        [rope(2e6, None), Rope::Off]
+    );
+    let config = read_config("smollm3", |config| config["no_rope_layers"] = Value::Null).unwrap();
+    assert_eq!(config.rope_of_layer(3), Rope::Off);
+}
+
+/// Names without the prefix, and masks of attention.
+#[test]
+fn older_files_of_gpt2_are_imported() {
+    let folder = modified_checkpoint(
+        "gpt2",
+        |config| config["attn_pdrop"] = json!(0.1),
+        |weights| {
+            let renamed = std::mem::take(weights).into_iter();
+            let stripped = |name: String| name.trim_start_matches("transformer.").to_owned();
+            *weights = renamed
+                .map(|(name, tensor)| (stripped(name), tensor))
+                .collect();
+            let mask = HostTensor {
+                shape: vec![1, 1, 2, 2],
+                data: vec![1.0; 4],
+            };
+            weights.insert("h.0.attn.bias".into(), mask);
+        },
+    );
+    let imported = huggingface::read(folder.path(), Device::Cpu).unwrap();
+    assert!(
+        imported.notes[0].contains("attn_pdrop is 0.1"),
+        "{:?}",
+        imported.notes
+    );
+    assert_eq!(imported.omissions.count(Unit::Tensors), 1);
+    let unchanged =
+        huggingface::import(&common::reference::fixture("hf/gpt2"), Device::Cpu).unwrap();
+    assert_eq!(imported.model.values(), unchanged.values());
+}
+
+/// The state of a model in newer versions of `transformers` has one tensor for all experts.
+#[test]
+fn fused_experts_are_imported() {
+    let folder = modified_checkpoint(
+        "qwen3_moe",
+        |_| {},
+        |weights| {
+            for layer in 0..2 {
+                let path = format!("model.layers.{layer}.mlp.experts");
+                let mut stack = |kinds: &[&str], shape: [usize; 3]| HostTensor {
+                    data: (0..4)
+                        .flat_map(|expert| kinds.iter().map(move |kind| (expert, *kind)))
+                        .flat_map(|(expert, kind)| {
+                            weights
+                                .remove(&format!("{path}.{expert}.{kind}.weight"))
+                                .unwrap()
+                                .data
+                        })
+                        .collect(),
+                    shape: shape.to_vec(),
+                };
+                let up = stack(&["gate_proj", "up_proj"], [4, 24, 16]);
+                let down = stack(&["down_proj"], [4, 16, 12]);
+                weights.insert(format!("{path}.gate_up_proj"), up);
+                weights.insert(format!("{path}.down_proj"), down);
+            }
+        },
+    );
+    let fused = huggingface::import(folder.path(), Device::Cpu).unwrap();
+    let separate =
+        huggingface::import(&common::reference::fixture("hf/qwen3_moe"), Device::Cpu).unwrap();
+    assert_eq!(fused.values(), separate.values());
 }
 
 /// The families are listed where users look for them.

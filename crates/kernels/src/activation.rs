@@ -3,9 +3,11 @@
 //! GELU is the tanh approximation of GPT-2 and Gemma (Hendrycks, Gimpel 2016, arXiv 1606.08415),
 //! `x / (1 + exp(-2u))` with `u = sqrt(2/pi) (x + 0.044715 x^3)`, which equals
 //! `0.5 x (1 + tanh(u))`. Gated forms: Shazeer 2020, arXiv 2002.05202. Squared ReLU: So et al.
-//! 2021, arXiv 2109.08668.
+//! 2021, arXiv 2109.08668. `GeluErf` is GELU as defined, with the error function.
 
-use crate::math::sigmoid;
+use std::f32::consts::FRAC_1_SQRT_2;
+
+use crate::math::{erf, erf_derivative, sigmoid};
 use crate::parallel::rows_per_chunk;
 use crate::simd::dispatch;
 use rayon::prelude::*;
@@ -25,6 +27,8 @@ pub enum Activation {
     Geglu,
     /// `gelu(x)` (GPT-2).
     Gelu,
+    /// `x (1 + erf(x / sqrt(2))) / 2`, GELU without approximation (GPT-NeoX).
+    GeluErf,
     /// `max(x, 0)^2` (arXiv 2109.08668).
     Relu2,
 }
@@ -39,7 +43,7 @@ impl Activation {
     pub fn inputs(self, f: usize) -> usize {
         match self {
             Activation::Swiglu | Activation::Geglu => 2 * f,
-            Activation::Gelu | Activation::Relu2 => f,
+            Activation::Gelu | Activation::GeluErf | Activation::Relu2 => f,
         }
     }
 }
@@ -58,6 +62,7 @@ pub fn forward(act: Activation, x: &[f32], y: &mut [f32], f: usize) {
                     Activation::Swiglu => forward_gated(x, y, f, sigmoid),
                     Activation::Geglu => forward_gated(x, y, f, gelu_factor),
                     Activation::Gelu => forward_plain(x, y, gelu_factor),
+                    Activation::GeluErf => forward_plain(x, y, normal_cdf),
                     Activation::Relu2 => forward_plain(x, y, relu),
                 },
             );
@@ -85,6 +90,9 @@ pub fn backward(act: Activation, x: &[f32], dy: &mut [f32], dx: &mut [f32], f: u
                     Activation::Swiglu => backward_gated(x, dy, dx, f, sigmoid, silu_derivative),
                     Activation::Geglu => backward_gated(x, dy, dx, f, gelu_factor, gelu_derivative),
                     Activation::Gelu => backward_plain(x, dy, dx, gelu_factor, gelu_derivative),
+                    Activation::GeluErf => {
+                        backward_plain(x, dy, dx, normal_cdf, gelu_erf_derivative)
+                    }
                     Activation::Relu2 => backward_plain(x, dy, dx, relu, |_, r| 2.0 * r),
                 },
             );
@@ -218,6 +226,19 @@ fn gelu_derivative(x: f32, s: f32) -> f32 {
     s + x * s * (1.0 - s) * (2.0 * GELU_SCALE * (1.0 + 3.0 * GELU_CUBE * x * x))
 }
 
+/// Cumulative distribution function of the standard normal distribution.
+#[inline(always)]
+fn normal_cdf(x: f32) -> f32 {
+    0.5 + 0.5 * erf(FRAC_1_SQRT_2 * x)
+}
+
+/// Derivative of `x normal_cdf(x)`, given the function's value.
+#[inline(always)]
+fn gelu_erf_derivative(x: f32, cdf: f32) -> f32 {
+    let x = gelu_clamp(x);
+    cdf + 0.5 * FRAC_1_SQRT_2 * x * erf_derivative(FRAC_1_SQRT_2 * x)
+}
+
 #[inline(always)]
 fn relu(x: f32) -> f32 {
     if x < 0.0 { 0.0 } else { x }
@@ -228,14 +249,15 @@ mod tests {
     use super::*;
     use crate::testing::{
         Rng, assert_all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64,
-        to_f64,
+        erf_f64, to_f64,
     };
     use proptest::prelude::*;
 
-    const ALL: [Activation; 4] = [
+    const ALL: [Activation; 5] = [
         Activation::Swiglu,
         Activation::Geglu,
         Activation::Gelu,
+        Activation::GeluErf,
         Activation::Relu2,
     ];
 
@@ -247,6 +269,7 @@ mod tests {
         let one = |x: f64| match act {
             Activation::Swiglu => x / (1.0 + (-x).exp()),
             Activation::Geglu | Activation::Gelu => gelu(x),
+            Activation::GeluErf => 0.5 * x * (1.0 + erf_f64(x / 2_f64.sqrt())),
             Activation::Relu2 => x.max(0.0).powi(2),
         };
         let row = |x: &[f64]| -> Vec<f64> {
@@ -279,7 +302,12 @@ mod tests {
     #[test]
     fn large_values_stay_finite() {
         let x = [-1e20f32, -100.0, 100.0, 1e18];
-        for act in [Activation::Gelu, Activation::Swiglu, Activation::Geglu] {
+        for act in [
+            Activation::Gelu,
+            Activation::GeluErf,
+            Activation::Swiglu,
+            Activation::Geglu,
+        ] {
             let x: Vec<f32> = x.iter().flat_map(|&v| vec![v; act.inputs(1)]).collect();
             let (mut y, mut dx) = (vec![0.0; 4], vec![0.0; x.len()]);
             forward(act, &x, &mut y, 1);

@@ -3,14 +3,27 @@
 
 mod config;
 mod deepseek_v3;
-mod dense;
 mod family;
+mod gemma;
+mod gpt2;
+mod gpt_neox;
+mod layer_types;
+mod layout;
 mod layouts;
 mod llama;
 pub(in crate::interop) mod mapping;
+mod mistral;
+mod mixtral;
+mod mixture;
 mod olmo2;
+mod olmo3;
 mod olmoe;
+mod phi3;
+mod qwen2;
 mod qwen3;
+mod qwen3_moe;
+mod rope;
+mod smollm3;
 mod weights;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,10 +46,20 @@ use family::{Family, ReadFamily};
 /// here.
 const FAMILIES: &[(&str, ReadFamily)] = &[
     ("llama", llama::read),
-    ("mistral", llama::read),
+    ("mistral", mistral::read),
+    ("mixtral", mixtral::read),
+    ("qwen2", qwen2::read),
     ("qwen3", qwen3::read),
+    ("qwen3_moe", qwen3_moe::read),
     ("olmo2", olmo2::read),
+    ("olmo3", olmo3::read),
     ("olmoe", olmoe::read),
+    ("gemma2", gemma::read_gemma2),
+    ("gemma3_text", gemma::read_gemma3),
+    ("phi3", phi3::read),
+    ("smollm3", smollm3::read),
+    ("gpt2", gpt2::read),
+    ("gpt_neox", gpt_neox::read),
     ("deepseek_v3", deepseek_v3::read),
 ];
 
@@ -77,7 +100,8 @@ pub fn read(folder: &Path, device: Device) -> Result<Imported> {
         path.file_name()
             .map(|name| name.to_string_lossy().into_owned()),
     );
-    let notes: Vec<String> = source.prefix_note().into_iter().collect();
+    let prefix_note = source.prefix_note();
+    let notes = prefix_note.into_iter().chain(family.notes()).collect();
     // The converted tensors, the tensors in conversion, and the model.
     let weights = 4 * counts::parameters(config)?;
     memory::check_available(

@@ -46,6 +46,21 @@ impl TensorSource {
         })
     }
 
+    /// Adds a prefix to all names but that of the head, if none has it.
+    pub(super) fn add_missing_prefix(&mut self, prefix: &str) {
+        if self.names().any(|name| name.starts_with(prefix)) {
+            return;
+        }
+        let renamed = |(name, location): (String, _)| match name.starts_with("lm_head.") {
+            true => (name, location),
+            false => (format!("{prefix}{name}"), location),
+        };
+        self.locations = std::mem::take(&mut self.locations)
+            .into_iter()
+            .map(renamed)
+            .collect();
+    }
+
     /// Returns the prefix that was removed from all names.
     pub(super) fn wrapper(&self) -> &str {
         &self.wrapper
@@ -72,6 +87,11 @@ impl TensorSource {
     /// Iterates over the names of the remaining tensors.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.locations.keys().map(String::as_str)
+    }
+
+    /// True if a tensor of this name remains.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.locations.contains_key(name)
     }
 
     /// Removes a tensor; returns true if it existed.

@@ -1,5 +1,6 @@
 //! Activation functions of the feed-forward network.
 
+use std::f64::consts::FRAC_1_SQRT_2;
 use std::ops::Range;
 
 use hybridnorm_kernels::activation::{self, Activation as Function};
@@ -101,6 +102,12 @@ fn value_and_derivative(function: Function, x: f64) -> (f64, f64) {
             let du_dx = root * (1.0 + 3.0 * 0.044715 * x * x);
             (0.5 * x * (1.0 + t), 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * du_dx)
         }
+        // x · (1 + erf(x/√2)) / 2, whose derivative is Φ(x) + x φ(x)
+        Function::GeluErf => {
+            let cdf = 0.5 * (1.0 + libm::erf(x * FRAC_1_SQRT_2));
+            let density = (-0.5 * x * x).exp() / (2.0 * std::f64::consts::PI).sqrt();
+            (x * cdf, cdf + x * density)
+        }
         Function::Relu2 => (x.max(0.0).powi(2), 2.0 * x.max(0.0)),
     }
 }
@@ -140,7 +147,7 @@ mod tests {
 
     #[test]
     fn every_function_alone_and_before_a_projection() {
-        let functions = [Function::Swiglu, Function::Geglu, Function::Gelu, Function::Relu2];
+        let functions = [Function::Swiglu, Function::Geglu, Function::Gelu, Function::GeluErf, Function::Relu2];
         for function in functions {
             let input_width = function.inputs(7);
             let x = || mapped_floats(1, [2, 5, input_width], |x| 3.0 * x);

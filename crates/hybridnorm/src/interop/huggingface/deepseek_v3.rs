@@ -102,7 +102,11 @@ impl Config {
     fn to_model(&self, common: &Common) -> Result<DeepseekV3, String> {
         common.reject_unsupported()?;
         self.reject_unsupported(common)?;
-        if common.rope_scaling()?.is_some() {
+        if common.attention_bias == Some(true) {
+            return Err("attention_bias is set, which is not supported".into());
+        }
+        let (rope_theta, rope_scaling) = common.uniform_rope()?;
+        if rope_scaling.is_some() {
             return Err(
                 "rope_type is set, expected \"default\": scaled frequencies of latent attention are not supported"
                     .into(),
@@ -122,11 +126,12 @@ impl Config {
             d_ff,
             vocab_size: common.vocab_size,
             max_seq_len: common.max_position_embeddings,
-            rope_theta: common.rope_theta()?,
+            rope_theta,
+            activation: common.gated_activation()?,
             tie_embeddings: common.tie_word_embeddings,
             moe: (!all_dense).then_some(moe),
             mla: Some(self.mla()),
-            placement: self.placement(common),
+            placement: self.placement(common)?,
             ..ModelConfig::default()
         };
         Ok(DeepseekV3 {
@@ -166,18 +171,19 @@ impl Config {
         Ok(())
     }
 
-    fn placement(&self, common: &Common) -> Placement {
+    fn placement(&self, common: &Common) -> Result<Placement, String> {
         let mut placement = placement::named("deepseek-v3").expect("a named placement");
-        placement.norm.eps = common.rms_norm_eps;
+        let eps = common.rms_norm_eps()?;
+        placement.norm.eps = eps;
         let inner = &mut placement.block.attn_inner;
         // DeepSeek's norms on latents use the default eps of their class, not that of the configuration.
-        inner.norm_eps = (common.rms_norm_eps != LATENT_EPS).then_some(LATENT_EPS);
+        inner.norm_eps = (eps != LATENT_EPS).then_some(LATENT_EPS);
         if self.q_lora_rank.is_none() {
             inner.q_norm = HeadNorm::None;
         }
         placement.init.scheme = InitScheme::Normal;
         placement.init.std = StdRule::Const(common.initializer_range);
-        placement
+        Ok(placement)
     }
 
     fn moe(&self) -> MoeConfig {

@@ -1,5 +1,7 @@
 //! Model families: parsing of `config.json`, and conversion of tensors.
 
+use std::collections::BTreeSet;
+
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -20,6 +22,16 @@ pub(super) trait Family {
 
     /// Returns the correspondence of all tensors of this crate to those of the checkpoint.
     fn mappings(&self) -> Vec<Mapping>;
+
+    /// Returns the prefix of the names in [`Family::mappings`] that the tensors of some checkpoints lack.
+    fn optional_prefix(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Returns notes for the user.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Omits tensors of the checkpoint that are not part of the decoder.
     fn omit(&self, _weights: &mut Weights) {}
@@ -48,14 +60,43 @@ pub(super) fn read(json: &[u8]) -> Result<Box<dyn Family>, String> {
 
 /// Reads the keys of a family and those of all families. An unknown key is rejected.
 pub(super) fn read_keys<T: DeserializeOwned>(json: &[u8]) -> Result<(T, Common), String> {
-    let problem = |error: serde_json::Error| with_key(json, &error);
-    let reader = || serde_json::Deserializer::from_slice(json);
-    let (own, unread): (T, _) = keys::read(&mut reader()).map_err(problem)?;
-    let (common, others): (Common, _) = keys::read(&mut reader()).map_err(problem)?;
-    let unread = keys::unread_by_both(&unread, &others);
-    let all = serde_json::from_slice(json).map_err(problem)?;
-    keys::reject_unread_keys(&all, &unread, &IGNORED_KEYS)?;
+    let mut groups = read_key_groups(json);
+    let own = groups.read()?;
+    let common = groups.read()?;
+    groups.reject_unread()?;
     Ok((own, common))
+}
+
+/// Reads several groups of keys of one `config.json`.
+pub(super) fn read_key_groups(json: &[u8]) -> KeyGroups<'_> {
+    KeyGroups { json, unread: None }
+}
+
+/// A `config.json`, and the keys that no group so far has read.
+pub(super) struct KeyGroups<'a> {
+    json: &'a [u8],
+    unread: Option<BTreeSet<String>>,
+}
+
+impl KeyGroups<'_> {
+    /// Reads a group of keys.
+    pub(super) fn read<T: DeserializeOwned>(&mut self) -> Result<T, String> {
+        let mut reader = serde_json::Deserializer::from_slice(self.json);
+        let (group, unread) =
+            keys::read(&mut reader).map_err(|error| with_key(self.json, &error))?;
+        self.unread = Some(match &self.unread {
+            Some(others) => keys::unread_by_both(others, &unread),
+            None => unread,
+        });
+        Ok(group)
+    }
+
+    /// Rejects keys that no group has read and that may affect the computation.
+    pub(super) fn reject_unread(self) -> Result<(), String> {
+        let all = serde_json::from_slice(self.json).map_err(|error| with_key(self.json, &error))?;
+        let unread = self.unread.unwrap_or_default();
+        keys::reject_unread_keys(&all, &unread, &IGNORED_KEYS)
+    }
 }
 
 /// Returns the error message with the key of the value.
@@ -82,9 +123,10 @@ fn with_key(json: &[u8], error: &serde_json::Error) -> String {
 }
 
 /// Keys that do not affect the computation, or only in a way that is checked elsewhere.
-const IGNORED_KEYS: [&str; 30] = [
+const IGNORED_KEYS: [&str; 39] = [
     "_attn_implementation",
     "_name_or_path",
+    "add_cross_attention",
     "architectures",
     "attn_implementation",
     "auto_map",
@@ -94,6 +136,7 @@ const IGNORED_KEYS: [&str; 30] = [
     "eos_token_id",
     "ep_size",
     "id2label",
+    "gradient_checkpointing",
     "is_decoder",
     "label2id",
     "max_length",
@@ -105,8 +148,15 @@ const IGNORED_KEYS: [&str; 30] = [
     "pad_token_id",
     "pretraining_tp",
     "problem_type",
+    "reorder_and_upcast_attn",
     "return_dict",
     "seq_aux",
+    "summary_activation",
+    "summary_first_dropout",
+    "summary_hidden_size",
+    "summary_proj_to_labels",
+    "summary_type",
+    "summary_use_proj",
     "task_specific_params",
     "tokenizer_class",
     "torch_dtype",

@@ -17,6 +17,8 @@ pub(in crate::interop) struct Mapping {
     /// The tensors of the checkpoint.
     pub(in crate::interop) theirs: Vec<Part>,
     order: Option<Vec<usize>>,
+    /// Name of one tensor (experts, rows, columns) that some checkpoints contain in place of the stack.
+    pub(super) fused: Option<String>,
 }
 
 /// A tensor of a checkpoint.
@@ -52,6 +54,7 @@ impl Mapping {
                 is_transposed: false,
             }],
             order: None,
+            fused: None,
         }
     }
 
@@ -61,6 +64,7 @@ impl Mapping {
             ours: ours.into(),
             theirs,
             order: None,
+            fused: None,
         }
     }
 
@@ -80,7 +84,34 @@ impl Mapping {
         }
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "for GPT-2"))]
+    /// Some checkpoints contain one tensor (experts, rows, columns) of this name in place of the stack.
+    pub(super) fn or_fused(self, name: String) -> Self {
+        Self {
+            fused: Some(name),
+            ..self
+        }
+    }
+
+    /// Builds this crate's tensor from [`Mapping::fused`].
+    pub(super) fn assemble_fused(&self, mut tensor: HostTensor) -> Result<HostTensor, String> {
+        let rows = self
+            .theirs
+            .iter()
+            .map(|part| part.rows.unwrap_or(0))
+            .sum::<usize>();
+        match tensor.shape[..] {
+            [experts, rows_each, columns] if experts.checked_mul(rows_each) == Some(rows) => {
+                tensor.shape = vec![rows, columns];
+                Ok(tensor)
+            }
+            _ => Err(format!(
+                "tensor {} has shape {:?}, expected {rows} rows of all experts together",
+                self.fused.as_deref().unwrap_or_default(),
+                tensor.shape
+            )),
+        }
+    }
+
     /// The checkpoint contains the transposes.
     pub(super) fn transposed(mut self) -> Self {
         self.theirs
@@ -214,7 +245,6 @@ fn reordered(tensor: &HostTensor, order: &[usize]) -> HostTensor {
     }
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "for the exporter"))]
 fn inverse(order: &[usize]) -> Vec<usize> {
     let mut inverse = vec![0; order.len()];
     for (ours, &stack) in order.iter().enumerate() {

@@ -25,8 +25,11 @@ pub(super) struct Converted {
 }
 
 /// Converts all tensors of a checkpoint.
-pub(super) fn convert(family: &dyn Family, source: TensorSource) -> Result<Converted, String> {
+pub(super) fn convert(family: &dyn Family, mut source: TensorSource) -> Result<Converted, String> {
     let total = source.len();
+    if let Some(prefix) = family.optional_prefix() {
+        source.add_missing_prefix(prefix);
+    }
     let mut weights = Weights {
         source,
         read: 0,
@@ -54,12 +57,17 @@ impl Weights {
     }
 
     fn convert(&mut self, mapping: &Mapping) -> Result<HostTensor, String> {
-        mapping.assemble(|name| {
-            let found = self.source.take(name)?;
-            let found = found.ok_or_else(|| format!("tensor {name} is missing"))?;
-            self.read += 1;
-            Ok(found)
-        })
+        match mapping.fused.as_ref().filter(|name| self.source.has(name)) {
+            Some(name) => mapping.assemble_fused(self.take(name)?),
+            None => mapping.assemble(|name| self.take(name)),
+        }
+    }
+
+    fn take(&mut self, name: &str) -> Result<HostTensor, String> {
+        let found = self.source.take(name)?;
+        let found = found.ok_or_else(|| format!("tensor {name} is missing"))?;
+        self.read += 1;
+        Ok(found)
     }
 
     /// Checkpoints with tied embeddings may contain the head as a second copy.

@@ -1,0 +1,15 @@
+//! Mistral (arXiv 2310.06825): Pre-Norm, with a sliding window in every layer.
+
+use super::family::Family;
+use super::layer_types::Windows;
+use super::layout::{self, Layout};
+
+const LAYOUT: Layout = Layout {
+    windows: Windows::All,
+    ..Layout::PRE_NORM
+};
+
+/// Reads a `config.json` of this family.
+pub(super) fn read(json: &[u8]) -> Result<Box<dyn Family>, String> {
+    layout::read(json, &LAYOUT)
+}
