@@ -26,7 +26,8 @@ kind = "wsd"
 
 const KEYS: &str = "seed model init init.from data optimizer schedule train log \
     model.d_model model.n_layers model.n_heads model.n_kv_heads model.d_ff model.vocab_size \
-    model.max_seq_len model.rope_theta model.tie_embeddings model.activation model.moe model.mla \
+    model.max_seq_len model.rope_theta model.rope_dim model.rope_scaling model.position_embedding \
+    model.bias model.bias.qkv model.attention_overrides model.tie_embeddings model.activation model.moe model.mla \
     model.moe.n_experts model.moe.scoring model.moe.renormalize model.moe.scaling model.mla.q_rank \
     model.placement model.norm model.init model.norm.kind model.norm.eps model.norm.gain \
     model.norm.bias model.init.scheme model.init.std model.placement.block \

@@ -49,7 +49,7 @@ fn invalid(path: &str, error: &toml::de::Error, place: &str) -> Error {
 }
 
 /// Examples of valid values, for keys that are often given in other forms.
-const EXAMPLES: [(&str, &str); 30] = [
+const EXAMPLES: [(&str, &str); 34] = [
     (
         "model",
         "[model], with d_model, n_layers, n_heads and d_ff below it",
@@ -68,6 +68,16 @@ const EXAMPLES: [(&str, &str); 30] = [
     (
         "model.rope_scaling",
         "rope_scaling = { kind = \"linear\", factor = 4.0 }",
+    ),
+    ("model.rope_dim", "rope_dim = 16"),
+    (
+        "model.position_embedding",
+        "position_embedding = \"learned\"",
+    ),
+    ("model.bias", "bias = { qkv = true }"),
+    (
+        "model.attention_overrides",
+        "attention_overrides = [{ layers = { every = 2 }, window = 512 }]",
     ),
     ("model.tie_embeddings", "tie_embeddings = true"),
     ("init", "init = { from = \"runs/first\" }"),
