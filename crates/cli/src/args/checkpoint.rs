@@ -127,6 +127,10 @@ fn import_folder_help() -> String {
 pub struct ImportArgs {
     #[arg(help = import_folder_help())]
     pub folder: PathBuf,
+    /// Branch, tag or commit of a model that is downloaded by name.
+    #[cfg(feature = "hub")]
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<String>,
     /// Checkpoint folder to write.
     #[arg(long, value_name = "CHECKPOINT_DIR")]
     pub out: PathBuf,

@@ -30,7 +30,8 @@ struct TokenizerReport {
     eos_id: u32,
 }
 
-pub fn run(args: ImportArgs, console: &Console) -> Result<Outcome, Error> {
+pub fn run(mut args: ImportArgs, console: &Console) -> Result<Outcome, Error> {
+    download(&mut args, console)?;
     interop::require_folder(&args.folder)?;
     let out = files::resolve_links(&args.out)?;
     checkpoint::check_does_not_exist(&out)?;
@@ -70,6 +71,31 @@ pub fn run(args: ImportArgs, console: &Console) -> Result<Outcome, Error> {
         false => print_text(&report, &args, console)?,
     }
     Ok(Outcome::Completed)
+}
+
+/// Replaces the name of a model by the folder that it is downloaded to. A folder that exists is never a name.
+#[cfg(feature = "hub")]
+fn download(args: &mut ImportArgs, console: &Console) -> Result<(), Error> {
+    if args.folder.exists() {
+        return match &args.revision {
+            Some(revision) => Err(Error::no_effect(
+                format!("--revision {revision}"),
+                format!(": {} is a folder", args.folder.display()),
+            )),
+            None => Ok(()),
+        };
+    }
+    let name = args.folder.to_string_lossy().into_owned();
+    let revision = args.revision.as_deref().unwrap_or("main");
+    console.note(&format!("downloading {name} ({revision})"));
+    args.folder = interop::hub::Hub::from_env().download(&name, revision)?;
+    Ok(())
+}
+
+/// Without the feature `hub`, a model is a folder.
+#[cfg(not(feature = "hub"))]
+fn download(_args: &mut ImportArgs, _console: &Console) -> Result<(), Error> {
+    Ok(())
 }
 
 /// Returns why the tokenizer files of the folder are not imported, if they are not.

@@ -64,8 +64,8 @@ const FAMILIES: &[(&str, ReadFamily)] = &[
 ];
 
 pub(super) const CONFIG: &str = "config.json";
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(super) const WEIGHTS: &str = "model.safetensors";
+pub(super) const INDEX: &str = "model.safetensors.index.json";
 const TEXT_LIMIT: u64 = 64 << 20;
 
 /// Returns the `model_type` of every family that can be imported.

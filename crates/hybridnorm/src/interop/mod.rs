@@ -1,6 +1,8 @@
 //! Import of external checkpoints.
 
 mod experts;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod huggingface;
 mod keys;
 pub mod official;
