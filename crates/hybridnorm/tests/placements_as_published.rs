@@ -72,6 +72,7 @@ fn check(
         let positions = PositionContext {
             rope_table,
             cache: None,
+            segments: None,
             is_prefill: true,
         };
         let decoder = model.decoder();

@@ -11,7 +11,7 @@ use super::registry::{Param, Role};
 use crate::graph::{Builder, Value};
 use crate::ops;
 use crate::placement::{self, AttnScale, HeadNorm};
-use hybridnorm_kernels::attention::AttentionConfig;
+use hybridnorm_kernels::attention::{AttentionConfig, LatentAttentionConfig};
 
 pub use grouped_query::GroupedQueryAttention;
 pub use multi_head_latent::MultiHeadLatentAttention;
@@ -32,6 +32,9 @@ pub struct PositionContext<'g> {
     pub rope_table: Value<'g>,
     /// KV cache (b, capacity, c): state that is updated.
     pub cache: Option<Value<'g>>,
+    /// Segments (s, 3) of a flat batch of sequences of different lengths, whose slots the cache holds; see
+    /// [`ops::Segment`]. `None` in a batch of sequences of one length.
+    pub segments: Option<Value<'g>>,
     /// True if there is no cache, or an empty one and more than one position: these positions attend only to each
     /// other.
     pub is_prefill: bool,
@@ -41,9 +44,82 @@ impl<'g> PositionContext<'g> {
     /// Creates the context of positions 0 to `seq` in block `layer` (0-based), without a KV cache.
     pub fn from_start(graph: &'g Builder, config: &ModelConfig, layer: usize, seq: usize) -> Self {
         Self {
-            rope_table: RopeTables::new(graph, seq).of_layer(config, layer),
+            rope_table: RopeTables::new(graph, RowPositions::Uniform { batch: 1, seq })
+                .of_layer(config, layer),
             cache: None,
+            segments: None,
             is_prefill: true,
+        }
+    }
+
+    /// Appends columns of new rows (b, t, w), from `first_column` on, to the cache.
+    fn append(&self, rows_btw: Value<'g>, first_column: usize, cache: Value<'g>) {
+        match self.segments {
+            None => ops::cache_append_columns(rows_btw, first_column, cache),
+            Some(segments) => ops::segment_cache_append(rows_btw, first_column, cache, segments),
+        }
+    }
+
+    /// Computes attention of packed rows over the cache.
+    fn attend(
+        &self,
+        packed_btw: Value<'g>,
+        cache: Value<'g>,
+        config: AttentionConfig,
+    ) -> Value<'g> {
+        match self.segments {
+            None => ops::cached_attention(packed_btw, cache, config),
+            Some(segments) => ops::segment_cached_attention(packed_btw, cache, segments, config),
+        }
+    }
+
+    /// Computes attention of absorbed queries over the cache.
+    fn attend_latents(
+        &self,
+        queries: Value<'g>,
+        cache: Value<'g>,
+        config: LatentAttentionConfig,
+    ) -> Value<'g> {
+        match self.segments {
+            None => ops::latent_attention(queries, cache, config),
+            Some(segments) => ops::segment_latent_attention(queries, cache, segments, config),
+        }
+    }
+}
+
+/// Positions of the rows of a forward pass.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum RowPositions<'g> {
+    /// `seq` positions after those in the cache, in each of `batch` sequences.
+    Uniform { batch: usize, seq: usize },
+    /// Those of segments (s, 3), which have `rows` rows in total; see [`ops::Segment`].
+    Segments { segments: Value<'g>, rows: usize },
+}
+
+impl<'g> RowPositions<'g> {
+    /// Returns the segments, if any.
+    pub(super) fn segments(self) -> Option<Value<'g>> {
+        match self {
+            Self::Uniform { .. } => None,
+            Self::Segments { segments, .. } => Some(segments),
+        }
+    }
+
+    /// Records the positions (b, t), or (1, n), as indices of an embedding.
+    pub(super) fn ids(self, graph: &'g Builder) -> Value<'g> {
+        match self {
+            Self::Uniform { batch, seq } => ops::positions(graph, batch, seq),
+            Self::Segments { segments, rows } => ops::segment_positions(segments, rows),
+        }
+    }
+
+    /// Records the cosines and sines of the rotary embedding (t, k), or (n, k).
+    fn rope_table(self, graph: &'g Builder, frequencies: &[f64], magnitude: f64) -> Value<'g> {
+        match self {
+            Self::Uniform { seq, .. } => ops::rope_table(graph, frequencies, magnitude, seq),
+            Self::Segments { segments, rows } => {
+                ops::segment_rope_table(segments, frequencies, magnitude, rows)
+            }
         }
     }
 }
@@ -51,16 +127,16 @@ impl<'g> PositionContext<'g> {
 /// RoPE tables of a forward pass: one for each set of frequencies.
 pub(super) struct RopeTables<'g> {
     graph: &'g Builder,
-    seq: usize,
+    positions: RowPositions<'g>,
     /// Frequencies with the factor of cosines and sines, and their table.
     recorded: Vec<((Vec<f64>, f64), Value<'g>)>,
 }
 
 impl<'g> RopeTables<'g> {
-    pub(super) fn new(graph: &'g Builder, seq: usize) -> Self {
+    pub(super) fn new(graph: &'g Builder, positions: RowPositions<'g>) -> Self {
         Self {
             graph,
-            seq,
+            positions,
             recorded: Vec::new(),
         }
     }
@@ -71,7 +147,7 @@ impl<'g> RopeTables<'g> {
         if let Some((_, table)) = self.recorded.iter().find(|(known, _)| *known == rope) {
             return *table;
         }
-        let table = ops::rope_table(self.graph, &rope.0, rope.1, self.seq);
+        let table = self.positions.rope_table(self.graph, &rope.0, rope.1);
         self.recorded.push((rope, table));
         table
     }

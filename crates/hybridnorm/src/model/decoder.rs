@@ -1,6 +1,6 @@
 //! Graph builder of the whole model.
 
-use super::attention::{PositionContext, RopeTables};
+use super::attention::{PositionContext, RopeTables, RowPositions};
 use super::block::{Block, BlockOutput};
 use super::config::{ModelConfig, PositionEmbedding};
 use super::norm::{Norm, NormSite, norm};
@@ -187,23 +187,50 @@ impl Decoder {
         ids_bt: Value<'g>,
         caches: Option<KvCaches<'_>>,
     ) -> ForwardOutput<'g> {
-        let g = ids_bt.builder();
         let &[b, t] = ids_bt.shape().sizes() else {
             panic!("ids are not (b, t), but {:?}", ids_bt.shape())
         };
-        let (config, longest) = (&self.config, self.config.max_seq_len);
+        let longest = self.config.max_seq_len;
         assert!(t <= longest, "{t} positions, but max_seq_len is {longest}");
-        let mut rope_tables = RopeTables::new(g, t);
-        let mut residual = g.named_scope("embedding", || self.embed(ids_bt));
+        let positions = RowPositions::Uniform { batch: b, seq: t };
+        self.forward_at(ids_bt, positions, b, caches)
+    }
+
+    /// Computes the hidden states after the final norm, (1, n, d), of a flat batch of ids (1, n) whose `segments` (s, 3)
+    /// continue the sequences in `slots` slots of the caches; see [`ops::Segment`]. `is_prefill` requires one segment.
+    pub fn forward_segments<'g>(
+        &self,
+        ids_1n: Value<'g>,
+        segments: Value<'g>,
+        slots: usize,
+        caches: KvCaches<'_>,
+    ) -> ForwardOutput<'g> {
+        let rows = ids_1n.shape().elements();
+        let positions = RowPositions::Segments { segments, rows };
+        self.forward_at(ids_1n, positions, slots, Some(caches))
+    }
+
+    /// Computes a forward pass at these positions; the caches hold `sequences` sequences.
+    fn forward_at<'g>(
+        &self,
+        ids_bt: Value<'g>,
+        row_positions: RowPositions<'g>,
+        sequences: usize,
+        caches: Option<KvCaches<'_>>,
+    ) -> ForwardOutput<'g> {
+        let (g, config) = (ids_bt.builder(), &self.config);
+        let mut rope_tables = RopeTables::new(g, row_positions);
+        let mut residual = g.named_scope("embedding", || self.embed(ids_bt, row_positions));
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for (layer, block) in self.blocks.iter().enumerate() {
             let cache = caches.map(|caches| {
-                let ty = Type::f32([b, caches.capacity, config.cache_width()]);
+                let ty = Type::f32([sequences, caches.capacity, config.cache_width()]);
                 g.state(caches.buffers[layer], 0, ty)
             });
             let positions = PositionContext {
                 rope_table: rope_tables.of_layer(config, layer),
                 cache,
+                segments: row_positions.segments(),
                 is_prefill: caches.is_none_or(|caches| caches.is_prefill),
             };
             let output = g.named_scope(&format!("blocks.{layer}"), || {
@@ -257,12 +284,12 @@ impl Decoder {
 
     /// Computes the residual streams that enter the first block; two streams are both initialized to the
     /// embedding.
-    fn embed<'g>(&self, ids_bt: Value<'g>) -> Residual<'g> {
+    fn embed<'g>(&self, ids_bt: Value<'g>, positions: RowPositions<'g>) -> Residual<'g> {
         let g = ids_bt.builder();
         let x = ops::embedding(ids_bt, self.embedding.value(g));
         let x = scale(&self.embed_scale, x);
         let x = match self.position_embedding {
-            Some(table) => x + ops::embedding(positions_like(ids_bt), table.value(g)),
+            Some(table) => x + ops::embedding(positions.ids(g), table.value(g)),
             None => x,
         };
         let x = norm(&self.embed_norm, x);
@@ -280,12 +307,4 @@ impl Decoder {
         };
         norm(&self.final_norm, x)
     }
-}
-
-/// Returns the positions (b, t) of ids (b, t).
-fn positions_like(ids_bt: Value<'_>) -> Value<'_> {
-    let &[b, t] = ids_bt.shape().sizes() else {
-        panic!("ids are not (b, t), but {:?}", ids_bt.shape())
-    };
-    ops::positions(ids_bt.builder(), b, t)
 }

@@ -18,7 +18,7 @@
 //! | `config.rs`, `counts.rs` | [`ModelConfig`]; parameter and FLOP counts |
 //! | `taps.rs`, `routing.rs` | statistics of activations and routers |
 //! | `balance.rs`, `qk_clip.rs`, `unit_weights.rs` | weight updates outside the optimizer: balancing bias, QK-clip, unit-norm weights |
-//! | `cache.rs`, `losses.rs`, `load.rs` | KV cache, program of the losses, loading of parameters |
+//! | `cache.rs`, `slots.rs`, `losses.rs`, `load.rs` | KV caches, program of the losses, loading of parameters |
 //!
 //! Weights are (out, in), as in PyTorch checkpoints. Parameter names are module paths:
 //! `embedding`, `blocks.3.attention.qkv`, `blocks.3.ffn.in_norm.gain`, `final_norm.gain`, `head`.
@@ -43,6 +43,7 @@ mod qk_clip;
 pub mod registry;
 mod routing;
 mod scale;
+mod slots;
 mod sublayer;
 pub(crate) mod taps;
 #[cfg(test)]
@@ -67,5 +68,6 @@ pub use norm::{Norm, norm};
 pub use registry::{PARAMETERS, Param, ParamSpec, Registry, Role};
 pub use routing::RouterStatistics;
 pub use scale::{Scale, scale};
+pub use slots::{SlotCache, SlotTokens};
 pub use sublayer::{Residual, SubLayer};
 pub use taps::BlockActivationStats;

@@ -214,6 +214,7 @@ ops! {
     router: GateWeights, GateWeightsGrad, RouterLosses, RouterLossesGrad;
     rows: ScaleRows, ScaleRowsGrad;
     scale: Scale, Fill;
+    segments: SegmentRopeTable, SegmentPositions, SegmentCacheAppend, SegmentCachedAttention, SegmentLatentAttention;
     attention_stats: AttentionStats, MaxAttentionLogits;
     repeat_interleave: RepeatInterleave, RepeatInterleaveGrad;
     unit: UnitRows, UnitColumns;
@@ -249,5 +250,9 @@ pub use rotate::rotate;
 pub use router::{gate_weights, router_losses};
 pub use rows::scale_rows;
 pub use scale::{fill, scale};
+pub use segments::{
+    Segment, segment_cache_append, segment_cached_attention, segment_latent_attention,
+    segment_positions, segment_rope_table,
+};
 pub use tensor_stats::tensor_stats;
 pub use unit::{unit_columns, unit_rows};

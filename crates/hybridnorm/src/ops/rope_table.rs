@@ -10,9 +10,9 @@ use crate::graph::{Builder, Type, Value};
 /// Cosines and sines of the positions of a run, from [`Arguments::past`](super::Arguments::past) on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RopeTable {
-    frequencies: Arc<[f64]>,
-    magnitude: f64,
-    positions: usize,
+    pub(super) frequencies: Arc<[f64]>,
+    pub(super) magnitude: f64,
+    pub(super) positions: usize,
 }
 
 /// Computes the rotary table (t, k) of t positions and k channels, in each row k/2 cosines, then as many sines, of

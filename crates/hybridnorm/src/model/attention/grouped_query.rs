@@ -106,8 +106,8 @@ impl GroupedQueryAttention {
         let context = match positions.cache {
             None => ops::attention(packed, config),
             Some(cache) => {
-                ops::cache_append_columns(packed, config.heads * config.head_dim, cache);
-                ops::cached_attention(packed, cache, config)
+                positions.append(packed, config.heads * config.head_dim, cache);
+                positions.attend(packed, cache, config)
             }
         };
         AttentionOutput {

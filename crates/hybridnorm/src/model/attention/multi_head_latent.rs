@@ -108,12 +108,12 @@ impl MultiHeadLatentAttention {
         let rope_table = positions.rope_table;
         let [q, c_kv, k_r] = self.project(u_btd);
         if let Some(cache) = positions.cache {
-            ops::cache_append(ops::concat(&[c_kv, ops::rotate(k_r, rope_table)]), cache);
+            positions.append(ops::concat(&[c_kv, ops::rotate(k_r, rope_table)]), 0, cache);
             // Full keys and values of a prompt take fewer FLOPs than absorbed projections.
             if !positions.is_prefill {
                 let kv_up = self.kv_up.value(g);
                 let q = ops::absorbed_queries(q, kv_up, rope_table, self.heads);
-                let context = ops::latent_attention(q, cache, self.cached_config(&config));
+                let context = positions.attend_latents(q, cache, self.cached_config(&config));
                 let context = ops::project_latent_context(context, kv_up, self.heads);
                 return AttentionOutput {
                     output: self.output_projection.forward(context),
