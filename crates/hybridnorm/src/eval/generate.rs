@@ -98,6 +98,45 @@ impl Sampling {
     }
 }
 
+/// Random sampling of tokens from logits, with a generator of its own.
+///
+/// ```
+/// use hybridnorm::eval::{Sampler, Sampling};
+///
+/// let sampling = Sampling::default().with_top_k(2).with_seed(1);
+/// let mut sampler = Sampler::new(sampling)?;
+/// let token = sampler.sample(&[0.1, 2.0, -1.0, 1.9])?;
+/// assert!(token == 1 || token == 3);
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    sampling: Sampling,
+    random: ChaCha8Rng,
+}
+
+impl Sampler {
+    /// Creates a sampler, whose generator is keyed by the seed.
+    ///
+    /// # Errors
+    /// As [`Sampling::check`].
+    pub fn new(sampling: Sampling) -> Result<Self> {
+        sampling.check()?;
+        Ok(Self {
+            random: ChaCha8Rng::seed_from_u64(sampling.seed.unwrap_or(0)),
+            sampling,
+        })
+    }
+
+    /// Samples a token from the logits of a vocabulary.
+    ///
+    /// # Errors
+    /// If a logit is NaN or positive infinity.
+    pub fn sample(&mut self, logits: &[f32]) -> Result<i32> {
+        sample_token(logits, &self.sampling, &mut self.random)
+    }
+}
+
 /// Autoregressive generation of tokens with a KV cache.
 ///
 /// A prompt that does not fit into the context of `max_seq_len` tokens is truncated at its start. When the
@@ -125,8 +164,7 @@ impl Sampling {
 /// ```
 pub struct Generator<'a> {
     model: &'a mut Model,
-    sampling: Sampling,
-    random: ChaCha8Rng,
+    sampler: Sampler,
     cache: KvCache,
     context: Vec<i32>,
     n_uncached: usize,
@@ -144,7 +182,7 @@ impl<'a> Generator<'a> {
     /// If the prompt is empty or contains token ids outside the vocabulary, a sampling parameter is out of range, or
     /// the cache of `max_seq_len` positions does not fit into memory.
     pub fn new(model: &'a mut Model, prompt: &[i32], sampling: Sampling) -> Result<Self> {
-        sampling.check()?;
+        let sampler = Sampler::new(sampling)?;
         if prompt.is_empty() {
             return Err(Error::invalid_value(
                 "prompt",
@@ -158,14 +196,13 @@ impl<'a> Generator<'a> {
         let context = prompt[prompt.len() - kept..].to_vec();
         Ok(Self {
             cache: model.new_cache(1, longest)?,
-            random: ChaCha8Rng::seed_from_u64(sampling.seed.unwrap_or(0)),
             n_uncached: context.len(),
             truncated_prompt: prompt.len() - kept,
             dropped: 0,
             context,
             vocab: model.config().vocab_size,
             model,
-            sampling,
+            sampler,
         })
     }
 
@@ -210,7 +247,7 @@ impl<'a> Generator<'a> {
         }
         let new = &self.context[self.context.len() - self.n_uncached..];
         let logits = self.model.next_logits(new, &mut self.cache, false)?;
-        let token = sample_token(&logits[..self.vocab], &self.sampling, &mut self.random)?;
+        let token = self.sampler.sample(&logits[..self.vocab])?;
         self.context.push(token);
         self.n_uncached = 1;
         Ok(token)
@@ -224,9 +261,7 @@ fn sample_token(logits: &[f32], sampling: &Sampling, random: &mut ChaCha8Rng) ->
             "the model's logits are not finite; its weights may be corrupt",
         ));
     }
-    let mut order: Vec<usize> = (0..logits.len()).collect();
-    // Equal logits keep the order of their ids.
-    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+    let mut order = descending(logits);
     if sampling.temperature == 0.0 {
         return Ok(order[0] as i32);
     }
@@ -253,6 +288,23 @@ fn sample_token(logits: &[f32], sampling: &Sampling, random: &mut ChaCha8Rng) ->
         .map_err(|error| Error::not_finite(format!("cannot sample a token: {error}")))?
         .sample(random);
     Ok(order[sampled] as i32)
+}
+
+/// Returns the ids in descending order of their logits; equal logits keep the order of their ids.
+fn descending(logits: &[f32]) -> Vec<usize> {
+    // Integers that compare as `f32::total_cmp` does are faster to sort than indices.
+    let key = |(id, logit): (usize, &f32)| {
+        let bits = logit.to_bits();
+        let ascending = if logit.is_sign_negative() {
+            !bits
+        } else {
+            bits | 1 << 31
+        };
+        u64::from(!ascending) << 32 | id as u64
+    };
+    let mut keys: Vec<u64> = logits.iter().enumerate().map(key).collect();
+    keys.sort_unstable();
+    keys.into_iter().map(|key| key as u32 as usize).collect()
 }
 
 impl Drop for Generator<'_> {
@@ -302,6 +354,14 @@ mod tests {
         let cache: Vec<Buffer> = generator.cache.buffers().to_vec();
         drop(generator);
         model.executor().read(cache[0], 0..1);
+    }
+
+    #[test]
+    fn tokens_are_ordered_by_logit_and_then_by_id() {
+        let logits = [0.5, -0.0, 0.0, -2.0, 0.5, f32::NEG_INFINITY, 1e-40, 3.0];
+        let mut expected: Vec<usize> = (0..logits.len()).collect();
+        expected.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+        assert_eq!(descending(&logits), expected);
     }
 
     #[test]

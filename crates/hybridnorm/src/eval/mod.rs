@@ -17,7 +17,7 @@ mod text_options;
 pub use crate::loss::{Loss, loss};
 #[cfg(feature = "data")]
 pub use evaluation::{Evaluation, LossWithCoverage, SetLoss, evaluate};
-pub use generate::{Generator, Sampling};
+pub use generate::{Generator, Sampler, Sampling};
 #[cfg(feature = "data")]
 pub use sets::{EvalOptions, EvalSet, open_sets};
 #[cfg(feature = "data")]
