@@ -78,7 +78,7 @@ pub use stream::{BatchStream, Cursor, Order};
 pub use text_stats::{LiteralSpecialToken, TextStats};
 pub use tokenizer::Tokenizer;
 #[cfg(feature = "data")]
-pub use tokenizer::{StreamDecoder, TokenizerSpec};
+pub use tokenizer::{ChatTemplate, StreamDecoder, TokenizerSpec};
 pub use windows::{Coverage, Windows};
 
 /// Progress of a long-running operation.

@@ -19,6 +19,7 @@
 
 mod batch;
 mod byte_tokens;
+mod chat;
 mod chunks;
 mod continuation;
 mod exact;
@@ -50,9 +51,10 @@ use super::ProgressFn;
 use super::bpe::{self, BpeTrainer, END_OF_TEXT, END_OF_TEXT_ID, PreTokenizer};
 use super::manifest::TokenizerRecord;
 
+pub use chat::ChatTemplate;
 pub(super) use chunks::{SOFT_LIMIT, SplitPoints, chunks};
 use hf::HfTokenizer;
-use json::{configured_eos, tiktoken_json};
+use json::{configured_eos, saved_config, tiktoken_json};
 pub use lost_text::LostText;
 pub(super) use parallel::in_parallel;
 pub use spec::TokenizerSpec;
@@ -95,6 +97,7 @@ pub struct Tokenizer {
     vocab_size: usize,
     eos: u32,
     fingerprint: String,
+    chat_template: Option<Arc<ChatTemplate>>,
 }
 
 #[derive(Clone)]
@@ -198,6 +201,7 @@ impl Tokenizer {
             vocab_size,
             eos,
             fingerprint: files::sha256(format!("hybridnorm tokenizer 1 {name}").as_bytes()),
+            chat_template: None,
         }
     }
 
@@ -253,8 +257,10 @@ impl Tokenizer {
             Some(config) if files::exists(&config)? => configured_eos(&config)?,
             _ => None,
         };
+        let chat_template = folder.map(ChatTemplate::read).transpose()?.flatten();
         Self::from_json(file, eos.as_deref())
             .map(|tokenizer| tokenizer.with_name(&path.display().to_string()))
+            .map(|tokenizer| tokenizer.with_chat_template(chat_template))
             .map_err(|error| Error::format(path, error.to_string()))
     }
 
@@ -310,6 +316,7 @@ impl Tokenizer {
             name: JSON_NAME.into(),
             eos,
             fingerprint,
+            chat_template: None,
         })
     }
 
@@ -450,11 +457,8 @@ impl Tokenizer {
             Kind::Json(json) => json.name_of(self.eos),
             _ => None,
         };
-        let config = serde_json::json!({
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "eos_token": eos.as_deref().unwrap_or(END_OF_TEXT),
-            "clean_up_tokenization_spaces": false,
-        });
+        let eos = eos.as_deref().unwrap_or(END_OF_TEXT);
+        let config = saved_config(eos, self.chat_template());
         files::write(folder.join(CONFIG_NAME), pretty(&config).as_bytes())?;
         let builtin = match &self.kind {
             Kind::Bytes => Some(Builtin::Bytes),

@@ -4,13 +4,14 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::data::Tokenizer;
+use crate::data::{ChatTemplate, Tokenizer};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::omissions::{Omissions, Unit};
 
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
 /// Files that give the id of the end-of-text token, in order of preference.
 const MODEL_CONFIGS: [&str; 2] = ["generation_config.json", "config.json"];
 const JSON_LIMIT: u64 = 256 << 20;
@@ -60,8 +61,12 @@ pub fn tokenizer(folder: &Path) -> Result<Option<ImportedTokenizer>> {
                 .and_then(|json| token_of(&json, id));
             Tokenizer::from_json(bytes, name.as_deref())
                 .map_err(|error| Error::format(path, error.to_string()))?
+                .with_chat_template(ChatTemplate::read(folder)?)
         }
     };
+    if files::exists(folder.join(CHAT_TEMPLATE))? {
+        files.push(CHAT_TEMPLATE.to_owned());
+    }
     Ok(Some(ImportedTokenizer { tokenizer, files }))
 }
 

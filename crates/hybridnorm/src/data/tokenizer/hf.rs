@@ -323,6 +323,13 @@ impl HfTokenizer {
         self.tokenizer.id_to_token(id)
     }
 
+    /// Returns the id of a special token.
+    pub(super) fn special_id(&self, name: &str) -> Option<u32> {
+        self.tokenizer
+            .token_to_id(name)
+            .filter(|&id| self.is_special(id))
+    }
+
     pub(super) fn file(&self) -> &[u8] {
         &self.file
     }

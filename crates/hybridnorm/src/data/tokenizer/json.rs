@@ -11,7 +11,7 @@ use crate::data::bpe::{self, PreTokenizer};
 use crate::error::{Error, Result};
 use crate::files;
 
-use super::Builtin;
+use super::{Builtin, ChatTemplate};
 
 /// Returns the `eos_token` of a `tokenizer_config.json`, if it names one.
 pub(super) fn configured_eos(path: &Path) -> Result<Option<String>> {
@@ -36,6 +36,22 @@ pub(super) fn configured_eos(path: &Path) -> Result<Option<String>> {
     Ok(config.eos_token.map(|name| match name {
         Name::Plain(content) | Name::Token { content } => content,
     }))
+}
+
+/// Returns the `tokenizer_config.json` of a saved tokenizer, for Hugging Face tools.
+pub(super) fn saved_config(eos: &str, chat: Option<&ChatTemplate>) -> serde_json::Value {
+    let mut config = serde_json::json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": eos,
+        "clean_up_tokenization_spaces": false,
+    });
+    if let Some(chat) = chat {
+        config["chat_template"] = chat.template.clone().into();
+        if !chat.bos_token.is_empty() {
+            config["bos_token"] = chat.bos_token.clone().into();
+        }
+    }
+    config
 }
 
 pub(super) fn byte_table(vocab: &HashMap<String, u32>, vocab_size: usize) -> Vec<Vec<u8>> {
