@@ -4,6 +4,7 @@ mod bench;
 mod checkpoint;
 mod data;
 mod model;
+mod serve;
 mod shared;
 mod study;
 mod training;
@@ -15,6 +16,7 @@ pub use model::{
     AttentionKind, ExplainFormat, InspectArgs, PlacementCommand, PlacementExplainArgs,
     PlacementListArgs,
 };
+pub use serve::ServeArgs;
 pub use shared::{GlobalArgs, OutputArgs};
 pub use study::{MergeArgs, ReportArgs, ReportFormat, StudyArgs, StudyCommand};
 pub use training::{ProbeArgs, QuickstartArgs, ReplayArgs, TrainArgs};
@@ -52,6 +54,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Generate text with a checkpoint.
     Generate(GenerateArgs),
+    /// Serve a checkpoint over HTTP: OpenAI's completions and chat completions, and a page to type into.
+    Serve(ServeArgs),
     /// Fetch, tokenize and inspect text.
     Data {
         /// Operation on data.

@@ -11,6 +11,7 @@ pub mod probe;
 pub mod quickstart;
 pub mod replay;
 pub mod report;
+pub mod serve;
 pub mod study;
 pub mod train;
 
@@ -42,6 +43,7 @@ pub fn run(command: Command, console: &Console) -> Result<Outcome, Error> {
         Command::Report(args) => report::run(args, console),
         Command::Eval(args) => eval::run(args, console),
         Command::Generate(args) => generate::run(args, console),
+        Command::Serve(args) => serve::run(args, console),
         Command::Data { command } => data::run(command, console),
         Command::Placement { command } => placement::run(command),
         Command::Inspect(args) => inspect::run(args, console),

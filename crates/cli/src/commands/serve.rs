@@ -1,0 +1,68 @@
+//! `hybridnorm serve`.
+
+use hybridnorm::{Device, Error};
+use hybridnorm_server::Started;
+
+use super::Outcome;
+use crate::args::ServeArgs;
+use crate::console::{self, Console};
+use crate::signals::Signals;
+
+pub fn run(args: ServeArgs, console: &Console) -> Result<Outcome, Error> {
+    let options = args.options()?;
+    let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
+    let tokenizer = checkpoint.tokenizer()?.ok_or_else(|| {
+        Error::format(
+            checkpoint.path(),
+            "has no tokenizer; import or train with one to serve the model",
+        )
+    })?;
+    let tokenizer = match &args.chat_template {
+        Some(path) => tokenizer.with_chat_template_file(path)?,
+        None => tokenizer,
+    };
+    let model = checkpoint.model(Device::Cpu)?;
+    let is_open = !args.host.is_loopback() && options.api_key.is_none();
+    if is_open {
+        console.note("without --api-key-file, anybody who reaches this address can use the model");
+    }
+    let name = options.model_name.clone();
+    let signals = Signals::install()?;
+    let stop = signals.defer();
+    let mut printed = Ok(true);
+    hybridnorm_server::serve(model, tokenizer, options, stop, |started| {
+        for line in memory_lines(started) {
+            console.note(&line);
+        }
+        if let Some(problem) = &started.chat_problem {
+            console.note(&format!("{problem}; chat requests will be errors"));
+        }
+        printed =
+            console::print_streamed(&format!("serving {name} at http://{}\n", started.address));
+    })?;
+    printed?;
+    console.note("stopped");
+    Ok(Outcome::Completed)
+}
+
+/// Returns the maximum memory of the server, by part.
+fn memory_lines(started: &Started) -> [String; 2] {
+    let engine = &started.engine;
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    [
+        format!(
+            "memory: at most {} MiB besides the program and its tokenizer: weights {}, keys and values of {} × {} tokens \
+             {}, a step {}, {} requests of up to {} each, connections {}",
+            mib(started.total_bytes()),
+            mib(engine.weights),
+            started.slots,
+            started.context,
+            mib(engine.cache),
+            mib(engine.run),
+            started.max_requests,
+            mib(started.request_bytes),
+            mib(started.connection_bytes)
+        ),
+        "stop with Ctrl-C: running requests are completed first".into(),
+    ]
+}
