@@ -16,7 +16,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
 
 /// Maximum size of a request's head in bytes.
-const MAX_HEAD: usize = 64 << 10;
+const MAX_HEAD: usize = 16 << 10;
+/// Maximum size of each of the two buffers of a connection in bytes.
+const MAX_BUFFER: usize = 64 << 10;
 
 /// Limits of connections.
 #[derive(Clone, Copy)]
@@ -85,7 +87,8 @@ async fn connection(
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(time)
-        .max_buf_size(MAX_HEAD);
+        .max_header_size(MAX_HEAD)
+        .max_buf_size(MAX_BUFFER);
     let connection = builder.serve_connection(io, TowerToHyperService::new(router));
     tokio::pin!(connection);
     // Errors concern only this client, which is gone or does not speak HTTP.
