@@ -1,5 +1,6 @@
 //! Bodies of requests and responses.
 
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -44,6 +45,22 @@ pub(super) async fn read(body: Body, limit: usize, time: Duration) -> ApiResult<
             Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, message))
         }
     }
+}
+
+/// Reads and drops a body of limited size in limited time, so that a client that writes it before it reads can read the
+/// error.
+pub(super) async fn discard(mut body: Body, limit: usize, time: Duration) {
+    let read = async {
+        let mut size = 0;
+        while size <= limit {
+            match poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+                Some(Ok(frame)) => size += frame.data_ref().map_or(0, Bytes::len),
+                Some(Err(_)) | None => break,
+            }
+        }
+    };
+    // What comes later is cut off with the connection.
+    let _ = timeout(time, read).await;
 }
 
 /// Source of the pieces of a stream.

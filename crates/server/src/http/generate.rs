@@ -59,14 +59,16 @@ async fn respond(
     request: Request,
     prepare: fn(&App, &[u8]) -> ApiResult<Prepared>,
 ) -> ApiResult<Response<Body>> {
-    let permit = app.permit()?;
     let start = Instant::now();
-    let body = body::read(
-        request.into_body(),
-        app.options.body_limit,
-        app.options.client_timeout,
-    )
-    .await?;
+    let (limit, time) = (app.options.body_limit, app.options.client_timeout);
+    let permit = match app.permit() {
+        Ok(permit) => permit,
+        Err(error) => {
+            body::discard(request.into_body(), limit, time).await;
+            return Err(error);
+        }
+    };
+    let body = body::read(request.into_body(), limit, time).await?;
     let prepared = {
         let app = app.clone();
         // Long texts take a while to tokenize.
