@@ -49,7 +49,7 @@ fn unsupported_in_deepseek_v3() -> Vec<Unsupported> {
         (
             "rope_parameters",
             json!({ "rope_type": "yarn" }),
-            "rope_type \"yarn\"",
+            "rope_parameters.factor is missing for rope_type \"yarn\"",
         ),
         ("moe_layer_freq", json!(2), "moe_layer_freq 2, expected 1"),
         ("topk_method", json!("greedy"), "topk_method \"greedy\""),

@@ -12,7 +12,7 @@ use hybridnorm::plan::Options;
 use hybridnorm::{Device, train};
 
 /// Folders of `fixtures/hf`.
-const FOLDERS: [&str; 19] = [
+const FOLDERS: [&str; 20] = [
     "llama",
     "llama-bias",
     "mistral",
@@ -25,6 +25,7 @@ const FOLDERS: [&str; 19] = [
     "olmo3",
     "olmoe",
     "deepseek-v3",
+    "deepseek_v3-yarn",
     "gemma2",
     "gemma3",
     "phi3",

@@ -9,7 +9,7 @@ use super::layouts;
 use super::mapping::{Mapping, Part};
 use super::weights::Weights;
 use crate::model::{MlaConfig, ModelConfig, MoeConfig, Scoring};
-use crate::placement::{self, HeadNorm, InitScheme, Placement, StdRule};
+use crate::placement::{self, AttnScale, HeadNorm, InitScheme, Placement, StdRule};
 
 #[derive(Deserialize)]
 struct Config {
@@ -106,12 +106,6 @@ impl Config {
             return Err("attention_bias is set, which is not supported".into());
         }
         let (rope_theta, rope_scaling) = common.uniform_rope()?;
-        if rope_scaling.is_some() {
-            return Err(
-                "rope_type is set, expected \"default\": scaled frequencies of latent attention are not supported"
-                    .into(),
-            );
-        }
         let moe = self.moe();
         let all_dense = moe.first_dense >= common.num_hidden_layers;
         let d_ff = match moe.first_dense {
@@ -127,6 +121,7 @@ impl Config {
             vocab_size: common.vocab_size,
             max_seq_len: common.max_position_embeddings,
             rope_theta,
+            rope_scaling,
             activation: common.gated_activation()?,
             tie_embeddings: common.tie_word_embeddings,
             moe: (!all_dense).then_some(moe),
@@ -180,6 +175,11 @@ impl Config {
         inner.norm_eps = (eps != LATENT_EPS).then_some(LATENT_EPS);
         if self.q_lora_rank.is_none() {
             inner.q_norm = HeadNorm::None;
+        }
+        let factor = common.yarn_logit_factor();
+        if factor != 1.0 {
+            let head_dim = self.qk_nope_head_dim.saturating_add(self.qk_rope_head_dim);
+            inner.attn_scale = AttnScale::Const(factor / (head_dim as f64).sqrt());
         }
         placement.init.scheme = InitScheme::Normal;
         placement.init.std = StdRule::Const(common.initializer_range);

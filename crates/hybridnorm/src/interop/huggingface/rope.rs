@@ -87,6 +87,18 @@ impl Common {
         ))
     }
 
+    /// Returns the factor of the attention logits of DeepSeek's YaRN: `(0.1 mscale_all_dim ln(factor) + 1)²`.
+    pub(super) fn yarn_logit_factor(&self) -> f64 {
+        let tables = self.rope_tables(LayerType::Full);
+        let found = tables
+            .iter()
+            .find_map(|(_, table)| table.factor.zip(table.mscale_all_dim));
+        match found {
+            Some((factor, all_dim)) if all_dim != 0.0 => magnitude(factor, all_dim).powi(2),
+            _ => 1.0,
+        }
+    }
+
     /// Returns the base of RoPE.
     fn rope_theta(&self, layer: LayerType) -> Result<f64, String> {
         let tables = self.rope_tables(layer);
@@ -238,16 +250,12 @@ impl RopeParameters {
                 .factor
                 .ok_or_else(|| format!("{name}.factor is missing for rope_type \"yarn\""))?,
         };
-        let magnitude = |mscale: f64| match factor <= 1.0 {
-            true => 1.0,
-            false => 0.1 * mscale * factor.ln() + 1.0,
-        };
         let attention_factor = match (self.attention_factor, self.mscale, self.mscale_all_dim) {
             (Some(given), _, _) => given,
             (None, Some(mscale), Some(all_dim)) if mscale != 0.0 && all_dim != 0.0 => {
-                magnitude(mscale) / magnitude(all_dim)
+                magnitude(factor, mscale) / magnitude(factor, all_dim)
             }
-            _ => magnitude(1.0),
+            _ => magnitude(factor, 1.0),
         };
         Ok(RopeScaling::Yarn {
             factor,
@@ -256,5 +264,13 @@ impl RopeParameters {
             original_max_seq_len,
             attention_factor,
         })
+    }
+}
+
+/// Returns YaRN's factor of cosines and sines for frequencies divided by `factor` (arXiv 2309.00071).
+fn magnitude(factor: f64, mscale: f64) -> f64 {
+    match factor <= 1.0 {
+        true => 1.0,
+        false => 0.1 * mscale * factor.ln() + 1.0,
     }
 }
