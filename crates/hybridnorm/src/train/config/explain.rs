@@ -69,7 +69,7 @@ const EXAMPLES: [(&str, &str); 34] = [
         "model.rope_scaling",
         "rope_scaling = { kind = \"linear\", factor = 4.0 }",
     ),
-    ("model.rope_dim", "rope_dim = 16"),
+    ("model.rope_dim", "rope_dim = 4"),
     (
         "model.position_embedding",
         "position_embedding = \"learned\"",
@@ -77,7 +77,7 @@ const EXAMPLES: [(&str, &str); 34] = [
     ("model.bias", "bias = { qkv = true }"),
     (
         "model.attention_overrides",
-        "attention_overrides = [{ layers = { every = 2 }, window = 512 }]",
+        "attention_overrides = [{ layers = { last = 1 }, window = 64 }]",
     ),
     ("model.tie_embeddings", "tie_embeddings = true"),
     ("init", "init = { from = \"runs/first\" }"),
