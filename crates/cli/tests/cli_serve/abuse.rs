@@ -8,17 +8,27 @@ use serde_json::json;
 
 use crate::server::{Server, read_reply, resident_mib, trained};
 
+/// Returns a request with a header for the length of its body.
+fn post(length: &str, body: &str) -> String {
+    format!(
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{length}\r\n\r\n{body}"
+    )
+}
+
+/// Stops a server, which must not have panicked.
+fn stop_without_panic(server: Server) {
+    let (code, text) = server.stop();
+    assert_eq!(code, 0, "{text}");
+    assert!(
+        !text.contains("panicked") && !text.contains("internal error"),
+        "{text}"
+    );
+}
+
 #[test]
-fn malformed_oversized_slow_and_cut_off_requests_do_no_harm() {
+fn malformed_and_oversized_requests_are_rejected() {
     let dir = trained();
-    let server = Server::start(&dir, &["--body-limit", "2000", "--slots", "1"]);
-    let post = |length: &str, body: &str| {
-        format!(
-            "POST /v1/completions HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{length}\r\n\r\n{body}",
-            server.address
-        )
-    };
-    // Malformed.
+    let server = Server::start(&dir, &["--body-limit", "2000"]);
     assert_eq!(
         server.raw(b"\x16\x03\x01\x02\x00 not http\r\n\r\n").status,
         400
@@ -45,7 +55,7 @@ fn malformed_oversized_slow_and_cut_off_requests_do_no_harm() {
             .status,
         400
     );
-    // Oversized: announced, and in chunks.
+    // Announced, and in chunks.
     assert_eq!(
         server
             .raw(post("Content-Length: 2001", "").as_bytes())
@@ -55,7 +65,14 @@ fn malformed_oversized_slow_and_cut_off_requests_do_no_harm() {
     let chunk = format!("3e8\r\n{}\r\n", "a".repeat(1000));
     let chunked = post("Transfer-Encoding: chunked", &chunk.repeat(4));
     assert_eq!(server.raw(chunked.as_bytes()).status, 413);
-    // Slow: a head and a body that do not arrive.
+    stop_without_panic(server);
+}
+
+#[test]
+fn slow_and_cut_off_requests_do_no_harm() {
+    let dir = trained();
+    let server = Server::start(&dir, &["--slots", "1"]);
+    // A head and a body that do not arrive.
     let start = Instant::now();
     let reply = server.raw(post("Content-Length: 100", "{").as_bytes());
     assert_eq!(reply.status, 408, "{reply:?}");
@@ -64,7 +81,7 @@ fn malformed_oversized_slow_and_cut_off_requests_do_no_harm() {
     let reply = read_reply(stream);
     assert!([0, 408].contains(&reply.status), "{reply:?}");
     assert!(start.elapsed() < Duration::from_secs(10));
-    // Cut off within the body, and while a long answer is computed: its slot becomes free.
+    // Within the body, and while a long answer is computed: its slot becomes free.
     let mut stream = server.connect();
     stream
         .write_all(post("Content-Length: 100", "{\"prompt\"").as_bytes())
@@ -79,12 +96,7 @@ fn malformed_oversized_slow_and_cut_off_requests_do_no_harm() {
         stream.read_exact(&mut first).unwrap();
     }
     assert!(server.choice(json!({"prompt": "a", "max_tokens": 3}))["finish_reason"].is_string());
-    let (code, text) = server.stop();
-    assert_eq!(code, 0, "{text}");
-    assert!(
-        !text.contains("panicked") && !text.contains("internal error"),
-        "{text}"
-    );
+    stop_without_panic(server);
 }
 
 /// Pseudorandom numbers.
@@ -104,6 +116,62 @@ impl Random {
     }
 }
 
+/// Keys of random bodies.
+const KEYS: [&str; 23] = [
+    "model",
+    "prompt",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "n",
+    "best_of",
+    "seed",
+    "stop",
+    "logprobs",
+    "echo",
+    "stream",
+    "stream_options",
+    "suffix",
+    "presence_penalty",
+    "logit_bias",
+    "user",
+    "messages",
+    "tools",
+    "top_logprobs",
+    "response_format",
+    "unknown",
+];
+
+/// Values of random bodies.
+const VALUES: [&str; 25] = [
+    "null",
+    "true",
+    "0",
+    "1",
+    "2",
+    "-1",
+    "1e400",
+    "0.5",
+    "18446744073709551616",
+    "\"a\"",
+    "\"\\ud800\"",
+    "\"é\"",
+    "[]",
+    "[1,2,3]",
+    "[[1],[2,3]]",
+    "[\"a\",\"b\"]",
+    "[1,\"a\"]",
+    "{}",
+    "{\"a\":[{}]}",
+    "[[[[[]]]]]",
+    "[{\"role\":\"user\",\"content\":\"hi\"}]",
+    "[{\"role\":\"user\"}]",
+    "\"tiny\"",
+    "16",
+    "1000000000000",
+];
+
 /// Returns a random body: a request with random fields, damaged in half of the cases, or random bytes.
 fn random_body(random: &mut Random) -> Vec<u8> {
     if random.below(10) == 0 {
@@ -111,58 +179,6 @@ fn random_body(random: &mut Random) -> Vec<u8> {
             .map(|_| random.below(256) as u8)
             .collect();
     }
-    let values = [
-        "null",
-        "true",
-        "0",
-        "1",
-        "2",
-        "-1",
-        "1e400",
-        "0.5",
-        "18446744073709551616",
-        "\"a\"",
-        "\"\\ud800\"",
-        "\"é\"",
-        "[]",
-        "[1,2,3]",
-        "[[1],[2,3]]",
-        "[\"a\",\"b\"]",
-        "[1,\"a\"]",
-        "{}",
-        "{\"a\":[{}]}",
-        "[[[[[]]]]]",
-        "[{\"role\":\"user\",\"content\":\"hi\"}]",
-        "[{\"role\":\"user\"}]",
-        "\"tiny\"",
-        "16",
-        "1000000000000",
-    ];
-    let keys = [
-        "model",
-        "prompt",
-        "max_tokens",
-        "temperature",
-        "top_p",
-        "top_k",
-        "n",
-        "best_of",
-        "seed",
-        "stop",
-        "logprobs",
-        "echo",
-        "stream",
-        "stream_options",
-        "suffix",
-        "presence_penalty",
-        "logit_bias",
-        "user",
-        "messages",
-        "tools",
-        "top_logprobs",
-        "response_format",
-        "unknown",
-    ];
     let mut fields = vec![format!(
         "\"prompt\":{}",
         random.pick(&["\"abc\"", "[1,2]", "[[1],[2]]", "\"\""])
@@ -170,8 +186,8 @@ fn random_body(random: &mut Random) -> Vec<u8> {
     for _ in 0..random.below(5) {
         fields.push(format!(
             "\"{}\":{}",
-            random.pick(&keys),
-            random.pick(&values)
+            random.pick(&KEYS),
+            random.pick(&VALUES)
         ));
     }
     let mut body = format!("{{{}}}", fields.join(",")).into_bytes();
@@ -225,12 +241,7 @@ fn random_bodies_are_answered() {
     let dir = trained();
     let server = Server::start(&dir, &[]);
     send_random_bodies(&server, 300);
-    let (code, text) = server.stop();
-    assert_eq!(code, 0, "{text}");
-    assert!(
-        !text.contains("panicked") && !text.contains("internal error"),
-        "{text}"
-    );
+    stop_without_panic(server);
 }
 
 #[test]
@@ -244,10 +255,5 @@ fn ten_thousand_random_bodies_are_answered() {
     let after = resident_mib(&server);
     println!("resident memory: {before:.1} MiB before, {after:.1} MiB after");
     assert!(after < before + 16.0);
-    let (code, text) = server.stop();
-    assert_eq!(code, 0, "{text}");
-    assert!(
-        !text.contains("panicked") && !text.contains("internal error"),
-        "{text}"
-    );
+    stop_without_panic(server);
 }

@@ -234,10 +234,9 @@ fn chats_use_the_template() {
 }
 
 #[test]
-fn unsupported_and_invalid_fields_are_named() {
+fn unsupported_and_invalid_fields_of_completions_are_named() {
     let dir = trained();
-    dir.write("chat.jinja", "{{ messages[0].content }}");
-    let server = Server::start(&dir, &["--chat-template", "chat.jinja"]);
+    let server = Server::start(&dir, &[]);
     let with = |key: &str, value: Value| {
         let mut body = json!({"prompt": "a", "max_tokens": 2});
         body[key] = value;
@@ -287,6 +286,14 @@ fn unsupported_and_invalid_fields_are_named() {
     ] {
         assert_eq!(with(key, value.clone()).status, 200, "{key} {value}");
     }
+    server.stop();
+}
+
+#[test]
+fn unsupported_and_invalid_fields_of_chats_are_named() {
+    let dir = trained();
+    dir.write("chat.jinja", "{{ messages[0].content }}");
+    let server = Server::start(&dir, &["--chat-template", "chat.jinja"]);
     let chat = |key: &str, value: Value| {
         let mut body = json!({"messages": [{"role": "user", "content": "a"}], "max_tokens": 2});
         body[key] = value;

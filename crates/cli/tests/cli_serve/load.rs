@@ -12,7 +12,7 @@ fn load(server: &Server, clients: usize, seconds: u64) -> (usize, usize, Vec<f64
     let client = |i: usize| {
         let (mut tokens, mut latencies) = (0, Vec::new());
         while Instant::now() < end {
-            let stream = (i + latencies.len()) % 2 == 0;
+            let stream = (i + latencies.len()).is_multiple_of(2);
             let body = json!({
                 "prompt": "Once upon a time, there was"[..1 + (7 * i + latencies.len()) % 27],
                 "max_tokens": 32, "seed": i, "stream": stream, "logprobs": 1,

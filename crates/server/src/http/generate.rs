@@ -13,8 +13,9 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::app::App;
 use super::body::{self, HeldBody, Pieces};
 use super::error::{ApiError, ApiResult};
+use super::parse::parse;
 use super::reply::{Part, Reply};
-use super::request::{Api, ChatRequest, CompletionRequest, Prepared, parse};
+use super::request::{Api, ChatRequest, CompletionRequest, Prepared};
 use crate::engine::{Event, EventSink};
 
 /// Event of a choice.

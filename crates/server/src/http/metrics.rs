@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 
-use crate::engine::EngineHandle;
+use crate::engine::{Counters, EngineHandle};
 
 /// Upper bounds of the buckets of a histogram, in seconds.
 const BOUNDS: [f64; 12] = [
@@ -89,49 +89,7 @@ impl Metrics {
                 "hybridnorm_responses_total{{status=\"{status}\"}} {count}"
             );
         }
-        let counters = engine.counters();
-        for (name, kind, help, value) in [
-            (
-                "requests",
-                "gauge",
-                "Requests that wait or run.",
-                &counters.requests,
-            ),
-            (
-                "active_sequences",
-                "gauge",
-                "Sequences in slots.",
-                &counters.active,
-            ),
-            (
-                "prompt_tokens_total",
-                "counter",
-                "Evaluated tokens of prompts.",
-                &counters.prompt_tokens,
-            ),
-            (
-                "generated_tokens_total",
-                "counter",
-                "New tokens.",
-                &counters.generated_tokens,
-            ),
-            (
-                "steps_total",
-                "counter",
-                "Steps of one token of every sequence.",
-                &counters.steps,
-            ),
-            (
-                "cancelled_total",
-                "counter",
-                "Requests whose client disconnected.",
-                &counters.cancelled,
-            ),
-        ] {
-            let name = format!("hybridnorm_{name}");
-            header(&name, help, kind, &mut out);
-            let _ = writeln!(out, "{name} {}", value.load(Relaxed));
-        }
+        write_counters(engine.counters(), &mut out);
         let help = "Time from a request to its first new token.";
         self.first_token
             .write("hybridnorm_first_token_seconds", help, &mut out);
@@ -153,6 +111,52 @@ impl Metrics {
 
 fn header(name: &str, help: &str, kind: &str, out: &mut String) {
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+}
+
+/// Writes the counters of an engine.
+fn write_counters(counters: &Counters, out: &mut String) {
+    for (name, kind, help, value) in [
+        (
+            "requests",
+            "gauge",
+            "Requests that wait or run.",
+            &counters.requests,
+        ),
+        (
+            "active_sequences",
+            "gauge",
+            "Sequences in slots.",
+            &counters.active,
+        ),
+        (
+            "prompt_tokens_total",
+            "counter",
+            "Evaluated tokens of prompts.",
+            &counters.prompt_tokens,
+        ),
+        (
+            "generated_tokens_total",
+            "counter",
+            "New tokens.",
+            &counters.generated_tokens,
+        ),
+        (
+            "steps_total",
+            "counter",
+            "Steps of one token of every sequence.",
+            &counters.steps,
+        ),
+        (
+            "cancelled_total",
+            "counter",
+            "Requests whose client disconnected.",
+            &counters.cancelled,
+        ),
+    ] {
+        let name = format!("hybridnorm_{name}");
+        header(&name, help, kind, out);
+        let _ = writeln!(out, "{name} {}", value.load(Relaxed));
+    }
 }
 
 /// Returns the resident memory of this process, where the system reports it (Linux).

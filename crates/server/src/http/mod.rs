@@ -8,6 +8,7 @@ mod generate;
 mod guard;
 mod listener;
 mod metrics;
+mod parse;
 mod reply;
 mod request;
 

@@ -2,7 +2,7 @@
 
 use hybridnorm::eval::Sampling;
 use serde::Deserialize;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::IgnoredAny;
 
 use super::app::App;
 use super::error::{ApiError, ApiResult};
@@ -169,48 +169,6 @@ struct Common {
     stream_options: Option<StreamOptions>,
 }
 
-/// Reads a JSON body.
-///
-/// # Errors
-/// Naming the field that is unknown, missing or has another type.
-pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
-    let mut deserializer = serde_json::Deserializer::from_slice(body);
-    let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let path = error.path().to_string();
-        let message = error.into_inner().to_string();
-        parse_error(&path, &message)
-    })?;
-    deserializer
-        .end()
-        .map_err(|error| parse_error(".", &error.to_string()))?;
-    Ok(value)
-}
-
-fn parse_error(path: &str, message: &str) -> ApiError {
-    let quoted = |prefix: &str| {
-        let rest = message.strip_prefix(prefix)?;
-        rest.split('`').next().map(str::to_owned)
-    };
-    if let Some(field) = quoted("unknown field `") {
-        let message = format!("unrecognized request argument: `{field}`");
-        return ApiError::field(field, message).with_code("unknown_parameter");
-    }
-    if let Some(field) = quoted("missing field `") {
-        return ApiError::field(
-            field.clone(),
-            format!("missing required parameter: `{field}`"),
-        );
-    }
-    match path {
-        // The body as a whole, or a field whose name was not read.
-        "." | "?" => ApiError::new(
-            axum::http::StatusCode::BAD_REQUEST,
-            format!("the body is not a valid JSON request: {message}"),
-        ),
-        path => ApiError::field(path, format!("`{path}`: {message}")),
-    }
-}
-
 fn reject(fields: &[(&str, Unsupported)]) -> ApiResult<()> {
     match fields.iter().find(|(_, value)| *value == Unsupported::Set) {
         Some((field, _)) => Err(ApiError::unsupported(field)),
@@ -290,22 +248,8 @@ impl ChatRequest {
                 "`top_logprobs` requires `logprobs` to be true",
             ));
         }
-        let max_tokens = match (self.max_completion_tokens, self.max_tokens) {
-            (Some(a), Some(b)) if a != b => {
-                let message = "`max_tokens` and `max_completion_tokens` differ; remove one of them";
-                return Err(ApiError::field("max_tokens", message));
-            }
-            (a, b) => a.or(b),
-        };
-        let messages = self.messages.into_iter().enumerate();
-        let messages: Vec<Message> = messages
-            .map(|(i, message)| message.check(i))
-            .collect::<ApiResult<_>>()?;
-        if messages.is_empty() {
-            return Err(ApiError::field("messages", "there is no message"));
-        }
-        let prompt = app.chat()?.encode(&messages);
-        let prompt = prompt.map_err(|problem| ApiError::field("messages", problem))?;
+        let max_tokens = one_limit(self.max_completion_tokens, self.max_tokens)?;
+        let prompt = render(self.messages, app)?;
         // Without a limit, an answer may fill the context.
         let rest = (app.engine().context() + 1)
             .saturating_sub(prompt.len())
@@ -325,6 +269,30 @@ impl ChatRequest {
         };
         common.prepare(Api::Chat, request, None, app)
     }
+}
+
+/// Returns the maximum number of new tokens, which has two names.
+fn one_limit(new: Option<usize>, old: Option<usize>) -> ApiResult<Option<usize>> {
+    match (new, old) {
+        (Some(new), Some(old)) if new != old => {
+            let message = "`max_tokens` and `max_completion_tokens` differ; remove one of them";
+            Err(ApiError::field("max_tokens", message))
+        }
+        (new, old) => Ok(new.or(old)),
+    }
+}
+
+/// Returns the tokens of the prompt for some messages.
+fn render(messages: Vec<ChatMessage>, app: &App) -> ApiResult<Vec<i32>> {
+    let messages = messages.into_iter().enumerate();
+    let messages: Vec<Message> = messages
+        .map(|(i, message)| message.check(i))
+        .collect::<ApiResult<_>>()?;
+    if messages.is_empty() {
+        return Err(ApiError::field("messages", "there is no message"));
+    }
+    let prompt = app.chat()?.encode(&messages);
+    prompt.map_err(|problem| ApiError::field("messages", problem))
 }
 
 impl ChatMessage {
@@ -440,12 +408,10 @@ fn check_top(field: &str, n: Option<usize>) -> ApiResult<()> {
     }
 }
 
-/// Returns the tokens of prompts, and their texts for `echo`.
-fn tokenize(
-    prompts: Prompts,
-    echo: bool,
-    app: &App,
-) -> ApiResult<(Vec<Vec<i32>>, Option<Vec<String>>)> {
+/// Tokens of prompts, and their texts for `echo`.
+type Tokenized = (Vec<Vec<i32>>, Option<Vec<String>>);
+
+fn tokenize(prompts: Prompts, echo: bool, app: &App) -> ApiResult<Tokenized> {
     match prompts {
         Prompts::Texts(texts) => {
             let encode = |text: &String| {
@@ -464,41 +430,5 @@ fn tokenize(
             let texts = echo.then(|| tokens.iter().map(decode).collect());
             Ok((tokens, texts))
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn errors_of_a_body_name_the_field() {
-        let error = |json: &str| {
-            let error = parse::<CompletionRequest>(json.as_bytes())
-                .unwrap_err()
-                .to_json();
-            let error = &error["error"];
-            (
-                error["param"].as_str().unwrap_or("-").to_owned(),
-                error["message"].as_str().unwrap().to_owned(),
-            )
-        };
-        for (json, param) in [
-            (r#"{"prompt": 3}"#, "prompt"),
-            (r#"{"max_tokens": -1}"#, "max_tokens"),
-            (r#"{"temperature": "hot"}"#, "temperature"),
-            (r#"{"min_p": 0.1}"#, "min_p"),
-            (r#"{"stream_options": {"a": 1}}"#, "a"),
-            (r#"{"stop": ["a", 3]}"#, "stop[1]"),
-            ("[]", "-"),
-            ("", "-"),
-            ("{} x", "-"),
-            ("{", "-"),
-        ] {
-            let (found, message) = error(json);
-            assert_eq!(found, param, "{json}: {message}");
-        }
-        let error = parse::<ChatRequest>(b"{}").unwrap_err().to_json();
-        assert_eq!(error["error"]["param"], "messages");
     }
 }
