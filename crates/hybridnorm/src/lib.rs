@@ -52,7 +52,8 @@
 //! | [`kernels`] | CPU kernels over slices: attention, norms, matmuls, optimizers | |
 //! | [`model`] | the decoder: [`ModelConfig`](model::ModelConfig), parameters, forward pass, key/value cache | `model` |
 //! | [`train`] | configuration, [`Trainer`](train::Trainer), optimizers with gradient clipping, schedules, atomic checkpoints, metrics | `model` |
-//! | [`eval`] | loss on data sets, generation | `model` |
+//! | [`eval`] | loss on data sets, log-likelihoods of continuations, generation | `model` |
+//! | [`tasks`] | downstream tasks: files of requests, metrics with standard errors, results | `data` |
 //! | [`graph`], [`ops`], [`passes`], [`plan`], [`exec`] | the compiler: symbolic graph, differentiable ops, passes (gradients, fusion), memory plan, executors | `model` |
 //! | [`data`] | token datasets and batches; with `data` also text in many formats, tokenizers, prepared datasets | `model`, `data` |
 //! | [`interop`] | import of checkpoints of the official code and of Hugging Face | `interop` |
@@ -120,6 +121,10 @@ pub mod placement;
 pub mod plan;
 #[cfg(feature = "report")]
 pub mod report;
+#[cfg(feature = "model")]
+mod score;
+#[cfg(feature = "data")]
+pub mod tasks;
 #[cfg(feature = "model")]
 pub mod tensors;
 pub mod text;

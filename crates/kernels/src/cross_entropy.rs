@@ -187,6 +187,16 @@ fn row_loss(z: &[f32], target: i32) -> RowLoss {
     let Ok(target) = usize::try_from(target) else {
         return RowLoss::default();
     };
+    let (_, log_sum_exp) = largest_and_log_sum_exp(z);
+    RowLoss {
+        has_target: true,
+        log_sum_exp,
+        cross_entropy: log_sum_exp - f64::from(z[target]),
+    }
+}
+
+/// Returns the largest logit of a row, and the logarithm of the sum of the exponentials of all.
+fn largest_and_log_sum_exp(z: &[f32]) -> (f32, f64) {
     let (largest, total) = dispatch(
         #[inline(always)]
         || {
@@ -199,12 +209,35 @@ fn row_loss(z: &[f32], target: i32) -> RowLoss {
             (largest, total)
         },
     );
-    let log_sum_exp = f64::from(largest) + total.ln();
-    RowLoss {
-        has_target: true,
-        log_sum_exp,
-        cross_entropy: log_sum_exp - f64::from(z[target]),
-    }
+    (largest, f64::from(largest) + total.ln())
+}
+
+/// Log-partition function and most likely entry of a row of logits.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RowSummary {
+    /// Logarithm of the sum of the exponentials of the logits: `log p(i) = z[i] - log_sum_exp`.
+    pub log_sum_exp: f64,
+    /// Index of the largest logit, the first of several equal ones.
+    pub argmax: usize,
+}
+
+/// Summarizes each row of logits (n, vocab).
+///
+/// # Panics
+/// If `vocab` is 0 or the logits are not whole rows.
+pub fn summarize_rows(logits: &[f32], vocab: usize) -> Vec<RowSummary> {
+    assert!(
+        vocab > 0 && logits.len().is_multiple_of(vocab),
+        "cross_entropy::summarize_rows: logits are not (n, {vocab})"
+    );
+    let rows = logits.par_chunks(vocab).map(|z| {
+        let (largest, log_sum_exp) = largest_and_log_sum_exp(z);
+        RowSummary {
+            log_sum_exp,
+            argmax: z.iter().position(|&z| z == largest).unwrap_or(0),
+        }
+    });
+    rows.collect()
 }
 
 impl LossSums {

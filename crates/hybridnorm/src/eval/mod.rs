@@ -1,4 +1,4 @@
-//! Evaluation of a model: loss, perplexity, generation.
+//! Evaluation of a model: loss, perplexity, log-likelihoods of continuations, generation.
 
 #[cfg(feature = "data")]
 mod evaluation;
@@ -14,9 +14,10 @@ mod text_bytes;
 #[cfg(feature = "data")]
 mod text_options;
 
-pub use crate::loss::{Loss, loss};
+pub use crate::loss::{Loss, loss, sliding_loss};
+pub use crate::score::{Request, Score, TokenScore, score};
 #[cfg(feature = "data")]
-pub use evaluation::{Evaluation, LossWithCoverage, SetLoss, evaluate};
+pub use evaluation::{Evaluation, LossWithCoverage, SetLoss, SetMeans, evaluate};
 pub use generate::{Generator, Sampler, Sampling};
 #[cfg(feature = "data")]
 pub use sets::{EvalOptions, EvalSet, open_sets};

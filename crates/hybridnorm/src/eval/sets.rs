@@ -12,6 +12,7 @@ use crate::data::{
     TokenDataset, Tokenizer, Windows,
 };
 use crate::error::{Error, Result};
+use crate::files;
 use crate::model::Model;
 use crate::train::sources;
 
@@ -39,6 +40,9 @@ pub struct EvalOptions {
     pub batch_size: usize,
     /// Windows that are evaluated.
     pub windows: Windows,
+    /// Distance between windows that overlap, in tokens; see [`sliding_loss`](super::sliding_loss). `None`: windows do
+    /// not overlap.
+    pub stride: Option<usize>,
     /// Checkpoint of the model, whose run defines how raw text is read.
     pub checkpoint: Option<PathBuf>,
     /// Overrides of how raw text is read.
@@ -53,6 +57,7 @@ impl Default for EvalOptions {
             seq_len: None,
             batch_size: 8,
             windows: Windows::All,
+            stride: None,
             checkpoint: None,
             text: TextOverrides::default(),
         }
@@ -113,7 +118,7 @@ pub struct EvalSet {
     pub notes: Vec<String>,
 }
 
-/// Opens datasets to evaluate a model on, each separately.
+/// Opens datasets to evaluate a model on, each separately. A path may have a name for the results before it, `NAME=PATH`.
 ///
 /// [`Split::Validation`] is the part that a training run on that set alone would hold out, for raw text too.
 ///
@@ -163,19 +168,26 @@ pub fn open_sets(
             format!("at most the model's {}", config.max_seq_len),
         ));
     }
+    check_stride(options, seq_len)?;
     let mut open = OpenOptions::new(seq_len, sources::cache_dir());
     open.vocab_size = Some(config.vocab_size);
     open.tokenizer = tokenizer.cloned().map(TokenizerChoice::Loaded);
     open.windows = options.windows;
     open.allow_any_row_length = true;
-    let raw = raw_text(paths)?;
+    let (names, paths): (Vec<String>, Vec<String>) = paths
+        .iter()
+        .map(|given| named_path(given))
+        .collect::<Result<Vec<_>>>()?
+        .into_iter()
+        .unzip();
+    let raw = raw_text(&paths)?;
     text_options::check_overrides_used(&raw, &options.text)?;
     let checkpoint = options.checkpoint.as_deref().filter(|_| !raw.is_empty());
     let text_options = TextOptions::new(checkpoint, &options.text)?;
     open.prepare.source = text_options.options.clone();
     let mut known = BTreeSet::new();
     let mut sets = Vec::new();
-    for path in paths {
+    for (name, path) in names.iter().zip(&paths) {
         if !known.insert(identity(path)) {
             return Err(Error::invalid_value(
                 "data path",
@@ -186,6 +198,7 @@ pub fn open_sets(
         }
         let text_options = raw.contains(path).then(|| text_options.clone());
         sets.push(open_set(
+            name,
             path,
             text_options,
             options.split,
@@ -195,6 +208,22 @@ pub fn open_sets(
     }
     text_options::check_separator(&sets, &options.text)?;
     Ok(sets)
+}
+
+/// Checks that the stride is valid for all windows of `seq_len` tokens.
+fn check_stride(options: &EvalOptions, seq_len: usize) -> Result<()> {
+    match options.stride {
+        Some(_) if options.windows != Windows::All => Err(Error::conflict(
+            ["stride", "windows"],
+            "a stride and a choice of windows are both given, but overlapping windows cover all tokens",
+        )),
+        Some(stride) if stride == 0 || stride > seq_len => Err(Error::out_of_range(
+            "stride",
+            stride,
+            format!("at least 1 and at most {seq_len}, the sequence length"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Returns the inputs that are raw text.
@@ -208,6 +237,15 @@ fn raw_text(paths: &[String]) -> Result<Vec<String>> {
     Ok(raw)
 }
 
+/// Splits `NAME=PATH` into both; without a name, or if a file of the whole name exists, the name is the path.
+fn named_path(given: &str) -> Result<(String, String)> {
+    let is_plain = |name: &str| !name.is_empty() && !name.contains(['/', '\\']);
+    match given.split_once('=').filter(|(name, _)| is_plain(name)) {
+        Some((name, path)) if !files::exists(given)? => Ok((name.to_owned(), path.to_owned())),
+        _ => Ok((given.to_owned(), given.to_owned())),
+    }
+}
+
 /// Returns a path that is the same for two names of one file or folder.
 fn identity(name: &str) -> PathBuf {
     let path = Path::new(name);
@@ -215,6 +253,7 @@ fn identity(name: &str) -> PathBuf {
 }
 
 fn open_set(
+    name: &str,
     path: &str,
     text_options: Option<TextOptions>,
     split: Option<Split>,
@@ -242,7 +281,7 @@ fn open_set(
     Ok(EvalSet {
         text: opened.text_stats(),
         text_options,
-        name: path.to_owned(),
+        name: name.to_owned(),
         split,
         data: opened.dataset,
         tokenizer: opened.tokenizer,

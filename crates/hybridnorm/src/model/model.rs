@@ -67,6 +67,7 @@ pub struct Model {
     pub(super) losses: LossPrograms,
     pub(super) forward: LruCache<(usize, usize, Output), (Program, ValueId)>,
     pub(super) taps: LruCache<(usize, usize), TapProgram>,
+    pub(super) head: LruCache<(), (Program, ValueId)>,
 }
 
 /// Output of a forward pass.
@@ -122,6 +123,7 @@ impl Model {
             losses: LossPrograms::default(),
             forward: LruCache::default(),
             taps: LruCache::default(),
+            head: LruCache::default(),
         })
     }
 
@@ -139,6 +141,7 @@ impl Model {
         self.losses = LossPrograms::default();
         self.forward = LruCache::default();
         self.taps = LruCache::default();
+        self.head = LruCache::default();
         Ok(self)
     }
 

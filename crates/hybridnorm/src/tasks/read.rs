@@ -1,0 +1,233 @@
+//! Files of tasks: JSON lines of requests or of documents, also compressed.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::document::{Task, TaskDocument};
+use super::{document_lines, request_lines};
+use crate::data::open_text;
+use crate::error::{Error, Result};
+use crate::files;
+
+/// Maximum size of a line in bytes.
+const LINE_LIMIT: usize = 16 << 20;
+/// Maximum size of all lines in bytes: documents are kept in memory.
+const FILE_LIMIT: u64 = 4 << 30;
+/// Maximum number of documents.
+const DOCUMENT_LIMIT: usize = 1 << 20;
+/// Maximum number of choices of a document.
+pub(super) const CHOICE_LIMIT: usize = 1 << 12;
+
+/// A file of a task, open for reading.
+pub struct TaskFile<'a> {
+    /// Name for the results.
+    pub name: String,
+    /// Path for messages.
+    pub path: String,
+    /// Decompressed content.
+    pub lines: Box<dyn BufRead + 'a>,
+    /// `config.json` of a request file of OLMES, if there is one.
+    pub config: Option<Vec<u8>>,
+}
+
+/// Lines of one form.
+pub(super) trait Lines {
+    /// Adds a line; the error is the problem, without the position.
+    fn add(&mut self, line: &str, texts: &mut Texts) -> Result<(), String>;
+
+    /// Returns the number of documents so far.
+    fn documents(&self) -> usize;
+
+    /// Returns the documents of all lines; the error is the problem, without the file.
+    fn finish(self: Box<Self>) -> Result<Vec<TaskDocument>, String>;
+}
+
+/// Contexts, of which neighbouring choices have the same.
+#[derive(Default)]
+pub(super) struct Texts(Option<Arc<str>>);
+
+impl Texts {
+    /// Returns the text, shared with the previous one if they are equal.
+    pub(super) fn shared(&mut self, text: &str) -> Arc<str> {
+        match &self.0 {
+            Some(last) if &**last == text => Arc::clone(last),
+            _ => {
+                let text: Arc<str> = text.into();
+                self.0 = Some(Arc::clone(&text));
+                text
+            }
+        }
+    }
+}
+
+impl TaskFile<'_> {
+    /// Opens a file of JSON lines (`.jsonl`, also `.gz` or `.zst`). For `requests.jsonl.gz`, the name is that of its
+    /// two folders, `arc_easy_rc_0shot`, and a `config.json` next to it is read; otherwise it is the name of the file.
+    ///
+    /// # Errors
+    /// If it cannot be opened, or its name does not end in one of these.
+    pub fn open(path: &Path) -> Result<TaskFile<'static>> {
+        let lines = open_text(path)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let stem = name.split('.').next().unwrap_or_default();
+        let folders = || {
+            let mut parts = path
+                .parent()?
+                .iter()
+                .rev()
+                .map(|part| part.to_string_lossy());
+            let (variant, task) = (parts.next()?, parts.next()?);
+            Some(format!("{task}_{variant}"))
+        };
+        let (mut config, mut given) = (None, None);
+        if stem == "requests" {
+            let path = path.with_file_name("config.json");
+            if files::exists(&path)? {
+                config = Some(files::read_small(&path, 1 << 20)?);
+            }
+            given = folders();
+        }
+        Ok(TaskFile {
+            name: given.unwrap_or_else(|| stem.to_owned()),
+            path: path.display().to_string(),
+            lines,
+            config,
+        })
+    }
+}
+
+/// Part of a `config.json` next to requests.
+#[derive(Debug, Default, Deserialize)]
+struct Config {
+    #[serde(default)]
+    task_config: TaskConfig,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct TaskConfig {
+    primary_metric: Option<String>,
+    num_shots: Option<u64>,
+    #[serde(default)]
+    version: Value,
+}
+
+/// Reads a task, of which only the first `limit` documents are kept.
+///
+/// A line is either a request, with `doc`, `doc_id`, `idx`, `label` and `request: {context, continuation}` (requests
+/// with ids from 1,000,000 on are the unconditional ones of the document whose id is 1,000,000 less), or a document, with
+/// `context` (or `query`), `choices` and `gold` (or `label`), and optionally `target_delimiter` and
+/// `unconditional_context`; or with `sentence_good` and `sentence_bad`, as in BLiMP.
+///
+/// # Errors
+/// If the file cannot be read, a line is not of that form or longer than 16 MiB, or the choices of a document are not
+/// complete; the message names the line.
+///
+/// ```
+/// use hybridnorm::tasks::{TaskFile, read_task};
+///
+/// let lines = r#"{"context": "2 + 2 =", "choices": ["4", "5"], "gold": 0}"#;
+/// let file = TaskFile {
+///     name: "sums".to_owned(),
+///     path: "sums.jsonl".to_owned(),
+///     lines: Box::new(lines.as_bytes()),
+///     config: None,
+/// };
+/// let task = read_task(file, None)?;
+/// assert_eq!(task.documents[0].choices[1].continuation, " 5");
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
+pub fn read_task(file: TaskFile<'_>, limit: Option<usize>) -> Result<Task> {
+    let fail = |problem: String| Error::format(&file.path, problem);
+    let config = match &file.config {
+        Some(config) => serde_json::from_slice(config)
+            .map_err(|error| fail(format!("its config.json: {error}")))?,
+        None => Config::default(),
+    };
+    let mut reader = file.lines;
+    let (mut lines, mut texts): (Option<Box<dyn Lines>>, _) = (None, Texts::default());
+    let (mut number, mut bytes, mut hash) = (0_u64, 0_u64, Sha256::new());
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = (&mut reader)
+            .take(LINE_LIMIT as u64 + 1)
+            .read_until(b'\n', &mut line)
+            .map_err(Error::io(&file.path))?;
+        if read == 0 {
+            break;
+        }
+        number += 1;
+        bytes += read as u64;
+        hash.update(&line);
+        let at = |problem: String| fail(format!("line {number}: {problem}"));
+        if read > LINE_LIMIT {
+            return Err(at(format!("longer than {} MiB", LINE_LIMIT >> 20)));
+        }
+        if bytes > FILE_LIMIT {
+            return Err(at(format!(
+                "the file is larger than {} GiB",
+                FILE_LIMIT >> 30
+            )));
+        }
+        let text = std::str::from_utf8(&line).map_err(|error| at(format!("not UTF-8: {error}")))?;
+        if text.trim().is_empty() {
+            continue;
+        }
+        let form = match &mut lines {
+            Some(lines) => lines,
+            None => lines.insert(form(text).map_err(at)?),
+        };
+        form.add(text, &mut texts).map_err(at)?;
+        if form.documents() > DOCUMENT_LIMIT {
+            return Err(at(format!("more than {DOCUMENT_LIMIT} documents")));
+        }
+    }
+    let documents = lines.map(Lines::finish).transpose().map_err(fail)?;
+    let mut documents = documents.unwrap_or_default();
+    if documents.is_empty() {
+        return Err(fail("the file contains no document".to_owned()));
+    }
+    let all_documents = documents.len();
+    documents.truncate(limit.unwrap_or(usize::MAX));
+    Ok(Task {
+        name: file.name,
+        source: file.path,
+        sha256: files::hex(&hash.finalize()),
+        primary_metric: config.task_config.primary_metric,
+        num_fewshot: config.task_config.num_shots,
+        version: config.task_config.version.as_u64().unwrap_or(0),
+        all_documents,
+        documents,
+    })
+}
+
+/// Returns a reader of the form of the first line.
+fn form(line: &str) -> Result<Box<dyn Lines>, String> {
+    let fields: BTreeMap<String, Value> =
+        serde_json::from_str(line).map_err(|error| json_problem(&error))?;
+    let has = |name: &str| fields.contains_key(name);
+    match () {
+        () if has("request") => Ok(Box::new(request_lines::RequestLines::default())),
+        () if has("choices") || has("sentence_good") => Ok(Box::new(document_lines::DocumentLines::default())),
+        () => Err(
+            "neither a request (with `request`, `doc`, `doc_id`, `idx` and `label`) nor a document (with `context` or \
+             `query`, `choices` and `gold`; or with `sentence_good` and `sentence_bad`)"
+                .to_owned(),
+        ),
+    }
+}
+
+/// Returns the message of a JSON error with its column; the line is known.
+pub(super) fn json_problem(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    match message.rsplit_once(" at line ") {
+        Some((problem, _)) => format!("{problem} at column {}", error.column()),
+        None => message,
+    }
+}
