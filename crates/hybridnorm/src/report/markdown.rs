@@ -76,6 +76,9 @@ fn add_view(text: &mut String, level: &str, view: &View, styles: &PlacementStyle
     if let Some(table) = tables::comparisons(view, styles) {
         let _ = write!(text, "{level} Comparisons\n\n{}", table.markdown());
     }
+    if let Some(table) = tables::tasks(view, styles) {
+        let _ = write!(text, "{level} Downstream tasks\n\n{}", table.markdown());
+    }
     if !view.runs.is_empty() {
         let _ = write!(
             text,

@@ -59,6 +59,8 @@ const SECTIONS: &[Section] = &[
         parts: Parts::View(&[comparisons, compare::add_forest]) },
     Section { anchor: "tolerance", title: "Learning rate tolerance and stability", is_shown: has_runs,
         parts: Parts::View(&[learning_rates::add_tolerance, tolerance]) },
+    Section { anchor: "tasks", title: "Downstream tasks", is_shown: |context| context.views.iter().any(|view| view.runs.iter().any(|run| !run.tasks.is_empty())),
+        parts: Parts::View(&[tasks]) },
     Section { anchor: "curves", title: "Training curves", is_shown: has_runs,
         parts: Parts::View(&[curves::add_curves]) },
     Section { anchor: "inside", title: "Per-block metrics", is_shown: has_runs,
@@ -192,6 +194,12 @@ fn tolerance(page: &mut Page, view: &View, styles: &PlacementStyles) {
         page.html(&table.html(&format!("{}-tolerance-table", view.key)));
     }
     page.html(&tables::stability(view, styles).html(&format!("{}-spikes-table", view.key)));
+}
+
+fn tasks(page: &mut Page, view: &View, styles: &PlacementStyles) {
+    if let Some(table) = tables::tasks(view, styles) {
+        page.html(&table.html(&format!("{}-tasks-table", view.key)));
+    }
 }
 
 fn cost(page: &mut Page, view: &View, styles: &PlacementStyles) {

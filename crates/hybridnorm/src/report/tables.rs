@@ -1,5 +1,7 @@
 //! Tables of a study.
 
+mod tasks;
+
 use super::format::{
     NONE, count, difference, learning_rate, loss, mean_sd, mebibytes, or_none, probability, ratio,
     throughput,
@@ -12,6 +14,8 @@ use super::view::View;
 use crate::format_number::{percent, with_thousands_separators};
 use crate::lab::analysis::{Best, Comparison, Edge, LearningRateSummary, Verdict};
 use crate::lab::study::record::RunStatus;
+
+pub(super) use tasks::tasks;
 
 /// Words for the status of runs, in every table and sentence.
 pub(super) const DIVERGED: &str = "diverged";

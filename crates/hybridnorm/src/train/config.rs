@@ -24,6 +24,8 @@ pub use read::placement_from_file;
 #[cfg(feature = "lab")]
 pub(crate) use read::with_settings;
 pub(crate) use read::{from_toml, read_text};
+#[cfg(feature = "data")]
+pub use sections::EvalSection;
 pub use sections::{DataSection, InitSection, LogSection, TrainSection};
 
 /// Configuration of a run, in TOML. Every section is optional, except that either `[model]` or `[init]` is required.
@@ -68,6 +70,10 @@ pub struct Config {
     pub schedule: ScheduleConfig,
     /// Number of steps, batch size, sequence length, intervals of evaluation and checkpoints.
     pub train: TrainSection,
+    /// Downstream tasks that are evaluated during training.
+    #[cfg(feature = "data")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval: Option<EvalSection>,
     /// Logging: layer statistics, TensorBoard, dumps.
     pub log: LogSection,
     /// File that the configuration was read from, for later error messages.
@@ -190,6 +196,10 @@ impl Config {
         }
         self.check_router()?;
         self.train.check()?;
+        #[cfg(feature = "data")]
+        if let Some(eval) = &self.eval {
+            eval.check()?;
+        }
         self.resolved_schedule()?;
         match &self.model {
             Some(model) => self.check_model(model),

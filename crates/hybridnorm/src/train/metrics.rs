@@ -1,5 +1,7 @@
 //! `metrics.jsonl`: one record per step.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::records::Record;
@@ -55,6 +57,29 @@ pub struct Metrics {
     /// Mean validation loss after the update, if measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_loss: Option<f64>,
+    /// Scores on downstream tasks after the update, by task, if measured.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tasks: BTreeMap<String, TaskScores>,
+}
+
+/// Scores on a downstream task.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct TaskScores {
+    /// Number of documents.
+    pub documents: u64,
+    /// Name of the main metric of the task.
+    pub main: String,
+    /// Value of each metric, by name.
+    pub values: BTreeMap<String, f64>,
+}
+
+impl TaskScores {
+    /// Returns the value of the main metric.
+    pub fn main_value(&self) -> Option<f64> {
+        self.values.get(&self.main).copied()
+    }
 }
 
 /// Router metrics of one step: means over the mixture-of-experts blocks, except `imbalance` (maximum) and `dropped`

@@ -35,6 +35,8 @@ pub mod tensorboard;
 mod trainer;
 
 pub use checkpoint::Checkpoint;
+#[cfg(feature = "data")]
+pub use config::EvalSection;
 pub use config::{
     Config, DataSection, InitSection, LogSection, ModelSection, TrainSection, placement_from_file,
 };

@@ -12,17 +12,20 @@ mod resume;
 mod start_point;
 mod step;
 mod step_metrics;
+#[cfg(feature = "data")]
+mod tasks;
 #[cfg(test)]
 mod testing;
 mod types;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::checkpoint::{self, Contents};
 use super::config::Config;
 use super::gradients;
-use super::metrics::Metrics;
+use super::metrics::{Metrics, TaskScores};
 use super::recorder::Recorder;
 use super::records;
 use super::segments::Segment;
@@ -165,9 +168,13 @@ impl Trainer {
         }
         let mut metrics = step.metrics;
         metrics.validation_loss = validation.map(|found| found.loss);
+        metrics.tasks = self.evaluate_tasks()?;
         self.files.append(&metrics)?;
         self.recorder.log_scalars(&metrics)?;
         on_event(Event::Step(&metrics));
+        if !metrics.tasks.is_empty() {
+            on_event(Event::Tasks(&metrics));
+        }
         let step_number = metrics.step;
         for spike in &step.spikes {
             on_event(Event::Note(format!("step {step_number}: {spike}")));
@@ -197,6 +204,23 @@ impl Trainer {
             }
             found => found,
         }
+    }
+
+    /// Returns the scores on the downstream tasks of `[eval]`, if they are due after the current step.
+    fn evaluate_tasks(&mut self) -> Result<BTreeMap<String, TaskScores>> {
+        #[cfg(feature = "data")]
+        if self.data.tasks.is_due(self.state.step, self.steps()) {
+            let RunData {
+                tasks, tokenizer, ..
+            } = &self.data;
+            return match tasks.evaluate(&mut self.learner.model, tokenizer.as_ref()) {
+                Err(Error::Diverged { problem, .. }) => {
+                    Err(self.divergence_after(self.state.step, format!("evaluation: {problem}"))?)
+                }
+                found => found,
+            };
+        }
+        Ok(BTreeMap::new())
     }
 
     /// True if the run has validation data.

@@ -133,6 +133,7 @@ impl Study {
             optimizer: config.optimizer.clone(),
             schedule: config.schedule.clone(),
             train: config.train.clone(),
+            eval: config.eval.clone(),
             log: config.log.clone(),
         })
     }
@@ -349,6 +350,7 @@ fn plan_run(
         },
         schedule: study.schedule.clone(),
         train: study.train.clone(),
+        eval: study.eval.clone(),
         log: study.log.clone(),
         ..Config::default()
     };

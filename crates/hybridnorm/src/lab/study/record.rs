@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::summary::rounded;
 use crate::train::layers::LayerRecord;
-use crate::train::metrics::Aggregate;
+use crate::train::metrics::{Aggregate, TaskScores};
 use crate::train::spikes;
 
 impl RunRecord {
@@ -211,6 +211,9 @@ pub struct RunRecord {
     pub tokens: u64,
     /// Validation loss after the last step of a finished run, in nats per token.
     pub validation_loss: Option<f64>,
+    /// Scores on downstream tasks after the last step of a finished run, by task.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub tasks: BTreeMap<String, TaskScores>,
     /// Mean training loss over the last 5 % of the steps done.
     pub train_loss: Option<f64>,
     /// Largest gradient norm before clipping.

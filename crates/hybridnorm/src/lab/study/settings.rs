@@ -9,7 +9,8 @@ use crate::format_number::config_number;
 use crate::lab::analysis::AnalysisRules;
 use crate::placement::{Init, Placement};
 use crate::train::{
-    DataSection, LogSection, ModelSection, OptimizerConfig, ScheduleConfig, TrainSection,
+    DataSection, EvalSection, LogSection, ModelSection, OptimizerConfig, ScheduleConfig,
+    TrainSection,
 };
 
 /// Configuration of a study: a run configuration with a section `[study]` that defines the grid.
@@ -36,6 +37,9 @@ pub struct StudyConfig {
     /// Training length and batch size.
     #[serde(default)]
     pub train: TrainSection,
+    /// Downstream tasks that each run is evaluated on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eval: Option<EvalSection>,
     /// Logging of each run.
     #[serde(default)]
     pub log: LogSection,
@@ -51,6 +55,7 @@ impl StudyConfig {
             optimizer: OptimizerConfig::default(),
             schedule: ScheduleConfig::default(),
             train: TrainSection::default(),
+            eval: None,
             log: LogSection::default(),
         }
     }

@@ -196,6 +196,9 @@ pub(super) fn record(
         steps: records.len() as u64,
         tokens: records.last().map_or(0, |record| record.tokens),
         validation_loss,
+        tasks: records
+            .last()
+            .map_or_else(Default::default, |record| record.tasks.clone()),
         train_loss: final_loss(&records),
         max_grad_norm: grad_norms.fold(0.0, f64::max),
         spikes: detector.counts(),

@@ -309,6 +309,7 @@ fn run(
         steps: end,
         tokens: end * 2048,
         validation_loss: finished.then_some(final_loss),
+        tasks: BTreeMap::new(),
         train_loss: finished.then_some(final_loss - 0.03),
         max_grad_norm: match finished {
             true => 3.0 + 4.0 * random.next(),

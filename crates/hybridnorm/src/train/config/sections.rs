@@ -170,6 +170,49 @@ impl TrainSection {
     }
 }
 
+/// `[eval]`: downstream tasks that are evaluated during training.
+///
+/// ```
+/// use hybridnorm::train::EvalSection;
+///
+/// let section = EvalSection::default()
+///     .with_tasks(vec!["arc_easy".to_owned(), "hellaswag".to_owned()])
+///     .with_every(1000)
+///     .with_limit(200);
+/// assert_eq!(section.tasks.len(), 2);
+/// ```
+#[cfg(feature = "data")]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, Setters)]
+#[serde(default, deny_unknown_fields)]
+#[setters(prefix = "with_", strip_option)]
+#[non_exhaustive]
+pub struct EvalSection {
+    /// Names or paths of the tasks, as in `eval --tasks`.
+    pub tasks: Vec<String>,
+    /// Steps between evaluations, besides the one at the end; 0: only at the end.
+    pub every: usize,
+    /// Maximum number of documents per task, the first ones; all if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+}
+
+#[cfg(feature = "data")]
+impl EvalSection {
+    /// Checks that there is a task, and the range of the limit.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.tasks.is_empty() {
+            return Err(Error::missing(
+                "eval.tasks",
+                ", the names of the tasks in [eval]",
+            ));
+        }
+        match self.limit {
+            Some(0) => Err(Error::out_of_range("eval.limit", 0, "at least 1")),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// `[log]`: logging of a run. Does not affect results.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Setters)]
 #[serde(default, deny_unknown_fields)]

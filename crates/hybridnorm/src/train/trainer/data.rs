@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+#[cfg(feature = "data")]
+use super::tasks::RunTasks;
 use crate::data::{BatchStream, Cursor, Order, TokenDataset, Tokenizer};
 use crate::error::Result;
 use crate::loss::{self, Loss};
@@ -15,6 +17,9 @@ pub(super) struct RunData {
     pub(super) validation: Option<TokenDataset>,
     pub(super) coverage: DataCoverage,
     pub(super) tokenizer: Option<Tokenizer>,
+    /// Downstream tasks.
+    #[cfg(feature = "data")]
+    pub(super) tasks: RunTasks,
     /// Prepared folders among the training data.
     pub(super) folders: Vec<PathBuf>,
 }
@@ -30,6 +35,8 @@ impl RunData {
             validation: data.validation,
             coverage: data.coverage,
             tokenizer: data.tokenizer,
+            #[cfg(feature = "data")]
+            tasks: RunTasks::default(),
             folders: data.folders,
         })
     }

@@ -17,9 +17,11 @@ use super::files::{InitialFiles, RunFiles};
 use super::initial::InitialModel;
 use super::learner::Learner;
 use super::start_point::{StartPoint, lock_run_directory, remove_stale};
+#[cfg(feature = "data")]
+use super::tasks::RunTasks;
 use super::{Event, OpenOptions, Start, State, Trainer, resume};
 use crate::Device;
-use crate::data::TokenDataset;
+use crate::data::{Cursor, Order, TokenDataset};
 use crate::error::{Error, Result};
 use crate::machine;
 use crate::model::Model;
@@ -156,7 +158,7 @@ impl Trainer {
         };
         let order = config.data.order.seeded(config.seed);
         Ok(Self {
-            data: RunData::new(data, order, state.cursor)?,
+            data: open_run_data(&config, data, order, state.cursor)?,
             learner: Learner::new(initial.model, optimizer, schedule),
             files: RunFiles::new(run, segments, initial_files, guard),
             recorder,
@@ -166,6 +168,25 @@ impl Trainer {
             warnings: initial.warnings,
         })
     }
+}
+
+/// Opens the batches and the downstream tasks of a run.
+fn open_run_data(
+    config: &Config,
+    data: TrainingData,
+    order: Order,
+    cursor: Cursor,
+) -> Result<RunData> {
+    let data = RunData::new(data, order, cursor)?;
+    #[cfg(feature = "data")]
+    let data = {
+        let tasks = RunTasks::open(config, data.tokenizer.as_ref());
+        let tasks = tasks.map_err(|error| config.origin.prefix_error(error))?;
+        RunData { tasks, ..data }
+    };
+    #[cfg(not(feature = "data"))]
+    let _ = config;
+    Ok(data)
 }
 
 /// Checks a configuration: one that was built in Rust has not been checked before.

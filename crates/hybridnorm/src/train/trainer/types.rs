@@ -111,6 +111,8 @@ pub enum Event<'a> {
         /// Loss on the validation data.
         loss: Loss,
     },
+    /// Downstream tasks were evaluated after a step; see [`Metrics::tasks`].
+    Tasks(&'a Metrics),
     /// A checkpoint was written.
     Saved(&'a Path),
 }

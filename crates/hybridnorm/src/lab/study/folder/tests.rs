@@ -47,6 +47,7 @@ fn record_of(run: &PlannedRun) -> RunRecord {
         steps: 4,
         tokens: 64,
         validation_loss: Some(4.854_457_018_012_825),
+        tasks: Default::default(),
         train_loss: Some(4.500_001),
         max_grad_norm: 4.7,
         spikes: spikes::SpikeCounts::default(),
