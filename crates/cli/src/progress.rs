@@ -79,6 +79,21 @@ impl<'a> ProgressDisplay<'a> {
                 loss.loss,
                 perplexity(loss.perplexity)
             )),
+            Event::Tasks(metrics) => {
+                let scores = metrics.tasks.iter().filter_map(|(task, scores)| {
+                    Some(format!(
+                        "{task} {} {:.4}",
+                        scores.main,
+                        scores.main_value()?
+                    ))
+                });
+                let scores: Vec<String> = scores.collect();
+                self.line(&format!(
+                    "{name}  step {:>6}/{steps}  {}",
+                    metrics.step,
+                    scores.join("  ")
+                ));
+            }
             Event::Saved(path) => self.line(&format!("{name}  saved {}", path.display())),
             _ => {}
         }

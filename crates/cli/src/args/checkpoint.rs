@@ -7,29 +7,39 @@ use hybridnorm::Error;
 use hybridnorm::eval::Sampling;
 
 use super::shared::{OutputArgs, TextArgs};
+use super::tasks::TaskArgs;
 
 /// Arguments of `eval`.
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("evaluated").required(true).args(["data", "tasks"]))]
 pub struct EvalArgs {
     /// Checkpoint, or run directory, whose newest valid checkpoint is used.
     pub checkpoint: PathBuf,
-    /// Text, pre-tokenized files or prepared folders; evaluated separately and pooled.
-    #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
+    /// Text, pre-tokenized files or prepared folders, each with an optional name for the results; evaluated separately
+    /// and pooled.
+    #[arg(long, num_args = 1.., value_name = "[NAME=]PATH")]
     pub data: Vec<String>,
     /// Split of each data set, as training on it alone would split it (default: the held-out part of prepared folders
     /// that have one, all of anything else).
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, conflicts_with = "tasks")]
     pub split: Option<EvalSplit>,
     /// Windows to evaluate: all, including shorter last ones, or only those of full length, as for the validation
     /// loss in training.
-    #[arg(long, value_enum, default_value_t = EvalWindows::All)]
+    #[arg(long, value_enum, default_value_t = EvalWindows::All, conflicts_with = "tasks")]
     pub windows: EvalWindows,
     /// Tokens per sequence (default: the model's maximum sequence length).
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "tasks")]
     pub seq_len: Option<usize>,
+    /// Let windows overlap: each has the full sequence length and advances by N tokens, and only tokens that no earlier
+    /// window contains are scored.
+    #[arg(long, value_name = "N", conflicts_with_all = ["tasks", "windows"])]
+    pub stride: Option<usize>,
     /// Sequences per batch.
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, conflicts_with = "tasks")]
     pub batch_size: usize,
+    /// Downstream tasks.
+    #[command(flatten)]
+    pub tasks: TaskArgs,
     /// Options of raw text (default: those of the checkpoint's run, `[data.text]`).
     #[command(flatten)]
     pub text: TextArgs,

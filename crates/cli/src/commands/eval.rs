@@ -7,7 +7,7 @@ use hybridnorm::text::one_line;
 use hybridnorm::train::run_directory;
 use hybridnorm::{Device, Error};
 
-use super::Outcome;
+use super::{Outcome, eval_tasks};
 use crate::args::{EvalArgs, EvalSplit, EvalWindows};
 use crate::console::{self, Console};
 use crate::progress::ProgressDisplay;
@@ -16,6 +16,9 @@ use crate::table::{self, with_thousands_separators};
 
 pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
     Signals::install()?;
+    if !args.tasks.tasks.is_empty() {
+        return eval_tasks::run(args, console);
+    }
     if args.batch_size == 0 {
         return Err(Error::out_of_range("--batch-size", 0, "at least 1"));
     }
@@ -30,6 +33,7 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
         .with_batch_size(args.batch_size)
         .with_windows(windows);
     options.seq_len = args.seq_len;
+    options.stride = args.stride;
     options.split = args.split.map(|split| match split {
         EvalSplit::Train => Split::Train,
         EvalSplit::Validation => Split::Validation,
@@ -59,6 +63,12 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
         [set] => format_set(set),
         _ => format_sets(&evaluation),
     };
+    if let Some(stride) = evaluation.stride {
+        let seq_len = options.seq_len.unwrap_or(model.config().max_seq_len);
+        text.push_str(&format!(
+            "windows of {seq_len} tokens that advance by {stride}; every token counts once\n"
+        ));
+    }
     if let Some(options) = &evaluation.text_options {
         text.push_str(&format!("{}\n", one_line(&options.summary())));
     }
@@ -141,6 +151,14 @@ fn format_sets(found: &Evaluation) -> String {
         add(&set.name, set.split, &set.measured);
     }
     add("all sets, pooled", "", &found.pooled);
+    if let Some(mean) = found.mean_of_sets {
+        table.add_row([
+            "mean of the sets".to_owned(),
+            String::new(),
+            format!("{:.4}", mean.loss),
+            perplexity(mean.perplexity),
+        ]);
+    }
     let mut text = format!("{table}\n");
     for set in &found.sets {
         let name = one_line(&set.name);

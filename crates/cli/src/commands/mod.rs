@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod data;
 pub mod eval;
+pub mod eval_tasks;
 pub mod generate;
 pub mod import;
 pub mod inspect;

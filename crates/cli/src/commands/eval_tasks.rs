@@ -1,0 +1,139 @@
+//! `hybridnorm eval --tasks`.
+
+use std::collections::BTreeSet;
+
+use hybridnorm::eval::TextOverrides;
+use hybridnorm::tasks::{self, Task, TaskOptions, TaskResult, TaskRun};
+use hybridnorm::text::one_line;
+use hybridnorm::train::run_directory;
+use hybridnorm::{Device, Error};
+
+use super::Outcome;
+use crate::args::EvalArgs;
+use crate::console::{self, Console};
+use crate::progress::ProgressDisplay;
+use crate::table::{numeric_table, with_thousands_separators};
+
+pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
+    if args.text.overrides() != TextOverrides::default() {
+        return Err(Error::no_effect("an option of raw text", " with --tasks"));
+    }
+    if args.tasks.limit == Some(0) {
+        return Err(Error::out_of_range("--limit", 0, "at least 1"));
+    }
+    let options = args.tasks.options();
+    let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
+    let tokenizer = checkpoint.tokenizer()?.ok_or_else(|| {
+        Error::missing(
+            "the tokenizer of the checkpoint",
+            ", which tasks need to encode their text",
+        )
+    })?;
+    let opened = open(&args.tasks.tasks, args.tasks.limit)?;
+    let mut model = checkpoint.model(Device::Cpu)?;
+    let mut display = ProgressDisplay::new(console);
+    let mut finished = Vec::new();
+    for task in opened {
+        let total = Some(task.documents.len() as u64);
+        let result = tasks::evaluate_task(&mut model, &tokenizer, &task, options, &mut |done| {
+            display.show_count(&task.name, done as u64, total, "documents");
+        })?;
+        finished.push((task, result));
+    }
+    display.finish();
+    let run = TaskRun::new(
+        (checkpoint.path(), checkpoint.fingerprint()),
+        &model,
+        &tokenizer,
+        options,
+        &finished,
+    );
+    if let Some(out) = &args.tasks.out {
+        let path = run.write(out, &finished)?;
+        console.note(&format!("results written to {}", path.display()));
+    }
+    if args.output.json {
+        let mut json = run.to_json();
+        let notes = checkpoint.skipped_checkpoints().iter();
+        let notes: Vec<String> = notes
+            .map(|problem| run_directory::skipped_checkpoint_note(problem))
+            .collect();
+        if !notes.is_empty() {
+            json["notes"] = notes.into();
+        }
+        console::print_json(&json)?;
+    } else {
+        console::print(&format_tasks(&finished, options, &run.start_token_note()))?;
+    }
+    Ok(Outcome::Completed)
+}
+
+/// Opens all tasks before the first one is evaluated.
+fn open(names: &[String], limit: Option<usize>) -> Result<Vec<Task>, Error> {
+    let mut known = BTreeSet::new();
+    let mut opened = Vec::new();
+    for name in names {
+        let task = tasks::open_task(name, limit)?;
+        if !known.insert(task.name.clone()) {
+            let problem = format!("two tasks are named {}; list each once", task.name);
+            return Err(Error::invalid_value("--tasks", problem));
+        }
+        opened.push(task);
+    }
+    Ok(opened)
+}
+
+/// Formats a row per metric of each task, the main metric first.
+fn format_tasks(
+    finished: &[(Task, TaskResult)],
+    options: TaskOptions,
+    start_token: &str,
+) -> String {
+    let mut table = numeric_table(&["task", "metric", "value", "standard error", "documents"]);
+    let mut notes = Vec::new();
+    for (task, result) in finished {
+        for (index, found) in result.metrics.iter().enumerate() {
+            let name = match index {
+                0 => one_line(&task.name).into_owned(),
+                _ => String::new(),
+            };
+            table.add_row([
+                name,
+                found.metric.name().to_owned(),
+                format!("{:.4}", found.value),
+                found
+                    .stderr
+                    .map_or("-".into(), |stderr| format!("{stderr:.4}")),
+                with_thousands_separators(task.documents.len() as u64),
+            ]);
+        }
+        notes.extend(task_notes(task, result));
+    }
+    let tokenization = match options.tokenization {
+        tasks::Tokenization::Separate => "context and continuation encoded separately",
+        _ => "context and continuation encoded together",
+    };
+    let mut text = format!("{table}\n{tokenization}; {start_token}\n");
+    for note in notes {
+        text.push_str(&format!("{}\n", one_line(&note)));
+    }
+    text
+}
+
+fn task_notes(task: &Task, result: &TaskResult) -> Vec<String> {
+    let mut notes = Vec::new();
+    let left = task.all_documents - task.documents.len();
+    if left > 0 {
+        notes.push(format!(
+            "{}: omitted {left} documents: beyond --limit",
+            task.name
+        ));
+    }
+    if result.cut_requests > 0 {
+        notes.push(format!(
+            "{}: omitted {} tokens at the start of {} contexts: longer than the model's maximum sequence length",
+            task.name, result.cut_tokens, result.cut_requests
+        ));
+    }
+    notes
+}
