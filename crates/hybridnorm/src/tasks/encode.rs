@@ -135,7 +135,7 @@ impl<'a> Encoder<'a> {
 }
 
 /// True for white space as in Python's `str.rstrip`, which lm-evaluation-harness calls.
-fn is_space(c: char) -> bool {
+pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
 

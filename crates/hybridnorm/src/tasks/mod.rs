@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `document.rs` | [`Task`], [`TaskDocument`], [`Choice`] |
 //! | `read.rs`, `request_lines.rs`, `document_lines.rs` | files of requests, and of documents with choices |
-//! | `catalog.rs` | tasks by name |
+//! | `catalog.rs`, `rows.rs`, `render.rs`, `mmlu.rs` | tasks by name, and those that are rendered from rows |
 //! | `encode.rs` | tokenization of context and continuation, start token |
 //! | `evaluate.rs`, `metrics.rs` | scores of a task, metrics with standard errors |
 //! | `results.rs`, `run.rs` | results in the schema of lm-evaluation-harness, and their files |
@@ -20,9 +20,12 @@ mod document_lines;
 mod encode;
 mod evaluate;
 mod metrics;
+mod mmlu;
 mod read;
+mod render;
 mod request_lines;
 mod results;
+mod rows;
 mod run;
 
 pub use catalog::{NamedTask, named_tasks, open_task};

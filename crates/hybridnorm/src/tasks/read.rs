@@ -231,3 +231,99 @@ pub(super) fn json_problem(error: &serde_json::Error) -> String {
         None => message,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(lines: &str, limit: Option<usize>) -> Result<Task> {
+        let file = TaskFile {
+            name: "t".to_owned(),
+            path: "t.jsonl".to_owned(),
+            lines: Box::new(lines.as_bytes()),
+            config: Some(br#"{"task_config": {"primary_metric": "acc_per_char", "num_shots": 5}}"#.to_vec()),
+        };
+        read_task(file, limit)
+    }
+
+    fn request(doc_id: u64, idx: usize, label: &str, continuation: &str) -> String {
+        format!(
+            r#"{{"doc": {{"id": 1}}, "doc_id": {doc_id}, "idx": {idx}, "label": {label}, "request": {{"context": "Q {doc_id}", "continuation": "{continuation}"}}}}"#
+        ) + "\n"
+    }
+
+    fn error(lines: &str) -> String {
+        read(lines, None).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn requests_are_grouped_by_document() {
+        let lines = [
+            request(0, 0, "1", " a"),
+            request(0, 1, "1", " bc"),
+            request(1, 0, "0", " d"),
+            request(1_000_000, 1, "1", " bc"),
+            request(1_000_000, 0, "1", " a"),
+        ];
+        let task = read(&lines.concat(), None).unwrap();
+        assert_eq!((task.documents.len(), task.num_fewshot), (2, Some(5)));
+        let first = &task.documents[0];
+        assert_eq!(first.gold, [1]);
+        assert_eq!(first.choices[1].text(), "bc");
+        assert_eq!(&*first.choices[1].unconditional.as_ref().unwrap().context, "Q 1000000");
+        assert!(task.documents[1].choices[0].unconditional.is_none());
+        let limited = read(&lines.concat(), Some(1)).unwrap();
+        assert_eq!((limited.documents.len(), limited.all_documents), (1, 2));
+    }
+
+    #[test]
+    fn labels_of_one_continuation_may_be_texts() {
+        let task = read(&request(0, 0, r#"["a", "b"]"#, " a"), None).unwrap();
+        assert!(!task.is_multiple_choice());
+        assert_eq!(task.documents[0].gold, [0]);
+    }
+
+    #[test]
+    fn documents_name_the_correct_choice_by_index_or_label() {
+        let gold = |gold: &str| {
+            let line = format!(r#"{{"context": "Q", "choices": {{"text": ["x", "y"], "label": ["A", "B"]}}, "gold": {gold}}}"#);
+            read(&line, None).map(|task| task.documents[0].gold.clone())
+        };
+        assert_eq!(gold("1").unwrap(), [1]);
+        assert_eq!(gold(r#""B""#).unwrap(), [1]);
+        assert_eq!(gold("[0, 1]").unwrap(), [0, 1]);
+        for wrong in ["2", r#""C""#, "[]", "[5]"] {
+            assert!(gold(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sentences_of_minimal_pairs_have_no_context() {
+        let task = read(r#"{"sentence_good": "he runs", "sentence_bad": "he run", "UID": "x"}"#, None).unwrap();
+        let choices = &task.documents[0].choices;
+        assert_eq!((&*choices[0].context, choices[1].text()), ("", "he run"));
+    }
+
+    #[test]
+    fn errors_name_the_line() {
+        let first = request(0, 0, "0", " a");
+        for (line, expected) in [
+            ("{\n", "line 2: "),
+            ("[1]\n", "line 2: "),
+            (&request(0, 0, "0", " b"), "line 2: choice 0 of document 0 occurs twice"),
+            (&request(0, 1, "1", " b"), "line 2: the label of document 0 differs"),
+            (&request(0, 99_999, "0", " b"), "line 2: idx = 99999"),
+            (&request(0, 1, "0", ""), "line 2: the continuation is empty"),
+            (&request(2, 1, "0", " b"), "document 2 has 1 choices, but none with idx = 0"),
+            (&request(1_000_005, 0, "0", " b"), "of document 5, but no such document"),
+            (&request(3, 0, "7", " b"), "document 3: label = 7"),
+        ] {
+            let found = error(&format!("{first}{line}"));
+            assert!(found.starts_with("t.jsonl: ") && found.contains(expected), "{found}");
+        }
+        assert!(error("").contains("contains no document"));
+        assert!(error("{\"a\": 1}").contains("line 1: neither a request"));
+        let long = format!("{{\"a\": \"{}\"}}", "x".repeat(LINE_LIMIT));
+        assert!(error(&long).contains("longer than 16 MiB"));
+    }
+}

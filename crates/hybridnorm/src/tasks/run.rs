@@ -62,10 +62,7 @@ impl TaskRun {
             ("tokenizer", json!(tokenizer.record())),
             (
                 "tokenizer_bos_token",
-                json!([
-                    named(start.or(empty)),
-                    start.or(empty).map(|id| id.to_string())
-                ]),
+                json!([named(start), start.map(|id| id.to_string())]),
             ),
             ("eot_token_id", json!(tokenizer.eos_id())),
         ];
