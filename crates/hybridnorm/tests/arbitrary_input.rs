@@ -158,8 +158,18 @@ fn read_lines(bytes: &[u8], config: Option<Vec<u8>>) -> Result<(), TestCaseError
     match read_task(file, None) {
         Ok(task) => {
             for document in &task.documents {
-                prop_assert!(document.gold.iter().all(|&gold| gold < document.choices.len()));
-                prop_assert!(document.choices.iter().all(|choice| !choice.continuation.is_empty()));
+                prop_assert!(
+                    document
+                        .gold
+                        .iter()
+                        .all(|&gold| gold < document.choices.len())
+                );
+                prop_assert!(
+                    document
+                        .choices
+                        .iter()
+                        .all(|choice| !choice.continuation.is_empty())
+                );
             }
         }
         Err(error) => prop_assert_eq!(error.to_string().lines().count(), 1, "{}", error),

@@ -36,7 +36,11 @@ fn shared_contexts_equal_whole_sequences_in_every_model() {
                 let total: f64 = row.iter().map(|&z| f64::from(z).exp()).sum();
                 let expected = f64::from(row[target as usize]) - total.ln();
                 let error = (found.log_prob - expected).abs();
-                assert!(error < 1e-4, "{name}: {} instead of {expected}", found.log_prob);
+                assert!(
+                    error < 1e-4,
+                    "{name}: {} instead of {expected}",
+                    found.log_prob
+                );
             }
         }
     }

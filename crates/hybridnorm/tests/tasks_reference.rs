@@ -8,8 +8,8 @@ use hybridnorm::Device;
 use hybridnorm::data::Tokenizer;
 use hybridnorm::interop::huggingface;
 use hybridnorm::tasks::{
-    Metric, StartToken, Task, TaskFile, TaskOptions, TaskResult, Tokenization, evaluate_task, read_task,
-    sample_lines, task_results,
+    Metric, StartToken, Task, TaskFile, TaskOptions, TaskResult, Tokenization, evaluate_task,
+    read_task, sample_lines, task_results,
 };
 
 /// Returns a task of the fixture and its result.
@@ -32,7 +32,15 @@ fn numbers(values: &serde_json::Value) -> Vec<f64> {
 fn log_likelihoods_and_metrics_equal_the_reference() {
     let expected = json(&fixture("tasks").join("expected.json"));
     for (name, metrics) in [
-        ("places", &[Metric::Acc, Metric::AccNorm, Metric::AccBytes, Metric::ExactMatch][..]),
+        (
+            "places",
+            &[
+                Metric::Acc,
+                Metric::AccNorm,
+                Metric::AccBytes,
+                Metric::ExactMatch,
+            ][..],
+        ),
         ("endings", &[Metric::Acc]),
     ] {
         let (_, result) = evaluate(name, TaskOptions::default());
@@ -62,8 +70,13 @@ fn perplexity_and_cut_contexts_equal_the_reference() {
     let expected = json(&fixture("tasks").join("expected.json"));
     let (task, result) = evaluate("endings", TaskOptions::default());
     let perplexity = result.metric(Metric::Perplexity).unwrap().value;
-    let reference = expected["endings"]["metrics"]["perplexity"].as_f64().unwrap();
-    assert!((perplexity / reference - 1.0).abs() < 1e-4, "{perplexity} {reference}");
+    let reference = expected["endings"]["metrics"]["perplexity"]
+        .as_f64()
+        .unwrap();
+    assert!(
+        (perplexity / reference - 1.0).abs() < 1e-4,
+        "{perplexity} {reference}"
+    );
     // Some contexts are longer than the model's 48 positions.
     assert!(result.cut_requests > 0 && result.cut_tokens > 0);
     let results = task_results(&[(task, result)], TaskOptions::default());
@@ -96,10 +109,24 @@ fn samples_have_the_fields_of_the_reference() {
     let lines: Vec<_> = sample_lines(&task, &result).collect();
     assert_eq!(lines.len(), task.documents.len());
     for (line, score) in lines.iter().zip(&result.documents) {
-        for key in ["doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "metrics", "acc"] {
+        for key in [
+            "doc_id",
+            "doc",
+            "target",
+            "arguments",
+            "resps",
+            "filtered_resps",
+            "filter",
+            "metrics",
+            "acc",
+        ] {
             assert!(line.get(key).is_some(), "{key}");
         }
-        let first: f64 = line["filtered_resps"][0][0].as_str().unwrap().parse().unwrap();
+        let first: f64 = line["filtered_resps"][0][0]
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap();
         assert_eq!(first, score.choices[0].log_likelihood);
     }
 }

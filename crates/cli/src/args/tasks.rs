@@ -11,17 +11,17 @@ pub struct TaskArgs {
     #[arg(long, value_delimiter = ',', num_args = 1.., value_name = "TASK", help = tasks_help())]
     pub tasks: Vec<String>,
     /// Evaluate only the first N documents of each task.
-    #[arg(long, value_name = "N", requires = "tasks")]
+    #[arg(long, value_name = "N", conflicts_with = "data")]
     pub limit: Option<usize>,
     /// Folder to which results and the scores of every document are written, in the files of lm-evaluation-harness.
-    #[arg(long, value_name = "DIR", requires = "tasks")]
+    #[arg(long, value_name = "DIR", conflicts_with = "data")]
     pub out: Option<PathBuf>,
     /// Tokenization of a context and its continuation: together, as lm-evaluation-harness does, or separately, as
     /// OLMo does during training.
-    #[arg(long, value_enum, default_value_t = TokenizationArg::Joint, requires = "tasks")]
+    #[arg(long, value_enum, default_value_t = TokenizationArg::Joint, conflicts_with = "data")]
     tokenization: TokenizationArg,
     /// Token before every context: the one that the tokenizer adds, if any; the end-of-text token; or none.
-    #[arg(long, value_enum, default_value_t = StartTokenArg::Tokenizer, requires = "tasks")]
+    #[arg(long, value_enum, default_value_t = StartTokenArg::Tokenizer, conflicts_with = "data")]
     start_token: StartTokenArg,
 }
 

@@ -1,7 +1,5 @@
 //! `hybridnorm eval --tasks`.
 
-use std::collections::BTreeSet;
-
 use hybridnorm::eval::TextOverrides;
 use hybridnorm::tasks::{self, Task, TaskOptions, TaskResult, TaskRun};
 use hybridnorm::text::one_line;
@@ -29,7 +27,8 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
             ", which tasks need to encode their text",
         )
     })?;
-    let opened = open(&args.tasks.tasks, args.tasks.limit)?;
+    // All are opened before the first one is evaluated.
+    let opened = tasks::open_tasks(&args.tasks.tasks, args.tasks.limit)?;
     let mut model = checkpoint.model(Device::Cpu)?;
     let mut display = ProgressDisplay::new(console);
     let mut finished = Vec::new();
@@ -66,21 +65,6 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
         console::print(&format_tasks(&finished, options, &run.start_token_note()))?;
     }
     Ok(Outcome::Completed)
-}
-
-/// Opens all tasks before the first one is evaluated.
-fn open(names: &[String], limit: Option<usize>) -> Result<Vec<Task>, Error> {
-    let mut known = BTreeSet::new();
-    let mut opened = Vec::new();
-    for name in names {
-        let task = tasks::open_task(name, limit)?;
-        if !known.insert(task.name.clone()) {
-            let problem = format!("two tasks are named {}; list each once", task.name);
-            return Err(Error::invalid_value("--tasks", problem));
-        }
-        opened.push(task);
-    }
-    Ok(opened)
 }
 
 /// Formats a row per metric of each task, the main metric first.

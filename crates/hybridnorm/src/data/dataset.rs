@@ -76,7 +76,7 @@ impl TokenDataset {
     /// Appends the instances of a stream. `identity` must differ if the tokens differ; it is part of
     /// [`TokenDataset::fingerprint`]. A stream shorter than an instance adds none.
     pub fn push_stream(&mut self, tokens: TokenStream, identity: &str) {
-        self.push(tokens, 1, self.seq_len as u64, identity);
+        self.push(tokens, (1, false), self.seq_len as u64, identity);
     }
 
     /// Appends a pre-tokenized file: its stream, or its rows, which must be instances.
@@ -107,7 +107,7 @@ impl TokenDataset {
     }
 
     /// Appends a pre-tokenized file whose rows may have any length, as in evaluation. A row longer than
-    /// `seq_len + 1` yields several windows.
+    /// `seq_len + 1` yields several windows; a shorter one is an instance of its own length.
     ///
     /// # Errors
     /// If the file cannot be read.
@@ -118,7 +118,7 @@ impl TokenDataset {
             Some(width) => {
                 let tokens = file.into_tokens();
                 let rows = tokens.len() / width.max(1);
-                self.push(tokens, rows, width, &content_hash);
+                self.push(tokens, (rows, true), width, &content_hash);
                 self.has_rows = true;
             }
         }
@@ -130,7 +130,7 @@ impl TokenDataset {
         self.has_rows
     }
 
-    fn push(&mut self, tokens: TokenStream, streams: u64, stride: u64, identity: &str) {
+    fn push(&mut self, tokens: TokenStream, streams: (u64, bool), stride: u64, identity: &str) {
         let all = tokens.len();
         let part = Part::split(
             tokens,
@@ -194,7 +194,6 @@ impl TokenDataset {
             all_tokens: self.tokens(),
             ..Coverage::default()
         };
-        let seq_len = self.seq_len as u64;
         let mut omit = |reason: &str, count| found.omissions.add(Unit::Tokens, reason, count, None);
         for part in &self.parts {
             let reason = match part.streams {
@@ -207,20 +206,34 @@ impl TokenDataset {
             .partial()
             .map(|(_, grid)| grid.len() * grid.targets)
             .sum();
-        let mut targets = self.instances * seq_len;
+        let full = self
+            .parts
+            .iter()
+            .map(|part| (part.full.len(), part.full.targets));
+        let mut targets: u64 = full.clone().map(|(len, of_each)| len * of_each).sum();
         match windows {
             Windows::All => targets += partial,
             Windows::Full { limit } => {
                 for (part, grid) in self.partial() {
                     let of = if part.streams > 1 { "row" } else { "stream" };
-                    let reason =
-                        format!("at the end of a {of}, fewer than a sequence of {seq_len} tokens");
+                    let reason = format!(
+                        "at the end of a {of}, fewer than a sequence of {} tokens",
+                        self.seq_len
+                    );
                     omit(&reason, grid.len() * grid.targets);
                 }
                 let taken = limit.unwrap_or(u64::MAX).min(self.instances);
-                let reason = format!("beyond the first {taken} sequences");
-                omit(&reason, (self.instances - taken) * seq_len);
-                targets = taken * seq_len;
+                let (mut rest, all) = (taken, targets);
+                let within = full.map(|(len, of_each)| {
+                    let here = len.min(rest);
+                    rest -= here;
+                    here * of_each
+                });
+                targets = within.sum();
+                omit(
+                    &format!("beyond the first {taken} sequences"),
+                    all - targets,
+                );
             }
         }
         found.tokens = targets;
@@ -259,37 +272,47 @@ impl TokenDataset {
         Ok(firsts)
     }
 
-    /// Returns the `seq_len + 1` tokens of instance `id`.
+    /// Returns the tokens of instance `id`: `seq_len + 1`, or those of a shorter row.
     ///
     /// # Errors
     /// If there is no such instance, or a token is outside the vocabulary.
     pub fn instance(&self, id: u64) -> Result<Vec<u32>> {
-        let mut tokens = vec![0; self.seq_len + 1];
-        self.read(id, &mut tokens)?;
+        let part = self.part_of(id)?;
+        let mut tokens = vec![0; part.full.targets as usize + 1];
+        read(part, id, &mut tokens)?;
         Ok(tokens)
     }
 
-    fn read(&self, id: u64, tokens: &mut [u32]) -> Result<()> {
+    /// Returns the part of instance `id`.
+    fn part_of(&self, id: u64) -> Result<&Part> {
         let part = self
             .parts
             .partition_point(|part| part.first_instance + part.full.len() <= id);
-        match self.parts.get(part) {
-            Some(part) => part
-                .tokens
-                .read(part.full.start_of(id - part.first_instance), tokens),
-            None => Err(Error::out_of_range(
-                "instance",
-                id,
-                format!("below {}", self.instances),
-            )),
-        }
+        let below = || format!("below {}", self.instances);
+        let part = self.parts.get(part);
+        part.ok_or_else(|| Error::out_of_range("instance", id, below()))
     }
 
     pub(super) fn batch(&self, ids: Vec<u64>, epoch: u64) -> Result<Batch> {
-        let mut batch = Batch::new(ids, self.seq_len, epoch);
-        let mut tokens = vec![0; self.seq_len + 1];
+        let seq_len = match ids.first() {
+            Some(&first) => self.part_of(first)?.full.targets as usize,
+            None => self.seq_len,
+        };
+        let mut batch = Batch::new(ids, seq_len, epoch);
+        let mut tokens = vec![0; seq_len + 1];
         for row in 0..batch.len() {
-            self.read(batch.instance_ids[row], &mut tokens)?;
+            let id = batch.instance_ids[row];
+            let part = self.part_of(id)?;
+            if part.full.targets != seq_len as u64 {
+                return Err(Error::invalid_value(
+                    "data",
+                    format!(
+                        "instances of {seq_len} and of {} targets in one batch, expected rows of equal length",
+                        part.full.targets
+                    ),
+                ));
+            }
+            read(part, id, &mut tokens)?;
             batch.push(&tokens);
         }
         Ok(batch)
@@ -299,6 +322,17 @@ impl TokenDataset {
     fn partial(&self) -> impl Iterator<Item = (&Part, WindowGrid)> {
         let grids = self.parts.iter().map(|part| (part, part.partial));
         grids.filter(|(_, grid)| grid.len() > 0)
+    }
+
+    /// Returns the end of the instances from `first` on that have the same length as it.
+    fn end_of_equal_lengths(&self, first: u64) -> u64 {
+        let mut parts = self
+            .parts
+            .iter()
+            .filter(|part| part.full.len() > 0 && part.first_instance + part.full.len() > first);
+        let length = parts.clone().next().map(|part| part.full.targets);
+        let other = parts.find(|part| Some(part.full.targets) != length);
+        other.map_or(self.instances, |part| part.first_instance)
     }
 
     /// Iterates over all instances in order, or the first `limit`, in batches of `batch_size`; the last
@@ -348,6 +382,12 @@ impl TokenDataset {
             })
         })
     }
+}
+
+/// Reads the tokens of an instance of a part.
+fn read(part: &Part, id: u64, tokens: &mut [u32]) -> Result<()> {
+    let start = part.full.start_of(id - part.first_instance);
+    part.tokens.read(start, tokens)
 }
 
 /// Returns the SHA-256 over all tokens as u32.
@@ -428,6 +468,7 @@ impl Iterator for SequentialBatches<'_> {
             return None;
         }
         let end = self.end.min(self.next.saturating_add(self.batch_size));
+        let end = end.min(self.dataset.end_of_equal_lengths(self.next));
         let ids = (self.next..end).collect();
         self.next = end;
         let batch = self.dataset.batch(ids, 0);

@@ -25,7 +25,7 @@ pub enum Windows {
     /// All windows, including shorter last ones: every token except the first of each stream or row is a
     /// target.
     All,
-    /// Windows of `seq_len` targets, as in training; the first `limit` of them if given.
+    /// Windows of `seq_len` targets, as in training, and whole rows that are shorter; the first `limit` of them if given.
     Full {
         /// Maximum number of windows.
         limit: Option<u64>,
@@ -53,7 +53,7 @@ pub(super) struct Part {
     pub(super) identity: String,
     /// Number of streams: the rows of an array, or 1.
     pub(super) streams: u64,
-    /// Windows of `seq_len` targets.
+    /// Windows of `seq_len` targets; for rows of up to `seq_len` targets, the rows.
     pub(super) full: WindowGrid,
     /// Index of the first of these windows in the dataset.
     pub(super) first_instance: u64,
@@ -86,10 +86,11 @@ impl WindowGrid {
 }
 
 impl Part {
-    /// Splits `streams` streams of equal length into windows.
+    /// Splits `streams` streams of equal length into windows. With `has_rows`, a stream is a row of an array, which is an
+    /// instance whatever its length, unless it is longer than `seq_len` targets.
     pub(super) fn split(
         tokens: TokenStream,
-        streams: u64,
+        (streams, has_rows): (u64, bool),
         seq_len: u64,
         first_instance: u64,
         identity: &str,
@@ -102,6 +103,10 @@ impl Part {
             streams,
             per_stream,
             targets,
+        };
+        let seq_len = match has_rows && targets > 0 {
+            true => seq_len.min(targets),
+            false => seq_len,
         };
         let (full, rest) = (targets / seq_len, targets % seq_len);
         Self {

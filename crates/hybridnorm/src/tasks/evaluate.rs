@@ -85,7 +85,7 @@ impl TaskResult {
     }
 }
 
-/// Evaluates a model on a task. `progress` receives the number of scored documents.
+/// Evaluates a model on a task. `progress` receives the approximate number of scored documents.
 ///
 /// # Errors
 /// If a continuation has no token or more than the model's maximum sequence length, a log-probability is not finite, or
@@ -145,7 +145,10 @@ pub fn evaluate_task(
             .encode(&texts)
             .map_err(|error| in_task(task, error))?;
         check(model, documents, &requests).map_err(|error| in_task(task, error))?;
-        let scores = score(model, &requests, &mut |_| ()).map_err(|error| in_task(task, error))?;
+        let (before, count) = (result.documents.len(), documents.len());
+        let mut on_request = |done| progress(before + done * count / requests.len());
+        let scores =
+            score(model, &requests, &mut on_request).map_err(|error| in_task(task, error))?;
         for score in &scores {
             result.tokens += score.tokens.len() as u64;
             result.cut_requests += usize::from(score.cut_tokens > 0);
@@ -157,7 +160,6 @@ pub fn evaluate_task(
             .iter()
             .map(|document| document_score(document, &mut scores));
         result.documents.extend(documents);
-        progress(result.documents.len());
     }
     aggregate(task, &mut result);
     Ok(result)

@@ -28,7 +28,7 @@ mod results;
 mod rows;
 mod run;
 
-pub use catalog::{NamedTask, named_tasks, open_task};
+pub use catalog::{NamedTask, named_tasks, open_tasks};
 pub use document::{Choice, Task, TaskDocument, Unconditional};
 pub use encode::{StartToken, Tokenization};
 pub use evaluate::{ChoiceScore, DocumentScore, TaskOptions, TaskResult, evaluate_task};

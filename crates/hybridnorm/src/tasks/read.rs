@@ -122,7 +122,8 @@ struct TaskConfig {
 /// A line is either a request, with `doc`, `doc_id`, `idx`, `label` and `request: {context, continuation}` (requests
 /// with ids from 1,000,000 on are the unconditional ones of the document whose id is 1,000,000 less), or a document, with
 /// `context` (or `query`), `choices` and `gold` (or `label`), and optionally `target_delimiter` and
-/// `unconditional_context`; or with `sentence_good` and `sentence_bad`, as in BLiMP.
+/// `unconditional_context`; or with `sentence_good` and `sentence_bad`, as in BLiMP (after a delimiter, as in
+/// lm-evaluation-harness).
 ///
 /// # Errors
 /// If the file cannot be read, a line is not of that form or longer than 16 MiB, or the choices of a document are not
@@ -241,7 +242,9 @@ mod tests {
             name: "t".to_owned(),
             path: "t.jsonl".to_owned(),
             lines: Box::new(lines.as_bytes()),
-            config: Some(br#"{"task_config": {"primary_metric": "acc_per_char", "num_shots": 5}}"#.to_vec()),
+            config: Some(
+                br#"{"task_config": {"primary_metric": "acc_per_char", "num_shots": 5}}"#.to_vec(),
+            ),
         };
         read_task(file, limit)
     }
@@ -270,7 +273,10 @@ mod tests {
         let first = &task.documents[0];
         assert_eq!(first.gold, [1]);
         assert_eq!(first.choices[1].text(), "bc");
-        assert_eq!(&*first.choices[1].unconditional.as_ref().unwrap().context, "Q 1000000");
+        assert_eq!(
+            &*first.choices[1].unconditional.as_ref().unwrap().context,
+            "Q 1000000"
+        );
         assert!(task.documents[1].choices[0].unconditional.is_none());
         let limited = read(&lines.concat(), Some(1)).unwrap();
         assert_eq!((limited.documents.len(), limited.all_documents), (1, 2));
@@ -286,7 +292,9 @@ mod tests {
     #[test]
     fn documents_name_the_correct_choice_by_index_or_label() {
         let gold = |gold: &str| {
-            let line = format!(r#"{{"context": "Q", "choices": {{"text": ["x", "y"], "label": ["A", "B"]}}, "gold": {gold}}}"#);
+            let line = format!(
+                r#"{{"context": "Q", "choices": {{"text": ["x", "y"], "label": ["A", "B"]}}, "gold": {gold}}}"#
+            );
             read(&line, None).map(|task| task.documents[0].gold.clone())
         };
         assert_eq!(gold("1").unwrap(), [1]);
@@ -299,7 +307,11 @@ mod tests {
 
     #[test]
     fn sentences_of_minimal_pairs_have_no_context() {
-        let task = read(r#"{"sentence_good": "he runs", "sentence_bad": "he run", "UID": "x"}"#, None).unwrap();
+        let task = read(
+            r#"{"sentence_good": "he runs", "sentence_bad": "he run", "UID": "x"}"#,
+            None,
+        )
+        .unwrap();
         let choices = &task.documents[0].choices;
         assert_eq!((&*choices[0].context, choices[1].text()), ("", "he run"));
     }
@@ -310,16 +322,31 @@ mod tests {
         for (line, expected) in [
             ("{\n", "line 2: "),
             ("[1]\n", "line 2: "),
-            (&request(0, 0, "0", " b"), "line 2: choice 0 of document 0 occurs twice"),
-            (&request(0, 1, "1", " b"), "line 2: the label of document 0 differs"),
+            (
+                &request(0, 0, "0", " b"),
+                "line 2: choice 0 of document 0 occurs twice",
+            ),
+            (
+                &request(0, 1, "1", " b"),
+                "line 2: the label of document 0 differs",
+            ),
             (&request(0, 99_999, "0", " b"), "line 2: idx = 99999"),
             (&request(0, 1, "0", ""), "line 2: the continuation is empty"),
-            (&request(2, 1, "0", " b"), "document 2 has 1 choices, but none with idx = 0"),
-            (&request(1_000_005, 0, "0", " b"), "of document 5, but no such document"),
+            (
+                &request(2, 1, "0", " b"),
+                "document 2 has 1 choices, but none with idx = 0",
+            ),
+            (
+                &request(1_000_005, 0, "0", " b"),
+                "of document 5, but no such document",
+            ),
             (&request(3, 0, "7", " b"), "document 3: label = 7"),
         ] {
             let found = error(&format!("{first}{line}"));
-            assert!(found.starts_with("t.jsonl: ") && found.contains(expected), "{found}");
+            assert!(
+                found.starts_with("t.jsonl: ") && found.contains(expected),
+                "{found}"
+            );
         }
         assert!(error("").contains("contains no document"));
         assert!(error("{\"a\": 1}").contains("line 1: neither a request"));

@@ -43,7 +43,10 @@ impl Prompt {
             unconditional,
         } = parts.ok_or_else(|| format!("row {id} lacks a field of {self:?}"))?;
         if gold >= choices.len() {
-            return Err(format!("row {id}: the correct choice is {gold} of {}", choices.len()));
+            return Err(format!(
+                "row {id}: the correct choice is {gold} of {}",
+                choices.len()
+            ));
         }
         let (context, unconditional): (Arc<str>, Arc<str>) = (context.into(), unconditional.into());
         let choices = choices.iter().map(|text| {
@@ -99,7 +102,9 @@ fn arc(row: &Value) -> Option<Parts> {
     let choices = &row["choices"];
     let answer = text(row, "answerKey")?;
     // Some keys are numbers.
-    let gold = ["A", "B", "C", "D", "E"].iter().position(|key| *key == answer);
+    let gold = ["A", "B", "C", "D", "E"]
+        .iter()
+        .position(|key| *key == answer);
     let gold = gold.or_else(|| answer.parse::<usize>().ok()?.checked_sub(1))?;
     Some(Parts {
         context: format!("Question: {}\nAnswer:", text(row, "question")?),

@@ -124,6 +124,8 @@ fn open_validation(
     }
     // Options that apply to the training text need not apply to this text.
     options.prepare.source.allow_unused_options = has_raw_text(&config.data.train)?;
+    // A row of an array is one instance, whatever its length.
+    options.allow_any_row_length = true;
     let opened = data::open(&config.data.validation, Split::All, &options, progress)?;
     notes.extend(preparation_notes(&opened));
     let has_same_text = || shares_text(config, &options.prepare.source);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::tasks::{Task, TaskOptions, evaluate_task, open_task};
+use crate::tasks::{Task, TaskOptions, evaluate_task, open_tasks};
 use crate::train::config::Config;
 use crate::train::metrics::TaskScores;
 
@@ -31,17 +31,8 @@ impl RunTasks {
                 ": the tasks in [eval] are text, and need the tokenizer of the data",
             ));
         }
-        let mut tasks: Vec<Task> = Vec::new();
-        for name in &section.tasks {
-            let task = open_task(name, section.limit)?;
-            if tasks.iter().any(|known| known.name == task.name) {
-                let problem = format!("eval.tasks: two tasks are named {}", task.name);
-                return Err(Error::invalid_value("eval.tasks", problem));
-            }
-            tasks.push(task);
-        }
         Ok(Self {
-            tasks,
+            tasks: open_tasks(&section.tasks, section.limit)?,
             every: section.every,
         })
     }

@@ -1,0 +1,302 @@
+//! `eval --tasks`, tasks during training and of studies, and overlapping windows.
+
+mod common;
+
+use common::{STUDY_KEEPING_RUNS, TestDir};
+use serde_json::Value;
+
+/// Two documents with choices; the second context is longer than the model's 16 positions.
+const PAIRS: &str = r#"{"context": "The cat", "choices": ["sat.", "zq"], "gold": 0}
+{"query": "A very long question about a small river", "choices": ["flows", "x"], "gold": 1}
+"#;
+const ENDINGS: &str = r#"{"doc_id": 0, "idx": 0, "label": ["sun"], "doc": {}, "request": {"context": "the", "continuation": " sun"}}
+{"doc_id": 1, "idx": 0, "label": ["sea"], "doc": {}, "request": {"context": "the", "continuation": " sea"}}
+"#;
+
+/// Returns a folder with a trained run and two tasks.
+fn trained() -> TestDir {
+    let dir = TestDir::new();
+    dir.train("run", &[]);
+    dir.write("pairs.jsonl", PAIRS);
+    dir.write("endings.jsonl", ENDINGS);
+    dir
+}
+
+fn number(value: &Value) -> f64 {
+    value
+        .as_f64()
+        .unwrap_or_else(|| panic!("not a number: {value}"))
+}
+
+#[test]
+fn results_have_the_schema_of_the_harness() {
+    let dir = trained();
+    let args = [
+        "eval",
+        "run",
+        "--tasks",
+        "pairs.jsonl,endings.jsonl",
+        "--out",
+        "results",
+        "--json",
+    ];
+    let found = dir.json(&args);
+    let pairs = &found["results"]["pairs"];
+    for metric in [
+        "acc",
+        "acc_norm",
+        "len_norm",
+        "acc_bytes",
+        "acc_per_token",
+        "exact_match",
+        "bpb",
+    ] {
+        assert!(number(&pairs[format!("{metric},none")]) >= 0.0);
+        assert!(number(&pairs[format!("{metric}_stderr,none")]) >= 0.0);
+    }
+    let endings = &found["results"]["endings"];
+    assert!(number(&endings["perplexity,none"]) > 1.0);
+    assert_eq!(found["n-samples"]["pairs"]["effective"], 2);
+    assert_eq!(found["configs"]["endings"]["output_type"], "loglikelihood");
+    assert_eq!(found["configs"]["pairs"]["tokenization"], "joint");
+    assert_eq!(
+        found["configs"]["pairs"]["left_out"]["requests_with_cut_context"],
+        2
+    );
+    for key in [
+        "versions",
+        "n-shot",
+        "higher_is_better",
+        "config",
+        "max_length",
+    ] {
+        assert!(!found[key].is_null(), "{key}");
+    }
+    let names = std::fs::read_dir(dir.path("results")).unwrap();
+    let mut names: Vec<String> = names
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert_eq!(names.len(), 3, "{names:?}");
+    let written: Value =
+        serde_json::from_slice(&dir.read(format!("results/{}", names[0]))).unwrap();
+    assert_eq!(written["results"], found["results"]);
+    let samples = String::from_utf8(dir.read(format!("results/{}", names[2]))).unwrap();
+    assert!(names[2].starts_with("samples_pairs_") && samples.lines().count() == 2);
+    let accuracy: f64 = samples
+        .lines()
+        .map(|line| number(&serde_json::from_str::<Value>(line).unwrap()["acc"]))
+        .sum();
+    assert_eq!(accuracy / 2.0, number(&pairs["acc,none"]));
+}
+
+#[test]
+fn what_is_left_out_and_the_start_token_are_printed() {
+    let dir = trained();
+    let text = dir.ok(&["eval", "run", "--tasks", "pairs.jsonl", "--limit", "1"]);
+    assert!(
+        text.contains("pairs: omitted 1 documents: beyond --limit"),
+        "{text}"
+    );
+    assert!(
+        text.contains("no start token (the tokenizer adds none)"),
+        "{text}"
+    );
+    let text = dir.ok(&[
+        "eval",
+        "run",
+        "--tasks",
+        "pairs.jsonl",
+        "--start-token",
+        "eos",
+    ]);
+    assert!(
+        text.contains("start token of every context: <|endoftext|>"),
+        "{text}"
+    );
+    assert!(text.contains("tokens at the start of 2 contexts"), "{text}");
+}
+
+#[test]
+fn a_failed_request_fails_the_task() {
+    let dir = trained();
+    let long =
+        r#"{"context": "a", "choices": ["a continuation of more than sixteen bytes"], "gold": 0}"#;
+    dir.write("long.jsonl", long);
+    let words = ["task long", "document 0", "at most max_seq_len = 16"];
+    dir.expect_error(1, &["eval", "run", "--tasks", "long.jsonl"], &words);
+    dir.write("bad.jsonl", format!("{PAIRS}{{\"context\": 3}}\n"));
+    dir.expect_error(
+        1,
+        &["eval", "run", "--tasks", "bad.jsonl"],
+        &["bad.jsonl: line 3"],
+    );
+    dir.expect_any_error(
+        &["eval", "run", "--tasks", "hellaswagg"],
+        &["did you mean hellaswag?"],
+    );
+    dir.expect_any_error(
+        &["eval", "run", "--tasks", "pairs.jsonl,pairs.jsonl"],
+        &["two tasks are named pairs"],
+    );
+}
+
+#[test]
+fn options_without_effect_are_rejected() {
+    let dir = trained();
+    for args in [
+        &["eval", "run", "--data", "stories:3", "--limit", "3"][..],
+        &["eval", "run", "--data", "stories:3", "--start-token", "eos"],
+        &["eval", "run", "--tasks", "pairs.jsonl", "--stride", "4"],
+        &[
+            "eval",
+            "run",
+            "--tasks",
+            "pairs.jsonl",
+            "--data",
+            "stories:3",
+        ],
+        &["eval", "run", "--tasks", "pairs.jsonl", "--text-field", "x"],
+        &["eval", "run"],
+    ] {
+        dir.expect_any_error(args, &[]);
+    }
+}
+
+#[test]
+fn training_records_tasks() {
+    let dir = trained();
+    let more = [
+        "--set",
+        "eval.tasks=['pairs.jsonl']",
+        "--set",
+        "eval.every=10",
+        "--set",
+        "eval.limit=1",
+    ];
+    dir.train("with_tasks", &more);
+    let lines = String::from_utf8(dir.read("with_tasks/metrics.jsonl")).unwrap();
+    let lines: Vec<Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let with_tasks = lines.iter().filter(|line| !line["tasks"].is_null());
+    let steps: Vec<u64> = with_tasks
+        .map(|line| line["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, [10, 20]);
+    let last = &lines[19]["tasks"]["pairs"];
+    assert_eq!(
+        (&last["documents"], &last["main"]),
+        (&1.into(), &"acc".into())
+    );
+    // The final checkpoint has the same scores.
+    let args = [
+        "eval",
+        "with_tasks",
+        "--tasks",
+        "pairs.jsonl",
+        "--limit",
+        "1",
+        "--json",
+    ];
+    let found = dir.json(&args);
+    assert_eq!(found["results"]["pairs"]["bpb,none"], last["values"]["bpb"]);
+    // Evaluation does not change training.
+    let without = String::from_utf8(dir.read("run/metrics.jsonl")).unwrap();
+    let loss = |line: &Value| number(&line["loss"]);
+    let plain: Vec<f64> = without
+        .lines()
+        .map(|line| loss(&serde_json::from_str(line).unwrap()))
+        .collect();
+    assert_eq!(lines.iter().map(loss).collect::<Vec<f64>>(), plain);
+    dir.train_fails(
+        1,
+        "absent",
+        &["--set", "eval.tasks=['absent.jsonl']"],
+        &["absent.jsonl"],
+    );
+    dir.train_fails(1, "none", &["--set", "eval.every=3"], &["eval.tasks"]);
+}
+
+#[test]
+fn studies_report_tasks_with_paired_differences() {
+    let dir = trained();
+    dir.prepare(&"The cat sat on a warm stone. ".repeat(80), "bytes", "data");
+    let study = STUDY_KEEPING_RUNS.replace("seeds = [1]", "seeds = [1, 2]");
+    dir.write(
+        "study.toml",
+        format!("{study}\n[eval]\ntasks = [\"pairs.jsonl\"]\n"),
+    );
+    dir.ok(&["study", "study.toml", "--quiet", "--out", "study"]);
+    let page = dir.html_report("study");
+    assert!(
+        page.contains("Downstream tasks") && page.contains("pairs"),
+        "no task table"
+    );
+    let text = dir.ok(&["report", "study", "--format", "markdown"]);
+    assert!(text.contains("Downstream tasks"), "{text}");
+}
+
+#[test]
+fn overlapping_windows_count_every_token_once() {
+    let dir = trained();
+    let eval = |more: &[&str]| {
+        dir.json(
+            &[
+                &["eval", "run", "--json", "--data", "tales=stories:20"][..],
+                more,
+            ]
+            .concat(),
+        )
+    };
+    let (plain, sliding) = (eval(&[]), eval(&["--stride", "4"]));
+    assert_eq!(plain["sets"][0]["name"], "tales");
+    assert_eq!(
+        (&sliding["stride"], &sliding["tokens"]),
+        (&4.into(), &plain["tokens"])
+    );
+    assert_eq!(sliding["text_bytes"], plain["text_bytes"]);
+    assert_ne!(sliding["loss"], plain["loss"]);
+    // Windows that do not overlap are those of the plain evaluation.
+    let whole = number(&eval(&["--stride", "16"])["loss"]);
+    assert!(
+        (whole - number(&plain["loss"])).abs() < 1e-3,
+        "{whole} {plain}"
+    );
+    dir.expect_any_error(
+        &["eval", "run", "--data", "stories:3", "--stride", "17"],
+        &["at most 16"],
+    );
+}
+
+#[test]
+fn short_rows_are_instances_of_validation() {
+    let dir = TestDir::new();
+    let ids: Vec<u16> = (0..60).map(|i| i * 7 % 250).collect();
+    dir.write("rows.npy", common::numpy("(6, 10)", &ids));
+    dir.train(
+        "run",
+        &[
+            "--set",
+            "data.validation=['rows.npy']",
+            "--set",
+            "train.eval_sequences=4",
+        ],
+    );
+    let found = dir.json(&["eval", "run", "--data", "rows.npy", "--json"]);
+    assert_eq!(found["tokens"], 6 * 9);
+    let full = dir.json(&[
+        "eval",
+        "run",
+        "--data",
+        "rows.npy",
+        "--windows",
+        "full",
+        "--json",
+    ]);
+    assert_eq!(
+        (&full["tokens"], &full["loss"]),
+        (&found["tokens"], &found["loss"])
+    );
+}
