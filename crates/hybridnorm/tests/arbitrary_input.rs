@@ -6,6 +6,7 @@ use std::sync::OnceLock;
 
 use hybridnorm::Device;
 use hybridnorm::data::Tokenizer;
+use hybridnorm::interop;
 use hybridnorm::model::Model;
 use hybridnorm::tasks::{TaskFile, read_task};
 use hybridnorm::train::checkpoint::{self, Contents};
@@ -287,5 +288,46 @@ proptest! {
         {
             let _ = tokenizer.decode(&ids);
         }
+    }
+}
+
+/// Reads model and tokenizer of a GGUF file with these bytes.
+fn read_gguf(bytes: &[u8]) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.gguf");
+    fs::write(&path, bytes).unwrap();
+    if let Err(error) = interop::import(&path, Device::Cpu) {
+        assert_eq!(error.to_string().lines().count(), 1, "{error}");
+    }
+    match interop::tokenizer(&path) {
+        Ok(Some(found)) => drop(found.tokenizer.encode("the cat \u{e9}\n")),
+        Ok(None) => {}
+        Err(error) => assert_eq!(error.to_string().lines().count(), 1, "{error}"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn random_bytes_as_gguf_never_panic(version in 0..5_u32, bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        read_gguf(&[&b"GGUF"[..], &version.to_le_bytes(), &bytes].concat());
+    }
+
+    #[test]
+    fn corrupted_gguf_is_read_or_rejected(
+        file in 0..3_usize, at in any::<prop::sample::Index>(), bit in 0..8_u8, length in any::<prop::sample::Index>(),
+        is_truncated in any::<bool>(),
+    ) {
+        let name = ["llama", "mixed", "pieces"][file];
+        let path = Path::new("tests/fixtures/gguf").join(format!("{name}.gguf"));
+        let mut bytes = fs::read(path).unwrap();
+        // Data of tensors, at the end, may have any values.
+        let at = at.index(bytes.len().min(12_000));
+        bytes[at] ^= 1 << bit;
+        if is_truncated {
+            bytes.truncate(length.index(bytes.len()));
+        }
+        read_gguf(&bytes);
     }
 }

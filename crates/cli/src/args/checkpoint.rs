@@ -127,8 +127,9 @@ fn top_p_help() -> String {
 fn import_folder_help() -> String {
     format!(
         "Folder with `config.yaml` and `model.safetensors` or `model.pt`, or in Hugging Face format \
-         (`config.json`, `model.safetensors`; families {})",
-        hybridnorm::interop::huggingface::families().join(" and ")
+         (`config.json`, `model.safetensors`; families {}); or a GGUF file (families {})",
+        hybridnorm::interop::huggingface::families().join(" and "),
+        hybridnorm::interop::gguf::architectures().join(" and ")
     )
 }
 
@@ -145,10 +146,10 @@ pub struct ImportArgs {
     #[arg(long, value_name = "CHECKPOINT_DIR")]
     pub out: PathBuf,
     /// Tokenizer to store in the checkpoint: `bytes`, `r50k`, `cl100k` or a `tokenizer.json`; replaces the
-    /// `tokenizer.json` next to the weights.
+    /// `tokenizer.json` next to the weights, or the tokenizer of a GGUF file.
     #[arg(long, value_name = "SPEC")]
     pub tokenizer: Option<String>,
-    /// Do not import the `tokenizer.json` next to the weights.
+    /// Do not import the `tokenizer.json` next to the weights, or the tokenizer of a GGUF file.
     #[arg(long, conflicts_with = "tokenizer")]
     pub no_tokenizer: bool,
     /// Output format.

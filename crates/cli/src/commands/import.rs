@@ -32,19 +32,21 @@ struct TokenizerReport {
 
 pub fn run(mut args: ImportArgs, console: &Console) -> Result<Outcome, Error> {
     download(&mut args, console)?;
-    interop::require_folder(&args.folder)?;
+    interop::require_source(&args.folder)?;
     let out = files::resolve_links(&args.out)?;
     checkpoint::check_does_not_exist(&out)?;
-    let (tokenizer, mut read) = find_tokenizer(&args)?;
+    let found = find_tokenizer(&args)?;
+    let (tokenizer, mut read) = (found.tokenizer, found.files);
     let Imported {
         model,
         tensors,
         mut omissions,
         files,
-        notes,
+        mut notes,
         ..
     } = interop::import(&args.folder, Device::Cpu)?;
     read.extend(files);
+    notes.extend(found.notes);
     omissions.extend(&interop::unread_files(
         &args.folder,
         &read,
@@ -122,7 +124,7 @@ fn check_vocabulary(
     );
     Err(match &args.tokenizer {
         Some(_) => Error::conflict(["--tokenizer", "model.vocab_size"], problem),
-        None => tokenizer_error(&Error::format(args.folder.join("tokenizer.json"), problem)),
+        None => tokenizer_error(&Error::format(&args.folder, problem)),
     })
 }
 
@@ -143,7 +145,7 @@ fn print_text(report: &Report, args: &ImportArgs, console: &Console) -> Result<(
     }
     console.note(&match (&report.tokenizer, &args.tokenizer) {
         (Some(tokenizer), None) => format!(
-            "with the tokenizer.json of the folder: {} tokens, end-of-text id {}",
+            "with the tokenizer of the model: {} tokens, end-of-text id {}",
             table::with_thousands_separators(tokenizer.vocab_size as u64),
             tokenizer.eos_id
         ),
@@ -156,19 +158,34 @@ fn print_text(report: &Report, args: &ImportArgs, console: &Console) -> Result<(
     Ok(())
 }
 
-/// Returns the requested tokenizer, or the one next to the weights, and the files of the folder read for it.
-fn find_tokenizer(args: &ImportArgs) -> Result<(Option<Tokenizer>, Vec<String>), Error> {
+/// The tokenizer to store, the files of the folder read for it, and notes.
+#[derive(Default)]
+struct FoundTokenizer {
+    tokenizer: Option<Tokenizer>,
+    files: Vec<String>,
+    notes: Vec<String>,
+}
+
+/// Returns the requested tokenizer, or the one of the imported model.
+fn find_tokenizer(args: &ImportArgs) -> Result<FoundTokenizer, Error> {
     if let Some(spec) = &args.tokenizer {
         let tokenizer = Tokenizer::from_spec(&spec.parse::<TokenizerSpec>()?)?;
-        return Ok((Some(tokenizer), Vec::new()));
+        return Ok(FoundTokenizer {
+            tokenizer: Some(tokenizer),
+            ..FoundTokenizer::default()
+        });
     }
     if args.no_tokenizer {
-        return Ok((None, Vec::new()));
+        return Ok(FoundTokenizer::default());
     }
     let imported = interop::tokenizer(&args.folder).map_err(|error| tokenizer_error(&error))?;
-    Ok(imported.map_or((None, Vec::new()), |imported| {
-        (Some(imported.tokenizer), imported.files)
-    }))
+    Ok(
+        imported.map_or_else(FoundTokenizer::default, |imported| FoundTokenizer {
+            tokenizer: Some(imported.tokenizer),
+            files: imported.files,
+            notes: imported.notes,
+        }),
+    )
 }
 
 /// Adds the options that import the weights with another tokenizer or none.

@@ -92,14 +92,36 @@ pub fn import(folder: &Path, device: Device) -> Result<Model> {
 /// As [`import`].
 pub fn read(folder: &Path, device: Device) -> Result<Imported> {
     let family = read_family(&folder.join(CONFIG))?;
-    let config = family.config();
     let (path, source) = open_tensors(folder)?;
-    let mut files = source.files();
-    files.push(CONFIG.to_owned());
-    files.extend(
+    let mut imported = load(family.as_ref(), &path, source, device)?;
+    imported.files.push(CONFIG.to_owned());
+    imported.files.extend(
         path.file_name()
             .map(|name| name.to_string_lossy().into_owned()),
     );
+    Ok(imported)
+}
+
+/// Reads a checkpoint of another format, whose configuration and names were translated: `json` is the `config.json`, `path`
+/// the file to name in errors.
+pub(super) fn read_translated(
+    path: &Path,
+    json: &[u8],
+    source: TensorSource,
+    device: Device,
+) -> Result<Imported> {
+    load(parse_family(path, json)?.as_ref(), path, source, device)
+}
+
+/// Converts the tensors of a family to a model; `path` is the file to name in errors about them.
+fn load(
+    family: &dyn Family,
+    path: &Path,
+    source: TensorSource,
+    device: Device,
+) -> Result<Imported> {
+    let config = family.config();
+    let files = source.files();
     let prefix_note = source.prefix_note();
     let notes = prefix_note.into_iter().chain(family.notes()).collect();
     // The converted tensors, the tensors in conversion, and the model.
@@ -110,8 +132,8 @@ pub fn read(folder: &Path, device: Device) -> Result<Imported> {
     )?;
     let wrapper = source.wrapper().to_owned();
     let format_error =
-        |problem: String| Error::format(&path, source::with_prefix_note(&wrapper, problem));
-    let converted = weights::convert(family.as_ref(), source).map_err(format_error)?;
+        |problem: String| Error::format(path, source::with_prefix_note(&wrapper, problem));
+    let converted = weights::convert(family, source).map_err(format_error)?;
     // Allocated after the conversion, which fails if the files lack tensors: a small checkpoint cannot make this
     // process allocate a large model.
     let mut model = Model::uninitialized(config, device)?;
@@ -137,9 +159,13 @@ pub fn read_config(path: &Path) -> Result<ModelConfig> {
 
 /// Reads a `config.json` and checks that its placement can be resolved.
 fn read_family(path: &Path) -> Result<Box<dyn Family>> {
+    parse_family(path, &files::read_small(path, TEXT_LIMIT)?)
+}
+
+/// Parses the bytes of a `config.json`, which came from the file at `path`.
+fn parse_family(path: &Path, json: &[u8]) -> Result<Box<dyn Family>> {
     let format_error = |problem: String| Error::format(path, problem);
-    let json = files::read_small(path, TEXT_LIMIT)?;
-    let family = family::read(&json).map_err(format_error)?;
+    let family = family::read(json).map_err(format_error)?;
     family
         .config()
         .resolve()

@@ -1,6 +1,7 @@
 //! Import of external checkpoints.
 
 mod experts;
+pub mod gguf;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod huggingface;
@@ -11,7 +12,7 @@ mod pytorch;
 mod source;
 mod tokenizer_files;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::Device;
 use serde::Serialize;
@@ -61,13 +62,17 @@ pub struct TensorCounts {
     pub read: u64,
 }
 
-/// Checks that the folder to import exists.
+/// Checks that the folder or GGUF file to import exists.
 ///
 /// # Errors
-/// If it does not exist, or is not a folder.
-pub fn require_folder(folder: &Path) -> Result<()> {
-    let expected = "a folder with config.json or config.yaml and the weights next to it";
-    files::require_folder(folder, expected)
+/// If it does not exist, or is a file of another kind.
+pub fn require_source(path: &Path) -> Result<()> {
+    if gguf::has_extension(path) && files::exists(path)? {
+        return Ok(());
+    }
+    let expected = "a GGUF file, or a folder with a GGUF file, or with config.json or config.yaml and the weights \
+                    next to it";
+    files::require_folder(path, expected)
 }
 
 /// A format of checkpoint folders.
@@ -78,7 +83,7 @@ struct Format {
 }
 
 /// Known formats; the first whose marker exists is read.
-const FORMATS: [Format; 2] = [
+static FORMATS: [Format; 2] = [
     Format {
         marker: huggingface::CONFIG,
         read: huggingface::read,
@@ -89,27 +94,43 @@ const FORMATS: [Format; 2] = [
     },
 ];
 
-/// Reads an external checkpoint folder: in Hugging Face format if it contains a `config.json`, in the format of the
-/// official HybridNorm code if it contains a `config.yaml`.
-///
-/// # Errors
-/// If the folder is in neither format; otherwise see [`huggingface::import`] and [`official::import`].
-pub fn import(folder: &Path, device: Device) -> Result<Imported> {
-    require_folder(folder)?;
-    let mut found = None;
+/// Returns the format of a folder, if a file identifies it.
+fn format(folder: &Path) -> Result<Option<&'static Format>> {
     for format in &FORMATS {
-        if found.is_none() && files::exists(folder.join(format.marker))? {
-            found = Some(format);
+        if files::exists(folder.join(format.marker))? {
+            return Ok(Some(format));
         }
     }
-    let Some(format) = found else {
+    Ok(None)
+}
+
+/// Returns the GGUF file at a path: the file itself, or the only one of a folder in no other format.
+fn gguf_file(path: &Path) -> Result<Option<PathBuf>> {
+    match files::is_dir(path)? && format(path)?.is_some() {
+        true => Ok(None),
+        false => gguf::find(path),
+    }
+}
+
+/// Reads an external checkpoint: a folder in Hugging Face format if it contains a `config.json`, in the format of the
+/// official HybridNorm code if it contains a `config.yaml`, else a GGUF file, given by its path or that of its folder.
+///
+/// # Errors
+/// If the path has neither format; otherwise see [`huggingface::import`], [`official::import`] and [`gguf::read`].
+pub fn import(path: &Path, device: Device) -> Result<Imported> {
+    require_source(path)?;
+    let imported = if let Some(file) = gguf_file(path)? {
+        gguf::read(&file, device)?
+    } else if let Some(format) = format(path)? {
+        (format.read)(path, device)?
+    } else {
         let markers = FORMATS.each_ref().map(|format| format.marker).join(" nor ");
-        return Err(Error::format(folder, format!("contains neither {markers}")));
+        let problem = format!("contains neither {markers} nor a GGUF file");
+        return Err(Error::format(path, problem));
     };
-    let imported = (format.read)(folder, device)?;
     match imported.model.first_non_finite() {
         Some(name) => Err(Error::format(
-            folder,
+            path,
             format!("parameter {name} contains NaN or infinite values"),
         )),
         None => Ok(imported),

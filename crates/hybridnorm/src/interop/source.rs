@@ -1,8 +1,9 @@
 //! Tensors of a checkpoint by name, read one at a time.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
-use crate::error::Error;
+use crate::error::{self, Error};
 use crate::tensors::HostTensor;
 use crate::tensors::TensorFile;
 
@@ -14,9 +15,34 @@ const WRAPPERS: [(&str, &str); 4] = [
     ("module", "DistributedDataParallel"),
 ];
 
+/// A file of tensors by name.
+pub(super) trait NamedTensors {
+    fn path(&self) -> &Path;
+
+    /// Returns the names of its tensors.
+    fn names(&self) -> Vec<&str>;
+
+    /// Reads a tensor, as f32.
+    fn read(&self, name: &str) -> error::Result<HostTensor>;
+}
+
+impl NamedTensors for TensorFile {
+    fn path(&self) -> &Path {
+        self.path()
+    }
+
+    fn names(&self) -> Vec<&str> {
+        self.names().collect()
+    }
+
+    fn read(&self, name: &str) -> error::Result<HostTensor> {
+        self.read(name)
+    }
+}
+
 /// Tensors in one or several files.
 pub(super) struct TensorSource {
-    files: Vec<TensorFile>,
+    files: Vec<Box<dyn NamedTensors>>,
     /// File index and original name of each tensor, by its name without the prefix.
     locations: BTreeMap<String, (usize, String)>,
     /// Prefix that was removed from all names.
@@ -25,8 +51,8 @@ pub(super) struct TensorSource {
 
 impl TensorSource {
     /// Combines the tensors of all files.
-    pub(super) fn new(files: Vec<TensorFile>) -> Result<Self, String> {
-        let names: Vec<&str> = files.iter().flat_map(TensorFile::names).collect();
+    pub(super) fn new<F: NamedTensors + 'static>(files: Vec<F>) -> Result<Self, String> {
+        let names: Vec<&str> = files.iter().flat_map(F::names).collect();
         let wrapper = common_wrapper(&names);
         let mut locations = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
@@ -39,8 +65,9 @@ impl TensorSource {
                 }
             }
         }
+        let boxed = |file| Box::new(file) as Box<dyn NamedTensors>;
         Ok(Self {
-            files,
+            files: files.into_iter().map(boxed).collect(),
             locations,
             wrapper,
         })

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::gguf;
 use crate::data::{ChatTemplate, Tokenizer};
 use crate::error::{Error, Result};
 use crate::files;
@@ -32,15 +33,24 @@ pub struct ImportedTokenizer {
     pub tokenizer: Tokenizer,
     /// The files of the folder that were read for it.
     pub files: Vec<String>,
+    /// Notes for the user.
+    pub notes: Vec<String>,
 }
 
 /// Reads the `tokenizer.json` of a model's folder, if there is one. Its end-of-text token is the one that
 /// `tokenizer_config.json` names, else the first with an id in `generation_config.json` or `config.json`,
-/// else one of a well-known name.
+/// else one of a well-known name. A GGUF file contains its tokenizer; see [`super::import`] for such files.
 ///
 /// # Errors
 /// If it exists but cannot be read.
-pub fn tokenizer(folder: &Path) -> Result<Option<ImportedTokenizer>> {
+pub fn tokenizer(path: &Path) -> Result<Option<ImportedTokenizer>> {
+    match super::gguf_file(path)? {
+        Some(file) => gguf::read_tokenizer(&file),
+        None => tokenizer_of_folder(path),
+    }
+}
+
+fn tokenizer_of_folder(folder: &Path) -> Result<Option<ImportedTokenizer>> {
     let path = folder.join(TOKENIZER);
     if !files::exists(&path)? {
         return Ok(None);
@@ -67,7 +77,11 @@ pub fn tokenizer(folder: &Path) -> Result<Option<ImportedTokenizer>> {
     if files::exists(folder.join(CHAT_TEMPLATE))? {
         files.push(CHAT_TEMPLATE.to_owned());
     }
-    Ok(Some(ImportedTokenizer { tokenizer, files }))
+    Ok(Some(ImportedTokenizer {
+        tokenizer,
+        files,
+        notes: Vec::new(),
+    }))
 }
 
 fn end_id(folder: &Path, files: &mut Vec<String>) -> Result<Option<u64>> {
@@ -117,11 +131,14 @@ fn read_json(folder: &Path, name: &str, files: &mut Vec<String>) -> Result<Optio
 }
 
 /// Returns the files of a folder that are not in `read`, by reason; `no_tokenizer` is the reason for the
-/// tokenizer's files.
+/// tokenizer's files. There are none if a file was imported, and not a folder.
 ///
 /// # Errors
 /// If the folder cannot be listed.
 pub fn unread_files(folder: &Path, read: &[String], no_tokenizer: &str) -> Result<Omissions> {
+    if !files::is_dir(folder)? {
+        return Ok(Omissions::default());
+    }
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(Error::io(folder))? {
         let entry = entry.map_err(Error::io(folder))?;
