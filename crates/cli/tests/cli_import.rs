@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 
-use common::import::{configure, dir, rewrite};
+use common::import::{configure, dir, fixture, rewrite};
 use common::*;
 use serde_json::{Value, json};
 
@@ -202,6 +202,39 @@ fn wrong_types_in_a_configuration_are_reported_by_key() {
             assert!(!text.contains(rust), "{text}");
         }
     }
+}
+
+#[test]
+fn a_gguf_file_is_imported_with_its_tokenizer() {
+    let dir = TestDir::new();
+    let bytes = fs::read(fixture("../gguf/llama.gguf")).unwrap();
+    dir.write("their.gguf", &bytes);
+    let found = dir.json(&["import", "their.gguf", "--out", "ours", "--json"]);
+    assert_adds_up(&found);
+    assert_eq!(found["tokenizer"], json!({"vocab_size": 96, "eos_id": 1}));
+    assert_eq!(found["notes"], json!([]));
+    let text = "the sea";
+    let args = [
+        "generate",
+        "ours",
+        "--prompt",
+        text,
+        "--max-tokens",
+        "3",
+        "--temperature",
+        "0",
+    ];
+    let generated = String::from_utf8(dir.run(&args).stdout).unwrap();
+    assert!(generated.starts_with(text), "{generated}");
+    // An unknown pre-tokenizer, of the same length.
+    let at = bytes.windows(5).position(|part| part == b"gpt-2").unwrap();
+    let mut other = bytes;
+    other[at..at + 5].copy_from_slice(b"gpt-9");
+    dir.write("other.gguf", other);
+    let args = ["import", "other.gguf", "--out", "made/other"];
+    dir.expect_any_error(&args, &["tokenizer.ggml.pre = \"gpt-9\"", "--no-tokenizer"]);
+    assert!(!dir.path("made").exists());
+    dir.ok(&[&args[..], &["--no-tokenizer"]].concat());
 }
 
 #[cfg(unix)]

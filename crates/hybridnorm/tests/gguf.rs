@@ -7,7 +7,11 @@ use std::path::{Path, PathBuf};
 use common::hf::modified_checkpoint;
 use common::reference::*;
 use hybridnorm::Device;
+use hybridnorm::data::Tokenizer;
+use hybridnorm::interop::gguf::{self, MatrixType};
 use hybridnorm::interop::{self, Imported};
+use hybridnorm::model::{Model, ModelConfig};
+use hybridnorm::placement;
 use serde_json::Value;
 
 fn import(path: &Path) -> Imported {
@@ -207,4 +211,151 @@ fn byte_level_tokenizer_of_a_file() {
         problem.contains("tokenizer.ggml.pre = \"gpt-9\", expected one of \"gpt-2\""),
         "{problem}"
     );
+}
+
+/// Writes a model and reads it.
+fn written(
+    model: &Model,
+    tokenizer: Option<&Tokenizer>,
+    kind: MatrixType,
+) -> (Imported, Option<Tokenizer>) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.gguf");
+    gguf::write(model, tokenizer, &path, kind).unwrap();
+    let tokenizer = interop::tokenizer(&path).unwrap();
+    (import(&path), tokenizer.map(|found| found.tokenizer))
+}
+
+/// Returns the largest deviation of the values, relative to the largest value of the parameter.
+fn deviation(a: &Model, b: &Model) -> f32 {
+    let (a, b) = (a.values(), b.values());
+    let of = |(name, a): (&String, &hybridnorm::tensors::HostTensor)| {
+        let largest = a
+            .data
+            .iter()
+            .fold(0.0_f32, |largest, x| largest.max(x.abs()));
+        common::largest_difference(&a.data, &b[name].data) / largest
+    };
+    a.iter().map(of).fold(0.0, f32::max)
+}
+
+#[test]
+fn written_models_are_read_back() {
+    for name in ["llama", "qwen3", "olmo2"] {
+        let original = import(&fixture(&format!("hf/{name}"))).model;
+        for (kind, bound) in [
+            (MatrixType::F32, 0.0),
+            (MatrixType::F16, 1.0 / 2048.0),
+            // Half a step, and the rounding of the scale to half precision.
+            (MatrixType::Q8_0, 1.0 / 254.0 + 1.0 / 2048.0),
+        ] {
+            let (found, tokenizer) = written(&original, None, kind);
+            assert_eq!(found.model.config(), original.config(), "{name} {kind:?}");
+            let deviation = deviation(&original, &found.model);
+            assert!(deviation <= bound, "{name} {kind:?}: {deviation}");
+            assert_eq!(deviation > 0.0, kind != MatrixType::F32, "{name} {kind:?}");
+            assert!(tokenizer.is_none());
+        }
+    }
+}
+
+#[test]
+fn scaled_frequencies_are_read_back() {
+    for scaling in [
+        serde_json::json!({"rope_type": "linear", "factor": 4.0}),
+        serde_json::json!({
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        }),
+        serde_json::json!({
+            "rope_type": "yarn", "factor": 4.0, "beta_fast": 30.0, "original_max_position_embeddings": 4096,
+        }),
+    ] {
+        let folder = modified_checkpoint(
+            "llama",
+            |config| {
+                config["max_position_embeddings"] = 16_384.into();
+                config["rope_parameters"] = scaling.clone();
+                config["rope_parameters"]["rope_theta"] = 500_000.into();
+            },
+            |_| {},
+        );
+        let original = import(folder.path()).model;
+        let (found, _) = written(&original, None, MatrixType::F32);
+        assert_eq!(found.model.config(), original.config());
+        assert!(found.model.values() == original.values());
+    }
+}
+
+fn small_model(placement: &str, vocab_size: usize) -> Model {
+    let config = ModelConfig::default()
+        .with_d_model(8)
+        .with_n_layers(1)
+        .with_n_heads(2)
+        .with_n_kv_heads(1)
+        .with_d_ff(8)
+        .with_vocab_size(vocab_size)
+        .with_max_seq_len(16)
+        .with_placement(placement::named(placement).unwrap());
+    Model::new(&config, 1, Device::Cpu).unwrap()
+}
+
+#[test]
+fn written_tokenizers_give_the_same_ids() {
+    let text = std::fs::read_to_string(fixture("gguf/make.py")).unwrap();
+    let trained = Tokenizer::train_bpe(&[&text], 400, &mut hybridnorm::data::quiet).unwrap();
+    let imported = |name: &str| {
+        interop::tokenizer(&fixture(name))
+            .unwrap()
+            .unwrap()
+            .tokenizer
+    };
+    for tokenizer in [
+        Tokenizer::bytes(),
+        Tokenizer::r50k(),
+        Tokenizer::cl100k(),
+        trained,
+        imported("gguf/pieces.gguf"),
+        imported("gguf/llama.gguf"),
+    ] {
+        // Rows of the embedding without a token.
+        let model = small_model("pre-norm", tokenizer.vocab_size() + 3);
+        let (_, found) = written(&model, Some(&tokenizer), MatrixType::F16);
+        let found = found.unwrap();
+        assert_eq!(found.vocab_size(), tokenizer.vocab_size(), "{tokenizer:?}");
+        assert_eq!(found.eos_id(), tokenizer.eos_id(), "{tokenizer:?}");
+        for part in text.lines().chain([
+            "na\u{ef}ve \u{5de8}\u{5927} \u{1f989}",
+            "  1234 </s>",
+            "a\n\n b",
+        ]) {
+            assert_eq!(
+                found.encode(part).unwrap(),
+                tokenizer.encode(part).unwrap(),
+                "{tokenizer:?} {part:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn models_of_other_architectures_are_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.gguf");
+    let model = small_model("hybridnorm", 32);
+    let problem = gguf::write(&model, None, &path, MatrixType::F32).unwrap_err();
+    let problem = problem.to_string();
+    assert!(
+        problem.contains("no architecture of llama.cpp computes this model (llama: placement."),
+        "{problem}"
+    );
+    let few = small_model("pre-norm", 32);
+    let problem = gguf::write(&few, Some(&Tokenizer::bytes()), &path, MatrixType::F32).unwrap_err();
+    assert!(
+        problem
+            .to_string()
+            .contains("the tokenizer has 257 tokens, the model only 32"),
+        "{problem}"
+    );
+    assert!(std::fs::read_dir(folder.path()).unwrap().next().is_none());
 }

@@ -35,8 +35,11 @@ pub fn run(mut args: ImportArgs, console: &Console) -> Result<Outcome, Error> {
     interop::require_source(&args.folder)?;
     let out = files::resolve_links(&args.out)?;
     checkpoint::check_does_not_exist(&out)?;
-    let found = find_tokenizer(&args)?;
-    let (tokenizer, mut read) = (found.tokenizer, found.files);
+    let FoundTokenizer {
+        tokenizer,
+        files: mut read,
+        notes: tokenizer_notes,
+    } = find_tokenizer(&args)?;
     let Imported {
         model,
         tensors,
@@ -46,7 +49,7 @@ pub fn run(mut args: ImportArgs, console: &Console) -> Result<Outcome, Error> {
         ..
     } = interop::import(&args.folder, Device::Cpu)?;
     read.extend(files);
-    notes.extend(found.notes);
+    notes.extend(tokenizer_notes);
     omissions.extend(&interop::unread_files(
         &args.folder,
         &read,
@@ -124,7 +127,15 @@ fn check_vocabulary(
     );
     Err(match &args.tokenizer {
         Some(_) => Error::conflict(["--tokenizer", "model.vocab_size"], problem),
-        None => tokenizer_error(&Error::format(&args.folder, problem)),
+        None => {
+            let in_folder = args.folder.join("tokenizer.json");
+            let file = if in_folder.exists() {
+                &in_folder
+            } else {
+                &args.folder
+            };
+            tokenizer_error(&Error::format(file, problem))
+        }
     })
 }
 

@@ -41,6 +41,7 @@ use crate::model::counts;
 use crate::model::{Model, ModelConfig};
 use crate::tensors::TensorFile;
 use family::{Family, ReadFamily};
+use mapping::Mapping;
 
 /// All families, by the `model_type` of their `config.json`. A new family is a module with a [`Family`], and a line
 /// here.
@@ -102,8 +103,8 @@ pub fn read(folder: &Path, device: Device) -> Result<Imported> {
     Ok(imported)
 }
 
-/// Reads a checkpoint of another format, whose configuration and names were translated: `json` is the `config.json`, `path`
-/// the file to name in errors.
+/// Reads a checkpoint of another format, whose configuration and names were translated: `json` is the `config.json`,
+/// `path` the file to name in errors.
 pub(super) fn read_translated(
     path: &Path,
     json: &[u8],
@@ -111,6 +112,12 @@ pub(super) fn read_translated(
     device: Device,
 ) -> Result<Imported> {
     load(parse_family(path, json)?.as_ref(), path, source, device)
+}
+
+/// Returns the configuration of a `config.json`, and its tensors.
+pub(super) fn translate(json: &[u8]) -> std::result::Result<(ModelConfig, Vec<Mapping>), String> {
+    let family = family::read(json)?;
+    Ok((family.config().clone(), family.mappings()))
 }
 
 /// Converts the tensors of a family to a model; `path` is the file to name in errors about them.

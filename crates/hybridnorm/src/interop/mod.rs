@@ -1,4 +1,4 @@
-//! Import of external checkpoints.
+//! Import of external checkpoints, and export to GGUF.
 
 mod experts;
 pub mod gguf;
@@ -70,8 +70,8 @@ pub fn require_source(path: &Path) -> Result<()> {
     if gguf::has_extension(path) && files::exists(path)? {
         return Ok(());
     }
-    let expected = "a GGUF file, or a folder with a GGUF file, or with config.json or config.yaml and the weights \
-                    next to it";
+    let expected =
+        "a folder with config.json or config.yaml and the weights next to it, or a GGUF file";
     files::require_folder(path, expected)
 }
 

@@ -184,8 +184,8 @@ fn two_bit_group(group: usize) -> (usize, usize) {
     (group / 8 * 32 + group % 2 * 16, group % 8 / 2 * 2)
 }
 
-/// `d·s·(q − 4·[high bit not set])` for 16 groups of 16 numbers: 32 bytes of high bits, 64 bytes of the lower 2 bits, 12
-/// bytes of 6-bit scales, which are offset by 32, and `d`.
+/// `d·s·(q − 4·[high bit not set])` for 16 groups of 16 numbers: 32 bytes of high bits, 64 bytes of the lower 2 bits,
+/// 12 bytes of 6-bit scales, which are offset by 32, and `d`.
 fn q3_k(block: &[u8], y: &mut [f32]) {
     let (high, q, scales) = (&block[..32], &block[32..96], &block[96..108]);
     let d = half_at(block, 108);
@@ -206,8 +206,8 @@ fn q3_k(block: &[u8], y: &mut [f32]) {
     }
 }
 
-/// Returns scale and minimum of a group of 32 numbers, 6 bits each, from 12 bytes: the first four of both in 8 bytes, whose
-/// upper bits hold those of the last four.
+/// Returns scale and minimum of a group of 32 numbers, 6 bits each, from 12 bytes: the first four of both in 8 bytes,
+/// whose upper bits hold those of the last four.
 fn scale_and_min(scales: &[u8], group: usize) -> (f32, f32) {
     let (scale, min) = match group {
         0..4 => (scales[group] & 63, scales[group + 4] & 63),
@@ -219,8 +219,8 @@ fn scale_and_min(scales: &[u8], group: usize) -> (f32, f32) {
     (f32::from(scale), f32::from(min))
 }
 
-/// `d·s·q − d_min·m` for 8 groups of 32 numbers of 4 bits: `d`, `d_min`, 12 bytes of `s` and `m`, 128 bytes of numbers, in
-/// which 32 bytes hold two groups.
+/// `d·s·q − d_min·m` for 8 groups of 32 numbers of 4 bits: `d`, `d_min`, 12 bytes of `s` and `m`, 128 bytes of numbers,
+/// in which 32 bytes hold two groups.
 fn q4_k(block: &[u8], y: &mut [f32]) {
     let (d, d_min, scales) = (half_at(block, 0), half_at(block, 2), &block[4..16]);
     for (group, y) in y.chunks_exact_mut(32).enumerate() {
@@ -248,8 +248,8 @@ fn q5_k(block: &[u8], y: &mut [f32]) {
     }
 }
 
-/// `d·s·(q − 32)` for 16 groups of 16 numbers of 6 bits: 128 bytes of the lower 4 bits, 64 bytes of the upper 2 bits, 16
-/// signed bytes of `s`, and `d`. Each half of the block has 64 and 32 of these bytes.
+/// `d·s·(q − 32)` for 16 groups of 16 numbers of 6 bits: 128 bytes of the lower 4 bits, 64 bytes of the upper 2 bits,
+/// 16 signed bytes of `s`, and `d`. Each half of the block has 64 and 32 of these bytes.
 fn q6_k(block: &[u8], y: &mut [f32]) {
     let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
     let d = half_at(block, 208);

@@ -1,5 +1,5 @@
-//! Families of models in GGUF: their metadata as the `config.json`, and their tensors under the names, of the same family
-//! in Hugging Face's format.
+//! Families of models in GGUF: their metadata as the `config.json`, and their tensors under the names, of the same
+//! family in Hugging Face's format.
 //!
 //! Keys and names are those of `gguf-py/gguf/constants.py`, changes to tensors those of `convert_hf_to_gguf.py`
 //! (llama.cpp).
@@ -176,8 +176,8 @@ impl Family {
         Ok(Json::Object(config))
     }
 
-    /// Returns the name of a tensor in Hugging Face's format, and its change, given `[q, k]` heads; `None` for a tensor that
-    /// the family does not have.
+    /// Returns the name of a tensor in Hugging Face's format, and its change, given `[q, k]` heads; `None` for a tensor
+    /// that the family does not have.
     pub(super) fn tensor(&self, name: &str, heads: [usize; 2]) -> Option<(String, Change)> {
         if name == rope::FACTORS {
             return Some((rope::FREQUENCIES.to_owned(), Change::None));
@@ -209,7 +209,10 @@ impl Family {
         }
         let (layer, rest) = theirs.strip_prefix("model.layers.")?.split_once('.')?;
         let part = rest.strip_suffix(".weight")?;
-        let (ours, _) = BLOCK.iter().chain(self.tensors).find(|(_, known)| *known == part)?;
+        let (ours, _) = BLOCK
+            .iter()
+            .chain(self.tensors)
+            .find(|(_, known)| *known == part)?;
         let name = format!("blk.{layer}.{ours}.weight");
         let (_, change) = self.tensor(&name, heads)?;
         Some((name, change))

@@ -13,6 +13,7 @@ mod reader;
 mod rope;
 mod tensors;
 mod tokenizer;
+mod write;
 
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,8 @@ use crate::error::{Error, Result};
 use crate::files;
 use reader::GgufFile;
 use tensors::Tensors;
+
+pub use write::{MatrixType, check, write};
 
 /// File name extension.
 const EXTENSION: &str = "gguf";

@@ -1,5 +1,5 @@
-//! SentencePiece's BPE as merges: two adjacent pieces are merged to the piece of the highest score (Kudo and Richardson,
-//! arXiv 1808.06226).
+//! SentencePiece's BPE as merges: two adjacent pieces are merged to the piece of the highest score (Kudo and
+//! Richardson, arXiv 1808.06226).
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -72,11 +72,13 @@ pub(super) fn normalizer(has_prefix: bool) -> Json {
     }
 }
 
-/// Returns true if a `tokenizer.json` with this normalizer and pre-tokenizer adds a space before the text, and false if it
-/// only marks spaces; `None` if it does anything else.
+/// Returns true if a `tokenizer.json` with this normalizer and pre-tokenizer adds a space before the text, and false if
+/// it only marks spaces; `None` if it does anything else.
 pub(super) fn has_prefix(with_normalizer: &Json, pre_tokenizer: &Json) -> Option<bool> {
     match (with_normalizer, pre_tokenizer) {
-        (found, Json::Null) => [true, false].into_iter().find(|has| *found == normalizer(*has)),
+        (found, Json::Null) => [true, false]
+            .into_iter()
+            .find(|has| *found == normalizer(*has)),
         // The form of newer files.
         (Json::Null, split) if split["type"] == "Metaspace" && split["replacement"] == SPACE => {
             (split["split"] == false).then(|| split["prepend_scheme"] != "never")
@@ -85,7 +87,8 @@ pub(super) fn has_prefix(with_normalizer: &Json, pre_tokenizer: &Json) -> Option
     }
 }
 
-/// Returns the `decoder` of a `tokenizer.json`, which reverses [`normalizer`] and joins the bytes of unknown characters.
+/// Returns the `decoder` of a `tokenizer.json`, which reverses [`normalizer`] and joins the bytes of unknown
+/// characters.
 pub(super) fn decoder(has_prefix: bool) -> Json {
     let mut steps = vec![
         json!({"type": "Replace", "pattern": {"String": SPACE}, "content": " "}),

@@ -217,7 +217,8 @@ fn size(shape: &[usize], kind: &TensorType) -> std::result::Result<u64, String> 
         .ok_or_else(|| format!("shape {shape:?} is too large"))
 }
 
-/// Makes the offsets of tensors relative to the file, and checks that they are aligned, do not overlap, and lie in the file.
+/// Makes the offsets of tensors relative to the file, and checks that they are aligned, do not overlap, and lie in the
+/// file.
 fn place(
     tensors: &mut BTreeMap<String, Entry>,
     data: u64,
@@ -257,7 +258,7 @@ mod tests {
     use super::*;
 
     /// Returns a file with one tensor of 32 numbers in `Q8_0` after `change`.
-    fn file(change: impl FnOnce(&mut [Vec<u8>])) -> Vec<u8> {
+    fn file(change: impl FnOnce(&mut Vec<Vec<u8>>)) -> Vec<u8> {
         let mut parts = vec![
             MAGIC.to_vec(),
             3_u32.to_le_bytes().to_vec(),

@@ -83,7 +83,10 @@ pub(super) fn to_parameters(config: &ModelConfig) -> Json {
             set("factor", json!(factor));
             set("low_freq_factor", json!(low_freq_factor));
             set("high_freq_factor", json!(high_freq_factor));
-            set("original_max_position_embeddings", json!(original_max_seq_len));
+            set(
+                "original_max_position_embeddings",
+                json!(original_max_seq_len),
+            );
         }
         // `attention_factor` is that of the paper, the only one that is the same in llama.cpp.
         Some(RopeScaling::Yarn {
@@ -97,7 +100,10 @@ pub(super) fn to_parameters(config: &ModelConfig) -> Json {
             set("factor", json!(factor));
             set("beta_fast", json!(beta_fast));
             set("beta_slow", json!(beta_slow));
-            set("original_max_position_embeddings", json!(original_max_seq_len));
+            set(
+                "original_max_position_embeddings",
+                json!(original_max_seq_len),
+            );
         }
     }
     parameters
@@ -148,8 +154,9 @@ fn llama3_factor(factors: &[f32], theta: f64, head_dim: usize) -> Result<Option<
     match factors.iter().zip(&expected).all(is_close) {
         true => Ok(Some(factor)),
         false => Err(format!(
-            "tensor {FACTORS} has factors other than those of Llama 3's scaling with low_freq_factor {LOW_FREQ_FACTOR}, \
-             high_freq_factor {HIGH_FREQ_FACTOR} and original length {ORIGINAL_LENGTH}, which is not supported"
+            "tensor {FACTORS} has factors other than those of Llama 3's scaling with low_freq_factor \
+             {LOW_FREQ_FACTOR}, high_freq_factor {HIGH_FREQ_FACTOR} and original length {ORIGINAL_LENGTH}, which is not \
+             supported"
         )),
     }
 }

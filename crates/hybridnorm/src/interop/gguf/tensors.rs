@@ -12,8 +12,8 @@ use crate::tensors::HostTensor;
 /// A GGUF file and the translation of its names.
 pub(super) struct Tensors {
     file: GgufFile,
-    /// Name in the file and change of each tensor, by its name in Hugging Face's format. Tensors that the family does not
-    /// have keep their names, by which they are rejected.
+    /// Name in the file and change of each tensor, by its name in Hugging Face's format. Tensors that the family does
+    /// not have keep their names, by which they are rejected.
     names: BTreeMap<String, (String, Change)>,
 }
 

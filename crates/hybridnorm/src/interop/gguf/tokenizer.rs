@@ -1,6 +1,6 @@
 //! Conversion of a GGUF file's tokenizer to a `tokenizer.json`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Serialize, Serializer};
 use serde_json::{Value as Json, json};
@@ -120,11 +120,27 @@ impl<'a> Tokens<'a> {
                 ));
             }
         };
-        Ok(Self {
+        let tokens = Self {
             metadata,
             texts,
             types,
-        })
+        };
+        tokens.reject_duplicates()?;
+        Ok(tokens)
+    }
+
+    /// A `tokenizer.json` identifies tokens by their texts.
+    fn reject_duplicates(&self) -> Result<(), String> {
+        let mut seen = HashMap::new();
+        for (id, text, _) in self.iter() {
+            if let Some(earlier) = seen.insert(text, id) {
+                let text = crate::text::truncated_line(text, 40);
+                return Err(format!(
+                    "tokenizer.ggml.tokens has {text:?} with the ids {earlier} and {id}, expected different texts"
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Iterates over ids, texts and types; without unused ids at the end, whose texts converters make up.

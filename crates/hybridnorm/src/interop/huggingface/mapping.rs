@@ -164,7 +164,6 @@ impl Mapping {
         }
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the exporter"))]
     /// Splits this crate's tensor into the checkpoint's, with their names: the inverse of [`Mapping::assemble`].
     pub(in crate::interop) fn split(&self, ours: HostTensor) -> Vec<(String, HostTensor)> {
         let stack = match &self.order {
