@@ -75,6 +75,37 @@ fn converted_models_equal_the_originals() {
 }
 
 #[test]
+fn gains_of_gemma_are_shifted_once() {
+    for name in ["gemma2", "gemma3"] {
+        let found = import(&fixture(&format!("gguf/{name}.gguf")));
+        // The converter stores gains plus one, and neither the scale of attention logits nor the types of layers.
+        let original = modified_checkpoint(
+            name,
+            |config| {
+                config["query_pre_attn_scalar"] = config["head_dim"].clone();
+                config["layer_types"] = Value::Null;
+            },
+            |weights| {
+                for tensor in weights.values_mut() {
+                    for value in &mut tensor.data {
+                        *value = match tensor.shape.len() {
+                            2 => half::f16::from_f32(*value).to_f32(),
+                            _ => (*value + 1.0) - 1.0,
+                        };
+                    }
+                }
+            },
+        );
+        let expected = import(original.path());
+        assert_eq!(found.model.config(), expected.model.config(), "{name}");
+        assert!(found.model.values() == expected.model.values(), "{name}");
+        let (again, _) = written(&found.model, None, MatrixType::F16);
+        assert_eq!(again.model.config(), found.model.config(), "{name}");
+        assert!(again.model.values() == found.model.values(), "{name}");
+    }
+}
+
+#[test]
 fn a_model_of_all_types_has_the_values_of_the_reference_implementation() {
     let found = import(&fixture("gguf/mixed.gguf"));
     assert!(found.model.config().tie_embeddings);

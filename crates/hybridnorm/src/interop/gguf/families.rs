@@ -6,6 +6,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
+use super::gemma::{self, Gemma, Sizes};
 use super::keys::Keys;
 use super::reader::GgufFile;
 use super::rope;
@@ -21,6 +22,8 @@ pub(super) struct Family {
     tensors: &'static [(&'static str, &'static str)],
     /// True if rows of `q` and `k` are stored in the order of interleaved rotary pairs.
     has_interleaved_heads: bool,
+    /// Keys of Gemma, whose gains are stored as `1 + g`.
+    pub(super) gemma: Option<&'static Gemma>,
 }
 
 /// Tensors that the blocks of all families have.
@@ -43,7 +46,7 @@ const EMBEDDING: &str = "token_embd.weight";
 const HEAD: &str = "output.weight";
 
 /// All families.
-pub(super) static FAMILIES: [Family; 3] = [
+pub(super) static FAMILIES: [Family; 5] = [
     Family {
         architecture: "llama",
         model_type: "llama",
@@ -52,6 +55,7 @@ pub(super) static FAMILIES: [Family; 3] = [
             ("ffn_norm", "post_attention_layernorm"),
         ],
         has_interleaved_heads: true,
+        gemma: None,
     },
     Family {
         architecture: "qwen3",
@@ -63,6 +67,7 @@ pub(super) static FAMILIES: [Family; 3] = [
             ("ffn_norm", "post_attention_layernorm"),
         ],
         has_interleaved_heads: false,
+        gemma: None,
     },
     Family {
         architecture: "olmo2",
@@ -74,7 +79,32 @@ pub(super) static FAMILIES: [Family; 3] = [
             ("post_ffw_norm", "post_feedforward_layernorm"),
         ],
         has_interleaved_heads: false,
+        gemma: None,
     },
+    Family {
+        architecture: "gemma2",
+        model_type: "gemma2",
+        tensors: GEMMA_NORMS.split_at(4).0,
+        has_interleaved_heads: false,
+        gemma: Some(&gemma::GEMMA2),
+    },
+    Family {
+        architecture: "gemma3",
+        model_type: "gemma3_text",
+        tensors: &GEMMA_NORMS,
+        has_interleaved_heads: false,
+        gemma: Some(&gemma::GEMMA3),
+    },
+];
+
+/// Norms of Gemma; the last two are those of Gemma 3.
+const GEMMA_NORMS: [(&str, &str); 6] = [
+    ("attn_norm", "input_layernorm"),
+    ("post_attention_norm", "post_attention_layernorm"),
+    ("ffn_norm", "pre_feedforward_layernorm"),
+    ("post_ffw_norm", "post_feedforward_layernorm"),
+    ("attn_q_norm", "self_attn.q_norm"),
+    ("attn_k_norm", "self_attn.k_norm"),
 ];
 
 /// Change of a tensor when it is read.
@@ -85,6 +115,8 @@ pub(super) enum Change {
     Deinterleave {
         heads: usize,
     },
+    /// One is subtracted from every element.
+    SubtractOne,
 }
 
 /// Returns the architectures that can be read.
@@ -139,16 +171,14 @@ impl Family {
         let heads = keys.required_integer("attention.head_count")?;
         let kv_heads = keys.integer("attention.head_count_kv")?.unwrap_or(heads);
         let head_dim = head_dim(&mut keys, width, heads)?;
+        let layers = keys.required_integer("block_count")?;
         let length = keys.required_integer("context_length")?;
         let eps = keys.required_number("attention.layer_norm_rms_epsilon")?;
         let mut config = Map::new();
         for (key, value) in [
             ("model_type", json!(self.model_type)),
             ("hidden_size", json!(width)),
-            (
-                "num_hidden_layers",
-                json!(keys.required_integer("block_count")?),
-            ),
+            ("num_hidden_layers", json!(layers)),
             ("num_attention_heads", json!(heads)),
             ("num_key_value_heads", json!(kv_heads)),
             ("head_dim", json!(head_dim)),
@@ -167,11 +197,23 @@ impl Family {
         ] {
             config.insert(key.to_owned(), value);
         }
-        if let Some(window) = keys.integer("attention.sliding_window")?
-            && window > 0
-        {
-            config.insert("sliding_window".to_owned(), json!(window));
-        }
+        let own = match self.gemma {
+            None => {
+                let window = keys.integer("attention.sliding_window")?;
+                let window = window.filter(|window| *window > 0);
+                vec![("sliding_window", json!(window))]
+            }
+            Some(gemma) => gemma.read(
+                &mut keys,
+                &Sizes {
+                    width,
+                    heads,
+                    head_dim,
+                    layers,
+                },
+            )?,
+        };
+        config.extend(own.into_iter().map(|(key, value)| (key.to_owned(), value)));
         keys.reject_unread()?;
         Ok(Json::Object(config))
     }
@@ -183,7 +225,7 @@ impl Family {
             return Some((rope::FREQUENCIES.to_owned(), Change::None));
         }
         if let Some((_, theirs)) = ENDS.iter().find(|(ours, _)| *ours == name) {
-            return Some(((*theirs).to_owned(), Change::None));
+            return Some(((*theirs).to_owned(), self.change(name, heads)));
         }
         let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
         let part = rest.strip_suffix(".weight")?;
@@ -194,18 +236,24 @@ impl Family {
             .filter(|n| n.to_string() == layer)?;
         let mut all = BLOCK.iter().chain(self.tensors);
         let (_, theirs) = all.find(|(ours, _)| *ours == part)?;
-        let change = match part {
+        let change = self.change(part, heads);
+        Some((format!("model.layers.{layer}.{theirs}.weight"), change))
+    }
+
+    /// Returns the change of a tensor, given its name outside of blocks, or its part of a block.
+    fn change(&self, name: &str, heads: [usize; 2]) -> Change {
+        match name.strip_suffix(".weight").unwrap_or(name) {
             "attn_q" if self.has_interleaved_heads => Change::Deinterleave { heads: heads[0] },
             "attn_k" if self.has_interleaved_heads => Change::Deinterleave { heads: heads[1] },
+            name if self.gemma.is_some() && name.ends_with("norm") => Change::SubtractOne,
             _ => Change::None,
-        };
-        Some((format!("model.layers.{layer}.{theirs}.weight"), change))
+        }
     }
 
     /// Returns the name and the change of a tensor of Hugging Face's format: the inverse of [`Family::tensor`].
     pub(super) fn written(&self, theirs: &str, heads: [usize; 2]) -> Option<(String, Change)> {
         if let Some((ours, _)) = ENDS.iter().find(|(_, known)| *known == theirs) {
-            return Some(((*ours).to_owned(), Change::None));
+            return Some(((*ours).to_owned(), self.change(ours, heads)));
         }
         let (layer, rest) = theirs.strip_prefix("model.layers.")?.split_once('.')?;
         let part = rest.strip_suffix(".weight")?;
@@ -220,6 +268,9 @@ impl Family {
 
     /// Returns a limit of llama.cpp that a configuration of this family exceeds.
     pub(super) fn problem(&self, config: &ModelConfig) -> Option<String> {
+        if let Some(gemma) = self.gemma {
+            return gemma.problem(config);
+        }
         if self.architecture != "olmo2" {
             return None;
         }

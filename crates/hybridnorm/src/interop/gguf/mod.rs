@@ -5,6 +5,7 @@
 
 mod dequantize;
 mod families;
+mod gemma;
 mod keys;
 mod metadata;
 mod pieces;

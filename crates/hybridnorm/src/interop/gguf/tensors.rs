@@ -48,9 +48,13 @@ impl NamedTensors for Tensors {
             .names
             .get(name)
             .ok_or_else(|| format_error(format!("tensor {name} is missing")))?;
-        let tensor = self.file.read(ours)?;
+        let mut tensor = self.file.read(ours)?;
         match *change {
             Change::None => Ok(tensor),
+            Change::SubtractOne => {
+                tensor.data.iter_mut().for_each(|value| *value -= 1.0);
+                Ok(tensor)
+            }
             Change::Deinterleave { heads } => deinterleave(&tensor, heads)
                 .map_err(|problem| format_error(format!("tensor {ours} {problem}"))),
         }

@@ -325,6 +325,10 @@ impl<'a> Tokens<'a> {
         let pieces = ordinary.map(|(id, text, _)| (text, id, scores[id as usize]));
         let merges = pieces::merges(pieces)?;
         let unknown = self.iter().find(|(_, _, kind)| *kind == UNKNOWN);
+        let unknown = match unknown {
+            Some((_, text, _)) => Some(text),
+            None => self.named("unknown")?.map(|(_, text)| text),
+        };
         Ok(TokenizerJson {
             version: "1.0",
             truncation: Json::Null,
@@ -337,7 +341,7 @@ impl<'a> Tokens<'a> {
             model: Bpe {
                 r#type: "BPE",
                 dropout: None,
-                unk_token: unknown.map(|(_, text, _)| text),
+                unk_token: unknown,
                 continuing_subword_prefix: None,
                 end_of_word_suffix: None,
                 fuse_unk: true,

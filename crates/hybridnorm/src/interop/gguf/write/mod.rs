@@ -148,6 +148,10 @@ fn config_json(family: &Family, config: &ModelConfig) -> Json {
     ] {
         json.insert(key.to_owned(), value);
     }
+    let own = family.gemma.map(|gemma| gemma.config_json(config));
+    for (key, value) in own.into_iter().flatten() {
+        json.insert(key.to_owned(), value);
+    }
     Json::Object(json)
 }
 
@@ -177,6 +181,14 @@ fn keys(family: &Family, config: &ModelConfig, kind: MatrixType) -> Vec<(String,
         own("rope.dimension_count", integer(config.head_dim())),
         own("rope.freq_base", Value::Number(config.rope_theta as f32)),
     ];
+    let of_gemma = family.gemma.map(|gemma| gemma.keys(config));
+    for (key, value) in of_gemma.into_iter().flatten() {
+        let value = match value.as_u64() {
+            Some(value) => integer(value as usize),
+            None => Value::Number(value.as_f64().unwrap_or_default() as f32),
+        };
+        keys.push(own(key, value));
+    }
     let scaling = |key: &str, value: Value| own(&format!("rope.scaling.{key}"), value);
     match config.rope_scaling {
         None | Some(RopeScaling::Llama3 { .. }) => {}
@@ -231,8 +243,13 @@ impl Tensors<'_> {
                     .family
                     .written(&theirs, heads)
                     .expect("a family has names for all its tensors");
+                let mut tensor = tensor;
                 let tensor = match change {
                     Change::None => tensor,
+                    Change::SubtractOne => {
+                        tensor.data.iter_mut().for_each(|value| *value += 1.0);
+                        tensor
+                    }
                     Change::Deinterleave { heads } => tensors::interleave(&tensor, heads),
                 };
                 each(self.describe(name, &tensor.shape), tensor)?;
