@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{STUDY_KEEPING_RUNS, TestDir};
+use common::{STUDY_KEEPING_RUNS, TestDir, code};
 use serde_json::Value;
 
 /// Two documents with choices; the second context is longer than the model's 16 positions.
@@ -124,7 +124,7 @@ fn a_failed_request_fails_the_task() {
         r#"{"context": "a", "choices": ["a continuation of more than sixteen bytes"], "gold": 0}"#;
     dir.write("long.jsonl", long);
     let words = ["task long", "document 0", "at most max_seq_len = 16"];
-    dir.expect_error(1, &["eval", "run", "--tasks", "long.jsonl"], &words);
+    dir.expect_error(2, &["eval", "run", "--tasks", "long.jsonl"], &words);
     dir.write("bad.jsonl", format!("{PAIRS}{{\"context\": 3}}\n"));
     dir.expect_error(
         1,
@@ -159,7 +159,7 @@ fn options_without_effect_are_rejected() {
         &["eval", "run", "--tasks", "pairs.jsonl", "--text-field", "x"],
         &["eval", "run"],
     ] {
-        dir.expect_any_error(args, &[]);
+        assert_eq!(code(&dir.run(args)), 2, "{args:?}");
     }
 }
 
@@ -216,13 +216,13 @@ fn training_records_tasks() {
         &["--set", "eval.tasks=['absent.jsonl']"],
         &["absent.jsonl"],
     );
-    dir.train_fails(1, "none", &["--set", "eval.every=3"], &["eval.tasks"]);
+    dir.train_fails(2, "none", &["--set", "eval.every=3"], &["eval.tasks"]);
 }
 
 #[test]
 fn studies_report_tasks_with_paired_differences() {
     let dir = trained();
-    dir.prepare(&"The cat sat on a warm stone. ".repeat(80), "bytes", "data");
+    dir.prepare("stories:60", "bytes", "data");
     let study = STUDY_KEEPING_RUNS.replace("seeds = [1]", "seeds = [1, 2]");
     dir.write(
         "study.toml",
