@@ -261,10 +261,10 @@ fn sample_token(logits: &[f32], sampling: &Sampling, random: &mut ChaCha8Rng) ->
             "the model's logits are not finite; its weights may be corrupt",
         ));
     }
-    let mut order = descending(logits);
     if sampling.temperature == 0.0 {
-        return Ok(order[0] as i32);
+        return Ok(first_largest(logits) as i32);
     }
+    let mut order = descending(logits);
     if let Some(k @ 1..) = sampling.top_k {
         order.truncate(k);
     }
@@ -288,6 +288,16 @@ fn sample_token(logits: &[f32], sampling: &Sampling, random: &mut ChaCha8Rng) ->
         .map_err(|error| Error::not_finite(format!("cannot sample a token: {error}")))?
         .sample(random);
     Ok(order[sampled] as i32)
+}
+
+/// Returns the id of the largest logit; of equal ones, the lowest.
+fn first_largest(logits: &[f32]) -> usize {
+    (1..logits.len()).fold(0, |best, id| {
+        match logits[id].total_cmp(&logits[best]).is_gt() {
+            true => id,
+            false => best,
+        }
+    })
 }
 
 /// Returns the ids in descending order of their logits; equal logits keep the order of their ids.
@@ -362,6 +372,9 @@ mod tests {
         let mut expected: Vec<usize> = (0..logits.len()).collect();
         expected.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
         assert_eq!(descending(&logits), expected);
+        for end in 1..=logits.len() {
+            assert_eq!(first_largest(&logits[..end]), descending(&logits[..end])[0]);
+        }
     }
 
     #[test]

@@ -79,7 +79,11 @@ impl Jobs {
     }
 
     pub(super) fn fail(&mut self, id: u64, failure: Failure) {
-        if let Some(job) = self.jobs.iter_mut().find(|job| job.id == id) {
+        if let Some(job) = self
+            .jobs
+            .iter_mut()
+            .find(|job| job.id == id && !job.is_over)
+        {
             job.fail(failure);
         }
     }

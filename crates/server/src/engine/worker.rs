@@ -123,14 +123,16 @@ impl Worker {
             .store(self.sequences.len(), Relaxed);
     }
 
-    /// Evaluates prompts, one sequence per run, up to the number of tokens of a chunk.
+    /// Evaluates prompts, one sequence per run: chunks with at most as many tokens as the longest one.
     fn prefill(&mut self) {
-        let mut budget = self.engine.prefill_chunk;
-        while budget > 0 {
-            let Some(at) = self.sequences.iter().position(Sequence::is_prefilling) else {
+        let chunk = self.engine.prefill_chunk;
+        let mut budget = chunk;
+        while let Some(at) = self.sequences.iter().position(Sequence::is_prefilling) {
+            // The length of a chunk depends only on its prompt; one that does not fit waits.
+            if self.sequences[at].next_run(chunk).ids.len() > budget {
                 break;
-            };
-            budget -= self.prefill_chunk(at).min(budget);
+            }
+            budget -= self.prefill_chunk(at);
         }
     }
 
