@@ -368,3 +368,114 @@ fn texts<'a>(
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::pre_tokenizers::PRE_TOKENIZERS;
+    use super::super::reader::GgufFile;
+    use super::*;
+    use crate::data::Tokenizer;
+
+    fn metadata(name: &str) -> BTreeMap<String, Value> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf");
+        let file = GgufFile::open(&path.join(name)).unwrap();
+        file.metadata().clone()
+    }
+
+    fn problem(change: impl FnOnce(&mut BTreeMap<String, Value>)) -> String {
+        let mut metadata = metadata("words.gguf");
+        change(&mut metadata);
+        convert(&metadata)
+            .err()
+            .expect("the metadata are malformed")
+    }
+
+    #[test]
+    fn every_pre_tokenizer_gives_the_ids_of_llama_cpp() {
+        let words = include_str!("../../../tests/fixtures/gguf/words.json");
+        let words: Json = serde_json::from_str(words).unwrap();
+        let texts: Vec<String> = serde_json::from_value(words["texts"].clone()).unwrap();
+        for split in &PRE_TOKENIZERS {
+            let mut metadata = metadata("words.gguf");
+            metadata.insert(
+                "tokenizer.ggml.pre".into(),
+                Value::Text(split.names[0].into()),
+            );
+            let converted = convert(&metadata).unwrap().unwrap();
+            let tokenizer = Tokenizer::from_json(converted.json, converted.eos.as_deref());
+            let tokenizer = tokenizer.unwrap();
+            let ids = words["ids"][split.names[0]].clone();
+            let ids: Vec<Vec<u32>> = serde_json::from_value(ids).unwrap();
+            assert_eq!(ids.len(), texts.len());
+            for (text, ids) in texts.iter().zip(ids) {
+                let found = tokenizer.encode(text).unwrap();
+                assert_eq!(found, ids, "{} {text:?}", split.names[0]);
+                assert_eq!(tokenizer.decode(&found), *text);
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_pre_tokenizer_is_the_default_with_a_note() {
+        let mut metadata = metadata("words.gguf");
+        metadata.remove("tokenizer.ggml.pre");
+        let converted = convert(&metadata).unwrap().unwrap();
+        assert!(converted.notes[0].starts_with("tokenizer.ggml.pre is missing"));
+        assert_eq!(converted.eos.as_deref(), Some("<|endoftext|>"));
+        metadata.insert("tokenizer.ggml.model".into(), Value::Text("none".into()));
+        assert!(convert(&metadata).unwrap().is_none());
+        metadata.remove("tokenizer.ggml.model");
+        assert!(convert(&metadata).unwrap().is_none());
+    }
+
+    #[test]
+    fn malformed_metadata_are_named() {
+        let text = |text: &str| Value::Text(text.to_owned());
+        for (key, value, expected) in [
+            (
+                "model",
+                Some(text("t5")),
+                "model = \"t5\", expected \"gpt2\" or \"llama\"",
+            ),
+            ("model", Some(text("llama")), "scores is missing"),
+            ("tokens", None, "tokens is missing"),
+            (
+                "tokens",
+                Some(Value::Integer(3)),
+                "tokens = 3, expected an array of texts",
+            ),
+            (
+                "token_type",
+                Some(Value::Bool(true)),
+                "token_type = true, expected an array of",
+            ),
+            ("merges", None, "merges is missing"),
+            (
+                "eos_token_id",
+                Some(Value::Integer(-1)),
+                "eos_token_id = -1, expected an id below",
+            ),
+            (
+                "pre",
+                Some(text("unknown")),
+                "pre = \"unknown\", expected one of \"gpt-2\"",
+            ),
+            (
+                "add_space_prefix",
+                Some(Value::Bool(true)),
+                "expected false",
+            ),
+        ] {
+            let problem = problem(|metadata| {
+                let key = format!("tokenizer.ggml.{key}");
+                match value {
+                    Some(value) => metadata.insert(key, value),
+                    None => metadata.remove(&key),
+                };
+            });
+            assert!(problem.contains(expected), "{problem}");
+        }
+    }
+}
