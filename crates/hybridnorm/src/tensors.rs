@@ -2,6 +2,7 @@
 
 mod file;
 mod header;
+mod stream;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,6 +18,7 @@ use crate::graph::Buffer;
 use crate::model::{Model, PARAMETERS};
 
 pub use file::TensorFile;
+pub use stream::{FloatType, StreamWriter};
 
 /// A tensor on the host.
 ///
@@ -173,7 +175,7 @@ fn write_to(
 ) -> io::Result<()> {
     let mut header = header::Header::default();
     for (name, tensor) in tensors {
-        header.push(name, &tensor.shape, tensor.bytes());
+        header.push(name, "F32", &tensor.shape, tensor.bytes());
     }
     to.write_all(&header.into_bytes())?;
     for tensor in tensors.values() {

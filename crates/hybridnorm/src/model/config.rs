@@ -17,6 +17,7 @@ pub use attention_override::AttentionOverride;
 pub use bias::Bias;
 pub use latent::MlaConfig;
 pub use mixture::{MoeConfig, Scoring};
+pub(crate) use rope::yarn_ramp;
 pub use rope::{PositionEmbedding, Rope, RopeScaling};
 
 /// Maximum width of the residual stream and of the feed-forward, bounded so that no count in

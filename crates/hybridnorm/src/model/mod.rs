@@ -20,6 +20,7 @@
 //! | `balance.rs`, `qk_clip.rs`, `unit_weights.rs` | weight updates outside the optimizer: balancing bias, QK-clip, unit-norm weights |
 //! | `cache.rs`, `slots.rs`, `losses.rs`, `load.rs` | KV caches, program of the losses, loading of parameters |
 //! | `prefix.rs` | continuations of a shared prefix; logits of selected positions |
+//! | `states.rs` | residual streams between blocks |
 //!
 //! Weights are (out, in), as in PyTorch checkpoints. Parameter names are module paths:
 //! `embedding`, `blocks.3.attention.qkv`, `blocks.3.ffn.in_norm.gain`, `final_norm.gain`, `head`.
@@ -46,6 +47,7 @@ pub mod registry;
 mod routing;
 mod scale;
 mod slots;
+mod states;
 mod sublayer;
 pub(crate) mod taps;
 #[cfg(test)]
@@ -57,11 +59,11 @@ mod unit_weights;
 pub use attention::{Attention, GroupedQueryAttention, MultiHeadLatentAttention, PositionContext};
 pub use block::{Block, BlockOutput};
 pub use cache::KvCache;
-pub(crate) use config::is_zero;
 pub use config::{
     Activation, AttentionOverride, Bias, MlaConfig, ModelConfig, MoeConfig, PositionEmbedding,
     Rope, RopeScaling, Scoring,
 };
+pub(crate) use config::{is_zero, yarn_ramp};
 pub use decoder::{Decoder, ForwardOutput, KvCaches, Losses};
 pub use feed_forward::{FeedForward, MixtureOfExperts, Mlp, RouterOutputs};
 pub(crate) use losses::LossProgram;
@@ -72,5 +74,6 @@ pub use registry::{PARAMETERS, Param, ParamSpec, Registry, Role};
 pub use routing::RouterStatistics;
 pub use scale::{Scale, scale};
 pub use slots::{SlotCache, SlotTokens};
+pub use states::ForwardStates;
 pub use sublayer::{Residual, SubLayer};
 pub use taps::BlockActivationStats;

@@ -26,18 +26,22 @@ pub(super) struct Header {
 }
 
 impl Header {
-    /// Appends a tensor of f32.
-    pub(super) fn push(&mut self, name: &str, shape: &[usize], bytes: u64) {
+    /// Appends metadata.
+    pub(super) fn push_metadata(&mut self, metadata: &BTreeMap<String, String>) {
+        let comma = if self.json.is_empty() { "" } else { "," };
+        self.json += &format!("{comma}\"__metadata__\":{}", serde_json::json!(metadata));
+    }
+
+    /// Appends a tensor of this type, as files write it.
+    pub(super) fn push(&mut self, name: &str, dtype: &str, shape: &[usize], bytes: u64) {
         let end = self.offset + bytes;
-        let entry = serde_json::json!({
-            "dtype": "F32", "shape": shape, "data_offsets": [self.offset, end],
-        });
+        let entry = serde_json::json!({ "shape": shape, "data_offsets": [self.offset, end] });
         // Keys in the order in which the safetensors crate writes them.
         let name = serde_json::Value::from(name);
         let (shape, offsets) = (&entry["shape"], &entry["data_offsets"]);
         let comma = if self.json.is_empty() { "" } else { "," };
         self.json += &format!(
-            "{comma}{name}:{{\"dtype\":\"F32\",\"shape\":{shape},\"data_offsets\":{offsets}}}"
+            "{comma}{name}:{{\"dtype\":\"{dtype}\",\"shape\":{shape},\"data_offsets\":{offsets}}}"
         );
         self.offset = end;
     }

@@ -149,14 +149,12 @@ impl RopeScaling {
                 original_max_seq_len,
                 attention_factor,
             } => {
-                // The channel pair, as a real number, that makes this many turns.
-                let pair_of = |turns: f64| {
-                    let wavelength = original_max_seq_len as f64 / (turns * 2.0 * PI);
-                    channels as f64 * wavelength.ln() / (2.0 * theta.ln())
-                };
-                let low = pair_of(beta_fast).floor().max(0.0);
-                let high = pair_of(beta_slow).ceil().min(channels as f64 - 1.0);
-                let width = if low == high { 0.001 } else { high - low };
+                let [low, width] = yarn_ramp(
+                    [beta_fast, beta_slow],
+                    original_max_seq_len,
+                    theta,
+                    channels,
+                );
                 let pairs = frequencies.iter().enumerate();
                 let scaled =
                     pairs.map(|(i, f)| interpolated(*f, factor, 1.0 - (i as f64 - low) / width));
@@ -232,6 +230,24 @@ impl RopeScaling {
             )),
         }
     }
+}
+
+/// Returns the first channel pair of the frequencies that YaRN interpolates, and the number of pairs up to the first
+/// that it divides; `turns` are `beta_fast` and `beta_slow`.
+pub(crate) fn yarn_ramp(
+    [fast, slow]: [f64; 2],
+    original_max_seq_len: usize,
+    theta: f64,
+    channels: usize,
+) -> [f64; 2] {
+    // The channel pair, as a real number, that makes this many turns.
+    let pair_of = |turns: f64| {
+        let wavelength = original_max_seq_len as f64 / (turns * 2.0 * PI);
+        channels as f64 * wavelength.ln() / (2.0 * theta.ln())
+    };
+    let low = pair_of(fast).floor().max(0.0);
+    let high = pair_of(slow).ceil().min(channels as f64 - 1.0);
+    [low, if low == high { 0.001 } else { high - low }]
 }
 
 /// Returns the frequency divided by `factor`, or the part `kept` of the way back to the unscaled one.
