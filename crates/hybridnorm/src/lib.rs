@@ -56,7 +56,7 @@
 //! | [`tasks`] | downstream tasks: files of requests, metrics with standard errors, results | `data` |
 //! | [`graph`], [`ops`], [`passes`], [`plan`], [`exec`] | the compiler: symbolic graph, differentiable ops, passes (gradients, fusion), memory plan, executors | `model` |
 //! | [`data`] | token datasets and batches; with `data` also text in many formats, tokenizers, prepared datasets | `model`, `data` |
-//! | [`interop`] | import of checkpoints of the official code and of Hugging Face | `interop` |
+//! | [`interop`] | import of checkpoints of the official code and of Hugging Face, export to `transformers` | `interop` |
 //! | [`lab`] | quickstart, probe, replay, and studies with their statistics | `lab` |
 //! | [`report`] | one offline HTML page of recorded results | `report` |
 //! | [`bench`](mod@bench) | benchmarks: training step, decoding, ops, placements | `bench` |

@@ -3,10 +3,11 @@
 
 mod config;
 mod deepseek_v3;
-mod family;
+pub(super) mod family;
 mod gemma;
 mod gpt2;
 mod gpt_neox;
+pub(super) mod hybridnorm;
 mod layer_types;
 mod layout;
 mod layouts;
@@ -24,6 +25,7 @@ mod qwen3;
 mod qwen3_moe;
 mod rope;
 mod smollm3;
+pub(in crate::interop) mod stock;
 mod weights;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -62,6 +64,7 @@ const FAMILIES: &[(&str, ReadFamily)] = &[
     ("gpt2", gpt2::read),
     ("gpt_neox", gpt_neox::read),
     ("deepseek_v3", deepseek_v3::read),
+    (hybridnorm::MODEL_TYPE, hybridnorm::read),
 ];
 
 pub(super) const CONFIG: &str = "config.json";

@@ -1,6 +1,7 @@
-//! Import of external checkpoints, and export to GGUF.
+//! Import of external checkpoints, and [`export`](mod@export) of models to other programs.
 
 mod experts;
+pub mod export;
 pub mod gguf;
 #[cfg(feature = "hub")]
 pub mod hub;

@@ -359,6 +359,14 @@ impl Checkpoint {
             .transpose()
     }
 
+    /// True if it was written by a training run, so that it has the trainer's state.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn has_state(&self) -> Result<bool> {
+        files::exists(self.path.join(STATE))
+    }
+
     /// Reads the trainer's state.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use crate::model::ModelConfig;
 pub(super) type ReadFamily = fn(&[u8]) -> Result<Box<dyn Family>, String>;
 
 /// A checkpoint of one family, as its configuration describes it.
-pub(super) trait Family {
+pub(in crate::interop) trait Family {
     /// Returns the configuration of the model.
     fn config(&self) -> &ModelConfig;
 
@@ -43,7 +43,7 @@ struct ModelType {
 }
 
 /// Recognizes the family of a `config.json` and reads it.
-pub(super) fn read(json: &[u8]) -> Result<Box<dyn Family>, String> {
+pub(in crate::interop) fn read(json: &[u8]) -> Result<Box<dyn Family>, String> {
     let ModelType { model_type } =
         serde_json::from_slice(json).map_err(|error| with_key(json, &error))?;
     match FAMILIES.iter().find(|(known, _)| *known == model_type) {
@@ -123,7 +123,7 @@ fn with_key(json: &[u8], error: &serde_json::Error) -> String {
 }
 
 /// Keys that do not affect the computation, or only in a way that is checked elsewhere.
-const IGNORED_KEYS: [&str; 39] = [
+pub(super) const IGNORED_KEYS: [&str; 39] = [
     "_attn_implementation",
     "_name_or_path",
     "add_cross_attention",

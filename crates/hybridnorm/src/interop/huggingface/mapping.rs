@@ -45,7 +45,7 @@ impl Part {
 
 impl Mapping {
     /// A tensor with another name.
-    pub(super) fn renamed(theirs: impl Into<String>, ours: impl Into<String>) -> Self {
+    pub(in crate::interop) fn renamed(theirs: impl Into<String>, ours: impl Into<String>) -> Self {
         Self {
             ours: ours.into(),
             theirs: vec![Part {
@@ -150,6 +150,19 @@ impl Mapping {
                 .check_order(order, &stack)
                 .map(|()| reordered(&stack, order)),
         }
+    }
+
+    /// Returns names and shapes of the checkpoint's tensors, from the shape of this crate's.
+    pub(in crate::interop) fn shapes(&self, ours: &[usize]) -> Vec<(String, Vec<usize>)> {
+        let shape = |part: &Part| {
+            let mut shape = ours.to_vec();
+            shape[0] = part.rows.unwrap_or(ours[0]);
+            if part.is_transposed {
+                shape.reverse();
+            }
+            (part.name.clone(), shape)
+        };
+        self.theirs.iter().map(shape).collect()
     }
 
     fn check_order(&self, order: &[usize], stack: &HostTensor) -> Result<(), String> {

@@ -11,7 +11,7 @@ use crate::omissions::{Omissions, Unit};
 use crate::tensors::HostTensor;
 
 /// Source tensors, which are converted one by one. A source tensor that remains at the end is an error.
-pub(super) struct Weights {
+pub(in crate::interop) struct Weights {
     source: TensorSource,
     read: u64,
     omissions: Omissions,

@@ -1,0 +1,75 @@
+//! Comparison of a written folder with the model that it was written from.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use super::self_test::SelfTest;
+use crate::Device;
+use crate::error::{Error, Result};
+use crate::model::{Model, ParamSpec};
+use crate::tensors::TensorFile;
+
+/// Result of reading an exported folder back.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Verification {
+    /// Number of parameters whose elements all have the same bits.
+    pub equal_parameters: usize,
+    /// Largest difference of the logits of the self-test, of the imported model.
+    pub logits_difference: Option<f32>,
+}
+
+/// Imports a folder for `transformers`, and compares weights and logits.
+///
+/// # Errors
+/// If it cannot be imported, or a weight differs.
+pub(super) fn hugging_face(folder: &Path, model: &Model, test: &SelfTest) -> Result<Verification> {
+    let mut imported = super::super::huggingface::import(folder, Device::Cpu)?;
+    let mut equal_parameters = 0;
+    for spec in model.parameters() {
+        let found = imported.decoder().registry().get(&spec.name).cloned();
+        let found = found.map(|found| imported.read(&found));
+        check(folder, spec, &model.read(spec), found.as_deref())?;
+        equal_parameters += 1;
+    }
+    let logits = imported.logits(&test.ids, 1, test.ids.len())?.into_f32();
+    let differences = logits.iter().zip(&test.logits).map(|(a, b)| (a - b).abs());
+    Ok(Verification {
+        equal_parameters,
+        logits_difference: Some(differences.fold(0.0, f32::max)),
+    })
+}
+
+/// Reads a file with this crate's names, and compares weights.
+///
+/// # Errors
+/// If it cannot be read, or a weight differs.
+pub(super) fn plain(path: &Path, model: &Model) -> Result<Verification> {
+    let file = TensorFile::open(path)?;
+    let mut equal_parameters = 0;
+    for spec in model.parameters() {
+        let found = file.read(&spec.name)?;
+        check(path, spec, &model.read(spec), Some(&found.data))?;
+        equal_parameters += 1;
+    }
+    Ok(Verification {
+        equal_parameters,
+        logits_difference: None,
+    })
+}
+
+fn check(path: &Path, spec: &ParamSpec, expected: &[f32], found: Option<&[f32]>) -> Result<()> {
+    let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    match found {
+        Some(found) if bits(found) == bits(expected) => Ok(()),
+        Some(_) => Err(Error::format(
+            path,
+            format!("{} differs from the exported model", spec.name),
+        )),
+        None => Err(Error::format(
+            path,
+            format!("{} is missing after the import", spec.name),
+        )),
+    }
+}

@@ -1,0 +1,480 @@
+//! Exported folders: imported again with equal bits, in the architecture with the same equations; and models for
+//! `bench/check_export.py`, which compares them with `transformers`.
+
+mod common;
+
+use std::path::Path;
+
+use common::reference::{fixture, json};
+use common::*;
+use hybridnorm::Device;
+use hybridnorm::data::{Tokenizer, quiet};
+use hybridnorm::interop::export::{Exported, Extras, Format, Options, export, support};
+use hybridnorm::interop::{self, huggingface};
+use hybridnorm::model::{
+    Activation, AttentionOverride, Bias, Model, ModelConfig, MoeConfig, PositionEmbedding,
+    RopeScaling,
+};
+use hybridnorm::placement::{AttnScale, HeadNorm, Placement, Scale, Selector, named_placements};
+use hybridnorm::tensors::{FloatType, TensorFile};
+
+/// Fixtures with the `model_type` of their export.
+const FAMILIES: [(&str, &str); 19] = [
+    ("llama", "llama"),
+    ("llama-bias", "llama"),
+    ("mistral", "mistral"),
+    ("mixtral", "mixtral"),
+    ("qwen2", "qwen2"),
+    ("qwen3", "qwen3"),
+    ("qwen3_moe", "qwen3_moe"),
+    ("qwen3_moe-dense-first", "qwen3_moe"),
+    ("olmo2", "olmo2"),
+    ("olmo3", "olmo3"),
+    ("olmoe", "olmoe"),
+    ("gemma2", "gemma2"),
+    ("gemma3", "gemma3_text"),
+    ("phi3", "phi3"),
+    ("smollm3", "smollm3"),
+    ("gpt2", "gpt2"),
+    ("gpt_neox", "gpt_neox"),
+    ("gpt_neox-sequential", "gpt_neox"),
+    ("deepseek-v3", "deepseek_v3"),
+];
+
+fn verified(format: Format) -> Options {
+    let mut options = Options::new(format);
+    options.verify = true;
+    options
+}
+
+/// Exports a model with arbitrary weights to Hugging Face's format, and compares it with the imported folder.
+fn round_trip(config: &ModelConfig, out: &Path) -> Exported {
+    let model = random_model(config);
+    let values = model.values();
+    let exported = export(model, out, verified(Format::HuggingFace), Extras::default()).unwrap();
+    let mut imported = huggingface::import(out, Device::Cpu).unwrap();
+    assert!(imported.values() == values, "{}", out.display());
+    assert_eq!(imported.config().n_layers, config.n_layers);
+    let verification = exported.verification.unwrap();
+    assert_eq!(verification.equal_parameters, values.len());
+    assert_eq!(verification.logits_difference, Some(0.0));
+    assert!(imported.logits(&[1, 2, 3], 1, 3).is_ok());
+    exported
+}
+
+fn random_model(config: &ModelConfig) -> Model {
+    let mut model = perturbed_model(config);
+    model.normalize_unit_weights().unwrap();
+    model
+}
+
+/// Configurations with settings that no named placement has.
+fn settings() -> Vec<(&'static str, ModelConfig)> {
+    let pre_norm = || tiny(named("pre-norm"));
+    let with_inner = |change: fn(&mut Placement)| {
+        let mut placement = named("hybridnorm");
+        change(&mut placement);
+        tiny(placement)
+    };
+    let scaled = |scaling| pre_norm().with_rope_scaling(scaling);
+    let windows = AttentionOverride {
+        window: Some(5),
+        rope_theta: Some(50.0),
+        ..AttentionOverride::of_layers(Selector::Indices(vec![0, 2]))
+    };
+    let no_rope = AttentionOverride {
+        no_rope: true,
+        ..AttentionOverride::of_layers(Selector::Indices(vec![1]))
+    };
+    let bias = Bias {
+        qkv: true,
+        out: true,
+        feed_forward: true,
+    };
+    vec![
+        ("tied", pre_norm().with_tie_embeddings(true)),
+        ("linear", scaled(RopeScaling::Linear { factor: 2.0 })),
+        (
+            "llama3",
+            scaled(RopeScaling::Llama3 {
+                factor: 4.0,
+                low_freq_factor: 1.0,
+                high_freq_factor: 4.0,
+                original_max_seq_len: 16,
+            }),
+        ),
+        (
+            "yarn",
+            tiny(named("hybridnorm")).with_rope_scaling(RopeScaling::Yarn {
+                factor: 4.0,
+                beta_fast: 2.0,
+                beta_slow: 0.5,
+                original_max_seq_len: 16,
+                attention_factor: 1.1,
+            }),
+        ),
+        (
+            "windows",
+            tiny(named("hybridnorm")).with_attention_overrides(vec![windows, no_rope]),
+        ),
+        (
+            "partial-rotation",
+            tiny(named("hybridnorm")).with_rope_dim(2),
+        ),
+        (
+            "learned-positions",
+            tiny(named("dyt"))
+                .with_rope_theta(10_000.0)
+                .with_position_embedding(PositionEmbedding::Learned)
+                .with_bias(bias)
+                .with_activation(Activation::Gelu),
+        ),
+        (
+            "no-positions",
+            tiny(named("gemma2"))
+                .with_rope_theta(10_000.0)
+                .with_position_embedding(PositionEmbedding::None),
+        ),
+        (
+            "geglu",
+            tiny(named("sub-ln")).with_activation(Activation::Geglu),
+        ),
+        (
+            "relu2",
+            tiny(named("lns")).with_activation(Activation::Relu2),
+        ),
+        (
+            "gains-of-heads",
+            with_inner(|placement| {
+                let inner = &mut placement.block.attn_inner;
+                (inner.q_norm, inner.k_norm) = (HeadNorm::PerHeadOwn, HeadNorm::PerHeadNoGain);
+                (inner.v_norm, inner.ctx_norm) = (HeadNorm::Full, HeadNorm::PerHeadOwn);
+                inner.clip_qkv = Some(0.7);
+                inner.head_gain = true;
+                inner.norm_eps = Some(1e-3);
+                inner.attn_scale = AttnScale::Const(0.3);
+                placement.logits.scale = Scale::Const(0.5);
+            }),
+        ),
+        (
+            "softmax-experts",
+            tiny(named("pre-norm-qk-full"))
+                .with_d_ff(0)
+                .with_moe(MoeConfig::new(4, 2, 8).with_renormalize(true)),
+        ),
+        ("deepseek-v3-dense-first", {
+            let config = with_experts(
+                with_mla(tiny(named("deepseek-v3")), Some(12)),
+                hybridnorm::model::Scoring::Sigmoid,
+            );
+            config.with_max_seq_len(32)
+        }),
+    ]
+}
+
+#[test]
+fn exported_folders_are_imported_with_equal_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in [
+        "hybridnorm",
+        "ngpt",
+        "siamese-hybrid",
+        "derf",
+        "gpt-j-parallel",
+        "rezero",
+    ] {
+        for (kind, config) in model_variants(name) {
+            let exported = round_trip(&config, &folder.path().join(format!("{name}-{kind}")));
+            assert_eq!(
+                exported.model_type.as_deref(),
+                Some("hybridnorm"),
+                "{name}, {kind}"
+            );
+        }
+    }
+    for (name, config) in settings() {
+        round_trip(&config, &folder.path().join(name));
+    }
+}
+
+#[test]
+fn architecture_is_chosen_by_equations() {
+    let folder = tempfile::tempdir().unwrap();
+    for (fixture_name, model_type) in FAMILIES {
+        let model =
+            huggingface::import(&fixture(&format!("hf/{fixture_name}")), Device::Cpu).unwrap();
+        let values = model.values();
+        let out = folder.path().join(fixture_name);
+        let exported = export(
+            model,
+            &out,
+            verified(Format::HuggingFace),
+            Extras::default(),
+        )
+        .unwrap();
+        assert_eq!(exported.model_type.as_deref(), Some(model_type));
+        assert!(
+            exported
+                .files
+                .iter()
+                .all(|file| file != "modeling_hybridnorm.py")
+        );
+        assert_eq!(json(&out.join("config.json"))["model_type"], model_type);
+        assert!(huggingface::import(&out, Device::Cpu).unwrap().values() == values);
+    }
+    let choice = |config: &ModelConfig, name: &str| {
+        round_trip(config, &folder.path().join(name))
+            .model_type
+            .unwrap()
+    };
+    // The equations of Llama under another name, with other initial values.
+    let mut placement = named("hybridnorm");
+    placement.block = named("pre-norm").block;
+    assert_eq!(choice(&tiny(placement.clone()), "a"), "llama");
+    // One norm more.
+    placement.embed.norm = true;
+    assert_eq!(choice(&tiny(placement), "b"), "hybridnorm");
+    // Phi-3 rotates a part of the channels, in another order.
+    let partial = tiny(named("pre-norm")).with_rope_dim(2);
+    assert_eq!(choice(&partial, "c"), "phi3");
+}
+
+#[test]
+fn python_contains_only_what_the_placement_uses() {
+    let folder = tempfile::tempdir().unwrap();
+    let modeling = |name: &str| {
+        let out = folder.path().join(name);
+        round_trip(&tiny(named(name)), &out);
+        std::fs::read_to_string(out.join("modeling_hybridnorm.py")).unwrap()
+    };
+    let hybridnorm = modeling("hybridnorm");
+    for line in [
+        "        g, _ = self.self_attn(x, position_embeddings, attention_mask, cache, **kwargs)\n        x = x + g\n",
+        "        n = self.ffn_in_norm(x)\n        g = self.mlp(n)\n        x = n + g\n        return x\n",
+        "        v = self.v_norm(v)\n",
+    ] {
+        assert!(hybridnorm.contains(line), "{hybridnorm}");
+    }
+    for word in [
+        "softcap",
+        "ctx_norm",
+        "unit(",
+        "tau",
+        "Block2",
+        "SOFTCAP",
+        "MAGNITUDE",
+        "CLASS",
+    ] {
+        assert!(!hybridnorm.contains(word), "{word}");
+    }
+    assert!(modeling("gemma2").contains("softcap=50.0"));
+    let ngpt = modeling("ngpt");
+    assert!(
+        ngpt.contains("x = unit(x + ") && ngpt.contains("self.attn_out_scale * (g - x))"),
+        "{ngpt}"
+    );
+    let star = modeling("hybridnorm-star");
+    assert!(
+        star.contains("class Block2(") && star.contains("1 * [Block] + 2 * [Block2]"),
+        "{star}"
+    );
+    assert!(modeling("lns").contains("ATTN_IN_SCALE = (1.0, 0.7071067811865475,"));
+}
+
+#[test]
+fn weights_of_16_bits_are_the_nearest() {
+    let folder = tempfile::tempdir().unwrap();
+    for (dtype, name) in [(FloatType::Bf16, "bfloat16"), (FloatType::F16, "float16")] {
+        let config = tiny(named("hybridnorm"));
+        let model = random_model(&config);
+        let mut expected = model.values();
+        for values in expected.values_mut() {
+            values.data.iter_mut().for_each(|x| *x = dtype.round(*x));
+        }
+        let out = folder.path().join(name);
+        let mut options = verified(Format::HuggingFace);
+        options.dtype = dtype;
+        export(model, &out, options, Extras::default()).unwrap();
+        assert!(huggingface::import(&out, Device::Cpu).unwrap().values() == expected);
+        assert_eq!(json(&out.join("config.json"))["dtype"], name);
+    }
+    let mut model = random_model(&tiny(named("hybridnorm")));
+    let spec = model.parameters().next().unwrap().clone();
+    model.write(&spec, &vec![1e6; spec.elements()]);
+    let mut options = Options::new(Format::HuggingFace);
+    options.dtype = FloatType::F16;
+    let out = folder.path().join("large");
+    let error = export(model, &out, options, Extras::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("parameter embedding = 1000000, expected"),
+        "{error}"
+    );
+    assert!(!out.exists());
+}
+
+#[test]
+fn plain_safetensors_have_names_and_configuration_of_this_crate() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = tiny(named("hybridnorm"));
+    let model = random_model(&config);
+    let values = model.values();
+    let out = folder.path().join("plain");
+    let exported = export(
+        model,
+        &out,
+        verified(Format::Safetensors),
+        Extras::default(),
+    )
+    .unwrap();
+    assert_eq!(
+        exported.files,
+        ["README.md", "model.safetensors", "selftest.safetensors"]
+    );
+    let path = out.join("model.safetensors");
+    assert_eq!(hybridnorm::tensors::read(&path).unwrap(), values);
+    let bytes = std::fs::read(&path).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let stored = header["__metadata__"]["config"].as_str().unwrap();
+    assert_eq!(serde_json::from_str::<ModelConfig>(stored).unwrap(), config);
+    let test = TensorFile::open(&out.join("selftest.safetensors")).unwrap();
+    assert_eq!(test.shape("blocks.2.x"), Some(&[1, 16, 16][..]));
+}
+
+#[test]
+fn tokenizer_is_exported_and_imported() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = "Once upon a time, a cat sat on a mat. <|endoftext|>";
+    let tokenizer = Tokenizer::train_bpe(&[text; 3], 270, &mut quiet).unwrap();
+    let config = tiny(named("hybridnorm")).with_vocab_size(tokenizer.vocab_size());
+    let extras = Extras {
+        tokenizer: Some(&tokenizer),
+        training: None,
+    };
+    let out = folder.path().join("out");
+    let options = Options::new(Format::HuggingFace);
+    export(random_model(&config), &out, options, extras).unwrap();
+    let imported = interop::tokenizer(&out).unwrap().unwrap().tokenizer;
+    assert_eq!(
+        imported.encode(text).unwrap(),
+        tokenizer.encode(text).unwrap()
+    );
+    assert_eq!(imported.eos_id(), tokenizer.eos_id());
+    let eos = json(&out.join("generation_config.json"))["eos_token_id"].as_u64();
+    assert_eq!(eos, Some(u64::from(tokenizer.eos_id())));
+    // An existing folder is not replaced, and a tokenizer must fit the model.
+    let error = export(random_model(&config), &out, options, extras)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("already exists"), "{error}");
+    let small = random_model(&tiny(named("hybridnorm")));
+    let error = export(small, &folder.path().join("b"), options, extras)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("the tokenizer has 270 tokens, the model only 37"),
+        "{error}"
+    );
+}
+
+#[test]
+fn windows_of_two_widths_are_refused() {
+    let window = |layer, width| AttentionOverride {
+        window: Some(width),
+        ..AttentionOverride::of_layers(Selector::Indices(vec![layer]))
+    };
+    let config =
+        tiny(named("hybridnorm")).with_attention_overrides(vec![window(0, 3), window(1, 4)]);
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let options = Options::new(Format::HuggingFace);
+    let error = export(random_model(&config), &out, options, Extras::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("model.attention_overrides: sliding windows of {3, 4} positions"),
+        "{error}"
+    );
+    assert!(!out.exists());
+    let options = Options::new(Format::Safetensors);
+    assert!(export(random_model(&config), &out, options, Extras::default()).is_ok());
+}
+
+#[test]
+fn programs_that_can_run_a_model_are_named() {
+    let can_run = |config: &ModelConfig| -> Vec<&'static str> {
+        let all = support(config).unwrap().into_iter();
+        all.filter(|support| support.can_run)
+            .map(|support| support.program)
+            .collect()
+    };
+    let all = ["transformers", "vLLM", "llama.cpp", "MLX"];
+    assert_eq!(can_run(&tiny(named("olmo2"))), all);
+    assert_eq!(can_run(&tiny(named("hybridnorm"))), all[..2]);
+    assert_eq!(can_run(&tiny(named("gemma2"))), all[..1]);
+    let reasons = support(&tiny(named("hybridnorm"))).unwrap();
+    let llama_cpp = &reasons[2].reason;
+    assert!(
+        llama_cpp.contains("qwen3, differs in block.") && llama_cpp.contains("v_norm"),
+        "{llama_cpp}"
+    );
+}
+
+/// Writes models to the folder `EXPORT_MODELS`, each with the logits of a batch, for `bench/check_export.py`; with
+/// `EXPORT_ALL=1` all named placements.
+#[test]
+#[ignore = "run by bench/check_export.py"]
+fn write_models() {
+    let folder = std::env::var_os("EXPORT_MODELS").expect("EXPORT_MODELS");
+    let folder = Path::new(&folder);
+    let is_all = std::env::var_os("EXPORT_ALL").is_some();
+    let some = [
+        "hybridnorm",
+        "hybridnorm-star",
+        "ngpt",
+        "siamese-norm",
+        "gemma2",
+        "swin-v2-res-post",
+        "derf",
+    ];
+    let names = named_placements().iter().map(|named| named.name);
+    let mut configs: Vec<(String, ModelConfig)> = Vec::new();
+    for name in names.filter(|name| is_all || some.contains(name)) {
+        for (kind, config) in model_variants(name) {
+            configs.push((format!("{name}-{}", kind.replace(' ', "-")), config));
+        }
+    }
+    let others = settings().into_iter();
+    configs.extend(others.map(|(name, config)| (format!("setting-{name}"), config)));
+    let text = "Once upon a time there was a naïve café. <|endoftext|> The end.\n";
+    let tokenizer = Tokenizer::train_bpe(&[text; 3], 280, &mut quiet).unwrap();
+    for (name, config) in configs {
+        let config = config.with_vocab_size(tokenizer.vocab_size());
+        let extras = Extras {
+            tokenizer: Some(&tokenizer),
+            training: None,
+        };
+        export(
+            random_model(&config),
+            &folder.join(name),
+            verified(Format::HuggingFace),
+            extras,
+        )
+        .unwrap();
+    }
+    for (family, _) in FAMILIES {
+        let model = huggingface::import(&fixture(&format!("hf/{family}")), Device::Cpu).unwrap();
+        let out = folder.join(format!("family-{family}"));
+        export(
+            model,
+            &out,
+            verified(Format::HuggingFace),
+            Extras::default(),
+        )
+        .unwrap();
+    }
+    let expected = serde_json::json!({ "text": text, "ids": tokenizer.encode(text).unwrap() });
+    std::fs::write(folder.join("tokens.json"), expected.to_string()).unwrap();
+}
