@@ -3,6 +3,7 @@
 mod bench;
 mod checkpoint;
 mod data;
+mod export;
 mod model;
 mod serve;
 mod shared;
@@ -13,6 +14,7 @@ mod training;
 pub use bench::{BenchCommand, BenchOpsArgs, BenchPlacementsArgs};
 pub use checkpoint::{EvalArgs, EvalSplit, EvalWindows, GenerateArgs, ImportArgs};
 pub use data::{DataCommand, PrepareArgs, PublicText};
+pub use export::ExportArgs;
 pub use model::{
     AttentionKind, ExplainFormat, InspectArgs, PlacementCommand, PlacementExplainArgs,
     PlacementListArgs,
@@ -79,4 +81,6 @@ pub enum Command {
     },
     /// Convert a checkpoint folder of the official HybridNorm code or of Hugging Face.
     Import(ImportArgs),
+    /// Convert a checkpoint for transformers and other programs.
+    Export(ExportArgs),
 }

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod data;
 pub mod eval;
 pub mod eval_tasks;
+pub mod export;
 pub mod generate;
 pub mod import;
 pub mod inspect;
@@ -50,6 +51,7 @@ pub fn run(command: Command, console: &Console) -> Result<Outcome, Error> {
         Command::Inspect(args) => inspect::run(args, console),
         Command::Bench { command } => bench::run(command, console),
         Command::Import(args) => import::run(args, console),
+        Command::Export(args) => export::run(args, console),
     };
     outcome.map_err(with_no_lock)
 }

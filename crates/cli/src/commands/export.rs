@@ -1,0 +1,85 @@
+//! `hybridnorm export`.
+
+use hybridnorm::interop::export::{self, Exported, Extras, Options, Support, TrainingFacts};
+use hybridnorm::{Device, Error};
+use serde::Serialize;
+
+use super::Outcome;
+use crate::args::ExportArgs;
+use crate::console::{self, Console};
+use crate::table;
+
+#[derive(Serialize)]
+struct Report {
+    out: String,
+    #[serde(flatten)]
+    exported: Exported,
+}
+
+pub fn run(args: ExportArgs, console: &Console) -> Result<Outcome, Error> {
+    let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
+    if args.explain {
+        let programs = export::support(&checkpoint.config()?)?;
+        args.output
+            .print(&programs, |programs| support_table(programs))?;
+        return Ok(Outcome::Completed);
+    }
+    let (options, out) = args.options()?;
+    let tokenizer = checkpoint.tokenizer()?;
+    if tokenizer.is_none() {
+        console.note("without a tokenizer, which the checkpoint does not have");
+    }
+    let training = TrainingFacts::of(&checkpoint)?;
+    let extras = Extras {
+        tokenizer: tokenizer.as_ref(),
+        training: training.as_ref(),
+    };
+    let exported = export::export(checkpoint.model(Device::Cpu)?, out, options, extras)?;
+    let report = Report {
+        out: out.display().to_string(),
+        exported,
+    };
+    match args.output.json {
+        true => console::print_json(&report)?,
+        false => print_text(&report, options, console)?,
+    }
+    Ok(Outcome::Completed)
+}
+
+fn print_text(report: &Report, options: Options, console: &Console) -> Result<(), Error> {
+    let Report { out, exported } = report;
+    let parameters = table::with_thousands_separators(exported.parameters);
+    let kind = match exported.model_type.as_deref() {
+        None => "with the names of hybridnorm".to_owned(),
+        Some("hybridnorm") => {
+            "with generated Python; `export --explain` lists the programs that can run it".into()
+        }
+        Some(name) => format!("as {name}, whose equations are equal"),
+    };
+    console.note(&format!(
+        "exported {parameters} parameters as {} into {out}, {kind}",
+        options.dtype.torch_name()
+    ));
+    let Some(found) = &exported.verification else {
+        return Ok(());
+    };
+    let logits = match found.logits_difference {
+        Some(difference) => {
+            format!("; the imported model's logits differ by at most {difference:.1e}")
+        }
+        None => String::new(),
+    };
+    console::print(&format!(
+        "verified: all {} parameters have equal bits when read back{logits}\n",
+        found.equal_parameters
+    ))
+}
+
+fn support_table(programs: &[Support]) -> String {
+    let mut rows = table::text_table(&["program", "runs it", "how, or why not"]);
+    for support in programs {
+        let can_run = if support.can_run { "yes" } else { "no" };
+        rows.add_row([support.program, can_run, support.reason.as_str()]);
+    }
+    format!("{rows}\n")
+}

@@ -1,0 +1,135 @@
+//! Exporting checkpoints through the binary.
+
+mod common;
+
+use common::*;
+
+/// Trains a tiny model on prepared text, with a tokenizer.
+fn trained() -> TestDir {
+    let dir = TestDir::new();
+    train_on_prepared_data(&dir);
+    dir
+}
+
+fn text(dir: &TestDir, name: &str) -> String {
+    String::from_utf8(dir.read(name)).unwrap()
+}
+
+#[test]
+fn run_is_exported_verified_and_imported() {
+    let dir = trained();
+    let export = ["export", "run", "--format", "hf", "--out", "hf"];
+    let found = dir.json(&[&export[..], &["--verify", "--json"]].concat());
+    assert_eq!(found["model_type"], "hybridnorm");
+    assert!(found["verification"]["equal_parameters"].as_u64().unwrap() > 5);
+    assert_eq!(found["verification"]["logits_difference"], 0.0);
+    let mut files: Vec<&str> = found["files"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|f| f.as_str().unwrap())
+        .collect();
+    files.sort_unstable();
+    let expected = [
+        "README.md",
+        "config.json",
+        "configuration_hybridnorm.py",
+        "generation_config.json",
+        "model.safetensors",
+        "modeling_hybridnorm.py",
+        "selftest.py",
+        "selftest.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
+    assert_eq!(files, expected);
+    let card = text(&dir, "hf/README.md");
+    for words in [
+        "## Equations",
+        "Y  = X + A_QKV(X)",
+        "| data | data |",
+        "nats per token: the batch of the last step, before its update |",
+        "| llama.cpp | no | computes only its own architectures",
+    ] {
+        assert!(card.contains(words), "{words}: {card}");
+    }
+    // A second export does not replace the first; the imported model generates the same text.
+    dir.expect_error(1, &export, &["hf", "already exists"]);
+    dir.ok(&["import", "hf", "--out", "back", "--quiet"]);
+    let generated = |from| {
+        dir.ok(&[
+            "generate",
+            from,
+            "--prompt",
+            "The",
+            "--max-tokens",
+            "9",
+            "--temperature",
+            "0",
+        ])
+    };
+    assert_eq!(generated("run"), generated("back"));
+    let printed = dir.run(&[
+        "export",
+        "back",
+        "--format",
+        "safetensors",
+        "--out",
+        "plain",
+        "--verify",
+    ]);
+    assert!(
+        stderr(&printed).contains("with the names of hybridnorm"),
+        "{}",
+        stderr(&printed)
+    );
+    let printed = String::from_utf8(printed.stdout).unwrap();
+    assert!(printed.starts_with("verified: all "), "{printed}");
+    // No facts about training are known of an imported model.
+    assert!(!text(&dir, "plain/README.md").contains("## Training"));
+}
+
+#[test]
+fn explanation_lists_programs_and_writes_nothing() {
+    let dir = trained();
+    let found = dir.json(&["export", "run", "--explain", "--json"]);
+    let can_run: Vec<bool> = found
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|row| row["can_run"].as_bool().unwrap())
+        .collect();
+    assert_eq!(can_run, [true, true, false, false]);
+    let table = dir.ok(&["export", "run", "--explain"]);
+    for words in [
+        "transformers",
+        "trust_remote_code",
+        "MLX",
+        "differs in block",
+    ] {
+        assert!(table.contains(words), "{table}");
+    }
+}
+
+#[test]
+fn arguments_are_checked() {
+    let dir = trained();
+    let usage_error = |args: &[&str], words: &[&str]| {
+        let output = dir.run(&[&["export", "run"], args].concat());
+        assert_eq!(code(&output), 2);
+        let found = stderr(&output);
+        assert!(words.iter().all(|word| found.contains(word)), "{found}");
+    };
+    usage_error(&["--format", "hf"], &["--out"]);
+    usage_error(&["--out", "x"], &["--format"]);
+    usage_error(&["--explain", "--out", "x"], &["--explain", "--out"]);
+    usage_error(
+        &["--format", "onnx", "--out", "x"],
+        &["onnx", "safetensors"],
+    );
+    dir.expect_any_error(
+        &["export", "missing", "--format", "hf", "--out", "x"],
+        &["missing"],
+    );
+    assert!(!dir.path("x").exists());
+}
