@@ -94,7 +94,7 @@ def tokenizer_agrees(models, expected):
     from transformers import AutoTokenizer
 
     folder = next(path.parent for path in sorted(models.glob("setting-*/tokenizer.json")))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     found = tokenizer(expected["text"]).input_ids
     if found != expected["ids"]:
         print(f"tokenizer: {found}, expected {expected['ids']}")

@@ -127,7 +127,7 @@ impl Card<'_> {
         if self.has_tokenizer {
             let _ = writeln!(
                 out,
-                "tokenizer = AutoTokenizer.from_pretrained(\".\")\nids = tokenizer(\"Once upon a time\", \
+                "tokenizer = AutoTokenizer.from_pretrained(\".\"{trust})\nids = tokenizer(\"Once upon a time\", \
                  return_tensors=\"pt\")\nprint(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))"
             );
         }
