@@ -20,7 +20,7 @@ import sys
 import tempfile
 import venv
 
-PACKAGES = ["torch", "transformers", "safetensors"]
+PACKAGES = ["torch==2.15.0", "transformers==5.24.0", "safetensors"]
 LIMIT = 1e-4
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

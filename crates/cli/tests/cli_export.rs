@@ -112,6 +112,51 @@ fn explanation_lists_programs_and_writes_nothing() {
 }
 
 #[test]
+fn run_is_exported_for_llama_cpp() {
+    let dir = TestDir::new();
+    dir.prepare("stories:60", "bytes", "data");
+    let settings = ["data.train=[\"data\"]", "model.placement=\"pre-norm\""];
+    dir.train("run", &settings.map(|setting| ["--set", setting]).concat());
+    let export = ["export", "run", "--format", "gguf"];
+    let printed = dir.ok(&[&export[..], &["--out", "out", "--verify"]].concat());
+    assert!(
+        printed.starts_with("verified: weights are equal up to"),
+        "{printed}"
+    );
+    assert!(text(&dir, "out/README.md").contains("parameters as F32"));
+    dir.ok(&["import", "out", "--out", "back", "--quiet"]);
+    let generate = |from| {
+        dir.ok(&[
+            "generate",
+            from,
+            "--prompt",
+            "The",
+            "--max-tokens",
+            "9",
+            "--temperature",
+            "0",
+        ])
+    };
+    assert_eq!(generate("run"), generate("back"));
+    dir.ok(&[
+        &export[..],
+        &["--out", "small", "--dtype", "q8_0", "--quiet"],
+    ]
+    .concat());
+    let bf16 = [&export[..], &["--out", "x", "--dtype", "bf16"]].concat();
+    dir.expect_any_error(&bf16, &["--dtype bf16 is not written to GGUF files"]);
+    let hf = [
+        "export", "run", "--format", "hf", "--out", "x", "--dtype", "q8_0",
+    ];
+    dir.expect_any_error(&hf, &["q8_0 is a type of GGUF files"]);
+    let table = dir.ok(&["export", "run", "--explain"]);
+    assert!(
+        table.contains("the file that --format gguf writes"),
+        "{table}"
+    );
+}
+
+#[test]
 fn arguments_are_checked() {
     let dir = trained();
     let usage_error = |args: &[&str], words: &[&str]| {

@@ -1,6 +1,8 @@
 //! `hybridnorm export`.
 
-use hybridnorm::interop::export::{self, Exported, Extras, Options, Support, TrainingFacts};
+use hybridnorm::interop::export::{
+    self, Exported, Extras, Format, Options, Support, TrainingFacts,
+};
 use hybridnorm::{Device, Error};
 use serde::Serialize;
 
@@ -50,6 +52,7 @@ fn print_text(report: &Report, options: Options, console: &Console) -> Result<()
     let Report { out, exported } = report;
     let parameters = table::with_thousands_separators(exported.parameters);
     let kind = match exported.model_type.as_deref() {
+        None if matches!(options.format, Format::Gguf(_)) => "for llama.cpp".to_owned(),
         None => "with the names of hybridnorm".to_owned(),
         Some("hybridnorm") => {
             "with generated Python; `export --explain` lists the programs that can run it".into()
@@ -58,7 +61,7 @@ fn print_text(report: &Report, options: Options, console: &Console) -> Result<()
     };
     console.note(&format!(
         "exported {parameters} parameters as {} into {out}, {kind}",
-        options.dtype.torch_name()
+        options.format.type_name(options.dtype)
     ));
     let Some(found) = &exported.verification else {
         return Ok(());
@@ -69,10 +72,17 @@ fn print_text(report: &Report, options: Options, console: &Console) -> Result<()
         }
         None => String::new(),
     };
-    console::print(&format!(
-        "verified: all {} parameters have equal bits when read back{logits}\n",
-        found.equal_parameters
-    ))
+    let weights = match options.format {
+        Format::Gguf(_) => format!(
+            "weights are equal up to the rounding of their type when read back, those of {} parameters in every bit",
+            found.equal_parameters
+        ),
+        _ => format!(
+            "all {} parameters have equal bits when read back",
+            found.equal_parameters
+        ),
+    };
+    console::print(&format!("verified: {weights}{logits}\n"))
 }
 
 fn support_table(programs: &[Support]) -> String {

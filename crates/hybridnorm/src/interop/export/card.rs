@@ -44,7 +44,7 @@ impl Card<'_> {
             out,
             "# Decoder language model, norms placed as {name}\n\n{parameters} parameters as {}, exported by \
              `hybridnorm export` {}.\n",
-            self.options.dtype.torch_name(),
+            self.options.format.type_name(self.options.dtype),
             env!("CARGO_PKG_VERSION")
         );
         if let Some(named) = named {
@@ -59,6 +59,9 @@ impl Card<'_> {
         self.training(&mut out);
         match self.options.format {
             Format::HuggingFace => self.usage(&mut out),
+            Format::Gguf(_) => {
+                out += "## Use\n\n`llama-cli -m model.gguf`, or any other program with llama.cpp's library.\n"
+            }
             Format::Safetensors => self.layout(&mut out),
         }
         Ok(out)

@@ -10,7 +10,8 @@ use crate::model::ModelConfig;
 use crate::tensors::FloatType;
 
 /// Keys of special tokens.
-const TOKENS: [&str; 3] = ["bos_token_id", "eos_token_id", "pad_token_id"];
+const TOKENS: [&str; 3] = [START, "eos_token_id", "pad_token_id"];
+const START: &str = "bos_token_id";
 
 /// Returns the `config.json` of generated Python.
 pub(super) fn generated(
@@ -54,12 +55,19 @@ pub(super) fn stock(json: &Value, tokenizer: Option<&Tokenizer>, dtype: FloatTyp
     json
 }
 
-/// Returns the ids of special tokens. Documents are only separated, by the end-of-text token, which therefore also
-/// begins a text and pads batches.
+/// Returns the ids of special tokens. The end-of-text token pads batches and, in a tokenizer without a start token, begins
+/// a text, since it separates documents.
 pub(super) fn tokens(tokenizer: Option<&Tokenizer>) -> Map<String, Value> {
-    let id = tokenizer.map(Tokenizer::eos_id);
-    id.into_iter()
-        .flat_map(|id| TOKENS.map(|name| (name.to_owned(), json!(id))))
+    let Some(tokenizer) = tokenizer else {
+        return Map::new();
+    };
+    let id_of = |name| match name {
+        START => tokenizer.start_id().unwrap_or(tokenizer.eos_id()),
+        _ => tokenizer.eos_id(),
+    };
+    TOKENS
+        .map(|name| (name.to_owned(), json!(id_of(name))))
+        .into_iter()
         .collect()
 }
 

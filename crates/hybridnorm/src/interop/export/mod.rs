@@ -1,4 +1,4 @@
-//! Export of models for other programs: Hugging Face folders, and plain safetensors.
+//! Export of models for other programs: Hugging Face folders, GGUF files, and plain safetensors.
 //!
 //! | file | contents |
 //! |---|---|
@@ -26,6 +26,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::gguf::{self, MatrixType};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::files::{self, StagedFolder};
@@ -45,6 +46,8 @@ pub use verify::Verification;
 /// Name of the weights file.
 const WEIGHTS: &str = "model.safetensors";
 const CONFIG: &str = "config.json";
+/// Name of the file for llama.cpp.
+const GGUF: &str = "model.gguf";
 
 /// Format of an export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,8 +56,20 @@ pub enum Format {
     /// A folder for `transformers`: an architecture that it contains where the equations are equal, otherwise with
     /// generated Python.
     HuggingFace,
+    /// A file for llama.cpp with matrices of this type, and the tokenizer.
+    Gguf(MatrixType),
     /// Weights with this crate's names, and the configuration, in one file.
     Safetensors,
+}
+
+impl Format {
+    /// Returns the name of the type of the weights.
+    pub fn type_name(self, dtype: FloatType) -> &'static str {
+        match self {
+            Self::Gguf(kind) => kind.name(),
+            Self::HuggingFace | Self::Safetensors => dtype.torch_name(),
+        }
+    }
 }
 
 /// Options of an export.
@@ -63,7 +78,7 @@ pub enum Format {
 pub struct Options {
     /// Format of the folder.
     pub format: Format,
-    /// Type of the weights.
+    /// Type of the weights; [`FloatType::F32`] for [`Format::Gguf`], which has its own.
     pub dtype: FloatType,
     /// True if the folder is read back and compared before it appears.
     pub verify: bool,
@@ -107,7 +122,8 @@ pub struct Exported {
 /// tensor in memory at a time; with `verify` a second model.
 ///
 /// # Errors
-/// If `out` exists, something cannot be written, a weight is out of the range of the type, or a comparison fails.
+/// If `out` exists, something cannot be written, a weight is out of the range of the type, the format cannot represent
+/// the model, or a comparison fails.
 ///
 /// ```
 /// use hybridnorm::Device;
@@ -141,6 +157,12 @@ pub fn export(
     extras: Extras<'_>,
 ) -> Result<Exported> {
     check(&model, extras.tokenizer)?;
+    if let (Format::Gguf(_), FloatType::Bf16 | FloatType::F16) = (options.format, options.dtype) {
+        return Err(Error::no_effect(
+            format!("dtype {}", options.dtype.torch_name()),
+            " on a GGUF file, whose format has a type of its own",
+        ));
+    }
     let out = files::resolve_links(out)?;
     checkpoint::check_does_not_exist(&out)?;
     weights::round(&mut model, options.dtype)?;
@@ -178,16 +200,19 @@ fn write(
     extras: Extras<'_>,
 ) -> Result<Exported> {
     let test = SelfTest::new(model)?;
-    test.write(folder)?;
     let model = &*model;
     let config = model.config();
     let parameters = counts::parameters(config)?;
-    if let Some(tokenizer) = extras.tokenizer {
-        tokenizer::write(folder, tokenizer, config.max_seq_len)?;
-    }
     let architecture = architecture::choose(config)?;
     let path = folder.join(WEIGHTS);
+    if !matches!(options.format, Format::Gguf(_)) {
+        test.write(folder)?;
+        if let Some(tokenizer) = extras.tokenizer {
+            tokenizer::write(folder, tokenizer, config.max_seq_len)?;
+        }
+    }
     match options.format {
+        Format::Gguf(kind) => gguf::write(model, extras.tokenizer, &folder.join(GGUF), kind)?,
         Format::HuggingFace => write_hugging_face(folder, model, &architecture, options, extras)?,
         Format::Safetensors => weights::write_plain(&path, model, options.dtype)?,
     }
@@ -203,6 +228,10 @@ fn write(
     let verification = match (options.verify, options.format) {
         (false, _) => None,
         (true, Format::Safetensors) => Some(verify::plain(&path, model)?),
+        (true, Format::Gguf(kind)) => {
+            memory::check_available(4 * parameters, "the model that is read back")?;
+            Some(verify::gguf(&folder.join(GGUF), model, &test, kind)?)
+        }
         (true, Format::HuggingFace) => {
             memory::check_available(4 * parameters, "the model that is read back")?;
             Some(verify::hugging_face(folder, model, &test)?)

@@ -65,6 +65,16 @@ impl SelfTest {
         })
     }
 
+    /// Returns the largest difference of a model's logits from these.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub(super) fn logits_difference(&self, model: &mut Model) -> Result<f32> {
+        let logits = model.logits(&self.ids, 1, self.ids.len())?.into_f32();
+        let differences = logits.iter().zip(&self.logits).map(|(a, b)| (a - b).abs());
+        Ok(differences.fold(0.0, f32::max))
+    }
+
     /// Writes the values.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::super::gguf;
 use super::super::huggingface::hybridnorm::MODEL_TYPE;
 use super::architecture;
 use crate::error::Result;
@@ -60,7 +61,10 @@ pub fn support(config: &ModelConfig) -> Result<Vec<Support>> {
             row(
                 "llama.cpp",
                 true,
-                format!("architecture {name}, after convert_hf_to_gguf.py"),
+                match gguf::check(config) {
+                    Ok(()) => "the file that --format gguf writes".into(),
+                    Err(_) => format!("architecture {name}, after convert_hf_to_gguf.py"),
+                },
             ),
             row("MLX", true, format!("architecture {name} of mlx-lm")),
         ]);

@@ -1,4 +1,5 @@
-//! Tokenizer files with which `AutoTokenizer` encodes as [`Tokenizer::encode`] does.
+//! Tokenizer files with which `AutoTokenizer` encodes as [`Tokenizer::encode`] does, after the start token that the
+//! tokenizer adds, if any.
 
 use std::path::Path;
 
@@ -9,20 +10,21 @@ use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::files;
 
-/// Writes `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`.
+/// Writes `tokenizer.json`, `tokenizer_config.json`, `generation_config.json` and, if there is one, the chat template.
 ///
 /// # Errors
 /// If a file cannot be written.
 pub(super) fn write(folder: &Path, tokenizer: &Tokenizer, max_seq_len: usize) -> Result<()> {
     let path = folder.join("tokenizer.json");
     let json =
-        without_additions(tokenizer.to_json()).map_err(|problem| Error::format(&path, problem))?;
+        without_truncation(tokenizer.to_json()).map_err(|problem| Error::format(&path, problem))?;
     files::write(path, &json)?;
     let name = |id: u32| tokenizer.decode(&[id]);
     let eos = name(tokenizer.eos_id());
+    let start = tokenizer.start_id().map_or_else(|| eos.clone(), name);
     let mut config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": eos,
+        "bos_token": start,
         "eos_token": eos,
         "pad_token": eos,
         "clean_up_tokenization_spaces": false,
@@ -37,6 +39,9 @@ pub(super) fn write(folder: &Path, tokenizer: &Tokenizer, max_seq_len: usize) ->
         folder.join("tokenizer_config.json"),
         pretty(&config).as_bytes(),
     )?;
+    if let Some(chat) = tokenizer.chat_template() {
+        files::write(folder.join("chat_template.jinja"), chat.template.as_bytes())?;
+    }
     let generation = Value::Object(tokens(Some(tokenizer)));
     files::write(
         folder.join("generation_config.json"),
@@ -45,22 +50,13 @@ pub(super) fn write(folder: &Path, tokenizer: &Tokenizer, max_seq_len: usize) ->
     Ok(())
 }
 
-/// Removes what adds or drops tokens: truncation, padding, dropout, and post-processors with special tokens. Returns
-/// the file unchanged if it has none.
-fn without_additions(file: Vec<u8>) -> Result<Vec<u8>, String> {
+/// Removes what drops tokens or pads: truncation, padding, dropout. The post-processor stays: a model that was trained
+/// with a start token needs it. Returns the file unchanged if it has none.
+fn without_truncation(file: Vec<u8>) -> Result<Vec<u8>, String> {
     let mut json: Value = serde_json::from_slice(&file).map_err(|error| error.to_string())?;
     let mut is_changed = false;
-    for path in [
-        "/truncation",
-        "/padding",
-        "/model/dropout",
-        "/post_processor",
-    ] {
-        let Some(value) = json.pointer_mut(path) else {
-            continue;
-        };
-        // This post-processor only changes offsets.
-        if !value.is_null() && value["type"] != "ByteLevel" {
+    for path in ["/truncation", "/padding", "/model/dropout"] {
+        if let Some(value) = json.pointer_mut(path).filter(|value| !value.is_null()) {
             *value = Value::Null;
             is_changed = true;
         }
@@ -76,21 +72,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn start_tokens_and_truncation_are_removed() {
+    fn truncation_is_removed() {
         let file = json!({
             "truncation": { "max_length": 3 },
             "padding": null,
             "post_processor": { "type": "TemplateProcessing" },
             "model": { "dropout": 0.1, "vocab": { "a": 0 } },
         });
-        let found = without_additions(file.to_string().into_bytes()).unwrap();
+        let found = without_truncation(file.to_string().into_bytes()).unwrap();
         let found: Value = serde_json::from_slice(&found).unwrap();
         let expected = json!({
-            "truncation": null, "padding": null, "post_processor": null,
+            "truncation": null, "padding": null, "post_processor": { "type": "TemplateProcessing" },
             "model": { "dropout": null, "vocab": { "a": 0 } },
         });
         assert_eq!(found, expected);
         let unchanged = br#"{ "post_processor": { "type": "ByteLevel" } }"#.to_vec();
-        assert_eq!(without_additions(unchanged.clone()).unwrap(), unchanged);
+        assert_eq!(without_truncation(unchanged.clone()).unwrap(), unchanged);
     }
 }

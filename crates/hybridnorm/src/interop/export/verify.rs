@@ -4,6 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::MatrixType;
 use super::self_test::SelfTest;
 use crate::Device;
 use crate::error::{Error, Result};
@@ -33,12 +34,62 @@ pub(super) fn hugging_face(folder: &Path, model: &Model, test: &SelfTest) -> Res
         check(folder, spec, &model.read(spec), found.as_deref())?;
         equal_parameters += 1;
     }
-    let logits = imported.logits(&test.ids, 1, test.ids.len())?.into_f32();
-    let differences = logits.iter().zip(&test.logits).map(|(a, b)| (a - b).abs());
     Ok(Verification {
         equal_parameters,
-        logits_difference: Some(differences.fold(0.0, f32::max)),
+        logits_difference: Some(test.logits_difference(&mut imported)?),
     })
+}
+
+/// Imports a GGUF file, and compares weights up to the rounding of their type, and logits.
+///
+/// # Errors
+/// If it cannot be imported, or a weight differs by more.
+pub(super) fn gguf(
+    path: &Path,
+    model: &Model,
+    test: &SelfTest,
+    kind: MatrixType,
+) -> Result<Verification> {
+    let mut imported = super::super::gguf::read(path, Device::Cpu)?.model;
+    let mut equal_parameters = 0;
+    for spec in model.parameters() {
+        let expected = model.read(spec);
+        let found = imported.decoder().registry().get(&spec.name).cloned();
+        let found = found.map(|found| imported.read(&found));
+        match &found {
+            Some(found) if is_close(found, &expected, spec, kind) => {
+                equal_parameters += usize::from(*found == expected);
+            }
+            _ => check(path, spec, &expected, found.as_deref())?,
+        }
+    }
+    Ok(Verification {
+        equal_parameters,
+        logits_difference: Some(test.logits_difference(&mut imported)?),
+    })
+}
+
+/// True if no element differs by more than the rounding of the type.
+fn is_close(found: &[f32], expected: &[f32], spec: &ParamSpec, kind: MatrixType) -> bool {
+    let width = spec.shape.last().copied().unwrap_or(1);
+    let error = kind.largest_error(&spec.shape);
+    let rows = found.chunks(width).zip(expected.chunks(width));
+    found.len() == expected.len()
+        && rows.into_iter().all(|(found, expected)| {
+            // A gain may be stored plus 1.
+            let largest = expected.iter().fold(1.0, |m: f32, x| m.max(x.abs()));
+            let largest = if spec.shape.len() > 1 {
+                expected
+                    .iter()
+                    .fold(f32::MIN_POSITIVE, |m, x| m.max(x.abs()))
+            } else {
+                largest
+            };
+            found
+                .iter()
+                .zip(expected)
+                .all(|(a, b)| (a - b).abs() <= error * largest)
+        })
 }
 
 /// Reads a file with this crate's names, and compares weights.

@@ -28,6 +28,27 @@ impl MatrixType {
         }
     }
 
+    /// Returns its name in llama.cpp.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::Q8_0 => "Q8_0",
+        }
+    }
+
+    /// Returns the largest error of rounding a row to this type, relative to its largest element; vectors and, in single
+    /// precision, matrices are exact but for a gain that the file contains plus 1.
+    pub(in crate::interop) fn largest_error(self, shape: &[usize]) -> f32 {
+        match self.of(shape) {
+            Self::F32 => f32::EPSILON,
+            // Half the distance of neighbors.
+            Self::F16 => 2_f32.powi(-11),
+            // Half a step of 1/127, and the rounding of the scale.
+            Self::Q8_0 => 0.5 / 127.0 + 2_f32.powi(-11),
+        }
+    }
+
     /// Number of the type in the file.
     pub(super) fn id(self) -> u32 {
         match self {
