@@ -17,6 +17,7 @@ pub use attention_override::AttentionOverride;
 pub use bias::Bias;
 pub use latent::MlaConfig;
 pub use mixture::{MoeConfig, Scoring};
+#[cfg(feature = "interop")]
 pub(crate) use rope::yarn_ramp;
 pub use rope::{PositionEmbedding, Rope, RopeScaling};
 

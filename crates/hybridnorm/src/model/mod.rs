@@ -59,11 +59,13 @@ mod unit_weights;
 pub use attention::{Attention, GroupedQueryAttention, MultiHeadLatentAttention, PositionContext};
 pub use block::{Block, BlockOutput};
 pub use cache::KvCache;
+pub(crate) use config::is_zero;
+#[cfg(feature = "interop")]
+pub(crate) use config::yarn_ramp;
 pub use config::{
     Activation, AttentionOverride, Bias, MlaConfig, ModelConfig, MoeConfig, PositionEmbedding,
     Rope, RopeScaling, Scoring,
 };
-pub(crate) use config::{is_zero, yarn_ramp};
 pub use decoder::{Decoder, ForwardOutput, KvCaches, Losses};
 pub use feed_forward::{FeedForward, MixtureOfExperts, Mlp, RouterOutputs};
 pub(crate) use losses::LossProgram;
