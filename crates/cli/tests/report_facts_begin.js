@@ -8,7 +8,8 @@ for (const level of ["error", "warn"]) {
   console[level] = (...parts) => facts.errors.push(parts.join(" "));
 }
 const originalCreateObjectURL = URL.createObjectURL;
+window.pendingDownloads = [];
 URL.createObjectURL = (blob) => {
-  blob.text().then((text) => facts.downloads.push(text));
+  pendingDownloads.push(blob.text().then((text) => facts.downloads.push(text)));
   return originalCreateObjectURL(blob);
 };

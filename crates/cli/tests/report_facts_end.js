@@ -35,11 +35,12 @@ setTimeout(() => {
     button.focus();
     button.click();
   }
-  setTimeout(() => {
+  // The contents of a download may take longer than a second on a busy machine.
+  setTimeout(() => Promise.all(pendingDownloads).then(() => {
     const text = document.createElement("pre");
     text.id = "facts";
     text.textContent = JSON.stringify(facts).replace(/[<>&]/g,
       (c) => "\\u" + c.charCodeAt(0).toString(16).padStart(4, "0"));
     document.body.append(text);
-  }, 1000);
+  }), 1000);
 }, 3000);
