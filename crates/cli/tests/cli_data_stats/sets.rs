@@ -185,15 +185,12 @@ fn full_windows_come_from_rows_of_any_length() {
             "whole",
             "--json",
         ];
+        let found = dir.json(&args);
         if width == 9 {
-            dir.expect_error(
-                2,
-                &args,
-                &["none of which contains a complete sequence of 16"],
-            );
+            // A row that is shorter than the model's longest sequence is evaluated as it is.
+            assert_eq!(found["tokens"], 6 * 8, "{found}");
             continue;
         }
-        let found = dir.json(&args);
         assert_eq!(found["tokens"], 6 * 32, "{found}");
         assert_eq!(found["all_tokens"], 240);
         assert_eq!(count(&found["left_out"], "tokens"), 48);
