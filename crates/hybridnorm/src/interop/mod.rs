@@ -84,7 +84,7 @@ struct Format {
 }
 
 /// Known formats; the first whose marker exists is read.
-static FORMATS: [Format; 2] = [
+const FORMATS: [Format; 2] = [
     Format {
         marker: huggingface::CONFIG,
         read: huggingface::read,

@@ -37,7 +37,7 @@ impl<'de> Deserialize<'de> for Prompts {
     }
 }
 
-/// What has been read of the prompts: only one of the fields is not empty.
+/// Prompts read so far: only one of the fields is not empty.
 #[derive(Default)]
 struct PromptState {
     texts: Vec<String>,

@@ -13,7 +13,7 @@ use crate::engine::{FinishReason, TokenLogprob};
 /// Log-probability that stands for minus infinity, which JSON does not have.
 const LOWEST: f32 = -9999.0;
 
-/// What all parts of a response have in common.
+/// Fields of every part of a response.
 pub(super) struct Reply {
     pub(super) api: Api,
     pub(super) id: String,

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::model::{ModelConfig, counts};
 use crate::placement::{Explanation, named_placements};
 
-/// What a card describes.
+/// Contents of a model card.
 pub(super) struct Card<'a> {
     pub(super) config: &'a ModelConfig,
     pub(super) model_type: &'a str,

@@ -95,7 +95,7 @@ impl Options {
     }
 }
 
-/// What accompanies a model in its export.
+/// Tokenizer and training facts that accompany an exported model.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Extras<'a> {
     /// Tokenizer of the model.

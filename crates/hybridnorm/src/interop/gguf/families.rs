@@ -46,7 +46,7 @@ const EMBEDDING: &str = "token_embd.weight";
 const HEAD: &str = "output.weight";
 
 /// All families.
-pub(super) static FAMILIES: [Family; 5] = [
+pub(super) const FAMILIES: [Family; 5] = [
     Family {
         architecture: "llama",
         model_type: "llama",
