@@ -1,15 +1,27 @@
 //! Log-likelihoods of continuations given contexts.
 //!
-//! Requests with the same context share its forward pass; the others run in batches of similar length. Only positions
-//! that predict a token of a continuation pass through the output head.
+//! Tokens at the start of several requests - a context with several continuations, an introduction of several
+//! contexts - run once. Sequences of different lengths run side by side, without padding. Only positions that predict a
+//! token of a continuation pass through the output head.
 
-mod plan;
+mod schedule;
+mod tree;
+
+use std::collections::BTreeMap;
 
 use hybridnorm_kernels::cross_entropy::summarize_rows;
 
-use self::plan::{Batch, Group, Plan, Positions};
+use self::schedule::Schedule;
+use self::tree::{Node, Prediction, Sequence, Trees};
 use crate::error::{Error, Result};
-use crate::model::{Model, PrefixCache};
+use crate::model::{Model, ModelConfig, SlotCache, SlotTokens};
+
+/// Maximum bytes of the cached keys and values, unless two sequences take more.
+const CACHE_BYTES: usize = 1 << 30;
+/// Maximum number of nodes on a path of a tree.
+const MAX_DEPTH: usize = 8;
+/// Longest context of the class of the shortest sequences; each further class has four times as long ones.
+const SHORTEST_CLASS: usize = 64;
 
 /// A continuation whose log-likelihood is computed, and the context before it; both at least one token.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -105,7 +117,6 @@ pub fn score(
             cut_tokens: total.saturating_sub(longest + 1),
         });
     }
-    let plan = Plan::new(requests, longest);
     let mut scorer = Scorer {
         model,
         requests,
@@ -113,11 +124,29 @@ pub fn score(
         done: 0,
         progress,
     };
-    for batch in &plan.batches {
-        scorer.run_batch(batch)?;
+    for class in classes(requests, longest) {
+        scorer.run_class(class)?;
     }
-    scorer.run_groups(&plan)?;
     Ok(scorer.scores)
+}
+
+/// Returns the inputs of requests in classes of contexts of similar length, so that the cache of a class has little
+/// unused memory.
+fn classes(requests: &[Request], longest: usize) -> impl Iterator<Item = Vec<Sequence>> {
+    let mut classes: BTreeMap<usize, Vec<Sequence>> = BTreeMap::new();
+    for (index, request) in requests.iter().enumerate() {
+        let sequence = Sequence::new(index, request, longest);
+        let class = sequence.context_len().div_ceil(SHORTEST_CLASS);
+        let class = class.next_power_of_two().ilog2().div_ceil(2);
+        classes.entry(class as usize).or_default().push(sequence);
+    }
+    classes.into_values()
+}
+
+/// Returns the maximum number of cached sequences of up to `capacity` positions.
+fn max_slots(config: &ModelConfig, capacity: usize) -> usize {
+    let bytes = 4 * capacity * config.cache_width() * config.n_layers;
+    (CACHE_BYTES / bytes.max(1)).max(2)
 }
 
 fn check(model: &Model, request: &Request) -> Result<()> {
@@ -133,7 +162,7 @@ fn check(model: &Model, request: &Request) -> Result<()> {
                 format!("the {name} has no token"),
             ));
         }
-        model.check_ids(&plan::ids(ids), 1, ids.len())?;
+        model.check_ids(&tree::ids(ids), 1, ids.len())?;
     }
     if continuation.len() > longest {
         return Err(Error::out_of_range(
@@ -166,126 +195,93 @@ struct Scorer<'a> {
 }
 
 impl Scorer<'_> {
-    /// Scores requests that share no context, side by side.
-    fn run_batch(&mut self, batch: &Batch) -> Result<()> {
-        let [b, t] = batch.shape();
-        let hidden = self.model.hidden(&batch.ids, b, t)?.into_f32();
-        self.record(&hidden, &batch.positions)?;
-        self.finish(batch.positions.len());
-        Ok(())
-    }
-
-    /// Scores the requests of each group after running its context once.
-    fn run_groups(&mut self, plan: &Plan) -> Result<()> {
-        let Some([sequences, capacity]) = plan.cache_shape(self.model.config()) else {
-            return Ok(());
-        };
-        let mut cache = self.model.new_prefix_cache(sequences, capacity)?;
-        let finished = plan
-            .groups
-            .iter()
-            .try_for_each(|group| self.run_group(group, &mut cache));
-        self.model.free_prefix_cache(cache);
+    /// Scores the requests of a class.
+    fn run_class(&mut self, sequences: Vec<Sequence>) -> Result<()> {
+        let capacity = sequences.iter().map(Sequence::len).max().unwrap_or(1);
+        let max_slots = max_slots(self.model.config(), capacity);
+        let trees = Trees::new(sequences, MAX_DEPTH.min(max_slots));
+        let slots = max_slots.min(trees.nodes.len()).max(trees.depth());
+        let mut cache = self.model.new_slot_cache(slots, capacity)?;
+        let finished = self.run_trees(&trees, &mut cache);
+        self.model.free_slot_cache(cache);
         finished
     }
 
-    fn run_group(&mut self, group: &Group, cache: &mut PrefixCache) -> Result<()> {
-        let hidden = self.model.run_prefix(&group.padded_ids, group.len, cache)?;
-        let d = self.model.config().d_model;
-        let last = &hidden[(group.len - 1) * d..][..d];
-        self.record_first_tokens(last, &group.requests)?;
-        let longest = self.model.config().max_seq_len;
-        for batch in group.continuations(self.requests, cache.sequences(), longest) {
-            let hidden = self
-                .model
-                .run_continuations(&batch.ids, batch.shape(), cache)?;
-            self.record(&hidden, &batch.positions)?;
+    fn run_trees(&mut self, trees: &Trees, cache: &mut SlotCache) -> Result<()> {
+        let mut schedule = Schedule::new(trees, cache.slots());
+        loop {
+            let batch = schedule.next_batch(self.model, cache)?;
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let tokens: Vec<SlotTokens<'_>> = batch
+                .iter()
+                .map(|&(node, slot)| SlotTokens {
+                    slot,
+                    ids: &node.ids,
+                })
+                .collect();
+            let hidden = self.model.slot_hidden(cache, &tokens)?;
+            self.record(&hidden, batch.iter().map(|(node, _)| *node))?;
+            schedule.finish(&batch);
+            (self.progress)(self.done);
         }
-        self.finish(group.requests.len());
-        Ok(())
     }
 
-    /// Records the first token of the continuations of a context, given its last hidden state (d).
-    fn record_first_tokens(&mut self, hidden: &[f32], requests: &[usize]) -> Result<()> {
-        let logits = self.model.logits_of_hidden(hidden)?;
-        let row = &summarize_rows(&logits, logits.len())[0];
-        for &request in requests {
-            let target = self.requests[request].continuation[0];
-            self.push(
-                request,
-                logits[target as usize],
-                row.log_sum_exp,
-                row.argmax,
-                target,
-            )?;
-        }
-        Ok(())
-    }
-
-    /// Records the tokens that positions of a batch predict, given its hidden states (b, t, d).
-    fn record(&mut self, hidden: &[f32], positions: &[Positions]) -> Result<()> {
+    /// Records the tokens that nodes predict, given the hidden states (n, d) of their positions.
+    fn record<'t>(&mut self, hidden: &[f32], nodes: impl Iterator<Item = &'t Node>) -> Result<()> {
         /// Rows of logits that are in memory at a time.
         const ROWS: usize = 64;
         let config = self.model.config();
         let (d, v) = (config.d_model, config.vocab_size);
-        let all: Vec<(usize, usize, u32)> = positions
-            .iter()
-            .flat_map(|at| {
-                let continuation = &self.requests[at.request].continuation;
-                let targets = continuation[at.first_token..].iter();
-                targets
-                    .zip(at.first_row..)
-                    .map(|(&target, row)| (at.request, row, target))
+        let mut end = 0;
+        let rows: Vec<(&[f32], &[Prediction])> = nodes
+            .flat_map(|node| {
+                let first = end;
+                end += node.ids.len();
+                let of_row = node.predictions.chunk_by(|a, b| a.position == b.position);
+                of_row.map(move |same| (&hidden[(first + same[0].position) * d..][..d], same))
             })
             .collect();
-        let mut selected = Vec::with_capacity(ROWS * d);
-        for chunk in all.chunks(ROWS) {
-            selected.clear();
-            for &(_, row, _) in chunk {
-                selected.extend_from_slice(&hidden[row * d..][..d]);
-            }
-            let logits = self.model.logits_of_hidden(&selected)?;
-            let rows = summarize_rows(&logits, v);
-            for ((&(request, _, target), logits), row) in
-                chunk.iter().zip(logits.chunks(v)).zip(rows)
+        for chunk in rows.chunks(ROWS) {
+            let selected: Vec<&[f32]> = chunk.iter().map(|(hidden, _)| *hidden).collect();
+            let logits = self.model.logits_of_hidden(&selected.concat())?;
+            let summaries = summarize_rows(&logits, v);
+            for (((_, predictions), logits), row) in
+                chunk.iter().zip(logits.chunks(v)).zip(summaries)
             {
-                self.push(
-                    request,
-                    logits[target as usize],
-                    row.log_sum_exp,
-                    row.argmax,
-                    target,
-                )?;
+                for prediction in *predictions {
+                    self.push(*prediction, logits, row.log_sum_exp, row.argmax)?;
+                }
             }
         }
         Ok(())
     }
 
+    /// Records a predicted token, given the logits (v) of its position, and their log-sum-exp and argmax.
     fn push(
         &mut self,
-        request: usize,
-        logit: f32,
+        prediction: Prediction,
+        logits: &[f32],
         log_sum_exp: f64,
         argmax: usize,
-        target: u32,
     ) -> Result<()> {
-        let log_prob = f64::from(logit) - log_sum_exp;
+        let Prediction { request, token, .. } = prediction;
+        let continuation = &self.requests[request].continuation;
+        let target = continuation[token] as usize;
+        let log_prob = f64::from(logits[target]) - log_sum_exp;
         if !log_prob.is_finite() {
             let problem = format!(
                 "the log-probability of a token is {log_prob}; the model's weights may be corrupt"
             );
             return Err(in_request(request, Error::not_finite(problem)));
         }
+        self.done += usize::from(token + 1 == continuation.len());
         self.scores[request].tokens.push(TokenScore {
             log_prob,
-            is_greedy: argmax == target as usize,
+            is_greedy: argmax == target,
         });
         Ok(())
-    }
-
-    fn finish(&mut self, requests: usize) {
-        self.done += requests;
-        (self.progress)(self.done);
     }
 }
 

@@ -250,3 +250,35 @@ fn runs_that_a_cache_cannot_hold_are_errors() {
         assert!(cache.is_empty(0) && cache.is_empty(1));
     }
 }
+
+#[test]
+fn a_copied_prefix_continues_like_the_original() {
+    for (name, config) in model_variants("hybridnorm") {
+        let mut model = perturbed_model(&config);
+        let ids = &sequences()[0];
+        let mut cache = model.new_slot_cache(SLOTS, CAPACITY).unwrap();
+        let expected = run(&mut model, &mut cache, 1, ids, true);
+        run(&mut model, &mut cache, 2, &[1; 3], false);
+        model.copy_slot(&mut cache, 1, 2, 6).unwrap();
+        assert_eq!((cache.len(1), cache.len(2)), (ids.len(), 6), "{name}");
+        let found = run(&mut model, &mut cache, 2, &ids[6..], true);
+        let difference = largest_difference(&found, &expected[6 * VOCAB..]);
+        assert!(difference <= MATMUL_ROUNDING, "{name}: {difference}");
+
+        cache.clear(1);
+        let tokens = [SlotTokens { slot: 1, ids }];
+        let hidden = model.slot_hidden(&mut cache, &tokens).unwrap();
+        let found = model.logits_of_hidden(&hidden).unwrap();
+        let difference = largest_difference(&found, &expected);
+        assert!(difference <= MATMUL_ROUNDING, "{name}: {difference}");
+
+        for (from, to, len, expected) in [
+            (1, SLOTS, 1, "slot = 4, expected below 4"),
+            (SLOTS, 1, 1, "slot = 4, expected below 4"),
+            (3, 1, 1, "positions = 1, expected at most 0"),
+        ] {
+            let error = model.copy_slot(&mut cache, from, to, len).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+    }
+}

@@ -19,7 +19,7 @@
 //! | `taps.rs`, `routing.rs` | statistics of activations and routers |
 //! | `balance.rs`, `qk_clip.rs`, `unit_weights.rs` | weight updates outside the optimizer: balancing bias, QK-clip, unit-norm weights |
 //! | `cache.rs`, `slots.rs`, `losses.rs`, `load.rs` | KV caches, program of the losses, loading of parameters |
-//! | `prefix.rs` | continuations of a shared prefix; logits of selected positions |
+//! | `head.rs` | logits of selected positions |
 //! | `states.rs` | residual streams between blocks |
 //!
 //! Weights are (out, in), as in PyTorch checkpoints. Parameter names are module paths:
@@ -34,6 +34,7 @@ mod config;
 pub mod counts;
 mod decoder;
 mod feed_forward;
+mod head;
 mod load;
 mod losses;
 mod lru_cache;
@@ -41,7 +42,6 @@ mod lru_cache;
 mod model;
 mod norm;
 mod parameter_builder;
-mod prefix;
 mod qk_clip;
 pub mod registry;
 mod routing;
@@ -71,7 +71,6 @@ pub use feed_forward::{FeedForward, MixtureOfExperts, Mlp, RouterOutputs};
 pub(crate) use losses::LossProgram;
 pub use model::{BatchLosses, Device, Model};
 pub use norm::{Norm, norm};
-pub use prefix::PrefixCache;
 pub use registry::{PARAMETERS, Param, ParamSpec, Registry, Role};
 pub use routing::RouterStatistics;
 pub use scale::{Scale, scale};

@@ -51,7 +51,7 @@ pub struct SlotCache {
     other: LruCache<Shape, SlotProgram>,
 }
 
-/// A program, and its logits.
+/// A program, and its output.
 type SlotProgram = (Program, ValueId);
 
 /// New tokens of the sequence in a slot.
@@ -70,14 +70,24 @@ struct Shape {
     segments: usize,
     /// True if one sequence begins with more than one position.
     is_prefill: bool,
-    /// True if only the last position of the only segment has logits.
-    is_narrowed: bool,
+    output: Output,
+}
+
+/// Output of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Output {
+    /// Hidden states of all positions.
+    Hidden,
+    /// Logits of all positions.
+    Logits,
+    /// Logits of the last position of the only segment.
+    LastLogits,
 }
 
 impl Shape {
-    /// True if every segment has one position.
+    /// True if every segment has one position, and logits.
     fn is_step(&self) -> bool {
-        self.rows == self.segments
+        self.rows == self.segments && self.output != Output::Hidden
     }
 }
 
@@ -224,6 +234,39 @@ impl Model {
         tokens: &[SlotTokens<'_>],
         all_positions: bool,
     ) -> Result<Vec<f32>> {
+        let output = match tokens.len() == 1 && !all_positions {
+            true => Output::LastLogits,
+            false => Output::Logits,
+        };
+        let logits = self.run_slots(cache, tokens, output)?;
+        let is_step = tokens.iter().all(|new| new.ids.len() == 1);
+        Ok(
+            match all_positions || is_step || output == Output::LastLogits {
+                true => logits,
+                false => last_rows(&logits, tokens, self.config().vocab_size),
+            },
+        )
+    }
+
+    /// Runs new positions as [`Model::slot_logits`] does; returns their hidden states (n, d), from which
+    /// [`Model::logits_of_hidden`] computes the logits of selected ones.
+    ///
+    /// # Errors
+    /// As [`Model::slot_logits`].
+    pub fn slot_hidden(
+        &mut self,
+        cache: &mut SlotCache,
+        tokens: &[SlotTokens<'_>],
+    ) -> Result<Vec<f32>> {
+        self.run_slots(cache, tokens, Output::Hidden)
+    }
+
+    fn run_slots(
+        &mut self,
+        cache: &mut SlotCache,
+        tokens: &[SlotTokens<'_>],
+        output: Output,
+    ) -> Result<Vec<f32>> {
         for new in tokens {
             self.check_ids(new.ids, 1, new.ids.len())?;
         }
@@ -234,11 +277,11 @@ impl Model {
             rows: ids.len(),
             segments: segments.len(),
             is_prefill: segments.len() == 1 && segments[0].past == 0 && ids.len() > 1,
-            is_narrowed: segments.len() == 1 && !all_positions,
+            output,
         };
         let slots = cache.slots();
         let decoder = &self.decoder;
-        let (program, output) =
+        let (program, values) =
             cache.program(shape, |caches| record(decoder, shape, slots, caches));
         let ints: Vec<i32> = segments
             .iter()
@@ -249,16 +292,43 @@ impl Model {
             ("segments", TensorRef::I32(&ints)),
         ];
         self.executor.run(program, Arguments::default(), &inputs)?;
-        let logits = self.executor.output(program, *output).into_f32();
+        let values = self.executor.output(program, *values).into_f32();
         for segment in &segments {
             cache.lens[segment.slot] += segment.len;
         }
-        Ok(
-            match all_positions || shape.is_narrowed || shape.is_step() {
-                true => logits,
-                false => last_rows(&logits, &segments, self.config().vocab_size),
-            },
-        )
+        Ok(values)
+    }
+
+    /// Replaces the sequence in slot `to` by the first `len` positions of that in slot `from`.
+    ///
+    /// # Errors
+    /// If a slot does not exist, or `from` has fewer positions.
+    pub fn copy_slot(
+        &mut self,
+        cache: &mut SlotCache,
+        from: usize,
+        to: usize,
+        len: usize,
+    ) -> Result<()> {
+        let slots = cache.slots();
+        if let Some(&slot) = [from, to].iter().find(|&&slot| slot >= slots) {
+            let expected = format!("below {slots}, the number of slots");
+            return Err(Error::out_of_range("slot", slot, expected));
+        }
+        if len > cache.lens[from] {
+            let expected = format!("at most {}, those of slot {from}", cache.lens[from]);
+            return Err(Error::out_of_range("positions", len, expected));
+        }
+        let width = self.decoder.config().cache_width();
+        let size = cache.capacity * width;
+        for &buffer in cache.buffers.iter().filter(|_| from != to) {
+            let rows = self
+                .executor
+                .read(buffer, from * size..from * size + len * width);
+            self.executor.write(buffer, to * size, rows.as_tensor_ref());
+        }
+        cache.lens[to] = len;
+        Ok(())
     }
 
     /// Allocates the memory that [`Model::slot_logits`] needs for one segment of `rows` positions and for a step of all
@@ -273,13 +343,13 @@ impl Model {
             rows,
             segments: 1,
             is_prefill,
-            is_narrowed: false,
+            output: Output::Logits,
         };
         let step = Shape {
             rows: slots,
             segments: slots,
             is_prefill: false,
-            is_narrowed: false,
+            output: Output::Logits,
         };
         let mut largest = 0;
         for shape in [all(rows > 1), all(false), step] {
@@ -311,23 +381,24 @@ fn record(decoder: &Decoder, shape: Shape, slots: usize, caches: KvCaches<'_>) -
     let hidden = decoder
         .forward_segments(ids, segments, slots, caches)
         .hidden;
-    let hidden = match shape.is_narrowed {
-        true => ops::last_position(hidden),
-        false => hidden,
+    let output = match shape.output {
+        Output::Hidden => hidden,
+        Output::Logits => decoder.logits(hidden),
+        Output::LastLogits => decoder.logits(ops::last_position(hidden)),
     };
-    let logits = decoder.logits(hidden).id();
+    let output = output.id();
     (
-        Program::new(g.finish(), &[logits], Options::default()),
-        logits,
+        Program::new(g.finish(), &[output], Options::default()),
+        output,
     )
 }
 
-/// Returns the last row of each segment.
-fn last_rows(logits: &[f32], segments: &[Segment], width: usize) -> Vec<f32> {
+/// Returns the last row of each sequence.
+fn last_rows(rows: &[f32], tokens: &[SlotTokens<'_>], width: usize) -> Vec<f32> {
     let mut end = 0;
-    let last = |segment: &Segment| {
-        end += segment.len;
-        &logits[(end - 1) * width..end * width]
+    let last = |new: &SlotTokens<'_>| {
+        end += new.ids.len();
+        &rows[(end - 1) * width..end * width]
     };
-    segments.iter().flat_map(last).copied().collect()
+    tokens.iter().flat_map(last).copied().collect()
 }

@@ -29,7 +29,7 @@ fn alone(model: &mut Model, request: &Request) -> Vec<TokenScore> {
     let longest = model.config().max_seq_len;
     let all = [request.context.as_slice(), &request.continuation].concat();
     let all = &all[all.len().saturating_sub(longest + 1)..];
-    let input = plan::ids(&all[..all.len() - 1]);
+    let input = tree::ids(&all[..all.len() - 1]);
     let v = model.config().vocab_size;
     let logits = model.logits(&input, 1, input.len()).unwrap().into_f32();
     let first = input.len() - request.continuation.len();
@@ -54,19 +54,55 @@ fn check_all(config: &ModelConfig) {
     let scores = score(&mut model, &requests, &mut |done| last = done).unwrap();
     assert_eq!(last, requests.len());
     for (request, score) in requests.iter().zip(&scores) {
-        let expected = alone(&mut model, request);
-        assert_eq!(score.tokens.len(), expected.len());
-        for (found, expected) in score.tokens.iter().zip(expected) {
-            let error = (found.log_prob - expected.log_prob).abs();
-            assert!(error < 1e-5, "{found:?} instead of {expected:?}");
-            assert_eq!(found.is_greedy, expected.is_greedy);
-        }
+        assert_same(&score.tokens, &alone(&mut model, request));
+    }
+}
+
+fn assert_same(found: &[TokenScore], expected: &[TokenScore]) {
+    assert_eq!(found.len(), expected.len());
+    for (found, expected) in found.iter().zip(expected) {
+        let error = (found.log_prob - expected.log_prob).abs();
+        assert!(error < 1e-5, "{found:?} instead of {expected:?}");
+        assert_eq!(found.is_greedy, expected.is_greedy);
     }
 }
 
 #[test]
 fn shared_contexts_and_batches_equal_separate_forward_passes() {
     check_all(&tiny());
+}
+
+#[test]
+fn results_do_not_need_more_slots_than_a_path_has_nodes() {
+    let config = tiny();
+    let mut model = Model::new(&config, 3, Device::Cpu).unwrap();
+    let header: Vec<u32> = (0..10).map(|i| i % 8).collect();
+    let mut requests = requests(11, 80, 8);
+    for request in &mut requests[30..] {
+        request.context.splice(0..0, header.iter().copied());
+        request.context.truncate(24);
+    }
+    let expected: Vec<_> = requests.iter().map(|r| alone(&mut model, r)).collect();
+    for (slots, depth) in [(1, 1), (2, 2), (3, 3), (4, 3), (5, 2), (60, 3)] {
+        let sequences = requests.iter().enumerate();
+        let sequences = sequences.map(|(i, r)| Sequence::new(i, r, config.max_seq_len));
+        let trees = Trees::new(sequences.collect(), depth);
+        assert_eq!(trees.depth(), depth);
+        let mut cache = model.new_slot_cache(slots, config.max_seq_len).unwrap();
+        let mut scorer = Scorer {
+            model: &mut model,
+            scores: vec![Score::default(); requests.len()],
+            requests: &requests,
+            done: 0,
+            progress: &mut |_| (),
+        };
+        scorer.run_trees(&trees, &mut cache).unwrap();
+        assert_eq!(scorer.done, requests.len());
+        for (score, expected) in scorer.scores.iter().zip(&expected) {
+            assert_same(&score.tokens, expected);
+        }
+        model.free_slot_cache(cache);
+    }
 }
 
 #[test]
