@@ -5,11 +5,11 @@ mod common;
 
 use common::reference::{fixture, json};
 use hybridnorm::Device;
-use hybridnorm::data::Tokenizer;
+use hybridnorm::data::{StartToken, Tokenizer};
 use hybridnorm::interop::huggingface;
 use hybridnorm::tasks::{
-    Metric, StartToken, Task, TaskFile, TaskOptions, TaskResult, Tokenization, evaluate_task,
-    read_task, sample_lines, task_results,
+    Metric, Task, TaskFile, TaskOptions, TaskResult, Tokenization, evaluate_task, read_task,
+    sample_lines, task_results,
 };
 
 /// Returns a task of the fixture and its result.

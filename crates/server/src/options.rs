@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use derive_setters::Setters;
+use hybridnorm::data::StartToken;
 
 use crate::engine::EngineOptions;
 
@@ -31,6 +32,8 @@ pub struct ServerOptions {
     pub client_timeout: Duration,
     /// Maximum time that running requests get to finish when the server stops, 30 seconds by default.
     pub stop_timeout: Duration,
+    /// Token before prompts of completions that are given as text, the one of the tokenizer by default.
+    pub start_token: StartToken,
     /// Options of the engine.
     pub engine: EngineOptions,
 }
@@ -47,6 +50,7 @@ impl Default for ServerOptions {
             request_timeout: Duration::from_secs(600),
             client_timeout: Duration::from_secs(30),
             stop_timeout: Duration::from_secs(30),
+            start_token: StartToken::default(),
             engine: EngineOptions::default(),
         }
     }

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use hybridnorm::Error;
 use hybridnorm::eval::Sampling;
 
-use super::shared::{OutputArgs, TextArgs};
+use super::shared::{OutputArgs, StartTokenArg, TextArgs};
 use super::tasks::TaskArgs;
 
 /// Arguments of `eval`.
@@ -77,6 +77,10 @@ pub struct GenerateArgs {
     /// Prompt.
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
+    /// Token before the prompt: the one that the tokenizer adds, if any; the end-of-text token; or none. An empty prompt
+    /// is always one token.
+    #[arg(long, value_enum, default_value_t = StartTokenArg::Tokenizer)]
+    pub start_token: StartTokenArg,
     /// Maximum number of new tokens; generation also stops at the end-of-text token.
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub max_tokens: usize,

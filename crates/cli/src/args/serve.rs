@@ -9,6 +9,8 @@ use hybridnorm::Error;
 use hybridnorm_server::ServerOptions;
 use hybridnorm_server::engine::EngineOptions;
 
+use super::shared::StartTokenArg;
+
 /// Maximum size of a file with an API key in bytes.
 const KEY_LIMIT: u64 = 4096;
 
@@ -32,6 +34,10 @@ pub struct ServeArgs {
     /// Jinja template for chats (default: that of the checkpoint's tokenizer).
     #[arg(long, value_name = "FILE")]
     pub chat_template: Option<PathBuf>,
+    /// Token before prompts given as text (not before chats, whose template writes it): the one that the tokenizer
+    /// adds, if any; the end-of-text token; or none.
+    #[arg(long, value_enum, default_value_t = StartTokenArg::Tokenizer)]
+    start_token: StartTokenArg,
     /// Sequences that are evaluated at the same time.
     #[arg(long, value_name = "N", default_value_t = EngineOptions::default().slots)]
     pub slots: usize,
@@ -82,6 +88,7 @@ impl ServeArgs {
             .with_request_timeout(Duration::from_secs(self.request_timeout))
             .with_client_timeout(Duration::from_secs(self.client_timeout))
             .with_stop_timeout(Duration::from_secs(self.stop_timeout))
+            .with_start_token(self.start_token.into())
             .with_engine(engine);
         options.api_key = self.api_key_file.as_deref().map(read_key).transpose()?;
         Ok(options)

@@ -1,8 +1,9 @@
 //! Options that several commands share. Each is declared here once and flattened into the arguments of a command,
 //! which reads it through the methods of its group.
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use hybridnorm::Error;
+use hybridnorm::data::StartToken;
 use hybridnorm::eval::TextOverrides;
 use hybridnorm::files::Locking;
 use serde::Serialize;
@@ -117,5 +118,26 @@ impl TextArgs {
         overrides.separator = self.separator;
         overrides.document_chars = self.document_chars;
         overrides
+    }
+}
+
+/// Token before a text that the model continues or scores.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum StartTokenArg {
+    /// The token that the tokenizer adds, if any.
+    Tokenizer,
+    /// The end-of-text token.
+    Eos,
+    /// None.
+    None,
+}
+
+impl From<StartTokenArg> for StartToken {
+    fn from(arg: StartTokenArg) -> Self {
+        match arg {
+            StartTokenArg::Tokenizer => Self::Tokenizer,
+            StartTokenArg::Eos => Self::Eos,
+            StartTokenArg::None => Self::None,
+        }
     }
 }

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use hybridnorm::tasks::{self, StartToken, TaskOptions, Tokenization};
+use hybridnorm::tasks::{self, TaskOptions, Tokenization};
+
+use super::shared::StartTokenArg;
 
 /// Downstream tasks.
 #[derive(Debug, Args)]
@@ -33,11 +35,7 @@ impl TaskArgs {
                 TokenizationArg::Joint => Tokenization::Joint,
                 TokenizationArg::Separate => Tokenization::Separate,
             })
-            .with_start_token(match self.start_token {
-                StartTokenArg::Tokenizer => StartToken::Tokenizer,
-                StartTokenArg::Eos => StartToken::Eos,
-                StartTokenArg::None => StartToken::None,
-            })
+            .with_start_token(self.start_token.into())
     }
 }
 
@@ -57,15 +55,4 @@ enum TokenizationArg {
     Joint,
     /// Separately.
     Separate,
-}
-
-/// Token before every context.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum StartTokenArg {
-    /// The token that the tokenizer adds, if any.
-    Tokenizer,
-    /// The end-of-text token.
-    Eos,
-    /// None.
-    None,
 }

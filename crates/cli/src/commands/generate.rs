@@ -19,6 +19,8 @@ struct GenerationReport {
     text: String,
     /// Number of generated tokens.
     tokens: usize,
+    /// Token before those of the prompt.
+    start_id: Option<u32>,
     prompt_tokens: usize,
     context_tokens: usize,
     /// Tokens outside the context of the last sampled token.
@@ -40,17 +42,29 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
     let mut model = checkpoint.model(Device::Cpu)?;
     let signals = Signals::install()?;
     let stop = signals.defer();
-    let mut generator = TextGenerator::new(&mut model, &tokenizer, &args.prompt, sampling)?;
+    let mut generator = TextGenerator::new(
+        &mut model,
+        &tokenizer,
+        &args.prompt,
+        args.start_token.into(),
+        sampling,
+    )?;
     let prompt_coverage = generator.prompt().clone();
     let dropped_prompt_tokens = generator.omissions().lines();
     for line in prompt_coverage.lines().iter().chain(&dropped_prompt_tokens) {
         console.note(line);
     }
+    if let Some(id) = generator.start_id() {
+        let name = tokenizer.decode(&[id]);
+        console.note(&format!(
+            "the prompt follows the start token {name} (--start-token)"
+        ));
+    }
     let mut sink = TextSink::new(&args)?;
     let Some(tokens) = generate(&mut generator, &mut sink, args.max_tokens, stop)? else {
         return Ok(Outcome::Completed);
     };
-    let prompt_tokens = generator.prompt_tokens();
+    let (start_id, prompt_tokens) = (generator.start_id(), generator.prompt_tokens());
     let omissions = generator.omissions();
     sink.write(&generator.finish())?;
     if !args.output.json {
@@ -65,6 +79,7 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
             prompt: args.prompt,
             text: sink.collected.unwrap_or_default(),
             tokens,
+            start_id,
             prompt_tokens,
             context_tokens: model.config().max_seq_len,
             omissions,

@@ -59,6 +59,7 @@ use json::{configured_eos, saved_config, tiktoken_json};
 pub use lost_text::LostText;
 pub(super) use parallel::in_parallel;
 pub use spec::TokenizerSpec;
+pub use start::{StartToken, TextStart};
 pub use stream::StreamDecoder;
 
 const JSON_NAME: &str = "tokenizer.json";

@@ -3,7 +3,10 @@
 use serde::Serialize;
 
 use super::generate::{Generator, Sampling};
-use crate::data::{LiteralSpecialToken, LiteralSpecialTokenCounter, StreamDecoder, Tokenizer};
+use crate::data::{
+    LiteralSpecialToken, LiteralSpecialTokenCounter, StartToken, StreamDecoder, TextStart,
+    Tokenizer,
+};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::omissions::Omissions;
@@ -70,7 +73,7 @@ impl PromptCoverage {
 ///
 /// ```
 /// use hybridnorm::Device;
-/// use hybridnorm::data::Tokenizer;
+/// use hybridnorm::data::{StartToken, Tokenizer};
 /// use hybridnorm::eval::{Sampling, TextGenerator};
 /// use hybridnorm::model::Model;
 /// # use hybridnorm::model::ModelConfig;
@@ -87,7 +90,7 @@ impl PromptCoverage {
 /// #     .with_placement(hybridnorm::placement::named("hybridnorm")?);
 /// let mut model = Model::new(&config, 0, Device::Cpu)?;
 /// let sampling = Sampling::default().with_temperature(0.0);
-/// let mut generator = TextGenerator::new(&mut model, &tokenizer, "One", sampling)?;
+/// let mut generator = TextGenerator::new(&mut model, &tokenizer, "One", StartToken::None, sampling)?;
 /// assert_eq!(generator.prompt_tokens(), 3);
 /// let mut text = String::new();
 /// for _ in 0..4 {
@@ -106,6 +109,8 @@ pub struct TextGenerator<'a> {
     generator: Generator<'a>,
     decoder: StreamDecoder,
     eos: i32,
+    /// Token before those of the prompt.
+    start_id: Option<u32>,
     prompt_tokens: usize,
     /// White space at the end of the prompt that its tokens do not represent; the first piece continues after
     /// it.
@@ -113,7 +118,7 @@ pub struct TextGenerator<'a> {
 }
 
 impl<'a> TextGenerator<'a> {
-    /// Creates a generator for a prompt; an empty one is replaced by the end-of-text token.
+    /// Creates a generator for a prompt, which follows a start token.
     ///
     /// # Errors
     /// If the tokenizer's vocabulary is larger than the model's, or a setting is out of range.
@@ -121,6 +126,7 @@ impl<'a> TextGenerator<'a> {
         model: &'a mut Model,
         tokenizer: &Tokenizer,
         prompt: &str,
+        start: StartToken,
         sampling: Sampling,
     ) -> Result<Self> {
         let vocab = model.config().vocab_size;
@@ -135,17 +141,15 @@ impl<'a> TextGenerator<'a> {
         }
         let eos = tokenizer.eos_id() as i32;
         let encoded = tokenizer.encode(prompt)?;
-        let mut ids: Vec<i32> = encoded.iter().map(|&id| id as i32).collect();
-        if ids.is_empty() {
-            // This token separates documents, so that a new one begins after it.
-            ids.push(eos);
-        }
+        let start = TextStart::new(tokenizer, start);
+        let ids: Vec<i32> = start.before(&encoded).iter().map(|&id| id as i32).collect();
         Ok(Self {
             prompt: PromptCoverage::of(tokenizer, prompt, &encoded)?,
             generator: Generator::new(model, &ids, sampling)?
                 .with_vocab_size(tokenizer.vocab_size()),
             decoder: tokenizer.stream_decoder_with_context(&encoded),
             eos,
+            start_id: (ids.len() > encoded.len()).then_some(ids[0] as u32),
             prompt_tokens: encoded.len(),
             spaces: trailing_spaces(prompt)
                 .saturating_sub(trailing_spaces(&tokenizer.decode(&encoded))),
@@ -171,7 +175,12 @@ impl<'a> TextGenerator<'a> {
         &self.prompt
     }
 
-    /// Returns the number of prompt tokens.
+    /// Returns the token before those of the prompt, if there is one.
+    pub fn start_id(&self) -> Option<u32> {
+        self.start_id
+    }
+
+    /// Returns the number of prompt tokens, without the start token.
     pub fn prompt_tokens(&self) -> usize {
         self.prompt_tokens
     }
@@ -210,7 +219,7 @@ fn strip_repeated_spaces(piece: String, spaces: &mut usize) -> String {
     piece[known..].to_owned()
 }
 
-/// Generates up to `max_tokens` tokens after a prompt; returns their text without the prompt.
+/// Generates up to `max_tokens` tokens after a prompt with the tokenizer's start token; returns their text without the prompt.
 ///
 /// # Errors
 /// See [`TextGenerator::new`] and [`TextGenerator::next_piece`].
@@ -221,7 +230,8 @@ pub fn generate_text(
     max_tokens: usize,
     sampling: Sampling,
 ) -> Result<String> {
-    let mut generator = TextGenerator::new(model, tokenizer, prompt, sampling)?;
+    let start = StartToken::default();
+    let mut generator = TextGenerator::new(model, tokenizer, prompt, start, sampling)?;
     let mut text = String::new();
     for _ in 0..max_tokens {
         match generator.next_piece()? {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
-use crate::data::Tokenizer;
+use crate::data::{StartToken, TextStart, Tokenizer};
 use crate::error::Result;
 use crate::score::Request;
 
@@ -21,29 +21,13 @@ pub enum Tokenization {
     Separate,
 }
 
-/// Token before the context of a request.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum StartToken {
-    /// The token that the tokenizer puts before a text (the post-processor of its `tokenizer.json`), if any.
-    #[default]
-    Tokenizer,
-    /// The end-of-text token, which precedes documents in training.
-    Eos,
-    /// None.
-    None,
-}
-
 /// Encoder of the requests of a task.
 #[derive(Debug)]
 pub(super) struct Encoder<'a> {
     tokenizer: &'a Tokenizer,
     tokenization: Tokenization,
-    /// Token before every context.
-    pub(super) start: Option<u32>,
-    /// The context of continuations whose context is empty.
-    pub(super) empty_context: u32,
+    /// Tokens before contexts.
+    pub(super) start: TextStart,
 }
 
 /// A context and continuation as text.
@@ -59,17 +43,10 @@ impl<'a> Encoder<'a> {
         tokenization: Tokenization,
         start: StartToken,
     ) -> Self {
-        let own = tokenizer.start_id();
-        let start = match start {
-            StartToken::Tokenizer => own,
-            StartToken::Eos => Some(tokenizer.eos_id()),
-            StartToken::None => None,
-        };
         Self {
             tokenizer,
             tokenization,
-            start,
-            empty_context: start.or(own).unwrap_or(tokenizer.eos_id()),
+            start: TextStart::new(tokenizer, start),
         }
     }
 
@@ -100,18 +77,8 @@ impl<'a> Encoder<'a> {
                     Tokenization::Joint => ids.get(context_ids.len()..).unwrap_or_default(),
                     Tokenization::Separate => ids,
                 };
-                let start = self
-                    .start
-                    .filter(|start| context_ids.first() != Some(start));
-                let mut context: Vec<u32> = start
-                    .into_iter()
-                    .chain(context_ids.iter().copied())
-                    .collect();
-                if context.is_empty() {
-                    context.push(self.empty_context);
-                }
                 Request {
-                    context,
+                    context: self.start.before(context_ids),
                     continuation: continuation.to_vec(),
                 }
             });

@@ -4,9 +4,9 @@ use derive_setters::Setters;
 use serde::Serialize;
 
 use super::document::{Task, TaskDocument};
-use super::encode::{Encoder, StartToken, Texts, Tokenization};
+use super::encode::{Encoder, Texts, Tokenization};
 use super::metrics::{Metric, MetricValue};
-use crate::data::Tokenizer;
+use crate::data::{StartToken, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::score::{Request, Score, score};
@@ -135,8 +135,8 @@ pub fn evaluate_task(
         tokens: 0,
         cut_requests: 0,
         cut_tokens: 0,
-        start_id: encoder.start,
-        empty_context_id: encoder.empty_context,
+        start_id: encoder.start.id,
+        empty_context_id: encoder.start.of_empty,
         documents: Vec::with_capacity(task.documents.len()),
     };
     for documents in task.documents.chunks(DOCUMENTS_AT_ONCE) {

@@ -30,7 +30,7 @@ mod run;
 
 pub use catalog::{NamedTask, named_tasks, open_tasks};
 pub use document::{Choice, Task, TaskDocument, Unconditional};
-pub use encode::{StartToken, Tokenization};
+pub use encode::Tokenization;
 pub use evaluate::{ChoiceScore, DocumentScore, TaskOptions, TaskResult, evaluate_task};
 pub use metrics::{Metric, MetricValue};
 pub use read::{TaskFile, read_task};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::StatusCode;
-use hybridnorm::data::Tokenizer;
+use hybridnorm::data::{TextStart, Tokenizer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::error::{ApiError, ApiResult};
@@ -17,6 +17,8 @@ use crate::options::ServerOptions;
 pub(super) struct App {
     engine: EngineHandle,
     tokenizer: Tokenizer,
+    /// Tokens before prompts given as text.
+    pub(super) start: TextStart,
     chat: Result<ChatPrompts, String>,
     pub(super) options: ServerOptions,
     /// Unix time of the start, in seconds.
@@ -45,6 +47,7 @@ impl App {
         Self {
             permits: Arc::new(Semaphore::new(engine.max_requests())),
             engine,
+            start: TextStart::new(&tokenizer, options.start_token),
             tokenizer,
             chat,
             options,

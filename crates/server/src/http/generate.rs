@@ -79,6 +79,7 @@ async fn respond(
         api,
         mut request,
         echo,
+        start: text_start,
         is_stream,
         include_usage,
     } = prepared;
@@ -91,6 +92,7 @@ async fn respond(
         model: app.options.model_name.clone(),
         tokenizer: app.tokenizer().clone(),
         echo,
+        start: text_start,
         n: request.n,
         has_logprobs: request.logprobs.is_some(),
         prompt_tokens: request.prompt_tokens(),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use hybridnorm::data::Tokenizer;
+use hybridnorm::data::{TextStart, Tokenizer};
 use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
@@ -22,6 +22,8 @@ pub(super) struct Reply {
     pub(super) tokenizer: Tokenizer,
     /// Texts with which choices begin, by prompt.
     pub(super) echo: Option<Vec<String>>,
+    /// Tokens before prompts that were given as text; these texts do not contain them.
+    pub(super) start: Option<TextStart>,
     /// Choices per prompt.
     pub(super) n: usize,
     pub(super) has_logprobs: bool,
@@ -226,7 +228,7 @@ impl Reply {
                     .map(|logprob| self.top_logprobs(token, logprob)),
             );
             all.text_offset.push(offset);
-            offset += characters(&bytes);
+            offset += self.width(token);
             all.tokens.push(display(&bytes));
         }
         all
@@ -273,10 +275,20 @@ impl Reply {
 
     /// Returns the number of characters of the tokens of a part.
     pub(super) fn characters(&self, part: &Part) -> usize {
-        part.logprobs
-            .iter()
-            .map(|token| characters(&self.bytes(token.id)))
-            .sum()
+        part.logprobs.iter().map(|token| self.width(token)).sum()
+    }
+
+    /// Returns the number of characters of a token in the text of its choice.
+    fn width(&self, token: &TokenLogprob) -> usize {
+        let is_start = |start: TextStart| {
+            let id = token.id as u32;
+            start.id == Some(id) || start.of_empty == id
+        };
+        // Only the first token of a prompt has no log-probability.
+        match token.logprob.is_none() && self.start.is_some_and(is_start) {
+            true => 0,
+            false => characters(&self.bytes(token.id)),
+        }
     }
 
     fn bytes(&self, id: i32) -> Vec<u8> {
@@ -305,6 +317,8 @@ fn display(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use hybridnorm::data::StartToken;
+
     use super::*;
 
     fn reply(api: Api) -> Reply {
@@ -315,6 +329,7 @@ mod tests {
             model: "m".into(),
             tokenizer: Tokenizer::bytes(),
             echo: Some(vec!["é".into()]),
+            start: None,
             n: 1,
             has_logprobs: true,
             prompt_tokens: 2,
@@ -367,6 +382,26 @@ mod tests {
             document.to_string().replace("-0.10000000149011612", "-0.1"),
             expected.to_string().replace("-0.10000000149011612", "-0.1")
         );
+    }
+
+    #[test]
+    fn offsets_do_not_count_a_start_token() {
+        let tokenizer = Tokenizer::bytes();
+        let reply = Reply {
+            start: Some(TextStart::new(&tokenizer, StartToken::Eos)),
+            ..reply(Api::Completion)
+        };
+        let mut part = part();
+        let start = TokenLogprob {
+            id: tokenizer.eos_id() as i32,
+            logprob: None,
+            top: Vec::new(),
+        };
+        part.logprobs.insert(0, start);
+        part.logprobs[1].logprob = Some(-1.0);
+        let logprobs = reply.completion_logprobs(&part);
+        assert_eq!(logprobs.text_offset, [0, 0, 1, 1]);
+        assert_eq!(reply.characters(&part), part.text.chars().count());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Requests in OpenAI's schema, and their conversion to requests of the engine.
 
+use hybridnorm::data::TextStart;
 use hybridnorm::eval::Sampling;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -152,6 +153,8 @@ pub(super) struct Prepared {
     pub(super) request: Request,
     /// Text of each prompt, if it begins the text of its choices.
     pub(super) echo: Option<Vec<String>>,
+    /// Tokens before prompts that were given as text.
+    pub(super) start: Option<TextStart>,
     pub(super) is_stream: bool,
     pub(super) include_usage: bool,
 }
@@ -199,6 +202,7 @@ impl CompletionRequest {
                 "missing required parameter: `prompt`",
             ));
         };
+        let start = matches!(prompts, Prompts::Texts(_)).then_some(app.start);
         let (tokens, echo) = tokenize(prompts, echo, app)?;
         let mut request = Request::new(Vec::new(), self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS));
         request.prompts = tokens;
@@ -215,7 +219,8 @@ impl CompletionRequest {
             stream: self.stream,
             stream_options: self.stream_options,
         };
-        common.prepare(Api::Completion, request, echo, app)
+        let prepared = common.prepare(Api::Completion, request, echo, app)?;
+        Ok(Prepared { start, ..prepared })
     }
 }
 
@@ -355,6 +360,7 @@ impl Common {
             api,
             request,
             echo,
+            start: None,
             is_stream,
             include_usage: self
                 .stream_options
@@ -417,7 +423,8 @@ fn tokenize(prompts: Prompts, echo: bool, app: &App) -> ApiResult<Tokenized> {
             let encode = |text: &String| {
                 let ids = app.tokenizer().encode(text);
                 let ids = ids.map_err(|error| ApiError::field("prompt", error.to_string()))?;
-                Ok(ids.into_iter().map(|id| id as i32).collect())
+                let ids = app.start.before(&ids).into_iter();
+                Ok(ids.map(|id| id as i32).collect())
             };
             let tokens = texts.iter().map(encode).collect::<ApiResult<_>>()?;
             Ok((tokens, echo.then_some(texts)))

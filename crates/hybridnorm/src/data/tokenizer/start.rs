@@ -1,8 +1,70 @@
-//! Start token that a `tokenizer.json` puts before a text.
+//! Start token: the token before a text that a model continues or scores.
 
+use serde::Serialize;
 use serde_json::Value;
 
 use super::{Kind, Tokenizer};
+
+/// Choice of the token before a text that a model continues or scores. Texts of training have none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum StartToken {
+    /// The token that the tokenizer puts before a text (the post-processor of its `tokenizer.json`), if any, as
+    /// `transformers` does.
+    #[default]
+    Tokenizer,
+    /// The end-of-text token, which precedes documents in training.
+    Eos,
+    /// None.
+    None,
+}
+
+/// Tokens before texts; see [`StartToken`].
+///
+/// ```
+/// use hybridnorm::data::{StartToken, TextStart, Tokenizer};
+///
+/// let tokenizer = Tokenizer::bytes();
+/// let start = TextStart::new(&tokenizer, StartToken::Eos);
+/// assert_eq!(start.before(&tokenizer.encode("a")?), [256, 97]);
+/// // A model needs at least one token.
+/// let none = TextStart::new(&tokenizer, StartToken::None);
+/// assert_eq!((none.before(&[97]), none.before(&[])), (vec![97], vec![256]));
+/// # Ok::<(), hybridnorm::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TextStart {
+    /// Token before every text.
+    pub id: Option<u32>,
+    /// Token that replaces an empty text: the one before every text, the tokenizer's start token or end-of-text.
+    pub of_empty: u32,
+}
+
+impl TextStart {
+    /// Returns the tokens before texts of a tokenizer.
+    pub fn new(tokenizer: &Tokenizer, choice: StartToken) -> Self {
+        let own = tokenizer.start_id();
+        let id = match choice {
+            StartToken::Tokenizer => own,
+            StartToken::Eos => Some(tokenizer.eos_id()),
+            StartToken::None => None,
+        };
+        Self {
+            id,
+            of_empty: id.or(own).unwrap_or(tokenizer.eos_id()),
+        }
+    }
+
+    /// Returns the ids of a text after its start token, which is not repeated if they begin with it; never empty.
+    pub fn before(&self, ids: &[u32]) -> Vec<u32> {
+        match (self.id, ids) {
+            (_, []) => vec![self.of_empty],
+            (Some(id), [first, ..]) if *first != id => [&[id], ids].concat(),
+            _ => ids.to_vec(),
+        }
+    }
+}
 
 impl Tokenizer {
     /// Returns the id of the token that the post-processor of its `tokenizer.json` puts before a single text, such as
