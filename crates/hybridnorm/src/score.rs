@@ -143,6 +143,25 @@ fn classes(requests: &[Request], longest: usize) -> impl Iterator<Item = Vec<Seq
     classes.into_values()
 }
 
+/// Returns the maximum bytes of the keys and values that requests need.
+#[cfg(feature = "data")]
+pub(crate) fn cache_bytes(config: &ModelConfig, requests: &[Request]) -> u64 {
+    let bytes = classes(requests, config.max_seq_len).map(|class| {
+        let (_, [slots, capacity]) = plan(config, class);
+        (slots * capacity * config.cache_width() * config.n_layers * size_of::<f32>()) as u64
+    });
+    bytes.max().unwrap_or(0)
+}
+
+/// Returns the trees of the sequences of a class, and the slots and capacity of their cache.
+fn plan(config: &ModelConfig, sequences: Vec<Sequence>) -> (Trees, [usize; 2]) {
+    let capacity = sequences.iter().map(Sequence::len).max().unwrap_or(1);
+    let max_slots = max_slots(config, capacity);
+    let trees = Trees::new(sequences, MAX_DEPTH.min(max_slots));
+    let slots = max_slots.min(trees.nodes.len()).max(trees.depth());
+    (trees, [slots, capacity])
+}
+
 /// Returns the maximum number of cached sequences of up to `capacity` positions.
 fn max_slots(config: &ModelConfig, capacity: usize) -> usize {
     let bytes = 4 * capacity * config.cache_width() * config.n_layers;
@@ -197,10 +216,7 @@ struct Scorer<'a> {
 impl Scorer<'_> {
     /// Scores the requests of a class.
     fn run_class(&mut self, sequences: Vec<Sequence>) -> Result<()> {
-        let capacity = sequences.iter().map(Sequence::len).max().unwrap_or(1);
-        let max_slots = max_slots(self.model.config(), capacity);
-        let trees = Trees::new(sequences, MAX_DEPTH.min(max_slots));
-        let slots = max_slots.min(trees.nodes.len()).max(trees.depth());
+        let (trees, [slots, capacity]) = plan(self.model.config(), sequences);
         let mut cache = self.model.new_slot_cache(slots, capacity)?;
         let finished = self.run_trees(&trees, &mut cache);
         self.model.free_slot_cache(cache);

@@ -84,9 +84,9 @@ pub use source::{Document, Documents, InvalidUtf8, SourceOptions, SourceStats, S
 pub use stories::{Stories, story};
 pub use stream::{BatchStream, Cursor, Order};
 pub use text_stats::{LiteralSpecialToken, TextStats};
+pub use tokenizer::Tokenizer;
 #[cfg(feature = "data")]
-pub use tokenizer::{ChatTemplate, StreamDecoder, TokenizerSpec};
-pub use tokenizer::{StartToken, TextStart, Tokenizer};
+pub use tokenizer::{ChatTemplate, StartToken, StreamDecoder, TextStart, TokenizerSpec};
 pub use windows::{Coverage, Windows};
 
 /// Progress of a long-running operation.

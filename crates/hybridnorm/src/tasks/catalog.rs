@@ -7,7 +7,7 @@ use flate2::read::MultiGzDecoder;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::document::Task;
+use super::document::{Task, TaskDocument};
 use super::read::{TaskFile, read_task};
 use super::render::Prompt;
 use super::{mmlu, rows};
@@ -77,7 +77,7 @@ const TASKS: [NamedTask; 22] = {
         task("social_iqa", &["socialiqa", "siqa"], Requests("socialiqa/rc_0shot"), "SocialIQA, validation"),
         task("basic_arithmetic", &[], Rows("allenai/basic_arithmetic/none/validation", Prompt::Arc), "sums and products"),
         task("lambada", &["lambada_openai"], Requests("lambada/bpb_0shot"), "LAMBADA: last word of a passage"),
-        task("mmlu", &[], Mmlu(None, "test"), "MMLU, all 57 subjects, test"),
+        task("mmlu", &[], Mmlu(None, "test"), "MMLU, all 57 subjects, test: those of mmlu_*_test"),
         task("mmlu_stem", &[], Mmlu(Some("stem"), "validation"), "MMLU, STEM, validation"),
         task("mmlu_humanities", &[], Mmlu(Some("humanities"), "validation"), "MMLU, humanities, validation"),
         task("mmlu_social_sciences", &[], Mmlu(Some("social_sciences"), "validation"), "MMLU, social sciences, validation"),
@@ -95,7 +95,7 @@ pub fn named_tasks() -> &'static [NamedTask] {
 }
 
 /// Opens tasks: names of [`named_tasks`], `TASK/VARIANT` in the package, such as `arc_easy/rc_5shot`, or paths of files
-/// that [`TaskFile::open`] reads. Only the first `limit` documents of each are kept.
+/// that [`TaskFile::open`] reads. Only the first `limit` documents of each are kept; of several subjects, as many of each.
 ///
 /// # Errors
 /// [`Error::UnknownKey`] for an unknown name; [`Error::InvalidValue`] for two tasks of one name; otherwise as
@@ -186,12 +186,17 @@ fn read_rows(
             .file(&name)?
             .ok_or_else(|| fail("absent".to_owned()))?;
         hash.update(&stream);
-        for row in rows::read_rows(&stream).map_err(fail)? {
-            documents.push(prompt.render(documents.len() as u64, row).map_err(fail)?);
+        for (rank, row) in rows::read_rows(&stream)
+            .map_err(fail)?
+            .into_iter()
+            .enumerate()
+        {
+            let document = prompt.render(documents.len() as u64, row);
+            documents.push((rank, document.map_err(fail)?));
         }
     }
     let all_documents = documents.len();
-    documents.truncate(limit.unwrap_or(usize::MAX));
+    let documents = first_of_each(documents, limit);
     let primary_metric = match prompt {
         Prompt::Mmlu => "acc_per_char",
         Prompt::Arc | Prompt::Copa => "acc_raw",
@@ -206,6 +211,21 @@ fn read_rows(
         all_documents,
         documents,
     })
+}
+
+/// Returns the `limit` documents of lowest rank in their data sets, so that no data set is left out before others are
+/// shortened.
+fn first_of_each(
+    mut documents: Vec<(usize, TaskDocument)>,
+    limit: Option<usize>,
+) -> Vec<TaskDocument> {
+    documents.sort_by_key(|(rank, _)| *rank);
+    documents.truncate(limit.unwrap_or(usize::MAX));
+    documents.sort_by_key(|(_, document)| document.id);
+    documents
+        .into_iter()
+        .map(|(_, document)| document)
+        .collect()
 }
 
 /// True for the path of a file of JSON lines.

@@ -12,12 +12,16 @@ use super::read::{CHOICE_LIMIT, Lines, Texts, json_problem};
 #[derive(Default)]
 pub(super) struct DocumentLines(Vec<TaskDocument>);
 
+/// Fields of a document, also with the names that tasks of lm-evaluation-harness have (`doc_to_..`).
 #[derive(Deserialize)]
 struct Line {
     /// Preferred to `context`, which in some documents is only a part of the text.
+    #[serde(alias = "doc_to_text")]
     query: Option<String>,
     context: Option<String>,
+    #[serde(alias = "doc_to_choice")]
     choices: Choices,
+    #[serde(alias = "doc_to_target")]
     gold: Option<Gold>,
     label: Option<Gold>,
     #[serde(default = "space")]

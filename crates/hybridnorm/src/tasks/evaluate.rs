@@ -8,8 +8,8 @@ use super::encode::{Encoder, Texts, Tokenization};
 use super::metrics::{Metric, MetricValue};
 use crate::data::{StartToken, Tokenizer};
 use crate::error::{Error, Result};
-use crate::model::Model;
-use crate::score::{Request, Score, score};
+use crate::model::{Model, ModelConfig};
+use crate::score::{Request, Score, cache_bytes, score};
 
 /// Documents that are encoded and scored at a time.
 const DOCUMENTS_AT_ONCE: usize = 256;
@@ -140,11 +140,7 @@ pub fn evaluate_task(
         documents: Vec::with_capacity(task.documents.len()),
     };
     for documents in task.documents.chunks(DOCUMENTS_AT_ONCE) {
-        let texts: Vec<Texts<'_>> = documents.iter().flat_map(texts).collect();
-        let requests = encoder
-            .encode(&texts)
-            .map_err(|error| in_task(task, error))?;
-        check(model, documents, &requests).map_err(|error| in_task(task, error))?;
+        let requests = encode(model.config(), &encoder, task, documents)?;
         let (before, count) = (result.documents.len(), documents.len());
         let mut on_request = |done| progress(before + done * count / requests.len());
         let scores =
@@ -165,6 +161,40 @@ pub fn evaluate_task(
     Ok(result)
 }
 
+/// Checks that a model can be evaluated on a task; returns the maximum bytes of the keys and values.
+///
+/// # Errors
+/// As [`evaluate_task`], except those of the model's weights.
+pub(crate) fn check_task(
+    config: &ModelConfig,
+    tokenizer: &Tokenizer,
+    task: &Task,
+    options: TaskOptions,
+) -> Result<u64> {
+    let encoder = Encoder::new(tokenizer, options.tokenization, options.start_token);
+    let mut largest = 0;
+    for documents in task.documents.chunks(DOCUMENTS_AT_ONCE) {
+        let requests = encode(config, &encoder, task, documents)?;
+        largest = largest.max(cache_bytes(config, &requests));
+    }
+    Ok(largest)
+}
+
+/// Encodes and checks the requests of documents.
+fn encode(
+    config: &ModelConfig,
+    encoder: &Encoder<'_>,
+    task: &Task,
+    documents: &[TaskDocument],
+) -> Result<Vec<Request>> {
+    let texts: Vec<Texts<'_>> = documents.iter().flat_map(texts).collect();
+    let requests = encoder.encode(&texts).and_then(|requests| {
+        check(config, documents, &requests)?;
+        Ok(requests)
+    });
+    requests.map_err(|error| in_task(task, error))
+}
+
 /// Returns the requests of a document: of each choice, and its unconditional one.
 fn texts(document: &TaskDocument) -> impl Iterator<Item = Texts<'_>> {
     document.choices.iter().flat_map(|choice| {
@@ -181,8 +211,8 @@ fn texts(document: &TaskDocument) -> impl Iterator<Item = Texts<'_>> {
 }
 
 /// Checks the continuations of documents, to name the document in the error.
-fn check(model: &Model, documents: &[TaskDocument], requests: &[Request]) -> Result<()> {
-    let longest = model.config().max_seq_len;
+fn check(config: &ModelConfig, documents: &[TaskDocument], requests: &[Request]) -> Result<()> {
+    let longest = config.max_seq_len;
     let ids = documents
         .iter()
         .flat_map(|document| texts(document).map(|_| document.id));

@@ -31,6 +31,7 @@ mod run;
 pub use catalog::{NamedTask, named_tasks, open_tasks};
 pub use document::{Choice, Task, TaskDocument, Unconditional};
 pub use encode::Tokenization;
+pub(crate) use evaluate::check_task;
 pub use evaluate::{ChoiceScore, DocumentScore, TaskOptions, TaskResult, evaluate_task};
 pub use metrics::{Metric, MetricValue};
 pub use read::{TaskFile, read_task};

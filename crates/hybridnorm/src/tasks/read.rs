@@ -121,8 +121,8 @@ struct TaskConfig {
 ///
 /// A line is either a request, with `doc`, `doc_id`, `idx`, `label` and `request: {context, continuation}` (requests
 /// with ids from 1,000,000 on are the unconditional ones of the document whose id is 1,000,000 less), or a document, with
-/// `context` (or `query`), `choices` and `gold` (or `label`), and optionally `target_delimiter` and
-/// `unconditional_context`; or with `sentence_good` and `sentence_bad`, as in BLiMP (after a delimiter, as in
+/// `context` (or `query`, `doc_to_text`), `choices` (or `doc_to_choice`) and `gold` (or `label`, `doc_to_target`), and
+/// optionally `target_delimiter` and `unconditional_context`; or with `sentence_good` and `sentence_bad`, as in BLiMP (after a delimiter, as in
 /// lm-evaluation-harness).
 ///
 /// # Errors
@@ -215,7 +215,7 @@ fn form(line: &str) -> Result<Box<dyn Lines>, String> {
     let has = |name: &str| fields.contains_key(name);
     match () {
         () if has("request") => Ok(Box::new(request_lines::RequestLines::default())),
-        () if has("choices") || has("sentence_good") => Ok(Box::new(document_lines::DocumentLines::default())),
+        () if has("choices") || has("doc_to_choice") || has("sentence_good") => Ok(Box::new(document_lines::DocumentLines::default())),
         () => Err(
             "neither a request (with `request`, `doc`, `doc_id`, `idx` and `label`) nor a document (with `context` or \
              `query`, `choices` and `gold`; or with `sentence_good` and `sentence_bad`)"

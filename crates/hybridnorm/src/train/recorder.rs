@@ -295,7 +295,19 @@ impl Recorder {
             ("spike_score/grad_norm", scores.grad_norm),
             ("spike_score/update_norm", scores.update_norm),
         ];
-        events.scalars(metrics.step, scalars.chain(spike_scores))
+        events.scalars(metrics.step, scalars.chain(spike_scores))?;
+        let tasks = metrics.tasks.iter().flat_map(|(task, scores)| {
+            let values = scores.values.iter();
+            values.map(move |(metric, &value)| (format!("tasks/{task}/{metric}"), value))
+        });
+        let tasks: Vec<(String, f64)> = tasks.collect();
+        match tasks.is_empty() {
+            true => Ok(()),
+            false => events.scalars(
+                metrics.step,
+                tasks.iter().map(|(tag, value)| (tag.as_str(), *value)),
+            ),
+        }
     }
 
     /// True if the limit on dumps allows another spike dump.

@@ -24,7 +24,7 @@ use crate::Device;
 use crate::data::{Cursor, Order, TokenDataset};
 use crate::error::{Error, Result};
 use crate::machine;
-use crate::model::Model;
+use crate::model::{Model, ModelConfig};
 use crate::threads;
 
 impl Trainer {
@@ -158,7 +158,7 @@ impl Trainer {
         };
         let order = config.data.order.seeded(config.seed);
         Ok(Self {
-            data: open_run_data(&config, data, order, state.cursor)?,
+            data: open_run_data(&config, initial.model.config(), data, order, state.cursor)?,
             learner: Learner::new(initial.model, optimizer, schedule),
             files: RunFiles::new(run, segments, initial_files, guard),
             recorder,
@@ -173,6 +173,7 @@ impl Trainer {
 /// Opens the batches and the downstream tasks of a run.
 fn open_run_data(
     config: &Config,
+    model: &ModelConfig,
     data: TrainingData,
     order: Order,
     cursor: Cursor,
@@ -180,12 +181,12 @@ fn open_run_data(
     let data = RunData::new(data, order, cursor)?;
     #[cfg(feature = "data")]
     let data = {
-        let tasks = RunTasks::open(config, data.tokenizer.as_ref());
+        let tasks = RunTasks::open(config, model, data.tokenizer.as_ref());
         let tasks = tasks.map_err(|error| config.origin.prefix_error(error))?;
         RunData { tasks, ..data }
     };
     #[cfg(not(feature = "data"))]
-    let _ = config;
+    let _ = (config, model);
     Ok(data)
 }
 

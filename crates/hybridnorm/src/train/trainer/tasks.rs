@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
-use crate::model::Model;
-use crate::tasks::{Task, TaskOptions, evaluate_task, open_tasks};
+use crate::memory;
+use crate::model::{Model, ModelConfig};
+use crate::tasks::{Task, TaskOptions, check_task, evaluate_task, open_tasks};
 use crate::train::config::Config;
+use crate::train::inventory::inventory;
 use crate::train::metrics::TaskScores;
 
 /// Tasks of a run.
@@ -17,22 +19,40 @@ pub(super) struct RunTasks {
 }
 
 impl RunTasks {
-    /// Opens the tasks of `[eval]`, before the run begins.
+    /// Opens the tasks of `[eval]` and checks all their requests, before the run begins.
     ///
     /// # Errors
-    /// If one cannot be opened, or there is no tokenizer.
-    pub(super) fn open(config: &Config, tokenizer: Option<&Tokenizer>) -> Result<Self> {
+    /// If one cannot be opened, the model cannot be evaluated on it, there is no tokenizer, or there is not enough memory
+    /// for training and evaluation.
+    pub(super) fn open(
+        config: &Config,
+        model: &ModelConfig,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Result<Self> {
         let Some(section) = &config.eval else {
             return Ok(Self::default());
         };
-        if tokenizer.is_none() {
+        let Some(tokenizer) = tokenizer else {
             return Err(Error::missing(
                 "data.tokenizer",
                 ": the tasks in [eval] are text, and need the tokenizer of the data",
             ));
+        };
+        let tasks = open_tasks(&section.tasks, section.limit)?;
+        let mut cache = 0;
+        for task in &tasks {
+            let bytes = check_task(model, tokenizer, task, TaskOptions::default())?;
+            cache = cache.max(bytes);
         }
+        let memory = inventory(model, config.train.step_shape(), &config.optimizer)?.memory;
+        // The weights are in memory.
+        let training = memory.total_without_process() - memory.weights;
+        memory::check_available(
+            training.saturating_add(cache),
+            "gradients, moments and activations, and the keys and values of the tasks in [eval]",
+        )?;
         Ok(Self {
-            tasks: open_tasks(&section.tasks, section.limit)?,
+            tasks,
             every: section.every,
         })
     }
