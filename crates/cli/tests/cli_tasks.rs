@@ -2,7 +2,10 @@
 
 mod common;
 
-use common::{STUDY_KEEPING_RUNS, TestDir, code};
+use std::fs;
+use std::path::PathBuf;
+
+use common::{STUDY_KEEPING_RUNS, TestDir, code, files_below};
 use serde_json::Value;
 
 /// Two documents with choices; the second context is longer than the model's 16 positions.
@@ -173,8 +176,15 @@ fn training_records_tasks() {
         "eval.every=10",
         "--set",
         "eval.limit=1",
+        "--set",
+        "log.tensorboard=true",
     ];
     dir.train("with_tasks", &more);
+    let files = files_below(&dir.path("with_tasks"));
+    let is_events = |file: &&PathBuf| file.to_string_lossy().contains("tfevents");
+    let events = fs::read(files.iter().find(is_events).unwrap()).unwrap();
+    let tag = b"tasks/pairs/acc";
+    assert!(events.windows(tag.len()).any(|bytes| bytes == tag));
     let lines = String::from_utf8(dir.read("with_tasks/metrics.jsonl")).unwrap();
     let lines: Vec<Value> = lines
         .lines()
@@ -217,6 +227,20 @@ fn training_records_tasks() {
         &["absent.jsonl"],
     );
     dir.train_fails(2, "none", &["--set", "eval.every=3"], &["eval.tasks"]);
+}
+
+#[test]
+fn tasks_that_cannot_be_evaluated_fail_before_the_first_step() {
+    let dir = trained();
+    let long = "x".repeat(30);
+    let line = format!(r#"{{"context": "a", "choices": ["b", "{long}"], "gold": 0}}"#);
+    dir.write("long.jsonl", line);
+    let words = [
+        "task long: document 0: tokens of a continuation = 31",
+        "at most max_seq_len = 16",
+    ];
+    dir.train_fails(1, "long", &["--set", "eval.tasks=['long.jsonl']"], &words);
+    assert!(!dir.path("long/metrics.jsonl").exists());
 }
 
 #[test]

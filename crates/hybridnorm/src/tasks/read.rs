@@ -306,6 +306,17 @@ mod tests {
     }
 
     #[test]
+    fn documents_may_have_the_field_names_of_the_harness() {
+        let line = r#"{"doc_to_text": "Q", "doc_to_choice": ["x", "y"], "doc_to_target": 1}"#;
+        let task = read(line, None).unwrap();
+        let document = &task.documents[0];
+        assert_eq!(
+            (&*document.choices[0].context, &document.gold[..]),
+            ("Q", &[1][..])
+        );
+    }
+
+    #[test]
     fn sentences_of_minimal_pairs_have_no_context() {
         let task = read(
             r#"{"sentence_good": "he runs", "sentence_bad": "he run", "UID": "x"}"#,
