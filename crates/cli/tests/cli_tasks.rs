@@ -239,7 +239,7 @@ fn tasks_that_cannot_be_evaluated_fail_before_the_first_step() {
         "task long: document 0: tokens of a continuation = 31",
         "at most max_seq_len = 16",
     ];
-    dir.train_fails(1, "long", &["--set", "eval.tasks=['long.jsonl']"], &words);
+    dir.train_fails(2, "long", &["--set", "eval.tasks=['long.jsonl']"], &words);
     assert!(!dir.path("long/metrics.jsonl").exists());
 }
 
