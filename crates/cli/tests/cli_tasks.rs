@@ -118,6 +118,14 @@ fn what_is_left_out_and_the_start_token_are_printed() {
         "{text}"
     );
     assert!(text.contains("tokens at the start of 2 contexts"), "{text}");
+    let with = PAIRS.replacen("{", r#"{"unconditional_context": "Answer:", "#, 1);
+    dir.write("half.jsonl", with);
+    let text = dir.ok(&["eval", "run", "--tasks", "half.jsonl"]);
+    let note = "half: omitted acc_pmi: 1 of 2 documents have no unconditional request";
+    assert!(
+        text.contains(note) && text.matches("acc_pmi").count() == 1,
+        "{text}"
+    );
 }
 
 #[test]
@@ -128,6 +136,23 @@ fn a_failed_request_fails_the_task() {
     dir.write("long.jsonl", long);
     let words = ["task long", "document 0", "at most max_seq_len = 16"];
     dir.expect_error(2, &["eval", "run", "--tasks", "long.jsonl"], &words);
+    // The results of other tasks are not lost.
+    let args = ["eval", "run", "--tasks", "long.jsonl,sums=pairs.jsonl"];
+    let output = dir.run(&args);
+    assert_eq!(code(&output), 2);
+    let [printed, error] =
+        [&output.stdout, &output.stderr].map(|x| String::from_utf8_lossy(x).into_owned());
+    assert!(
+        printed.contains("sums") && !printed.contains(" long "),
+        "{printed}"
+    );
+    assert!(error.contains("error: task long"), "{error}");
+    dir.write("mixed.jsonl", format!("{PAIRS}{long}\n"));
+    dir.expect_error(
+        1,
+        &["eval", "run", "--tasks", "mixed.jsonl"],
+        &["mixed.jsonl: document 2 has one choice, others have several"],
+    );
     dir.write("bad.jsonl", format!("{PAIRS}{{\"context\": 3}}\n"));
     dir.expect_error(
         1,
@@ -260,6 +285,14 @@ fn studies_report_tasks_with_paired_differences() {
     );
     let text = dir.ok(&["report", "study", "--format", "markdown"]);
     assert!(text.contains("Downstream tasks"), "{text}");
+    // Two documents cannot tell placements apart, even if two seeds agree.
+    let rows = text
+        .lines()
+        .filter(|line| line.starts_with("| pairs | acc ↑ | 2 |"));
+    for row in rows.clone() {
+        assert!(!row.contains("<0.001"), "{row}");
+    }
+    assert!(rows.count() >= 2, "{text}");
 }
 
 #[test]

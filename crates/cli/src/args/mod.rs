@@ -22,6 +22,7 @@ pub use model::{
 pub use serve::ServeArgs;
 pub use shared::{GlobalArgs, OutputArgs};
 pub use study::{MergeArgs, ReportArgs, ReportFormat, StudyArgs, StudyCommand};
+pub use tasks::TaskArgs;
 pub use training::{ProbeArgs, QuickstartArgs, ReplayArgs, TrainArgs};
 
 use clap::{Parser, Subcommand};

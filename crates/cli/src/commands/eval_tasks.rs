@@ -1,13 +1,15 @@
 //! `hybridnorm eval --tasks`.
 
+use hybridnorm::data::Tokenizer;
 use hybridnorm::eval::TextOverrides;
-use hybridnorm::tasks::{self, Task, TaskOptions, TaskResult, TaskRun};
+use hybridnorm::model::Model;
+use hybridnorm::tasks::{self, Task, TaskDocument, TaskOptions, TaskResult, TaskRun};
 use hybridnorm::text::one_line;
-use hybridnorm::train::run_directory;
+use hybridnorm::train::{Checkpoint, run_directory};
 use hybridnorm::{Device, Error};
 
 use super::Outcome;
-use crate::args::EvalArgs;
+use crate::args::{EvalArgs, OutputArgs, TaskArgs};
 use crate::console::{self, Console};
 use crate::progress::ProgressDisplay;
 use crate::table::{numeric_table, with_thousands_separators};
@@ -31,27 +33,56 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
     let opened = tasks::open_tasks(&args.tasks.tasks, args.tasks.limit)?;
     let mut model = checkpoint.model(Device::Cpu)?;
     let mut display = ProgressDisplay::new(console);
-    let mut finished = Vec::new();
+    let (mut finished, mut failed) = (Vec::new(), Vec::new());
     for task in opened {
         let total = Some(task.documents.len() as u64);
         let result = tasks::evaluate_task(&mut model, &tokenizer, &task, options, &mut |done| {
             display.show_count(&task.name, done as u64, total, "documents");
-        })?;
-        finished.push((task, result));
+        });
+        match result {
+            Ok(result) => finished.push((task, result)),
+            Err(error) => failed.push(error),
+        }
     }
     display.finish();
+    if !finished.is_empty() {
+        report(
+            &finished,
+            &failed,
+            options,
+            (&args.tasks, &args.output),
+            (&checkpoint, &model, &tokenizer),
+            console,
+        )?;
+    }
+    match failed.into_iter().next() {
+        Some(error) => Err(error),
+        None => Ok(Outcome::Completed),
+    }
+}
+
+/// Prints and writes the results of the finished tasks; notes the failures, of which the first one becomes the error of
+/// the command.
+fn report(
+    finished: &[(Task, TaskResult)],
+    failed: &[Error],
+    options: TaskOptions,
+    (tasks, output): (&TaskArgs, &OutputArgs),
+    (checkpoint, model, tokenizer): (&Checkpoint, &Model, &Tokenizer),
+    console: &Console,
+) -> Result<(), Error> {
     let run = TaskRun::new(
         (checkpoint.path(), checkpoint.fingerprint()),
-        &model,
-        &tokenizer,
+        model,
+        tokenizer,
         options,
-        &finished,
+        finished,
     );
-    if let Some(out) = &args.tasks.out {
-        let path = run.write(out, &finished)?;
+    if let Some(out) = &tasks.out {
+        let path = run.write(out, finished)?;
         console.note(&format!("results written to {}", path.display()));
     }
-    if args.output.json {
+    if output.json {
         let mut json = run.to_json();
         let notes = checkpoint.skipped_checkpoints().iter();
         let notes: Vec<String> = notes
@@ -60,11 +91,18 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
         if !notes.is_empty() {
             json["notes"] = notes.into();
         }
+        if !failed.is_empty() {
+            let failed: Vec<String> = failed.iter().map(ToString::to_string).collect();
+            json["failed"] = failed.into();
+        }
         console::print_json(&json)?;
     } else {
-        console::print(&format_tasks(&finished, options, &run.start_token_note()))?;
+        console::print(&format_tasks(finished, options, &run.start_token_note()))?;
     }
-    Ok(Outcome::Completed)
+    for error in failed.iter().skip(1) {
+        console.note(&error.to_string());
+    }
+    Ok(())
 }
 
 /// Formats a row per metric of each task, the main metric first.
@@ -111,6 +149,23 @@ fn task_notes(task: &Task, result: &TaskResult) -> Vec<String> {
         notes.push(format!(
             "{}: omitted {left} documents: beyond --limit",
             task.name
+        ));
+    }
+    let has_unconditional = |document: &TaskDocument| {
+        let mut choices = document.choices.iter();
+        choices.all(|choice| choice.unconditional.is_some())
+    };
+    let unconditional = task
+        .documents
+        .iter()
+        .filter(|d| has_unconditional(d))
+        .count();
+    if unconditional > 0 && unconditional < task.documents.len() {
+        notes.push(format!(
+            "{}: omitted acc_pmi: {} of {} documents have no unconditional request",
+            task.name,
+            task.documents.len() - unconditional,
+            task.documents.len()
         ));
     }
     if result.cut_requests > 0 {

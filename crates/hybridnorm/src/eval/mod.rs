@@ -20,6 +20,8 @@ pub use crate::score::{Request, Score, TokenScore, score};
 pub use evaluation::{Evaluation, LossWithCoverage, SetLoss, SetMeans, evaluate};
 pub use generate::{Generator, Sampler, Sampling};
 #[cfg(feature = "data")]
+pub(crate) use sets::named_path;
+#[cfg(feature = "data")]
 pub use sets::{EvalOptions, EvalSet, open_sets};
 #[cfg(feature = "data")]
 pub use text::{PromptCoverage, TextGenerator, generate_text};

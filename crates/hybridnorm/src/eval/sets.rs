@@ -174,20 +174,20 @@ pub fn open_sets(
     open.tokenizer = tokenizer.cloned().map(TokenizerChoice::Loaded);
     open.windows = options.windows;
     open.allow_any_row_length = true;
-    let (names, paths): (Vec<String>, Vec<String>) = paths
-        .iter()
-        .map(|given| named_path(given))
-        .collect::<Result<Vec<_>>>()?
-        .into_iter()
-        .unzip();
-    let raw = raw_text(&paths)?;
+    let (mut names, mut files) = (Vec::new(), Vec::new());
+    for given in paths {
+        let (name, path) = named_path(given)?;
+        names.push(name.unwrap_or(path).to_owned());
+        files.push(path.to_owned());
+    }
+    let raw = raw_text(&files)?;
     text_options::check_overrides_used(&raw, &options.text)?;
     let checkpoint = options.checkpoint.as_deref().filter(|_| !raw.is_empty());
     let text_options = TextOptions::new(checkpoint, &options.text)?;
     open.prepare.source = text_options.options.clone();
     let mut known = BTreeSet::new();
     let mut sets = Vec::new();
-    for (name, path) in names.iter().zip(&paths) {
+    for (name, path) in names.iter().zip(&files) {
         if !known.insert(identity(path)) {
             return Err(Error::invalid_value(
                 "data path",
@@ -237,12 +237,12 @@ fn raw_text(paths: &[String]) -> Result<Vec<String>> {
     Ok(raw)
 }
 
-/// Splits `NAME=PATH` into both; without a name, or if a file of the whole name exists, the name is the path.
-fn named_path(given: &str) -> Result<(String, String)> {
+/// Splits `NAME=PATH` into both; without a name, or if a file of the whole name exists, all is the path.
+pub(crate) fn named_path(given: &str) -> Result<(Option<&str>, &str)> {
     let is_plain = |name: &str| !name.is_empty() && !name.contains(['/', '\\']);
     match given.split_once('=').filter(|(name, _)| is_plain(name)) {
-        Some((name, path)) if !files::exists(given)? => Ok((name.to_owned(), path.to_owned())),
-        _ => Ok((given.to_owned(), given.to_owned())),
+        Some((name, path)) if !files::exists(given)? => Ok((Some(name), path)),
+        _ => Ok((None, given)),
     }
 }
 

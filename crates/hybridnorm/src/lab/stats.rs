@@ -123,7 +123,38 @@ pub fn paired_t_test_with_selection(
     second_candidates: usize,
 ) -> Option<PairedTest> {
     let Summary { n, mean, sd, .. } = Summary::of(differences)?;
-    let sd = sd?;
+    t_test([mean, sd?], n, level, [first_candidates, second_candidates])
+}
+
+/// Tests paired differences of scores that are multiples of `resolution`, such as accuracies on 100 documents, of 0.01.
+///
+/// Rounding hides variance: equal differences of accuracies on few documents do not prove that a difference has none.
+/// The standard deviation is therefore at least that of the rounding of two scores, `resolution / √6` (a uniform
+/// distribution of width w has the variance w² / 12). In all other respects as [`paired_t_test`].
+///
+/// ```
+/// use hybridnorm::lab::stats::paired_t_test_of_multiples;
+///
+/// // Two seeds, one more correct answer of ten in both.
+/// let test = paired_t_test_of_multiples(&[0.1, 0.1], 0.95, 0.1).unwrap();
+/// assert!(test.p > 0.1);
+/// ```
+pub fn paired_t_test_of_multiples(
+    differences: &[f64],
+    level: f64,
+    resolution: f64,
+) -> Option<PairedTest> {
+    let Summary { n, mean, sd, .. } = Summary::of(differences)?;
+    t_test([mean, sd?.max(resolution / 6_f64.sqrt())], n, level, [1, 1])
+}
+
+/// Tests the mean of `n` differences with this mean and standard deviation, selected among these candidates.
+fn t_test(
+    [mean, sd]: [f64; 2],
+    n: usize,
+    level: f64,
+    [first_candidates, second_candidates]: [usize; 2],
+) -> Option<PairedTest> {
     if !(level > 0.0 && level < 1.0) {
         return None;
     }

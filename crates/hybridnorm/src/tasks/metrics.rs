@@ -76,6 +76,17 @@ impl Metric {
         }
     }
 
+    /// Returns the metric of a name.
+    pub fn named(name: &str) -> Option<Self> {
+        let all = Self::MULTIPLE_CHOICE.iter().chain(&Self::ONE_CONTINUATION);
+        all.copied().find(|metric| metric.name() == name)
+    }
+
+    /// True for accuracies: each document has the value 0 or 1.
+    pub fn is_accuracy(self) -> bool {
+        !matches!(self, Self::Bpb | Self::Perplexity)
+    }
+
     /// True if larger values are better.
     pub fn is_higher_better(self) -> bool {
         !matches!(self, Self::Bpb | Self::Perplexity)

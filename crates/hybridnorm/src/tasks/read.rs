@@ -194,6 +194,16 @@ pub fn read_task(file: TaskFile<'_>, limit: Option<usize>) -> Result<Task> {
     if documents.is_empty() {
         return Err(fail("the file contains no document".to_owned()));
     }
+    let has_one = |document: &TaskDocument| document.choices.len() == 1;
+    if let (true, Some(one)) = (
+        documents.iter().any(|document| !has_one(document)),
+        documents.iter().find(|document| has_one(document)),
+    ) {
+        return Err(fail(format!(
+            "document {} has one choice, others have several: their metrics differ; split the file",
+            one.id
+        )));
+    }
     let all_documents = documents.len();
     documents.truncate(limit.unwrap_or(usize::MAX));
     Ok(Task {
@@ -265,6 +275,7 @@ mod tests {
             request(0, 0, "1", " a"),
             request(0, 1, "1", " bc"),
             request(1, 0, "0", " d"),
+            request(1, 1, "0", " e"),
             request(1_000_000, 1, "1", " bc"),
             request(1_000_000, 0, "1", " a"),
         ];

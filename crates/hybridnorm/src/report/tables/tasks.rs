@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::placement;
-use crate::lab::stats::{Summary, paired_t_test};
+use crate::lab::stats::{PairedTest, Summary, paired_t_test, paired_t_test_of_multiples};
 use crate::report::format::{NONE, mean_sd, or_none, probability};
 use crate::report::palette::PlacementStyles;
 use crate::report::run::ReportedRun;
 use crate::report::table::Table;
 use crate::report::view::View;
+use crate::tasks::Metric;
 
 /// Level of the confidence intervals of paired differences.
 const LEVEL: f64 = 0.95;
@@ -35,11 +36,14 @@ pub(in crate::report) fn tasks(view: &View, styles: &PlacementStyles) -> Option<
     let mut table = Table::new(format!(
         "Downstream tasks after the last step, at each placement's best learning rate: mean ± standard deviation over \
          seeds; difference from {baseline} over the same seeds, with its {:.0} % confidence interval and the p value of \
-         a paired t-test, not corrected for the number of tasks and placements",
+         a paired t-test, not corrected for the number of tasks and placements. Accuracies on few documents are \
+         coarse: the test assumes at least the variance of their rounding. The documents are the same for all runs: it says \
+         nothing about others",
         100.0 * LEVEL
     ))
     .text("task")
     .text("metric")
+    .number("documents")
     .text("placement")
     .number("runs")
     .number("score")
@@ -58,11 +62,13 @@ pub(in crate::report) fn tasks(view: &View, styles: &PlacementStyles) -> Option<
                 .iter()
                 .filter_map(|(seed, score)| Some(score - of_baseline.get(seed)?));
             let differences: Vec<f64> = paired.collect();
-            let test = paired_t_test(&differences, LEVEL).filter(|_| name != baseline);
+            let documents = documents(view, task);
+            let test = test(&differences, metric, documents).filter(|_| name != baseline);
             let mean = Summary::of(&differences).filter(|_| name != baseline);
             table.row(vec![
                 task.into(),
-                metric.into(),
+                with_direction(metric).into(),
+                documents.to_string().into(),
                 placement(styles, name),
                 summary.n.to_string().into(),
                 mean_sd(&summary).into(),
@@ -77,6 +83,32 @@ pub(in crate::report) fn tasks(view: &View, styles: &PlacementStyles) -> Option<
         }
     }
     Some(table)
+}
+
+/// Tests the differences of a metric on this number of documents.
+fn test(differences: &[f64], metric: &str, documents: u64) -> Option<PairedTest> {
+    match Metric::named(metric).is_some_and(Metric::is_accuracy) {
+        true => paired_t_test_of_multiples(differences, LEVEL, 1.0 / documents.max(1) as f64),
+        false => paired_t_test(differences, LEVEL),
+    }
+}
+
+/// Returns the name of a metric with an arrow towards better values.
+fn with_direction(metric: &str) -> String {
+    match Metric::named(metric).map(Metric::is_higher_better) {
+        Some(true) => format!("{metric} ↑"),
+        Some(false) => format!("{metric} ↓"),
+        None => metric.to_owned(),
+    }
+}
+
+/// Returns the number of documents of a task.
+fn documents(view: &View, task: &str) -> u64 {
+    let of_runs = view
+        .runs
+        .iter()
+        .filter_map(|run| Some(run.tasks.get(task)?.documents));
+    of_runs.min().unwrap_or(0)
 }
 
 /// Returns the finished runs at the best learning rate, or all runs if there is none.
