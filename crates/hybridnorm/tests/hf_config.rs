@@ -212,6 +212,23 @@ fn keys_that_determine_the_computation_are_required() {
     }
 }
 
+/// The number is checked before anything is allocated for each layer.
+#[test]
+fn too_many_layers_are_rejected() {
+    for family in ["llama", "gemma2", "mistral", "smollm3", "olmoe"] {
+        for count in [10_001, 1_u64 << 60, u64::MAX] {
+            let change = |config: &mut Value| {
+                config["num_hidden_layers"] = json!(count);
+                config["layer_types"] = Value::Null;
+                config["no_rope_layers"] = Value::Null;
+            };
+            let error = import_error(modified_checkpoint(family, change, |_| {}).path());
+            let expected = format!("num_hidden_layers {count}, expected at most 10000");
+            assert!(error.contains(&expected), "{family}: {error}");
+        }
+    }
+}
+
 #[test]
 fn rope_scalings_are_read() {
     let scaling = |key: &str, value: Value| {

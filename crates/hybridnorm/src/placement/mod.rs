@@ -33,8 +33,8 @@ pub use layers::{select_layers, unresolved_blocks};
 pub use named::{NamedPlacement, find_named, named, named_placements};
 pub use placement_config::{PlacementConfig, from_value};
 pub use resolve::{
-    Projection, Resolved, ResolvedInit, ResolvedLogits, ResolvedProjectionGains, ScaleContext,
-    resolve,
+    MAX_LAYERS, Projection, Resolved, ResolvedInit, ResolvedLogits, ResolvedProjectionGains,
+    ScaleContext, resolve,
 };
 pub use spec::*;
 pub use symbolic_count::{ModelSizes, SymbolicCount};

@@ -12,6 +12,8 @@ const SPACE: &str = "\u{2581}";
 const MERGES_LIMIT: usize = 1 << 22;
 /// Maximum bytes of all merges together.
 const BYTES_LIMIT: usize = 128 << 20;
+/// Maximum bytes of all splits of the pieces together, which grow with the square of a piece's length; seconds.
+const SPLITS_LIMIT: usize = 4 << 30;
 
 /// A pair of pieces with the score of the merged one.
 struct Merge<'a> {
@@ -28,8 +30,16 @@ pub(super) fn merges<'a>(
     let pieces: Vec<_> = pieces.collect();
     let ids: HashMap<&str, u32> = pieces.iter().map(|(text, id, _)| (*text, *id)).collect();
     let mut found = Vec::new();
-    let mut bytes = 0;
-    for (text, _, score) in &pieces {
+    let (mut bytes, mut split_bytes) = (0, 0_usize);
+    for (text, id, score) in &pieces {
+        split_bytes = split_bytes.saturating_add(text.len().saturating_mul(text.len()));
+        if split_bytes > SPLITS_LIMIT {
+            return Err(format!(
+                "tokenizer.ggml.tokens[{id}] has {} bytes, and it and the tokens before it have splits of more than \
+                 {SPLITS_LIMIT} bytes; expected tokens of up to about 100 bytes",
+                text.len()
+            ));
+        }
         for (at, _) in text.char_indices().skip(1) {
             let (left, right) = text.split_at(at);
             let (Some(&left_id), Some(&right_id)) = (ids.get(left), ids.get(right)) else {
@@ -124,5 +134,8 @@ mod tests {
         let long = "a".repeat(4000);
         let pieces = (1..4000_u32).map(|n| (&long[..n as usize], n, 0.0));
         assert!(merges(pieces).unwrap_err().contains("merges"));
+        let piece = "a".repeat(1 << 20);
+        let problem = merges([(piece.as_str(), 7, 0.0)].into_iter()).unwrap_err();
+        assert!(problem.contains("tokens[7] has 1048576 bytes"), "{problem}");
     }
 }

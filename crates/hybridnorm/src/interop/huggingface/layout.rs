@@ -11,7 +11,7 @@ use super::layouts;
 use super::mapping::{Mapping, Part};
 use super::mixture::{Mixture, MixtureKeys};
 use crate::model::{Bias, ModelConfig, Rope};
-use crate::placement::{self, InitScheme, StdRule};
+use crate::placement::{self, InitScheme, MAX_LAYERS, StdRule};
 
 /// Differences of a family from the shared layout.
 pub(super) struct Layout {
@@ -143,7 +143,15 @@ pub(super) fn read_with<K: DeserializeOwned>(
 }
 
 /// Returns a configuration of the common sizes.
+///
+/// The number of layers is checked here: families list their layers before the configuration is checked as a whole.
 pub(super) fn shape(common: &Common) -> Result<ModelConfig, String> {
+    if common.num_hidden_layers > MAX_LAYERS {
+        return Err(format!(
+            "num_hidden_layers {}, expected at most {MAX_LAYERS}",
+            common.num_hidden_layers
+        ));
+    }
     let heads = common.num_attention_heads;
     // Where the width of the heads follows from the others, it is not stored.
     let head_dim = common

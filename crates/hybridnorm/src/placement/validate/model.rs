@@ -26,10 +26,12 @@ fn fail<T>(
 
 /// Checks that a number is finite and above 0.
 pub(super) fn positive(value: f64, field: &str, what: &str) -> Result<(), PlacementError> {
-    if value.is_finite() && value > 0.0 {
-        return Ok(());
-    }
-    let problem = format!("{what} is {value}; it must be a finite number above 0");
+    let problem = match value.is_finite() && value > 0.0 {
+        // Models compute in single precision, in which it would be 0 or infinite.
+        true if (value as f32).is_normal() => return Ok(()),
+        true => format!("{what} is {value:e}; it must be in the range of single precision"),
+        false => format!("{what} is {value}; it must be a finite number above 0"),
+    };
     fail(OutOfRange, field, problem)
 }
 
