@@ -3,16 +3,33 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use hybridnorm::data::{ChatTemplate, Tokenizer};
 use hybridnorm::text::one_line;
 use minijinja::syntax::SyntaxConfig;
-use minijinja::{AutoEscape, Environment, ErrorKind, Value};
+use minijinja::value::Kwargs;
+use minijinja::{AutoEscape, Environment, ErrorKind, State, Value};
 
 /// Instructions that a template may execute, so that it always ends.
 const FUEL: u64 = 2_000_000;
 /// Bytes that a template may add to the messages.
 const MAX_ADDED: usize = 1 << 20;
+/// Maximum length of a template in bytes.
+const MAX_TEMPLATE: usize = 128 << 10;
+/// Stack in bytes of the thread that runs a template: expressions, and values that a template nests, are parsed, written
+/// and freed recursively, and both may be as deep as [`MAX_TEMPLATE`] and [`FUEL`] allow. Only used pages take memory.
+const STACK: usize = 1 << 30;
+/// Time for a template. [`FUEL`] does not count all work: a list that is joined with itself 60 times is small, but
+/// has 2^60 elements.
+const TIME: Duration = Duration::from_secs(10);
+/// Maximum number of digits of a number in the argument of `str.format`.
+const MAX_WIDTH_DIGITS: usize = 4;
+/// Maximum indent of JSON.
+const MAX_INDENT: i64 = 64;
 const NAME: &str = "chat";
 
 /// A message of a chat.
@@ -51,7 +68,9 @@ impl Message {
 /// # Ok::<(), String>(())
 /// ```
 pub struct ChatPrompts {
-    environment: Environment<'static>,
+    environment: Arc<Environment<'static>>,
+    /// Locked while a template runs; true after one did not end.
+    is_stuck: Mutex<bool>,
     bos_token: String,
     eos_token: String,
     tokenizer: Tokenizer,
@@ -74,17 +93,24 @@ impl ChatPrompts {
         environment.set_syntax(syntax.map_err(|error| error.to_string())?);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_fuel(Some(FUEL));
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_unknown_method_callback(method);
+        environment.add_filter("tojson", to_json);
         environment.add_function("raise_exception", raise_exception);
-        environment
-            .add_template_owned(NAME, template.template.clone())
-            .map_err(|error| {
-                format!(
-                    "the chat template is not valid: {}",
-                    one_line(&error.to_string())
-                )
-            })?;
+        if template.template.len() > MAX_TEMPLATE {
+            return Err(format!(
+                "the chat template has {} bytes, at most {MAX_TEMPLATE} are possible",
+                template.template.len()
+            ));
+        }
+        let source = template.template.clone();
+        let compile = move || match environment.add_template_owned(NAME, source) {
+            Ok(()) => Ok(environment),
+            Err(error) => Err(format!(
+                "the chat template is not valid: {}",
+                one_line(&error.to_string())
+            )),
+        };
+        let environment = with_limits(TIME, compile)?.ok_or_else(too_long)??;
         let mut special: HashMap<char, Vec<(String, i32)>> = HashMap::new();
         for name in tokenizer.special_tokens() {
             if let (Some(first), Some(id)) =
@@ -97,7 +123,8 @@ impl ChatPrompts {
             names.sort_by_key(|(name, _)| std::cmp::Reverse(name.len()));
         }
         Ok(Self {
-            environment,
+            environment: Arc::new(environment),
+            is_stuck: Mutex::new(false),
             bos_token: template.bos_token.clone(),
             eos_token: template.eos_token.clone(),
             tokenizer: tokenizer.clone(),
@@ -143,27 +170,30 @@ impl ChatPrompts {
     fn render(&self, messages: &[Message]) -> Result<String, String> {
         let message_len = |message: &Message| message.content.len() + message.role.len();
         let limit = MAX_ADDED + 2 * messages.iter().map(message_len).sum::<usize>();
-        let mut out = Limited {
-            bytes: Vec::new(),
-            limit,
+        let (messages, bos, eos) = (
+            messages.to_vec(),
+            self.bos_token.clone(),
+            self.eos_token.clone(),
+        );
+        let environment = Arc::clone(&self.environment);
+        let render = move || {
+            let context = minijinja::context! {
+                messages => messages.iter().map(Message::to_value).collect::<Vec<Value>>(),
+                bos_token => bos,
+                eos_token => eos,
+                add_generation_prompt => true,
+            };
+            render_limited(&environment, context, limit)
         };
-        let context = minijinja::context! {
-            messages => messages.iter().map(Message::to_value).collect::<Vec<Value>>(),
-            bos_token => self.bos_token.as_str(),
-            eos_token => self.eos_token.as_str(),
-            add_generation_prompt => true,
-        };
-        self.environment
-            .get_template(NAME)
-            .and_then(|template| template.render_captured_to(context, &mut out).map(drop))
-            .map_err(|error| {
-                let mut message = error.to_string();
-                if let Some(source) = std::error::Error::source(&error) {
-                    let _ = write!(message, ": {source}");
-                }
-                format!("the chat template failed: {}", one_line(&message))
-            })?;
-        String::from_utf8(out.bytes).map_err(|error| error.to_string())
+        // One at a time: a template may use as many bytes of memory as it has fuel, and one that does not end takes a
+        // thread.
+        let mut is_stuck = self.is_stuck.lock().unwrap_or_else(PoisonError::into_inner);
+        if *is_stuck {
+            return Err(too_long());
+        }
+        let rendered = with_limits(TIME, render)?;
+        *is_stuck = rendered.is_none();
+        rendered.unwrap_or_else(|| Err(too_long()))
     }
 
     /// Returns a message in which `mark` follows the first character of every name of a special token.
@@ -198,6 +228,56 @@ impl ChatPrompts {
     }
 }
 
+/// Runs `work` on a thread with a stack of [`STACK`] bytes; `None` if it does not end in time, and then it continues.
+fn with_limits<T: Send + 'static>(
+    time: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<Option<T>, String> {
+    let (sender, receiver) = mpsc::sync_channel(1);
+    let name = "chat-template".to_owned();
+    let thread = thread::Builder::new().name(name).stack_size(STACK);
+    // The receiver is gone if the time has passed.
+    let run = move || drop(sender.send(work()));
+    thread
+        .spawn(run)
+        .map_err(|error| format!("no thread can be started for the chat template: {error}"))?;
+    match receiver.recv_timeout(time) {
+        Ok(found) => Ok(Some(found)),
+        Err(RecvTimeoutError::Timeout) => Ok(None),
+        Err(RecvTimeoutError::Disconnected) => Err("the chat template failed".to_owned()),
+    }
+}
+
+fn too_long() -> String {
+    format!(
+        "the chat template did not end within {} seconds, and chats are off; restart the server with another one \
+         (--chat-template)",
+        TIME.as_secs()
+    )
+}
+
+fn render_limited(
+    environment: &Environment,
+    context: Value,
+    limit: usize,
+) -> Result<String, String> {
+    let mut out = Limited {
+        bytes: Vec::new(),
+        limit,
+    };
+    environment
+        .get_template(NAME)
+        .and_then(|template| template.render_captured_to(context, &mut out).map(drop))
+        .map_err(|error| {
+            let mut message = error.to_string();
+            if let Some(source) = std::error::Error::source(&error) {
+                let _ = write!(message, ": {source}");
+            }
+            format!("the chat template failed: {}", one_line(&message))
+        })?;
+    String::from_utf8(out.bytes).map_err(|error| error.to_string())
+}
+
 /// Returns a character for private use that occurs neither in the messages nor in the name of a special token.
 fn unused_character(messages: &[Message], special: &HashMap<char, Vec<(String, i32)>>) -> char {
     let is_used = |c: char| {
@@ -217,6 +297,38 @@ fn unused_character(messages: &[Message], special: &HashMap<char, Vec<(String, i
 
 fn raise_exception(message: String) -> Result<String, minijinja::Error> {
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// Calls a method of Python's types; a width of `str.format`, which takes memory without fuel, is limited.
+fn method(
+    state: &mut State,
+    value: &Value,
+    name: &str,
+    args: &[Value],
+) -> Result<Value, minijinja::Error> {
+    let has_wide_field = |text: &str| {
+        text.split(|c: char| !c.is_ascii_digit())
+            .any(|digits| digits.len() > MAX_WIDTH_DIGITS)
+    };
+    if name == "format" && value.as_str().is_some_and(has_wide_field) {
+        let message = format!("a width of `format` of more than {MAX_WIDTH_DIGITS} digits");
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
+}
+
+/// Converts a value to JSON, with a limited indent, which takes memory without fuel.
+fn to_json(value: &Value, indent: Option<Value>, args: Kwargs) -> Result<Value, minijinja::Error> {
+    let named: Option<Value> = args.peek("indent")?;
+    let is_wide = |indent: &Value| {
+        indent.as_i64().is_some_and(|indent| indent > MAX_INDENT)
+            || indent.is_integer() && indent.as_i64().is_none()
+    };
+    if indent.iter().chain(&named).any(is_wide) {
+        let message = format!("an indent of `tojson` above {MAX_INDENT}");
+        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
+    }
+    minijinja::filters::tojson(value, indent, args)
 }
 
 /// Writer that fails beyond a limit.
@@ -310,5 +422,70 @@ mod tests {
         assert!(render(endless).unwrap_err().contains("fuel"));
         let long = "{% for a in range(9999) %}{{ 'abcdefghijklmnopqrstuvwxyz' * 99 }}{% endfor %}";
         assert!(render(long).is_err());
+        for (wide, expected) in [
+            ("{{ '{:2000000000}'.format(1) }}", "width of `format`"),
+            (
+                "{{ [[1]]|tojson(indent=2000000000) }}",
+                "indent of `tojson`",
+            ),
+            ("{{ [[1]]|tojson(indent=10**30) }}", "indent of `tojson`"),
+            ("{{ [[1]]|tojson(2000000000) }}", "indent of `tojson`"),
+        ] {
+            let error = render(wide).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+        let usual = "{{ '{:>3}'.format(1) }}{{ [1]|tojson(indent=1) }}{{ {'a': 1}|tojson }}";
+        assert_eq!(render(usual).unwrap(), "  1[\n 1\n]{\"a\": 1}");
+        assert!(
+            render(&" ".repeat(MAX_TEMPLATE + 1))
+                .unwrap_err()
+                .contains("at most 131072")
+        );
+    }
+
+    /// Parsing, writing, comparing and freeing recurse.
+    #[test]
+    fn deep_templates_and_values_do_not_overflow_the_stack() {
+        let render = |template: &str| {
+            let encoded = prompts(template).and_then(|prompts| prompts.encode(&[message("u", "")]));
+            encoded.map(|ids| text(&ids))
+        };
+        let depth = (MAX_TEMPLATE - 100) / 2;
+        for template in [
+            format!("{{{{ {}1 }}}}", "-".repeat(2 * depth)),
+            format!("{{{{ 1{} }}}}", "+1".repeat(depth)),
+            format!("{{{{ x{} }}}}", ".a".repeat(depth)),
+            format!("{{{{ {}1 }}}}", "not ".repeat(depth / 2)),
+            format!("{{{{ 1{} }}}}", "|e".repeat(depth)),
+            format!("{{{{ 1{} }}}}", "<1".repeat(depth)),
+            "{%if 1%}".repeat(depth / 10) + &"{%endif%}".repeat(depth / 10),
+        ] {
+            let _ = render(&template);
+        }
+        let nested = "{% set ns = namespace(x=[1], y=[1]) %}{% for j in range(99) %}{% for i in range(9999) %}\
+                      {% if not loop.last or j < LIMIT %}{% set ns.x = [ns.x] %}{% set ns.y = [ns.y] %}{% endif %}\
+                      {% endfor %}{% if j == LIMIT %}{{ USE }}{% endif %}{% endfor %}";
+        for limit in ["3", "6", "50"] {
+            for used in [
+                "1",
+                "ns.x",
+                "ns.x|string|length",
+                "ns.x|tojson|length",
+                "ns.x == ns.y",
+            ] {
+                let _ = render(&nested.replace("LIMIT", limit).replace("USE", used));
+            }
+        }
+    }
+
+    #[test]
+    fn a_template_that_does_not_end_turns_chats_off() {
+        let work = || thread::sleep(Duration::from_secs(60));
+        assert_eq!(with_limits(Duration::from_millis(10), work), Ok(None));
+        assert!(with_limits(TIME, || -> u8 { panic!("as expected") }).is_err());
+        let prompts = prompts("{{ 1 }}").unwrap();
+        *prompts.is_stuck.lock().unwrap() = true;
+        let problem = prompts.encode(&[message("user", "hi")]).unwrap_err();
+        assert!(problem.contains("chats are off"), "{problem}");
     }
 }
