@@ -108,6 +108,11 @@ fn models_that_cannot_be_served_are_errors() {
         &["serve", "run", "--body-limit", "3"],
         &["body_limit = 3, expected at least 1024"],
     );
+    dir.expect_error(
+        2,
+        &["serve", "run", "--client-timeout", "0"],
+        &["client_timeout = 0, expected at least 1"],
+    );
     let server = Server::start(&dir, &[]);
     let port = server.address.rsplit(':').next().unwrap().to_owned();
     dir.expect_any_error(

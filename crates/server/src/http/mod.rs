@@ -150,6 +150,9 @@ fn check_options(options: &ServerOptions) -> Result<()> {
             ));
         }
     }
+    if options.client_timeout.is_zero() {
+        return Err(Error::out_of_range("client_timeout", 0, "at least 1"));
+    }
     if options.api_key.as_ref().is_some_and(String::is_empty) {
         return Err(Error::invalid_value("api_key", "the API key is empty"));
     }
