@@ -50,9 +50,21 @@ pub fn tokenizer(path: &Path) -> Result<Option<ImportedTokenizer>> {
     }
 }
 
+/// True if a file exists. A symbolic link without its target is an error: downloads of models are folders of such links.
+fn is_present(path: &Path) -> Result<bool> {
+    let is_present = files::exists(path)?;
+    match !is_present && path.is_symlink() {
+        true => Err(Error::format(
+            path,
+            "a symbolic link whose target does not exist; restore the target, or remove the link",
+        )),
+        false => Ok(is_present),
+    }
+}
+
 fn tokenizer_of_folder(folder: &Path) -> Result<Option<ImportedTokenizer>> {
     let path = folder.join(TOKENIZER);
-    if !files::exists(&path)? {
+    if !is_present(&path)? {
         return Ok(None);
     }
     let mut files = vec![TOKENIZER.to_owned()];
@@ -74,7 +86,7 @@ fn tokenizer_of_folder(folder: &Path) -> Result<Option<ImportedTokenizer>> {
                 .with_chat_template(ChatTemplate::read(folder)?)
         }
     };
-    if files::exists(folder.join(CHAT_TEMPLATE))? {
+    if is_present(&folder.join(CHAT_TEMPLATE))? {
         files.push(CHAT_TEMPLATE.to_owned());
     }
     Ok(Some(ImportedTokenizer {
@@ -120,7 +132,7 @@ fn token_of(tokenizer: &Value, id: u64) -> Option<String> {
 /// Reads a JSON file of the folder if it exists, and then adds its name to `files`.
 fn read_json(folder: &Path, name: &str, files: &mut Vec<String>) -> Result<Option<Value>> {
     let path = folder.join(name);
-    if !files::exists(&path)? {
+    if !is_present(&path)? {
         return Ok(None);
     }
     let bytes = files::read_small(&path, 16 << 20)?;
@@ -172,6 +184,22 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn links_without_their_target_are_rejected() {
+        for name in [TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE] {
+            let folder = tempfile::tempdir().unwrap();
+            let json = Tokenizer::bytes().to_json();
+            std::fs::write(folder.path().join(TOKENIZER), json).unwrap();
+            let path = folder.path().join(name);
+            let _ = std::fs::remove_file(&path);
+            std::os::unix::fs::symlink("missing", &path).unwrap();
+            let problem = tokenizer(folder.path()).unwrap_err().to_string();
+            assert!(problem.contains(name), "{problem}");
+            assert!(problem.contains("whose target does not exist"), "{problem}");
+        }
+    }
 
     #[test]
     fn ids_are_looked_up_among_added_tokens_and_in_both_forms_of_a_vocabulary() {
