@@ -169,6 +169,18 @@ fn a_failed_request_fails_the_task() {
     );
 }
 
+/// Otherwise an evaluation of hours could end without results.
+#[test]
+fn a_folder_that_cannot_be_written_is_found_before_the_evaluation() {
+    let dir = trained();
+    dir.write("file", "x");
+    let long =
+        r#"{"context": "a", "choices": ["a continuation of more than sixteen bytes"], "gold": 0}"#;
+    dir.write("long.jsonl", long);
+    let args = ["eval", "run", "--tasks", "long.jsonl", "--out", "file"];
+    dir.expect_error(1, &args, &["file", "expected a folder"]);
+}
+
 #[test]
 fn options_without_effect_are_rejected() {
     let dir = trained();

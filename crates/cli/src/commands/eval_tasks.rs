@@ -31,6 +31,10 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
     })?;
     // All are opened before the first one is evaluated.
     let opened = tasks::open_tasks(&args.tasks.tasks, args.tasks.limit)?;
+    // An evaluation can take hours, so a folder that cannot be written is found before it.
+    if let Some(out) = &args.tasks.out {
+        TaskRun::create_folder(out)?;
+    }
     let mut model = checkpoint.model(Device::Cpu)?;
     let mut display = ProgressDisplay::new(console);
     let (mut finished, mut failed) = (Vec::new(), Vec::new());

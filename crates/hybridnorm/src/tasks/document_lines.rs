@@ -31,7 +31,10 @@ struct Line {
 
 /// Choices, also as in ARC: `{"text": [..], "label": ["A", ..]}`.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "`choices`: expected a list of texts, or {\"text\": [..], \"label\": [..]} of texts"
+)]
 enum Choices {
     Plain(Vec<String>),
     Labelled {
@@ -42,7 +45,10 @@ enum Choices {
 
 /// Correct choice: an index, several, or a label.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "`gold` (or `label`): expected the index of a choice, a list of indices, or the text or label of one"
+)]
 enum Gold {
     Index(usize),
     Indices(Vec<usize>),

@@ -19,6 +19,10 @@ use crate::files;
 const LINE_LIMIT: usize = 16 << 20;
 /// Maximum size of all lines in bytes: documents are kept in memory.
 const FILE_LIMIT: u64 = 4 << 30;
+/// Maximum number of empty lines, which a small compressed file can have by the billion.
+const EMPTY_LINE_LIMIT: u64 = 1 << 20;
+/// Mark at the start of files of some editors.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 /// Maximum number of documents.
 const DOCUMENT_LIMIT: usize = 1 << 20;
 /// Maximum number of choices of a document.
@@ -153,6 +157,7 @@ pub fn read_task(file: TaskFile<'_>, limit: Option<usize>) -> Result<Task> {
     let mut reader = file.lines;
     let (mut lines, mut texts): (Option<Box<dyn Lines>>, _) = (None, Texts::default());
     let (mut number, mut bytes, mut hash) = (0_u64, 0_u64, Sha256::new());
+    let mut empty_lines = 0;
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -176,8 +181,17 @@ pub fn read_task(file: TaskFile<'_>, limit: Option<usize>) -> Result<Task> {
                 FILE_LIMIT >> 30
             )));
         }
-        let text = std::str::from_utf8(&line).map_err(|error| at(format!("not UTF-8: {error}")))?;
+        let content = match line.strip_prefix(BYTE_ORDER_MARK) {
+            Some(rest) if number == 1 => rest,
+            _ => &line,
+        };
+        let text =
+            std::str::from_utf8(content).map_err(|error| at(format!("not UTF-8: {error}")))?;
         if text.trim().is_empty() {
+            empty_lines += 1;
+            if empty_lines > EMPTY_LINE_LIMIT {
+                return Err(at(format!("more than {EMPTY_LINE_LIMIT} empty lines")));
+            }
             continue;
         }
         let form = match &mut lines {
@@ -314,6 +328,21 @@ mod tests {
         for wrong in ["2", r#""C""#, "[]", "[5]"] {
             assert!(gold(wrong).is_err(), "{wrong}");
         }
+        for wrong in ["-1", "1.0", "true", "{}", "[-1]"] {
+            let problem = gold(wrong).unwrap_err().to_string();
+            assert!(problem.contains("expected the index"), "{problem}");
+        }
+        let problem = error(r#"{"context": "Q", "choices": [1], "gold": 0}"#);
+        assert!(problem.contains("expected a list of texts"), "{problem}");
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_skipped_and_empty_lines_are_limited() {
+        let line = r#"{"context": "Q", "choices": ["x", "y"], "gold": 0}"#;
+        assert!(read(&format!("\u{feff}{line}"), None).is_ok());
+        assert!(read(&format!("\n\n{line}\n\n"), None).is_ok());
+        let many = "\n".repeat(EMPTY_LINE_LIMIT as usize + 1);
+        assert!(error(&many).contains("more than 1048576 empty lines"));
     }
 
     #[test]

@@ -84,6 +84,18 @@ impl TaskRun {
         self.start_token.clone()
     }
 
+    /// Creates the folder for [`TaskRun::write`] if it does not exist, and checks that files can be created in it.
+    ///
+    /// # Errors
+    /// If they cannot be.
+    pub fn create_folder(folder: &Path) -> Result<()> {
+        if !files::exists(folder)? {
+            files::create_dir(folder)?;
+        }
+        // Without `commit`, it is removed.
+        AtomicFile::create(folder.join("results.json")).map(drop)
+    }
+
     /// Writes `results_DATE.json` and for each task `samples_TASK_DATE.jsonl` to a folder, which is created if it does
     /// not exist; returns the path of the results, which are written last.
     ///

@@ -33,6 +33,20 @@ fn disabled_norms_reject_gain_and_bias() {
 }
 
 #[test]
+fn limits_are_in_the_range_of_single_precision() {
+    for bad in [1e300, 1e-300, 1e-40] {
+        let softcap = json!({ "logits": { "softcap": bad } });
+        rejects(softcap, "logits.softcap", "single precision");
+        let inner = json!({ "attn_inner": { "attn_softcap": bad } });
+        rejects(
+            block("pre-norm", inner),
+            "block.attn_inner.attn_softcap",
+            "single precision",
+        );
+    }
+}
+
+#[test]
 fn limits_are_positive_and_finite() {
     for bad in [0.0, -1.0] {
         rejects(json!({ "norm": { "eps": bad } }), "norm.eps", "above 0");
