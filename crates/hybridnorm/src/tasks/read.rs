@@ -14,6 +14,7 @@ use super::{document_lines, request_lines};
 use crate::data::open_text;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::parse_errors::plain_message;
 
 /// Maximum size of a line in bytes.
 const LINE_LIMIT: usize = 16 << 20;
@@ -251,9 +252,10 @@ fn form(line: &str) -> Result<Box<dyn Lines>, String> {
 /// Returns the message of a JSON error with its column; the line is known.
 pub(super) fn json_problem(error: &serde_json::Error) -> String {
     let message = error.to_string();
+    let message = plain_message(&message);
     match message.rsplit_once(" at line ") {
         Some((problem, _)) => format!("{problem} at column {}", error.column()),
-        None => message,
+        None => message.into_owned(),
     }
 }
 
@@ -392,6 +394,10 @@ mod tests {
                 "of document 5, but no such document",
             ),
             (&request(3, 0, "7", " b"), "document 3: label = 7"),
+            (
+                &request(3, 0, "0", " b").replace("\"idx\": 0", "\"idx\": -1"),
+                "line 2: expected a non-negative integer, found -1 at column",
+            ),
         ] {
             let found = error(&format!("{first}{line}"));
             assert!(
