@@ -175,6 +175,80 @@ fn settings() -> Vec<(&'static str, ModelConfig)> {
     ]
 }
 
+/// Configurations with the `model_type` of their export, where a setting decides whether `transformers` computes them.
+fn stock_settings() -> Vec<(&'static str, ModelConfig, &'static str)> {
+    let geglu = |name: &str| tiny(named(name)).with_activation(Activation::Geglu);
+    let window = |layers: Vec<usize>, rope_theta: Option<f64>| AttentionOverride {
+        window: Some(5),
+        rope_theta,
+        ..AttentionOverride::of_layers(Selector::Indices(layers))
+    };
+    let with_window = |config: ModelConfig, layers: &[usize], rope_theta: Option<f64>| {
+        config.with_attention_overrides(vec![window(layers.to_vec(), rope_theta)])
+    };
+    let bias = Bias {
+        qkv: true,
+        out: true,
+        feed_forward: false,
+    };
+    let linear = RopeScaling::Linear { factor: 2.0 };
+    let pre_norm = || tiny(named("pre-norm"));
+    vec![
+        // These families make a mask of the window even if no layer has one,
+        ("gemma2-no-window", geglu("gemma2"), "gemma2"),
+        (
+            "gemma2-tied",
+            geglu("gemma2").with_tie_embeddings(true),
+            "gemma2",
+        ),
+        ("gemma3-no-window", geglu("gemma3"), "gemma3_text"),
+        // and ignore a rotary embedding that is not given by type of layer.
+        (
+            "gemma3-one-base",
+            with_window(geglu("gemma3"), &[0, 1], None),
+            "gemma3_text",
+        ),
+        (
+            "gemma3-two-bases",
+            with_window(geglu("gemma3"), &[0, 1], Some(50.0)),
+            "gemma3_text",
+        ),
+        (
+            "gemma3-all-windows",
+            with_window(geglu("gemma3"), &[0, 1, 2], None),
+            "gemma3_text",
+        ),
+        (
+            "olmo3-all-windows",
+            with_window(tiny(named("olmo2")), &[0, 1, 2], None),
+            "olmo3",
+        ),
+        // Its projections have no biases, whatever a key says.
+        (
+            "mistral-bias",
+            with_window(pre_norm(), &[0, 1, 2], None).with_bias(bias),
+            "hybridnorm",
+        ),
+        (
+            "mistral",
+            with_window(pre_norm(), &[0, 1, 2], None),
+            "mistral",
+        ),
+        // Refuses scaled frequencies.
+        (
+            "phi3-scaled",
+            pre_norm().with_rope_dim(2).with_rope_scaling(linear),
+            "hybridnorm",
+        ),
+        // Llama refuses a width that is not a multiple of the number of heads.
+        (
+            "llama-width",
+            pre_norm().with_d_model(18).with_head_dim(4),
+            "smollm3",
+        ),
+    ]
+}
+
 #[test]
 fn exported_folders_are_imported_with_equal_bits() {
     let folder = tempfile::tempdir().unwrap();
@@ -197,6 +271,10 @@ fn exported_folders_are_imported_with_equal_bits() {
     }
     for (name, config) in settings() {
         round_trip(&config, &folder.path().join(name));
+    }
+    for (name, config, model_type) in stock_settings() {
+        let exported = round_trip(&config, &folder.path().join(name));
+        assert_eq!(exported.model_type.as_deref(), Some(model_type), "{name}");
     }
 }
 
@@ -487,6 +565,8 @@ fn write_models() {
         }
     }
     let others = settings().into_iter();
+    let stock = stock_settings().into_iter();
+    let others = others.chain(stock.map(|(name, config, _)| (name, config)));
     configs.extend(others.map(|(name, config)| (format!("setting-{name}"), config)));
     let text = "Once upon a time there was a naïve café. <|endoftext|> The end.\n";
     let tokenizer = Tokenizer::train_bpe(&[text; 3], 280, &mut quiet).unwrap();

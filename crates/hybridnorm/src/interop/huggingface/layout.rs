@@ -19,14 +19,27 @@ pub(super) struct Layout {
     pub(super) placement: &'static str,
     /// Norms of a block: name in the checkpoint, below `model.layers.N`, and name of this crate, below `blocks.N`.
     pub(super) norms: &'static [(&'static str, &'static str)],
-    /// True if queries, keys and values always have a bias; else `attention_bias` gives all projections of attention one.
-    pub(super) has_qkv_bias: bool,
+    /// Projections of attention with a bias.
+    pub(super) attention_bias: AttentionBias,
+    /// True if `mlp_bias` gives the projections of feed-forwards a bias; else they have none.
+    pub(super) has_mlp_bias_key: bool,
     /// Layers with a sliding window.
     pub(super) windows: Windows,
     /// True if q, k and v are one tensor `qkv_proj`, gate and up projection one `gate_up_proj`.
     pub(super) is_packed: bool,
     /// Experts instead of dense feed-forwards.
     pub(super) mixture: Option<Mixture>,
+}
+
+/// Projections of attention with a bias in a family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AttentionBias {
+    /// None.
+    Never,
+    /// Queries, keys and values.
+    Qkv,
+    /// All of them if `attention_bias` is true, else none.
+    Key,
 }
 
 impl Layout {
@@ -37,7 +50,8 @@ impl Layout {
             ("input_layernorm", "attn.in_norm.gain"),
             ("post_attention_layernorm", "ffn.in_norm.gain"),
         ],
-        has_qkv_bias: false,
+        attention_bias: AttentionBias::Key,
+        has_mlp_bias_key: false,
         windows: Windows::Never,
         is_packed: false,
         mixture: None,
@@ -53,6 +67,30 @@ impl Layout {
         ],
         ..Self::PRE_NORM
     };
+}
+
+impl Layout {
+    /// Returns which projections have a bias. The others have none whatever a key says.
+    fn bias(&self, common: &Common, keys: &Keys) -> Result<Bias, String> {
+        let has_attention_bias = common.attention_bias.unwrap_or(false);
+        let without_effect = match self {
+            _ if has_attention_bias && self.attention_bias != AttentionBias::Key => {
+                Some("attention_bias")
+            }
+            _ if keys.mlp_bias && !self.has_mlp_bias_key => Some("mlp_bias"),
+            _ => None,
+        };
+        match without_effect {
+            Some(key) => Err(format!(
+                "{key} is true, expected false: this family does not have it"
+            )),
+            None => Ok(Bias {
+                qkv: has_attention_bias || self.attention_bias == AttentionBias::Qkv,
+                out: has_attention_bias,
+                feed_forward: keys.mlp_bias,
+            }),
+        }
+    }
 }
 
 /// Keys of all families with this layout, besides the common ones.
@@ -101,14 +139,9 @@ pub(super) fn read_with<K: DeserializeOwned>(
     };
     groups.reject_unread()?;
     common.reject_unsupported()?;
-    let has_bias = common.attention_bias.unwrap_or(false);
     let mut config = ModelConfig {
         activation: common.gated_activation()?,
-        bias: Bias {
-            qkv: layout.has_qkv_bias || has_bias,
-            out: has_bias,
-            feed_forward: keys.mlp_bias,
-        },
+        bias: layout.bias(&common, &keys)?,
         ..shape(&common)?
     };
     let dense_layers = mixture

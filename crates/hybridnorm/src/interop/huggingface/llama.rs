@@ -3,7 +3,12 @@
 use super::family::Family;
 use super::layout::{self, Layout};
 
+const LAYOUT: Layout = Layout {
+    has_mlp_bias_key: true,
+    ..Layout::PRE_NORM
+};
+
 /// Reads a `config.json` of this family.
 pub(super) fn read(json: &[u8]) -> Result<Box<dyn Family>, String> {
-    layout::read(json, &Layout::PRE_NORM)
+    layout::read(json, &LAYOUT)
 }

@@ -2,9 +2,10 @@
 
 use super::family::Family;
 use super::layer_types::Windows;
-use super::layout::{self, Layout};
+use super::layout::{self, AttentionBias, Layout};
 
 const LAYOUT: Layout = Layout {
+    attention_bias: AttentionBias::Never,
     windows: Windows::All,
     ..Layout::PRE_NORM
 };

@@ -2,10 +2,11 @@
 
 use super::family::Family;
 use super::layer_types::Windows;
-use super::layout::{self, Layout};
+use super::layout::{self, AttentionBias, Layout};
 use super::mixture::Mixture;
 
 const LAYOUT: Layout = Layout {
+    attention_bias: AttentionBias::Never,
     windows: Windows::All,
     mixture: Some(Mixture {
         count: "num_local_experts",

@@ -4,9 +4,10 @@ use serde::Deserialize;
 
 use super::family::Family;
 use super::layer_types::Windows;
-use super::layout::{self, Draft, Layout};
+use super::layout::{self, AttentionBias, Draft, Layout};
 
 const LAYOUT: Layout = Layout {
+    attention_bias: AttentionBias::Never,
     windows: Windows::All,
     is_packed: true,
     ..Layout::PRE_NORM

@@ -2,10 +2,10 @@
 
 use super::family::Family;
 use super::layer_types::Windows;
-use super::layout::{self, Layout};
+use super::layout::{self, AttentionBias, Layout};
 
 const LAYOUT: Layout = Layout {
-    has_qkv_bias: true,
+    attention_bias: AttentionBias::Qkv,
     windows: Windows::LastIfEnabled,
     ..Layout::PRE_NORM
 };

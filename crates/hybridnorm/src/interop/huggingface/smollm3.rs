@@ -9,6 +9,7 @@ use crate::model::AttentionOverride;
 use crate::placement::Selector;
 
 const LAYOUT: Layout = Layout {
+    has_mlp_bias_key: true,
     windows: Windows::Never,
     ..Layout::PRE_NORM
 };

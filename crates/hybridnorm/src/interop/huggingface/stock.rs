@@ -18,14 +18,20 @@ type Family = (
 
 /// All families that models are exported to; of several with equal equations the first is used.
 const FAMILIES: [Family; 16] = [
-    ("llama", "Llama", |config| dense(config, false)),
+    ("llama", "Llama", |config| {
+        dense(config, false).filter(|_| divides_width(config))
+    }),
     ("mistral", "Mistral", mistral),
     ("qwen2", "Qwen2", |config| dense(config, true)),
     ("qwen3", "Qwen3", |config| dense(config, true)),
     ("olmo2", "Olmo2", |config| dense(config, false)),
-    ("olmo3", "Olmo3", |config| dense(config, true)),
+    ("olmo3", "Olmo3", |config| {
+        layered(config, dense(config, true)?)
+    }),
     ("gemma2", "Gemma2", gemma),
-    ("gemma3_text", "Gemma3", gemma),
+    ("gemma3_text", "Gemma3", |config| {
+        layered(config, gemma(config)?)
+    }),
     ("smollm3", "SmolLM3", smollm3),
     ("phi3", "Phi3", phi3),
     ("mixtral", "Mixtral", mixtral),
@@ -132,7 +138,8 @@ fn layers_by_window(config: &ModelConfig) -> [Option<usize>; 2] {
     [first(true), first(false)]
 }
 
-/// Adds windows, and rotary embeddings by type of layer where they differ.
+/// Adds windows, and rotary embeddings by type of layer where they differ. Without a layer that has a window, there is
+/// no `sliding_window`.
 fn add_layer_types(config: &ModelConfig, fields: &mut Fields) {
     let [sliding, full] = layers_by_window(config);
     let types = (0..config.n_layers).map(|layer| match config.window_of_layer(layer) {
@@ -152,6 +159,32 @@ fn add_layer_types(config: &ModelConfig, fields: &mut Fields) {
             fields.insert("rope_parameters".into(), tables);
         }
     }
+}
+
+/// Completes the fields of a family that always has both types of layers: it ignores a rotary embedding that is not given
+/// by type, and makes a mask of the window whether or not a layer has one.
+fn layered(config: &ModelConfig, mut fields: Fields) -> Option<Fields> {
+    set_missing_window(config, &mut fields);
+    let [sliding, full] = layers_by_window(config);
+    let table = |layer: Option<usize>| {
+        let layer = layer.or(full).or(sliding).unwrap_or_default();
+        rope_table(&config.rope_of_layer(layer))
+    };
+    let tables = json!({ "sliding_attention": table(sliding), "full_attention": table(full) });
+    fields.insert("rope_parameters".into(), tables);
+    Some(fields)
+}
+
+/// Sets the window where no layer has one: as long as the longest sequence, which is none.
+fn set_missing_window(config: &ModelConfig, fields: &mut Fields) {
+    if fields.get("sliding_window").is_none_or(Value::is_null) {
+        fields.insert("sliding_window".into(), json!(config.max_seq_len));
+    }
+}
+
+/// True if the width is a multiple of the number of heads, which some families require.
+fn divides_width(config: &ModelConfig) -> bool {
+    config.d_model.is_multiple_of(config.n_heads.max(1))
 }
 
 /// Grouped-query attention and a gated feed-forward; `has_windows`: some layers may have a sliding window.
@@ -189,8 +222,11 @@ fn mistral(config: &ModelConfig) -> Option<Fields> {
     Some(fields)
 }
 
-/// All layers have the window, or none.
+/// All layers have the window, or none; the rotary frequencies are not scaled.
 fn phi3(config: &ModelConfig) -> Option<Fields> {
+    if config.rope_scaling.is_some() {
+        return None;
+    }
     let mut fields = match layers_by_window(config) {
         [Some(_), Some(_)] => return None,
         [Some(_), None] => mistral(config)?,
@@ -209,7 +245,8 @@ fn phi3(config: &ModelConfig) -> Option<Fields> {
 }
 
 fn gemma(config: &ModelConfig) -> Option<Fields> {
-    let mut fields = dense(config, true)?;
+    let mut fields = dense(config, true).filter(|_| divides_width(config))?;
+    set_missing_window(config, &mut fields);
     let (resolved, _) = config.resolve().ok()?;
     let inner = &resolved.blocks[0].attn_inner;
     let scalar = match inner.attn_scale {
@@ -346,6 +383,9 @@ fn gpt2(config: &ModelConfig) -> Option<Fields> {
 }
 
 fn gpt_neox(config: &ModelConfig) -> Option<Fields> {
+    if !divides_width(config) {
+        return None;
+    }
     let activation = match config.activation {
         Activation::Gelu => "gelu_new",
         Activation::GeluErf => "gelu",
