@@ -5,46 +5,65 @@ use std::collections::BTreeSet;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
+use serde_ignored::Path;
 use serde_json::Value;
+
+/// A key: its own name after those of the sections that it is in. A name may contain a dot.
+pub(super) type Key = Vec<String>;
 
 /// Deserializes a part of a configuration; also returns the unread keys.
 pub(super) fn read<'de, T: DeserializeOwned, D: Deserializer<'de>>(
     reader: D,
-) -> Result<(T, BTreeSet<String>), D::Error> {
+) -> Result<(T, BTreeSet<Key>), D::Error> {
     let mut unread = BTreeSet::new();
     let read = serde_ignored::deserialize(reader, |path| {
-        // `?` in a path stands for the value inside an `Option`.
-        unread.insert(path.to_string().replace(".?", ""));
+        unread.insert(key(&path));
     })?;
     Ok((read, unread))
 }
 
+fn key(path: &Path<'_>) -> Key {
+    let (parent, name) = match path {
+        Path::Root => return Key::new(),
+        Path::Map { parent, key } => (parent, Some(key.clone())),
+        Path::Seq { parent, index } => (parent, Some(index.to_string())),
+        Path::Some { parent }
+        | Path::NewtypeStruct { parent }
+        | Path::NewtypeVariant { parent } => (parent, None),
+    };
+    key(parent).into_iter().chain(name).collect()
+}
+
 /// Returns the keys that two readers of one configuration leave unread. For a section that only one of them
 /// reads, the other reports only the section.
-pub(super) fn unread_by_both(a: &BTreeSet<String>, b: &BTreeSet<String>) -> BTreeSet<String> {
-    let is_in = |key: &str, unread: &BTreeSet<String>| {
-        let ends = key.match_indices('.').map(|(end, _)| end);
-        let mut above = ends.chain([key.len()]).map(|end| &key[..end]);
-        above.any(|part| unread.contains(part))
+pub(super) fn unread_by_both(a: &BTreeSet<Key>, b: &BTreeSet<Key>) -> BTreeSet<Key> {
+    let is_in = |key: &Key, unread: &BTreeSet<Key>| {
+        (1..=key.len()).any(|length| unread.contains(&key[..length]))
     };
-    let both = |key: &&String| is_in(key, a) && is_in(key, b);
+    let both = |key: &&Key| is_in(key, a) && is_in(key, b);
     a.iter().chain(b).filter(both).cloned().collect()
 }
 
 /// Checks that every unread key is in `ignored`, or has a value that disables its feature (null, false, empty).
 pub(super) fn reject_unread_keys(
     config: &Value,
-    unread: &BTreeSet<String>,
+    unread: &BTreeSet<Key>,
     ignored: &[&str],
 ) -> Result<(), String> {
-    let may_matter = |key: &&String| {
-        let value = key.split('.').try_fold(config, |at, part| at.get(part));
-        !ignored.contains(&key.as_str()) && !value.is_none_or(is_disabled)
+    let is_ignored = |key: &Key| matches!(&key[..], [name] if ignored.contains(&name.as_str()));
+    let may_matter = |key: &&Key| {
+        let mut names = key.iter();
+        let value = names.try_fold(config, |at, name| match at {
+            Value::Array(items) => items.get(name.parse::<usize>().ok()?),
+            at => at.get(name),
+        });
+        !is_ignored(key) && !value.is_none_or(is_disabled)
     };
     match unread.iter().find(may_matter) {
         None => Ok(()),
         Some(key) => Err(format!(
-            "unknown key {key} may affect the computation; remove it if it does not"
+            "unknown key {} may affect the computation; remove it if it does not",
+            key.join(".")
         )),
     }
 }
@@ -86,7 +105,10 @@ mod tests {
 
     #[test]
     fn keys_unread_by_both_readers_are_unread() {
-        let set = |keys: &[&str]| keys.iter().map(|key| (*key).to_owned()).collect();
+        let set = |keys: &[&str]| {
+            let key = |key: &&str| key.split('.').map(str::to_owned).collect();
+            keys.iter().map(key).collect()
+        };
         let both = unread_by_both(&set(&["a", "b", "c.d"]), &set(&["b", "c"]));
         assert_eq!(both, set(&["b", "c.d"]));
     }
@@ -107,6 +129,9 @@ mod tests {
         for (more, key) in [
             (json!({ "c": 0 }), "unknown key c may"),
             (json!({ "c": "yes" }), "unknown key c may"),
+            // A name with a dot is no section.
+            (json!({ "inner.c": 1 }), "unknown key inner.c may"),
+            (json!({ "b.c": true }), "unknown key b.c may"),
             (
                 json!({ "inner": { "b": 2, "c": 1.5 } }),
                 "unknown key inner.c may",

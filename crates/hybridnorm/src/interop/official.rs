@@ -90,8 +90,11 @@ pub fn read_config(path: &Path) -> Result<ModelConfig> {
     let (file, unread): (ConfigFile, _) = keys::read(reader).map_err(yaml)?;
     let all: Value = serde_yaml_ng::from_slice(&bytes).map_err(yaml)?;
     // Other sections concern training.
-    let unread = unread.iter().filter_map(|key| key.strip_prefix("model."));
-    let unread = unread.map(str::to_owned).collect();
+    let of_model = |key: &keys::Key| match key.split_first() {
+        Some((section, rest)) if section == "model" => Some(rest.to_vec()),
+        _ => None,
+    };
+    let unread = unread.iter().filter_map(of_model).collect();
     let config = keys::reject_unread_keys(&all["model"], &unread, &IGNORED_KEYS)
         .and_then(|()| file.model.to_config())
         .map_err(|problem| Error::format(path, format!("model.{problem}")))?;

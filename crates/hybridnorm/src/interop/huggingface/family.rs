@@ -75,7 +75,7 @@ pub(super) fn read_key_groups(json: &[u8]) -> KeyGroups<'_> {
 /// A `config.json`, and the keys that no group so far has read.
 pub(super) struct KeyGroups<'a> {
     json: &'a [u8],
-    unread: Option<BTreeSet<String>>,
+    unread: Option<BTreeSet<keys::Key>>,
 }
 
 impl KeyGroups<'_> {

@@ -54,7 +54,10 @@ pub(super) fn read(json: &[u8]) -> Result<Box<dyn Family>, String> {
     }
     let known = |key: &&String| key.as_str() == MODEL_TYPE || expected.contains_key(*key);
     let others = all.as_object().into_iter().flat_map(|object| object.keys());
-    let unread: BTreeSet<String> = others.filter(|key| !known(key)).cloned().collect();
+    let unread: BTreeSet<keys::Key> = others
+        .filter(|key| !known(key))
+        .map(|key| vec![key.clone()])
+        .collect();
     keys::reject_unread_keys(&all, &unread, &IGNORED_KEYS)?;
     let mappings = mappings(&own.model).map_err(|error| error.to_string())?;
     Ok(Box::new(Exported {
