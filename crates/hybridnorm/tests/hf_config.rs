@@ -342,7 +342,7 @@ fn windows_follow_the_rules_of_their_family() {
         ("gemma2", json!({}), vec![Some(8), None]),
         (
             "gemma3",
-            json!({ "_sliding_window_pattern": 2 }),
+            json!({ "sliding_window_pattern": 2, "_sliding_window_pattern": 2 }),
             vec![Some(8), None, Some(8)],
         ),
         ("olmo3", json!({}), vec![Some(8); 3]),
@@ -366,6 +366,12 @@ fn windows_follow_the_rules_of_their_family() {
             "qwen3",
             json!({ "layer_types": [full] }),
             "layer_types has 1 entries",
+        ),
+        // `transformers` ignores it.
+        (
+            "gemma3",
+            json!({ "_sliding_window_pattern": 2 }),
+            "_sliding_window_pattern 2 without layer_types, expected 6",
         ),
         (
             "llama",

@@ -214,6 +214,7 @@ impl Family {
             )?,
         };
         config.extend(own.into_iter().map(|(key, value)| (key.to_owned(), value)));
+        Gemma::split_rope(&mut config);
         keys.reject_unread()?;
         Ok(Json::Object(config))
     }

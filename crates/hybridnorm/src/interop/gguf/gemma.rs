@@ -1,7 +1,7 @@
 //! Gemma 2 and 3 in GGUF: soft caps, sliding windows and their rotary base; the scale of the attention logits is not
 //! stored, but follows from the size of the model.
 
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 
 use super::keys::Keys;
 use crate::model::{ModelConfig, Rope};
@@ -35,6 +35,8 @@ const PATTERN: &str = "attention.sliding_window_pattern";
 const ATTENTION_CAP: &str = "attn_logit_softcapping";
 const FINAL_CAP: &str = "final_logit_softcapping";
 const LOCAL_THETA: &str = "rope.freq_base_swa";
+/// Key of [`LOCAL_THETA`] until [`Gemma::split_rope`].
+const LOCAL_BASE: &str = "rope_local_base_freq";
 
 pub(super) const GEMMA2: Gemma = Gemma {
     layers_of_27b: 46,
@@ -65,9 +67,20 @@ impl Gemma {
         }
         if let Some(default) = self.local_theta {
             let theta = keys.number(LOCAL_THETA)?.unwrap_or(default);
-            pairs.push(("rope_local_base_freq", json!(theta)));
+            pairs.push((LOCAL_BASE, json!(theta)));
         }
         Ok(pairs)
+    }
+
+    /// Gives the rotary embedding of a `config.json` by type of layer, if layers differ in it.
+    pub(super) fn split_rope(config: &mut Map<String, Json>) {
+        let Some(theta) = config.remove(LOCAL_BASE) else {
+            return;
+        };
+        let full = config.remove("rope_parameters");
+        let sliding = json!({ "rope_type": "default", "rope_theta": theta });
+        let tables = json!({ "full_attention": full, "sliding_attention": sliding });
+        config.insert("rope_parameters".into(), tables);
     }
 
     /// Returns the keys of a `config.json` whose values files do not contain.
@@ -98,7 +111,7 @@ impl Gemma {
         pairs.push((FINAL_CAP, json!(placement.logits.softcap)));
         pairs.push(("sliding_window", json!(self.window_of(config))));
         if self.local_theta.is_some() {
-            pairs.push(("rope_local_base_freq", json!(local_theta(config))));
+            pairs.push((LOCAL_BASE, json!(local_theta(config))));
         }
         pairs
     }

@@ -22,6 +22,7 @@ pub(super) struct Common {
     #[serde(default = "default_initializer_range")]
     pub(super) initializer_range: f64,
     pub(super) hidden_act: Option<String>,
+    /// Gemma's name of `hidden_act`.
     hidden_activation: Option<String>,
     pub(super) head_dim: Option<usize>,
     quantization_config: Option<Value>,
@@ -32,6 +33,17 @@ pub(super) struct Common {
     pub(super) partial_rotary_factor: Option<f64>,
     pub(super) rope_scaling: Option<RopeParameters>,
     pub(super) rope_parameters: Option<RopeParameters>,
+    /// Base of the family's rotary embedding.
+    #[serde(skip)]
+    pub(super) default_rope_theta: f64,
+}
+
+/// Key of the activation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ActivationKey {
+    HiddenAct,
+    /// Gemma's, which has no other.
+    HiddenActivation,
 }
 
 fn default_initializer_range() -> f64 {
@@ -45,21 +57,21 @@ impl Common {
             .ok_or_else(|| "missing field `rms_norm_eps`".to_owned())
     }
 
-    /// True if the base of the rotary embedding is given.
-    pub(super) fn has_rope_theta(&self) -> bool {
-        self.rope_theta.is_some()
-            || self
-                .rope_parameters
-                .as_ref()
-                .is_some_and(RopeParameters::has_theta)
-    }
-
     /// Returns the activation of gated feed-forwards.
-    pub(super) fn gated_activation(&self) -> Result<Activation, String> {
-        let (key, name) = match (&self.hidden_activation, &self.hidden_act) {
-            (Some(name), _) => ("hidden_activation", name.as_str()),
-            (None, Some(name)) => ("hidden_act", name.as_str()),
-            (None, None) => ("hidden_act", "silu"),
+    pub(super) fn gated_activation(&self, key: ActivationKey) -> Result<Activation, String> {
+        let (key, name) = match (key, &self.hidden_activation) {
+            (ActivationKey::HiddenActivation, Some(name)) => ("hidden_activation", name.as_str()),
+            (ActivationKey::HiddenActivation, None) => {
+                return Err("hidden_activation is null, expected a name".into());
+            }
+            (ActivationKey::HiddenAct, None) => {
+                ("hidden_act", self.hidden_act.as_deref().unwrap_or("silu"))
+            }
+            (ActivationKey::HiddenAct, Some(name)) => {
+                return Err(format!(
+                    "hidden_activation {name:?}, expected none: this family has hidden_act"
+                ));
+            }
         };
         match name {
             "silu" | "swish" => Ok(Activation::Swiglu),

@@ -3,8 +3,8 @@
 use serde::Deserialize;
 
 use super::super::keys::required_nullable;
-use super::config::Common;
-use super::family::{Family, read_keys};
+use super::config::{ActivationKey, Common};
+use super::family::{Defaults, Family, read_keys};
 use super::layouts;
 use super::mapping::{Mapping, Part};
 use super::weights::Weights;
@@ -19,14 +19,12 @@ struct Config {
     qk_nope_head_dim: usize,
     qk_rope_head_dim: usize,
     v_head_dim: usize,
-    #[serde(default = "default_true")]
     rope_interleave: bool,
     n_routed_experts: usize,
     n_shared_experts: usize,
     num_experts_per_tok: usize,
     moe_intermediate_size: usize,
     first_k_dense_replace: usize,
-    #[serde(default = "default_moe_layer_freq")]
     moe_layer_freq: usize,
     #[serde(deserialize_with = "required_nullable")]
     n_group: Option<usize>,
@@ -36,9 +34,7 @@ struct Config {
     /// `qk_nope_head_dim + qk_rope_head_dim`, if given.
     qk_head_dim: Option<usize>,
     routed_scaling_factor: f64,
-    #[serde(default = "default_scoring_func")]
     scoring_func: String,
-    #[serde(default = "default_topk_method")]
     topk_method: String,
     /// Number of multi-token prediction layers, which follow the decoder layers in the checkpoint.
     #[serde(default)]
@@ -51,22 +47,15 @@ struct Config {
 /// eps of the norms on latents (MLA).
 const LATENT_EPS: f64 = 1e-6;
 
-fn default_true() -> bool {
-    true
-}
-fn default_moe_layer_freq() -> usize {
-    1
-}
-fn default_topk_method() -> String {
-    "noaux_tc".into()
-}
-fn default_scoring_func() -> String {
-    "sigmoid".into()
-}
+/// The class has neither `moe_layer_freq` nor `scoring_func` nor `topk_method`, but computes these.
+const DEFAULTS: Defaults = Defaults {
+    keys: r#""moe_layer_freq": 1, "num_key_value_heads": 128, "rope_interleave": true, "scoring_func": "sigmoid", "topk_method": "noaux_tc""#,
+    ..Defaults::NONE
+};
 
 /// Reads a `config.json` of this family.
 pub(super) fn read(json: &[u8]) -> Result<Box<dyn Family>, String> {
-    let (own, common) = read_keys::<Config>(json)?;
+    let (own, common) = read_keys::<Config>(json, &DEFAULTS)?;
     Ok(Box::new(own.to_model(&common)?))
 }
 
@@ -122,7 +111,7 @@ impl Config {
             max_seq_len: common.max_position_embeddings,
             rope_theta,
             rope_scaling,
-            activation: common.gated_activation()?,
+            activation: common.gated_activation(ActivationKey::HiddenAct)?,
             tie_embeddings: common.tie_word_embeddings,
             moe: (!all_dense).then_some(moe),
             mla: Some(self.mla()),

@@ -2,11 +2,12 @@
 //! sub-layers with gains `1 + g`, and sliding windows in a part of the layers.
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
-use super::family::Family;
+use super::config::ActivationKey;
+use super::family::{Defaults, Family};
 use super::layer_types::Windows;
 use super::layout::{self, Draft, Layout};
-use crate::model::Rope;
 use crate::placement::AttnScale;
 
 const NORMS: [(&str, &str); 6] = [
@@ -20,6 +21,13 @@ const NORMS: [(&str, &str); 6] = [
 
 const GEMMA2: Layout = Layout {
     placement: "gemma2",
+    defaults: Defaults {
+        keys: r#""attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh", "num_key_value_heads": 4, "sliding_window": 4096,
+            "tie_word_embeddings": true"#,
+        rope_theta: 10_000.0,
+    },
+    activation: ActivationKey::HiddenActivation,
     norms: NORMS.split_at(4).0,
     windows: Windows::AllButEvery(2),
     ..Layout::PRE_NORM
@@ -27,6 +35,12 @@ const GEMMA2: Layout = Layout {
 
 const GEMMA3: Layout = Layout {
     placement: "gemma3",
+    defaults: Defaults {
+        keys: r#""head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "num_key_value_heads": 4,
+            "rope_local_base_freq": 10000.0, "sliding_window": 4096, "tie_word_embeddings": true"#,
+        rope_theta: 1_000_000.0,
+    },
+    activation: ActivationKey::HiddenActivation,
     norms: &NORMS,
     windows: Windows::AllButEvery(6),
     ..Layout::PRE_NORM
@@ -40,10 +54,11 @@ struct Keys {
     final_logit_softcapping: Option<f64>,
     /// Every n-th layer has no window.
     sliding_window_pattern: Option<usize>,
-    /// Name of `sliding_window_pattern` in newer files, which `layer_types` overrides.
+    /// The pattern of `layer_types` in newer files, without effect.
     #[serde(rename = "_sliding_window_pattern")]
     newer_sliding_window_pattern: Option<usize>,
-    /// Base of the rotary embedding in layers with a window.
+    layer_types: Option<IgnoredAny>,
+    /// Base of the rotary embedding in layers with a window; Gemma 2 has none.
     rope_local_base_freq: Option<f64>,
     use_bidirectional_attention: Option<bool>,
 }
@@ -76,17 +91,24 @@ fn adapt(keys: Keys, draft: &mut Draft) -> Result<(), String> {
     };
     inner.attn_softcap = keys.attn_logit_softcapping;
     draft.config.placement.logits.softcap = keys.final_logit_softcapping;
-    let pattern = keys
-        .newer_sliding_window_pattern
-        .or(keys.sliding_window_pattern);
-    match pattern {
-        Some(0) => return Err("sliding_window_pattern 0, expected at least 1".into()),
-        Some(pattern) => draft.windows = Windows::AllButEvery(pattern),
-        None => {}
+    let Windows::AllButEvery(default) = draft.windows else {
+        unreachable!("this family has windows in a pattern")
+    };
+    let pattern = keys.sliding_window_pattern.unwrap_or(default);
+    if pattern == 0 {
+        return Err("sliding_window_pattern 0, expected at least 1".into());
     }
-    draft.sliding_rope = keys.rope_local_base_freq.map(|theta| Rope::On {
-        theta,
-        scaling: None,
-    });
+    if let (None, Some(other)) = (&keys.layer_types, keys.newer_sliding_window_pattern)
+        && other != pattern
+    {
+        return Err(format!(
+            "_sliding_window_pattern {other} without layer_types, expected {pattern}: only layer_types and \
+             sliding_window_pattern have an effect"
+        ));
+    }
+    draft.windows = Windows::AllButEvery(pattern);
+    if let Some(theta) = keys.rope_local_base_freq {
+        draft.sliding_rope = Some(draft.common.sliding_rope(theta)?);
+    }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::family::{Family, read_key_groups};
+use super::family::{Defaults, Family, read_key_groups};
 use super::gpt_neox::{activation, norm, projection};
 use super::mapping::Mapping;
 use super::weights::Weights;
@@ -23,36 +23,28 @@ struct Keys {
     vocab_size: usize,
     layer_norm_epsilon: f64,
     activation_function: String,
-    #[serde(default = "default_range")]
     initializer_range: f64,
-    #[serde(default = "default_true")]
     scale_attn_weights: bool,
-    #[serde(default)]
     scale_attn_by_inverse_layer_idx: bool,
-    #[serde(default = "default_true")]
     tie_word_embeddings: bool,
     quantization_config: Option<Value>,
-    #[serde(default)]
     embd_pdrop: f64,
-    #[serde(default)]
     resid_pdrop: f64,
-    #[serde(default)]
     attn_pdrop: f64,
     /// Older name of `n_positions`.
     #[serde(rename = "n_ctx")]
     _n_ctx: Option<usize>,
 }
 
-fn default_range() -> f64 {
-    0.02
-}
-fn default_true() -> bool {
-    true
-}
+const DEFAULTS: Defaults = Defaults {
+    keys: r#""attn_pdrop": 0.1, "embd_pdrop": 0.1, "initializer_range": 0.02, "resid_pdrop": 0.1,
+        "scale_attn_by_inverse_layer_idx": false, "scale_attn_weights": true, "tie_word_embeddings": true"#,
+    ..Defaults::NONE
+};
 
 /// Reads a `config.json` of this family.
 pub(super) fn read(json: &[u8]) -> Result<Box<dyn Family>, String> {
-    let mut groups = read_key_groups(json);
+    let mut groups = read_key_groups(json, &DEFAULTS)?;
     let keys: Keys = groups.read()?;
     groups.reject_unread()?;
     Ok(Box::new(Gpt2 {

@@ -4,38 +4,39 @@
 use serde::Deserialize;
 
 use super::config::Common;
-use super::family::{Family, read_keys};
+use super::family::{Defaults, Family, read_keys};
 use super::layout::shape;
 use super::layouts::rope_channel;
 use super::mapping::Mapping;
-use super::rope::LayerType;
 use super::weights::Weights;
-use crate::model::{Activation, Bias, ModelConfig, Rope};
+use crate::model::{Activation, Bias, ModelConfig};
 use crate::placement::{self, InitScheme, NormFn, StdRule};
 
 #[derive(Deserialize)]
 struct Keys {
     layer_norm_eps: f64,
-    #[serde(default = "default_true")]
     use_parallel_residual: bool,
     /// Share of a head's channels that is rotated, in older files.
     rotary_pct: Option<f64>,
     /// Base of the rotary embedding, in older files.
     rotary_emb_base: Option<f64>,
-    #[serde(default)]
     hidden_dropout: f64,
     /// Of classifiers, which are another model.
     #[serde(rename = "classifier_dropout")]
     _classifier_dropout: Option<f64>,
 }
 
-fn default_true() -> bool {
-    true
-}
+const DEFAULTS: Defaults = Defaults {
+    keys: r#""attention_bias": true, "hidden_act": "gelu", "hidden_dropout": 0.0, "use_parallel_residual": true"#,
+    ..Defaults::NONE
+};
+
+/// Share of a head's channels that is rotated.
+const ROTARY_PCT: f64 = 0.25;
 
 /// Reads a `config.json` of this family.
 pub(super) fn read(json: &[u8]) -> Result<Box<dyn Family>, String> {
-    let (keys, common) = read_keys::<Keys>(json)?;
+    let (keys, common) = read_keys::<Keys>(json, &DEFAULTS)?;
     Ok(Box::new(GptNeox(keys.to_config(&common)?)))
 }
 
@@ -60,7 +61,7 @@ impl Keys {
         placement.init.std = StdRule::Const(common.initializer_range);
         let has_attention_bias = common.attention_bias.unwrap_or(true);
         let mut config = ModelConfig {
-            activation: activation(common.hidden_act.as_deref().unwrap_or("gelu"))?,
+            activation: activation(common.hidden_act.as_deref().unwrap_or_default())?,
             bias: Bias {
                 qkv: has_attention_bias,
                 out: has_attention_bias,
@@ -73,32 +74,50 @@ impl Keys {
         Ok(config)
     }
 
+    /// The tables of the rotary embedding and the older keys precede those of other families, without effect here.
     fn set_rope(&self, common: &Common, config: &mut ModelConfig) -> Result<(), String> {
-        let Rope::On { theta, scaling } = common.rope(LayerType::Full)? else {
-            unreachable!("config.json has no model without rotary embedding")
-        };
-        config.rope_theta = match self.rotary_emb_base {
-            Some(base) if common.has_rope_theta() && base != theta => {
-                return Err(format!("rotary_emb_base is {base}, but rope_theta {theta}"));
-            }
-            Some(base) => base,
-            None => theta,
-        };
-        config.rope_scaling = scaling;
-        let factor = match (self.rotary_pct, common.partial_rotary_factor()?) {
-            (Some(share), other) if other != 1.0 && other != share => {
-                return Err(format!(
-                    "rotary_pct is {share}, but partial_rotary_factor {other}"
-                ));
-            }
-            (Some(share), _) => share,
-            (None, factor) => factor,
-        };
-        if factor != 1.0 {
-            config.rope_dim = Some((config.head_dim() as f64 * factor) as usize);
+        common.reject_rope_by_layer_type()?;
+        let tables = || common.rope_parameters.iter().chain(&common.rope_scaling);
+        config.rope_theta = one_of(
+            ("rotary_emb_base", self.rotary_emb_base),
+            tables().find_map(|table| table.rope_theta),
+            ("rope_theta", common.rope_theta),
+            common.default_rope_theta,
+        )?;
+        (_, config.rope_scaling) = common.rope()?;
+        let share = one_of(
+            ("rotary_pct", self.rotary_pct),
+            tables().find_map(|table| table.partial_rotary_factor),
+            ("partial_rotary_factor", common.partial_rotary_factor),
+            ROTARY_PCT,
+        )?;
+        if !(share > 0.0 && share <= 1.0) {
+            return Err(format!("rotary_pct {share}, expected a number up to 1"));
+        }
+        if share != 1.0 {
+            config.rope_dim = Some((config.head_dim() as f64 * share) as usize);
         }
         Ok(())
     }
+}
+
+/// Returns the value of `key`, which may be in a table instead, or the default; `other` has no effect, so that it must
+/// have the same value.
+fn one_of(
+    (key, own): (&str, Option<f64>),
+    in_table: Option<f64>,
+    (other_key, other): (&str, Option<f64>),
+    default: f64,
+) -> Result<f64, String> {
+    let value = in_table.or(own).unwrap_or(default);
+    for (name, found) in [(key, own), (other_key, other)] {
+        if let Some(found) = found.filter(|found| *found != value) {
+            return Err(format!(
+                "{name} is {found}, but {key} or the table of the rotary embedding {value}"
+            ));
+        }
+    }
+    Ok(value)
 }
 
 /// Returns the activation of a feed-forward without gate.

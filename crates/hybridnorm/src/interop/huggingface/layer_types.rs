@@ -39,12 +39,10 @@ impl WindowKeys {
         rule: Windows,
         n_layers: usize,
     ) -> Result<Vec<LayerType>, String> {
-        if let Some(types) = self
-            .layer_types
-            .as_ref()
-            .filter(|_| rule != Windows::AllIfEnabled)
-        {
-            return self.given_types(types, n_layers);
+        let has_types = !matches!(rule, Windows::All | Windows::AllIfEnabled);
+        match &self.layer_types {
+            Some(types) if has_types => return self.given_types(types, n_layers),
+            _ => {}
         }
         if let (Windows::Never, Some(window)) = (rule, self.sliding_window)
             && self.use_sliding_window != Some(false)
@@ -64,9 +62,16 @@ impl WindowKeys {
             }
             Windows::AllButEvery(n) => is_enabled && !(layer + 1).is_multiple_of(n),
         };
-        Ok((0..n_layers)
+        let types: Vec<LayerType> = (0..n_layers)
             .map(|layer| to_type(is_sliding(layer)))
-            .collect())
+            .collect();
+        match &self.layer_types {
+            Some(given) if self.given_types(given, n_layers)? != types => Err(
+                "layer_types differs from sliding_window, by which alone this family has windows"
+                    .into(),
+            ),
+            _ => Ok(types),
+        }
     }
 
     fn given_types(&self, types: &[String], n_layers: usize) -> Result<Vec<LayerType>, String> {
@@ -98,10 +103,14 @@ impl WindowKeys {
         sliding_rope: Option<Rope>,
         config: &mut ModelConfig,
     ) -> Result<(), String> {
-        let full = common.rope(LayerType::Full)?;
+        let (theta, scaling) = common.rope()?;
+        let full = Rope::On { theta, scaling };
         let sliding = match sliding_rope {
-            Some(rope) if !common.has_rope_by_layer_type() => rope,
-            _ => common.rope(LayerType::Sliding)?,
+            Some(rope) => rope,
+            None => {
+                common.reject_rope_by_layer_type()?;
+                full
+            }
         };
         let has_full = types.contains(&LayerType::Full);
         let base = if has_full { full } else { sliding };

@@ -4,8 +4,8 @@
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::config::Common;
-use super::family::{Family, read_key_groups};
+use super::config::{ActivationKey, Common};
+use super::family::{Defaults, Family, read_key_groups};
 use super::layer_types::{WindowKeys, Windows};
 use super::layouts;
 use super::mapping::{Mapping, Part};
@@ -19,6 +19,10 @@ pub(super) struct Layout {
     pub(super) placement: &'static str,
     /// Norms of a block: name in the checkpoint, below `model.layers.N`, and name of this crate, below `blocks.N`.
     pub(super) norms: &'static [(&'static str, &'static str)],
+    /// What a file without a key has.
+    pub(super) defaults: Defaults,
+    /// Key of the activation.
+    pub(super) activation: ActivationKey,
     /// Projections of attention with a bias.
     pub(super) attention_bias: AttentionBias,
     /// True if `mlp_bias` gives the projections of feed-forwards a bias; else they have none.
@@ -50,6 +54,8 @@ impl Layout {
             ("input_layernorm", "attn.in_norm.gain"),
             ("post_attention_layernorm", "ffn.in_norm.gain"),
         ],
+        defaults: Defaults::NONE,
+        activation: ActivationKey::HiddenAct,
         attention_bias: AttentionBias::Key,
         has_mlp_bias_key: false,
         windows: Windows::Never,
@@ -108,7 +114,7 @@ pub(super) struct NoKeys {}
 pub(super) struct Draft<'a> {
     pub(super) common: &'a Common,
     pub(super) config: &'a mut ModelConfig,
-    /// Rotary embedding of layers with a window, if it differs from the others' without `rope_parameters` saying so.
+    /// Rotary embedding of layers with a window, in families that have one for each type of layer.
     pub(super) sliding_rope: Option<Rope>,
     /// Layers with a window.
     pub(super) windows: Windows,
@@ -125,8 +131,8 @@ pub(super) fn read_with<K: DeserializeOwned>(
     layout: &'static Layout,
     adapt: impl FnOnce(K, &mut Draft) -> Result<(), String>,
 ) -> Result<Box<dyn Family>, String> {
-    let mut groups = read_key_groups(json);
-    let common: Common = groups.read()?;
+    let mut groups = read_key_groups(json, &layout.defaults)?;
+    let common = groups.read_common()?;
     let keys: Keys = groups.read()?;
     let windows: WindowKeys = groups.read()?;
     let own: K = groups.read()?;
@@ -140,7 +146,7 @@ pub(super) fn read_with<K: DeserializeOwned>(
     groups.reject_unread()?;
     common.reject_unsupported()?;
     let mut config = ModelConfig {
-        activation: common.gated_activation()?,
+        activation: common.gated_activation(layout.activation)?,
         bias: layout.bias(&common, &keys)?,
         ..shape(&common)?
     };

@@ -1,11 +1,15 @@
 //! Mixtral (arXiv 2401.04088): Pre-Norm with experts whose gate weights sum to 1.
 
-use super::family::Family;
+use super::family::{Defaults, Family};
 use super::layer_types::Windows;
 use super::layout::{self, AttentionBias, Layout};
 use super::mixture::Mixture;
 
 const LAYOUT: Layout = Layout {
+    defaults: Defaults {
+        keys: r#""num_key_value_heads": 8"#,
+        rope_theta: 1_000_000.0,
+    },
     attention_bias: AttentionBias::Never,
     windows: Windows::All,
     mixture: Some(Mixture {

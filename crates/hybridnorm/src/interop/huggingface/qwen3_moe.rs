@@ -1,11 +1,15 @@
 //! Qwen 3 with experts (arXiv 2505.09388).
 
-use super::family::Family;
+use super::family::{Defaults, Family};
 use super::layer_types::Windows;
 use super::layout::{self, Layout};
 use super::mixture::Mixture;
 
 const LAYOUT: Layout = Layout {
+    defaults: Defaults {
+        keys: r#""num_key_value_heads": 4, "sliding_window": 4096"#,
+        rope_theta: 10_000.0,
+    },
     windows: Windows::AllIfEnabled,
     mixture: Some(Mixture {
         count: "num_experts",

@@ -8,12 +8,12 @@ use crate::model::{Rope, RopeScaling};
 /// Parameters of RoPE: `rope_scaling`, or `rope_parameters`, as newer versions of `transformers` write them.
 #[derive(Deserialize)]
 pub(super) struct RopeParameters {
-    rope_theta: Option<f64>,
+    pub(super) rope_theta: Option<f64>,
     rope_type: Option<String>,
     /// The older name of `rope_type`.
     #[serde(rename = "type")]
     older_type: Option<String>,
-    partial_rotary_factor: Option<f64>,
+    pub(super) partial_rotary_factor: Option<f64>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
@@ -39,21 +39,18 @@ pub(super) enum LayerType {
 }
 
 impl Common {
-    /// Returns the tables of RoPE for a type of layer, by key.
-    fn rope_tables(&self, layer: LayerType) -> Vec<(String, &RopeParameters)> {
-        let newer = self.rope_parameters.iter().map(|table| {
-            let (name, nested) = match layer {
-                LayerType::Full => ("full_attention", &table.full_attention),
-                LayerType::Sliding => ("sliding_attention", &table.sliding_attention),
-            };
-            match nested {
-                Some(nested) => (format!("rope_parameters.{name}"), &**nested),
-                None => ("rope_parameters".to_owned(), table),
-            }
-        });
+    /// Returns the tables of RoPE for layers without a window, by key.
+    fn rope_tables(&self) -> Vec<(&'static str, &RopeParameters)> {
+        let newer = self
+            .rope_parameters
+            .iter()
+            .map(|table| match &table.full_attention {
+                Some(nested) => ("rope_parameters.full_attention", &**nested),
+                None => ("rope_parameters", table),
+            });
         let older = self.rope_scaling.iter();
         newer
-            .chain(older.map(|table| ("rope_scaling".to_owned(), table)))
+            .chain(older.map(|table| ("rope_scaling", table)))
             .collect()
     }
 
@@ -65,31 +62,62 @@ impl Common {
         })
     }
 
-    /// Returns the rotary embedding of a type of layer.
-    pub(super) fn rope(&self, layer: LayerType) -> Result<Rope, String> {
-        Ok(Rope::On {
-            theta: self.rope_theta(layer)?,
-            scaling: self.scaling(layer)?,
-        })
+    /// Rejects a table for each type of layer.
+    pub(super) fn reject_rope_by_layer_type(&self) -> Result<(), String> {
+        match self.has_rope_by_layer_type() {
+            true => {
+                Err("rope_parameters has types of layers, which this family does not have".into())
+            }
+            false => Ok(()),
+        }
+    }
+
+    /// Returns the rotary embedding of layers with a window, in a family that has one for each type of layer; `theta` is
+    /// its base where no table has it.
+    pub(super) fn sliding_rope(&self, theta: f64) -> Result<Rope, String> {
+        let tables = self.rope_parameters.as_ref();
+        if tables.is_some() && !self.has_rope_by_layer_type() {
+            return Err(
+                "rope_parameters has no full_attention and sliding_attention, the types of layers of this family"
+                    .into(),
+            );
+        }
+        let table = tables.and_then(|tables| tables.sliding_attention.as_ref());
+        if let Some(factor) = table.and_then(|table| table.partial_rotary_factor) {
+            return Err(format!(
+                "rope_parameters.sliding_attention.partial_rotary_factor {factor}, expected none"
+            ));
+        }
+        match table {
+            None => Ok(Rope::On {
+                theta,
+                scaling: None,
+            }),
+            Some(table) => Ok(Rope::On {
+                theta: table.rope_theta.unwrap_or(theta),
+                scaling: table.scaling(
+                    self.max_position_embeddings,
+                    "rope_parameters.sliding_attention",
+                )?,
+            }),
+        }
+    }
+
+    /// Returns the rotary embedding of layers without a window: base and scaling.
+    pub(super) fn rope(&self) -> Result<(f64, Option<RopeScaling>), String> {
+        Ok((self.rope_theta()?, self.scaling()?))
     }
 
     /// Returns the rotary embedding of a family that rotates all channels of all layers alike: base and scaling.
     pub(super) fn uniform_rope(&self) -> Result<(f64, Option<RopeScaling>), String> {
         self.reject_partial_rotation()?;
-        if self.has_rope_by_layer_type() {
-            return Err(
-                "rope_parameters has types of layers, which this family does not have".into(),
-            );
-        }
-        Ok((
-            self.rope_theta(LayerType::Full)?,
-            self.scaling(LayerType::Full)?,
-        ))
+        self.reject_rope_by_layer_type()?;
+        self.rope()
     }
 
     /// Returns the factor of the attention logits of DeepSeek's YaRN: `(0.1 mscale_all_dim ln(factor) + 1)²`.
     pub(super) fn yarn_logit_factor(&self) -> f64 {
-        let tables = self.rope_tables(LayerType::Full);
+        let tables = self.rope_tables();
         let found = tables
             .iter()
             .find_map(|(_, table)| table.factor.zip(table.mscale_all_dim));
@@ -100,12 +128,12 @@ impl Common {
     }
 
     /// Returns the base of RoPE.
-    fn rope_theta(&self, layer: LayerType) -> Result<f64, String> {
-        let tables = self.rope_tables(layer);
+    fn rope_theta(&self) -> Result<f64, String> {
+        let tables = self.rope_tables();
         let in_tables = tables.iter().map(|(_, table)| table.rope_theta);
         let given: Vec<f64> = in_tables.chain([self.rope_theta]).flatten().collect();
         match given.first() {
-            None => Ok(10_000.0),
+            None => Ok(self.default_rope_theta),
             Some(&first) => match given.iter().find(|other| **other != first) {
                 None => Ok(first),
                 Some(other) => Err(format!(
@@ -116,11 +144,11 @@ impl Common {
     }
 
     /// Returns the scaling of RoPE, if any.
-    fn scaling(&self, layer: LayerType) -> Result<Option<RopeScaling>, String> {
+    fn scaling(&self) -> Result<Option<RopeScaling>, String> {
         let mut found = None;
-        for (name, table) in self.rope_tables(layer) {
-            table.reject_mixed_tables(&name)?;
-            let scaling = table.scaling(self.max_position_embeddings, &name)?;
+        for (name, table) in self.rope_tables() {
+            table.reject_mixed_tables(name)?;
+            let scaling = table.scaling(self.max_position_embeddings, name)?;
             if found.is_some() && scaling.is_some() && found != scaling {
                 return Err("rope_parameters and rope_scaling differ; expected one of them".into());
             }
@@ -131,7 +159,7 @@ impl Common {
 
     /// Returns the share of a head's channels that is rotated.
     pub(super) fn partial_rotary_factor(&self) -> Result<f64, String> {
-        let tables = self.rope_tables(LayerType::Full);
+        let tables = self.rope_tables();
         let in_tables = tables.iter().map(|(_, table)| table.partial_rotary_factor);
         let given: Vec<f64> = in_tables
             .chain([self.partial_rotary_factor])
@@ -158,10 +186,6 @@ impl Common {
 }
 
 impl RopeParameters {
-    pub(super) fn has_theta(&self) -> bool {
-        self.rope_theta.is_some()
-    }
-
     fn kind(&self) -> Result<String, String> {
         match (&self.rope_type, &self.older_type) {
             (Some(newer), Some(older)) if newer != older => Err(format!(

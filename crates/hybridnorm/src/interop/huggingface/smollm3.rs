@@ -2,13 +2,17 @@
 
 use serde::Deserialize;
 
-use super::family::Family;
+use super::family::{Defaults, Family};
 use super::layer_types::Windows;
 use super::layout::{self, Draft, Layout};
 use crate::model::AttentionOverride;
 use crate::placement::Selector;
 
 const LAYOUT: Layout = Layout {
+    defaults: Defaults {
+        keys: r#""num_key_value_heads": 4, "tie_word_embeddings": true"#,
+        rope_theta: 2_000_000.0,
+    },
     has_mlp_bias_key: true,
     windows: Windows::Never,
     ..Layout::PRE_NORM

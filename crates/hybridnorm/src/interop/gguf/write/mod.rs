@@ -14,6 +14,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::super::huggingface::{self, mapping::Mapping};
 use super::families::{Change, FAMILIES, Family};
+use super::gemma::Gemma;
 use super::{rope, tensors};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
@@ -152,6 +153,7 @@ fn config_json(family: &Family, config: &ModelConfig) -> Json {
     for (key, value) in own.into_iter().flatten() {
         json.insert(key.to_owned(), value);
     }
+    Gemma::split_rope(&mut json);
     Json::Object(json)
 }
 
