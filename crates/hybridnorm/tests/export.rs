@@ -494,6 +494,55 @@ fn programs_that_can_run_a_model_are_named() {
     assert_eq!(can_run(&tiny(named("olmo2"))), all);
     assert_eq!(can_run(&tiny(named("hybridnorm"))), all[..2]);
     assert_eq!(can_run(&tiny(named("gemma2"))), all[..1]);
+    // Each program that lacks something says what; the GGUF writer agrees.
+    let fixture_config =
+        |name: &str| huggingface::read_config(&fixture(&format!("hf/{name}/config.json"))).unwrap();
+    for (name, [llama_cpp, mlx]) in [
+        ("llama", ["the file that --format gguf writes", "of mlx-lm"]),
+        ("llama-bias", ["its llama: bias", "of mlx-lm"]),
+        (
+            "gemma2",
+            [
+                "its gemma2: placement.block.attn_inner.attn_scale differs",
+                "its class of this family ignores sliding windows",
+            ],
+        ),
+        (
+            "mistral",
+            ["as its llama, without a sliding window", "as its llama"],
+        ),
+        (
+            "phi3",
+            ["ignores sliding windows", "ignores sliding windows"],
+        ),
+        (
+            "smollm3",
+            ["no rotary embedding in every fourth layer", "of mlx-lm"],
+        ),
+        ("olmo3", ["in three of four layers", "of mlx-lm"]),
+        ("qwen3_moe", ["after convert_hf_to_gguf.py", "of mlx-lm"]),
+        ("qwen3_moe-dense-first", ["sum to 1", "of mlx-lm"]),
+        ("olmoe", ["after convert_hf_to_gguf.py", "of mlx-lm"]),
+    ] {
+        let config = fixture_config(name);
+        let programs = support(&config).unwrap();
+        let [transformers, vllm, found @ ..] = &programs[..] else {
+            panic!("{programs:?}")
+        };
+        assert!(
+            transformers.can_run && vllm.can_run && vllm.reason.contains("not run"),
+            "{name}"
+        );
+        for (found, expected) in found.iter().zip([llama_cpp, mlx]) {
+            assert!(found.reason.contains(expected), "{name}: {found:?}");
+            let is_positive = ["the file", "architecture "]
+                .iter()
+                .any(|start| found.reason.starts_with(start));
+            assert_eq!(found.can_run, is_positive, "{name}: {found:?}");
+        }
+        let is_written = interop::gguf::check(&config).is_ok();
+        assert_eq!(is_written, programs[2].reason.contains("--format gguf"));
+    }
     let reasons = support(&tiny(named("hybridnorm"))).unwrap();
     let llama_cpp = &reasons[2].reason;
     assert!(

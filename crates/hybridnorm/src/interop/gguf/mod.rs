@@ -28,6 +28,7 @@ use crate::files;
 use reader::GgufFile;
 use tensors::Tensors;
 
+pub(super) use write::problem_of;
 pub use write::{MatrixType, check, write};
 
 /// File name extension.

@@ -54,9 +54,42 @@ pub(in crate::interop) fn candidates(config: &ModelConfig) -> Vec<(&'static str,
         json.insert("architectures".into(), json!([class]));
         json.insert("model_type".into(), json!(model_type));
         json.extend(fields(config)?);
+        add_older_rope(model_type, &mut json);
         Some((model_type, Value::Object(json)))
     };
     FAMILIES.iter().filter_map(complete).collect()
+}
+
+/// Adds the keys by which version 4 of `transformers`, and programs that do not know `rope_parameters`, read the rotary
+/// embedding.
+fn add_older_rope(model_type: &str, fields: &mut Fields) {
+    let Some(tables) = fields.get("rope_parameters").cloned() else {
+        return;
+    };
+    let full = tables.get("full_attention").unwrap_or(&tables);
+    let mut add = |key: &str, value: &Value| fields.insert(key.into(), value.clone());
+    match model_type {
+        "gpt_neox" => {
+            add("rotary_emb_base", &full["rope_theta"]);
+            add("rotary_pct", &full["partial_rotary_factor"]);
+        }
+        _ => {
+            add("rope_theta", &full["rope_theta"]);
+        }
+    }
+    if model_type == "gemma3_text" {
+        add(
+            "rope_local_base_freq",
+            &tables["sliding_attention"]["rope_theta"],
+        );
+    }
+    if full["rope_type"] != "default" {
+        let mut scaling = full.clone();
+        for key in ["rope_theta", "partial_rotary_factor"] {
+            scaling.as_object_mut().and_then(|table| table.remove(key));
+        }
+        add("rope_scaling", &scaling);
+    }
 }
 
 fn object(value: Value) -> Fields {

@@ -73,6 +73,18 @@ pub fn check(config: &ModelConfig) -> Result<()> {
     family(config).map(drop)
 }
 
+/// Returns what keeps llama.cpp's architecture for a `model_type` of `transformers` from computing a model; `None` if
+/// there is no such architecture here.
+pub(in crate::interop) fn problem_of(
+    model_type: &str,
+    config: &ModelConfig,
+) -> Option<std::result::Result<(), String>> {
+    let mut families = FAMILIES.iter();
+    let family = families.find(|family| family.model_type == model_type)?;
+    let problem = |problem: String| format!("its {}: {problem}", family.architecture);
+    Some(mappings(family, config).map(drop).map_err(problem))
+}
+
 /// Returns the family of a configuration, and its tensors in Hugging Face's format.
 fn family(config: &ModelConfig) -> Result<(&'static Family, Vec<Mapping>)> {
     let mut problems = Vec::new();
