@@ -140,6 +140,7 @@ def check(folder, problems):
         for name in expected.keys() & states.keys():
             largest = max(1.0, expected[name].abs().max().item())
             differences[name] = (states[name] - expected[name]).abs().max().item() / largest
+        problems += [f"no {name}" for name in expected.keys() - states.keys() - {"tokens", "logits"}]
         if len(output.hidden_states) != len(blocks) + 1:
             problems.append(f"{len(output.hidden_states)} hidden states")
         differences["eager attention"] = difference(load(attn_implementation="eager")(ids).logits, logits)

@@ -150,6 +150,13 @@ impl Card<'_> {
             self_test::SCRIPT,
             self_test::VALUES
         );
+        if self_test::misses_window(self.config) {
+            let _ = writeln!(
+                out,
+                "Its {} tokens are fewer than the longest sliding window, which they therefore do not check.",
+                self_test::n_tokens(self.config)
+            );
+        }
     }
 
     fn layout(&self, out: &mut String) {

@@ -2,19 +2,39 @@
 
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use safetensors::tensor::{Dtype, TensorView, serialize};
 
 use crate::error::{Error, Result};
 use crate::exec::Tensor;
-use crate::model::Model;
+use crate::files;
+use crate::model::{Model, ModelConfig};
 
 /// File of the expected values.
 pub(super) const VALUES: &str = "selftest.safetensors";
 /// Script that compares them with `transformers`.
 pub(super) const SCRIPT: &str = "selftest.py";
 pub(super) const SCRIPT_TEXT: &str = include_str!("selftest.py");
-/// Number of tokens, if the model's maximum sequence length allows it.
+/// Number of tokens, or after the longest window.
 const TOKENS: usize = 16;
+/// Largest number of tokens for a window: logits of more would make a large file.
+const LIMIT: usize = 256;
+
+/// Returns the number of tokens: enough that the last ones are outside of every window, if that is possible.
+pub(super) fn n_tokens(config: &ModelConfig) -> usize {
+    let beyond_window = longest_window(config).map(|window| window.saturating_add(TOKENS));
+    let wanted = beyond_window.filter(|n| *n <= LIMIT).unwrap_or(TOKENS);
+    wanted.min(config.max_seq_len)
+}
+
+/// True if a window is at least as long as the self-test, so that it has no effect there.
+pub(super) fn misses_window(config: &ModelConfig) -> bool {
+    longest_window(config).is_some_and(|window| window >= n_tokens(config))
+}
+
+fn longest_window(config: &ModelConfig) -> Option<usize> {
+    let windows = (0..config.n_layers).filter_map(|layer| config.window_of_layer(layer));
+    windows.max()
+}
 
 /// Expected values of a forward pass.
 pub(super) struct SelfTest {
@@ -31,11 +51,7 @@ impl SelfTest {
     /// If there is not enough memory.
     pub(super) fn new(model: &mut Model) -> Result<Self> {
         let config = model.config();
-        let (t, d, v) = (
-            TOKENS.min(config.max_seq_len),
-            config.d_model,
-            config.vocab_size,
-        );
+        let (t, d, v) = (n_tokens(config), config.d_model, config.vocab_size);
         let mut state: u64 = 1;
         let mut id = || {
             // Knuth's linear congruential generator (MMIX).
@@ -94,6 +110,41 @@ impl SelfTest {
             let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(problem)?;
             views.push((name, view));
         }
-        serialize_to_file(views, None, &path).map_err(problem)
+        let bytes = serialize(views, None).map_err(problem)?;
+        files::write(&path, &bytes).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::AttentionOverride;
+    use crate::placement::Selector;
+
+    #[test]
+    fn tokens_reach_beyond_windows_up_to_a_limit() {
+        let config = |max_seq_len: usize, window: Option<usize>| {
+            let layers = AttentionOverride::of_layers(Selector::Indices(vec![0]));
+            let windows = window.map(|window| AttentionOverride {
+                window: Some(window),
+                ..layers
+            });
+            ModelConfig::default()
+                .with_n_layers(2)
+                .with_max_seq_len(max_seq_len)
+                .with_attention_overrides(windows.into_iter().collect())
+        };
+        for (longest, window, tokens, misses) in [
+            (512, None, 16, false),
+            (8, None, 8, false),
+            (512, Some(4), 20, false),
+            (512, Some(240), 256, false),
+            (512, Some(241), 16, true),
+            (40, Some(30), 40, false),
+        ] {
+            let config = config(longest, window);
+            assert_eq!(n_tokens(&config), tokens, "{longest} {window:?}");
+            assert_eq!(misses_window(&config), misses, "{longest} {window:?}");
+        }
     }
 }

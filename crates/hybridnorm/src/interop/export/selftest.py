@@ -17,8 +17,12 @@ for i, layer in enumerate(blocks):
     )
 with torch.no_grad():
     found["logits"] = model(expected["tokens"]).logits
-for name in (name for name in found if name in expected):
+names = [name for name in found if name in expected]
+missing = sorted(expected.keys() - {"tokens", *found})
+for name in names:
     difference = (found[name] - expected[name]).abs().max().item()
     if not difference <= 1e-4 * max(1.0, expected[name].abs().max().item()):
         sys.exit(f"{name} is the first that differs, by up to {difference:.1e}")
-print(f"equal: all blocks, and logits within {difference:.1e}")
+if missing:
+    sys.exit(f"{missing[0]} is not an output of this model; compared and equal: {len(names)}, not compared: {len(missing)}")
+print(f"equal: all {len(blocks)} blocks, and logits within {difference:.1e}")
