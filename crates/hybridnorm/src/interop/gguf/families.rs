@@ -107,16 +107,16 @@ const GEMMA_NORMS: [(&str, &str); 6] = [
     ("attn_k_norm", "self_attn.k_norm"),
 ];
 
-/// Change of a tensor when it is read.
+/// How a file stores a tensor of Hugging Face's format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
-    None,
-    /// Rows of each of `heads` heads are reordered from 0, d/2, 1, d/2 + 1, … to 0, 1, ….
-    Deinterleave {
+pub(super) enum Stored {
+    Unchanged,
+    /// The rows of each of `heads` heads are in the order 0, d/2, 1, d/2 + 1, ….
+    Interleaved {
         heads: usize,
     },
-    /// One is subtracted from every element.
-    SubtractOne,
+    /// One is added to every element.
+    PlusOne,
 }
 
 /// Returns the architectures that can be read.
@@ -219,14 +219,14 @@ impl Family {
         Ok(Json::Object(config))
     }
 
-    /// Returns the name of a tensor in Hugging Face's format, and its change, given `[q, k]` heads; `None` for a tensor
+    /// Returns the name of a tensor in Hugging Face's format, and how it is stored, given `[q, k]` heads; `None` for a tensor
     /// that the family does not have.
-    pub(super) fn tensor(&self, name: &str, heads: [usize; 2]) -> Option<(String, Change)> {
+    pub(super) fn tensor(&self, name: &str, heads: [usize; 2]) -> Option<(String, Stored)> {
         if name == rope::FACTORS {
-            return Some((rope::FREQUENCIES.to_owned(), Change::None));
+            return Some((rope::FREQUENCIES.to_owned(), Stored::Unchanged));
         }
         if let Some((_, theirs)) = ENDS.iter().find(|(ours, _)| *ours == name) {
-            return Some(((*theirs).to_owned(), self.change(name, heads)));
+            return Some(((*theirs).to_owned(), self.stored(name, heads)));
         }
         let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
         let part = rest.strip_suffix(".weight")?;
@@ -237,24 +237,24 @@ impl Family {
             .filter(|n| n.to_string() == layer)?;
         let mut all = BLOCK.iter().chain(self.tensors);
         let (_, theirs) = all.find(|(ours, _)| *ours == part)?;
-        let change = self.change(part, heads);
-        Some((format!("model.layers.{layer}.{theirs}.weight"), change))
+        let stored = self.stored(part, heads);
+        Some((format!("model.layers.{layer}.{theirs}.weight"), stored))
     }
 
-    /// Returns the change of a tensor, given its name outside of blocks, or its part of a block.
-    fn change(&self, name: &str, heads: [usize; 2]) -> Change {
+    /// Returns how a tensor is stored, given its name outside of blocks, or its part of a block.
+    fn stored(&self, name: &str, heads: [usize; 2]) -> Stored {
         match name.strip_suffix(".weight").unwrap_or(name) {
-            "attn_q" if self.has_interleaved_heads => Change::Deinterleave { heads: heads[0] },
-            "attn_k" if self.has_interleaved_heads => Change::Deinterleave { heads: heads[1] },
-            name if self.gemma.is_some() && name.ends_with("norm") => Change::SubtractOne,
-            _ => Change::None,
+            "attn_q" if self.has_interleaved_heads => Stored::Interleaved { heads: heads[0] },
+            "attn_k" if self.has_interleaved_heads => Stored::Interleaved { heads: heads[1] },
+            name if self.gemma.is_some() && name.ends_with("norm") => Stored::PlusOne,
+            _ => Stored::Unchanged,
         }
     }
 
-    /// Returns the name and the change of a tensor of Hugging Face's format: the inverse of [`Family::tensor`].
-    pub(super) fn written(&self, theirs: &str, heads: [usize; 2]) -> Option<(String, Change)> {
+    /// Returns the name and the storage of a tensor of Hugging Face's format: the inverse of [`Family::tensor`].
+    pub(super) fn written(&self, theirs: &str, heads: [usize; 2]) -> Option<(String, Stored)> {
         if let Some((ours, _)) = ENDS.iter().find(|(_, known)| *known == theirs) {
-            return Some(((*ours).to_owned(), self.change(ours, heads)));
+            return Some(((*ours).to_owned(), self.stored(ours, heads)));
         }
         let (layer, rest) = theirs.strip_prefix("model.layers.")?.split_once('.')?;
         let part = rest.strip_suffix(".weight")?;
@@ -263,8 +263,8 @@ impl Family {
             .chain(self.tensors)
             .find(|(_, known)| *known == part)?;
         let name = format!("blk.{layer}.{ours}.weight");
-        let (_, change) = self.tensor(&name, heads)?;
-        Some((name, change))
+        let (_, stored) = self.tensor(&name, heads)?;
+        Some((name, stored))
     }
 
     /// Returns a limit of llama.cpp that a configuration of this family exceeds.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::families::{Change, Family};
+use super::families::{Family, Stored};
 use super::reader::GgufFile;
 use crate::error::{Error, Result};
 use crate::interop::source::NamedTensors;
@@ -12,9 +12,9 @@ use crate::tensors::HostTensor;
 /// A GGUF file and the translation of its names.
 pub(super) struct Tensors {
     file: GgufFile,
-    /// Name in the file and change of each tensor, by its name in Hugging Face's format. Tensors that the family does
+    /// Name in the file and storage of each tensor, by its name in Hugging Face's format. Tensors that the family does
     /// not have keep their names, by which they are rejected.
-    names: BTreeMap<String, (String, Change)>,
+    names: BTreeMap<String, (String, Stored)>,
 }
 
 impl Tensors {
@@ -24,8 +24,9 @@ impl Tensors {
         let mut names = BTreeMap::new();
         for name in file.names() {
             let translated = family.tensor(name, heads);
-            let (theirs, change) = translated.unwrap_or_else(|| (name.to_owned(), Change::None));
-            if names.insert(theirs, (name.to_owned(), change)).is_some() {
+            let (theirs, stored) =
+                translated.unwrap_or_else(|| (name.to_owned(), Stored::Unchanged));
+            if names.insert(theirs, (name.to_owned(), stored)).is_some() {
                 return Err(format!("tensor {name} is given under two names"));
             }
         }
@@ -44,18 +45,18 @@ impl NamedTensors for Tensors {
 
     fn read(&self, name: &str) -> Result<HostTensor> {
         let format_error = |problem: String| Error::format(self.file.path(), problem);
-        let (ours, change) = self
+        let (ours, stored) = self
             .names
             .get(name)
             .ok_or_else(|| format_error(format!("tensor {name} is missing")))?;
         let mut tensor = self.file.read(ours)?;
-        match *change {
-            Change::None => Ok(tensor),
-            Change::SubtractOne => {
+        match *stored {
+            Stored::Unchanged => Ok(tensor),
+            Stored::PlusOne => {
                 tensor.data.iter_mut().for_each(|value| *value -= 1.0);
                 Ok(tensor)
             }
-            Change::Deinterleave { heads } => deinterleave(&tensor, heads)
+            Stored::Interleaved { heads } => deinterleave(&tensor, heads)
                 .map_err(|problem| format_error(format!("tensor {ours} {problem}"))),
         }
     }

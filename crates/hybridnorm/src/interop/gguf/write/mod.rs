@@ -13,7 +13,7 @@ use std::path::Path;
 use serde_json::{Map, Value as Json, json};
 
 use super::super::huggingface::{self, mapping::Mapping};
-use super::families::{Change, FAMILIES, Family};
+use super::families::{FAMILIES, Family, Stored};
 use super::gemma::Gemma;
 use super::{rope, tensors};
 use crate::data::Tokenizer;
@@ -253,18 +253,18 @@ impl Tensors<'_> {
                 data: self.model.read(spec),
             };
             for (theirs, tensor) in mapping.split(ours) {
-                let (name, change) = self
+                let (name, stored) = self
                     .family
                     .written(&theirs, heads)
                     .expect("a family has names for all its tensors");
                 let mut tensor = tensor;
-                let tensor = match change {
-                    Change::None => tensor,
-                    Change::SubtractOne => {
+                let tensor = match stored {
+                    Stored::Unchanged => tensor,
+                    Stored::PlusOne => {
                         tensor.data.iter_mut().for_each(|value| *value += 1.0);
                         tensor
                     }
-                    Change::Deinterleave { heads } => tensors::interleave(&tensor, heads),
+                    Stored::Interleaved { heads } => tensors::interleave(&tensor, heads),
                 };
                 each(self.describe(name, &tensor.shape), tensor)?;
             }
