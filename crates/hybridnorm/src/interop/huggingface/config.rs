@@ -1,7 +1,6 @@
 //! Common keys of the families' `config.json`.
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::rope::RopeParameters;
 use crate::model::Activation;
@@ -25,7 +24,6 @@ pub(super) struct Common {
     /// Gemma's name of `hidden_act`.
     hidden_activation: Option<String>,
     pub(super) head_dim: Option<usize>,
-    quantization_config: Option<Value>,
     pub(super) attention_bias: Option<bool>,
     #[serde(default)]
     pub(super) attention_dropout: f64,
@@ -84,13 +82,6 @@ impl Common {
 
     /// Rejects what no family supports.
     pub(super) fn reject_unsupported(&self) -> Result<(), String> {
-        if self
-            .quantization_config
-            .as_ref()
-            .is_some_and(|q| !q.is_null())
-        {
-            return Err("quantization_config is set, expected unquantized weights".into());
-        }
         if self.attention_dropout != 0.0 {
             return Err("attention_dropout is set, which is not supported".into());
         }

@@ -147,10 +147,13 @@ impl KeyGroups {
         Ok(group)
     }
 
-    /// Rejects keys that no group has read and that may affect the computation.
+    /// Rejects quantized weights, and keys that no group has read and that may affect the computation.
     pub(super) fn reject_unread(self) -> Result<(), String> {
-        let all =
+        let all: Value =
             serde_json::from_slice(&self.json).map_err(|error| with_key(&self.json, &error))?;
+        if !all["quantization_config"].is_null() {
+            return Err("quantization_config is set, expected unquantized weights".into());
+        }
         let unread = self.unread.unwrap_or_default();
         keys::reject_unread_keys(&all, &unread, &IGNORED_KEYS)
     }

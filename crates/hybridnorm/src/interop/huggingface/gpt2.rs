@@ -1,7 +1,6 @@
 //! GPT-2: LayerNorms with bias, Pre-Norm, learned positions, biases on all projections.
 
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::family::{Defaults, Family, read_key_groups};
 use super::gpt_neox::{activation, norm, projection};
@@ -27,7 +26,6 @@ struct Keys {
     scale_attn_weights: bool,
     scale_attn_by_inverse_layer_idx: bool,
     tie_word_embeddings: bool,
-    quantization_config: Option<Value>,
     embd_pdrop: f64,
     resid_pdrop: f64,
     attn_pdrop: f64,
@@ -60,13 +58,6 @@ impl Keys {
         }
         if self.scale_attn_by_inverse_layer_idx {
             return Err("scale_attn_by_inverse_layer_idx is true, expected false".into());
-        }
-        if self
-            .quantization_config
-            .as_ref()
-            .is_some_and(|config| !config.is_null())
-        {
-            return Err("quantization_config is set, expected unquantized weights".into());
         }
         let mut placement = placement::named("pre-norm").expect("a named placement");
         placement.norm.kind = Some(NormFn::Layernorm);
