@@ -456,6 +456,35 @@ fn older_files_of_gpt2_are_imported() {
     assert_eq!(imported.model.values(), unchanged.values());
 }
 
+/// A head that is tied to the embedding may be in the file as a copy.
+#[test]
+fn copies_of_tied_embeddings_are_omitted() {
+    for (family, embedding, head) in [
+        ("llama", "model.embed_tokens.weight", "lm_head.weight"),
+        ("gpt_neox", "gpt_neox.embed_in.weight", "embed_out.weight"),
+    ] {
+        let tied = |change: fn(&mut f32)| {
+            modified_checkpoint(
+                family,
+                |config| config["tie_word_embeddings"] = json!(true),
+                |weights| {
+                    let mut copy = weights[embedding].clone();
+                    change(&mut copy.data[0]);
+                    weights.insert(head.to_owned(), copy);
+                },
+            )
+        };
+        let imported = huggingface::read(tied(|_| {}).path(), Device::Cpu).unwrap();
+        assert!(imported.model.config().tie_embeddings);
+        assert_eq!(imported.omissions.count(Unit::Tensors), 1);
+        let error = import_error(tied(|x| *x += 1.0).path());
+        assert!(
+            error.contains(&format!("{head} differs from the embedding")),
+            "{error}"
+        );
+    }
+}
+
 /// The state of a model in newer versions of `transformers` has one tensor for all experts.
 #[test]
 fn fused_experts_are_imported() {

@@ -119,6 +119,40 @@ fn models_are_downloaded_by_name() {
     }
 }
 
+/// The index names the files of the weights.
+#[test]
+fn weights_in_several_files_are_downloaded() {
+    let fixture = fixture("hf/llama");
+    let folder = tempfile::tempdir().unwrap();
+    let to = |name: &str| folder.path().join(name);
+    std::fs::copy(fixture.join("config.json"), to("config.json")).unwrap();
+    std::fs::copy(fixture.join("model.safetensors"), to("weights.safetensors")).unwrap();
+    std::fs::write(to("model-other.safetensors"), b"not listed").unwrap();
+    let local = interop::import(&fixture, Device::Cpu).unwrap().model;
+    let listed = |file: &str| {
+        let map = serde_json::json!({ "weight_map": { "model.norm.weight": file } });
+        std::fs::write(to("model.safetensors.index.json"), map.to_string()).unwrap();
+        let cache = tempfile::tempdir().unwrap();
+        let hub = Hub::new(serve(folder.path().to_owned()), cache.path());
+        let found = hub.download("someone/model", "main");
+        found.map(|folder| {
+            assert!(!folder.join("model-other.safetensors").exists());
+            interop::import(&folder, Device::Cpu)
+                .unwrap()
+                .model
+                .values()
+        })
+    };
+    assert_eq!(listed("weights.safetensors").unwrap(), local.values());
+    let error = listed("../weights.safetensors").unwrap_err().to_string();
+    assert!(error.contains("is not the name of a file"), "{error}");
+    let error = listed("absent.safetensors").unwrap_err().to_string();
+    assert!(
+        error.contains("absent.safetensors cannot be downloaded"),
+        "{error}"
+    );
+}
+
 #[test]
 fn models_without_safetensors_are_rejected() {
     let folder = tempfile::tempdir().unwrap();

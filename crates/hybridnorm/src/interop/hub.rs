@@ -1,11 +1,12 @@
 //! Download of model folders by name.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
-use super::huggingface::{CONFIG, INDEX, WEIGHTS};
+use super::huggingface::{CONFIG, INDEX, WEIGHTS, read_index};
 use crate::error::{Error, Result};
 
 /// Files that are downloaded if the model has them, besides its configuration and weights.
@@ -79,15 +80,25 @@ impl Hub {
             revision.to_owned(),
         ));
         let mut folder = None;
-        for file in files(&repo, name, &problem("a list of files"))? {
-            let path = repo.get(&file).map_err(problem(&file))?;
+        let mut get = |file: &str| {
+            let path = repo.get(file).map_err(problem(file))?;
             folder = path.parent().map(PathBuf::from);
+            Ok::<_, Error>(path)
+        };
+        for file in files(&repo, name, &problem("a list of files"))? {
+            let path = get(&file)?;
+            if file == INDEX {
+                let shards: BTreeSet<String> = read_index(&path)?.into_values().collect();
+                for shard in shards {
+                    get(&shard)?;
+                }
+            }
         }
         folder.ok_or_else(|| Error::missing(CONFIG, format!(": {name} has no files")))
     }
 }
 
-/// Returns the files to download.
+/// Returns the files to download, and of weights in several files the index, which lists them.
 fn files(repo: &ApiRepo, name: &str, problem: &dyn Fn(ApiError) -> Error) -> Result<Vec<String>> {
     let listed = repo.info().map_err(problem)?.siblings;
     // Files of other folders, and names that would leave the cache, are none of a model's.
@@ -102,13 +113,9 @@ fn files(repo: &ApiRepo, name: &str, problem: &dyn Fn(ApiError) -> Error) -> Res
     if !has(CONFIG) {
         return Err(missing(CONFIG));
     }
-    let is_shard = |file: &&String| file.starts_with("model-") && file.ends_with(".safetensors");
-    let weights: Vec<String> = match (has(WEIGHTS), has(INDEX)) {
-        (true, _) => vec![WEIGHTS.to_owned()],
-        (false, true) => {
-            let shards = listed.iter().filter(is_shard).cloned();
-            std::iter::once(INDEX.to_owned()).chain(shards).collect()
-        }
+    let weights = match (has(WEIGHTS), has(INDEX)) {
+        (true, _) => WEIGHTS.to_owned(),
+        (false, true) => INDEX.to_owned(),
         (false, false) => return Err(missing(WEIGHTS)),
     };
     let optional = OPTIONAL
@@ -117,7 +124,7 @@ fn files(repo: &ApiRepo, name: &str, problem: &dyn Fn(ApiError) -> Error) -> Res
         .map(str::to_owned);
     Ok(std::iter::once(CONFIG.to_owned())
         .chain(optional)
-        .chain(weights)
+        .chain([weights])
         .collect())
 }
 

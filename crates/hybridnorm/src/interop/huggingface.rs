@@ -209,23 +209,36 @@ fn open_tensors(folder: &Path) -> Result<(PathBuf, TensorSource)> {
     Ok((index, source))
 }
 
-/// Opens the files that an index lists, and checks that they contain the listed tensors.
-fn open_shards(folder: &Path, index: &Path) -> Result<Vec<TensorFile>> {
+/// Returns the file of every tensor that an index lists.
+///
+/// # Errors
+/// If it cannot be read, or lists files of other folders.
+pub(super) fn read_index(index: &Path) -> Result<BTreeMap<String, String>> {
     let bytes = files::read_small(index, TEXT_LIMIT)?;
     let Index { weight_map } =
         serde_json::from_slice(&bytes).map_err(|error| Error::format(index, error.to_string()))?;
+    let is_in_folder = |name: &&String| Path::new(name).file_name() == Some(name.as_ref());
+    match weight_map.values().find(|name| !is_in_folder(name)) {
+        None => Ok(weight_map),
+        Some(name) => Err(Error::format(
+            index,
+            format!("{name:?} is not the name of a file in this folder"),
+        )),
+    }
+}
+
+/// Opens the files that an index lists, and checks that they contain the listed tensors.
+fn open_shards(folder: &Path, index: &Path) -> Result<Vec<TensorFile>> {
+    let weight_map = read_index(index)?;
     let names: BTreeSet<&String> = weight_map.values().collect();
     let mut shards = BTreeMap::new();
     for name in names {
-        if Path::new(name).file_name() != Some(name.as_ref()) {
-            let problem = format!("{name:?} is not the name of a file in this folder");
-            return Err(Error::format(index, problem));
-        }
         shards.insert(name, TensorFile::open(&folder.join(name))?);
     }
     for (tensor, shard) in &weight_map {
         // Checkpoints with tied embeddings contain the matrix once, but their index may also list the head.
-        if !shards[shard].has(tensor) && !tensor.ends_with(layouts::HEAD) {
+        let is_head = layouts::HEADS.iter().any(|head| tensor.ends_with(head));
+        if !shards[shard].has(tensor) && !is_head {
             return Err(Error::format(
                 shards[shard].path(),
                 format!("tensor {tensor} is missing"),

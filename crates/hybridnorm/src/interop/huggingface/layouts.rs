@@ -5,6 +5,8 @@ use crate::model::{ModelConfig, MoeConfig};
 
 /// Name of the LM head's weight.
 pub(super) const HEAD: &str = "lm_head.weight";
+/// Names of it in all families.
+pub(super) const HEADS: [&str; 2] = [HEAD, "embed_out.weight"];
 
 /// Embedding, final norm and head.
 pub(super) fn ends(config: &ModelConfig) -> Vec<Mapping> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::super::TensorCounts;
 use super::super::source::TensorSource;
 use super::family::Family;
-use super::layouts::HEAD;
+use super::layouts::HEADS;
 use super::mapping::Mapping;
 use crate::omissions::{Omissions, Unit};
 use crate::tensors::HostTensor;
@@ -72,18 +72,22 @@ impl Weights {
 
     /// Checkpoints with tied embeddings may contain the head as a second copy.
     fn omit_tied_head(&mut self, embedding: &HostTensor) -> Result<(), String> {
-        match self.source.take(HEAD)? {
-            None => Ok(()),
-            Some(head) if head != *embedding => Err(format!(
-                "tie_word_embeddings is set, but {HEAD} differs from the embedding"
-            )),
-            Some(_) => {
-                let reason = "equal to the embedding, to which the head is tied";
-                self.omissions
-                    .add(Unit::Tensors, reason, 1, Some(HEAD.into()));
-                Ok(())
+        for name in HEADS {
+            match self.source.take(name)? {
+                None => {}
+                Some(head) if head != *embedding => {
+                    return Err(format!(
+                        "tie_word_embeddings is set, but {name} differs from the embedding"
+                    ));
+                }
+                Some(_) => {
+                    let reason = "equal to the embedding, to which the head is tied";
+                    self.omissions
+                        .add(Unit::Tensors, reason, 1, Some(name.into()));
+                }
             }
         }
+        Ok(())
     }
 
     /// Returns the converted tensors, if no source tensor remains.
