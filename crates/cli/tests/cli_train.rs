@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{TestDir, numpy};
+use common::{TestDir, numpy, stderr};
 
 fn assert_close(a: f64, b: f64) {
     assert!((a - b).abs() <= 1e-9 * a.abs().max(1.0), "{a} {b}");
@@ -68,6 +68,103 @@ fn training_starts_from_a_checkpoint() {
         "train.seq_len=17",
     ];
     dir.ok(&long);
+}
+
+#[test]
+fn fine_tuning_with_another_tokenizer_prints_a_warning() {
+    let (dir, _) = fine_tuning_dir();
+    dir.train("run300", &["--set", "model.vocab_size=300"]);
+    let fine = |run, more: &[&str]| {
+        let args = [
+            "train",
+            "fine.toml",
+            "--run",
+            run,
+            "--set",
+            "init.from=run300",
+        ];
+        stderr(&dir.run(&[&args[..], more].concat()))
+    };
+    let words = "warning: the data are tokenized with bpe:270";
+    let other = fine("other", &["--set", "data.tokenizer=bpe:270"]);
+    assert!(
+        other.contains(words) && other.contains("the weights in run300"),
+        "{other}"
+    );
+    assert!(other.contains("finished: 20 steps") || dir.path("other/metrics.jsonl").exists());
+    assert!(!fine("same", &[]).contains("warning"));
+    let resumed = fine(
+        "other",
+        &[
+            "--set",
+            "data.tokenizer=bpe:270",
+            "--resume",
+            "--set",
+            "train.steps=22",
+        ],
+    );
+    assert!(!resumed.contains("warning"), "{resumed}");
+    dir.prepare("stories:60", "bpe:270", "data");
+    let args = [
+        "--set",
+        "data.train=['data']",
+        "--set",
+        "data.tokenizer=bpe:270",
+        "--json",
+    ];
+    let found = dir.json(
+        &[
+            &[
+                "train",
+                "fine.toml",
+                "--run",
+                "prepared",
+                "--set",
+                "init.from=run300",
+            ][..],
+            &args,
+        ]
+        .concat(),
+    );
+    assert!(
+        found["data"]["notes"][0]
+            .as_str()
+            .unwrap()
+            .starts_with(words),
+        "{found}"
+    );
+}
+
+#[test]
+fn fine_tuning_on_text_without_a_tokenizer_names_the_key_and_the_checkpoint() {
+    let (dir, fine) = fine_tuning_dir();
+    let tokens: Vec<u16> = (0..400).map(|i| i % 50).collect();
+    dir.write("t.npy", numpy("(400,)", &tokens));
+    let config = String::from_utf8(dir.read("tiny.toml")).unwrap();
+    dir.write("tiny.toml", config.replace("tokenizer = \"bytes\"\n", ""));
+    let data = [
+        "--set",
+        "data.train=['t.npy']",
+        "--set",
+        "model.vocab_size=300",
+    ];
+    dir.train("tokens", &data);
+    dir.write("fine.toml", fine.replace("tokenizer = \"bytes\"\n", ""));
+    dir.expect_error(
+        2,
+        &[
+            "train",
+            "fine.toml",
+            "--run",
+            "fine",
+            "--set",
+            "init.from=tokens",
+        ],
+        &[
+            "fine.toml: data.tokenizer is missing",
+            "step-00000020 has none",
+        ],
+    );
 }
 
 #[test]

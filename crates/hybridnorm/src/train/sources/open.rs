@@ -27,10 +27,15 @@ pub fn open(
             ": expected text, token files or a prepared folder, e.g. data.train = [\"stories:20000\"]",
         ));
     }
-    let options = open_options(config, own_checkpoint)?;
+    let from = start_checkpoint(config, own_checkpoint)?;
+    let options = open_options(config, from.as_ref())?;
     let vocab_size = options.vocab_size;
-    let train = data::open(&config.data.train, Split::Train, &options, progress)?;
+    let train = data::open(&config.data.train, Split::Train, &options, progress)
+        .map_err(|error| name_tokenizer_key(error, from.as_ref()))?;
     let mut notes = preparation_notes(&train);
+    if let (Some(from), Some(tokenizer)) = (&from, &train.tokenizer) {
+        notes.extend(other_tokenizer_note(from, tokenizer)?);
+    }
     let mut validation_text = None;
     let (validation, no_validation_reason) = match config.data.validation.is_empty() {
         true => held_out_validation(config, &train, &mut notes)?,
@@ -74,20 +79,66 @@ pub fn open(
     })
 }
 
-/// Returns the options for opening the training data.
-fn open_options(config: &Config, own_checkpoint: Option<&Checkpoint>) -> Result<OpenOptions> {
-    let from = match (&config.init, own_checkpoint) {
-        (None, _) => None,
-        (Some(_), Some(own)) => Some(own.clone()),
-        (Some(init), None) => Some(Checkpoint::open(&init.from)?),
+/// Returns the checkpoint that a run with `[init]` starts from or is resumed from.
+fn start_checkpoint(
+    config: &Config,
+    own_checkpoint: Option<&Checkpoint>,
+) -> Result<Option<Checkpoint>> {
+    match (&config.init, own_checkpoint) {
+        (None, _) => Ok(None),
+        (Some(_), Some(own)) => Ok(Some(own.clone())),
+        (Some(init), None) => Checkpoint::open(&init.from).map(Some),
+    }
+}
+
+/// Names the key of the configuration in the error of raw text without a tokenizer.
+fn name_tokenizer_key(error: Error, from: Option<&Checkpoint>) -> Error {
+    match error {
+        Error::Missing { key, hint } if key == "tokenizer" => {
+            let reason = match from {
+                Some(from) => format!("; the checkpoint {} has none", from.path().display()),
+                None => String::new(),
+            };
+            Error::missing("data.tokenizer", format!("{hint}{reason}"))
+        }
+        error => error,
+    }
+}
+
+/// Returns the note on data whose token ids differ from those that the weights were trained with.
+fn other_tokenizer_note(from: &Checkpoint, tokenizer: &Tokenizer) -> Result<Option<String>> {
+    let Some(trained) = from.tokenizer()? else {
+        return Ok(None);
     };
+    if trained.fingerprint() == tokenizer.fingerprint() {
+        return Ok(None);
+    }
+    let describe = |tokenizer: &Tokenizer| {
+        format!(
+            "{} (vocabulary of {} tokens)",
+            tokenizer.name(),
+            tokenizer.vocab_size()
+        )
+    };
+    Ok(Some(format!(
+        "warning: the data are tokenized with {}, but the weights in {} were trained with {}: the same id is another \
+         token, so that the embeddings have to be learned again; omit data.tokenizer, and use text or data prepared with \
+         the tokenizer of the checkpoint, unless the vocabulary is to be replaced",
+        describe(tokenizer),
+        from.path().display(),
+        describe(&trained)
+    )))
+}
+
+/// Returns the options for opening the training data of a run that starts from the checkpoint `from`, if any.
+fn open_options(config: &Config, from: Option<&Checkpoint>) -> Result<OpenOptions> {
     let mut options = OpenOptions::new(config.train.seq_len, cache_dir());
-    options.vocab_size = match (&config.model, &from) {
+    options.vocab_size = match (&config.model, from) {
         (Some(model), _) => model.vocab_size,
         (None, Some(from)) => Some(from.config()?.vocab_size),
         (None, None) => None,
     };
-    options.tokenizer = tokenizer(config, from.as_ref())?;
+    options.tokenizer = tokenizer(config, from)?;
     if let Some(text) = &config.data.text {
         check_text_options(config)?;
         options.prepare.source = text.clone();
