@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use hybridnorm::data::Progress;
 use hybridnorm::format_number::perplexity;
-use hybridnorm::lab::study::{PlannedRun, RunStatus, StudyEvent};
+use hybridnorm::lab::study::{LEARNED_MARGIN, PlannedRun, RunStatus, StudyEvent};
 use hybridnorm::text;
 use hybridnorm::train::Event;
 use hybridnorm::train::metrics::Metrics;
@@ -242,7 +242,9 @@ impl<'a> StudyDisplay<'a> {
                 let outcome = match (&record.status, record.validation_loss) {
                     (RunStatus::Finished, Some(loss)) => format!("validation loss {loss:.4}"),
                     (RunStatus::Finished, None) => "finished".into(),
-                    (RunStatus::NotLearned { reason }, _) => format!("not learned yet: {reason}"),
+                    (RunStatus::NotLearned { reason }, _) => format!(
+                        "not learned yet: {reason}, and learned are runs that reach {LEARNED_MARGIN} nats below that"
+                    ),
                     (RunStatus::Diverged { step, reason }, _) => {
                         format!("diverged at step {step}: {reason}")
                     }

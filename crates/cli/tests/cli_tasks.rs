@@ -289,7 +289,26 @@ fn studies_report_tasks_with_paired_differences() {
         "study.toml",
         format!("{study}\n[eval]\ntasks = [\"pairs.jsonl\"]\n"),
     );
-    dir.ok(&["study", "study.toml", "--quiet", "--out", "study"]);
+    let study = ["study", "study.toml", "--quiet", "--out", "study"];
+    // Nothing is left of a study whose inputs are wrong.
+    for (set, code, words) in [
+        (
+            "eval.tasks=['hellaswagg']",
+            2,
+            &["study.toml: task `hellaswagg`"][..],
+        ),
+        (
+            "eval.tasks=['absent.jsonl']",
+            1,
+            &["absent.jsonl: no such file"],
+        ),
+        ("data.train=['absent']", 1, &["absent: no such file"]),
+        ("data.validation=['short.txt']", 1, &["short.txt"]),
+    ] {
+        dir.expect_error(code, &[&study[..], &["--set", set]].concat(), words);
+        assert!(!dir.path("study").exists(), "{set}");
+    }
+    dir.ok(&study);
     let page = dir.html_report("study");
     assert!(
         page.contains("Downstream tasks") && page.contains("pairs"),

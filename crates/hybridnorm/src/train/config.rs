@@ -94,6 +94,11 @@ impl PartialEq for Origin {
 }
 
 impl Origin {
+    /// Returns the origin of a configuration in a file.
+    pub(crate) fn file(path: &Path) -> Self {
+        Self(Some(path.to_path_buf()))
+    }
+
     /// Adds the file name to an error about a configuration value.
     pub(crate) fn prefix_error(&self, error: Error) -> Error {
         match (&self.0, error) {
@@ -110,7 +115,7 @@ impl Config {
     /// of range; the message names the file, the line and the nearest known key.
     pub fn load(path: impl AsRef<Path>, settings: &[String]) -> Result<Self> {
         let path = path.as_ref();
-        let origin = Origin(Some(path.to_path_buf()));
+        let origin = Origin::file(path);
         let config = read_text(path).and_then(|text| Self::parse(&text, settings));
         match config {
             Ok(config) => Ok(Self { origin, ..config }),

@@ -46,3 +46,5 @@ pub use schedule::{Schedule, ScheduleConfig, ScheduleKind};
 pub use sources::{DataCoverage, DataOrder, TrainingData};
 pub use step::{StepOutcome, StepShape, TrainingStep};
 pub use trainer::{Event, OpenOptions, Outcome, Start, State, Step, Trainer};
+#[cfg(feature = "lab")]
+pub(crate) use trainer::{check_inputs, no_validation};

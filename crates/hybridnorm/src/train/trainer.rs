@@ -38,6 +38,8 @@ use crate::placement::Warning;
 use data::RunData;
 use files::RunFiles;
 use learner::Learner;
+#[cfg(feature = "lab")]
+pub(crate) use open::{check_inputs, no_validation};
 pub use types::{Event, OpenOptions, Outcome, Start, State, Step};
 
 /// A training run.

@@ -30,6 +30,7 @@ pub use merge::{MergeSummary, merge};
 pub use plan::{PlannedRun, Study};
 pub use record::{GridPoint, RunRecord, RunStatus};
 pub use records::Records;
+pub use run::LEARNED_MARGIN;
 pub use runner::{Options, Shard, StudyEvent, run};
 pub use settings::{Halving, StudyConfig, StudySettings};
 pub use study_analysis::{StudyAnalysis, analyze_folder};

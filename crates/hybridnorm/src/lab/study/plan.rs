@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::format_number::config_number;
 use crate::lab::analysis::AnalysisRules;
 use crate::placement::{PlacementConfig, canonical_hash};
-use crate::train::config::{from_toml, read_text, with_settings};
+use crate::train::config::{Origin, from_toml, read_text, with_settings};
 use crate::train::{Config, LogSection, OptimizerConfig};
 
 /// Incremented whenever the same configuration leads to different results, so that old records are not reused for new
@@ -73,9 +73,13 @@ impl Study {
     /// # Errors
     /// If the file cannot be read, or has a setting that is invalid or has no effect.
     pub fn load(path: &Path, settings: &[String]) -> Result<Self> {
-        read_text(path)
+        let mut study = read_text(path)
             .and_then(|text| Self::parse(&text, settings))
-            .map_err(|error| error.in_file(path))
+            .map_err(|error| error.in_file(path))?;
+        for run in &mut study.runs {
+            run.config.origin = Origin::file(path);
+        }
+        Ok(study)
     }
 
     /// Reads a study from TOML; see [`Study::load`].

@@ -13,10 +13,10 @@ use crate::error::{Error, Result};
 use crate::files::Locking;
 use crate::memory;
 use crate::train::metrics::Metrics;
-use crate::train::{Event, OpenOptions, Start, Trainer, records, segments};
+use crate::train::{Event, OpenOptions, Start, Trainer, no_validation, records, segments};
 
-/// Margin below the unigram loss that the loss of a run must reach to count as learned, in nats.
-const LEARNED_MARGIN: f64 = 0.1;
+/// Margin below the unigram loss that the training loss of a run must reach to count as learned, in nats.
+pub const LEARNED_MARGIN: f64 = 0.1;
 /// Prefix of the reason of a run that diverged because its training loss rose again.
 pub(super) const LOSS_ROSE_PREFIX: &str = "the training loss rose again";
 
@@ -77,11 +77,7 @@ pub(super) fn execute(
         }
     })?;
     if !trainer.has_validation() {
-        return Err(Error::missing(
-            "data.validation",
-            ": a study needs validation data, but no full sequence is held out (nothing is held out from \
-             pre-tokenized data)",
-        ));
+        return Err(no_validation());
     }
     // Before training, not after it.
     check_data(planned, work, &trainer, data_mismatch)?;

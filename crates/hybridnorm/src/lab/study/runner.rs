@@ -17,8 +17,8 @@ use super::run::{self, RunProgress};
 use super::rungs::Rung;
 use super::settings::Halving;
 use crate::error::{Error, Result};
-use crate::files::Locking;
-use crate::train::Event;
+use crate::files::{self, Locking};
+use crate::train::{self, Event};
 use crate::{Device, threads};
 
 /// Options for running a study.
@@ -197,6 +197,7 @@ pub fn run(
         is_shard: options.shard.is_some(),
         locking: options.locking,
     };
+    check_inputs_of_new_study(folder, &runs, options, on_event)?;
     // The lock is held until the end.
     let started = folder.start(study, &runs, start)?;
     if let Some(note) = &started.note {
@@ -236,6 +237,26 @@ pub fn run(
         true => folder.records(&runs).map(Some),
         false => Ok(None),
     }
+}
+
+/// Checks data and tasks before the folder of a new study is created. All runs have the same.
+fn check_inputs_of_new_study(
+    folder: &StudyFolder,
+    runs: &[PlannedRun],
+    options: &Options,
+    on_event: &(dyn Fn(StudyEvent<'_>) + Sync),
+) -> Result<()> {
+    let Some(run) = runs.first() else {
+        return Ok(());
+    };
+    // Without a folder, there is nothing to resume.
+    let is_missing = options.resume && !files::exists(folder.path())?;
+    if is_missing || folder.has_study()? {
+        return Ok(());
+    }
+    train::check_inputs(&run.config, &mut |event| {
+        on_event(StudyEvent::Run { run, event });
+    })
 }
 
 /// Checks the options before anything is written.

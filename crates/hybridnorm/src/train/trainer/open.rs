@@ -170,6 +170,38 @@ impl Trainer {
     }
 }
 
+/// Checks that the data and the downstream tasks of a configuration that starts from random weights can be opened, and
+/// that its model fits into memory. Nothing is written but tokenized text in the cache.
+///
+/// # Errors
+/// As [`Trainer::open`]; [`Error::Missing`] without validation data.
+#[cfg(feature = "lab")]
+pub(crate) fn check_inputs(config: &Config, on_event: &mut dyn FnMut(Event<'_>)) -> Result<()> {
+    check_config(config)?;
+    let in_file = |error| config.origin.prefix_error(error);
+    let data = open_data(config, &StartPoint::Fresh, on_event)?;
+    if data.validation.is_none() {
+        return Err(in_file(no_validation()));
+    }
+    let section = (config.model.as_ref()).ok_or_else(|| Error::missing("[model]", ""))?;
+    let model = section
+        .resolve(config.train.seq_len, data.vocab_size)
+        .map_err(in_file)?;
+    super::initial::check_memory(config, &model)?;
+    RunTasks::open(config, &model, data.tokenizer.as_ref())
+        .map(drop)
+        .map_err(in_file)
+}
+
+/// Returns the error of a study without validation data.
+#[cfg(feature = "lab")]
+pub(crate) fn no_validation() -> Error {
+    Error::missing(
+        "data.validation",
+        ": a study needs validation data, but no full sequence is held out (nothing is held out from pre-tokenized data)",
+    )
+}
+
 /// Opens the batches and the downstream tasks of a run.
 fn open_run_data(
     config: &Config,
