@@ -6,7 +6,7 @@ use hybridnorm::Error;
 use hybridnorm::files;
 use hybridnorm::model::ModelConfig;
 use hybridnorm::train::inventory::{Inventory, inventory};
-use hybridnorm::train::{Config, OptimizerConfig, StepShape, run_directory};
+use hybridnorm::train::{Config, ModelSection, OptimizerConfig, StepShape, run_directory};
 use serde::Serialize;
 
 use super::Outcome;
@@ -178,12 +178,19 @@ fn text(report: &Report) -> String {
     }
     let configuration = match &report.config {
         Some(config) => format!("\nresolved configuration:\n\n{}", config.to_toml()),
-        None => String::new(),
+        None => format!(
+            "\nresolved configuration:\n\n{}",
+            ModelSection::from(model).to_toml()
+        ),
+    };
+    let sequences = match inventory.micro_batch {
+        1 => "sequence",
+        _ => "sequences",
     };
     format!(
         "{dimensions}\nplacement hash {}\n\n{parameters}\n\n\
          FLOPs per token at sequence length {}: {}FLOP training, {}FLOP decoding\n\n{table}\n\
-         micro-batch of {} sequences of {} tokens\n{configuration}",
+         micro-batch of {} {sequences} of {} tokens\n{configuration}",
         report.placement_hash,
         with_thousands_separators(counts.seq_len as u64),
         si_prefixed(counts.train_flops_per_token as f64),

@@ -139,6 +139,22 @@ impl ModelSection {
         }
     }
 
+    /// Serializes the section as TOML, with its heading.
+    ///
+    /// ```
+    /// use hybridnorm::train::ModelSection;
+    ///
+    /// let section = ModelSection::new("pre-norm").with_d_model(16);
+    /// assert!(section.to_toml().starts_with("[model]\nd_model = 16\n"));
+    /// ```
+    pub fn to_toml(&self) -> String {
+        #[derive(Serialize)]
+        struct File<'a> {
+            model: &'a ModelSection,
+        }
+        toml::to_string(&File { model: self }).expect("a section is plain data")
+    }
+
     /// Returns the model's configuration; `vocab` is the vocabulary size of the tokenizer or the data.
     ///
     /// # Errors
@@ -223,6 +239,71 @@ impl ModelSection {
     }
 }
 
+/// The section of a model. Its placement is a name where it is a named one, with `norm` and `init` where they differ
+/// from it, otherwise a table.
+impl From<&ModelConfig> for ModelSection {
+    fn from(config: &ModelConfig) -> Self {
+        let table = |value: Value| without_null(value);
+        let of =
+            |found: serde_json::Result<Value>| table(found.expect("a placement has a JSON form"));
+        let placement = &config.placement;
+        let named = placement::named_placements().iter().map(|named| {
+            let mut value = named.placement();
+            let norm =
+                (value.norm != placement.norm).then(|| of(serde_json::to_value(&placement.norm)));
+            let init =
+                (value.init != placement.init).then(|| of(serde_json::to_value(&placement.init)));
+            value.norm = placement.norm.clone();
+            value.init = placement.init.clone();
+            (named.name, value, norm, init)
+        });
+        let mut equal: Vec<_> = named.filter(|(_, value, ..)| value == placement).collect();
+        equal.sort_by_key(|(_, _, norm, init)| norm.is_some() as usize + init.is_some() as usize);
+        let (name, norm, init) = match equal.into_iter().next() {
+            Some((name, _, norm, init)) => (name.into(), norm, init),
+            None => (of(serde_json::to_value(placement)), None, None),
+        };
+        Self {
+            d_model: config.d_model,
+            n_layers: config.n_layers,
+            n_heads: config.n_heads,
+            head_dim: config.head_dim,
+            n_kv_heads: Some(config.n_kv_heads),
+            d_ff: config.d_ff,
+            vocab_size: Some(config.vocab_size),
+            max_seq_len: Some(config.max_seq_len),
+            position_embedding: config.position_embedding,
+            rope_dim: config.rope_dim,
+            rope_theta: config.rope_theta,
+            rope_scaling: config.rope_scaling,
+            attention_overrides: config.attention_overrides.clone(),
+            bias: config.bias,
+            tie_embeddings: config.tie_embeddings,
+            activation: config.activation,
+            moe: config.moe.clone(),
+            mla: config.mla,
+            placement: name,
+            norm,
+            init,
+        }
+    }
+}
+
+/// Removes keys without a value, which TOML cannot express.
+fn without_null(value: Value) -> Value {
+    match value {
+        Value::Object(table) => Value::Object(
+            table
+                .into_iter()
+                .filter(|(_, value)| !value.is_null())
+                .map(|(key, value)| (key, without_null(value)))
+                .collect(),
+        ),
+        Value::Array(items) => items.into_iter().map(without_null).collect(),
+        value => value,
+    }
+}
+
 /// Returns the error for `model.norm` or `model.init` that is not a table.
 fn not_a_table(key: &str) -> Error {
     let example = match key {
@@ -268,4 +349,50 @@ fn default_rope_theta() -> f64 {
 
 fn default_placement() -> Value {
     "hybridnorm".into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::Config;
+
+    fn assert_round_trip(placement: placement::Placement) -> ModelSection {
+        let config = ModelConfig::default()
+            .with_d_model(16)
+            .with_n_layers(2)
+            .with_n_heads(2)
+            .with_n_kv_heads(1)
+            .with_d_ff(32)
+            .with_vocab_size(9)
+            .with_max_seq_len(8)
+            .with_rope_theta(5e5)
+            .with_placement(placement);
+        let section = ModelSection::from(&config);
+        let parsed = Config::parse(&section.to_toml(), &[])
+            .unwrap()
+            .model
+            .unwrap();
+        assert_eq!(parsed.resolve(8, None).unwrap(), config);
+        section
+    }
+
+    #[test]
+    fn section_of_a_model_resolves_to_it() {
+        for named in placement::named_placements() {
+            let section = assert_round_trip(named.placement());
+            assert!(
+                section.norm.is_none() && section.init.is_none(),
+                "{}",
+                named.name
+            );
+            assert!(section.placement.is_string(), "{}", named.name);
+        }
+        let mut other = placement::named("pre-norm").unwrap();
+        other.norm.eps = 1e-3;
+        let section = assert_round_trip(other.clone());
+        assert_eq!(section.placement, "pre-norm");
+        assert!(section.norm.is_some());
+        other.final_norm = false;
+        assert!(assert_round_trip(other).placement.is_object());
+    }
 }
