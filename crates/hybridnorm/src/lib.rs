@@ -113,7 +113,7 @@ pub mod model;
 pub mod omissions;
 #[cfg(feature = "model")]
 pub mod ops;
-mod parse_errors;
+pub mod parse_errors;
 #[cfg(feature = "model")]
 pub mod passes;
 pub mod placement;

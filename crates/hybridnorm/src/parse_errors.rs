@@ -7,7 +7,15 @@ const PREFIXES: [&str; 3] = ["invalid type: ", "invalid value: ", "invalid lengt
 const EXPECTED: &str = ", expected ";
 
 /// Returns the message with `invalid type: string "x", expected usize` and the like in plain words.
-pub(crate) fn plain_message(message: &str) -> Cow<'_, str> {
+///
+/// ```
+/// let message = "invalid type: string \"2\", expected usize";
+/// assert_eq!(
+///     hybridnorm::parse_errors::plain_message(message),
+///     "expected a non-negative integer, found the string \"2\"; write 2 without quotation marks"
+/// );
+/// ```
+pub fn plain_message(message: &str) -> Cow<'_, str> {
     // TOML integers are i64.
     if message == "u64 value was too large" {
         return format!("expected an integer of at most {}", i64::MAX).into();

@@ -98,8 +98,13 @@ pub fn serve(
 ) -> Result<()> {
     check_options(&options)?;
     let address = SocketAddr::new(options.host, options.port);
-    let cannot =
-        |error: std::io::Error| Error::External(format!("cannot listen on {address}: {error}"));
+    let cannot = |error: std::io::Error| {
+        let advice = match error.kind() {
+            std::io::ErrorKind::AddrInUse => "; choose another --port",
+            _ => "",
+        };
+        Error::External(format!("cannot listen on {address}: {error}{advice}"))
+    };
     let listener = TcpListener::bind(address).map_err(cannot)?;
     listener.set_nonblocking(true).map_err(cannot)?;
     let local = listener.local_addr().map_err(cannot)?;

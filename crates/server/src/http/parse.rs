@@ -1,6 +1,7 @@
 //! JSON bodies, and errors that name a field.
 
 use axum::http::StatusCode;
+use hybridnorm::parse_errors::plain_message;
 use serde::de::DeserializeOwned;
 
 use super::error::{ApiError, ApiResult};
@@ -14,6 +15,8 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> ApiResult<T> {
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let message = error.into_inner().to_string();
+        // In JSON's terms.
+        let message = plain_message(&message).replace("a table", "an object");
         parse_error(&path, &message)
     })?;
     deserializer
@@ -79,6 +82,15 @@ mod tests {
             let (found, message) = error(json);
             assert_eq!(found, param, "{json}: {message}");
         }
+        let (_, message) = error(r#"{"max_tokens": "2"}"#);
+        assert!(
+            message.starts_with(
+                "`max_tokens`: expected a non-negative integer, found the string \"2\""
+            ),
+            "{message}"
+        );
+        let (_, message) = error(r#"{"temperature": "hot"}"#);
+        assert!(message.contains("expected a number"), "{message}");
         let error = parse::<ChatRequest>(b"{}").unwrap_err().to_json();
         assert_eq!(error["error"]["param"], "messages");
     }
