@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::memory;
 
+use super::source::ALLOW_REPLACING;
 use super::source::InvalidUtf8;
 use super::source::compressed;
 use super::source::kind::Compression;
@@ -204,7 +205,7 @@ impl Lines {
             reason: "invalid UTF-8".into(),
             message: format!(
                 "invalid UTF-8 (0x{byte:02x}) at byte {}{of}, line {}; convert the file to UTF-8, or allow replacing \
-                 invalid bytes (invalid_utf8)",
+                 invalid bytes ({ALLOW_REPLACING})",
                 self.start + at as u64,
                 self.number
             ),

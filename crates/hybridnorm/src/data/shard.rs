@@ -225,11 +225,13 @@ impl Segment {
                 format!("below the vocabulary size {vocab_size}"),
             );
         }
-        let read_as = match self.is_prepared {
-            true => String::new(),
-            false => format!(
+        let read_as = match (self.is_prepared, self.offset) {
+            (true, _) => String::new(),
+            (false, 0) => format!(
                 " (read as {dtype}; append another type to the path as in `:u16` or `:u32`)"
             ),
+            // After a header, which states the type.
+            (false, _) => format!(" ({dtype}, as its header states)"),
         };
         Error::format(
             &self.path,

@@ -64,6 +64,10 @@ use find::{Files, Filter, SeenFiles};
 use kind::{Format, file_kind};
 pub use read::Documents;
 
+/// Options that allow replacing bytes that are not UTF-8, for messages.
+pub(super) const ALLOW_REPLACING: &str =
+    "--replace-invalid-utf8, or invalid_utf8 = \"replace\" in [data.text]";
+
 /// Handling of bytes that are not UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]

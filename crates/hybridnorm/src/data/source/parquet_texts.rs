@@ -19,7 +19,7 @@ use crate::omissions::Unit;
 use crate::untrusted;
 
 use super::fault::ParquetReadError;
-use super::{InvalidUtf8, SourceOptions, SourceStats, pages};
+use super::{ALLOW_REPLACING, InvalidUtf8, SourceOptions, SourceStats, pages};
 
 /// Texts read per batch.
 const BATCH: usize = 32;
@@ -155,7 +155,7 @@ impl ParquetTexts {
                         &self.path,
                         format!(
                             "row {}: invalid UTF-8 at byte {} of the text; allow replacing invalid bytes \
-                             (invalid_utf8)",
+                             ({ALLOW_REPLACING})",
                             self.row,
                             error.valid_up_to()
                         ),
