@@ -54,7 +54,7 @@ fn run_is_exported_verified_and_imported() {
         assert!(card.contains(words), "{words}: {card}");
     }
     // A second export does not replace the first; the imported model generates the same text.
-    dir.expect_error(1, &export, &["hf", "already exists"]);
+    dir.expect_error(2, &export, &["hf: already exists"]);
     dir.ok(&["import", "hf", "--out", "back", "--quiet"]);
     let generated = |from| {
         dir.ok(&[
@@ -78,15 +78,64 @@ fn run_is_exported_verified_and_imported() {
         "plain",
         "--verify",
     ]);
-    assert!(
-        stderr(&printed).contains("with the names of hybridnorm"),
-        "{}",
-        stderr(&printed)
-    );
     let printed = String::from_utf8(printed.stdout).unwrap();
-    assert!(printed.starts_with("verified: all "), "{printed}");
+    let lines: Vec<&str> = printed.lines().collect();
+    assert!(
+        lines[0].contains("with the names of hybridnorm"),
+        "{printed}"
+    );
+    assert!(lines[1].starts_with("verified: all "), "{printed}");
+    dir.expect_error(
+        1,
+        &["import", "plain", "--out", "other"],
+        &["plain: written by `export --format safetensors`"],
+    );
+    for own in ["run", "back"] {
+        let words = ["a checkpoint or run directory of hybridnorm already"];
+        dir.expect_error(1, &["import", own, "--out", "other"], &words);
+    }
+    for command in [
+        &["generate", "hf", "--prompt", "a"][..],
+        &["inspect", "hf"],
+        &["eval", "hf", "--data", "stories:9"],
+        &["export", "hf", "--explain"],
+    ] {
+        let words = [
+            "hf: a model in Hugging Face format",
+            "hybridnorm import hf --out",
+        ];
+        dir.expect_error(1, command, &words);
+    }
     // No facts about training are known of an imported model.
     assert!(!text(&dir, "plain/README.md").contains("## Training"));
+}
+
+#[test]
+fn rounded_weights_are_compared_with_the_logits_of_the_checkpoint() {
+    let dir = TestDir::new();
+    dir.train("run", &["--set", "model.placement=pre-norm"]);
+    let verified = |out, format: &[&str]| {
+        let export = ["export", "run", "--out", out, "--verify", "--json"];
+        let mut found = dir.json(&[&export[..], format].concat());
+        found["verification"].take()
+    };
+    let number = |value: &serde_json::Value| value.as_f64().unwrap();
+    let exact = verified("f32", &["--format", "gguf"]);
+    assert_eq!(exact["equal_parameters"], exact["parameters"]);
+    assert_eq!(exact["logits_difference"], 0.0);
+    let half = verified("hf16", &["--format", "hf", "--dtype", "f16"]);
+    let gguf = verified("gguf16", &["--format", "gguf", "--dtype", "f16"]);
+    for found in [&half, &gguf] {
+        let difference = number(&found["logits_difference"]);
+        assert!(difference > 0.0 && difference < 0.1 * number(&found["largest_logit"]));
+    }
+    let printed = dir.ok(&[
+        "export", "run", "--format", "gguf", "--out", "text", "--verify",
+    ]);
+    assert!(
+        printed.contains("parameters have equal bits when read back"),
+        "{printed}"
+    );
 }
 
 #[test]
@@ -120,7 +169,7 @@ fn run_is_exported_for_llama_cpp() {
     let export = ["export", "run", "--format", "gguf"];
     let printed = dir.ok(&[&export[..], &["--out", "out", "--verify"]].concat());
     assert!(
-        printed.starts_with("verified: weights are equal up to"),
+        printed.contains("\nverified: all 15 parameters have equal bits when read back; the imported model's logits are equal"),
         "{printed}"
     );
     assert!(text(&dir, "out/README.md").contains("parameters as F32"));

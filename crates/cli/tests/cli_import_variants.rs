@@ -401,3 +401,30 @@ fn a_killed_import_is_repeated_by_the_same_command() {
     let left: Vec<_> = fs::read_dir(dir.path("made")).unwrap().collect();
     assert_eq!(left.len(), 1, "{left:?}");
 }
+
+#[test]
+fn messages_about_other_sources_name_what_to_do() {
+    let dir = dir("llama");
+    dir.expect_error(
+        2,
+        &["import", "their", "--out", "ours", "--tokenizer", "bytes"],
+        &["their: --tokenizer bytes: the tokenizer has 257 tokens, the model only"],
+    );
+    #[cfg(not(feature = "hub"))]
+    dir.expect_error(
+        1,
+        &["import", "owner/model", "--out", "ours"],
+        &["owner/model: no such file or folder", "--features hub"],
+    );
+    let printed = dir.ok(&["import", "their", "--out", "ours", "--quiet"]);
+    assert!(printed.starts_with("imported "), "{printed}");
+    let shown = dir.ok(&["inspect", "ours"]);
+    for words in [
+        "[model]\n",
+        "placement = \"pre-norm\"",
+        "rope_theta",
+        "micro-batch of 1 sequence of",
+    ] {
+        assert!(shown.contains(words), "{words}: {shown}");
+    }
+}

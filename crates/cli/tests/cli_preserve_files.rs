@@ -15,7 +15,7 @@ fn imports_do_not_overwrite_existing_folders() {
     for (out, named) in [("thesis", "thesis"), ("run", "run"), ("theirs", "theirs")] {
         let before = files_below(&dir.path("."));
         dir.expect_error(
-            1,
+            2,
             &["import", "theirs", "--out", out],
             &[named, "already exists"],
         );

@@ -43,12 +43,12 @@ pub fn run(args: ExportArgs, console: &Console) -> Result<Outcome, Error> {
     };
     match args.output.json {
         true => console::print_json(&report)?,
-        false => print_text(&report, options, console)?,
+        false => print_text(&report, options)?,
     }
     Ok(Outcome::Completed)
 }
 
-fn print_text(report: &Report, options: Options, console: &Console) -> Result<(), Error> {
+fn print_text(report: &Report, options: Options) -> Result<(), Error> {
     let Report { out, exported } = report;
     let parameters = table::with_thousands_separators(exported.parameters);
     let kind = match exported.model_type.as_deref() {
@@ -59,27 +59,29 @@ fn print_text(report: &Report, options: Options, console: &Console) -> Result<()
         }
         Some(name) => format!("as {name}, whose equations are equal"),
     };
-    console.note(&format!(
-        "exported {parameters} parameters as {} into {out}, {kind}",
+    console::print(&format!(
+        "exported {parameters} parameters as {} into {out}, {kind}\n",
         options.format.type_name(options.dtype)
-    ));
+    ))?;
     let Some(found) = &exported.verification else {
         return Ok(());
     };
-    let logits = match found.logits_difference {
-        Some(difference) => {
-            format!("; the imported model's logits differ by at most {difference:.1e}")
+    let logits = match (found.logits_difference, found.largest_logit) {
+        (Some(0.0), _) => {
+            "; the imported model's logits are equal to those of the checkpoint".into()
         }
-        None => String::new(),
-    };
-    let weights = match options.format {
-        Format::Gguf(_) => format!(
-            "weights are equal up to the rounding of their type when read back, those of {} parameters in every bit",
-            found.equal_parameters
+        (Some(difference), Some(largest)) => format!(
+            "; the imported model's logits, of at most {largest:.1e}, differ from those of the checkpoint by at most \
+             {difference:.1e}"
         ),
-        _ => format!(
-            "all {} parameters have equal bits when read back",
-            found.equal_parameters
+        _ => String::new(),
+    };
+    let (equal, all) = (found.equal_parameters, found.parameters);
+    let weights = match equal == all {
+        true => format!("all {all} parameters have equal bits when read back"),
+        false => format!(
+            "weights are equal up to the rounding of their type when read back, those of {equal} of {all} parameters in \
+             every bit"
         ),
     };
     console::print(&format!("verified: {weights}{logits}\n"))

@@ -33,12 +33,7 @@ struct GenerationReport {
 pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
     let sampling = args.sampling()?;
     let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
-    let tokenizer = checkpoint.tokenizer()?.ok_or_else(|| {
-        Error::format(
-            checkpoint.path(),
-            "has no tokenizer; import or train with one to generate text",
-        )
-    })?;
+    let tokenizer = super::require_tokenizer(&checkpoint)?;
     let mut model = checkpoint.model(Device::Cpu)?;
     let signals = Signals::install()?;
     let stop = signals.defer();

@@ -99,8 +99,17 @@ fn download(args: &mut ImportArgs, console: &Console) -> Result<(), Error> {
 
 /// Without the feature `hub`, a model is a folder.
 #[cfg(not(feature = "hub"))]
-fn download(_args: &mut ImportArgs, _console: &Console) -> Result<(), Error> {
-    Ok(())
+fn download(args: &mut ImportArgs, _console: &Console) -> Result<(), Error> {
+    let name = args.folder.to_string_lossy();
+    let is_name = matches!(name.split('/').collect::<Vec<_>>()[..], [owner, model]
+        if !owner.is_empty() && !owner.starts_with('.') && !model.is_empty());
+    if !is_name || files::exists(&args.folder)? {
+        return Ok(());
+    }
+    Err(Error::format(
+        &args.folder,
+        "no such file or folder; to download a model by its name, build hybridnorm with `--features hub`",
+    ))
 }
 
 /// Returns why the tokenizer files of the folder are not imported, if they are not.
@@ -126,7 +135,10 @@ fn check_vocabulary(
         tokenizer.vocab_size()
     );
     Err(match &args.tokenizer {
-        Some(_) => Error::conflict(["--tokenizer", "model.vocab_size"], problem),
+        Some(spec) => Error::conflict(
+            ["--tokenizer", "model.vocab_size"],
+            format!("{}: --tokenizer {spec}: {problem}", args.folder.display()),
+        ),
         None => {
             let in_folder = args.folder.join("tokenizer.json");
             let file = if in_folder.exists() {
@@ -140,11 +152,11 @@ fn check_vocabulary(
 }
 
 fn print_text(report: &Report, args: &ImportArgs, console: &Console) -> Result<(), Error> {
-    console.note(&format!(
-        "imported {} parameters into {}",
+    console::print(&format!(
+        "imported {} parameters into {}\n",
         table::with_thousands_separators(report.parameters),
         report.checkpoint
-    ));
+    ))?;
     let tensors = &report.tensors;
     console.note(&format!("read {} of {} tensors", tensors.read, tensors.all));
     // Notes on tensor names are results, which `--quiet` does not suppress.

@@ -20,6 +20,7 @@ pub mod train;
 use std::path::{Path, PathBuf};
 
 use hybridnorm::Error;
+use hybridnorm::data::Tokenizer;
 use hybridnorm::train::{Checkpoint, run_directory};
 
 use crate::args::Command;
@@ -64,6 +65,20 @@ fn open_checkpoint(path: &Path, console: &Console) -> Result<Checkpoint, Error> 
         console.note(&run_directory::skipped_checkpoint_note(problem));
     }
     Ok(checkpoint)
+}
+
+/// Returns the tokenizer of a checkpoint for a command that reads or writes text.
+fn require_tokenizer(checkpoint: &Checkpoint) -> Result<Tokenizer, Error> {
+    checkpoint.tokenizer()?.ok_or_else(|| {
+        Error::invalid_value(
+            "checkpoint",
+            format!(
+                "{}: {}",
+                checkpoint.path().display(),
+                hybridnorm::train::checkpoint::NO_TOKENIZER
+            ),
+        )
+    })
 }
 
 /// Appends the flags that resolve the conflict to an [`Error::Exists`] of the library.

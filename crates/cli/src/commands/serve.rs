@@ -1,7 +1,11 @@
 //! `hybridnorm serve`.
 
+use std::path::Path;
+
+use hybridnorm::data::Tokenizer;
 use hybridnorm::{Device, Error};
 use hybridnorm_server::Started;
+use hybridnorm_server::chat::ChatPrompts;
 
 use super::Outcome;
 use crate::args::ServeArgs;
@@ -11,14 +15,13 @@ use crate::signals::Signals;
 pub fn run(args: ServeArgs, console: &Console) -> Result<Outcome, Error> {
     let options = args.options()?;
     let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
-    let tokenizer = checkpoint.tokenizer()?.ok_or_else(|| {
-        Error::format(
-            checkpoint.path(),
-            "has no tokenizer; import or train with one to serve the model",
-        )
-    })?;
+    let tokenizer = super::require_tokenizer(&checkpoint)?;
     let tokenizer = match &args.chat_template {
-        Some(path) => tokenizer.with_chat_template_file(path)?,
+        Some(path) => {
+            let tokenizer = tokenizer.with_chat_template_file(path)?;
+            check_template(&tokenizer, path)?;
+            tokenizer
+        }
         None => tokenizer,
     };
     let model = checkpoint.model(Device::Cpu)?;
@@ -43,6 +46,20 @@ pub fn run(args: ServeArgs, console: &Console) -> Result<Outcome, Error> {
     printed?;
     console.note("stopped");
     Ok(Outcome::Completed)
+}
+
+/// Checks the chat template that was read from `path`.
+fn check_template(tokenizer: &Tokenizer, path: &Path) -> Result<(), Error> {
+    let Some(template) = tokenizer.chat_template() else {
+        return Ok(());
+    };
+    match ChatPrompts::new(template, tokenizer) {
+        Ok(_) => Ok(()),
+        Err(problem) => Err(Error::invalid_value(
+            "--chat-template",
+            format!("--chat-template {}: {problem}", path.display()),
+        )),
+    }
 }
 
 /// Returns the maximum memory of the server, by part.

@@ -212,10 +212,28 @@ fn tokens_outside_the_vocabulary_are_rejected() {
         ],
     );
     dir.expect_error(
-        1,
+        2,
         &["generate", "run", "--prompt", "a"],
         &["has no tokenizer"],
     );
+    for command in [
+        &["eval", "run", "--data", "stories:9"][..],
+        &["eval", "run", "--tasks", "absent.jsonl"],
+        &["serve", "run", "--port", "0"],
+    ] {
+        let words = [
+            "run/checkpoints/step-00000020: has no tokenizer",
+            "--tokenizer",
+        ];
+        dir.expect_error(2, command, &words);
+    }
+    dir.write("high.npy", numpy("(4,)", &[1, 2, 3, 51]));
+    let message = dir.expect_error(
+        1,
+        &["eval", "run", "--data", "high.npy"],
+        &["token 51 at position 3", "u16, as its header states"],
+    );
+    assert!(!message.contains("append"), "{message}");
 }
 
 #[test]

@@ -153,12 +153,12 @@ fn official_checkpoints_are_imported() {
         let report = dir.json(&["inspect", name, "--json"]);
         assert_eq!(report["model"]["d_model"], facts["model"]["d_model"]);
         dir.expect_error(
-            1,
+            2,
             &["import", "theirs", "--out", name],
             &[name, "already exists"],
         );
         dir.expect_error(
-            1,
+            2,
             &["generate", name, "--prompt", "a"],
             &["has no tokenizer"],
         );

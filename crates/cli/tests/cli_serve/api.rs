@@ -223,7 +223,24 @@ fn chats_use_the_template() {
     );
     server.stop();
     dir.write("broken.jinja", "{% for");
-    let server = Server::start(&dir, &["--chat-template", "broken.jinja"]);
+    let serve = [
+        "serve",
+        "run",
+        "--port",
+        "0",
+        "--chat-template",
+        "broken.jinja",
+    ];
+    let words = ["--chat-template broken.jinja: the chat template is not valid"];
+    dir.expect_error(2, &serve, &words);
+    // A template of the checkpoint need not be used.
+    dir.train("bpe", &["--set", "data.tokenizer=bpe:270"]);
+    let tokenizer = dir.read("bpe/checkpoints/step-00000020/tokenizer/tokenizer.json");
+    dir.write("own/tokenizer.json", tokenizer);
+    dir.write("own/chat_template.jinja", "{% for");
+    std::fs::remove_dir_all(dir.path("run")).unwrap();
+    dir.train("run", &["--set", "data.tokenizer=own/tokenizer.json"]);
+    let server = Server::start(&dir, &[]);
     let reply = server.post("/v1/chat/completions", &body);
     assert!(
         reply.error().1.contains("the chat template is not valid"),

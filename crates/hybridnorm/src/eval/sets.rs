@@ -14,7 +14,7 @@ use crate::data::{
 use crate::error::{Error, Result};
 use crate::files;
 use crate::model::Model;
-use crate::train::sources;
+use crate::train::{checkpoint, sources};
 
 /// Options of an evaluation.
 ///
@@ -181,6 +181,9 @@ pub fn open_sets(
         files.push(path.to_owned());
     }
     let raw = raw_text(&files)?;
+    if let (None, Some(path)) = (tokenizer, raw.first()) {
+        return Err(no_tokenizer(path, options.checkpoint.as_deref()));
+    }
     text_options::check_overrides_used(&raw, &options.text)?;
     let checkpoint = options.checkpoint.as_deref().filter(|_| !raw.is_empty());
     let text_options = TextOptions::new(checkpoint, &options.text)?;
@@ -235,6 +238,15 @@ fn raw_text(paths: &[String]) -> Result<Vec<String>> {
         }
     }
     Ok(raw)
+}
+
+/// Returns the error of raw text without a tokenizer.
+fn no_tokenizer(path: &str, checkpoint: Option<&Path>) -> Error {
+    let model = checkpoint.map_or("the model".into(), |path: &Path| path.display().to_string());
+    Error::invalid_value(
+        "tokenizer",
+        format!("{model}: {}; {path} is text", checkpoint::NO_TOKENIZER),
+    )
 }
 
 /// Splits `NAME=PATH` into both; without a name, or if a file of the whole name exists, all is the path.

@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::model::Model;
 use crate::omissions::Omissions;
+use crate::train::checkpoint;
 
 pub use tokenizer_files::{ImportedTokenizer, tokenizer, unread_files};
 
@@ -70,6 +71,12 @@ pub struct TensorCounts {
 pub fn require_source(path: &Path) -> Result<()> {
     if gguf::has_extension(path) && files::exists(path)? {
         return Ok(());
+    }
+    if checkpoint::is_own(path) {
+        return Err(Error::format(
+            path,
+            "a checkpoint or run directory of hybridnorm already; use it without importing it",
+        ));
     }
     let expected =
         "a folder with config.json or config.yaml and the weights next to it, or a GGUF file";
@@ -126,7 +133,12 @@ pub fn import(path: &Path, device: Device) -> Result<Imported> {
         (format.read)(path, device)?
     } else {
         let markers = FORMATS.each_ref().map(|format| format.marker).join(" nor ");
-        let problem = format!("contains neither {markers} nor a GGUF file");
+        let problem = match export::is_plain(path) {
+            true => "written by `export --format safetensors`, which `import` does not read; use the checkpoint that it \
+                     was exported from"
+                .to_owned(),
+            false => format!("contains neither {markers} nor a GGUF file"),
+        };
         return Err(Error::format(path, problem));
     };
     match imported.model.first_non_finite() {

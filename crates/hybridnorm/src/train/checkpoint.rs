@@ -38,6 +38,8 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 const TOKENIZER: &str = "tokenizer";
 const FORMAT_VERSION: u32 = 1;
+/// Problem of a checkpoint without a tokenizer that is used with text.
+pub const NO_TOKENIZER: &str = "has no tokenizer, which text needs; import the model again with --tokenizer, or train with data.tokenizer";
 /// Size limit of the JSON files of a checkpoint.
 const JSON_LIMIT: u64 = 16 << 20;
 
@@ -125,11 +127,58 @@ pub fn check_does_not_exist(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::io(path)(error)),
-        Ok(_) => Err(Error::format(
+        Ok(_) => Err(Error::exists(
             path,
-            "already exists; choose another name, or remove it",
+            format!(
+                "{}: already exists; choose another name, or remove it",
+                path.display()
+            ),
         )),
     }
+}
+
+/// Describes a model that `import` reads: a folder in Hugging Face format or of the official code, or a GGUF file;
+/// `None` for anything else.
+fn importable_kind(path: &Path) -> Result<Option<&'static str>> {
+    let is_gguf = path
+        .extension()
+        .is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    if is_gguf && files::exists(path)? && !files::is_dir(path)? {
+        return Ok(Some("a GGUF file"));
+    }
+    if !files::is_dir(path)?
+        || [MANIFEST, CHECKPOINTS]
+            .iter()
+            .any(|name| path.join(name).exists())
+    {
+        return Ok(None);
+    }
+    Ok(match config_keys(path).as_slice() {
+        keys if keys.iter().any(|key| key == "model_type") => {
+            Some("a model in Hugging Face format")
+        }
+        _ if path.join("config.yaml").exists() => Some("a model of the official HybridNorm code"),
+        _ => None,
+    })
+}
+
+/// Returns the keys of the `config.json` in a folder; none if it cannot be read.
+fn config_keys(folder: &Path) -> Vec<String> {
+    let read = files::read_small(&folder.join(CONFIG), JSON_LIMIT).ok();
+    let parsed = read.and_then(|bytes| {
+        serde_json::from_slice::<BTreeMap<String, serde::de::IgnoredAny>>(&bytes).ok()
+    });
+    parsed.map_or(Vec::new(), |keys| keys.into_keys().collect())
+}
+
+/// True if `path` is the folder of a checkpoint, or a run directory.
+pub(crate) fn is_own(path: &Path) -> bool {
+    let is_checkpoint = || {
+        let keys = config_keys(path);
+        path.join(MANIFEST).exists() && keys.iter().any(|key| key == "placement_hash")
+    };
+    path.join(CHECKPOINTS).is_dir() && path.join(super::run_directory::CONFIG).exists()
+        || is_checkpoint()
 }
 
 /// Writes a checkpoint at `path` atomically: it appears under its name only when complete. The parent must exist: a run
@@ -196,6 +245,15 @@ impl Checkpoint {
     /// If there is none, or a file is missing or differs from the manifest in size or SHA-256. In a run directory,
     /// newer checkpoints with such errors are [skipped](Self::skipped_checkpoints).
     pub fn open(path: &Path) -> Result<Self> {
+        if let Some(kind) = importable_kind(path)? {
+            return Err(Error::format(
+                path,
+                format!(
+                    "{kind}, not a checkpoint of hybridnorm; convert it first: hybridnorm import {} --out CHECKPOINT",
+                    path.display()
+                ),
+            ));
+        }
         fs::read_dir(path).map_err(Error::io(path))?;
         if files::exists(path.join(MANIFEST))? {
             return Self::verify(path);

@@ -22,6 +22,7 @@ mod verify;
 mod weights;
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::Path;
 
 use serde::Serialize;
@@ -165,12 +166,25 @@ pub fn export(
     }
     let out = files::resolve_links(out)?;
     checkpoint::check_does_not_exist(&out)?;
+    let before = match options.verify {
+        true => Some(SelfTest::new(&mut model)?),
+        false => None,
+    };
     weights::round(&mut model, options.dtype)?;
     files::create_parent(&out)?;
     let staged = StagedFolder::create(&out)?;
-    let exported = write(staged.path(), &mut model, options, extras)?;
+    let exported = write(staged.path(), &mut model, before.as_ref(), options, extras)?;
     staged.publish()?;
     Ok(exported)
+}
+
+/// True if a folder was written in [`Format::Safetensors`].
+pub(super) fn is_plain(folder: &Path) -> bool {
+    // The metadata are at the start of the file.
+    let mut start = Vec::new();
+    let found = files::open(&folder.join(WEIGHTS)).map(|file| file.take(1 << 20));
+    found.is_ok_and(|mut file| file.read_to_end(&mut start).is_ok())
+        && String::from_utf8_lossy(&start).contains("\"placement_hash\":\"")
 }
 
 /// Checks that the weights are finite, and that the model has an embedding for every token.
@@ -196,6 +210,7 @@ fn check(model: &Model, tokenizer: Option<&Tokenizer>) -> Result<()> {
 fn write(
     folder: &Path,
     model: &mut Model,
+    before: Option<&SelfTest>,
     options: Options,
     extras: Extras<'_>,
 ) -> Result<Exported> {
@@ -225,16 +240,16 @@ fn write(
         has_tokenizer: extras.tokenizer.is_some(),
     };
     write_text(folder, "README.md", &card.text()?)?;
-    let verification = match (options.verify, options.format) {
-        (false, _) => None,
-        (true, Format::Safetensors) => Some(verify::plain(&path, model)?),
-        (true, Format::Gguf(kind)) => {
+    let verification = match (before, options.format) {
+        (None, _) => None,
+        (Some(_), Format::Safetensors) => Some(verify::plain(&path, model)?),
+        (Some(before), Format::Gguf(kind)) => {
             memory::check_available(4 * parameters, "the model that is read back")?;
-            Some(verify::gguf(&folder.join(GGUF), model, &test, kind)?)
+            Some(verify::gguf(&folder.join(GGUF), model, before, kind)?)
         }
-        (true, Format::HuggingFace) => {
+        (Some(before), Format::HuggingFace) => {
             memory::check_available(4 * parameters, "the model that is read back")?;
-            Some(verify::hugging_face(folder, model, &test)?)
+            Some(verify::hugging_face(folder, model, before)?)
         }
     };
     Ok(Exported {

@@ -91,6 +91,13 @@ impl SelfTest {
         Ok(differences.fold(0.0, f32::max))
     }
 
+    /// Returns the largest absolute value of the logits.
+    pub(super) fn largest_logit(&self) -> f32 {
+        self.logits
+            .iter()
+            .fold(0.0, |max, logit| max.max(logit.abs()))
+    }
+
     /// Writes the values.
     ///
     /// # Errors

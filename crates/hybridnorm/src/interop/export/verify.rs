@@ -15,17 +15,26 @@ use crate::tensors::TensorFile;
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Verification {
-    /// Number of parameters whose elements all have the same bits.
+    /// Number of parameters.
+    pub parameters: usize,
+    /// Number of parameters whose elements all have the bits that were written; in a GGUF file, those of the model.
     pub equal_parameters: usize,
-    /// Largest difference of the logits of the self-test, of the imported model.
+    /// Largest difference of the logits of the imported model from those of the model before its weights were rounded
+    /// to the type of the file; `None` if it is not imported.
     pub logits_difference: Option<f32>,
+    /// Largest absolute value of these logits.
+    pub largest_logit: Option<f32>,
 }
 
-/// Imports a folder for `transformers`, and compares weights and logits.
+/// Imports a folder for `transformers`, and compares weights, and logits with those before rounding.
 ///
 /// # Errors
 /// If it cannot be imported, or a weight differs.
-pub(super) fn hugging_face(folder: &Path, model: &Model, test: &SelfTest) -> Result<Verification> {
+pub(super) fn hugging_face(
+    folder: &Path,
+    model: &Model,
+    before: &SelfTest,
+) -> Result<Verification> {
     let mut imported = super::super::huggingface::import(folder, Device::Cpu)?;
     let mut equal_parameters = 0;
     for spec in model.parameters() {
@@ -35,8 +44,10 @@ pub(super) fn hugging_face(folder: &Path, model: &Model, test: &SelfTest) -> Res
         equal_parameters += 1;
     }
     Ok(Verification {
+        parameters: model.parameters().count(),
         equal_parameters,
-        logits_difference: Some(test.logits_difference(&mut imported)?),
+        logits_difference: Some(before.logits_difference(&mut imported)?),
+        largest_logit: Some(before.largest_logit()),
     })
 }
 
@@ -47,7 +58,7 @@ pub(super) fn hugging_face(folder: &Path, model: &Model, test: &SelfTest) -> Res
 pub(super) fn gguf(
     path: &Path,
     model: &Model,
-    test: &SelfTest,
+    before: &SelfTest,
     kind: MatrixType,
 ) -> Result<Verification> {
     let mut imported = super::super::gguf::read(path, Device::Cpu)?.model;
@@ -64,8 +75,10 @@ pub(super) fn gguf(
         }
     }
     Ok(Verification {
+        parameters: model.parameters().count(),
         equal_parameters,
-        logits_difference: Some(test.logits_difference(&mut imported)?),
+        logits_difference: Some(before.logits_difference(&mut imported)?),
+        largest_logit: Some(before.largest_logit()),
     })
 }
 
@@ -105,8 +118,10 @@ pub(super) fn plain(path: &Path, model: &Model) -> Result<Verification> {
         equal_parameters += 1;
     }
     Ok(Verification {
+        parameters: equal_parameters,
         equal_parameters,
         logits_difference: None,
+        largest_logit: None,
     })
 }
 
