@@ -128,12 +128,20 @@ fn top_p_help() -> String {
     )
 }
 
+/// Joins names as in "a, b and c".
+fn list(names: &[&str]) -> String {
+    match names {
+        [first @ .., last] if !first.is_empty() => format!("{} and {last}", first.join(", ")),
+        names => names.join(""),
+    }
+}
+
 fn import_folder_help() -> String {
     format!(
         "Folder with `config.yaml` and `model.safetensors` or `model.pt`, or in Hugging Face format \
          (`config.json`, `model.safetensors`; families {}); or a GGUF file (families {})",
-        hybridnorm::interop::huggingface::families().join(" and "),
-        hybridnorm::interop::gguf::architectures().join(" and ")
+        list(&hybridnorm::interop::huggingface::families()),
+        list(&hybridnorm::interop::gguf::architectures())
     )
 }
 

@@ -30,7 +30,7 @@ pub struct DataInspectArgs {
 /// Arguments of `data get`.
 #[derive(Debug, Args)]
 pub struct DataGetArgs {
-    /// Name of the text.
+    /// What to fetch.
     pub name: PublicText,
     /// Output format.
     #[command(flatten)]

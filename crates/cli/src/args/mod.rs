@@ -54,7 +54,7 @@ pub enum Command {
     Study(StudyArgs),
     /// Write a report of a study, of runs or of a probe: a self-contained HTML page, Markdown or JSON.
     Report(ReportArgs),
-    /// Measure loss and perplexity of a checkpoint.
+    /// Measure loss and perplexity of a checkpoint on data, or its accuracy on downstream tasks.
     Eval(EvalArgs),
     /// Generate text with a checkpoint.
     Generate(GenerateArgs),
@@ -80,7 +80,7 @@ pub enum Command {
         #[command(subcommand)]
         command: BenchCommand,
     },
-    /// Convert a checkpoint folder of the official HybridNorm code or of Hugging Face.
+    /// Convert a model folder of Hugging Face or of the official HybridNorm code, or a GGUF file, to a checkpoint.
     Import(ImportArgs),
     /// Convert a checkpoint for transformers and other programs.
     Export(ExportArgs),
