@@ -109,6 +109,7 @@ fn prompts_and_generated_text_are_printed() {
             "left_out",
             "prompt",
             "prompt_tokens",
+            "start_id",
             "text",
             "tokens"
         ]

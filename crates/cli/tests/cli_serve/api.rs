@@ -275,7 +275,6 @@ fn unsupported_and_invalid_fields_of_completions_are_named() {
         ("tools", json!([])),
         ("prompt", json!([[]])),
         ("prompt", json!([])),
-        ("prompt", json!("")),
         ("prompt", json!([1, 300])),
         ("prompt", json!({"a": 1})),
         ("prompt", Value::Null),
@@ -289,6 +288,8 @@ fn unsupported_and_invalid_fields_of_completions_are_named() {
         let named = param.as_str().unwrap_or_default();
         assert!(named.starts_with(key), "{key} {value}: {named}: {message}");
     }
+    // An empty text is one token.
+    assert_eq!(with("prompt", json!("")).status, 200);
     let reply = with("model", json!("gpt-4"));
     assert_eq!((reply.status, reply.error().0), (404, json!("model")));
     // Values without effect.
@@ -350,6 +351,9 @@ fn unsupported_and_invalid_fields_of_chats_are_named() {
 fn other_routes_answer() {
     let dir = trained();
     let server = Server::start(&dir, &[]);
+    let port = server.address.rsplit(':').next().unwrap();
+    let second = ["serve", "run", "--port", port];
+    dir.expect_error(1, &second, &["cannot listen on", "; choose another --port"]);
     assert_eq!(server.get("/health").json(), json!({"status": "ok"}));
     let models = server.get("/v1/models").json();
     assert_eq!(

@@ -93,6 +93,8 @@ fn successive_halving_is_reproducible_after_interruption() {
     let mut resumed = more.to_vec();
     for round in 0..4u64 {
         let mut child = dir.start(&args("killed", &resumed));
+        // Its inputs are checked before.
+        common::wait_until("the study", || dir.path("killed/study.toml").exists());
         std::thread::sleep(Duration::from_millis(60 + 50 * round));
         let _ = child.kill();
         child.wait().unwrap();

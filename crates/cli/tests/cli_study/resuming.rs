@@ -22,6 +22,8 @@ fn repeatedly_killed_studies_end_with_the_same_files() {
             more.push("--resume");
         }
         let mut child = dir.start(&args("killed", &more));
+        // Its inputs are checked before.
+        common::wait_until("the study", || dir.path("killed/study.toml").exists());
         std::thread::sleep(Duration::from_millis(20 + 23 * (round * round % 7)));
         assert!(
             child.try_wait().unwrap().is_none(),

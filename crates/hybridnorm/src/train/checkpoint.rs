@@ -164,7 +164,7 @@ fn importable_kind(path: &Path) -> Result<Option<&'static str>> {
 
 /// Returns the keys of the `config.json` in a folder; none if it cannot be read.
 fn config_keys(folder: &Path) -> Vec<String> {
-    let read = files::read_small(&folder.join(CONFIG), JSON_LIMIT).ok();
+    let read = files::read_small(folder.join(CONFIG), JSON_LIMIT).ok();
     let parsed = read.and_then(|bytes| {
         serde_json::from_slice::<BTreeMap<String, serde::de::IgnoredAny>>(&bytes).ok()
     });
@@ -172,6 +172,7 @@ fn config_keys(folder: &Path) -> Vec<String> {
 }
 
 /// True if `path` is the folder of a checkpoint, or a run directory.
+#[cfg(feature = "interop")]
 pub(crate) fn is_own(path: &Path) -> bool {
     let is_checkpoint = || {
         let keys = config_keys(path);

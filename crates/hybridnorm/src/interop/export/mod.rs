@@ -182,7 +182,7 @@ pub fn export(
 pub(super) fn is_plain(folder: &Path) -> bool {
     // The metadata are at the start of the file.
     let mut start = Vec::new();
-    let found = files::open(&folder.join(WEIGHTS)).map(|file| file.take(1 << 20));
+    let found = files::open(folder.join(WEIGHTS)).map(|file| file.take(1 << 20));
     found.is_ok_and(|mut file| file.read_to_end(&mut start).is_ok())
         && String::from_utf8_lossy(&start).contains("\"placement_hash\":\"")
 }
