@@ -103,6 +103,14 @@ def tokenizer_agrees(models, expected):
     if decoded != expected["text"]:
         print(f"tokenizer: decodes to {decoded!r}, expected {expected['text']!r}")
         return False
+    chat = tokenizer.apply_chat_template(expected["messages"], tokenize=True, return_dict=True)["input_ids"]
+    if chat != expected["chat"]:
+        print(f"tokenizer: a chat has the tokens {chat}, expected {expected['chat']}")
+        return False
+    spelled = tokenizer(expected["spelled"]).input_ids
+    if spelled != expected["spelled_ids"]:
+        print(f"tokenizer: {expected['spelled']!r} has the tokens {spelled}, expected {expected['spelled_ids']}")
+        return False
     return True
 
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use common::reference::{fixture, json};
 use common::*;
 use hybridnorm::Device;
-use hybridnorm::data::{Tokenizer, quiet};
+use hybridnorm::data::{ChatTemplate, Tokenizer, quiet};
 use hybridnorm::interop::export::{Exported, Extras, Format, Options, export, support};
 use hybridnorm::interop::gguf::MatrixType;
 use hybridnorm::interop::{self, huggingface};
@@ -444,6 +444,9 @@ fn tokenizer_is_exported_and_imported() {
     assert_eq!(imported.eos_id(), tokenizer.eos_id());
     let eos = json(&out.join("generation_config.json"))["eos_token_id"].as_u64();
     assert_eq!(eos, Some(u64::from(tokenizer.eos_id())));
+    // It would encode the special tokens of a chat template as plain characters.
+    let config_of_tokenizer = json(&out.join("tokenizer_config.json"));
+    assert!(config_of_tokenizer.get("split_special_tokens").is_none());
     // An existing folder is not replaced, and a tokenizer must fit the model.
     let error = export(random_model(&config), &out, options, extras)
         .unwrap_err()
@@ -617,8 +620,12 @@ fn write_models() {
     let stock = stock_settings().into_iter();
     let others = others.chain(stock.map(|(name, config, _)| (name, config)));
     configs.extend(others.map(|(name, config)| (format!("setting-{name}"), config)));
-    let text = "Once upon a time there was a naïve café. <|endoftext|> The end.\n";
-    let tokenizer = Tokenizer::train_bpe(&[text; 3], 280, &mut quiet).unwrap();
+    let text = "Once upon a time there was a naïve café. The end.\n";
+    let template =
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}\n{% endfor %}";
+    let tokenizer = Tokenizer::train_bpe(&[text; 3], 280, &mut quiet)
+        .unwrap()
+        .with_chat_template(Some(ChatTemplate::new(template)));
     for (name, config) in configs {
         let config = config.with_vocab_size(tokenizer.vocab_size());
         let extras = Extras {
@@ -644,6 +651,14 @@ fn write_models() {
         )
         .unwrap();
     }
-    let expected = serde_json::json!({ "text": text, "ids": tokenizer.encode(text).unwrap() });
+    let ids = |text: &str| tokenizer.encode(text).unwrap();
+    let end = vec![tokenizer.eos_id()];
+    let chat = [ids("user: The cat"), end.clone(), ids("\n")];
+    let spelled = [ids("a cat"), end, ids(" the end")];
+    let expected = serde_json::json!({
+        "text": text, "ids": ids(text),
+        "messages": [{ "role": "user", "content": "The cat" }], "chat": chat.concat(),
+        "spelled": "a cat<|endoftext|> the end", "spelled_ids": spelled.concat(),
+    });
     std::fs::write(folder.join("tokens.json"), expected.to_string()).unwrap();
 }

@@ -1,5 +1,6 @@
 //! Tokenizer files with which `AutoTokenizer` encodes as [`Tokenizer::encode`] does, after the start token that the
-//! tokenizer adds, if any.
+//! tokenizer adds, if any. Text that spells a special token becomes that token: without this, the special tokens of a
+//! chat template, which `apply_chat_template` renders as text, would be encoded as plain characters.
 
 use std::path::Path;
 
@@ -29,8 +30,6 @@ pub(super) fn write(folder: &Path, tokenizer: &Tokenizer, max_seq_len: usize) ->
         "pad_token": eos,
         "clean_up_tokenization_spaces": false,
         "model_max_length": max_seq_len,
-        // Text that spells a special token is encoded as plain characters.
-        "split_special_tokens": true,
     });
     if let Some(id) = tokenizer.unknown_id() {
         config["unk_token"] = name(id).into();
