@@ -345,6 +345,7 @@ fn written_tokenizers_give_the_same_ids() {
         Tokenizer::bytes(),
         Tokenizer::r50k(),
         Tokenizer::cl100k(),
+        with_roberta_start(&trained),
         trained,
         imported("gguf/pieces.gguf"),
         imported("gguf/llama.gguf"),
@@ -355,6 +356,7 @@ fn written_tokenizers_give_the_same_ids() {
         let found = found.unwrap();
         assert_eq!(found.vocab_size(), tokenizer.vocab_size(), "{tokenizer:?}");
         assert_eq!(found.eos_id(), tokenizer.eos_id(), "{tokenizer:?}");
+        assert_eq!(found.start_id(), tokenizer.start_id(), "{tokenizer:?}");
         for part in text.lines().chain([
             "na\u{ef}ve \u{5de8}\u{5927} \u{1f989}",
             "  1234 </s>",
@@ -367,6 +369,18 @@ fn written_tokenizers_give_the_same_ids() {
             );
         }
     }
+}
+
+/// Returns the tokenizer with a post-processor that adds its end-of-text token before a text.
+fn with_roberta_start(tokenizer: &Tokenizer) -> Tokenizer {
+    let mut json: Value = serde_json::from_slice(&tokenizer.to_json()).unwrap();
+    let end = serde_json::json!(["<|endoftext|>", tokenizer.eos_id()]);
+    json["post_processor"] = serde_json::json!({
+        "type": "RobertaProcessing", "sep": end, "cls": end, "trim_offsets": true, "add_prefix_space": false,
+    });
+    let tokenizer = Tokenizer::from_json(json.to_string().into_bytes(), None).unwrap();
+    assert_eq!(tokenizer.start_id(), Some(tokenizer.eos_id()));
+    tokenizer
 }
 
 #[test]

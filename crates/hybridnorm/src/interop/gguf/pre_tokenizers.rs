@@ -14,6 +14,8 @@ pub(in crate::interop) struct PreTokenizer {
     is_composed: bool,
     /// True if a word of the vocabulary is a token even if no merges produce it.
     pub(super) ignores_merges: bool,
+    /// True if llama.cpp adds the start token where a file does not say whether to (`tokenizer.ggml.add_bos_token`).
+    pub(super) adds_bos: bool,
 }
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
@@ -32,36 +34,42 @@ pub(super) const PRE_TOKENIZERS: [PreTokenizer; 7] = [
         patterns: &[GPT2],
         is_composed: false,
         ignores_merges: false,
+        adds_bos: false,
     },
     PreTokenizer {
         names: &["smollm", "starcoder", "refact", "codeshell"],
         patterns: &[DIGIT, GPT2],
         is_composed: false,
         ignores_merges: false,
+        adds_bos: false,
     },
     PreTokenizer {
         names: &["llama-bpe", "llama3", "llama-v3"],
         patterns: &[LLAMA3],
         is_composed: false,
         ignores_merges: true,
+        adds_bos: true,
     },
     PreTokenizer {
         names: &["dbrx", "smaug-bpe"],
         patterns: &[LLAMA3],
         is_composed: false,
         ignores_merges: false,
+        adds_bos: false,
     },
     PreTokenizer {
         names: &["qwen2", "deepseek-r1-qwen", "megrez"],
         patterns: &[QWEN2],
         is_composed: true,
         ignores_merges: false,
+        adds_bos: false,
     },
     PreTokenizer {
         names: &["tekken"],
         patterns: &[TEKKEN],
         is_composed: false,
         ignores_merges: true,
+        adds_bos: true,
     },
     // llama.cpp's fallback for files without a name.
     PreTokenizer {
@@ -69,6 +77,7 @@ pub(super) const PRE_TOKENIZERS: [PreTokenizer; 7] = [
         patterns: &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"],
         is_composed: false,
         ignores_merges: false,
+        adds_bos: false,
     },
 ];
 

@@ -85,6 +85,12 @@ pub(super) fn convert(metadata: &BTreeMap<String, Value>) -> Result<Option<Conve
     }
     let tokens = Tokens::read(metadata)?;
     let mut notes = Vec::new();
+    if tokens.flag("tokenizer.ggml.add_eos_token")? == Some(true) {
+        notes.push(
+            "tokenizer.ggml.add_eos_token = true has no effect: a prompt is continued, so no end-of-text token follows it"
+                .into(),
+        );
+    }
     let json = match model {
         "gpt2" => tokens.byte_level(&mut notes)?,
         "llama" => tokens.sentencepiece()?,
@@ -205,9 +211,12 @@ impl<'a> Tokens<'a> {
             .collect()
     }
 
-    /// Returns the part of a `tokenizer.json` that adds the start token, if the file says so.
-    fn post_processor(&self) -> Result<Json, String> {
-        let adds_start = self.flag("tokenizer.ggml.add_bos_token")? == Some(true);
+    /// Returns the part of a `tokenizer.json` that adds the start token, if there is one to be added: as the file says,
+    /// else as llama.cpp does by default for the kind of tokenizer.
+    fn post_processor(&self, adds_by_default: bool) -> Result<Json, String> {
+        let adds_start = self
+            .flag("tokenizer.ggml.add_bos_token")?
+            .unwrap_or(adds_by_default);
         let Some((id, text)) = self.named("bos")?.filter(|_| adds_start) else {
             return Ok(Json::Null);
         };
@@ -254,7 +263,7 @@ impl<'a> Tokens<'a> {
             added_tokens: self.added(),
             normalizer: split.normalizer(),
             pre_tokenizer: split.pre_tokenizer(),
-            post_processor: self.post_processor()?,
+            post_processor: self.post_processor(split.adds_bos)?,
             decoder: json!({
                 "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true,
             }),
@@ -336,7 +345,7 @@ impl<'a> Tokens<'a> {
             added_tokens: self.added(),
             normalizer: pieces::normalizer(has_prefix),
             pre_tokenizer: Json::Null,
-            post_processor: self.post_processor()?,
+            post_processor: self.post_processor(true)?,
             decoder: pieces::decoder(has_prefix),
             model: Bpe {
                 r#type: "BPE",
@@ -428,6 +437,44 @@ mod tests {
         assert!(convert(&metadata).unwrap().is_none());
         metadata.remove("tokenizer.ggml.model");
         assert!(convert(&metadata).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_start_token_is_added_by_default_as_in_llama_cpp() {
+        let start = |name: &str, changes: &[(&str, Value)]| {
+            let mut metadata = metadata(name);
+            metadata.remove("tokenizer.ggml.add_bos_token");
+            for (key, value) in changes {
+                metadata.insert(format!("tokenizer.ggml.{key}"), value.clone());
+            }
+            let converted = convert(&metadata).unwrap().unwrap();
+            let tokenizer = Tokenizer::from_json(converted.json, converted.eos.as_deref());
+            tokenizer.unwrap().start_id()
+        };
+        let pre = |name: &str| ("pre", Value::Text(name.into()));
+        let add = |value| ("add_bos_token", Value::Bool(value));
+        // SentencePiece.
+        assert_eq!(start("pieces.gguf", &[]), Some(1));
+        assert_eq!(start("pieces.gguf", &[add(false)]), None);
+        for name in ["llama-bpe", "llama3", "llama-v3", "tekken"] {
+            assert_eq!(start("words.gguf", &[pre(name)]), Some(0), "{name}");
+            assert_eq!(start("words.gguf", &[pre(name), add(false)]), None);
+        }
+        for name in ["gpt-2", "smollm", "qwen2", "dbrx"] {
+            assert_eq!(start("words.gguf", &[pre(name)]), None, "{name}");
+            assert_eq!(start("words.gguf", &[pre(name), add(true)]), Some(0));
+        }
+    }
+
+    #[test]
+    fn a_token_after_prompts_is_noted() {
+        let mut metadata = metadata("words.gguf");
+        let mut notes = |value| {
+            metadata.insert("tokenizer.ggml.add_eos_token".into(), Value::Bool(value));
+            convert(&metadata).unwrap().unwrap().notes
+        };
+        assert!(notes(false).is_empty());
+        assert!(notes(true)[0].starts_with("tokenizer.ggml.add_eos_token = true has no effect"));
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub(super) fn keys(tokenizer: Option<&Tokenizer>, vocab_size: usize) -> Result<K
     keys.push(key("token_type", Value::Integers(tokens.types)));
     keys.push(key("eos_token_id", Value::Integer(tokenizer.eos_id())));
     // Without this key, readers take another token. Documents are separated by the end-of-text token.
-    let start = start_token(&json);
+    let start = tokenizer.start_id();
     let id = start.unwrap_or(tokenizer.eos_id());
     keys.push(key("bos_token_id", Value::Integer(id)));
     keys.push(key("add_bos_token", Value::Bool(start.is_some())));
@@ -116,23 +116,6 @@ fn merges(model: &Json) -> Result<Vec<(String, String)>, String> {
         pair.ok_or_else(|| "a merge is not a pair of tokens".to_owned())
     };
     merges.iter().map(pair).collect()
-}
-
-/// Returns the id of the token that the post-processor adds before a text, if any.
-fn start_token(json: &Json) -> Option<u32> {
-    let mut steps = vec![&json["post_processor"]];
-    steps.extend(
-        json["post_processor"]["processors"]
-            .as_array()
-            .into_iter()
-            .flatten(),
-    );
-    let template = steps
-        .into_iter()
-        .find(|step| step["type"] == "TemplateProcessing")?;
-    let name = template["single"][0]["SpecialToken"]["id"].as_str()?;
-    let id = template["special_tokens"][name]["ids"][0].as_u64()?;
-    u32::try_from(id).ok()
 }
 
 fn byte_level(json: &Json, merges: Vec<(String, String)>) -> Result<Keys, String> {
