@@ -148,7 +148,7 @@ fn the_tokenizer_next_to_the_weights_is_imported() {
     let found = dir.json(&IMPORT);
     assert_eq!(
         found["tokenizer"],
-        json!({ "vocab_size": size, "eos_id": 3 })
+        json!({ "vocab_size": size, "eos_id": 3, "end_ids": [3, 5] })
     );
     assert!(dir.path("ours/tokenizer/tokenizer.json").exists());
     let without = ["import", "their", "--out", "b", "--json", "--no-tokenizer"];
@@ -211,7 +211,10 @@ fn a_gguf_file_is_imported_with_its_tokenizer() {
     dir.write("their.gguf", &bytes);
     let found = dir.json(&["import", "their.gguf", "--out", "ours", "--json"]);
     assert_adds_up(&found);
-    assert_eq!(found["tokenizer"], json!({"vocab_size": 96, "eos_id": 1}));
+    assert_eq!(
+        found["tokenizer"],
+        json!({"vocab_size": 96, "eos_id": 1, "end_ids": [1]})
+    );
     assert_eq!(found["notes"], json!([]));
     let text = "the sea";
     let args = [

@@ -8,7 +8,7 @@ use std::path::Path;
 use common::reference::{fixture, json};
 use common::*;
 use hybridnorm::Device;
-use hybridnorm::data::{ChatTemplate, Tokenizer, quiet};
+use hybridnorm::data::{ChatTemplate, StartToken, TextStart, Tokenizer, quiet};
 use hybridnorm::interop::export::{Exported, Extras, Format, Options, export, support};
 use hybridnorm::interop::gguf::MatrixType;
 use hybridnorm::interop::{self, huggingface};
@@ -441,12 +441,56 @@ fn tokenizer_is_exported_and_imported() {
         imported.encode(text).unwrap(),
         tokenizer.encode(text).unwrap()
     );
-    assert_eq!(imported.eos_id(), tokenizer.eos_id());
+    let eos_id = tokenizer.eos_id();
+    assert_eq!(imported.eos_id(), eos_id);
     let eos = json(&out.join("generation_config.json"))["eos_token_id"].as_u64();
-    assert_eq!(eos, Some(u64::from(tokenizer.eos_id())));
+    assert_eq!(eos, Some(u64::from(eos_id)));
     // It would encode the special tokens of a chat template as plain characters.
     let config_of_tokenizer = json(&out.join("tokenizer_config.json"));
     assert!(config_of_tokenizer.get("split_special_tokens").is_none());
+    assert_eq!(
+        (imported.end_ids(), imported.bos_id()),
+        (&[eos_id][..], Some(eos_id))
+    );
+    // Further tokens that end generated text, and a start token that is named, but not added.
+    let more = tokenizer
+        .clone()
+        .with_end_ids(&[70, 71])
+        .with_bos_id(Some(65));
+    let folder_of_more = folder.path().join("more");
+    let extras_of_more = Extras {
+        tokenizer: Some(&more),
+        training: None,
+    };
+    export(
+        random_model(&config),
+        &folder_of_more,
+        options,
+        extras_of_more,
+    )
+    .unwrap();
+    for name in ["config.json", "generation_config.json"] {
+        let found = json(&folder_of_more.join(name));
+        assert_eq!(
+            found["eos_token_id"],
+            serde_json::json!([eos_id, 70, 71]),
+            "{name}"
+        );
+        assert_eq!(
+            (&found["bos_token_id"], &found["pad_token_id"]),
+            (&65.into(), &eos_id.into())
+        );
+    }
+    let found = interop::tokenizer(&folder_of_more).unwrap().unwrap();
+    assert!(found.notes.is_empty(), "{:?}", found.notes);
+    let found = found.tokenizer;
+    assert_eq!(
+        (found.end_ids(), found.eos_id()),
+        (&[eos_id, 70, 71][..], eos_id)
+    );
+    assert_eq!((found.bos_id(), found.start_id()), (Some(65), None));
+    let empty = TextStart::new(&found, StartToken::Tokenizer).before(&[]);
+    assert_eq!(empty, [65]);
     // An existing folder is not replaced, and a tokenizer must fit the model.
     let error = export(random_model(&config), &out, options, extras)
         .unwrap_err()

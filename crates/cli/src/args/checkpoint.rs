@@ -81,7 +81,7 @@ pub struct GenerateArgs {
     /// is always one token.
     #[arg(long, value_enum, default_value_t = StartTokenArg::Tokenizer)]
     pub start_token: StartTokenArg,
-    /// Maximum number of new tokens; generation also stops at the end-of-text token.
+    /// Maximum number of new tokens; generation also stops at the tokens with which the model ends a text.
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub max_tokens: usize,
     /// Sampling temperature; 0: greedy decoding.

@@ -28,6 +28,7 @@ struct Report {
 struct TokenizerReport {
     vocab_size: usize,
     eos_id: u32,
+    end_ids: Vec<u32>,
 }
 
 pub fn run(mut args: ImportArgs, console: &Console) -> Result<Outcome, Error> {
@@ -69,6 +70,7 @@ pub fn run(mut args: ImportArgs, console: &Console) -> Result<Outcome, Error> {
         tokenizer: tokenizer.as_ref().map(|tokenizer| TokenizerReport {
             vocab_size: tokenizer.vocab_size(),
             eos_id: tokenizer.eos_id(),
+            end_ids: tokenizer.end_ids().to_vec(),
         }),
     };
     match args.output.json {
@@ -168,9 +170,10 @@ fn print_text(report: &Report, args: &ImportArgs, console: &Console) -> Result<(
     }
     console.note(&match (&report.tokenizer, &args.tokenizer) {
         (Some(tokenizer), None) => format!(
-            "with the tokenizer of the model: {} tokens, end-of-text id {}",
+            "with the tokenizer of the model: {} tokens, end-of-text id {}{}",
             table::with_thousands_separators(tokenizer.vocab_size as u64),
-            tokenizer.eos_id
+            tokenizer.eos_id,
+            other_ends(&tokenizer.end_ids)
         ),
         (Some(_), Some(spec)) => format!("with the tokenizer {spec}"),
         (None, _) => {
@@ -179,6 +182,17 @@ fn print_text(report: &Report, args: &ImportArgs, console: &Console) -> Result<(
         }
     });
     Ok(())
+}
+
+/// Describes the tokens, other than the first, that end generated text.
+fn other_ends(ids: &[u32]) -> String {
+    match ids.get(1..) {
+        None | Some([]) => String::new(),
+        Some(others) => {
+            let others: Vec<String> = others.iter().map(u32::to_string).collect();
+            format!("; generation also ends at {}", others.join(", "))
+        }
+    }
 }
 
 /// The tokenizer to store, the files of the folder read for it, and notes.

@@ -86,6 +86,7 @@ pub use stream::{BatchStream, Cursor, Order};
 pub use text_stats::{LiteralSpecialToken, TextStats};
 pub use tokenizer::Tokenizer;
 #[cfg(feature = "data")]
+pub(crate) use tokenizer::Settings as TokenizerSettings;
 pub use tokenizer::{ChatTemplate, StartToken, StreamDecoder, TextStart, TokenizerSpec};
 pub use windows::{Coverage, Windows};
 

@@ -22,6 +22,7 @@ mod byte_tokens;
 mod chat;
 mod chunks;
 mod continuation;
+mod ends;
 mod exact;
 mod growth;
 mod hf;
@@ -53,9 +54,10 @@ use super::bpe::{self, BpeTrainer, END_OF_TEXT, END_OF_TEXT_ID, PreTokenizer};
 use super::manifest::TokenizerRecord;
 
 pub use chat::ChatTemplate;
+pub(crate) use chat::Settings;
 pub(super) use chunks::{SOFT_LIMIT, SplitPoints, chunks};
 use hf::HfTokenizer;
-use json::{configured_eos, saved_config, tiktoken_json};
+use json::{saved_config, tiktoken_json};
 pub use lost_text::LostText;
 pub(super) use parallel::in_parallel;
 pub use spec::TokenizerSpec;
@@ -98,6 +100,10 @@ pub struct Tokenizer {
     name: String,
     vocab_size: usize,
     eos: u32,
+    /// Tokens that end generated text: `eos`, then others.
+    ends: Vec<u32>,
+    /// Named start token.
+    bos: Option<u32>,
     fingerprint: String,
     chat_template: Option<Arc<ChatTemplate>>,
 }
@@ -126,6 +132,9 @@ struct Record {
     name: String,
     vocab_size: usize,
     eos_id: u32,
+    /// Tokens that end generated text besides the end-of-text token.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    other_end_ids: Vec<u32>,
     fingerprint: String,
 }
 
@@ -202,6 +211,8 @@ impl Tokenizer {
             name: name.into(),
             vocab_size,
             eos,
+            ends: vec![eos],
+            bos: None,
             fingerprint: files::sha256(format!("hybridnorm tokenizer 1 {name}").as_bytes()),
             chat_template: None,
         }
@@ -254,16 +265,21 @@ impl Tokenizer {
     }
 
     fn load_json(path: &Path, folder: Option<&Path>) -> Result<Self> {
+        let settings = folder.map(Settings::read).transpose()?.unwrap_or_default();
+        Self::load_json_with(path, settings)
+    }
+
+    /// Reads a `tokenizer.json` with the settings of its folder.
+    pub(crate) fn load_json_with(path: &Path, settings: Settings) -> Result<Self> {
         let file = files::read_small(path, JSON_LIMIT)?;
-        let eos = match folder.map(|folder| folder.join(CONFIG_NAME)) {
-            Some(config) if files::exists(&config)? => configured_eos(&config)?,
-            _ => None,
-        };
-        let chat_template = folder.map(ChatTemplate::read).transpose()?.flatten();
-        Self::from_json(file, eos.as_deref())
-            .map(|tokenizer| tokenizer.with_name(&path.display().to_string()))
-            .map(|tokenizer| tokenizer.with_chat_template(chat_template))
-            .map_err(|error| Error::format(path, error.to_string()))
+        let tokenizer = Self::from_json(file, settings.eos_token.as_deref())
+            .map_err(|error| Error::format(path, error.to_string()))?;
+        let bos = settings.bos_token.as_deref();
+        let bos = bos.and_then(|name| tokenizer.id_of(name));
+        Ok(tokenizer
+            .with_name(&path.display().to_string())
+            .with_bos_id(bos)
+            .with_chat_template(settings.chat_template))
     }
 
     fn load_saved(folder: &Path, record_path: &Path) -> Result<Self> {
@@ -288,7 +304,9 @@ impl Tokenizer {
                 "the tokenizer changed since it was saved; restore its tokenizer.json",
             ));
         }
-        Ok(tokenizer.with_name(&record.name))
+        Ok(tokenizer
+            .with_name(&record.name)
+            .with_end_ids(&record.other_end_ids))
     }
 
     /// Reads a tokenizer from the bytes of a `tokenizer.json`; `eos` names its end-of-text token.
@@ -317,6 +335,8 @@ impl Tokenizer {
             kind: Kind::Json(Arc::new(hf)),
             name: JSON_NAME.into(),
             eos,
+            ends: vec![eos],
+            bos: None,
             fingerprint,
             chat_template: None,
         })
@@ -455,12 +475,12 @@ impl Tokenizer {
         let folder = folder.as_ref();
         files::create_new_dir(folder)?;
         files::write(folder.join(JSON_NAME), &self.to_json())?;
-        let eos = match &self.kind {
-            Kind::Json(json) => json.name_of(self.eos),
-            _ => None,
-        };
-        let eos = eos.as_deref().unwrap_or(END_OF_TEXT);
-        let config = saved_config(eos, self.chat_template());
+        let bos = self.bos.map(|id| self.name_of(id));
+        let config = saved_config(
+            &self.name_of(self.eos),
+            bos.as_deref(),
+            self.chat_template(),
+        );
         files::write(folder.join(CONFIG_NAME), pretty(&config).as_bytes())?;
         let builtin = match &self.kind {
             Kind::Bytes => Some(Builtin::Bytes),
@@ -473,6 +493,7 @@ impl Tokenizer {
             name: self.name.clone(),
             vocab_size: self.vocab_size,
             eos_id: self.eos,
+            other_end_ids: self.ends[1..].to_vec(),
             fingerprint: self.fingerprint.clone(),
         };
         files::write(folder.join(RECORD_NAME), pretty(&record).as_bytes())?;

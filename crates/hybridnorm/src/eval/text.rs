@@ -108,7 +108,8 @@ pub struct TextGenerator<'a> {
     prompt: PromptCoverage,
     generator: Generator<'a>,
     decoder: StreamDecoder,
-    eos: i32,
+    /// Tokens that end the text.
+    ends: Vec<u32>,
     /// Token before those of the prompt.
     start_id: Option<u32>,
     prompt_tokens: usize,
@@ -139,7 +140,6 @@ impl<'a> TextGenerator<'a> {
                 ),
             ));
         }
-        let eos = tokenizer.eos_id() as i32;
         let encoded = tokenizer.encode(prompt)?;
         let start = TextStart::new(tokenizer, start);
         let ids: Vec<i32> = start.before(&encoded).iter().map(|&id| id as i32).collect();
@@ -148,7 +148,7 @@ impl<'a> TextGenerator<'a> {
             generator: Generator::new(model, &ids, sampling)?
                 .with_vocab_size(tokenizer.vocab_size()),
             decoder: tokenizer.stream_decoder_with_context(&encoded),
-            eos,
+            ends: tokenizer.end_ids().to_vec(),
             start_id: (ids.len() > encoded.len()).then_some(ids[0] as u32),
             prompt_tokens: encoded.len(),
             spaces: trailing_spaces(prompt)
@@ -156,17 +156,17 @@ impl<'a> TextGenerator<'a> {
         })
     }
 
-    /// Samples a token and returns the text that it completes, empty while a character is incomplete; `None` at the
-    /// end-of-text token.
+    /// Samples a token and returns the text that it completes, empty while a character is incomplete; `None` at a
+    /// token that ends the text ([`Tokenizer::end_ids`]).
     ///
     /// # Errors
     /// See [`Generator::next_token`].
     pub fn next_piece(&mut self) -> Result<Option<String>> {
-        let token = self.generator.next_token()?;
-        if token == self.eos {
+        let token = self.generator.next_token()? as u32;
+        if self.ends.contains(&token) {
             return Ok(None);
         }
-        let piece = self.decoder.push(token as u32);
+        let piece = self.decoder.push(token);
         Ok(Some(strip_repeated_spaces(piece, &mut self.spaces)))
     }
 

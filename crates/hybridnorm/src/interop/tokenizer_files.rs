@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::gguf;
-use crate::data::{ChatTemplate, Tokenizer};
+use crate::data::{Tokenizer, TokenizerSettings};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::omissions::{Omissions, Unit};
@@ -13,7 +13,7 @@ use crate::omissions::{Omissions, Unit};
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
-/// Files that give the id of the end-of-text token, in order of preference.
+/// Files that give the ids of the tokens that end generated text, in order of preference.
 const MODEL_CONFIGS: [&str; 2] = ["generation_config.json", "config.json"];
 const JSON_LIMIT: u64 = 256 << 20;
 /// File names of weights and configurations in the supported formats.
@@ -39,7 +39,7 @@ pub struct ImportedTokenizer {
 
 /// Reads the `tokenizer.json` of a model's folder, if there is one. Its end-of-text token is the one that
 /// `tokenizer_config.json` names, else the first with an id in `generation_config.json` or `config.json`,
-/// else one of a well-known name. A GGUF file contains its tokenizer; see [`super::import`] for such files.
+/// else one of a well-known name. Generation also ends at all tokens with ids there. A GGUF file contains its tokenizer; see [`super::import`] for such files.
 ///
 /// # Errors
 /// If it exists but cannot be read.
@@ -68,45 +68,52 @@ fn tokenizer_of_folder(folder: &Path) -> Result<Option<ImportedTokenizer>> {
         return Ok(None);
     }
     let mut files = vec![TOKENIZER.to_owned()];
-    let config = read_json(folder, TOKENIZER_CONFIG, &mut files)?;
-    let is_named = config.is_some_and(|config| !config["eos_token"].is_null());
-    let id = match is_named {
-        true => None,
-        false => end_id(folder, &mut files)?,
-    };
-    let tokenizer = match id {
-        None => Tokenizer::load(folder)?,
-        Some(id) => {
-            let bytes = files::read_small(&path, JSON_LIMIT)?;
-            let name = serde_json::from_slice::<Value>(&bytes)
-                .ok()
-                .and_then(|json| token_of(&json, id));
-            Tokenizer::from_json(bytes, name.as_deref())
-                .map_err(|error| Error::format(path, error.to_string()))?
-                .with_chat_template(ChatTemplate::read(folder)?)
-        }
-    };
+    if is_present(&folder.join(TOKENIZER_CONFIG))? {
+        files.push(TOKENIZER_CONFIG.to_owned());
+    }
+    let mut settings = TokenizerSettings::read(folder)?;
+    let ends = end_ids(folder, &mut files)?;
+    if let (None, Some(first)) = (&settings.eos_token, ends.first()) {
+        let bytes = files::read_small(&path, JSON_LIMIT)?;
+        let json = serde_json::from_slice::<Value>(&bytes).ok();
+        settings.eos_token = json.and_then(|json| token_of(&json, *first));
+    }
+    let tokenizer = Tokenizer::load_json_with(&path, settings)?;
+    let outside = |id: &&u64| **id >= tokenizer.vocab_size() as u64;
+    let notes = ends.iter().filter(outside).map(|id| {
+        format!(
+            "the end token {id} is outside the vocabulary of {} tokens, ignored",
+            tokenizer.vocab_size()
+        )
+    });
+    let notes = notes.collect();
+    let ends = ends.into_iter().filter_map(|id| u32::try_from(id).ok());
+    let tokenizer = tokenizer.with_end_ids(&ends.collect::<Vec<_>>());
     if is_present(&folder.join(CHAT_TEMPLATE))? {
         files.push(CHAT_TEMPLATE.to_owned());
     }
     Ok(Some(ImportedTokenizer {
         tokenizer,
         files,
-        notes: Vec::new(),
+        notes,
     }))
 }
 
-fn end_id(folder: &Path, files: &mut Vec<String>) -> Result<Option<u64>> {
+/// Returns the ids of the tokens that end generated text.
+fn end_ids(folder: &Path, files: &mut Vec<String>) -> Result<Vec<u64>> {
     for name in MODEL_CONFIGS {
         let Some(config) = read_json(folder, name, files)? else {
             continue;
         };
-        let found = &config["eos_token_id"];
-        if let Some(id) = found.as_u64().or_else(|| found.get(0)?.as_u64()) {
-            return Ok(Some(id));
+        let found = match &config["eos_token_id"] {
+            Value::Array(ids) => ids.iter().filter_map(Value::as_u64).collect(),
+            id => Vec::from_iter(id.as_u64()),
+        };
+        if !found.is_empty() {
+            return Ok(found);
         }
     }
-    Ok(None)
+    Ok(Vec::new())
 }
 
 /// Returns the token of an id: an added one, or one of the vocabulary.

@@ -67,7 +67,7 @@ pub struct TokenLogprob {
 /// Reason why a choice ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The end-of-text token, or a stop string.
+    /// A token that ends the text, or a stop string.
     Stop,
     /// The maximum number of tokens.
     Length,

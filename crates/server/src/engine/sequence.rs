@@ -29,7 +29,6 @@ pub(super) struct Sequence {
     decoder: Option<StreamDecoder>,
     stop: StopMatcher,
     vocab: usize,
-    eos: i32,
 }
 
 /// New tokens of a sequence in one run.
@@ -69,7 +68,6 @@ impl Sequence {
             decoder: Some(tokenizer.stream_decoder_with_context(&context)),
             stop: StopMatcher::new(request.stop.clone()),
             vocab: tokenizer.vocab_size(),
-            eos: tokenizer.eos_id() as i32,
         })
     }
 
@@ -153,12 +151,13 @@ impl Sequence {
         let logprob = self
             .logprobs
             .map(|n| token_logprob(logits, id, n, self.vocab));
+        let is_end = tokenizer.end_ids().contains(&(id as u32));
         let text = match &mut self.decoder {
-            Some(decoder) if id != self.eos => self.stop.push(&decoder.push(id as u32)),
+            Some(decoder) if !is_end => self.stop.push(&decoder.push(id as u32)),
             _ => String::new(),
         };
         let mut events = vec![Event::Token { id, text, logprob }];
-        if id == self.eos || self.stop.is_stopped() {
+        if is_end || self.stop.is_stopped() {
             events.push(self.finished(FinishReason::Stop));
         } else if self.n_generated == self.max_tokens {
             events.push(self.finished(FinishReason::Length));

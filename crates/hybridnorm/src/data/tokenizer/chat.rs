@@ -11,7 +11,7 @@ use crate::files;
 
 const TEMPLATE_NAME: &str = "chat_template.jinja";
 /// Maximum size of a template in bytes.
-const TEMPLATE_LIMIT: u64 = 1 << 20;
+pub(crate) const TEMPLATE_LIMIT: u64 = 1 << 20;
 
 /// Chat template of a tokenizer: a Jinja template that formats messages as a prompt, and the special tokens that it may
 /// refer to.
@@ -27,7 +27,7 @@ pub struct ChatTemplate {
 }
 
 /// Keys of a `tokenizer_config.json` that are read here.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Config {
     chat_template: Option<Templates>,
     bos_token: Option<Name>,
@@ -75,19 +75,35 @@ impl ChatTemplate {
     /// # Errors
     /// If a file cannot be read, or is larger than 1 MiB (16 MiB for the configuration).
     pub fn read(folder: &Path) -> Result<Option<Self>> {
+        Settings::read(folder).map(|settings| settings.chat_template)
+    }
+}
+
+/// Settings next to a `tokenizer.json`.
+#[derive(Debug, Default)]
+pub(crate) struct Settings {
+    /// Name of the start token.
+    pub(crate) bos_token: Option<String>,
+    /// Name of the end-of-text token.
+    pub(crate) eos_token: Option<String>,
+    pub(crate) chat_template: Option<ChatTemplate>,
+}
+
+impl Settings {
+    /// Reads the settings of a folder: `chat_template.jinja` and `tokenizer_config.json`, if they exist.
+    ///
+    /// # Errors
+    /// See [`ChatTemplate::read`].
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(CONFIG_NAME);
         let config = match files::exists(&path)? {
-            true => Some(read_config(&path)?),
-            false => None,
-        };
-        let (configured, bos, eos) = match config {
-            Some(config) => (config.chat_template, config.bos_token, config.eos_token),
-            None => (None, None, None),
+            true => read_config(&path)?,
+            false => Config::default(),
         };
         let separate = folder.join(TEMPLATE_NAME);
         let template = match files::exists(&separate)? {
             true => Some(read_template(&separate)?),
-            false => configured.and_then(|templates| match templates {
+            false => config.chat_template.and_then(|templates| match templates {
                 Templates::One(template) => Some(template),
                 Templates::Named(all) => {
                     let mut all = all.into_iter();
@@ -96,15 +112,19 @@ impl ChatTemplate {
                 }
             }),
         };
-        let name = |name: Option<Name>| match name {
-            Some(Name::Plain(content) | Name::Token { content }) => content,
-            None => String::new(),
+        let name = |name: Name| match name {
+            Name::Plain(content) | Name::Token { content } => content,
         };
-        Ok(template.map(|template| Self {
-            template,
-            bos_token: name(bos),
-            eos_token: name(eos),
-        }))
+        let (bos_token, eos_token) = (config.bos_token.map(name), config.eos_token.map(name));
+        Ok(Self {
+            chat_template: template.map(|template| ChatTemplate {
+                template,
+                bos_token: bos_token.clone().unwrap_or_default(),
+                eos_token: eos_token.clone().unwrap_or_default(),
+            }),
+            bos_token,
+            eos_token,
+        })
     }
 }
 
@@ -143,7 +163,7 @@ impl Tokenizer {
     }
 
     /// Returns the tokenizer with the chat template in a file. It refers to the start and end tokens of the tokenizer's
-    /// own template, if it has one, and else to its end-of-text token.
+    /// own template, if it has one, and else to the tokenizer's.
     ///
     /// # Errors
     /// If the file cannot be read, is larger than 1 MiB, or is not UTF-8.
@@ -156,8 +176,8 @@ impl Tokenizer {
             },
             None => ChatTemplate {
                 template,
-                bos_token: String::new(),
-                eos_token: self.decode(&[self.eos]),
+                bos_token: self.bos.map(|id| self.name_of(id)).unwrap_or_default(),
+                eos_token: self.name_of(self.eos),
             },
         };
         Ok(self.with_chat_template(Some(template)))
@@ -263,6 +283,34 @@ mod tests {
         let loaded = Tokenizer::load(&path).unwrap();
         assert_eq!(loaded.chat_template(), Some(&template));
         assert_eq!(loaded.fingerprint(), tokenizer.fingerprint());
+        assert_eq!((loaded.end_ids(), loaded.bos_id()), (&[256][..], None));
+    }
+
+    #[test]
+    fn ends_and_named_start_are_saved() {
+        let tokenizer = Tokenizer::train_bpe(&["a b"], 257, &mut crate::data::quiet).unwrap();
+        let folder = folder(&[]);
+        let path = folder.path().join("tokenizer");
+        let ends = tokenizer.with_end_ids(&[7, 256, 7, 999]);
+        assert_eq!(ends.end_ids(), [256, 7]);
+        ends.with_bos_id(Some(65)).save(&path).unwrap();
+        let loaded = Tokenizer::load(&path).unwrap();
+        assert_eq!(
+            (loaded.end_ids(), loaded.bos_id()),
+            (&[256, 7][..], Some(65))
+        );
+        // Records of earlier versions have no such field.
+        let record = path.join(super::super::RECORD_NAME);
+        let text = std::fs::read_to_string(&record).unwrap();
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert!(
+            json.as_object_mut()
+                .unwrap()
+                .remove("other_end_ids")
+                .is_some()
+        );
+        std::fs::write(&record, json.to_string()).unwrap();
+        assert_eq!(Tokenizer::load(&path).unwrap().end_ids(), [256]);
     }
 
     #[test]

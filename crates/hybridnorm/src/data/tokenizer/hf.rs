@@ -323,6 +323,11 @@ impl HfTokenizer {
         self.tokenizer.id_to_token(id)
     }
 
+    /// Returns the id of a token by its name.
+    pub(super) fn id_of(&self, name: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(name)
+    }
+
     /// Returns the id of a special token.
     pub(super) fn special_id(&self, name: &str) -> Option<u32> {
         self.tokenizer

@@ -1,45 +1,19 @@
-//! Helpers for `tokenizer.json` files: the configured end-of-text token, the bytes of tokens, and files for
-//! tiktoken vocabularies.
+//! Helpers for `tokenizer.json` files: their configuration, the bytes of tokens, and files for tiktoken vocabularies.
 
 use std::collections::HashMap;
-use std::path::Path;
 
-use serde::Deserialize;
 use tiktoken_rs::CoreBPE;
 
 use crate::data::bpe::{self, PreTokenizer};
-use crate::error::{Error, Result};
-use crate::files;
 
 use super::{Builtin, ChatTemplate};
 
-/// Returns the `eos_token` of a `tokenizer_config.json`, if it names one.
-pub(super) fn configured_eos(path: &Path) -> Result<Option<String>> {
-    #[derive(Deserialize)]
-    struct Config {
-        eos_token: Option<Name>,
-    }
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Name {
-        Plain(String),
-        Token { content: String },
-    }
-    let text = files::read_small(path, 16 << 20)?;
-    let config: Config = serde_json::from_slice(&text).map_err(|error| match error.is_data() {
-        true => Error::format(
-            path,
-            "expected a JSON object, and its `eos_token` to be a string or `{\"content\": ...}`",
-        ),
-        false => Error::format(path, error.to_string()),
-    })?;
-    Ok(config.eos_token.map(|name| match name {
-        Name::Plain(content) | Name::Token { content } => content,
-    }))
-}
-
 /// Returns the `tokenizer_config.json` of a saved tokenizer, for Hugging Face tools.
-pub(super) fn saved_config(eos: &str, chat: Option<&ChatTemplate>) -> serde_json::Value {
+pub(super) fn saved_config(
+    eos: &str,
+    bos: Option<&str>,
+    chat: Option<&ChatTemplate>,
+) -> serde_json::Value {
     let mut config = serde_json::json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": eos,
@@ -47,9 +21,10 @@ pub(super) fn saved_config(eos: &str, chat: Option<&ChatTemplate>) -> serde_json
     });
     if let Some(chat) = chat {
         config["chat_template"] = chat.template.clone().into();
-        if !chat.bos_token.is_empty() {
-            config["bos_token"] = chat.bos_token.clone().into();
-        }
+    }
+    let of_template = chat.map(|chat| chat.bos_token.as_str());
+    if let Some(bos) = bos.or(of_template).filter(|bos| !bos.is_empty()) {
+        config["bos_token"] = bos.into();
     }
     config
 }

@@ -37,7 +37,8 @@ pub enum StartToken {
 pub struct TextStart {
     /// Token before every text.
     pub id: Option<u32>,
-    /// Token that replaces an empty text: the one before every text, the tokenizer's start token or end-of-text.
+    /// Token that replaces an empty text: the one before every text, else the start token that the tokenizer adds, the
+    /// one that it names, or end-of-text.
     pub of_empty: u32,
 }
 
@@ -52,7 +53,10 @@ impl TextStart {
         };
         Self {
             id,
-            of_empty: id.or(own).unwrap_or(tokenizer.eos_id()),
+            of_empty: id
+                .or(own)
+                .or(tokenizer.bos_id())
+                .unwrap_or(tokenizer.eos_id()),
         }
     }
 

@@ -5,13 +5,12 @@ use serde_json::{Map, Value, json};
 
 use super::super::huggingface::hybridnorm::MODEL_TYPE;
 use super::python::{self, CLASS};
-use crate::data::Tokenizer;
+use crate::data::{StartToken, TextStart, Tokenizer};
 use crate::model::ModelConfig;
 use crate::tensors::FloatType;
 
 /// Keys of special tokens.
-const TOKENS: [&str; 3] = [START, "eos_token_id", "pad_token_id"];
-const START: &str = "bos_token_id";
+const TOKENS: [&str; 3] = ["bos_token_id", "eos_token_id", "pad_token_id"];
 
 /// Returns the `config.json` of generated Python.
 pub(super) fn generated(
@@ -55,20 +54,25 @@ pub(super) fn stock(json: &Value, tokenizer: Option<&Tokenizer>, dtype: FloatTyp
     json
 }
 
-/// Returns the ids of special tokens. The end-of-text token pads batches and, in a tokenizer without a start token, begins
-/// a text, since it separates documents.
+/// Returns the ids of special tokens: the token of an empty text, those that end generated text (several as a list), and
+/// the end-of-text token, which pads batches.
 pub(super) fn tokens(tokenizer: Option<&Tokenizer>) -> Map<String, Value> {
     let Some(tokenizer) = tokenizer else {
         return Map::new();
     };
-    let id_of = |name| match name {
-        START => tokenizer.start_id().unwrap_or(tokenizer.eos_id()),
-        _ => tokenizer.eos_id(),
+    let ends = match tokenizer.end_ids() {
+        [end] => json!(end),
+        ends => json!(ends),
     };
-    TOKENS
-        .map(|name| (name.to_owned(), json!(id_of(name))))
-        .into_iter()
-        .collect()
+    let ids = [json!(start_id(tokenizer)), ends, json!(tokenizer.eos_id())];
+    let names = TOKENS.map(str::to_owned);
+    names.into_iter().zip(ids).collect()
+}
+
+/// Returns the token that begins a text: the one that the tokenizer adds or names. Otherwise the end-of-text token,
+/// which separates documents.
+pub(in crate::interop) fn start_id(tokenizer: &Tokenizer) -> u32 {
+    TextStart::new(tokenizer, StartToken::Tokenizer).of_empty
 }
 
 /// Returns indented JSON with a final line break.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::configs::{pretty, tokens};
+use super::configs::{pretty, start_id, tokens};
 use crate::data::Tokenizer;
 use crate::error::{Error, Result};
 use crate::files;
@@ -22,10 +22,9 @@ pub(super) fn write(folder: &Path, tokenizer: &Tokenizer, max_seq_len: usize) ->
     files::write(path, &json)?;
     let name = |id: u32| tokenizer.decode(&[id]);
     let eos = name(tokenizer.eos_id());
-    let start = tokenizer.start_id().map_or_else(|| eos.clone(), name);
     let mut config = json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": start,
+        "bos_token": name(start_id(tokenizer)),
         "eos_token": eos,
         "pad_token": eos,
         "clean_up_tokenization_spaces": false,
