@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use common::hf::modified_checkpoint;
 use common::reference::*;
 use hybridnorm::Device;
-use hybridnorm::data::Tokenizer;
+use hybridnorm::data::{ChatTemplate, Tokenizer};
 use hybridnorm::interop::gguf::{self, MatrixType};
 use hybridnorm::interop::{self, Imported};
 use hybridnorm::model::{Model, ModelConfig};
@@ -369,6 +369,36 @@ fn written_tokenizers_give_the_same_ids() {
             );
         }
     }
+}
+
+#[test]
+fn written_tokenizers_keep_ends_start_and_template() {
+    let texts = ["one two three <end_of_turn>"; 3];
+    let tokenizer = Tokenizer::train_bpe(&texts, 270, &mut hybridnorm::data::quiet).unwrap();
+    let model = small_model("pre-norm", 270);
+    let template = ChatTemplate::new("{{ messages }}");
+    let tokenizer = tokenizer
+        .with_bos_id(Some(65))
+        .with_chat_template(Some(template));
+    for ends in [vec![256], vec![256, 70], vec![256, 70, 10]] {
+        let tokenizer = tokenizer.clone().with_end_ids(&ends);
+        let (_, found) = written(&model, Some(&tokenizer), MatrixType::F16);
+        let found = found.unwrap();
+        assert_eq!(found.end_ids(), ends);
+        assert_eq!((found.start_id(), found.bos_id()), (None, Some(65)));
+        let template = found.chat_template().unwrap();
+        assert_eq!(template.template, "{{ messages }}");
+        assert_eq!(template.eos_token, "<|endoftext|>");
+    }
+    let many = tokenizer.with_end_ids(&[1, 2, 3]);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.gguf");
+    let problem = gguf::write(&model, Some(&many), &path, MatrixType::F16).unwrap_err();
+    let problem = problem.to_string();
+    assert!(
+        problem.contains("generated text ends at 4 tokens"),
+        "{problem}"
+    );
 }
 
 /// Returns the tokenizer with a post-processor that adds its end-of-text token before a text.

@@ -85,8 +85,9 @@ pub use stories::{Stories, story};
 pub use stream::{BatchStream, Cursor, Order};
 pub use text_stats::{LiteralSpecialToken, TextStats};
 pub use tokenizer::Tokenizer;
+#[cfg(feature = "interop")]
+pub(crate) use tokenizer::{CHAT_TEMPLATE_LIMIT, Settings as TokenizerSettings};
 #[cfg(feature = "data")]
-pub(crate) use tokenizer::Settings as TokenizerSettings;
 pub use tokenizer::{ChatTemplate, StartToken, StreamDecoder, TextStart, TokenizerSpec};
 pub use windows::{Coverage, Windows};
 

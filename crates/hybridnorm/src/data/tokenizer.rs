@@ -55,6 +55,8 @@ use super::manifest::TokenizerRecord;
 
 pub use chat::ChatTemplate;
 pub(crate) use chat::Settings;
+#[cfg(feature = "interop")]
+pub(crate) use chat::TEMPLATE_LIMIT as CHAT_TEMPLATE_LIMIT;
 pub(super) use chunks::{SOFT_LIMIT, SplitPoints, chunks};
 use hf::HfTokenizer;
 use json::{saved_config, tiktoken_json};

@@ -104,7 +104,11 @@ pub(super) fn read_tokenizer(path: &Path) -> Result<Option<ImportedTokenizer>> {
         .map_err(|error| format_error(error.to_string()))?;
     let name = path.file_name().unwrap_or_default();
     Ok(Some(ImportedTokenizer {
-        tokenizer: tokenizer.with_name(&path.display().to_string()),
+        tokenizer: tokenizer
+            .with_name(&path.display().to_string())
+            .with_bos_id(converted.bos)
+            .with_end_ids(&converted.ends)
+            .with_chat_template(converted.chat_template),
         files: vec![name.to_string_lossy().into_owned()],
         notes: converted.notes,
     }))

@@ -8,6 +8,7 @@ use serde_json::{Value as Json, json};
 use super::metadata::{Texts, Value};
 use super::pieces;
 use super::pre_tokenizers::{DEFAULT, PreTokenizer};
+use crate::data::{CHAT_TEMPLATE_LIMIT as TEMPLATE_LIMIT, ChatTemplate};
 
 /// Types of tokens, `llama_token_type` of llama.cpp.
 pub(super) const NORMAL: i64 = 1;
@@ -17,12 +18,34 @@ pub(super) const USER_DEFINED: i64 = 4;
 pub(super) const UNUSED: i64 = 5;
 pub(super) const BYTE: i64 = 6;
 
+/// Names of tokens that end generated text in llama.cpp, whatever the keys of the file say: ends of texts, then ends of
+/// turns.
+pub(super) const END_OF_TEXT_NAMES: [&str; 2] = ["<|endoftext|>", "<|end_of_text|>"];
+pub(super) const END_OF_TURN_NAMES: [&str; 8] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "<end_of_utterance>",
+];
+/// Roles of tokens that end generated text.
+const END_ROLES: [&str; 3] = ["eos", "eot", "eom"];
+const TEMPLATE: &str = "tokenizer.chat_template";
+
 /// A converted tokenizer.
 pub(super) struct Converted {
     /// The bytes of a `tokenizer.json`.
     pub(super) json: Vec<u8>,
     /// Name of the end-of-text token, if the file names one.
     pub(super) eos: Option<String>,
+    /// Id of the start token, if the file names one.
+    pub(super) bos: Option<u32>,
+    /// Ids of the tokens that end generated text.
+    pub(super) ends: Vec<u32>,
+    pub(super) chat_template: Option<ChatTemplate>,
     /// Notes for the user.
     pub(super) notes: Vec<String>,
 }
@@ -101,12 +124,21 @@ pub(super) fn convert(metadata: &BTreeMap<String, Value>) -> Result<Option<Conve
             ));
         }
     };
-    if metadata.contains_key("tokenizer.chat_template") {
-        notes.push("tokenizer.chat_template is not imported".into());
-    }
     let eos = tokens.named("eos")?.map(|(_, text)| text.to_owned());
-    let json = serde_json::to_vec(&json).map_err(|error| error.to_string())?;
-    Ok(Some(Converted { json, eos, notes }))
+    let bos = tokens.named("bos")?;
+    let mut chat_template = tokens.chat_template()?;
+    if let Some(template) = &mut chat_template {
+        template.bos_token = bos.map(|(_, text)| text.to_owned()).unwrap_or_default();
+        template.eos_token = eos.clone().unwrap_or_default();
+    }
+    Ok(Some(Converted {
+        json: serde_json::to_vec(&json).map_err(|error| error.to_string())?,
+        eos,
+        bos: bos.map(|(id, _)| id),
+        ends: tokens.ends()?,
+        chat_template,
+        notes,
+    }))
 }
 
 impl<'a> Tokens<'a> {
@@ -176,6 +208,38 @@ impl<'a> Tokens<'a> {
                 self.texts.len()
             )
         })
+    }
+
+    /// Returns the ids of the tokens that end generated text: those of the keys, and those with a name that llama.cpp
+    /// recognizes.
+    fn ends(&self) -> Result<Vec<u32>, String> {
+        let mut ends = Vec::new();
+        for role in END_ROLES {
+            ends.extend(self.named(role)?.map(|(id, _)| id));
+        }
+        let is_end =
+            |text: &str| END_OF_TURN_NAMES.contains(&text) || END_OF_TEXT_NAMES.contains(&text);
+        let named = self.iter().filter(|(_, text, _)| is_end(text));
+        ends.extend(named.map(|(id, ..)| id));
+        Ok(ends)
+    }
+
+    /// Returns the chat template, if the file has one.
+    fn chat_template(&self) -> Result<Option<ChatTemplate>, String> {
+        match self.metadata.get(TEMPLATE) {
+            None => Ok(None),
+            Some(Value::Text(text)) if text.len() as u64 <= TEMPLATE_LIMIT => {
+                Ok(Some(ChatTemplate::new(text.as_str())))
+            }
+            Some(Value::Text(text)) => Err(format!(
+                "{TEMPLATE} has {} bytes, expected at most {TEMPLATE_LIMIT}",
+                text.len()
+            )),
+            Some(other) => Err(format!(
+                "{TEMPLATE} = {}, expected a text",
+                other.describe()
+            )),
+        }
     }
 
     /// Returns a setting that is true or false.
@@ -464,6 +528,33 @@ mod tests {
             assert_eq!(start("words.gguf", &[pre(name)]), None, "{name}");
             assert_eq!(start("words.gguf", &[pre(name), add(true)]), Some(0));
         }
+    }
+
+    #[test]
+    fn ends_and_template_are_read() {
+        let mut metadata = metadata("words.gguf");
+        let read = |metadata: &BTreeMap<String, Value>| convert(metadata).map(Option::unwrap);
+        let found = read(&metadata).unwrap();
+        assert_eq!((found.bos, found.ends), (Some(0), vec![0, 0]));
+        assert!(found.chat_template.is_none());
+        let key = |name: &str| format!("tokenizer.ggml.{name}");
+        metadata.insert(key("eot_token_id"), Value::Integer(7));
+        metadata.insert(key("eom_token_id"), Value::Integer(9));
+        metadata.insert(key("eos_token_id"), Value::Integer(5));
+        metadata.insert(TEMPLATE.into(), Value::Text("{{ bos_token }}".into()));
+        let found = read(&metadata).unwrap();
+        assert_eq!(found.ends, [5, 7, 9, 0]);
+        let template = found.chat_template.unwrap();
+        assert_eq!(template.template, "{{ bos_token }}");
+        assert_eq!(template.bos_token, "<|endoftext|>");
+        assert_eq!(Some(template.eos_token), found.eos);
+        metadata.insert(TEMPLATE.into(), Value::Integer(1));
+        let problem = read(&metadata).err().unwrap();
+        assert_eq!(problem, "tokenizer.chat_template = 1, expected a text");
+        let long = "a".repeat(TEMPLATE_LIMIT as usize + 1);
+        metadata.insert(TEMPLATE.into(), Value::Text(long));
+        let problem = read(&metadata).err().unwrap();
+        assert!(problem.contains("expected at most 1048576"), "{problem}");
     }
 
     #[test]

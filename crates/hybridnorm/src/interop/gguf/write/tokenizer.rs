@@ -6,9 +6,11 @@ use serde_json::Value as Json;
 
 use super::super::pieces;
 use super::super::pre_tokenizers::{PRE_TOKENIZERS, PreTokenizer};
-use super::super::tokenizer::{BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED};
+use super::super::tokenizer::{
+    BYTE, CONTROL, END_OF_TEXT_NAMES, END_OF_TURN_NAMES, NORMAL, UNKNOWN, UNUSED, USER_DEFINED,
+};
 use super::header::Value;
-use crate::data::Tokenizer;
+use crate::data::{StartToken, TextStart, Tokenizer};
 
 type Keys = Vec<(String, Value)>;
 
@@ -39,14 +41,19 @@ pub(super) fn keys(tokenizer: Option<&Tokenizer>, vocab_size: usize) -> Result<K
         true => sentencepiece(&json, &merges, &tokens)?,
         false => byte_level(&json, merges)?,
     };
+    let ends = ends(tokenizer, &tokens)?;
     keys.push(key("tokens", Value::Texts(tokens.texts)));
     keys.push(key("token_type", Value::Integers(tokens.types)));
     keys.push(key("eos_token_id", Value::Integer(tokenizer.eos_id())));
-    // Without this key, readers take another token. Documents are separated by the end-of-text token.
-    let start = tokenizer.start_id();
-    let id = start.unwrap_or(tokenizer.eos_id());
-    keys.push(key("bos_token_id", Value::Integer(id)));
-    keys.push(key("add_bos_token", Value::Bool(start.is_some())));
+    // Without these keys, readers take other tokens.
+    let start = TextStart::new(tokenizer, StartToken::Tokenizer);
+    keys.push(key("bos_token_id", Value::Integer(start.of_empty)));
+    keys.push(key("add_bos_token", Value::Bool(start.id.is_some())));
+    keys.extend(ends);
+    if let Some(chat) = tokenizer.chat_template() {
+        let template = Value::Text(chat.template.clone());
+        keys.push(("tokenizer.chat_template".to_owned(), template));
+    }
     Ok(keys)
 }
 
@@ -96,6 +103,30 @@ fn index(id: &Json, count: usize) -> Result<usize, String> {
     index
         .filter(|id| *id < count)
         .ok_or_else(|| format!("a token has the id {id}, expected one below {count}"))
+}
+
+/// Returns the keys of the tokens that end generated text besides the end-of-text token. Readers recognize those with some
+/// names without a key.
+fn ends(tokenizer: &Tokenizer, tokens: &Tokens) -> Result<Keys, String> {
+    const ROLES: [&str; 2] = ["eot_token_id", "eom_token_id"];
+    let others = &tokenizer.end_ids()[1..];
+    let has_name = |id: &u32, names: &[&str]| names.contains(&tokens.texts[*id as usize].as_str());
+    let others = others.iter().filter(|id| !has_name(id, &END_OF_TEXT_NAMES));
+    let (turns, unnamed): (Vec<u32>, Vec<u32>) =
+        others.partition(|id| has_name(id, &END_OF_TURN_NAMES));
+    if unnamed.len() > ROLES.len() {
+        return Err(format!(
+            "generated text ends at {} tokens; a GGUF file can represent {} of them and the usual names, which the others lack",
+            1 + unnamed.len(),
+            1 + ROLES.len()
+        ));
+    }
+    let ids = unnamed.into_iter().chain(turns);
+    Ok(ROLES
+        .into_iter()
+        .zip(ids)
+        .map(|(role, id)| key(role, Value::Integer(id)))
+        .collect())
 }
 
 /// Returns the merges of BPE.
