@@ -1,5 +1,9 @@
 //! Chat prompts: the tokenizer's template, rendered and encoded.
 
+mod environment;
+mod generation;
+mod python;
+
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io;
@@ -10,26 +14,18 @@ use std::time::Duration;
 
 use hybridnorm::data::{ChatTemplate, Tokenizer};
 use hybridnorm::text::one_line;
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Kwargs;
-use minijinja::{AutoEscape, Environment, ErrorKind, State, Value};
+use minijinja::{Environment, Value};
 
-/// Instructions that a template may execute, so that it always ends.
-const FUEL: u64 = 2_000_000;
 /// Bytes that a template may add to the messages.
 const MAX_ADDED: usize = 1 << 20;
 /// Maximum length of a template in bytes.
 const MAX_TEMPLATE: usize = 128 << 10;
 /// Stack in bytes of the thread that runs a template: expressions, and values that a template nests, are parsed, written
-/// and freed recursively, and both may be as deep as [`MAX_TEMPLATE`] and [`FUEL`] allow. Only used pages take memory.
+/// and freed recursively, and both may be as deep as [`MAX_TEMPLATE`] and the limit of instructions allow. Only used pages take memory.
 const STACK: usize = 1 << 30;
-/// Time for a template. [`FUEL`] does not count all work: a list that is joined with itself 60 times is small, but
+/// Time for a template. The limit of instructions does not count all work: a list that is joined with itself 60 times is small, but
 /// has 2^60 elements.
 const TIME: Duration = Duration::from_secs(10);
-/// Maximum number of digits of a number in the argument of `str.format`.
-const MAX_WIDTH_DIGITS: usize = 4;
-/// Maximum indent of JSON.
-const MAX_INDENT: i64 = 64;
 const NAME: &str = "chat";
 
 /// A message of a chat.
@@ -84,18 +80,6 @@ impl ChatPrompts {
     /// # Errors
     /// If it is not a valid template.
     pub fn new(template: &ChatTemplate, tokenizer: &Tokenizer) -> Result<Self, String> {
-        // As `transformers` configures Jinja.
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build();
-        let mut environment = Environment::new();
-        environment.set_syntax(syntax.map_err(|error| error.to_string())?);
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(method);
-        environment.add_filter("tojson", to_json);
-        environment.add_function("raise_exception", raise_exception);
         if template.template.len() > MAX_TEMPLATE {
             return Err(format!(
                 "the chat template has {} bytes, at most {MAX_TEMPLATE} are possible",
@@ -103,12 +87,13 @@ impl ChatPrompts {
             ));
         }
         let source = template.template.clone();
-        let compile = move || match environment.add_template_owned(NAME, source) {
-            Ok(()) => Ok(environment),
-            Err(error) => Err(format!(
-                "the chat template is not valid: {}",
-                one_line(&error.to_string())
-            )),
+        let compile = move || {
+            environment::environment(NAME, &source).map_err(|error| {
+                format!(
+                    "the chat template is not valid: {}",
+                    one_line(&error.to_string())
+                )
+            })
         };
         let environment = with_limits(TIME, compile)?.ok_or_else(too_long)??;
         let mut special: HashMap<char, Vec<(String, i32)>> = HashMap::new();
@@ -182,6 +167,8 @@ impl ChatPrompts {
                 bos_token => bos,
                 eos_token => eos,
                 add_generation_prompt => true,
+                tools => (),
+                documents => (),
             };
             render_limited(&environment, context, limit)
         };
@@ -295,42 +282,6 @@ fn unused_character(messages: &[Message], special: &HashMap<char, Vec<(String, i
     candidates.find(|&c| !is_used(c)).unwrap_or('\u{e000}')
 }
 
-fn raise_exception(message: String) -> Result<String, minijinja::Error> {
-    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-}
-
-/// Calls a method of Python's types; a width of `str.format`, which takes memory without fuel, is limited.
-fn method(
-    state: &mut State,
-    value: &Value,
-    name: &str,
-    args: &[Value],
-) -> Result<Value, minijinja::Error> {
-    let has_wide_field = |text: &str| {
-        text.split(|c: char| !c.is_ascii_digit())
-            .any(|digits| digits.len() > MAX_WIDTH_DIGITS)
-    };
-    if name == "format" && value.as_str().is_some_and(has_wide_field) {
-        let message = format!("a width of `format` of more than {MAX_WIDTH_DIGITS} digits");
-        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
-    }
-    minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)
-}
-
-/// Converts a value to JSON, with a limited indent, which takes memory without fuel.
-fn to_json(value: &Value, indent: Option<Value>, args: Kwargs) -> Result<Value, minijinja::Error> {
-    let named: Option<Value> = args.peek("indent")?;
-    let is_wide = |indent: &Value| {
-        indent.as_i64().is_some_and(|indent| indent > MAX_INDENT)
-            || indent.is_integer() && indent.as_i64().is_none()
-    };
-    if indent.iter().chain(&named).any(is_wide) {
-        let message = format!("an indent of `tojson` above {MAX_INDENT}");
-        return Err(minijinja::Error::new(ErrorKind::InvalidOperation, message));
-    }
-    minijinja::filters::tojson(value, indent, args)
-}
-
 /// Writer that fails beyond a limit.
 struct Limited {
     bytes: Vec<u8>,
@@ -395,6 +346,54 @@ mod tests {
         assert_eq!(ids.len(), 3 + "user\nhi\n".len() + "assistant\n".len());
     }
 
+    /// A prompt that `transformers` rendered.
+    #[derive(serde::Deserialize)]
+    struct Case {
+        name: String,
+        /// If absent, it is in the file of this name.
+        template: Option<String>,
+        bos: String,
+        eos: String,
+        messages: Vec<HashMap<String, String>>,
+        prompt: Option<String>,
+        error: Option<String>,
+    }
+
+    #[test]
+    fn templates_of_published_models_give_the_prompts_of_transformers() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/chat");
+        let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+        let cases: Vec<Case> = serde_json::from_str(&read("expected.json")).unwrap();
+        let mut failures = Vec::new();
+        for case in &cases {
+            let text = case.template.clone().unwrap_or_else(|| read(&case.name));
+            let mut template = ChatTemplate::new(text);
+            template.bos_token.clone_from(&case.bos);
+            template.eos_token.clone_from(&case.eos);
+            let messages: Vec<Message> = case
+                .messages
+                .iter()
+                .map(|fields| message(&fields["role"], &fields["content"]))
+                .collect();
+            let prompts = ChatPrompts::new(&template, &Tokenizer::bytes());
+            let found = prompts.and_then(|prompts| prompts.render(&messages));
+            let is_expected = match (&found, &case.prompt, &case.error) {
+                (Ok(found), Some(prompt), None) => found == prompt,
+                (Err(found), None, Some(error)) => found.contains(error),
+                _ => false,
+            };
+            if !is_expected {
+                let expected = case.prompt.as_ref().or(case.error.as_ref());
+                failures.push(format!("{}: {found:?}\nexpected {expected:?}", case.name));
+            }
+        }
+        assert!(
+            cases.len() > 80 && failures.is_empty(),
+            "{}",
+            failures.join("\n\n")
+        );
+    }
+
     #[test]
     fn messages_cannot_write_special_tokens() {
         let content = "a<|endoftext|>b<|endof<|endoftext|>text|>\u{e000}";
@@ -422,6 +421,24 @@ mod tests {
         assert!(render(endless).unwrap_err().contains("fuel"));
         let long = "{% for a in range(9999) %}{{ 'abcdefghijklmnopqrstuvwxyz' * 99 }}{% endfor %}";
         assert!(render(long).is_err());
+        // Values of exponential size.
+        let doubled = |operator: &str, first: &str, end: &str| {
+            render(&format!(
+                "{{% set ns = namespace(s={first}) %}}{{% for a in range(30) %}}{{% set ns.s = ns.s {operator} ns.s \
+                 %}}{{% endfor %}}{end}"
+            ))
+        };
+        assert!(doubled("~", "'a'", "").unwrap_err().contains("fuel"));
+        for end in [
+            "{{ ns.s | tojson | length }}",
+            "{{ ns.s | tojson(indent=2) | length }}",
+            "{{ ''.join(ns.s) | length }}",
+        ] {
+            assert!(doubled("+", "['a']", end).is_err(), "{end}");
+        }
+        let deep = "{% set ns = namespace(s=[]) %}{% for a in range(9999) %}{% set ns.s = [ns.s] %}{% endfor %}{{ ns.s \
+                    | tojson | length }}";
+        assert!(render(deep).unwrap_err().contains("levels"));
         for (wide, expected) in [
             ("{{ '{:2000000000}'.format(1) }}", "width of `format`"),
             (
