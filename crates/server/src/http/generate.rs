@@ -156,8 +156,7 @@ async fn whole(
     let beginning = |index| Part {
         index,
         text: reply.beginning(index).to_owned(),
-        // Without log-probabilities of the prompt, the first token follows it.
-        offset: 0,
+        // Offsets begin with the text: with `echo`, the log-probabilities are those of the prompt, too.
         ..Part::default()
     };
     let mut parts: Vec<Part> = (0..choices).map(beginning).collect();

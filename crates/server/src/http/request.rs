@@ -172,6 +172,24 @@ struct Common {
     stream_options: Option<StreamOptions>,
 }
 
+/// Moves the fields of [`Common`] out of a request. `serde(flatten)` would buffer the body, and its errors would not name
+/// the field.
+macro_rules! common {
+    ($request:ident) => {
+        Common {
+            model: $request.model,
+            temperature: $request.temperature,
+            top_p: $request.top_p,
+            top_k: $request.top_k,
+            n: $request.n,
+            seed: $request.seed,
+            stop: $request.stop,
+            stream: $request.stream,
+            stream_options: $request.stream_options,
+        }
+    };
+}
+
 fn reject(fields: &[(&str, Unsupported)]) -> ApiResult<()> {
     match fields.iter().find(|(_, value)| *value == Unsupported::Set) {
         Some((field, _)) => Err(ApiError::unsupported(field)),
@@ -208,17 +226,7 @@ impl CompletionRequest {
         request.prompts = tokens;
         request.logprobs = self.logprobs;
         request.prompt_logprobs = echo.is_some() && self.logprobs.is_some();
-        let common = Common {
-            model: self.model,
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            n: self.n,
-            seed: self.seed,
-            stop: self.stop,
-            stream: self.stream,
-            stream_options: self.stream_options,
-        };
+        let common = common!(self);
         let prepared = common.prepare(Api::Completion, request, echo, app)?;
         Ok(Prepared { start, ..prepared })
     }
@@ -261,17 +269,7 @@ impl ChatRequest {
             .max(1);
         let mut request = Request::new(prompt, max_tokens.unwrap_or(rest));
         request.logprobs = has_logprobs.then(|| self.top_logprobs.unwrap_or(0));
-        let common = Common {
-            model: self.model,
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            n: self.n,
-            seed: self.seed,
-            stop: self.stop,
-            stream: self.stream,
-            stream_options: self.stream_options,
-        };
+        let common = common!(self);
         common.prepare(Api::Chat, request, None, app)
     }
 }
