@@ -300,6 +300,8 @@ fn unsupported_and_invalid_fields_of_completions_are_named() {
         ("presence_penalty", json!(0)),
         ("user", json!("me")),
         ("model", json!("tiny")),
+        // Its start token.
+        ("prompt", json!("")),
         ("prompt", json!("a".repeat(63))),
     ] {
         assert_eq!(with(key, value.clone()).status, 200, "{key} {value}");

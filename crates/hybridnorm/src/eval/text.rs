@@ -242,3 +242,37 @@ pub fn generate_text(
     text.push_str(&generator.finish());
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Device;
+    use crate::model::ModelConfig;
+
+    #[test]
+    fn generation_ends_at_any_end_token() {
+        let config = ModelConfig::default()
+            .with_d_model(16)
+            .with_n_layers(1)
+            .with_n_heads(2)
+            .with_n_kv_heads(2)
+            .with_d_ff(32)
+            .with_vocab_size(257)
+            .with_max_seq_len(16)
+            .with_placement(crate::placement::named("pre-norm").unwrap());
+        let mut model = Model::new(&config, 0, Device::Cpu).unwrap();
+        let greedy = || Sampling::default().with_temperature(0.0);
+        let first = {
+            let ids = [97, 98];
+            let mut generator = Generator::new(&mut model, &ids, greedy()).unwrap();
+            generator.next_token().unwrap() as u32
+        };
+        for (ends, has_text) in [(vec![], true), (vec![first], false)] {
+            let tokenizer = Tokenizer::bytes().with_end_ids(&ends);
+            let start = StartToken::None;
+            let mut generator =
+                TextGenerator::new(&mut model, &tokenizer, "ab", start, greedy()).unwrap();
+            assert_eq!(generator.next_piece().unwrap().is_some(), has_text);
+        }
+    }
+}

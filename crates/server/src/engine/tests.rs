@@ -37,7 +37,11 @@ fn options() -> EngineOptions {
 
 /// Runs a test with an engine.
 fn with_engine(options: &EngineOptions, test: impl FnOnce(&EngineHandle)) {
-    let (engine, handle) = Engine::new(model(), Tokenizer::bytes(), options).unwrap();
+    with_tokenizer(Tokenizer::bytes(), options, test);
+}
+
+fn with_tokenizer(tokenizer: Tokenizer, options: &EngineOptions, test: impl FnOnce(&EngineHandle)) {
+    let (engine, handle) = Engine::new(model(), tokenizer, options).unwrap();
     let thread = std::thread::spawn(|| engine.run());
     test(&handle);
     drop(handle);
@@ -236,6 +240,25 @@ fn text_ends_before_a_stop_string() {
         assert_eq!(stopped.text, whole.text[..at]);
         assert_eq!(stopped.reason, Some(FinishReason::Stop));
         assert!(whole.ids.starts_with(&stopped.ids) && stopped.ids.len() < whole.ids.len());
+    });
+}
+
+#[test]
+fn text_ends_at_any_end_token() {
+    let greedy = Sampling::default().with_temperature(0.0);
+    let prompt = prompt(5, 1);
+    let ids = generated(&prompt, 6, greedy.clone());
+    let end = ids[3];
+    let at = ids.iter().position(|id| *id == end).unwrap();
+    let tokenizer = Tokenizer::bytes().with_end_ids(&[end as u32]);
+    with_tokenizer(tokenizer, &options(), |handle| {
+        let mut request = Request::new(prompt.clone(), 6);
+        request.sampling = greedy.clone();
+        let found = one(handle, request);
+        assert_eq!(found.ids, ids[..=at]);
+        assert_eq!(found.reason, Some(FinishReason::Stop));
+        let before: Vec<u32> = ids[..at].iter().map(|id| *id as u32).collect();
+        assert_eq!(found.text, Tokenizer::bytes().decode(&before));
     });
 }
 
