@@ -146,7 +146,9 @@ fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
 
 /// Returns year, month, day of the month, and day of the year, month and day of the year from 0.
 fn date(mut days: u64) -> (u64, u64, u64, u64) {
-    let is_leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let is_leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
     let mut year = 1970 + days / 146_097 * 400;
     days %= 146_097;
     while days >= 365 + u64::from(is_leap(year)) {
