@@ -368,7 +368,7 @@ mod tests {
             .with_rope_theta(5e5)
             .with_placement(placement);
         let section = ModelSection::from(&config);
-        let parsed = Config::parse(&section.to_toml(), &[])
+        let parsed = Config::parse(&section.to_toml(), &["train.seq_len=8".to_owned()])
             .unwrap()
             .model
             .unwrap();
