@@ -173,6 +173,12 @@ fn run_is_exported_for_llama_cpp() {
         "{printed}"
     );
     assert!(text(&dir, "out/README.md").contains("parameters as F32"));
+    for (path, kind) in [
+        ("out", "a folder with a GGUF file"),
+        ("out/model.gguf", "a GGUF file"),
+    ] {
+        dir.expect_error(1, &["inspect", path], &[kind, "hybridnorm import"]);
+    }
     dir.ok(&["import", "out", "--out", "back", "--quiet"]);
     let generate = |from| {
         dir.ok(&[

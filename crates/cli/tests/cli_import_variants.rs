@@ -421,7 +421,7 @@ fn messages_about_other_sources_name_what_to_do() {
     let shown = dir.ok(&["inspect", "ours"]);
     for words in [
         "[model]\n",
-        "placement = \"pre-norm\"",
+        "base = \"pre-norm\"",
         "rope_theta",
         "micro-batch of 1 sequence of",
     ] {

@@ -86,7 +86,10 @@ fn is_config(path: &Path) -> Result<bool, Error> {
     let is_toml = path
         .extension()
         .is_some_and(|extension| extension == "toml");
-    Ok(is_toml || files::exists(path)? && !files::is_dir(path)?)
+    let is_gguf = path
+        .extension()
+        .is_some_and(|extension| extension == "gguf");
+    Ok(is_toml || !is_gguf && files::exists(path)? && !files::is_dir(path)?)
 }
 
 /// Lists the dimensions of a model.

@@ -140,10 +140,11 @@ pub fn check_does_not_exist(path: &Path) -> Result<()> {
 /// Describes a model that `import` reads: a folder in Hugging Face format or of the official code, or a GGUF file;
 /// `None` for anything else.
 fn importable_kind(path: &Path) -> Result<Option<&'static str>> {
-    let is_gguf = path
-        .extension()
-        .is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-    if is_gguf && files::exists(path)? && !files::is_dir(path)? {
+    let is_gguf = |path: &Path| {
+        path.extension()
+            .is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"))
+    };
+    if is_gguf(path) && files::exists(path)? && !files::is_dir(path)? {
         return Ok(Some("a GGUF file"));
     }
     if !files::is_dir(path)?
@@ -158,7 +159,11 @@ fn importable_kind(path: &Path) -> Result<Option<&'static str>> {
             Some("a model in Hugging Face format")
         }
         _ if path.join("config.yaml").exists() => Some("a model of the official HybridNorm code"),
-        _ => None,
+        _ => {
+            let mut entries = fs::read_dir(path).map_err(Error::io(path))?.flatten();
+            let has_gguf = entries.any(|entry| is_gguf(&entry.path()));
+            has_gguf.then_some("a folder with a GGUF file")
+        }
     })
 }
 

@@ -239,30 +239,10 @@ impl ModelSection {
     }
 }
 
-/// The section of a model. Its placement is a name where it is a named one, with `norm` and `init` where they differ
-/// from it, otherwise a table.
+/// The section of a model. Its placement is a name where it is a named one, otherwise a table with the differences from
+/// the nearest named one.
 impl From<&ModelConfig> for ModelSection {
     fn from(config: &ModelConfig) -> Self {
-        let table = |value: Value| without_null(value);
-        let of =
-            |found: serde_json::Result<Value>| table(found.expect("a placement has a JSON form"));
-        let placement = &config.placement;
-        let named = placement::named_placements().iter().map(|named| {
-            let mut value = named.placement();
-            let norm =
-                (value.norm != placement.norm).then(|| of(serde_json::to_value(&placement.norm)));
-            let init =
-                (value.init != placement.init).then(|| of(serde_json::to_value(&placement.init)));
-            value.norm = placement.norm.clone();
-            value.init = placement.init.clone();
-            (named.name, value, norm, init)
-        });
-        let mut equal: Vec<_> = named.filter(|(_, value, ..)| value == placement).collect();
-        equal.sort_by_key(|(_, _, norm, init)| norm.is_some() as usize + init.is_some() as usize);
-        let (name, norm, init) = match equal.into_iter().next() {
-            Some((name, _, norm, init)) => (name.into(), norm, init),
-            None => (of(serde_json::to_value(placement)), None, None),
-        };
         Self {
             d_model: config.d_model,
             n_layers: config.n_layers,
@@ -282,10 +262,61 @@ impl From<&ModelConfig> for ModelSection {
             activation: config.activation,
             moe: config.moe.clone(),
             mla: config.mla,
-            placement: name,
-            norm,
-            init,
+            placement: shortest_form(&config.placement),
+            norm: None,
+            init: None,
         }
+    }
+}
+
+/// Returns a placement as the name of a named one, or as a table of the fewest differences from one.
+fn shortest_form(placement: &placement::Placement) -> Value {
+    let value = |placement: &placement::Placement| {
+        without_null(serde_json::to_value(placement).expect("a placement has a JSON form"))
+    };
+    let full = value(placement);
+    let mut forms = Vec::new();
+    for named in placement::named_placements() {
+        let patch = match difference(&full, &value(&named.placement())) {
+            None => return named.name.into(),
+            Some(patch) => patch,
+        };
+        let count = leaves(&patch);
+        if let Value::Object(mut table) = patch {
+            table.insert("base".to_owned(), named.name.into());
+            forms.push((count, Value::Object(table)));
+        }
+    }
+    forms.sort_by_key(|(count, _)| *count);
+    let is_equal =
+        |form: &Value| placement::from_value(form.clone()).is_ok_and(|parsed| parsed == *placement);
+    let shortest = forms.into_iter().map(|(_, form)| form).find(is_equal);
+    shortest.unwrap_or(full)
+}
+
+/// Returns the part of `value` that differs from `base`; `None` if nothing does.
+fn difference(value: &Value, base: &Value) -> Option<Value> {
+    match (value, base) {
+        _ if value == base => None,
+        (Value::Object(value), Value::Object(base)) => {
+            let differing = value.iter().filter_map(|(key, value)| {
+                let found = match base.get(key) {
+                    Some(base) => difference(value, base)?,
+                    None => value.clone(),
+                };
+                Some((key.clone(), found))
+            });
+            Some(Value::Object(differing.collect()))
+        }
+        _ => Some(value.clone()),
+    }
+}
+
+/// Counts the values of a table and of the tables in it.
+fn leaves(value: &Value) -> usize {
+    match value {
+        Value::Object(table) => table.values().map(leaves).sum(),
+        _ => 1,
     }
 }
 
@@ -380,19 +411,16 @@ mod tests {
     fn section_of_a_model_resolves_to_it() {
         for named in placement::named_placements() {
             let section = assert_round_trip(named.placement());
-            assert!(
-                section.norm.is_none() && section.init.is_none(),
-                "{}",
-                named.name
-            );
-            assert!(section.placement.is_string(), "{}", named.name);
+            assert_eq!(section.placement, named.name);
         }
-        let mut other = placement::named("pre-norm").unwrap();
+        let mut other = placement::named("gemma2").unwrap();
         other.norm.eps = 1e-3;
-        let section = assert_round_trip(other.clone());
-        assert_eq!(section.placement, "pre-norm");
-        assert!(section.norm.is_some());
-        other.final_norm = false;
-        assert!(assert_round_trip(other).placement.is_object());
+        other.block.attn_inner.attn_softcap = Some(7.0);
+        let expected = serde_json::json!({
+            "base": "gemma2",
+            "block": {"attn_inner": {"attn_softcap": 7.0}},
+            "norm": {"eps": 1e-3},
+        });
+        assert_eq!(assert_round_trip(other).placement, expected);
     }
 }
