@@ -92,7 +92,11 @@ fn a_dropped_start_token_changes_the_results() {
     assert_eq!((with.start_id, without.start_id), (Some(0), None));
     assert_ne!(with.documents[1].choices, without.documents[1].choices);
     // An empty context is the start token in both; the rounding of a run depends on the other requests in it.
-    for (with, without) in with.documents[40].choices.iter().zip(&without.documents[40].choices) {
+    for (with, without) in with.documents[40]
+        .choices
+        .iter()
+        .zip(&without.documents[40].choices)
+    {
         assert_eq!(with.tokens, without.tokens);
         let difference = (with.log_likelihood - without.log_likelihood).abs();
         assert!(difference < 1e-5, "{difference}");
