@@ -21,10 +21,11 @@ const MAX_ADDED: usize = 1 << 20;
 /// Maximum length of a template in bytes.
 const MAX_TEMPLATE: usize = 128 << 10;
 /// Stack in bytes of the thread that runs a template: expressions, and values that a template nests, are parsed, written
-/// and freed recursively, and both may be as deep as [`MAX_TEMPLATE`] and the limit of instructions allow. Only used pages take memory.
+/// and freed recursively, and both may be as deep as [`MAX_TEMPLATE`] and the limit of instructions allow. Only used
+/// pages take memory.
 const STACK: usize = 1 << 30;
-/// Time for a template. The limit of instructions does not count all work: a list that is joined with itself 60 times is small, but
-/// has 2^60 elements.
+/// Time for a template. The limit of instructions does not count all work: a list that is joined with itself 60 times is
+/// small, but has 2^60 elements.
 const TIME: Duration = Duration::from_secs(10);
 const NAME: &str = "chat";
 

@@ -219,7 +219,8 @@ fn strip_repeated_spaces(piece: String, spaces: &mut usize) -> String {
     piece[known..].to_owned()
 }
 
-/// Generates up to `max_tokens` tokens after a prompt with the tokenizer's start token; returns their text without the prompt.
+/// Generates up to `max_tokens` tokens after a prompt with the tokenizer's start token; returns their text without the
+/// prompt.
 ///
 /// # Errors
 /// See [`TextGenerator::new`] and [`TextGenerator::next_piece`].
