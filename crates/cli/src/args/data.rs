@@ -30,7 +30,7 @@ pub struct DataInspectArgs {
 /// Arguments of `data get`.
 #[derive(Debug, Args)]
 pub struct DataGetArgs {
-    /// What to fetch.
+    /// Text, or requests of downstream tasks.
     pub name: PublicText,
     /// Output format.
     #[command(flatten)]

@@ -89,7 +89,7 @@ impl Metric {
 
     /// True if larger values are better.
     pub fn is_higher_better(self) -> bool {
-        !matches!(self, Self::Bpb | Self::Perplexity)
+        self.is_accuracy()
     }
 
     /// Returns the metric of a name in the configurations of OLMES, such as `acc_per_char`.

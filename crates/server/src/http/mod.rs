@@ -40,7 +40,7 @@ const PAGE: &str = include_str!("page.html");
 /// The page runs only its own script, and connects only to this server.
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src \
                            'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-/// How often the request to stop is checked.
+/// Interval at which the request to stop is checked.
 const POLL: Duration = Duration::from_millis(50);
 /// Threads that read and tokenize requests.
 const BLOCKING_THREADS: usize = 2;

@@ -17,12 +17,12 @@ pub struct Support {
     pub program: &'static str,
     /// True if it can run the model.
     pub can_run: bool,
-    /// How to run it, or what is missing.
+    /// Command or option with which it runs, or the property that is missing.
     pub reason: String,
 }
 
-/// Returns which of `transformers`, vLLM, llama.cpp and MLX can run the exported folder of a model. What vLLM, MLX and the
-/// converter of llama.cpp compute is known from their documentation and source.
+/// Returns which of `transformers`, vLLM, llama.cpp and MLX can run the exported folder of a model. What vLLM, MLX and
+/// architectures of llama.cpp that [`Format::Gguf`](super::Format::Gguf) does not write compute is not measured.
 ///
 /// # Errors
 /// If the configuration is invalid.
@@ -76,7 +76,7 @@ fn of_generated(config: &ModelConfig) -> Result<Vec<Support>> {
                 None => "",
             };
             let reason =
-                format!("its Transformers backend, with trust_remote_code{eager}; {BY_DOCUMENTS}");
+                format!("its Transformers backend, with trust_remote_code{eager}; {NOT_RUN}");
             row("vLLM", true, reason)
         }
     };
@@ -93,13 +93,13 @@ fn of_generated(config: &ModelConfig) -> Result<Vec<Support>> {
     ])
 }
 
-const BY_DOCUMENTS: &str = "by its documentation, not run";
-const BY_SOURCE: &str = "by its source, not run";
+/// Marks statements on programs with which exported models were not compared.
+const NOT_RUN: &str = "not run";
 
 /// Returns the programs for an architecture of `transformers`.
 fn of_stock(name: &str, config: &ModelConfig) -> Vec<Support> {
     let with_own_code = |program, obstacle: Option<String>, otherwise: String| match obstacle {
-        Some(obstacle) => row(program, false, format!("{obstacle}; {BY_SOURCE}")),
+        Some(obstacle) => row(program, false, format!("{obstacle}; {NOT_RUN}")),
         None => row(program, true, otherwise),
     };
     let llama_cpp = match (gguf::check(config), gguf::problem_of(name, config)) {
@@ -112,17 +112,17 @@ fn of_stock(name: &str, config: &ModelConfig) -> Vec<Support> {
         (Err(_), _) => with_own_code(
             "llama.cpp",
             llama_cpp_obstacle(name, config),
-            format!("architecture {name}, after convert_hf_to_gguf.py; {BY_SOURCE}"),
+            format!("architecture {name}, after convert_hf_to_gguf.py; {NOT_RUN}"),
         ),
     };
     vec![
         row("transformers", true, format!("architecture {name}")),
-        row("vLLM", true, format!("architecture {name}; {BY_DOCUMENTS}")),
+        row("vLLM", true, format!("architecture {name}; {NOT_RUN}")),
         llama_cpp,
         with_own_code(
             "MLX",
             mlx_obstacle(name, config),
-            format!("architecture {name} of mlx-lm; {BY_SOURCE}"),
+            format!("architecture {name} of mlx-lm; {NOT_RUN}"),
         ),
     ]
 }

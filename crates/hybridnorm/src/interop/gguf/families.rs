@@ -107,7 +107,7 @@ const GEMMA_NORMS: [(&str, &str); 6] = [
     ("attn_k_norm", "self_attn.k_norm"),
 ];
 
-/// How a file stores a tensor of Hugging Face's format.
+/// Layout in which a file stores a tensor of Hugging Face's format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stored {
     Unchanged,

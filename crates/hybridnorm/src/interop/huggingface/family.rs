@@ -59,7 +59,7 @@ pub(in crate::interop) fn read(json: &[u8]) -> Result<Box<dyn Family>, String> {
     }
 }
 
-/// What a family has where its `config.json` lacks a key: the default values of its configuration class in
+/// Values that a family has for keys that its `config.json` lacks: the defaults of its configuration class in
 /// `transformers`, which files often lack. Keys without such a value in this crate are required, or have the same one in
 /// all families.
 pub(super) struct Defaults {

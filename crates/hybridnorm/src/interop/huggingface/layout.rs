@@ -19,7 +19,7 @@ pub(super) struct Layout {
     pub(super) placement: &'static str,
     /// Norms of a block: name in the checkpoint, below `model.layers.N`, and name of this crate, below `blocks.N`.
     pub(super) norms: &'static [(&'static str, &'static str)],
-    /// What a file without a key has.
+    /// Values of keys that a file lacks.
     pub(super) defaults: Defaults,
     /// Key of the activation.
     pub(super) activation: ActivationKey,
