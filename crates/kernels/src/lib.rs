@@ -29,11 +29,13 @@ pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;
 pub mod experts;
+pub mod floats;
 #[allow(unsafe_code)]
 pub mod gemm;
 pub mod latent;
 pub mod linear;
 mod math;
+pub mod matmul;
 pub mod muon;
 pub mod norm;
 mod panels;

@@ -1,0 +1,151 @@
+//! Elements in single precision or in bfloat16.
+//!
+//! A bfloat16 number is the upper half of a single-precision one: 8 bits of exponent, 8 of significand. Widening is
+//! exact; narrowing rounds to the nearest number, ties to the even one.
+
+use half::bf16;
+use std::ops::Range;
+
+/// Elements that are read.
+#[derive(Clone, Copy, Debug)]
+pub enum Floats<'a> {
+    /// Single precision.
+    F32(&'a [f32]),
+    /// bfloat16.
+    Bf16(&'a [bf16]),
+}
+
+/// Elements that are written.
+#[derive(Debug)]
+pub enum FloatsMut<'a> {
+    /// Single precision.
+    F32(&'a mut [f32]),
+    /// bfloat16.
+    Bf16(&'a mut [bf16]),
+}
+
+impl<'a> Floats<'a> {
+    /// Returns the number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(x) => x.len(),
+            Self::Bf16(x) => x.len(),
+        }
+    }
+
+    /// True if there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Returns a part of the elements.
+    pub fn slice(self, range: Range<usize>) -> Self {
+        match self {
+            Self::F32(x) => Self::F32(&x[range]),
+            Self::Bf16(x) => Self::Bf16(&x[range]),
+        }
+    }
+}
+
+impl<'a> FloatsMut<'a> {
+    /// Returns the number of elements.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(x) => x.len(),
+            Self::Bf16(x) => x.len(),
+        }
+    }
+
+    /// True if there are no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl<'a> From<&'a [f32]> for Floats<'a> {
+    fn from(x: &'a [f32]) -> Self {
+        Self::F32(x)
+    }
+}
+
+impl<'a> From<&'a [bf16]> for Floats<'a> {
+    fn from(x: &'a [bf16]) -> Self {
+        Self::Bf16(x)
+    }
+}
+
+impl<'a> From<&'a mut [f32]> for FloatsMut<'a> {
+    fn from(x: &'a mut [f32]) -> Self {
+        Self::F32(x)
+    }
+}
+
+impl<'a> From<&'a mut [bf16]> for FloatsMut<'a> {
+    fn from(x: &'a mut [bf16]) -> Self {
+        Self::Bf16(x)
+    }
+}
+
+/// Rounds a number to bfloat16. In integer arithmetic, which compilers vectorize; NaN stays NaN.
+#[inline(always)]
+pub(crate) fn round(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    let to_even = 0x7fff + (bits >> 16 & 1);
+    // The sum would carry a NaN into the exponent or the sign.
+    let rounded = match x.is_nan() {
+        true => bits | 0x0040_0000,
+        false => bits.wrapping_add(to_even),
+    };
+    bf16::from_bits((rounded >> 16) as u16)
+}
+
+/// Widens `x` to single precision.
+#[inline(always)]
+pub(crate) fn widen(x: &[bf16], out: &mut [f32]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = f32::from_bits(u32::from(x.to_bits()) << 16);
+    }
+}
+
+/// Rounds `x` to bfloat16.
+#[inline(always)]
+pub(crate) fn narrow(x: &[f32], out: &mut [bf16]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = round(*x);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Rng;
+
+    #[test]
+    fn rounding_is_to_nearest_even() {
+        let mut rng = Rng::new(4);
+        let mut all: Vec<f32> = rng.normal(4000);
+        // Ties, the largest numbers, and what is not a number.
+        all.extend((0..64).map(|i| f32::from_bits(0x3f80_0000 + i * 0x4000)));
+        all.extend([0.0, -0.0, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY]);
+        all.extend([f32::MIN_POSITIVE, 1e-40, f32::EPSILON]);
+        for x in all {
+            assert_eq!(round(x).to_bits(), bf16::from_f32(x).to_bits(), "{x}");
+        }
+        for bits in [0x7f80_0001, 0x7fff_ffff, 0xff80_0001, 0xffff_ffff] {
+            assert!(round(f32::from_bits(bits)).is_nan(), "{bits:x}");
+        }
+    }
+
+    #[test]
+    fn widening_and_narrowing_are_inverse() {
+        let bits = (0..=u16::MAX).map(bf16::from_bits);
+        let all: Vec<bf16> = bits.filter(|x| !x.is_nan()).collect();
+        let (mut wide, mut back) = (vec![0.0; all.len()], vec![bf16::ZERO; all.len()]);
+        widen(&all, &mut wide);
+        narrow(&wide, &mut back);
+        for ((x, wide), back) in all.iter().zip(&wide).zip(&back) {
+            assert_eq!(x.to_f32().to_bits(), wide.to_bits());
+            assert_eq!(x.to_bits(), back.to_bits());
+        }
+    }
+}

@@ -1,0 +1,263 @@
+use super::unit::Unit;
+use super::*;
+use crate::floats::{narrow, widen};
+use crate::testing::{Rng, assert_bit_identical_for_any_thread_count};
+use proptest::prelude::*;
+use std::ops::Range;
+
+/// Relative rounding error of single precision.
+const EPSILON: f64 = f32::EPSILON as f64 / 2.0;
+
+fn rounded(x: &[f32]) -> Vec<bf16> {
+    let mut out = vec![bf16::ZERO; x.len()];
+    narrow(x, &mut out);
+    out
+}
+
+/// Returns the elements as the matmul reads them.
+fn operand(precision: Precision, x: &[f32]) -> Vec<f64> {
+    let mut x = x.to_vec();
+    if precision == Precision::Bf16 {
+        let narrow = rounded(&x);
+        widen(&narrow, &mut x);
+    }
+    x.into_iter().map(f64::from).collect()
+}
+
+/// Returns the product (m, k) (k, n), and the sums of the absolute values of its terms.
+fn naive(
+    [m, n, k]: [usize; 3],
+    a: impl Fn(usize, usize) -> f64,
+    b: impl Fn(usize, usize) -> f64,
+) -> Vec<(f64, f64)> {
+    let mut out = Vec::with_capacity(m * n);
+    for i in 0..m {
+        for j in 0..n {
+            let terms = (0..k).map(|l| a(i, l) * b(l, j));
+            out.push(terms.fold((0.0, 0.0), |(sum, size), x| (sum + x, size + x.abs())));
+        }
+    }
+    out
+}
+
+/// Asserts that sums of `k` terms differ by no more than their rounding errors: each of k additions rounds a partial
+/// sum, which is at most the sum of the absolute values.
+#[track_caller]
+fn assert_sums(found: &[f32], want: &[(f64, f64)], k: usize) {
+    assert_eq!(found.len(), want.len());
+    for (i, (found, (want, size))) in found.iter().zip(want).enumerate() {
+        let bound = (k + 2) as f64 * EPSILON * size + 1e-30;
+        let error = (f64::from(*found) - want).abs();
+        assert!(error <= bound, "element {i}: {found}, expected {want} within {bound:e}");
+    }
+}
+
+const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
+
+/// Returns every unit of this machine.
+fn units() -> Vec<Unit> {
+    let mut units = vec![Unit::Widened];
+    if !matches!(Unit::best(), Unit::Widened) {
+        units.push(Unit::best());
+    }
+    units
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+    #[test]
+    fn products_match_the_definition(
+        m in 0usize..30, n in 0usize..120, k in 0usize..70, padding in 0usize..3,
+        is_transposed in any::<bool>(), is_narrow in any::<[bool; 2]>(), seed in any::<u64>(),
+    ) {
+        let mut rng = Rng::new(seed);
+        let a = rng.normal(m * (k + padding) + k);
+        let (rows, width) = if is_transposed { (n, k) } else { (k, n) };
+        let b = rng.normal(rows * width);
+        let (a_narrow, b_narrow) = (rounded(&a), rounded(&b));
+        for precision in PRECISIONS {
+            let a_floats = if is_narrow[0] { Floats::from(&a_narrow[..]) } else { Floats::from(&a[..]) };
+            let b_floats = if is_narrow[1] { Floats::from(&b_narrow[..]) } else { Floats::from(&b[..]) };
+            let read = |x: &[f32], is_narrow: bool| match is_narrow {
+                true => operand(Precision::Bf16, x),
+                false => operand(precision, x),
+            };
+            let (a_read, b_read) = (read(&a, is_narrow[0]), read(&b, is_narrow[1]));
+            let left = Matrix::with_stride(a_floats, m, k, k + padding);
+            let matrix = Matrix::new(b_floats, rows, width);
+            let packed = match is_transposed {
+                true => Packed::transposed(precision, matrix),
+                false => Packed::new(precision, matrix),
+            };
+            let b_at = |l: usize, j: usize| b_read[if is_transposed { j * k + l } else { l * n + j }];
+            let want = naive([m, n, k], |i, l| a_read[i * (k + padding) + l], b_at);
+            let mut c = vec![f32::NAN; m * (n + padding)];
+            let stride = n + padding;
+            multiply(left, &packed, MatrixMut::with_stride(&mut c[..], m, n, stride), 1.0);
+            let found: Vec<f32> = (0..m).flat_map(|i| c[i * stride..][..n].to_vec()).collect();
+            assert_sums(&found, &want, k);
+            let padding = (0..m).flat_map(|i| c[i * stride + n..][..padding].to_vec());
+            prop_assert!(padding.into_iter().all(f32::is_nan));
+            // Outputs in bfloat16 are those in single precision, rounded.
+            let mut c = vec![bf16::NAN; m * n];
+            multiply(left, &packed, MatrixMut::new(&mut c[..], m, n), -0.5);
+            let halves: Vec<f32> = found.iter().map(|x| -0.5 * x).collect();
+            prop_assert_eq!(c, rounded(&halves));
+        }
+    }
+
+    #[test]
+    fn transposed_products_match_the_definition(
+        m in 0usize..60, n in 0usize..70, k in 0usize..70, padding in 0usize..3,
+        accumulate in any::<bool>(), is_narrow in any::<bool>(), seed in any::<u64>(),
+    ) {
+        let mut rng = Rng::new(seed);
+        let a = rng.normal(k * (m + padding));
+        let b = rng.normal(k * n);
+        let (a_narrow, b_narrow) = (rounded(&a), rounded(&b));
+        let before = rng.normal(m * n);
+        for precision in PRECISIONS {
+            let (left, right) = match is_narrow {
+                true => (Floats::from(&a_narrow[..]), Floats::from(&b_narrow[..])),
+                false => (Floats::from(&a[..]), Floats::from(&b[..])),
+            };
+            let read = if is_narrow { Precision::Bf16 } else { precision };
+            let (a_read, b_read) = (operand(read, &a), operand(read, &b));
+            let stride = m + padding;
+            let product = naive([m, n, k], |i, l| a_read[l * stride + i], |l, j| b_read[l * n + j]);
+            let want: Vec<(f64, f64)> = product.iter().zip(&before).map(|((sum, size), before)| {
+                let before = if accumulate { f64::from(*before) } else { 0.0 };
+                (0.5 * sum + before, 0.5 * size + before.abs())
+            }).collect();
+            let mut c = before.clone();
+            multiply_transposed(
+                precision,
+                Matrix::with_stride(left, k, m, stride),
+                Matrix::new(right, k, n),
+                MatrixMut::new(&mut c[..], m, n),
+                0.5,
+                accumulate,
+            );
+            assert_sums(&c, &want, k);
+        }
+    }
+
+    /// Rows that are masked, as in attention, on every vector unit.
+    #[test]
+    fn active_regions_match_the_definition(
+        m in 1usize..20, n in 1usize..40, k in 1usize..30, step_major in any::<bool>(),
+        first in 0usize..8, seed in any::<u64>(),
+    ) {
+        let mut rng = Rng::new(seed);
+        // Row i has nonzero terms up to inner index first + i.
+        let end = |i: usize| (first + i + 1).min(k);
+        let mut a = rng.normal(m * k);
+        for i in 0..m {
+            a[i * k + end(i)..(i + 1) * k].fill(0.0);
+        }
+        let b = rng.normal(k * n);
+        for precision in PRECISIONS {
+            let packed = Packed::new(precision, Matrix::new(&b[..], k, n));
+            let steps = packed.steps();
+            let mut left = vec![0; m * steps];
+            for (i, left) in left.chunks_exact_mut(steps).enumerate() {
+                panels::load_row(precision, Floats::from(&a[i * k..][..k]), left);
+            }
+            if step_major {
+                left = (0..steps * m).map(|at| left[at % m * steps + at / m]).collect();
+            }
+            let (a_read, b_read) = (operand(precision, &a), operand(precision, &b));
+            let want = naive([m, n, k], |i, l| a_read[i * k + l], |l, j| b_read[l * n + j]);
+            let mut all = Vec::new();
+            for unit in units() {
+                let mut c = vec![f32::NAN; m * n];
+                let mut rows: Vec<&mut [f32]> = c.chunks_exact_mut(n).collect();
+                TiledMatmul {
+                    precision,
+                    left: Left {
+                        data: &left,
+                        stride: if step_major { m } else { steps },
+                        layout: if step_major { LeftLayout::StepMajor } else { LeftLayout::RowMajor },
+                    },
+                    rows: m,
+                    right: packed.panels_from(0),
+                    steps,
+                    columns: n,
+                    out: BlockOutput { rows: &mut rows, scale: 1.0, accumulate: false },
+                }
+                .run_on(unit, |rows: Range<usize>| ActiveRegion {
+                    inner: 0..end(rows.end - 1),
+                    columns: n,
+                });
+                assert_sums(&c, &want, k);
+                all.push(c);
+            }
+            if precision == Precision::F32 {
+                prop_assert!(all.iter().all(|c| *c == all[0]));
+            }
+        }
+    }
+}
+
+#[test]
+fn long_sums_are_split() {
+    let (m, n, k) = (9, 50, 3 * tiles::SUM_STEPS + 77);
+    let mut rng = Rng::new(5);
+    let (a, b) = (rng.normal(m * k), rng.normal(k * n));
+    for precision in PRECISIONS {
+        let (a_read, b_read) = (operand(precision, &a), operand(precision, &b));
+        let want = naive([m, n, k], |i, l| a_read[i * k + l], |l, j| b_read[l * n + j]);
+        let packed = Packed::new(precision, Matrix::new(&b[..], k, n));
+        let mut c = vec![0.0; m * n];
+        multiply(Matrix::new(&a[..], m, k), &packed, MatrixMut::new(&mut c[..], m, n), 1.0);
+        // As if each block of terms were one: the bound of a plain chain is several times as large.
+        assert_sums(&c, &want, k / 2);
+    }
+}
+
+#[test]
+fn numbers_that_are_not_finite_propagate() {
+    for precision in PRECISIONS {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut a = vec![1.0; 5 * 64];
+            a[64 + 3] = bad;
+            let packed = Packed::new(precision, Matrix::new(&[1.0; 64 * 17][..], 64, 17));
+            let mut c = vec![0.0; 5 * 17];
+            multiply(Matrix::new(&a[..], 5, 64), &packed, MatrixMut::new(&mut c[..], 5, 17), 1.0);
+            for (i, row) in c.chunks(17).enumerate() {
+                assert!(row.iter().all(|x| x.is_finite() != (i == 1)), "{precision:?} {bad}");
+            }
+        }
+    }
+}
+
+#[test]
+fn bit_identical_for_any_thread_count() {
+    for precision in PRECISIONS {
+        for (m, n, k) in [(1, 700, 300), (700, 1, 300), (65, 129, 1000), (200, 300, 77), (3, 500, 400)] {
+            let mut rng = Rng::new(3);
+            let (a, b, t) = (rng.normal(m * k), rng.normal(k * n), rng.normal(k * m));
+            assert_bit_identical_for_any_thread_count(|| {
+                let packed = Packed::new(precision, Matrix::new(&b[..], k, n));
+                let (mut c, mut d) = (vec![1.0; m * n], vec![1.0; m * n]);
+                multiply(Matrix::new(&a[..], m, k), &packed, MatrixMut::new(&mut c[..], m, n), 0.3);
+                let (left, right) = (Matrix::new(&t[..], k, m), Matrix::new(&b[..], k, n));
+                let out = MatrixMut::new(&mut d[..], m, n);
+                multiply_transposed(precision, left, right, out, 0.3, true);
+                [c, d].concat()
+            });
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "with stride 2 does not fit a slice of 3")]
+fn slice_that_is_too_short_is_rejected() {
+    Matrix::with_stride(&[0.0; 3][..], 2, 2, 2);
+}
+
+#[test]
+#[should_panic(expected = "rows of an output overlap")]
+fn overlapping_output_is_rejected() {
+    MatrixMut::with_stride(&mut [0.0; 4][..], 2, 2, 1);
+}
