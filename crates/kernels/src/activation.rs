@@ -7,10 +7,10 @@
 
 use std::f32::consts::FRAC_1_SQRT_2;
 
+use crate::chunks::for_each_chunk;
+use crate::floats::{Floats, FloatsMut};
 use crate::math::{erf, erf_derivative, sigmoid};
 use crate::parallel::rows_per_chunk;
-use crate::simd::dispatch;
-use rayon::prelude::*;
 
 /// An activation; see [`Activation::inputs`] for the width of its rows.
 #[derive(Default, Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,29 +49,39 @@ impl Activation {
 }
 
 /// Computes `y` (n, f) from `x`, (n, 2f) in the layout `[gate | up]` if gated, else (n, f).
-pub fn forward(act: Activation, x: &[f32], y: &mut [f32], f: usize) {
+pub fn forward<'a>(
+    act: Activation,
+    x: impl Into<Floats<'a>>,
+    y: impl Into<FloatsMut<'a>>,
+    f: usize,
+) {
+    let (x, y) = (x.into(), y.into());
     check_lengths("activation::forward", act, x.len(), y.len(), f);
     let chunk = rows_per_chunk(y.len() / f, f);
-    let x_chunks = x.par_chunks(chunk * act.inputs(f));
-    y.par_chunks_mut(chunk * f)
-        .zip(x_chunks)
-        .for_each(|(y, x)| {
-            dispatch(
-                #[inline(always)]
-                || match act {
-                    Activation::Swiglu => forward_gated(x, y, f, sigmoid),
-                    Activation::Geglu => forward_gated(x, y, f, gelu_factor),
-                    Activation::Gelu => forward_plain(x, y, gelu_factor),
-                    Activation::GeluErf => forward_plain(x, y, normal_cdf),
-                    Activation::Relu2 => forward_plain(x, y, relu),
-                },
-            );
-        });
+    for_each_chunk(
+        [(x, chunk * act.inputs(f))],
+        [(y, chunk * f)],
+        #[inline(always)]
+        |_, [x], [y]| match act {
+            Activation::Swiglu => forward_gated(x, y, f, sigmoid),
+            Activation::Geglu => forward_gated(x, y, f, gelu_factor),
+            Activation::Gelu => forward_plain(x, y, gelu_factor),
+            Activation::GeluErf => forward_plain(x, y, normal_cdf),
+            Activation::Relu2 => forward_plain(x, y, relu),
+        },
+    );
 }
 
 /// Computes `dx`, shaped like the `x` of [`forward`], from `dy` (n, f), and overwrites `dy` with the recomputed
 /// activation `y`, so that callers need not save it.
-pub fn backward(act: Activation, x: &[f32], dy: &mut [f32], dx: &mut [f32], f: usize) {
+pub fn backward<'a>(
+    act: Activation,
+    x: impl Into<Floats<'a>>,
+    dy: impl Into<FloatsMut<'a>>,
+    dx: impl Into<FloatsMut<'a>>,
+    f: usize,
+) {
+    let (x, dy, dx) = (x.into(), dy.into(), dx.into());
     check_lengths("activation::backward", act, x.len(), dy.len(), f);
     assert_eq!(
         dx.len(),
@@ -80,23 +90,18 @@ pub fn backward(act: Activation, x: &[f32], dy: &mut [f32], dx: &mut [f32], f: u
     );
     let chunk = rows_per_chunk(dy.len() / f, f);
     let wide = chunk * act.inputs(f);
-    let inputs = x.par_chunks(wide).zip(dy.par_chunks_mut(chunk * f));
-    dx.par_chunks_mut(wide)
-        .zip(inputs)
-        .for_each(|(dx, (x, dy))| {
-            dispatch(
-                #[inline(always)]
-                || match act {
-                    Activation::Swiglu => backward_gated(x, dy, dx, f, sigmoid, silu_derivative),
-                    Activation::Geglu => backward_gated(x, dy, dx, f, gelu_factor, gelu_derivative),
-                    Activation::Gelu => backward_plain(x, dy, dx, gelu_factor, gelu_derivative),
-                    Activation::GeluErf => {
-                        backward_plain(x, dy, dx, normal_cdf, gelu_erf_derivative)
-                    }
-                    Activation::Relu2 => backward_plain(x, dy, dx, relu, |_, r| 2.0 * r),
-                },
-            );
-        });
+    for_each_chunk(
+        [(x, wide)],
+        [(dy, chunk * f), (dx, wide)],
+        #[inline(always)]
+        |_, [x], [dy, dx]| match act {
+            Activation::Swiglu => backward_gated(x, dy, dx, f, sigmoid, silu_derivative),
+            Activation::Geglu => backward_gated(x, dy, dx, f, gelu_factor, gelu_derivative),
+            Activation::Gelu => backward_plain(x, dy, dx, gelu_factor, gelu_derivative),
+            Activation::GeluErf => backward_plain(x, dy, dx, normal_cdf, gelu_erf_derivative),
+            Activation::Relu2 => backward_plain(x, dy, dx, relu, |_, r| 2.0 * r),
+        },
+    );
 }
 
 fn check_lengths(name: &str, act: Activation, x: usize, y: usize, f: usize) {

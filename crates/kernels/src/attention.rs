@@ -8,7 +8,8 @@
 //! With `u = scale q k`, a logit is `u`, or `softcap tanh(u / softcap)` if a cap is set (Gemma 2,
 //! arXiv 2408.00118). Query head h reads key/value head `h / (heads / kv_heads)`.
 
-use crate::panels::Rows;
+use crate::floats::{Floats, FloatsMut};
+use crate::matmul::{Precision, Rows};
 use crate::qkv::{BoundQkvTransform, QkvTransform};
 use head_rows::HeadRows;
 
@@ -51,6 +52,8 @@ pub struct AttentionConfig {
     /// Sliding window: the number of keys that a query attends to, the last of them its own, at least 1. `None`: all
     /// keys up to its own.
     pub window: Option<usize>,
+    /// Precision of the operands of the matmuls; the softmax is in single precision.
+    pub precision: Precision,
 }
 
 /// Computes attention of packed `qkv` (batch, seq, (heads + kv_heads) * head_dim + kv_heads * value_dim),
@@ -60,6 +63,7 @@ pub struct AttentionConfig {
 ///
 /// ```
 /// use hybridnorm_kernels::attention::{self, AttentionConfig};
+/// use hybridnorm_kernels::matmul::Precision;
 ///
 /// let one_channel = AttentionConfig {
 ///     batch: 1,
@@ -71,15 +75,22 @@ pub struct AttentionConfig {
 ///     scale: 1.0,
 ///     softcap: None,
 ///     window: None,
+///     precision: Precision::F32,
 /// };
 /// // Both keys have the logit 0, so that the second context is the mean of both values.
-/// let qkv = [0.0, 0.0, 1.0, 0.0, 0.0, 3.0];
-/// let (mut ctx, mut lse) = ([0.0; 2], [0.0; 2]);
+/// let qkv = [0.0f32, 0.0, 1.0, 0.0, 0.0, 3.0];
+/// let (mut ctx, mut lse) = ([0.0f32; 2], [0.0; 2]);
 /// attention::forward(&one_channel, &qkv, &mut ctx, &mut lse);
 /// assert_eq!(ctx, [1.0, 2.0]);
 /// ```
-pub fn forward(a: &AttentionConfig, qkv: &[f32], ctx: &mut [f32], lse: &mut [f32]) {
-    a.check_packed("attention::forward", qkv, ctx, lse);
+pub fn forward<'a>(
+    a: &AttentionConfig,
+    qkv: impl Into<Floats<'a>>,
+    ctx: impl Into<FloatsMut<'a>>,
+    lse: &mut [f32],
+) {
+    let (qkv, ctx) = (qkv.into(), ctx.into());
+    a.check_packed("attention::forward", qkv.len(), ctx.len(), lse);
     forward::attend(a, &a.packed_layout(qkv, None), 0, ctx, lse);
 }
 
@@ -89,14 +100,15 @@ pub fn forward(a: &AttentionConfig, qkv: &[f32], ctx: &mut [f32], lse: &mut [f32
 /// # Panics
 ///
 /// If a norm spans several heads, see [`QkvTransform::is_per_head`], or values are not as wide as keys.
-pub fn forward_transformed(
+pub fn forward_transformed<'a>(
     a: &AttentionConfig,
     transform: &BoundQkvTransform,
-    qkv: &[f32],
-    ctx: &mut [f32],
+    qkv: impl Into<Floats<'a>>,
+    ctx: impl Into<FloatsMut<'a>>,
     lse: &mut [f32],
 ) {
-    a.check_packed("attention::forward_transformed", qkv, ctx, lse);
+    let (qkv, ctx) = (qkv.into(), ctx.into());
+    a.check_packed("attention::forward_transformed", qkv.len(), ctx.len(), lse);
     a.check_transform("attention::forward_transformed", transform);
     forward::attend(a, &a.packed_layout(qkv, Some(transform)), 0, ctx, lse);
 }
@@ -108,15 +120,16 @@ pub fn forward_transformed(
 /// value_dim)), rows `[k heads | v heads]`, already holds the new keys and values.
 /// New query i attends to the cache rows up to `past + i`, as far as the window reaches. `ctx` is (batch, new, heads * value_dim);
 /// `lse` (batch, heads, new) is scratch.
-pub fn cached(
+pub fn cached<'a>(
     a: &AttentionConfig,
-    qkv: &[f32],
-    cache: &[f32],
+    qkv: impl Into<Floats<'a>>,
+    cache: &'a [f32],
     past: usize,
-    ctx: &mut [f32],
+    ctx: impl Into<FloatsMut<'a>>,
     lse: &mut [f32],
 ) {
-    a.check_packed("attention::cached", qkv, ctx, lse);
+    let (qkv, ctx) = (qkv.into(), ctx.into());
+    a.check_packed("attention::cached", qkv.len(), ctx.len(), lse);
     let row_stride = a.kv_heads * (a.head_dim + a.value_dim);
     let capacity = capacity(
         "attention::cached",
@@ -127,7 +140,7 @@ pub fn cached(
     );
     let packed = a.packed_layout(qkv, None);
     let layout = QkvLayout {
-        kv: cache,
+        kv: cache.into(),
         rows_per_sequence: capacity,
         row_stride,
         key: HeadOffsets {
@@ -140,9 +153,10 @@ pub fn cached(
         },
         ..packed
     };
-    match a.seq {
-        1 => single_query::attend(a, &layout, past, ctx),
-        _ => forward::attend(a, &layout, past, ctx, lse),
+    match (a.seq, ctx) {
+        (1, FloatsMut::F32(ctx)) => single_query::attend(a, &layout, past, ctx),
+        (1, FloatsMut::Bf16(ctx)) => single_query::attend(a, &layout, past, ctx),
+        (_, ctx) => forward::attend(a, &layout, past, ctx, lse),
     }
 }
 
@@ -185,7 +199,7 @@ impl AttentionConfig {
     }
 
     /// Checks the packed projection; returns its number of rows.
-    fn check_qkv(&self, name: &str, qkv: &[f32]) -> usize {
+    fn check_qkv(&self, name: &str, qkv: usize) -> usize {
         let AttentionConfig {
             batch,
             seq,
@@ -207,21 +221,21 @@ impl AttentionConfig {
         let rows = batch * seq;
         let width = self.packed_width();
         assert_eq!(
-            qkv.len(),
+            qkv,
             rows * width,
             "{name}: qkv is not ({batch}, {seq}, {width})"
         );
         rows
     }
 
-    fn check_packed(&self, name: &str, qkv: &[f32], ctx: &[f32], lse: &[f32]) {
+    fn check_packed(&self, name: &str, qkv: usize, ctx: usize, lse: &[f32]) {
         let AttentionConfig {
             batch, seq, heads, ..
         } = *self;
         let rows = self.check_qkv(name, qkv);
         let width = heads * self.value_dim;
         assert_eq!(
-            ctx.len(),
+            ctx,
             rows * width,
             "{name}: ctx is not ({batch}, {seq}, {width})"
         );
@@ -263,7 +277,7 @@ impl AttentionConfig {
     /// Returns the layout of queries, keys and values in one packed projection.
     fn packed_layout<'a>(
         &self,
-        qkv: &'a [f32],
+        qkv: Floats<'a>,
         transform: Option<&'a BoundQkvTransform<'a>>,
     ) -> QkvLayout<'a> {
         QkvLayout {
@@ -305,9 +319,9 @@ impl AttentionConfig {
 /// Memory layout of queries, keys and values.
 struct QkvLayout<'a> {
     /// Rows that start with the queries, and their stride.
-    queries: &'a [f32],
+    queries: Floats<'a>,
     query_stride: usize,
-    kv: &'a [f32],
+    kv: Floats<'a>,
     /// Key/value rows per sequence, their stride, and the offsets of keys and values in a row.
     rows_per_sequence: usize,
     row_stride: usize,
@@ -330,10 +344,7 @@ impl<'a> QkvLayout<'a> {
     fn queries(&self, a: &AttentionConfig, sequence: usize, h: usize) -> HeadRows<'a> {
         let stride = self.query_stride;
         HeadRows {
-            rows: Rows {
-                data: &self.queries[sequence * a.seq * stride + h * a.head_dim..],
-                stride,
-            },
+            rows: Rows::new(self.queries.skip(sequence * a.seq * stride + h * a.head_dim), stride),
             packed_head: h,
             transform: self.transform,
         }
@@ -348,10 +359,10 @@ impl<'a> QkvLayout<'a> {
     ) -> [HeadRows<'a>; 2] {
         let start = sequence * self.rows_per_sequence * self.row_stride;
         let head = |layout: HeadOffsets, packed_head: usize| HeadRows {
-            rows: Rows {
-                data: &self.kv[start + layout.first + kv_head * layout.step..],
-                stride: self.row_stride,
-            },
+            rows: Rows::new(
+                self.kv.skip(start + layout.first + kv_head * layout.step),
+                self.row_stride,
+            ),
             packed_head: packed_head + kv_head,
             transform: self.transform,
         };

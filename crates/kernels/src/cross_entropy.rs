@@ -6,8 +6,10 @@
 //! With `p = softmax(z)` the gradient of their weighted sum is
 //! `dz = (p * (1 + 2 z_loss logsumexp(z)) - onehot(t)) / divisor`.
 
-use crate::gemm::{self, matmul};
-use crate::linear::row_stride;
+use crate::floats::{Floats, FloatsMut};
+use crate::matmul::{
+    Matrix, MatrixMut, Packed, Precision, multiply, multiply_transposed, transposed_workspace,
+};
 use crate::math::{exp_bounded, tanh};
 use crate::simd::{dispatch, map_sum, max, sum};
 use rayon::prelude::*;
@@ -16,8 +18,11 @@ use rayon::prelude::*;
 const MAX_LOGITS: usize = 16 << 20;
 /// Minimum and maximum rows per chunk: enough for matmuls to run at full speed.
 const ROWS: (usize, usize) = (16, 512);
-/// Vocabulary entries per matmul for the gradient of `w`, which packs a copy of their logits.
-const ENTRIES: usize = 2048;
+/// Rows whose stride is a multiple of this many values map to the same set of the L1 cache, while a matmul reads dozens
+/// of them side by side.
+const CACHE_SET_STRIDE: usize = 1024;
+/// Padding of a row, in values, that places neighbouring rows in different cache sets.
+const PADDING: usize = 16;
 /// Terms summed in single precision before they are added to a double-precision sum.
 const SUM_BLOCK: usize = 4096;
 
@@ -36,6 +41,8 @@ pub struct LossSpec {
     pub z_loss: f32,
     /// Divisor of the gradient, usually the number of tokens of the global batch.
     pub divisor: f32,
+    /// Precision of the operands of the matmuls.
+    pub precision: Precision,
 }
 
 /// Sums over the rows with a target, not divided by their number; the cross-entropy is in nats.
@@ -60,6 +67,7 @@ pub struct LossSums {
 ///
 /// ```
 /// use hybridnorm_kernels::cross_entropy::{LossSpec, loss};
+/// use hybridnorm_kernels::matmul::Precision;
 ///
 /// let spec = LossSpec {
 ///     width: 1,
@@ -68,29 +76,33 @@ pub struct LossSums {
 ///     softcap: None,
 ///     z_loss: 0.0,
 ///     divisor: 1.0,
+///     precision: Precision::F32,
 /// };
 /// let mut logits = vec![0.0; spec.scratch_len(1)];
-/// let sums = loss(&spec, &[0.0], &[1.0, 2.0], &[1], None, &mut logits);
+/// let sums = loss(&spec, &[0.0f32], &[1.0, 2.0], &[1], None, &mut logits);
 /// assert!((sums.cross_entropy - 2f64.ln()).abs() < 1e-6);
 /// ```
-pub fn loss(
+pub fn loss<'a>(
     spec: &LossSpec,
-    x: &[f32],
+    x: impl Into<Floats<'a>>,
     w: &[f32],
     targets: &[i32],
     nll: Option<&mut [f32]>,
     logits: &mut [f32],
 ) -> LossSums {
-    spec.check("cross_entropy::loss", x, w, targets);
+    let x = x.into();
+    spec.check("cross_entropy::loss", x.len(), w.len(), targets);
     assert!(
         logits.len() >= spec.scratch_len(targets.len()),
         "cross_entropy::loss: logits is shorter than a chunk"
     );
     let mut rows = vec![RowLoss::default(); targets.len()];
     let chunk = spec.rows_per_chunk();
-    let chunks = x.chunks(chunk * spec.width).zip(targets.chunks(chunk));
-    for ((x, targets), rows) in chunks.zip(rows.chunks_mut(chunk)) {
-        let logits = spec.logits(x, w, targets.len(), logits);
+    let w = spec.pack_transposed(w);
+    let chunks = targets.chunks(chunk).zip(rows.chunks_mut(chunk));
+    for (c, (targets, rows)) in chunks.enumerate() {
+        let x = spec.chunk_of(x, c * chunk, targets.len());
+        let logits = spec.logits(x, &w, logits);
         let each = spec.rows_of(logits).zip(targets).zip(rows);
         each.for_each(|((z, &target), row)| *row = spec.row_loss(z, target));
     }
@@ -107,16 +119,17 @@ pub fn loss(
 /// `(cross_entropy + z_loss * z) / divisor` with respect to `x` (n, width) and `w` (vocab, width).
 ///
 /// `logits` is scratch for a chunk of logits, at least [`LossSpec::scratch_len`] long.
-pub fn loss_and_gradients(
+pub fn loss_and_gradients<'a>(
     spec: &LossSpec,
-    x: &[f32],
+    x: impl Into<Floats<'a>>,
     w: &[f32],
     targets: &[i32],
-    dx: &mut [f32],
+    dx: impl Into<FloatsMut<'a>>,
     dw: &mut [f32],
     logits: &mut [f32],
 ) -> LossSums {
-    spec.check("cross_entropy::loss_and_gradients", x, w, targets);
+    let (x, mut dx) = (x.into(), dx.into());
+    spec.check("cross_entropy::loss_and_gradients", x.len(), w.len(), targets);
     assert_eq!(
         dx.len(),
         x.len(),
@@ -137,19 +150,21 @@ pub fn loss_and_gradients(
     if targets.is_empty() {
         dw.fill(0.0);
     }
-    let inputs = x.chunks(chunk * width).zip(targets.chunks(chunk));
-    let outputs = rows.chunks_mut(chunk).zip(dx.chunks_mut(chunk * width));
-    for (c, ((x, targets), (rows, dx))) in inputs.zip(outputs).enumerate() {
+    let (transposed, w) = (spec.pack_transposed(w), Packed::new(spec.precision, Matrix::new(w, vocab, width)));
+    let chunks = targets.chunks(chunk).zip(rows.chunks_mut(chunk));
+    for (c, (targets, rows)) in chunks.enumerate() {
         let n = targets.len();
-        let logits = spec.logits(x, w, n, logits);
+        let x = spec.chunk_of(x, c * chunk, n);
+        let logits = spec.logits(x, &transposed, logits);
         let each = spec.rows_of(logits).zip(targets).zip(rows);
         each.for_each(|((z, &target), row)| *row = spec.row_loss_and_gradient(z, target));
-        let (rows, strides) = ((width, 1), (row_stride(vocab), 1));
+        let (chunk, rest) = dx.split_at(n * width);
+        dx = rest;
+        let dlogits = Matrix::with_stride(&*logits, n, vocab, row_stride(vocab));
         let scale = spec.logit_scale;
-        matmul(
-            n, width, vocab, logits, strides, w, rows, dx, rows, scale, false, true,
-        );
-        spec.weight_gradient(logits, x, n, dw, c > 0);
+        multiply(dlogits, &w, MatrixMut::new(chunk, n, width), scale);
+        let dw = MatrixMut::new(&mut *dw, vocab, width);
+        multiply_transposed(spec.precision, dlogits, x, dw, scale, c > 0);
     }
     LossSums::of(&rows)
 }
@@ -172,6 +187,14 @@ pub fn logits_backward(spec: &LossSpec, logits: &mut [f32], targets: &[i32], ups
         spec.uncapped_loss_and_gradient(z, target);
         z.iter_mut().for_each(|z| *z *= upstream);
     });
+}
+
+/// Returns the stride of rows of `width` values with which neighbouring rows do not map to the same cache set.
+fn row_stride(width: usize) -> usize {
+    match width > 0 && width.is_multiple_of(CACHE_SET_STRIDE) {
+        true => width + PADDING,
+        false => width,
+    }
 }
 
 /// Result for one row.
@@ -253,19 +276,15 @@ impl LossSums {
 }
 
 impl LossSpec {
-    fn check(&self, name: &str, x: &[f32], w: &[f32], targets: &[i32]) {
+    fn check(&self, name: &str, x: usize, w: usize, targets: &[i32]) {
         let LossSpec { width, vocab, .. } = *self;
         let n = targets.len();
         assert!(
             width > 0 && vocab > 0,
             "{name}: width and vocab must not be 0"
         );
-        assert_eq!(x.len(), n * width, "{name}: x is not ({n}, {width})");
-        assert_eq!(
-            w.len(),
-            vocab * width,
-            "{name}: w is not ({vocab}, {width})"
-        );
+        assert_eq!(x, n * width, "{name}: x is not ({n}, {width})");
+        assert_eq!(w, vocab * width, "{name}: w is not ({vocab}, {width})");
         self.check_targets(name, targets);
     }
 
@@ -290,16 +309,26 @@ impl LossSpec {
         rows.saturating_mul(row_stride(self.vocab))
     }
 
-    /// Returns an upper bound on the bytes that [`loss`] and [`loss_and_gradients`] of `rows` rows allocate.
-    pub fn workspace(&self, rows: usize) -> usize {
+    /// Returns an upper bound on the bytes that [`loss`] and [`loss_and_gradients`] of `rows` rows allocate on
+    /// `threads` threads.
+    pub fn workspace(&self, rows: usize, threads: usize) -> usize {
+        let LossSpec { width, vocab, precision, .. } = *self;
         let n = rows.min(self.rows_per_chunk());
-        let matmuls = [
-            (n, self.vocab, self.width),
-            (n, self.width, self.vocab),
-            (ENTRIES.min(self.vocab), self.width, n),
-        ];
-        let packed = matmuls.map(|(m, n, k)| gemm::workspace(m, n, k));
-        packed.into_iter().max().unwrap_or(0) + rows * size_of::<RowLoss>()
+        let converted = 4 * n * precision.steps(vocab.max(width));
+        Packed::bytes(precision, width, vocab)
+            + Packed::bytes(precision, vocab, width)
+            + converted.max(transposed_workspace(precision, vocab, width, n, threads))
+            + rows * size_of::<RowLoss>()
+    }
+
+    fn pack_transposed(&self, w: &[f32]) -> Packed {
+        Packed::transposed(self.precision, Matrix::new(w, self.vocab, self.width))
+    }
+
+    /// Returns `n` rows of `x`.
+    fn chunk_of<'a>(&self, x: Floats<'a>, first: usize, n: usize) -> Matrix<'a> {
+        let width = self.width;
+        Matrix::new(x.slice(first * width..(first + n) * width), n, width)
     }
 
     /// Returns the logits of each row of a chunk.
@@ -312,17 +341,13 @@ impl LossSpec {
         rows.map(move |row| &mut row[..vocab])
     }
 
-    /// Computes the scaled logits `x w^T` of `n` rows, [`row_stride`] apart; divided by the soft cap if there
+    /// Computes the scaled logits `x w^T` of a chunk, [`row_stride`] apart; divided by the soft cap if there
     /// is one, as input of the tanh.
-    fn logits<'a>(&self, x: &[f32], w: &[f32], n: usize, scratch: &'a mut [f32]) -> &'a mut [f32] {
-        let LossSpec { width, vocab, .. } = *self;
-        let stride = row_stride(vocab);
+    fn logits<'a>(&self, x: Matrix, w: &Packed, scratch: &'a mut [f32]) -> &'a mut [f32] {
+        let (n, stride) = (x.rows(), row_stride(self.vocab));
         let scratch = &mut scratch[..n * stride];
-        let alpha = self.logit_scale / self.softcap.unwrap_or(1.0);
-        let strides = ((width, 1), (1, width), (stride, 1));
-        matmul(
-            n, vocab, width, x, strides.0, w, strides.1, scratch, strides.2, alpha, false, true,
-        );
+        let scale = self.logit_scale / self.softcap.unwrap_or(1.0);
+        multiply(x, w, MatrixMut::with_stride(&mut *scratch, n, self.vocab, stride), scale);
         scratch
     }
 
@@ -382,34 +407,6 @@ impl LossSpec {
                 self.logits_gradient(z, target, row.log_sum_exp, cap);
                 row
             }
-        }
-    }
-
-    /// Computes the gradient of `w`, or adds to it, from the gradient of the logits of `n` rows.
-    fn weight_gradient(
-        &self,
-        dlogits: &[f32],
-        x: &[f32],
-        n: usize,
-        dw: &mut [f32],
-        accumulate: bool,
-    ) {
-        let (width, strides) = (self.width, (1, row_stride(self.vocab)));
-        for (block, dw) in dw.chunks_mut(ENTRIES * width).enumerate() {
-            matmul(
-                dw.len() / width,
-                width,
-                n,
-                &dlogits[block * ENTRIES..],
-                strides,
-                x,
-                (width, 1),
-                dw,
-                (width, 1),
-                self.logit_scale,
-                accumulate,
-                true,
-            );
         }
     }
 

@@ -1,35 +1,36 @@
 //! Element-wise sums, clamps and soft caps, and learned scales of rows, channels or heads.
 
+use crate::chunks::for_each_chunk;
+use crate::floats::{Floats, FloatsMut};
 use crate::math::tanh;
 use crate::parallel::{ELEMENTS, rows_per_chunk, sum_partials};
 use crate::simd::{dispatch, dot};
 use rayon::prelude::*;
 
 /// `sum += x`, both of the same length.
-pub fn add_to(x: &[f32], sum: &mut [f32]) {
+pub fn add_to<'a>(x: impl Into<Floats<'a>>, sum: impl Into<FloatsMut<'a>>) {
+    let (x, sum) = (x.into(), sum.into());
     assert_eq!(x.len(), sum.len(), "add_to: x is not as long as sum");
-    sum.par_chunks_mut(ELEMENTS)
-        .zip(x.par_chunks(ELEMENTS))
-        .for_each(|(sum, x)| {
-            dispatch(
-                #[inline(always)]
-                || {
-                    for (sum, &x) in sum.iter_mut().zip(x) {
-                        *sum += x;
-                    }
-                },
-            );
-        });
+    for_each_chunk(
+        [(x, ELEMENTS)],
+        [(sum, ELEMENTS)],
+        #[inline(always)]
+        |_, [x], [sum]| {
+            for (sum, &x) in sum.iter_mut().zip(x) {
+                *sum += x;
+            }
+        },
+    );
 }
 
 /// `x *= factor`.
-pub fn scale(factor: f32, x: &mut [f32]) {
-    x.par_chunks_mut(ELEMENTS).for_each(|x| {
-        dispatch(
-            #[inline(always)]
-            || x.iter_mut().for_each(|x| *x *= factor),
-        );
-    });
+pub fn scale<'a>(factor: f32, x: impl Into<FloatsMut<'a>>) {
+    for_each_chunk(
+        [],
+        [(x.into(), ELEMENTS)],
+        #[inline(always)]
+        |_, [], [x]| x.iter_mut().for_each(|x| *x *= factor),
+    );
 }
 
 /// Clamps `x` to `±limit`; NaN stays NaN.

@@ -1,5 +1,7 @@
 //! Token embedding: a table lookup, and its gradient, the sum over the rows that read an entry.
 
+use crate::chunks::for_each_chunk;
+use crate::floats::{Floats, FloatsMut};
 use crate::parallel::rows_per_chunk;
 use rayon::prelude::*;
 
@@ -11,19 +13,23 @@ const RANGES: usize = 32;
 /// # Panics
 ///
 /// If an id is negative or not below v.
-pub fn forward(ids: &[i32], w: &[f32], y: &mut [f32]) {
-    let Some(width) = width("embedding::forward", ids, w, y) else {
+pub fn forward<'a>(ids: &[i32], w: &[f32], y: impl Into<FloatsMut<'a>>) {
+    let y = y.into();
+    let Some(width) = width("embedding::forward", ids, w.len(), y.len()) else {
         return;
     };
     let chunk = rows_per_chunk(ids.len(), width);
-    y.par_chunks_mut(chunk * width)
-        .zip(ids.par_chunks(chunk))
-        .for_each(|(y, ids)| {
-            for (y, &id) in y.chunks_exact_mut(width).zip(ids) {
+    for_each_chunk(
+        [],
+        [(y, chunk * width)],
+        #[inline(always)]
+        |c, [], [y]| {
+            for (y, &id) in y.chunks_exact_mut(width).zip(&ids[c * chunk..]) {
                 let at = id as usize * width;
                 y.copy_from_slice(&w[at..at + width]);
             }
-        });
+        },
+    );
 }
 
 /// Computes `dw` (v, d): for each entry the sum, in row order, of the rows of `dy` (n, d) that read it.
@@ -31,7 +37,7 @@ pub fn forward(ids: &[i32], w: &[f32], y: &mut [f32]) {
 /// # Panics
 ///
 /// If an id is negative or not below v.
-pub fn backward(ids: &[i32], dy: &[f32], dw: &mut [f32]) {
+pub fn backward<'a>(ids: &[i32], dy: impl Into<Floats<'a>>, dw: &mut [f32]) {
     dw.fill(0.0);
     backward_add(ids, dy, dw);
 }
@@ -41,8 +47,9 @@ pub fn backward(ids: &[i32], dy: &[f32], dw: &mut [f32]) {
 /// # Panics
 ///
 /// As [`backward`].
-pub fn backward_add(ids: &[i32], dy: &[f32], dw: &mut [f32]) {
-    let Some(width) = width("embedding::backward", ids, dw, dy) else {
+pub fn backward_add<'a>(ids: &[i32], dy: impl Into<Floats<'a>>, dw: &mut [f32]) {
+    let dy = dy.into();
+    let Some(width) = width("embedding::backward", ids, dw.len(), dy.len()) else {
         return;
     };
     // Rows sorted by entry; rows of the same entry keep their order.
@@ -55,12 +62,12 @@ pub fn backward_add(ids: &[i32], dy: &[f32], dw: &mut [f32]) {
             let first = range * entries;
             let below = |end: usize| order.partition_point(|&row| (ids[row] as usize) < end);
             let rows = &order[below(first)..below(first + entries)];
-            let mut sum = vec![0.0; width];
+            let (mut sum, mut term) = (vec![0.0; width], vec![0.0; width]);
             for same in rows.chunk_by(|&a, &b| ids[a] == ids[b]) {
                 sum.fill(0.0);
                 for &row in same {
-                    let dy = &dy[row * width..][..width];
-                    sum.iter_mut().zip(dy).for_each(|(sum, dy)| *sum += dy);
+                    dy.slice(row * width..(row + 1) * width).widen(&mut term);
+                    sum.iter_mut().zip(&term).for_each(|(sum, dy)| *sum += dy);
                 }
                 let dw = &mut dw[(ids[same[0]] as usize - first) * width..][..width];
                 dw.iter_mut().zip(&sum).for_each(|(dw, sum)| *dw += sum);
@@ -69,24 +76,24 @@ pub fn backward_add(ids: &[i32], dy: &[f32], dw: &mut [f32]) {
 }
 
 /// Checks shapes and ids; returns the width, or `None` without ids.
-fn width(name: &str, ids: &[i32], table: &[f32], rows: &[f32]) -> Option<usize> {
+fn width(name: &str, ids: &[i32], table: usize, rows: usize) -> Option<usize> {
     if ids.is_empty() {
-        assert!(rows.is_empty(), "{name}: rows without ids");
+        assert!(rows == 0, "{name}: rows without ids");
         return None;
     }
-    let width = rows.len() / ids.len();
+    let width = rows / ids.len();
     assert!(width > 0, "{name}: the width must be at least 1");
     assert_eq!(
-        rows.len(),
+        rows,
         ids.len() * width,
         "{name}: rows are not (ids, width)"
     );
     assert_eq!(
-        table.len() % width,
+        table % width,
         0,
         "{name}: the length of table is not a multiple of {width}"
     );
-    let entries = table.len() / width;
+    let entries = table / width;
     for &id in ids {
         let known = usize::try_from(id).is_ok_and(|id| id < entries);
         assert!(known, "{name}: id {id} is not in 0..{entries}");
@@ -141,13 +148,13 @@ mod tests {
     #[test]
     fn no_ids_give_a_zero_gradient() {
         let mut dw = vec![1.0; 6];
-        backward(&[], &[], &mut dw);
+        backward(&[], &[0.0f32; 0], &mut dw);
         assert_eq!(dw, [0.0; 6]);
     }
 
     #[test]
     #[should_panic(expected = "id 5 is not in 0..3")]
     fn id_out_of_range_is_rejected() {
-        forward(&[5], &[0.0; 6], &mut [0.0; 2]);
+        forward(&[5], &[0.0; 6], &mut [0.0f32; 2]);
     }
 }

@@ -4,10 +4,10 @@
 //! expert without padding, so that the rows of an expert are one dense matrix (as in MegaBlocks,
 //! arXiv 2211.15841, with blocks of any height).
 
-use crate::gemm::{self, matmul};
-use crate::linear::{self, MIN_ROWS_TO_PAD, OUTPUTS_PER_TASK};
+use crate::floats::{Floats, FloatsMut};
+use crate::linear::Linear;
 use crate::parallel::{ELEMENTS, rows_per_chunk};
-use crate::simd::{self, dot, dots};
+use crate::simd::{self, dot};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -18,28 +18,27 @@ pub use dispatch::{Dispatch, DispatchLayout};
 /// Maximum number of groups that the experts are split into; experts of a group run sequentially. A thread that waits
 /// for its part of a matmul may start another group on top of its stack; this bounds the depth.
 const MAX_EXPERT_GROUPS: usize = 16;
-/// Rows and columns that are transposed together: one cache line.
-const TILE: usize = 16;
 
 impl Dispatch<'_> {
     /// Calls `f` with each expert that has rows, its range of rows, and its part of `out` (slots, width).
     fn for_each_expert(
         &self,
-        mut out: &mut [f32],
+        mut out: FloatsMut,
         width: usize,
-        f: impl Fn(usize, Range<usize>, &mut [f32]) + Sync,
+        f: impl Fn(usize, Range<usize>, FloatsMut) + Sync,
     ) {
         let mut parts = Vec::new();
         let experts = 0..self.experts();
         for expert in experts.filter(|&expert| !self.slots_of_expert(expert).is_empty()) {
             let len = self.slots_of_expert(expert).len() * width;
-            let (part, rest) = out.split_at_mut(len);
-            parts.push((expert, part));
+            let (part, rest) = out.split_at(len);
+            parts.push((expert, Some(part)));
             out = rest;
         }
         let size = parts.len().div_ceil(MAX_EXPERT_GROUPS).max(1);
         parts.par_chunks_mut(size).for_each(|group| {
             for (expert, part) in group {
+                let part = part.take().expect("each part once");
                 f(*expert, self.slots_of_expert(*expert), part);
             }
         });
@@ -208,121 +207,53 @@ fn check_weights(dispatch: &Dispatch<'_>, name: &str, weights: &[f32]) {
 
 /// Computes `ys = xs W_e^T` for the rows of each expert e: `xs` (slots, inputs), `w` (experts * outputs,
 /// inputs), `ys` (slots, outputs).
-pub fn forward(
+pub fn forward<'a>(
     dispatch: &Dispatch<'_>,
-    xs: &[f32],
+    expert: &Linear,
+    xs: impl Into<Floats<'a>>,
     w: &[f32],
-    ys: &mut [f32],
-    inputs: usize,
-    outputs: usize,
+    ys: impl Into<FloatsMut<'a>>,
 ) {
-    check_matmul(dispatch, "experts::forward", [xs, w, ys], inputs, outputs);
-    dispatch.for_each_expert(ys, outputs, |expert, rows, ys| {
-        let xs = &xs[rows.start * inputs..rows.end * inputs];
-        let w = weights_of_expert(w, expert, inputs * outputs);
-        match rows.len() {
-            2..MIN_ROWS_TO_PAD => forward_few_rows(xs, w, ys, inputs, outputs),
-            _ => linear::forward(xs, w, ys, inputs, outputs),
-        }
+    let (xs, ys) = (xs.into(), ys.into());
+    let Linear { inputs, outputs, .. } = *expert;
+    check_matmul(dispatch, "experts::forward", [xs.len(), w.len(), ys.len()], inputs, outputs);
+    dispatch.for_each_expert(ys, outputs, |e, rows, ys| {
+        let xs = xs.slice(rows.start * inputs..rows.end * inputs);
+        expert.forward(xs, weights_of_expert(w, e, inputs * outputs), ys);
     });
-}
-
-/// Computes `y = x w^T` for few rows in column-major order and then transposes it, so that `w` is not packed: packing
-/// it, as a row-major matmul does, would take longer than the multiplication.
-fn forward_few_rows(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize, outputs: usize) {
-    let n = y.len() / outputs;
-    let mut columns = vec![0.0; y.len()];
-    match n {
-        2 => dot_product_columns::<2>(x, w, &mut columns, inputs),
-        3 => dot_product_columns::<3>(x, w, &mut columns, inputs),
-        4 => dot_product_columns::<4>(x, w, &mut columns, inputs),
-        _ => {
-            let (x_strides, w_strides) = ((inputs, 1), (1, inputs));
-            let out = &mut columns;
-            matmul(
-                n,
-                outputs,
-                inputs,
-                x,
-                x_strides,
-                w,
-                w_strides,
-                out,
-                (1, n),
-                1.0,
-                false,
-                true,
-            );
-        }
-    }
-    let tiles = y.par_chunks_mut(TILE * outputs).enumerate();
-    tiles.for_each(|(tile, y)| {
-        for (c, columns) in columns.chunks(TILE * n).enumerate() {
-            for (r, y) in y.chunks_exact_mut(outputs).enumerate() {
-                let columns = columns.chunks_exact(n);
-                for (y, column) in y[c * TILE..].iter_mut().zip(columns) {
-                    *y = column[tile * TILE + r];
-                }
-            }
-        }
-    });
-}
-
-/// Computes the columns of a matmul with `N` rows as dot products: memory-bound on the weights, as with
-/// one row.
-fn dot_product_columns<const N: usize>(x: &[f32], w: &[f32], columns: &mut [f32], inputs: usize) {
-    let rows: [&[f32]; N] = std::array::from_fn(|r| &x[r * inputs..][..inputs]);
-    columns
-        .par_chunks_mut(OUTPUTS_PER_TASK * N)
-        .zip(w.par_chunks(OUTPUTS_PER_TASK * inputs))
-        .for_each(|(columns, w)| {
-            let (columns, _) = columns.as_chunks_mut::<N>();
-            for (column, w) in columns.iter_mut().zip(w.chunks_exact(inputs)) {
-                *column = dots(w, rows);
-            }
-        });
 }
 
 /// Computes `dxs = dys W_e` for the rows of each expert e, shaped as in [`forward`].
-pub fn backward_input(
+pub fn backward_input<'a>(
     dispatch: &Dispatch<'_>,
-    dys: &[f32],
+    expert: &Linear,
+    dys: impl Into<Floats<'a>>,
     w: &[f32],
-    dxs: &mut [f32],
-    inputs: usize,
-    outputs: usize,
+    dxs: impl Into<FloatsMut<'a>>,
 ) {
-    check_matmul(
-        dispatch,
-        "experts::backward_input",
-        [dxs, w, dys],
-        inputs,
-        outputs,
-    );
-    dispatch.for_each_expert(dxs, inputs, |expert, rows, dxs| {
-        let dys = &dys[rows.start * outputs..rows.end * outputs];
-        let w = weights_of_expert(w, expert, inputs * outputs);
-        linear::backward_input(dys, w, dxs, inputs, outputs);
+    let (dys, dxs) = (dys.into(), dxs.into());
+    let Linear { inputs, outputs, .. } = *expert;
+    let lengths = [dxs.len(), w.len(), dys.len()];
+    check_matmul(dispatch, "experts::backward_input", lengths, inputs, outputs);
+    dispatch.for_each_expert(dxs, inputs, |e, rows, dxs| {
+        let dys = dys.slice(rows.start * outputs..rows.end * outputs);
+        expert.backward_input(dys, weights_of_expert(w, e, inputs * outputs), dxs);
     });
 }
 
 /// Computes `dw_e = dys^T xs` over the rows of each expert e, shaped as in [`forward`]; zeros for an
 /// expert without rows.
-pub fn backward_weight(
+pub fn backward_weight<'a>(
     dispatch: &Dispatch<'_>,
-    dys: &[f32],
-    xs: &[f32],
+    expert: &Linear,
+    dys: impl Into<Floats<'a>>,
+    xs: impl Into<Floats<'a>>,
     dw: &mut [f32],
-    inputs: usize,
-    outputs: usize,
 ) {
-    check_matmul(
-        dispatch,
-        "experts::backward_weight",
-        [xs, dw, dys],
-        inputs,
-        outputs,
-    );
+    let (dys, xs) = (dys.into(), xs.into());
+    let Linear { inputs, outputs, .. } = *expert;
+    let lengths = [xs.len(), dw.len(), dys.len()];
+    check_matmul(dispatch, "experts::backward_weight", lengths, inputs, outputs);
     let (size, experts_per_group) = (
         inputs * outputs,
         dispatch.experts().div_ceil(MAX_EXPERT_GROUPS).max(1),
@@ -332,11 +263,11 @@ pub fn backward_weight(
         .for_each(|(group, dw)| {
             for (e, dw) in dw.chunks_exact_mut(size).enumerate() {
                 let rows = dispatch.slots_of_expert(group * experts_per_group + e);
-                let dys = &dys[rows.start * outputs..rows.end * outputs];
-                let xs = &xs[rows.start * inputs..rows.end * inputs];
+                let dys = dys.slice(rows.start * outputs..rows.end * outputs);
+                let xs = xs.slice(rows.start * inputs..rows.end * inputs);
                 match rows.is_empty() {
                     true => dw.fill(0.0),
-                    false => linear::backward_weight(dys, xs, dw, inputs, outputs),
+                    false => expert.backward_weight(dys, xs, dw),
                 }
             }
         });
@@ -344,10 +275,10 @@ pub fn backward_weight(
 
 /// Returns an upper bound on the bytes that [`forward`], [`backward_input`] or [`backward_weight`]
 /// allocates on `threads` threads, each of which works on one expert at a time.
-pub fn workspace(slots: usize, inputs: usize, outputs: usize, threads: usize) -> usize {
-    let (rows, width) = (slots.div_ceil(threads), inputs.max(outputs));
-    let by_row = 4 * rows.min(MIN_ROWS_TO_PAD) * outputs + gemm::workspace(rows, width, width);
-    threads * by_row.max(gemm::workspace(outputs, inputs, slots))
+pub fn workspace(slots: usize, expert: &Linear, threads: usize) -> usize {
+    let rows = slots.div_ceil(threads);
+    let by_row = expert.forward_workspace(rows).max(expert.backward_workspace(rows, 1));
+    threads * by_row.max(expert.backward_workspace(slots, 1))
 }
 
 fn weights_of_expert(w: &[f32], expert: usize, size: usize) -> &[f32] {
@@ -357,11 +288,10 @@ fn weights_of_expert(w: &[f32], expert: usize, size: usize) -> &[f32] {
 fn check_matmul(
     dispatch: &Dispatch<'_>,
     name: &str,
-    slices: [&[f32]; 3],
+    [xs, w, ys]: [usize; 3],
     inputs: usize,
     outputs: usize,
 ) {
-    let [xs, w, ys] = slices.map(<[f32]>::len);
     dispatch.check(name, "input side", xs, dispatch.slots(), inputs);
     dispatch.check(name, "weight", w, dispatch.experts() * outputs, inputs);
     dispatch.check(name, "output side", ys, dispatch.slots(), outputs);

@@ -3,7 +3,11 @@
 //! A bfloat16 number is the upper half of a single-precision one: 8 bits of exponent, 8 of significand. Widening is
 //! exact; narrowing rounds to the nearest number, ties to the even one.
 
+use crate::parallel::ELEMENTS;
+use crate::simd::dispatch;
 use half::bf16;
+use rayon::prelude::*;
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// Elements that are read.
@@ -38,6 +42,42 @@ impl<'a> Floats<'a> {
         self.len() == 0
     }
 
+    /// Copies the elements in single precision.
+    #[inline(always)]
+    pub(crate) fn widen(self, out: &mut [f32]) {
+        match self {
+            Self::F32(x) => out.copy_from_slice(x),
+            Self::Bf16(x) => widen(x, out),
+        }
+    }
+
+    /// Returns the elements in single precision: in place, or widened.
+    pub(crate) fn to_f32(self) -> Cow<'a, [f32]> {
+        match self {
+            Self::F32(x) => Cow::Borrowed(x),
+            Self::Bf16(x) => {
+                let mut out = vec![0.0; x.len()];
+                let chunks = out.par_chunks_mut(ELEMENTS).zip(x.par_chunks(ELEMENTS));
+                chunks.for_each(|(out, x)| dispatch(#[inline(always)] || widen(x, out)));
+                Cow::Owned(out)
+            }
+        }
+    }
+
+    /// Returns the elements, which must be in single precision.
+    #[inline(always)]
+    pub(crate) fn single(self) -> &'a [f32] {
+        match self {
+            Self::F32(x) => x,
+            Self::Bf16(_) => panic!("the elements are not in single precision"),
+        }
+    }
+
+    /// Returns the elements behind the first `n`.
+    pub(crate) fn skip(self, n: usize) -> Self {
+        self.slice(n..self.len())
+    }
+
     /// Returns a part of the elements.
     pub fn slice(self, range: Range<usize>) -> Self {
         match self {
@@ -62,6 +102,22 @@ impl<'a> FloatsMut<'a> {
     }
 }
 
+impl<'a> FloatsMut<'a> {
+    /// Splits the elements in two.
+    pub(crate) fn split_at(self, middle: usize) -> (Self, Self) {
+        match self {
+            Self::F32(x) => {
+                let (a, b) = x.split_at_mut(middle);
+                (Self::F32(a), Self::F32(b))
+            }
+            Self::Bf16(x) => {
+                let (a, b) = x.split_at_mut(middle);
+                (Self::Bf16(a), Self::Bf16(b))
+            }
+        }
+    }
+}
+
 impl<'a> From<&'a [f32]> for Floats<'a> {
     fn from(x: &'a [f32]) -> Self {
         Self::F32(x)
@@ -83,6 +139,56 @@ impl<'a> From<&'a mut [f32]> for FloatsMut<'a> {
 impl<'a> From<&'a mut [bf16]> for FloatsMut<'a> {
     fn from(x: &'a mut [bf16]) -> Self {
         Self::Bf16(x)
+    }
+}
+
+macro_rules! from_owned {
+    ($($number:ty),+) => {$(
+        impl<'a> From<&'a Vec<$number>> for Floats<'a> {
+            fn from(x: &'a Vec<$number>) -> Self {
+                x.as_slice().into()
+            }
+        }
+
+        impl<'a> From<&'a mut Vec<$number>> for FloatsMut<'a> {
+            fn from(x: &'a mut Vec<$number>) -> Self {
+                x.as_mut_slice().into()
+            }
+        }
+
+        impl<'a, const N: usize> From<&'a [$number; N]> for Floats<'a> {
+            fn from(x: &'a [$number; N]) -> Self {
+                x.as_slice().into()
+            }
+        }
+
+        impl<'a, const N: usize> From<&'a mut [$number; N]> for FloatsMut<'a> {
+            fn from(x: &'a mut [$number; N]) -> Self {
+                x.as_mut_slice().into()
+            }
+        }
+    )+};
+}
+
+from_owned!(f32, bf16);
+
+/// Number that rows of results are rounded to.
+pub(crate) trait Float: Copy + Default + Send + Sync {
+    /// Rounds `x`.
+    fn narrow(x: &[f32], out: &mut [Self]);
+}
+
+impl Float for f32 {
+    #[inline(always)]
+    fn narrow(x: &[f32], out: &mut [Self]) {
+        out.copy_from_slice(x);
+    }
+}
+
+impl Float for bf16 {
+    #[inline(always)]
+    fn narrow(x: &[f32], out: &mut [Self]) {
+        narrow(x, out);
     }
 }
 

@@ -7,7 +7,7 @@
 //! projection is absorbed into the query ([`absorb`]), and the value projection is applied after
 //! attention ([`project_values`]); [`cached_latent`](crate::attention::cached_latent) runs in between.
 
-use crate::gemm::matmul;
+use crate::matmul::{Matrix, MatrixMut, Packed, Precision, multiply};
 use crate::parallel::rows_per_chunk;
 use crate::qkv::rotate;
 use crate::simd::{AccumulateRows, SimdKernel, dispatch, dots, run_simd};
@@ -259,22 +259,10 @@ pub fn absorb(l: &MlaHeads, latent: usize, q: &[f32], kv_up: &[f32], out: &mut [
         return;
     }
     for (h, w) in kv_up.chunks_exact(up).enumerate() {
-        let (q, out) = (&q[h * d..], &mut out[h * e..]);
-        let (q_strides, out_strides) = ((l.heads * d, 1), (l.heads * e, 1));
-        matmul(
-            n,
-            latent,
-            l.nope,
-            q,
-            q_strides,
-            w,
-            (latent, 1),
-            out,
-            out_strides,
-            1.0,
-            false,
-            true,
-        );
+        let q = Matrix::with_stride(&q[h * d..], n, l.nope, l.heads * d);
+        let w = Packed::new(Precision::F32, Matrix::new(&w[..l.nope * latent], l.nope, latent));
+        let out = MatrixMut::with_stride(&mut out[h * e..], n, latent, l.heads * e);
+        multiply(q, &w, out, 1.0);
     }
 }
 
@@ -308,23 +296,11 @@ pub fn project_values(l: &MlaHeads, latent: usize, ctx: &[f32], kv_up: &[f32], o
         return;
     }
     for (h, w) in kv_up.chunks_exact(up).enumerate() {
-        let (ctx, w) = (&ctx[h * latent..], &w[l.nope * latent..]);
-        let (ctx_strides, out_strides) = ((l.heads * latent, 1), (l.heads * l.value, 1));
-        let out = &mut out[h * l.value..];
-        matmul(
-            n,
-            l.value,
-            latent,
-            ctx,
-            ctx_strides,
-            w,
-            (1, latent),
-            out,
-            out_strides,
-            1.0,
-            false,
-            true,
-        );
+        let ctx = Matrix::with_stride(&ctx[h * latent..], n, latent, l.heads * latent);
+        let w = Matrix::new(&w[l.nope * latent..], l.value, latent);
+        let w = Packed::transposed(Precision::F32, w);
+        let out = MatrixMut::with_stride(&mut out[h * l.value..], n, l.value, l.heads * l.value);
+        multiply(ctx, &w, out, 1.0);
     }
 }
 

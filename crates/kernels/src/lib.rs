@@ -15,7 +15,7 @@
 //!   partial sums are added in the order of the chunks.
 //! * **Instruction sets.** Loops are compiled for the baseline, AVX2 with FMA and AVX-512, and selected
 //!   at run time. Multiply-adds are fused only where explicit in the code, so that all of these are
-//!   bit-identical; only the matmuls of [`gemm`] depend on the instruction set.
+//!   bit-identical; only the matmuls in bfloat16 depend on the instruction set ([`matmul`]).
 //! * **Numbers.** A NaN or an infinity in the input propagates to the output; it is never hidden.
 
 #![warn(missing_docs)]
@@ -25,13 +25,12 @@ pub mod activation;
 pub mod adamw;
 pub mod attention;
 pub mod cache;
+mod chunks;
 pub mod cross_entropy;
 pub mod elementwise;
 pub mod embedding;
 pub mod experts;
 pub mod floats;
-#[allow(unsafe_code)]
-pub mod gemm;
 pub mod latent;
 pub mod linear;
 mod math;

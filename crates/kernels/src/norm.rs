@@ -11,12 +11,12 @@
 
 mod params;
 
+use crate::chunks::{for_each_chunk, map_chunks};
+use crate::floats::{Floats, FloatsMut};
 use crate::math::{erf, erf_derivative, tanh};
 use crate::parallel::{rows_per_chunk, sum_partials};
-use crate::simd::{dispatch, dot, sum, sum3};
-use rayon::prelude::*;
+use crate::simd::{dot, sum, sum3};
 use std::borrow::Cow;
-use std::ops::Range;
 
 pub use params::Gain;
 pub(crate) use params::Params;
@@ -129,16 +129,23 @@ impl NormConfig {
     }
 
     /// Checks that `x` consists of whole rows and that `others` are as long as `x`.
-    fn check_rows(&self, name: &str, x: &[f32], others: &[(&str, usize)]) {
+    fn check_rows(&self, name: &str, x: usize, others: &[(&str, usize)]) {
         let width = self.width;
-        assert_eq!(
-            x.len() % width,
-            0,
-            "{name}: the length of x is not a multiple of {width}"
-        );
+        assert_eq!(x % width, 0, "{name}: the length of x is not a multiple of {width}");
         for (other, len) in others {
-            assert_eq!(*len, x.len(), "{name}: {other} is not as long as x");
+            assert_eq!(*len, x, "{name}: {other} is not as long as x");
         }
+    }
+
+    /// Checks the parameters of a backward pass; returns the rows per chunk.
+    fn check_backward(&self, x: usize, params: &[f32], dparams: &[f32]) -> usize {
+        self.check_params("norm::backward", params);
+        assert_eq!(
+            dparams.len(),
+            params.len(),
+            "norm::backward: dparams is not as long as params"
+        );
+        rows_per_chunk(x / self.width, self.width)
     }
 
     pub(crate) fn resolve<'a>(&self, params: &'a [f32]) -> Params<'a> {
@@ -176,57 +183,61 @@ impl NormConfig {
 ///     width: 2,
 ///     groups: 1,
 /// };
-/// let mut y = [0.0; 4];
-/// norm::forward(&rms, &[3.0, 3.0, 5.0, -5.0], &[1.0, 2.0], &mut y);
+/// let mut y = [0.0f32; 4];
+/// norm::forward(&rms, &[3.0f32, 3.0, 5.0, -5.0], &[1.0, 2.0], &mut y);
 /// for (y, expected) in y.iter().zip([1.0, 2.0, 1.0, -2.0]) {
 ///     assert!((y - expected).abs() < 1e-5);
 /// }
 /// ```
-pub fn forward(n: &NormConfig, x: &[f32], params: &[f32], y: &mut [f32]) {
+pub fn forward<'a>(
+    n: &NormConfig,
+    x: impl Into<Floats<'a>>,
+    params: &[f32],
+    y: impl Into<FloatsMut<'a>>,
+) {
+    let (x, y) = (x.into(), y.into());
     n.check_params("norm::forward", params);
-    n.check_rows("norm::forward", x, &[("y", y.len())]);
+    n.check_rows("norm::forward", x.len(), &[("y", y.len())]);
     let p = n.resolve(params);
     let chunk = rows_per_chunk(x.len() / n.width, n.width);
     let size = chunk * n.width;
-    y.par_chunks_mut(size)
-        .zip(x.par_chunks(size))
-        .enumerate()
-        .for_each(|(c, (y, x))| {
-            dispatch(
-                #[inline(always)]
-                || forward_rows(n, &p, c * chunk, x, y),
-            );
-        });
+    for_each_chunk(
+        [(x, size)],
+        [(y, size)],
+        #[inline(always)]
+        |c, [x], [y]| forward_rows(n, &p, c * chunk, x, y),
+    );
 }
 
 /// Computes `sum += x`, then [`forward`] from `sum` to `y`, all (rows, width), a few rows at a time while
 /// they are cached: a residual addition fused with the next norm.
 ///
 /// The gradient is that of [`backward`] at `sum`, the same for both terms.
-pub fn add_forward(n: &NormConfig, x: &[f32], sum: &mut [f32], params: &[f32], y: &mut [f32]) {
+pub fn add_forward<'a>(
+    n: &NormConfig,
+    x: impl Into<Floats<'a>>,
+    sum: impl Into<FloatsMut<'a>>,
+    params: &[f32],
+    y: impl Into<FloatsMut<'a>>,
+) {
+    let (x, sum, y) = (x.into(), sum.into(), y.into());
     n.check_params("norm::add_forward", params);
-    n.check_rows(
-        "norm::add_forward",
-        x,
-        &[("sum", sum.len()), ("y", y.len())],
-    );
+    let lengths = [("sum", sum.len()), ("y", y.len())];
+    n.check_rows("norm::add_forward", x.len(), &lengths);
     let p = n.resolve(params);
     let chunk = rows_per_chunk(x.len() / n.width, n.width);
     let size = chunk * n.width;
-    y.par_chunks_mut(size)
-        .zip(sum.par_chunks_mut(size).zip(x.par_chunks(size)))
-        .enumerate()
-        .for_each(|(c, (y, (sum, x)))| {
-            dispatch(
-                #[inline(always)]
-                || {
-                    for (sum, &x) in sum.iter_mut().zip(x) {
-                        *sum += x;
-                    }
-                    forward_rows(n, &p, c * chunk, sum, y);
-                },
-            );
-        });
+    for_each_chunk(
+        [(x, size)],
+        [(sum, size), (y, size)],
+        #[inline(always)]
+        |c, [x], [sum, y]| {
+            for (sum, &x) in sum.iter_mut().zip(x) {
+                *sum += x;
+            }
+            forward_rows(n, &p, c * chunk, sum, y);
+        },
+    );
 }
 
 /// Normalizes rows from row `first` on.
@@ -238,115 +249,67 @@ fn forward_rows(n: &NormConfig, p: &Params, first: usize, x: &[f32], y: &mut [f3
     }
 }
 
-/// Computes the gradients of [`forward`]: `dx` (rows, width) from `dy` (rows, width), and `dparams`, laid
-/// out like `params` and summed over the rows of each group.
-pub fn backward(
+/// Computes the gradients of [`forward`] in place: `d` (rows, width) holds the output gradient and receives the input
+/// gradient; `dparams` is laid out like `params` and summed over the rows of each group.
+pub fn backward_in_place<'a>(
     n: &NormConfig,
-    x: &[f32],
+    x: impl Into<Floats<'a>>,
     params: &[f32],
-    dy: &[f32],
-    dx: &mut [f32],
+    d: impl Into<FloatsMut<'a>>,
     dparams: &mut [f32],
 ) {
-    n.check_rows("norm::backward", x, &[("dy", dy.len())]);
-    backward_rows(
-        n,
-        x,
-        params,
-        dx,
-        dparams,
-        #[inline(always)]
-        |p, group, row, dx, _, grads| {
-            backward_row(n, p, group, &x[row.clone()], &dy[row], dx, grads);
-        },
-    );
-}
-
-/// Computes [`backward`] in place: `d` holds the output gradient and receives the input gradient.
-pub fn backward_in_place(
-    n: &NormConfig,
-    x: &[f32],
-    params: &[f32],
-    d: &mut [f32],
-    dparams: &mut [f32],
-) {
-    backward_rows(
-        n,
-        x,
-        params,
-        d,
-        dparams,
-        #[inline(always)]
-        |p, group, row, d, scratch_row, grads| {
-            scratch_row.copy_from_slice(d);
-            backward_row(n, p, group, &x[row], scratch_row, d, grads);
-        },
-    );
-}
-
-/// Computes [`backward`] with the input gradient added to `sum` (rows, width).
-pub fn backward_add(
-    n: &NormConfig,
-    x: &[f32],
-    params: &[f32],
-    dy: &[f32],
-    sum: &mut [f32],
-    dparams: &mut [f32],
-) {
-    n.check_rows("norm::backward_add", x, &[("dy", dy.len())]);
-    backward_rows(
-        n,
-        x,
-        params,
-        sum,
-        dparams,
-        #[inline(always)]
-        |p, group, row, sum, scratch_row, grads| {
-            backward_row(n, p, group, &x[row.clone()], &dy[row], scratch_row, grads);
-            for (sum, dx) in sum.iter_mut().zip(scratch_row) {
-                *sum += *dx;
-            }
-        },
-    );
-}
-
-/// Calls `f(parameters, group, index range of the row, row of d, scratch row, gradients of parameters)` for every row,
-/// and sums the gradients of the parameters. `f` must be marked `#[inline(always)]`, see [`dispatch`].
-#[inline(always)]
-fn backward_rows(
-    n: &NormConfig,
-    x: &[f32],
-    params: &[f32],
-    d: &mut [f32],
-    dparams: &mut [f32],
-    f: impl Fn(&Params, usize, Range<usize>, &mut [f32], &mut [f32], &mut [f32]) + Sync,
-) {
-    n.check_params("norm::backward", params);
-    n.check_rows("norm::backward", x, &[("d", d.len())]);
-    assert_eq!(
-        dparams.len(),
-        params.len(),
-        "norm::backward: dparams is not as long as params"
-    );
+    let (x, d) = (x.into(), d.into());
+    n.check_rows("norm::backward_in_place", x.len(), &[("d", d.len())]);
+    let size = n.check_backward(x.len(), params, dparams) * n.width;
     let p = n.resolve(params);
-    let chunk = rows_per_chunk(x.len() / n.width, n.width);
-    let partials: Vec<Vec<f32>> = d
-        .par_chunks_mut(chunk * n.width)
-        .enumerate()
-        .map(|(c, d)| {
-            let (mut partial, mut scratch_row) = (vec![0.0; params.len()], vec![0.0; n.width]);
-            dispatch(
-                #[inline(always)]
-                || {
-                    for (r, d) in (c * chunk..).zip(d.chunks_exact_mut(n.width)) {
-                        let row = r * n.width..(r + 1) * n.width;
-                        f(&p, r % n.groups, row, d, &mut scratch_row, &mut partial);
-                    }
-                },
-            );
+    let partials = map_chunks(
+        [(x, size)],
+        [(d, size)],
+        #[inline(always)]
+        |c, [x], [d]| {
+            let (mut partial, mut dy) = (vec![0.0; params.len()], vec![0.0; n.width]);
+            let rows = x.chunks_exact(n.width).zip(d.chunks_exact_mut(n.width));
+            for (r, (x, d)) in (c * (size / n.width)..).zip(rows) {
+                dy.copy_from_slice(d);
+                backward_row(n, &p, r % n.groups, x, &dy, d, &mut partial);
+            }
             partial
-        })
-        .collect();
+        },
+    );
+    sum_partials(&partials, dparams);
+}
+
+/// Computes the gradients of [`forward`] from `dy` (rows, width), with the input gradient added to `sum` (rows, width);
+/// `dparams` is as in [`backward_in_place`].
+pub fn backward_add<'a>(
+    n: &NormConfig,
+    x: impl Into<Floats<'a>>,
+    params: &[f32],
+    dy: impl Into<Floats<'a>>,
+    sum: impl Into<FloatsMut<'a>>,
+    dparams: &mut [f32],
+) {
+    let (x, dy, sum) = (x.into(), dy.into(), sum.into());
+    n.check_rows("norm::backward_add", x.len(), &[("dy", dy.len()), ("sum", sum.len())]);
+    let size = n.check_backward(x.len(), params, dparams) * n.width;
+    let p = n.resolve(params);
+    let partials = map_chunks(
+        [(x, size), (dy, size)],
+        [(sum, size)],
+        #[inline(always)]
+        |c, [x, dy], [sum]| {
+            let (mut partial, mut dx) = (vec![0.0; params.len()], vec![0.0; n.width]);
+            let rows = x.chunks_exact(n.width).zip(dy.chunks_exact(n.width));
+            let rows = rows.zip(sum.chunks_exact_mut(n.width));
+            for (r, ((x, dy), sum)) in (c * (size / n.width)..).zip(rows) {
+                backward_row(n, &p, r % n.groups, x, dy, &mut dx, &mut partial);
+                for (sum, dx) in sum.iter_mut().zip(&dx) {
+                    *sum += *dx;
+                }
+            }
+            partial
+        },
+    );
     sum_partials(&partials, dparams);
 }
 

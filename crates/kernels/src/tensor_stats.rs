@@ -1,5 +1,6 @@
 //! RMS and maximum absolute value of a tensor, for recording activations.
 
+use crate::floats::Floats;
 use crate::parallel::ELEMENTS;
 use crate::simd::{dispatch, sum_squares_f64};
 use rayon::prelude::*;
@@ -16,7 +17,8 @@ pub struct TensorStats {
 }
 
 /// Computes RMS and maximum absolute value of `x`.
-pub fn tensor_stats(x: &[f32]) -> TensorStats {
+pub fn tensor_stats<'a>(x: impl Into<Floats<'a>>) -> TensorStats {
+    let x = x.into().to_f32();
     let chunk = |x: &[f32]| {
         dispatch(
             #[inline(always)]
@@ -64,7 +66,7 @@ mod tests {
         let infinite = tensor_stats(&[1.0, f32::NEG_INFINITY]);
         assert_eq!(infinite.max, f32::INFINITY);
         assert_eq!(infinite.rms, f64::INFINITY);
-        assert_eq!(tensor_stats(&[]), TensorStats { rms: 0.0, max: 0.0 });
+        assert_eq!(tensor_stats(&[0.0f32; 0]), TensorStats { rms: 0.0, max: 0.0 });
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Backward pass of attention, with logits recomputed tile by tile.
 
-use super::forward::{load_queries, tile_of};
+use super::forward::{load_queries, tile_of, value_steps};
 use super::head_rows::{self, HeadRows};
 use super::key_tile::KeyTile;
 use super::{AttentionConfig, KEY_TILE, QUERY_TILE, QkvLayout};
 use crate::math::{exp_bounded, tanh};
-use crate::panels::{
-    ActiveRegion, LhsLayout, PANEL, PackedMatmul, PanelRow, Rows, pack, pack_transposed, panels,
+use crate::floats::{Float, Floats, FloatsMut};
+use crate::matmul::{
+    ActiveRegion, LeftBuffer, OutputRows, PANEL, PanelRow, Rows, TiledMatmul, pack,
+    pack_transposed, panels,
 };
 use crate::qkv::{BoundQkvTransform, sum_gradients};
 use crate::simd::{dispatch, dot};
@@ -14,21 +16,21 @@ use rayon::prelude::*;
 
 /// Computes the gradient of [`forward`](super::forward): `dqkv`, shaped like `qkv`, from its inputs and
 /// outputs and `dctx`, shaped like `ctx`.
-pub fn backward(
+pub fn backward<'a>(
     a: &AttentionConfig,
-    qkv: &[f32],
-    ctx: &[f32],
-    lse: &[f32],
-    dctx: &[f32],
-    dqkv: &mut [f32],
+    qkv: impl Into<Floats<'a>>,
+    ctx: impl Into<Floats<'a>>,
+    lse: &'a [f32],
+    dctx: impl Into<Floats<'a>>,
+    dqkv: impl Into<FloatsMut<'a>>,
 ) {
     let inputs = Inputs {
-        layout: a.packed_layout(qkv, None),
-        ctx,
+        layout: a.packed_layout(qkv.into(), None),
+        ctx: ctx.into(),
         lse,
-        dctx,
+        dctx: dctx.into(),
     };
-    inputs.run("attention::backward", a, dqkv);
+    inputs.run("attention::backward", a, dqkv.into());
 }
 
 /// Computes the gradient of [`forward_transformed`](super::forward_transformed): as [`backward`], and the
@@ -37,40 +39,40 @@ pub fn backward(
     clippy::too_many_arguments,
     reason = "inputs, outputs and gradients of the forward pass"
 )]
-pub fn backward_transformed(
+pub fn backward_transformed<'a>(
     a: &AttentionConfig,
-    transform: &BoundQkvTransform,
-    qkv: &[f32],
-    ctx: &[f32],
-    lse: &[f32],
-    dctx: &[f32],
-    dqkv: &mut [f32],
+    transform: &'a BoundQkvTransform<'a>,
+    qkv: impl Into<Floats<'a>>,
+    ctx: impl Into<Floats<'a>>,
+    lse: &'a [f32],
+    dctx: impl Into<Floats<'a>>,
+    dqkv: impl Into<FloatsMut<'a>>,
     dparams: [&mut [f32]; 3],
 ) {
     let name = "attention::backward_transformed";
     a.check_transform(name, transform);
     let inputs = Inputs {
-        layout: a.packed_layout(qkv, Some(transform)),
-        ctx,
+        layout: a.packed_layout(qkv.into(), Some(transform)),
+        ctx: ctx.into(),
         lse,
-        dctx,
+        dctx: dctx.into(),
     };
-    let partials = inputs.run(name, a, dqkv);
+    let partials = inputs.run(name, a, dqkv.into());
     sum_gradients(name, partials, dparams);
 }
 
 /// Inputs of the backward pass.
 struct Inputs<'a> {
     layout: QkvLayout<'a>,
-    ctx: &'a [f32],
+    ctx: Floats<'a>,
     lse: &'a [f32],
-    dctx: &'a [f32],
+    dctx: Floats<'a>,
 }
 
 impl Inputs<'_> {
     /// Writes `dqkv` and returns each task's partial gradients of the norm parameters.
-    fn run(&self, name: &str, a: &AttentionConfig, dqkv: &mut [f32]) -> Vec<[Vec<f32>; 3]> {
-        a.check_packed(name, self.layout.queries, self.ctx, self.lse);
+    fn run(&self, name: &str, a: &AttentionConfig, dqkv: FloatsMut) -> Vec<[Vec<f32>; 3]> {
+        a.check_packed(name, self.layout.queries.len(), self.ctx.len(), self.lse);
         assert_eq!(
             self.dctx.len(),
             self.ctx.len(),
@@ -84,6 +86,14 @@ impl Inputs<'_> {
         if a.batch * a.seq == 0 {
             return Vec::new();
         }
+        match dqkv {
+            FloatsMut::F32(dqkv) => self.run_into(a, dqkv),
+            FloatsMut::Bf16(dqkv) => self.run_into(a, dqkv),
+        }
+    }
+
+    /// Computes [`Inputs::run`] with gradients of any element type.
+    fn run_into<T: Float>(&self, a: &AttentionConfig, dqkv: &mut [T]) -> Vec<[Vec<f32>; 3]> {
         let groups = split_gradient(a, dqkv).into_par_iter().enumerate();
         groups
             .map_init(
@@ -107,15 +117,15 @@ struct Group {
 }
 
 /// Slices of `dqkv` of one group: query rows in the order (position, head), key rows and value rows.
-struct GroupGradient<'a> {
-    q: Vec<&'a mut [f32]>,
-    k: Vec<&'a mut [f32]>,
-    v: Vec<&'a mut [f32]>,
+struct GroupGradient<'a, T> {
+    q: Vec<&'a mut [T]>,
+    k: Vec<&'a mut [T]>,
+    v: Vec<&'a mut [T]>,
 }
 
-fn split_gradient<'a>(a: &AttentionConfig, dqkv: &'a mut [f32]) -> Vec<GroupGradient<'a>> {
+fn split_gradient<'a, T>(a: &AttentionConfig, dqkv: &'a mut [T]) -> Vec<GroupGradient<'a, T>> {
     let shared = a.heads / a.kv_heads;
-    let mut groups: Vec<GroupGradient> = (0..a.batch * a.kv_heads)
+    let mut groups: Vec<GroupGradient<T>> = (0..a.batch * a.kv_heads)
         .map(|_| GroupGradient {
             q: Vec::with_capacity(a.seq * shared),
             k: Vec::with_capacity(a.seq),
@@ -147,11 +157,14 @@ struct BackwardScratch {
     keys: Vec<PanelRow>,
     /// Unpacked rows of a tile of keys or values.
     rows: Vec<f32>,
-    /// Scaled queries of a tile, and the gradient of their context.
+    /// Scaled queries of a tile, their context and its gradient.
     q: Vec<f32>,
+    ctx: Vec<f32>,
     dctx: Vec<f32>,
     /// Both as right operands (queries, head_dim) and (queries, value_dim).
     q_panels: Vec<PanelRow>,
+    /// Left operand of a matmul.
+    left: LeftBuffer,
     dctx_panels: Vec<PanelRow>,
     /// Probabilities of a tile.
     p: Vec<f32>,
@@ -167,25 +180,32 @@ struct BackwardScratch {
 pub(super) fn scratch_bytes(a: &AttentionConfig) -> usize {
     let (seq, d, e) = (a.seq, a.head_dim, a.value_dim);
     let (queries, keys) = (QUERY_TILE.min(seq), KEY_TILE.min(seq));
-    let packed = panels(seq) * (d + e) + seq * panels(d) + queries * (panels(d) + panels(e));
-    let tiles = keys * d.max(e) + queries * (2 * d + e + 2 * keys);
-    packed * size_of::<PanelRow>() + 4 * (tiles + seq * (d + e))
+    let steps = |inner| a.precision.steps(inner);
+    let packed = panels(seq) * (steps(d) + steps(e))
+        + value_steps(a.precision, seq) * panels(d)
+        + steps(queries) * (panels(d) + panels(e));
+    let tiles = keys * d.max(e) + queries * (2 * d + 2 * e + 2 * keys);
+    let left = LeftBuffer::bytes(a.precision, keys.max(queries), keys.max(d).max(e));
+    packed * size_of::<PanelRow>() + 4 * (tiles + seq * (d + e)) + left
 }
 
 impl BackwardScratch {
     fn new(a: &AttentionConfig, layout: &QkvLayout) -> Self {
         let (seq, d, e) = (a.seq, a.head_dim, a.value_dim);
         let (queries, keys) = (QUERY_TILE.min(seq), KEY_TILE.min(seq));
-        let zero = [0.0; PANEL];
+        let zero = PanelRow::ZERO;
+        let steps = |inner| a.precision.steps(inner);
         BackwardScratch {
-            keys_transposed: vec![zero; panels(seq) * d],
-            values_transposed: vec![zero; panels(seq) * e],
-            keys: vec![zero; seq * panels(d)],
+            keys_transposed: vec![zero; panels(seq) * steps(d)],
+            values_transposed: vec![zero; panels(seq) * steps(e)],
+            keys: vec![zero; value_steps(a.precision, seq) * panels(d)],
+            left: LeftBuffer::default(),
+            ctx: vec![0.0; queries * e],
             rows: vec![0.0; keys * d.max(e)],
             q: vec![0.0; queries * d],
             dctx: vec![0.0; queries * e],
-            q_panels: vec![zero; queries * panels(d)],
-            dctx_panels: vec![zero; queries * panels(e)],
+            q_panels: vec![zero; steps(queries) * panels(d)],
+            dctx_panels: vec![zero; steps(queries) * panels(e)],
             p: vec![0.0; queries * keys],
             ds: vec![0.0; queries * keys],
             dq: vec![0.0; queries * d],
@@ -196,29 +216,33 @@ impl BackwardScratch {
     }
 
     fn pack(&mut self, a: &AttentionConfig, k: &HeadRows, v: &HeadRows) {
-        let (d, e) = (a.head_dim, a.value_dim);
+        let (d, e, precision) = (a.head_dim, a.value_dim, a.precision);
         for start in (0..a.seq).step_by(KEY_TILE) {
             let n = KEY_TILE.min(a.seq - start);
             let data = &mut self.rows[..n * d];
             k.load(d, start, data, &mut self.head_scratch);
-            let rows = Rows { data, stride: d };
-            pack_transposed(rows, n, d, &mut self.keys_transposed[start / PANEL * d..]);
-            pack(rows, n, d, &mut self.keys[start * panels(d)..]);
+            let rows = Rows::new(&*data, d);
+            let steps = precision.steps(d);
+            let keys = &mut self.keys_transposed[start / PANEL * steps..];
+            pack_transposed(precision, rows, n, d, keys, steps);
+            let keys = &mut self.keys[value_steps(precision, start) * panels(d)..];
+            pack(precision, rows, n, d, keys, precision.steps(n));
             let data = &mut self.rows[..n * e];
             v.load(e, start, data, &mut self.head_scratch);
-            let rows = Rows { data, stride: e };
-            pack_transposed(rows, n, e, &mut self.values_transposed[start / PANEL * e..]);
+            let steps = precision.steps(e);
+            let values = &mut self.values_transposed[start / PANEL * steps..];
+            pack_transposed(precision, Rows::new(&*data, e), n, e, values, steps);
         }
     }
 }
 
 impl Inputs<'_> {
     /// Computes the gradients of one group; returns its partial gradients of the norm parameters.
-    fn backward_group(
+    fn backward_group<T: Float>(
         &self,
         a: &AttentionConfig,
         group: &Group,
-        mut gradient: GroupGradient,
+        mut gradient: GroupGradient<T>,
         scratch: &mut BackwardScratch,
     ) -> [Vec<f32>; 3] {
         let (d, e) = (a.head_dim, a.value_dim);
@@ -235,21 +259,16 @@ impl Inputs<'_> {
         for query_head in 0..shared {
             let h = group.kv_head * shared + query_head;
             let q = self.layout.queries(a, group.batch, h);
-            let context = |data| {
-                let stride = a.heads * e;
-                let all: Rows = Rows { data, stride };
-                Rows {
-                    data: &all.from(first_row).data[h * e..],
-                    stride,
-                }
-            };
+            let stride = a.heads * e;
+            let start = first_row * stride + h * e;
+            let [ctx, dctx] = [self.ctx, self.dctx].map(|all| Rows::new(all.skip(start), stride));
             for first in (0..a.seq).step_by(QUERY_TILE) {
                 let n = QUERY_TILE.min(a.seq - first);
                 let tile = QueryTile {
                     first,
                     q,
-                    ctx: context(self.ctx).from(first),
-                    dctx: context(self.dctx).from(first),
+                    ctx: ctx.from(first),
+                    dctx: dctx.from(first),
                     lse: &self.lse[(group.batch * a.heads + h) * a.seq + first..][..n],
                 };
                 backward_tile(a, &tile, scratch);
@@ -289,7 +308,7 @@ fn backward_tile(a: &AttentionConfig, tile: &QueryTile, scratch: &mut BackwardSc
     let n = tile.lse.len();
     let visible = tile.first + n;
     scratch.load_tile(a, tile);
-    let delta = scratch.deltas(a, tile);
+    let delta = scratch.deltas(a, n);
     let first_tile = a.first_key_tile(tile.first);
     for start in (first_tile..visible).step_by(KEY_TILE) {
         let keys = KeyTile {
@@ -331,29 +350,28 @@ impl BackwardScratch {
         let (n, d, e) = (tile.lse.len(), a.head_dim, a.value_dim);
         let queries = &mut self.q[..n * d];
         load_queries(a, &tile.q, tile.first, queries, &mut self.head_scratch);
-        for (i, row) in self.dctx.chunks_exact_mut(e).take(n).enumerate() {
-            row.copy_from_slice(tile.dctx.row(i, e));
+        for (rows, out) in [(tile.ctx, &mut self.ctx), (tile.dctx, &mut self.dctx)] {
+            for (i, row) in out.chunks_exact_mut(e).take(n).enumerate() {
+                rows.row(i, e).widen(row);
+            }
         }
-        let [q, dctx] = [(&self.q, d), (&self.dctx, e)].map(|(data, stride)| Rows { data, stride });
-        pack(q, n, d, &mut self.q_panels[..n * panels(d)]);
-        pack(dctx, n, e, &mut self.dctx_panels[..n * panels(e)]);
+        let (precision, steps) = (a.precision, a.precision.steps(n));
+        pack(precision, Rows::new(&self.q, d), n, d, &mut self.q_panels, steps);
+        pack(precision, Rows::new(&self.dctx, e), n, e, &mut self.dctx_panels, steps);
     }
 
     /// Returns sum_j p_ij dp_ij of each query, which equals the dot product of its context and the gradient of its
     /// context.
     #[inline(always)]
-    fn deltas(&self, a: &AttentionConfig, tile: &QueryTile) -> [f32; QUERY_TILE] {
-        let (n, e) = (tile.lse.len(), a.value_dim);
-        let dctx = Rows {
-            data: &self.dctx,
-            stride: e,
-        };
+    fn deltas(&self, a: &AttentionConfig, n: usize) -> [f32; QUERY_TILE] {
+        let e = a.value_dim;
         let mut delta = [0.0; QUERY_TILE];
         dispatch(
             #[inline(always)]
             || {
-                for (i, delta) in delta.iter_mut().enumerate().take(n) {
-                    *delta = dot(tile.ctx.row(i, e), dctx.row(i, e));
+                let rows = self.ctx.chunks_exact(e).zip(self.dctx.chunks_exact(e));
+                for (delta, (ctx, dctx)) in delta.iter_mut().zip(rows).take(n) {
+                    *delta = dot(ctx, dctx);
                 }
             },
         );
@@ -370,21 +388,21 @@ impl BackwardScratch {
             (&self.q, &self.keys_transposed, d, &mut self.p),
             (&self.dctx, &self.values_transposed, e, &mut self.ds),
         ] {
-            PackedMatmul {
-                a: Rows {
-                    data: left,
-                    stride: width,
+            let steps = a.precision.steps(width);
+            TiledMatmul {
+                precision: a.precision,
+                left: self.left.row_major(a.precision, &left[..n * width], width),
+                rows: n,
+                right: &right[tile_panels.start * steps..tile_panels.end * steps],
+                steps,
+                columns: count,
+                out: OutputRows {
+                    data: &mut out[..n * count],
+                    stride: count,
+                    accumulate: false,
                 },
-                a_layout: LhsLayout::RowMajor,
-                m: n,
-                b: &right[tile_panels.start * width..tile_panels.end * width],
-                inner: width,
-                n: count,
-                c: &mut out[..n * count],
-                c_stride: count,
-                accumulate: false,
             }
-            .run(|queries| ActiveRegion {
+            .run_active(|queries| ActiveRegion {
                 inner: 0..width,
                 columns: keys.visible_to(a, queries.end - 1).end,
             });
@@ -400,21 +418,20 @@ impl BackwardScratch {
             (&self.p, &self.dctx_panels, e, &mut self.dv),
             (&self.ds, &self.q_panels, d, &mut self.dk),
         ] {
-            PackedMatmul {
-                a: Rows {
-                    data: &left[..n * count],
-                    stride: count,
+            TiledMatmul {
+                precision: a.precision,
+                left: self.left.step_major(a.precision, &left[..n * count], count),
+                rows: count,
+                right,
+                steps: a.precision.steps(n),
+                columns: width,
+                out: OutputRows {
+                    data: &mut out[start * width..],
+                    stride: width,
+                    accumulate: true,
                 },
-                a_layout: LhsLayout::ColumnMajor,
-                m: count,
-                b: &right[..n * panels(width)],
-                inner: n,
-                n: width,
-                c: &mut out[start * width..],
-                c_stride: width,
-                accumulate: true,
             }
-            .run(|rows| ActiveRegion {
+            .run_active(|rows| ActiveRegion {
                 inner: keys.first_query_of(rows.start)..n,
                 columns: width,
             });
@@ -426,21 +443,21 @@ impl BackwardScratch {
     fn add_query_gradients(&mut self, a: &AttentionConfig, n: usize, keys: &KeyTile) {
         let d = a.head_dim;
         let KeyTile { start, count, .. } = *keys;
-        PackedMatmul {
-            a: Rows {
-                data: &self.ds[..n * count],
-                stride: count,
+        let (right, steps) = tile_of(a.precision, &self.keys, a.seq, start, d);
+        TiledMatmul {
+            precision: a.precision,
+            left: self.left.row_major(a.precision, &self.ds[..n * count], count),
+            rows: n,
+            right,
+            steps,
+            columns: d,
+            out: OutputRows {
+                data: &mut self.dq,
+                stride: d,
+                accumulate: !keys.is_first,
             },
-            a_layout: LhsLayout::RowMajor,
-            m: n,
-            b: tile_of(&self.keys, a.seq, start, d),
-            inner: KEY_TILE.min(a.seq - start),
-            n: d,
-            c: &mut self.dq,
-            c_stride: d,
-            accumulate: !keys.is_first,
         }
-        .run(|queries| ActiveRegion {
+        .run_active(|queries| ActiveRegion {
             inner: keys.visible_to_any(a, queries),
             columns: d,
         });

@@ -4,8 +4,10 @@ use super::head_rows::{self, HeadRows};
 use super::key_tile::KeyTile;
 use super::{AttentionConfig, KEY_TILE, QUERY_TILE, QkvLayout};
 use crate::math::{exp_bounded, tanh};
-use crate::panels::{
-    ActiveRegion, LhsLayout, PANEL, PackedMatmul, PanelRow, Rows, pack, pack_transposed, panels,
+use crate::floats::{Float, FloatsMut};
+use crate::matmul::{
+    ActiveRegion, LeftBuffer, OutputRows, PANEL, PanelRow, Precision, Rows, TiledMatmul, pack,
+    pack_transposed, panels,
 };
 use crate::simd::{dispatch, map_sum, max};
 use rayon::prelude::*;
@@ -18,7 +20,21 @@ pub(super) fn attend(
     a: &AttentionConfig,
     layout: &QkvLayout,
     past: usize,
-    ctx: &mut [f32],
+    ctx: FloatsMut,
+    lse: &mut [f32],
+) {
+    match ctx {
+        FloatsMut::F32(ctx) => attend_into(a, layout, past, ctx, lse),
+        FloatsMut::Bf16(ctx) => attend_into(a, layout, past, ctx, lse),
+    }
+}
+
+/// Computes [`attend`] with contexts of any element type.
+fn attend_into<T: Float>(
+    a: &AttentionConfig,
+    layout: &QkvLayout,
+    past: usize,
+    ctx: &mut [T],
     lse: &mut [f32],
 ) {
     if a.batch * a.seq == 0 {
@@ -51,18 +67,18 @@ pub(super) fn attend(
 
 /// Outputs of one task: for each of its query heads, context rows (in the order head, position) and
 /// log-sum-exps.
-struct Outputs<'a> {
-    ctx: Vec<&'a mut [f32]>,
+struct Outputs<'a, T> {
+    ctx: Vec<&'a mut [T]>,
     lse: Vec<&'a mut [f32]>,
 }
 
 /// Splits the outputs into those of each task, in the order (batch, key/value head, span).
-fn split_outputs<'a>(
+fn split_outputs<'a, T>(
     a: &AttentionConfig,
     spans: usize,
-    ctx: &'a mut [f32],
+    ctx: &'a mut [T],
     lse: &'a mut [f32],
-) -> Vec<Outputs<'a>> {
+) -> Vec<Outputs<'a, T>> {
     let shared = a.heads / a.kv_heads;
     let mut pieces: Vec<_> = ctx.chunks_exact_mut(a.value_dim).map(Some).collect();
     let mut outputs = Vec::with_capacity(a.batch * a.kv_heads * spans);
@@ -98,6 +114,8 @@ struct Scratch {
     values: Vec<PanelRow>,
     /// Scaled queries of a tile.
     q: Vec<f32>,
+    /// Queries, then probabilities, as the left operand of a matmul.
+    left: LeftBuffer,
     logits: Vec<f32>,
     context: Vec<f32>,
     largest: Vec<f32>,
@@ -113,9 +131,10 @@ struct Scratch {
 pub(super) fn scratch_bytes(a: &AttentionConfig) -> usize {
     let (seq, d, e) = (a.seq, a.head_dim, a.value_dim);
     let (queries, keys) = (QUERY_TILE.min(seq), KEY_TILE.min(seq));
-    let packed = panels(seq) * d + seq * panels(e);
+    let packed = panels(seq) * a.precision.steps(d) + value_steps(a.precision, seq) * panels(e);
     let tiles = queries * (d + keys + e + 2) + keys * d.max(e);
-    packed * size_of::<PanelRow>() + 4 * tiles
+    let left = LeftBuffer::bytes(a.precision, queries, d.max(keys));
+    packed * size_of::<PanelRow>() + 4 * tiles + left
 }
 
 impl Scratch {
@@ -130,8 +149,9 @@ impl Scratch {
     fn pack(&mut self, a: &AttentionConfig, k: &HeadRows, v: &HeadRows, visible: usize) {
         let (d, e) = (a.head_dim, a.value_dim);
         let (queries, keys) = (QUERY_TILE.min(a.seq), KEY_TILE.min(visible));
-        self.keys.resize(panels(visible) * d, [0.0; PANEL]);
-        self.values.resize(visible * panels(e), [0.0; PANEL]);
+        let (precision, steps) = (a.precision, a.precision.steps(d));
+        self.keys.resize(panels(visible) * steps, PanelRow::ZERO);
+        self.values.resize(value_steps(precision, visible) * panels(e), PanelRow::ZERO);
         self.q.resize(queries * d, 0.0);
         self.logits.resize(queries * keys, 0.0);
         self.context.resize(queries * e, 0.0);
@@ -143,19 +163,32 @@ impl Scratch {
             let n = KEY_TILE.min(visible - start);
             let data = &mut self.rows[..n * d];
             k.load(d, start, data, &mut self.head_scratch);
-            let rows = Rows { data, stride: d };
-            pack_transposed(rows, n, d, &mut self.keys[start / PANEL * d..]);
+            let keys = &mut self.keys[start / PANEL * steps..];
+            pack_transposed(precision, Rows::new(&*data, d), n, d, keys, steps);
             let data = &mut self.rows[..n * e];
             v.load(e, start, data, &mut self.head_scratch);
-            let rows = Rows { data, stride: e };
-            pack(rows, n, e, &mut self.values[start * panels(e)..]);
+            let values = &mut self.values[value_steps(precision, start) * panels(e)..];
+            pack(precision, Rows::new(&*data, e), n, e, values, precision.steps(n));
         }
     }
 }
 
-/// Returns the tile that starts at row `start` of `n` rows packed tile by tile.
-pub(super) fn tile_of(packed: &[PanelRow], n: usize, start: usize, width: usize) -> &[PanelRow] {
-    &packed[start * panels(width)..][..KEY_TILE.min(n - start) * panels(width)]
+/// Returns the number of steps of `n` rows that are packed tile by tile.
+pub(super) fn value_steps(precision: Precision, n: usize) -> usize {
+    // Tiles have an even number of rows, except for the last.
+    precision.steps(n)
+}
+
+/// Returns the tile that starts at row `start` of `n` rows packed tile by tile, and its steps.
+pub(super) fn tile_of(
+    precision: Precision,
+    packed: &[PanelRow],
+    n: usize,
+    start: usize,
+    width: usize,
+) -> (&[PanelRow], usize) {
+    let steps = precision.steps(KEY_TILE.min(n - start));
+    (&packed[value_steps(precision, start) * panels(width)..][..steps * panels(width)], steps)
 }
 
 /// Loads transformed queries times [`AttentionConfig::logit_scale`].
@@ -173,12 +206,12 @@ pub(super) fn load_queries(
 
 /// Computes the context of up to `QUERY_TILE` queries from query `first` on and writes it to the rows of
 /// `ctx`; query i attends to keys up to `past + i`, as far as the window reaches.
-fn attend_tile<'a>(
+fn attend_tile<'a, T: Float + 'a>(
     a: &AttentionConfig,
     q: &HeadRows,
     first: usize,
     past: usize,
-    ctx: impl Iterator<Item = &'a mut [f32]>,
+    ctx: impl Iterator<Item = &'a mut [T]>,
     lse: &mut [f32],
     scratch: &mut Scratch,
 ) {
@@ -206,12 +239,11 @@ fn attend_tile<'a>(
         scratch.add_values(a, n, &tile);
     }
     let sums = scratch.largest.iter().zip(scratch.total.iter()).zip(lse);
-    let contexts = ctx.zip(scratch.context.chunks_exact(e));
+    let contexts = ctx.zip(scratch.context.chunks_exact_mut(e));
     for ((ctx, context), ((largest, total), lse)) in contexts.zip(sums) {
         let factor = 1.0 / total;
-        for (ctx, context) in ctx.iter_mut().zip(context) {
-            *ctx = factor * context;
-        }
+        context.iter_mut().for_each(|c| *c *= factor);
+        T::narrow(context, ctx);
         *lse = largest + total.ln();
     }
 }
@@ -221,21 +253,21 @@ impl Scratch {
     #[inline(always)]
     fn multiply_by_keys(&mut self, a: &AttentionConfig, n: usize, tile: &KeyTile) {
         let (d, KeyTile { start, count, .. }) = (a.head_dim, *tile);
-        PackedMatmul {
-            a: Rows {
-                data: &self.q,
-                stride: d,
+        let steps = a.precision.steps(d);
+        TiledMatmul {
+            precision: a.precision,
+            left: self.left.row_major(a.precision, &self.q[..n * d], d),
+            rows: n,
+            right: &self.keys[start / PANEL * steps..][..panels(count) * steps],
+            steps,
+            columns: count,
+            out: OutputRows {
+                data: &mut self.logits[..n * count],
+                stride: count,
+                accumulate: false,
             },
-            a_layout: LhsLayout::RowMajor,
-            m: n,
-            b: &self.keys[start / PANEL * d..][..panels(count) * d],
-            inner: d,
-            n: count,
-            c: &mut self.logits[..n * count],
-            c_stride: count,
-            accumulate: false,
         }
-        .run(|rows| ActiveRegion {
+        .run_active(|rows| ActiveRegion {
             inner: 0..d,
             columns: tile.visible_to(a, rows.end - 1).end,
         });
@@ -283,21 +315,21 @@ impl Scratch {
     #[inline(always)]
     fn add_values(&mut self, a: &AttentionConfig, n: usize, tile: &KeyTile) {
         let (e, KeyTile { start, count, .. }) = (a.value_dim, *tile);
-        PackedMatmul {
-            a: Rows {
-                data: &self.logits[..n * count],
-                stride: count,
+        let (right, steps) = tile_of(a.precision, &self.values, self.packed, start, e);
+        TiledMatmul {
+            precision: a.precision,
+            left: self.left.row_major(a.precision, &self.logits[..n * count], count),
+            rows: n,
+            right,
+            steps,
+            columns: e,
+            out: OutputRows {
+                data: &mut self.context,
+                stride: e,
+                accumulate: !tile.is_first,
             },
-            a_layout: LhsLayout::RowMajor,
-            m: n,
-            b: tile_of(&self.values, self.packed, start, e),
-            inner: KEY_TILE.min(self.packed - start),
-            n: e,
-            c: &mut self.context,
-            c_stride: e,
-            accumulate: !tile.is_first,
         }
-        .run(|rows| ActiveRegion {
+        .run_active(|rows| ActiveRegion {
             inner: tile.visible_to_any(a, rows),
             columns: e,
         });

@@ -1,6 +1,7 @@
 //! Rows of one head: loading with norm and rotation, and the backward pass of both.
 
-use crate::panels::Rows;
+use crate::floats::Float;
+use crate::matmul::Rows;
 use crate::qkv::{self, BoundQkvTransform};
 use crate::simd::{SimdKernel, run_simd};
 use pulp::Simd;
@@ -24,6 +25,7 @@ pub(super) struct HeadRows<'a> {
 #[derive(Default)]
 pub(super) struct Scratch {
     prefetched: Vec<f32>,
+    gradients: Vec<f32>,
     transform_scratch: qkv::Scratch,
 }
 
@@ -32,6 +34,7 @@ impl Scratch {
     pub(super) fn new(d: usize, transform: Option<&BoundQkvTransform>) -> Self {
         transform.map_or_else(Self::default, |transform| Self {
             prefetched: vec![0.0; PREFETCHED_ROWS * d],
+            gradients: vec![0.0; PREFETCHED_ROWS * d],
             transform_scratch: qkv::Scratch::new(transform.config()),
         })
     }
@@ -53,28 +56,28 @@ impl HeadRows<'_> {
         }
     }
 
-    /// Copies rows unchanged.
+    /// Copies rows unchanged, in single precision.
     fn copy(&self, d: usize, first: usize, out: &mut [f32]) {
         for (t, out) in (first..).zip(out.chunks_exact_mut(d)) {
-            out.copy_from_slice(self.rows.row(t, d));
+            self.rows.row(t, d).widen(out);
         }
     }
 
     /// Computes the gradients of the projection from the gradients `dy` of rows loaded by [`HeadRows::load`]; adds to
     /// the gradients of the norm parameters.
-    pub(super) fn backward<'b>(
+    pub(super) fn backward<'b, T: Float + 'b>(
         &self,
         d: usize,
         first: usize,
         dy: &[f32],
-        dx: impl Iterator<Item = &'b mut [f32]>,
+        dx: impl Iterator<Item = &'b mut [T]>,
         grads: &mut [Vec<f32>; 3],
         scratch: &mut Scratch,
     ) {
         match self.transform {
             None => {
                 for (dy, dx) in dy.chunks_exact(d).zip(dx) {
-                    dx.copy_from_slice(dy);
+                    T::narrow(dy, dx);
                 }
             }
             Some(transform) => run_simd(HeadBackward {
@@ -109,6 +112,7 @@ impl SimdKernel for Load<'_> {
         let Scratch {
             prefetched,
             transform_scratch,
+            ..
         } = self.scratch;
         let starts = (self.first..).step_by(PREFETCHED_ROWS);
         for (start, out) in starts.zip(self.out.chunks_mut(PREFETCHED_ROWS * d)) {
@@ -138,7 +142,7 @@ struct HeadBackward<'a, I> {
     scratch: &'a mut Scratch,
 }
 
-impl<'b, I: Iterator<Item = &'b mut [f32]>> SimdKernel for HeadBackward<'_, I> {
+impl<'b, T: Float + 'b, I: Iterator<Item = &'b mut [T]>> SimdKernel for HeadBackward<'_, I> {
     type Output = ();
 
     #[inline(always)]
@@ -146,23 +150,27 @@ impl<'b, I: Iterator<Item = &'b mut [f32]>> SimdKernel for HeadBackward<'_, I> {
         let (transform, head, d) = (self.transform, self.head, self.d);
         let Scratch {
             prefetched,
+            gradients,
             transform_scratch,
         } = self.scratch;
         let starts = (self.first..).step_by(PREFETCHED_ROWS);
         for (start, dy) in starts.zip(self.dy.chunks(PREFETCHED_ROWS * d)) {
             let prefetched = &mut prefetched[..dy.len()];
             head.copy(d, start, prefetched);
-            let (dx, grads) = (self.dx.by_ref(), &mut *self.grads);
+            let (gradients, grads) = (&mut gradients[..dy.len()], &mut *self.grads);
             transform.transform_head_backward::<S, V>(
                 simd,
                 head.packed_head,
                 start,
                 prefetched,
                 dy,
-                dx,
+                gradients.chunks_exact_mut(d),
                 grads,
                 transform_scratch,
             );
+            for (gradient, dx) in gradients.chunks_exact(d).zip(self.dx.by_ref()) {
+                T::narrow(gradient, dx);
+            }
         }
     }
 }

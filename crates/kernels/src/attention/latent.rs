@@ -4,6 +4,7 @@
 
 use super::{AttentionConfig, HeadOffsets, QkvLayout, capacity, forward};
 use crate::math::{exp, tanh};
+use crate::matmul::Precision;
 use crate::simd::{AccumulateRows, DotProducts, SimdKernel, dispatch, map_sum, max, run_simd};
 use pulp::Simd;
 use rayon::prelude::*;
@@ -130,19 +131,20 @@ fn attend_tiled(
         scale: a.scale,
         softcap: a.softcap,
         window: None,
+        precision: Precision::F32,
     };
     let all = HeadOffsets { first: 0, step: 0 };
     let layout = QkvLayout {
-        queries: q,
+        queries: q.into(),
         query_stride: a.heads * a.width(),
-        kv: cache,
+        kv: cache.into(),
         rows_per_sequence: capacity,
         row_stride: a.width(),
         key: all,
         value: all,
         transform: None,
     };
-    forward::attend(&config, &layout, past, ctx, lse);
+    forward::attend(&config, &layout, past, ctx.into(), lse);
 }
 
 /// Runs one task per query and [`POSITIONS`] cache rows, each for all heads, and then merges the partial

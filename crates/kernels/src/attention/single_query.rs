@@ -2,6 +2,7 @@
 
 use super::{AttentionConfig, QkvLayout};
 use crate::math::{exp, tanh};
+use crate::floats::Float;
 use crate::simd::{dispatch, dots, map_sum, max};
 use rayon::prelude::*;
 
@@ -10,29 +11,29 @@ const ROWS_AT_ONCE: usize = 4;
 
 /// Runs one task per sequence and query head; the query of each sequence attends to the keys of its window
 /// up to `past`.
-pub(super) fn attend(a: &AttentionConfig, layout: &QkvLayout, past: usize, ctx: &mut [f32]) {
+pub(super) fn attend<T: Float>(a: &AttentionConfig, layout: &QkvLayout, past: usize, ctx: &mut [T]) {
     let (d, e) = (a.head_dim, a.value_dim);
     let first_key = a.first_key(past);
     ctx.par_chunks_exact_mut(e).enumerate().for_each_init(
-        || vec![0.0; past + 1 - first_key],
-        |logits, (head, ctx)| {
+        || (vec![0.0; past + 1 - first_key], vec![0.0; d], vec![0.0; e]),
+        |(logits, q, context), (head, ctx)| {
             let (b, h) = (head / a.heads, head % a.heads);
             let kv_head = h / (a.heads / a.kv_heads);
             let [k, v] = layout
                 .keys_and_values(a, b, kv_head)
                 .map(|head| head.rows.from(first_key));
-            let q = layout.queries(a, b, h).rows.row(0, d);
+            layout.queries(a, b, h).rows.row(0, d).widen(q);
             dispatch(
                 #[inline(always)]
                 || {
                     let (groups, rest) = logits.as_chunks_mut::<ROWS_AT_ONCE>();
                     let whole = ROWS_AT_ONCE * groups.len();
                     for (g, logits) in groups.iter_mut().enumerate() {
-                        let keys = std::array::from_fn(|i| k.row(ROWS_AT_ONCE * g + i, d));
+                        let keys = std::array::from_fn(|i| k.row(ROWS_AT_ONCE * g + i, d).single());
                         *logits = dots::<ROWS_AT_ONCE>(q, keys);
                     }
                     for (s, logit) in rest.iter_mut().enumerate() {
-                        [*logit] = dots(q, [k.row(whole + s, d)]);
+                        [*logit] = dots(q, [k.row(whole + s, d).single()]);
                     }
                     logits.iter_mut().for_each(|s| *s *= a.logit_scale());
                     if let Some(cap) = a.softcap {
@@ -40,13 +41,14 @@ pub(super) fn attend(a: &AttentionConfig, layout: &QkvLayout, past: usize, ctx: 
                     }
                     let largest = max(logits);
                     let factor = 1.0 / map_sum(logits, |s| exp(s - largest));
-                    ctx.fill(0.0);
+                    context.fill(0.0);
                     for (s, logit) in logits.iter().enumerate() {
                         let p = factor * logit;
-                        for (c, v) in ctx.iter_mut().zip(v.row(s, e)) {
+                        for (c, v) in context.iter_mut().zip(v.row(s, e).single()) {
                             *c += p * v;
                         }
                     }
+                    T::narrow(context, ctx);
                 },
             );
         },

@@ -3,7 +3,10 @@
 use super::key_tile::KeyTile;
 use super::{AttentionConfig, KEY_TILE, QUERY_TILE, QkvLayout};
 use crate::math::{exp, tanh};
-use crate::panels::{ActiveRegion, LhsLayout, PANEL, PackedMatmul, pack_transposed, panels};
+use crate::floats::Floats;
+use crate::matmul::{
+    ActiveRegion, Left, OutputRows, PanelRow, Precision, TiledMatmul, pack_transposed, panels,
+};
 use crate::simd::{dispatch, dots, larger_or_nan, map_sum, max, max_or_nan};
 use rayon::prelude::*;
 
@@ -24,9 +27,10 @@ pub struct AttentionStats {
 
 /// Computes the statistics for packed and transformed `qkv`, as [`super::forward`] reads it. For
 /// inspection, not for training: it is as slow as a plain loop. Both are NaN if a logit is not finite.
-pub fn attention_stats(a: &AttentionConfig, qkv: &[f32]) -> AttentionStats {
-    a.check_qkv("attention::attention_stats", qkv);
-    let layout = a.packed_layout(qkv, None);
+pub fn attention_stats<'a>(a: &AttentionConfig, qkv: impl Into<Floats<'a>>) -> AttentionStats {
+    let qkv = qkv.into().to_f32();
+    a.check_qkv("attention::attention_stats", qkv.len());
+    let layout = a.packed_layout(Floats::F32(&qkv), None);
     let heads: Vec<AttentionStats> = (0..a.batch * a.heads)
         .into_par_iter()
         .map(|head| head_stats(a, &layout, head / a.heads, head % a.heads))
@@ -62,11 +66,11 @@ fn head_stats(a: &AttentionConfig, layout: &QkvLayout, b: usize, h: usize) -> At
                 let (groups, rest) = row.as_chunks_mut::<ROWS_AT_ONCE>();
                 let whole = ROWS_AT_ONCE * groups.len();
                 for (g, logits) in groups.iter_mut().enumerate() {
-                    let keys = std::array::from_fn(|i| k.row(ROWS_AT_ONCE * g + i, d));
-                    *logits = dots::<ROWS_AT_ONCE>(q.row(t, d), keys);
+                    let keys = std::array::from_fn(|i| k.row(ROWS_AT_ONCE * g + i, d).single());
+                    *logits = dots::<ROWS_AT_ONCE>(q.row(t, d).single(), keys);
                 }
                 for (s, logit) in rest.iter_mut().enumerate() {
-                    [*logit] = dots(q.row(t, d), [k.row(whole + s, d)]);
+                    [*logit] = dots(q.row(t, d).single(), [k.row(whole + s, d).single()]);
                 }
                 row.iter_mut().for_each(|s| *s *= a.logit_scale());
                 if let Some(cap) = a.softcap {
@@ -92,9 +96,10 @@ fn head_stats(a: &AttentionConfig, layout: &QkvLayout, b: usize, h: usize) -> At
 /// Returns the max attention logit of each query head: the largest `scale q k` over all sequences and
 /// unmasked keys, before the soft cap; `qkv` is packed and transformed, as [`super::forward`] reads it.
 /// NaN for a head with a NaN logit, negative infinity without logits.
-pub fn max_attention_logits(a: &AttentionConfig, qkv: &[f32]) -> Vec<f32> {
-    a.check_qkv("attention::max_attention_logits", qkv);
-    let layout = a.packed_layout(qkv, None);
+pub fn max_attention_logits<'a>(a: &AttentionConfig, qkv: impl Into<Floats<'a>>) -> Vec<f32> {
+    let qkv = qkv.into().to_f32();
+    a.check_qkv("attention::max_attention_logits", qkv.len());
+    let layout = a.packed_layout(Floats::F32(&qkv), None);
     let shared = a.heads / a.kv_heads;
     let spans = a.seq.div_ceil(SPAN);
     let parts: Vec<Vec<f32>> = (0..a.batch * a.kv_heads * spans)
@@ -125,12 +130,12 @@ fn span_maxima(
     let (d, shared) = (a.head_dim, a.heads / a.kv_heads);
     let [k, _] = layout.keys_and_values(a, b, kv_head).map(|head| head.rows);
     let end = a.seq.min(first + SPAN);
-    let mut keys = vec![[0.0; PANEL]; panels(KEY_TILE) * d];
+    let mut keys = vec![PanelRow::ZERO; panels(KEY_TILE) * d];
     let mut logits = vec![0.0; QUERY_TILE * KEY_TILE];
     let mut maxima = vec![f32::NEG_INFINITY; shared];
     for start in (a.first_key_tile(first)..end).step_by(KEY_TILE) {
         let count = KEY_TILE.min(end - start);
-        pack_transposed(k.from(start), count, d, &mut keys);
+        pack_transposed(Precision::F32, k.from(start), count, d, &mut keys, d);
         for (query_head, max_logit) in maxima.iter_mut().enumerate() {
             let q = layout.queries(a, b, kv_head * shared + query_head).rows;
             // Query tiles before these keys attend to none of them.
@@ -144,18 +149,20 @@ fn span_maxima(
                     is_first: false,
                 };
                 let logits = &mut logits[..n * count];
-                PackedMatmul {
-                    a: q.from(first),
-                    a_layout: LhsLayout::RowMajor,
-                    m: n,
-                    b: &keys[..panels(count) * d],
-                    inner: d,
-                    n: count,
-                    c: logits,
-                    c_stride: count,
-                    accumulate: false,
+                TiledMatmul {
+                    precision: Precision::F32,
+                    left: Left::in_place(q.from(first)),
+                    rows: n,
+                    right: &keys[..panels(count) * d],
+                    steps: d,
+                    columns: count,
+                    out: OutputRows {
+                        data: &mut *logits,
+                        stride: count,
+                        accumulate: false,
+                    },
                 }
-                .run(|rows| ActiveRegion {
+                .run_active(|rows| ActiveRegion {
                     inner: 0..d,
                     columns: tile.visible_to(a, rows.end - 1).end,
                 });

@@ -89,6 +89,7 @@ const SMALL: AttentionConfig = AttentionConfig {
     scale: 0.5,
     softcap: None,
     window: None,
+    precision: Precision::F32,
 };
 
 proptest! {
@@ -101,7 +102,7 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let heads = kv_heads * shared;
-        check(&AttentionConfig { batch, seq, heads, kv_heads, head_dim, value_dim, scale, softcap, window }, seed);
+        check(&AttentionConfig { batch, seq, heads, kv_heads, head_dim, value_dim, scale, softcap, window, precision: Precision::F32 }, seed);
     }
 }
 

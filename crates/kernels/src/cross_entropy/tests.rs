@@ -83,7 +83,7 @@ proptest! {
         z_loss in prop::sample::select(vec![0.0f32, 1e-2]), seed in any::<u64>(),
     ) {
         let divisor = n as f32;
-        check(&LossSpec { width, vocab, logit_scale, softcap, z_loss, divisor }, n, seed);
+        check(&LossSpec { width, vocab, logit_scale, softcap, z_loss, divisor, precision: Precision::F32 }, n, seed);
     }
 }
 
@@ -94,6 +94,7 @@ const PLAIN: LossSpec = LossSpec {
     softcap: None,
     z_loss: 1e-3,
     divisor: 5.0,
+    precision: Precision::F32,
 };
 
 #[test]

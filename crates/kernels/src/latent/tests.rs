@@ -1,6 +1,7 @@
 use super::*;
 use crate::attention::{self, AttentionConfig, LatentAttentionConfig};
-use crate::linear;
+use crate::linear::Linear;
+use crate::matmul::Precision;
 use crate::qkv::{rope_frequencies, rope_table};
 use crate::testing::{
     Rng, assert_all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64,
@@ -157,7 +158,8 @@ impl Sequences {
         let table = rope_table(&rope_frequencies(100.0, l.rope), 1.0, 0, seq);
 
         let mut kv = vec![f32::NAN; n * up];
-        linear::forward(&latents, &kv_up, &mut kv, LATENT, up);
+        let project = Linear { inputs: LATENT, outputs: up, precision: Precision::F32 };
+        project.forward(&latents, &kv_up, &mut kv);
         let packed = assembled(&l, &[q.clone(), kv, key.clone()], &table);
         let a = AttentionConfig {
             batch,
@@ -169,6 +171,7 @@ impl Sequences {
             scale,
             softcap,
             window: None,
+            precision: Precision::F32,
         };
         let mut ctx = vec![f32::NAN; n * l.heads * l.value];
         attention::forward(&a, &packed, &mut ctx, &mut vec![0.0; n * l.heads]);

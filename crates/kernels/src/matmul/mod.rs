@@ -11,6 +11,7 @@ mod arithmetic;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 mod avx512;
+mod operands;
 mod packed;
 mod panels;
 #[cfg(test)]
@@ -25,6 +26,7 @@ use rayon::prelude::*;
 
 pub use packed::Packed;
 pub use panels::Precision;
+pub(crate) use operands::{LeftBuffer, OutputRows};
 pub(crate) use panels::{PANEL, PanelRow, Rows, pack, pack_transposed, panels};
 pub(crate) use tiles::{ActiveRegion, Left, LeftLayout, Output, TiledMatmul};
 
@@ -85,7 +87,12 @@ impl<'a> Matrix<'a> {
         Self { data, rows, columns, stride }
     }
 
-    fn rows(self) -> Rows<'a> {
+    /// Returns the number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn data(self) -> Rows<'a> {
         Rows::new(self.data, self.stride)
     }
 }
@@ -238,7 +245,7 @@ fn steps<'a>(precision: Precision, a: Matrix<'a>, buffer: &'a mut Vec<u32>, para
     let stride = precision.steps(a.columns);
     buffer.resize(a.rows * stride, 0);
     let convert = |(i, out): (usize, &mut [u32])| {
-        panels::load_row(precision, a.rows().row(i, a.columns), out);
+        panels::load_row(precision, a.data().row(i, a.columns), out);
     };
     match parallel {
         true => buffer.par_chunks_exact_mut(stride.max(1)).enumerate().for_each(convert),

@@ -23,7 +23,7 @@ impl Packed {
         let mut packed = Self::zeros(precision, b.rows, b.columns);
         packed.fill(|first, count, out, steps| {
             let columns = (b.columns - first).min(count);
-            let rows = b.rows();
+            let rows = b.data();
             let from = super::Rows { data: rows.data.slice(first.min(rows.data.len())..rows.data.len()), ..rows };
             pack(precision, from, b.rows, columns, out, steps);
         });
@@ -35,7 +35,7 @@ impl Packed {
         let mut packed = Self::zeros(precision, b.columns, b.rows);
         packed.fill(|first, count, out, steps| {
             let rows = (b.rows - first).min(count);
-            pack_transposed(precision, b.rows().from(first), rows, b.columns, out, steps);
+            pack_transposed(precision, b.data().from(first), rows, b.columns, out, steps);
         });
         packed
     }

@@ -39,8 +39,8 @@ impl Precision {
         }
     }
 
-    /// Returns the number of steps of an inner dimension.
-    pub(crate) const fn steps(self, inner: usize) -> usize {
+    /// Returns the number of steps of an inner dimension, its panel rows.
+    pub const fn steps(self, inner: usize) -> usize {
         inner.div_ceil(self.group())
     }
 }
@@ -65,7 +65,7 @@ impl<'a> Rows<'a> {
 
     /// Returns the rows from `row` on.
     pub(crate) fn from(self, row: usize) -> Self {
-        let data = self.data.slice(row * self.stride..self.data.len());
+        let data = self.data.skip(row * self.stride);
         Rows { data, ..self }
     }
 

@@ -4,7 +4,7 @@
 //! in the outer loop: a group of them stays in the L1 cache while the panels stream from the L2 cache.
 
 use super::arithmetic::{Arithmetic, Fused, Widened};
-use super::panels::{PANEL, PanelRow, Precision, panels};
+use super::panels::{PANEL, PanelRow, Precision, Rows, panels};
 use super::unit::Unit;
 use crate::simd::{SimdKernel, run_simd};
 use pulp::Simd;
@@ -34,6 +34,17 @@ pub(crate) struct Left<'a> {
     pub(crate) data: &'a [u32],
     pub(crate) stride: usize,
     pub(crate) layout: LeftLayout,
+}
+
+impl<'a> Left<'a> {
+    /// Returns rows in single precision as a left operand.
+    pub(crate) fn in_place(rows: Rows<'a>) -> Self {
+        Self {
+            data: bytemuck::cast_slice(rows.data.single()),
+            stride: rows.stride,
+            layout: LeftLayout::RowMajor,
+        }
+    }
 }
 
 /// Needed part of a block of output rows.
@@ -178,6 +189,9 @@ impl<O: Output> TiledMatmul<'_, O> {
         // Slices of a common length, so that the loops below do not check bounds: a possible panic would move the
         // accumulators out of registers.
         let n = steps.len();
+        if n == 0 {
+            return out[..M * P].fill([0.0; PANEL]);
+        }
         let mut right: [&[PanelRow]; P] = [&[]; P];
         for (p, right) in right.iter_mut().enumerate() {
             *right = &self.right[(panel + p) * self.steps + steps.start..][..n];
@@ -207,8 +221,7 @@ impl<O: Output> TiledMatmul<'_, O> {
             }
             LeftLayout::StepMajor => {
                 let left = &self.left.data[steps.start * stride + row..];
-                let last = n.saturating_sub(1);
-                assert!(left.len() >= last * stride + M, "matmul: the left operand is too short");
+                assert!(left.len() >= (n - 1) * stride + M, "matmul: the left operand is too short");
                 for (l, left) in (0..n).zip(left.chunks(stride)) {
                     let Some(left) = left.first_chunk::<M>() else { break };
                     let mut panels = [arithmetic.load(&PanelRow::ZERO); P];

@@ -50,8 +50,11 @@ fn check(n: &NormConfig, rows: usize, seed: u64) {
     normed.fill(f32::NAN);
     add_forward(n, &halves.clone(), &mut halves, &params, &mut normed);
     assert_eq!((halves, normed), (x.clone(), y));
-    let (mut dx, mut dparams) = (vec![f32::NAN; len], vec![f32::NAN; params.len()]);
-    backward(n, &x, &params, &dy, &mut dx, &mut dparams);
+    let (mut dx, mut dparams) = (dy.clone(), vec![f32::NAN; params.len()]);
+    backward_in_place(n, &x, &params, &mut dx, &mut dparams);
+    let (mut sum, mut again) = (vec![0.0; len], vec![f32::NAN; params.len()]);
+    backward_add(n, &x, &params, &dy, &mut sum, &mut again);
+    assert_eq!((&sum, &again), (&dx, &dparams));
     check_gradient(
         |x| dot_f64(&naive(n, x, &to_f64(&params)), &dy),
         &x,
@@ -145,10 +148,10 @@ fn bit_identical_for_any_thread_count() {
         let len = 1000 * n.width;
         let (x, params, dy) = (rng.normal(len), rng.normal(n.params_len()), rng.normal(len));
         assert_bit_identical_for_any_thread_count(|| {
-            let (mut y, mut dx) = (vec![0.0; len], vec![0.0; len]);
+            let (mut y, mut dx) = (vec![0.0; len], dy.clone());
             let mut dparams = vec![0.0; params.len()];
             forward(&n, &x, &params, &mut y);
-            backward(&n, &x, &params, &dy, &mut dx, &mut dparams);
+            backward_in_place(&n, &x, &params, &mut dx, &mut dparams);
             let (mut sum, mut normed) = (dy.clone(), vec![0.0; len]);
             add_forward(&n, &x, &mut sum, &params, &mut normed);
             [y, dx, dparams, sum, normed].concat()

@@ -45,6 +45,7 @@ fn check_latent(a: &LatentAttentionConfig, past: usize, seed: u64) {
         scale: a.scale,
         softcap: a.softcap,
         window: None,
+        precision: Precision::F32,
     };
     let (q, cache) = (to_f64(&q), to_f64(&cache));
     let query =

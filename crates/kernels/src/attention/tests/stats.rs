@@ -16,6 +16,7 @@ fn attention_stats_match_the_reference() {
             scale: 0.9,
             softcap,
             window: None,
+            precision: Precision::F32,
         };
         let (qkv, _) = random(&a, 31);
         let x = to_f64(&qkv);
@@ -70,6 +71,7 @@ fn max_attention_logits_match_the_reference() {
             scale,
             softcap: Some(3.0),
             window: None,
+            precision: Precision::F32,
         };
         let (qkv, _) = random(&a, 32);
         let x = to_f64(&qkv);
@@ -115,7 +117,7 @@ fn max_attention_logits_match_the_reference() {
 fn max_attention_logits_without_positions_are_negative_infinity() {
     let a = AttentionConfig { seq: 0, ..SMALL };
     assert_eq!(
-        max_attention_logits(&a, &[]),
+        max_attention_logits(&a, &[0.0f32; 0]),
         vec![f32::NEG_INFINITY; a.heads]
     );
 }
