@@ -1,6 +1,7 @@
 //! Key/value or latent cache for generation.
 
 use crate::attention::capacity;
+use crate::floats::Floats;
 use crate::parallel::rows_per_chunk;
 use rayon::prelude::*;
 
@@ -19,7 +20,8 @@ pub struct Append {
 
 /// Copies columns of `rows` (batch, new, width) to the rows `past..past + new` of each sequence of `cache`
 /// (batch, capacity, columns). All other rows stay unchanged.
-pub fn append(a: &Append, rows: &[f32], past: usize, cache: &mut [f32]) {
+pub fn append<'a>(a: &Append, rows: impl Into<Floats<'a>>, past: usize, cache: &mut [f32]) {
+    let rows = rows.into();
     let name = "cache::append";
     let Append {
         batch,
@@ -46,18 +48,17 @@ pub fn append(a: &Append, rows: &[f32], past: usize, cache: &mut [f32]) {
         return;
     }
     let chunk = rows_per_chunk(new, columns);
-    cache
-        .par_chunks_exact_mut(capacity * columns)
-        .zip(rows.par_chunks_exact(new * width))
-        .flat_map(|(cache, rows)| {
+    let sequences = cache.par_chunks_exact_mut(capacity * columns).enumerate();
+    sequences
+        .flat_map(|(sequence, cache)| {
             let cache = &mut cache[past * columns..][..new * columns];
-            let cache = cache.par_chunks_mut(chunk * columns);
-            cache.zip(rows.par_chunks(chunk * width))
+            let chunks = cache.par_chunks_mut(chunk * columns).enumerate();
+            chunks.map(move |(c, cache)| (sequence * new + c * chunk, cache))
         })
-        .for_each(|(cache, rows)| {
-            let pairs = cache.chunks_exact_mut(columns);
-            for (cached, row) in pairs.zip(rows.chunks_exact(width)) {
-                cached.copy_from_slice(&row[first_column..][..columns]);
+        .for_each(|(first, cache)| {
+            for (row, cached) in (first..).zip(cache.chunks_exact_mut(columns)) {
+                let start = row * width + first_column;
+                rows.slice(start..start + columns).widen(cached);
             }
         });
 }
@@ -104,6 +105,6 @@ mod tests {
             first_column: 0,
             columns: 5,
         };
-        append(&a, &[0.0; 20], 2, &mut [0.0; 30]);
+        append(&a, &[0.0f32; 20], 2, &mut [0.0; 30]);
     }
 }

@@ -4,6 +4,7 @@
 //! expert without padding, so that the rows of an expert are one dense matrix (as in MegaBlocks,
 //! arXiv 2211.15841, with blocks of any height).
 
+use crate::chunks::for_each_chunk;
 use crate::floats::{Floats, FloatsMut};
 use crate::linear::Linear;
 use crate::parallel::{ELEMENTS, rows_per_chunk};
@@ -57,7 +58,13 @@ impl Dispatch<'_> {
 /// Dispatches tokens: `xs` (slots, width) receives the row of `x` (n, width) of each slot's token.
 ///
 /// The backward pass is [`combine`] without weights.
-pub fn gather(dispatch: &Dispatch<'_>, x: &[f32], xs: &mut [f32], width: usize) {
+pub fn gather<'a>(
+    dispatch: &Dispatch<'_>,
+    x: impl Into<Floats<'a>>,
+    xs: &mut [f32],
+    width: usize,
+) {
+    let x = x.into();
     dispatch.check("experts::gather", "x", x.len(), dispatch.tokens(), width);
     dispatch.check("experts::gather", "xs", xs.len(), dispatch.slots(), width);
     let chunk = rows_per_chunk(dispatch.slots(), width);
@@ -65,7 +72,7 @@ pub fn gather(dispatch: &Dispatch<'_>, x: &[f32], xs: &mut [f32], width: usize) 
     chunks.for_each(|(c, xs)| {
         let tokens = dispatch.tokens_from(c * chunk);
         for (xs, token) in xs.chunks_exact_mut(width).zip(tokens) {
-            xs.copy_from_slice(&x[token * width..][..width]);
+            x.slice(token * width..(token + 1) * width).widen(xs);
         }
     });
 }
@@ -74,13 +81,14 @@ pub fn gather(dispatch: &Dispatch<'_>, x: &[f32], xs: &mut [f32], width: usize) 
 /// j, for `ys` (slots, width), `weights` (n, top_k) and `y` (n, width); without weights the plain sum.
 ///
 /// The backward pass is [`gather`] followed by [`combine_backward`].
-pub fn combine(
+pub fn combine<'a>(
     dispatch: &Dispatch<'_>,
     ys: &[f32],
     weights: Option<&[f32]>,
-    y: &mut [f32],
+    y: impl Into<FloatsMut<'a>>,
     width: usize,
 ) {
+    let y = y.into();
     dispatch.check("experts::combine", "ys", ys.len(), dispatch.slots(), width);
     dispatch.check("experts::combine", "y", y.len(), dispatch.tokens(), width);
     if let Some(weights) = weights {
@@ -88,23 +96,21 @@ pub fn combine(
     }
     let k = dispatch.top_k();
     let chunk = rows_per_chunk(dispatch.tokens(), k * width);
-    let chunks = y.par_chunks_mut(chunk * width).enumerate();
-    chunks.for_each(|(c, y)| {
-        let first = c * chunk;
-        simd::dispatch(
-            #[inline(always)]
-            || {
-                for (t, y) in y.chunks_exact_mut(width).enumerate() {
-                    let assignments = (first + t) * k..(first + t + 1) * k;
-                    let slots = &dispatch.slot_of_assignment()[assignments.clone()];
-                    match weights {
-                        Some(weights) => add_weighted_rows(ys, slots, &weights[assignments], y),
-                        None => add_rows(ys, slots, y),
-                    }
+    for_each_chunk(
+        [],
+        [(y, chunk * width)],
+        #[inline(always)]
+        |c, [], [y]| {
+            for (t, y) in (c * chunk..).zip(y.chunks_exact_mut(width)) {
+                let assignments = t * k..(t + 1) * k;
+                let slots = &dispatch.slot_of_assignment()[assignments.clone()];
+                match weights {
+                    Some(weights) => add_weighted_rows(ys, slots, &weights[assignments], y),
+                    None => add_rows(ys, slots, y),
                 }
-            },
-        );
-    });
+            }
+        },
+    );
 }
 
 #[inline(always)]

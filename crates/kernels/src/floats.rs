@@ -43,8 +43,11 @@ impl<'a> Floats<'a> {
     }
 
     /// Copies the elements in single precision.
+    ///
+    /// # Panics
+    /// If there are more or fewer elements of `out`, in single precision.
     #[inline(always)]
-    pub(crate) fn widen(self, out: &mut [f32]) {
+    pub fn widen(self, out: &mut [f32]) {
         match self {
             Self::F32(x) => out.copy_from_slice(x),
             Self::Bf16(x) => widen(x, out),
@@ -103,6 +106,18 @@ impl<'a> FloatsMut<'a> {
 }
 
 impl<'a> FloatsMut<'a> {
+    /// Overwrites the elements with rounded ones.
+    ///
+    /// # Panics
+    /// If there are more or fewer of them.
+    pub fn copy_from(self, x: &[f32]) {
+        assert_eq!(self.len(), x.len(), "copy_from: lengths differ");
+        match self {
+            Self::F32(y) => f32::narrow(x, y),
+            Self::Bf16(y) => bf16::narrow(x, y),
+        }
+    }
+
     /// Splits the elements in two.
     pub(crate) fn split_at(self, middle: usize) -> (Self, Self) {
         match self {

@@ -5,12 +5,13 @@
 //! normalized. The rotation is that of RoFormer (Su et al. 2021, arXiv 2104.09864) in the "rotate
 //! half" pairing of LLaMA and OLMo: channel i is rotated together with channel i + head_dim/2.
 
+use crate::chunks::{for_each_chunk, map_chunks};
+use crate::floats::{Floats, FloatsMut};
 use crate::norm::NormConfig;
 use crate::parallel::{rows_per_chunk, sum_partials};
 use crate::simd::{SimdKernel, run_simd};
 use fused::FusedHead;
 use pulp::Simd;
-use rayon::prelude::*;
 use segment::{Segment, backward_segment, forward_segment};
 use steps::{backward_unfused, forward_unfused};
 
@@ -219,8 +220,13 @@ impl<'a> BoundQkvTransform<'a> {
 
 /// Computes `out` from `qkv`, both (batch * t, (heads + 2 kv_heads) * head_dim) with rows
 /// `[q heads | k heads | v heads]`; row r is at position `r % t`.
-pub fn forward(transform: &BoundQkvTransform, qkv: &[f32], out: &mut [f32]) {
-    transform.check_rows("qkv::forward", qkv);
+pub fn forward<'a>(
+    transform: &BoundQkvTransform,
+    qkv: impl Into<Floats<'a>>,
+    out: impl Into<FloatsMut<'a>>,
+) {
+    let (qkv, out) = (qkv.into(), out.into());
+    transform.check_rows("qkv::forward", qkv.len());
     assert_eq!(
         out.len(),
         qkv.len(),
@@ -229,17 +235,14 @@ pub fn forward(transform: &BoundQkvTransform, qkv: &[f32], out: &mut [f32]) {
     let width = transform.config.width();
     let chunk = rows_per_chunk(qkv.len() / width, width);
     let size = chunk * width;
-    out.par_chunks_mut(size)
-        .zip(qkv.par_chunks(size))
-        .enumerate()
-        .for_each(|(c, (out, qkv))| {
-            run_simd(Forward {
-                transform,
-                first: c * chunk,
-                qkv,
-                out,
-            });
+    for_each_chunk([(qkv, size)], [(out, size)], |c, [qkv], [out]| {
+        run_simd(Forward {
+            transform,
+            first: c * chunk,
+            qkv,
+            out,
         });
+    });
 }
 
 struct Forward<'a> {
@@ -271,14 +274,15 @@ impl SimdKernel for Forward<'_> {
 
 /// Computes the gradients of [`forward`]: `dqkv` from `dout`, both shaped like `qkv`, and those of the
 /// parameters of the q, k and v norms.
-pub fn backward(
+pub fn backward<'a>(
     transform: &BoundQkvTransform,
-    qkv: &[f32],
-    dout: &[f32],
-    dqkv: &mut [f32],
+    qkv: impl Into<Floats<'a>>,
+    dout: impl Into<Floats<'a>>,
+    dqkv: impl Into<FloatsMut<'a>>,
     dparams: [&mut [f32]; 3],
 ) {
-    transform.check_rows("qkv::backward", qkv);
+    let (qkv, dout, dqkv) = (qkv.into(), dout.into(), dqkv.into());
+    transform.check_rows("qkv::backward", qkv.len());
     assert_eq!(
         dout.len(),
         qkv.len(),
@@ -292,20 +296,16 @@ pub fn backward(
     let width = transform.config.width();
     let chunk = rows_per_chunk(qkv.len() / width, width);
     let size = chunk * width;
-    let partials: Vec<[Vec<f32>; 3]> = dqkv
-        .par_chunks_mut(size)
-        .zip(qkv.par_chunks(size).zip(dout.par_chunks(size)))
-        .enumerate()
-        .map(|(c, (dqkv, (qkv, dout)))| {
-            run_simd(Backward {
-                transform,
-                first: c * chunk,
-                qkv,
-                dout,
-                dqkv,
-            })
+    let inputs = [(qkv, size), (dout, size)];
+    let partials = map_chunks(inputs, [(dqkv, size)], |c, [qkv, dout], [dqkv]| {
+        run_simd(Backward {
+            transform,
+            first: c * chunk,
+            qkv,
+            dout,
+            dqkv,
         })
-        .collect();
+    });
     sum_gradients("qkv::backward", partials, dparams);
 }
 
@@ -380,14 +380,14 @@ impl Scratch {
 }
 
 impl BoundQkvTransform<'_> {
-    fn check_rows(&self, name: &str, qkv: &[f32]) {
+    fn check_rows(&self, name: &str, qkv: usize) {
         let (width, positions) = (self.config.width(), self.positions());
         assert_eq!(
-            qkv.len() % width,
+            qkv % width,
             0,
             "{name}: the length of qkv is not a multiple of {width}"
         );
-        let rows = qkv.len() / width;
+        let rows = qkv / width;
         assert_eq!(
             rows % positions,
             0,

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::counts::Counts;
 use crate::model::{Model, ModelConfig};
-use crate::plan::Recompute;
+use crate::plan::{Precision, Recompute};
 use crate::train::inventory::inventory;
 use crate::train::{Config, Optimizer, OptimizerConfig, StepShape, TrainingStep};
 
@@ -35,6 +35,8 @@ pub struct StepOptions {
     pub grad_accum_steps: usize,
     /// Activations that the backward pass recomputes.
     pub recompute: Recompute,
+    /// Precision of matmuls and activations.
+    pub precision: Precision,
     /// Configuration of the optimizer.
     pub optimizer: OptimizerConfig,
     /// Approximate duration of the measurement in seconds; at least three steps are measured.
@@ -49,6 +51,7 @@ impl StepOptions {
             seq_len,
             grad_accum_steps: 1,
             recompute: Recompute::None,
+            precision: Precision::F32,
             optimizer: OptimizerConfig::default(),
             seconds: 5.0,
         }
@@ -61,6 +64,7 @@ impl StepOptions {
             seq_len: config.train.seq_len,
             grad_accum_steps: config.train.grad_accum_steps,
             recompute: config.train.recompute,
+            precision: config.train.program_precision(),
             optimizer: config.optimizer.clone(),
             seconds,
         }
@@ -180,6 +184,7 @@ impl Session {
     fn new(config: &ModelConfig, options: &StepOptions, device: Device) -> Result<Self> {
         let shape = options.step_shape();
         let mut model = Model::new(config, 1, device)?;
+        model.set_precision(options.precision);
         let mut optimizer = Optimizer::new(options.optimizer.clone(), &mut model)?;
         Ok(Self {
             training: TrainingStep::new(shape, &mut model, &mut optimizer)?,

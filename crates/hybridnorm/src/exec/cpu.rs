@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
+use half::bf16;
 use memmap2::MmapMut;
 
 use super::profile::Profile;
@@ -156,6 +157,7 @@ fn run_step(
         };
         writes.push(match operand.dtype {
             DType::F32 => OutputOperand::Float(elements_mut(bytes)),
+            DType::Bf16 => OutputOperand::Bf16(elements_mut(bytes)),
             DType::F64 => OutputOperand::Double(elements_mut(bytes)),
             DType::I32 => OutputOperand::Int(elements_mut(bytes)),
         });
@@ -170,6 +172,7 @@ fn run_step(
         };
         match operand.dtype {
             DType::F32 => InputOperand::Float(elements(bytes)),
+            DType::Bf16 => InputOperand::Bf16(elements(bytes)),
             DType::F64 => InputOperand::Double(elements(bytes)),
             DType::I32 => InputOperand::Int(elements(bytes)),
         }
@@ -266,6 +269,10 @@ fn bytes_of(data: TensorRef<'_>) -> &[u8] {
 fn tensor(dtype: DType, bytes: &[u8]) -> Tensor {
     match dtype {
         DType::F32 => Tensor::F32(elements(bytes).to_vec()),
+        DType::Bf16 => {
+            let all: &[bf16] = elements(bytes);
+            Tensor::F32(all.iter().map(|x| x.to_f32()).collect())
+        }
         DType::F64 => Tensor::F64(elements(bytes).to_vec()),
         DType::I32 => Tensor::I32(elements(bytes).to_vec()),
     }

@@ -9,7 +9,7 @@ use super::profile::Profile;
 use super::{Executor, Tensor, TensorRef};
 use crate::error::Result;
 use crate::graph::{Buffer, DType, Node, Source, ValueId};
-use crate::ops::{Arguments, InputOperand, Operands, OutputOperand};
+use crate::ops::{Arguments, InputOperand, Operands, OutputOperand, round_to_bf16};
 use crate::plan::Program;
 
 /// Executor in double precision, without a memory plan.
@@ -30,7 +30,7 @@ enum Value {
 impl Value {
     fn zeros(dtype: DType, elements: usize) -> Self {
         match dtype {
-            DType::F32 | DType::F64 => Self::Float(vec![0.0; elements]),
+            DType::F32 | DType::Bf16 | DType::F64 => Self::Float(vec![0.0; elements]),
             DType::I32 => Self::Int(vec![0; elements]),
         }
     }
@@ -60,6 +60,14 @@ impl Value {
             }
             _ => panic!("elements of a different type"),
         }
+    }
+
+    /// Rounds numbers to bfloat16 if that is the type of the value.
+    fn rounded_to(mut self, dtype: DType) -> Self {
+        if let (Self::Float(x), DType::Bf16) = (&mut self, dtype) {
+            round_to_bf16(x);
+        }
+        self
     }
 
     fn into_tensor(self) -> Tensor {
@@ -150,7 +158,7 @@ impl Reference {
         self.profile
             .run(operation.name(), || operation.reference(&mut io));
         for (&id, value) in node.outputs.iter().zip(outputs) {
-            self.values[id.0] = Some(value);
+            self.values[id.0] = Some(value.rounded_to(graph.ty(id).dtype));
         }
         for (&id, value) in node.inputs[updates].iter().zip(updated) {
             let Source::State(buffer, offset) = graph.value(id).source else {

@@ -7,6 +7,8 @@ use std::fmt;
 pub enum DType {
     /// Single precision.
     F32,
+    /// bfloat16, of activations in mixed precision.
+    Bf16,
     /// Double precision, for sums and gradient norms that the host reads.
     F64,
     /// Token ids, and the dispatch of tokens to experts.
@@ -17,6 +19,7 @@ impl DType {
     /// Returns the bytes per element.
     pub fn bytes(self) -> usize {
         match self {
+            Self::Bf16 => 2,
             Self::F32 | Self::I32 => 4,
             Self::F64 => 8,
         }
@@ -111,6 +114,7 @@ impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = match self.dtype {
             DType::F32 => "f32",
+            DType::Bf16 => "bf16",
             DType::F64 => "f64",
             DType::I32 => "i32",
         };

@@ -69,6 +69,7 @@ use hybridnorm_kernels::attention::AttentionConfig;
 /// #     scale: 1.0 / (width as f32).sqrt(),
 /// #     softcap: None,
 /// #     window: None,
+/// #     precision: Precision::F32,
 /// # };
 /// # let rms = |width| NormConfig {
 /// #     function: NormFn::Rmsnorm,

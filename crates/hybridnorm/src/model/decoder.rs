@@ -11,6 +11,7 @@ use super::sublayer::Residual;
 use crate::error::Result;
 use crate::graph::{Buffer, Builder, Type, Value};
 use crate::ops;
+use crate::plan::{Options, Precision};
 
 /// A decoder language model, `head(final_norm(blocks(embed(tokens))))`: its parameter declarations and
 /// computation, without parameter values.
@@ -65,6 +66,7 @@ pub struct Decoder {
     softcap: Option<f64>,
     z_loss: f64,
     unit_weights: bool,
+    precision: Precision,
     config: ModelConfig,
     registry: Registry,
 }
@@ -153,9 +155,23 @@ impl Decoder {
             softcap: resolved.logits.softcap,
             z_loss: resolved.logits.z_loss,
             unit_weights: resolved.unit_weights,
+            precision: Precision::F32,
             config: config.clone(),
             registry,
         })
+    }
+
+    /// Sets the precision of the programs of this decoder.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
+    }
+
+    /// Returns the options of this decoder's programs, without recomputation.
+    pub fn plan_options(&self) -> Options {
+        Options {
+            precision: self.precision,
+            ..Options::default()
+        }
     }
 
     /// Returns the configuration of the model.

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::exec::TensorRef;
 use crate::graph::{Builder, Type};
 use crate::ops::Arguments;
-use crate::plan::{Options, Program};
+use crate::plan::Program;
 
 /// Rows of hidden states whose logits are computed at a time.
 const HEAD_ROWS: usize = 64;
@@ -35,7 +35,7 @@ impl Model {
                 let hidden = g.input("hidden", Type::f32([HEAD_ROWS, d]));
                 let logits = decoder.logits(hidden).id();
                 (
-                    Program::new(g.finish(), &[logits], Options::default()),
+                    Program::new(g.finish(), &[logits], decoder.plan_options()),
                     logits,
                 )
             });

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::exec::{Executor, TensorRef};
 use crate::graph::{Builder, ValueId};
 use crate::ops::Arguments;
-use crate::plan::{Options, Program};
+use crate::plan::Program;
 
 /// Program for the losses of ids and targets (b, t).
 pub(crate) struct LossProgram {
@@ -42,7 +42,7 @@ impl LossProgram {
         let (objective, cross_entropy) = (losses.objective.id(), losses.cross_entropy.id());
         let outputs = [objective, cross_entropy];
         Self {
-            program: Program::new(g.finish(), &outputs, Options::default()),
+            program: Program::new(g.finish(), &outputs, decoder.plan_options()),
             objective,
             cross_entropy,
         }

@@ -14,7 +14,7 @@ use crate::exec::{Cpu, Executor, Reference, Tensor, TensorRef};
 use crate::graph::{Builder, DType, ValueId};
 use crate::memory;
 use crate::ops::{self, Arguments};
-use crate::plan::{Options, Program};
+use crate::plan::{Precision, Program};
 use crate::tensors::{self, HostTensor};
 
 /// Executor of a model's programs, and its precision.
@@ -136,13 +136,26 @@ impl Model {
             max_seq_len,
             ..self.config().clone()
         };
-        self.decoder = Decoder::new(&config)?;
-        // Existing programs depend on the previous length.
+        let mut decoder = Decoder::new(&config)?;
+        decoder.set_precision(self.decoder.plan_options().precision);
+        self.decoder = decoder;
+        self.forget_programs();
+        Ok(self)
+    }
+
+    /// Sets the precision of the model's programs: of training, evaluation and generation. Parameters are in single
+    /// precision in any case.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.decoder.set_precision(precision);
+        self.forget_programs();
+    }
+
+    /// Drops existing programs, which depend on the maximum sequence length and the precision.
+    fn forget_programs(&mut self) {
         self.losses = LossPrograms::default();
         self.forward = LruCache::default();
         self.taps = LruCache::default();
         self.head = LruCache::default();
-        Ok(self)
     }
 
     /// Returns the model's configuration.
@@ -316,7 +329,7 @@ impl Model {
             };
             let output = output.id();
             (
-                Program::new(g.finish(), &[output], Options::default()),
+                Program::new(g.finish(), &[output], self.decoder.plan_options()),
                 output,
             )
         });
@@ -469,7 +482,7 @@ impl Model {
             };
             let logits = decoder.logits(hidden).id();
             (
-                Program::new(g.finish(), &[logits], Options::default()),
+                Program::new(g.finish(), &[logits], decoder.plan_options()),
                 logits,
             )
         });

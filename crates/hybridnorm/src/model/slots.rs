@@ -8,7 +8,7 @@ use crate::exec::TensorRef;
 use crate::graph::{Buffer, Builder, DType, Type, ValueId};
 use crate::memory;
 use crate::ops::{self, Arguments, Segment};
-use crate::plan::{Options, Program};
+use crate::plan::Program;
 
 /// KV cache of all blocks for sequences of different lengths, one per slot, with the programs that read and extend it.
 ///
@@ -388,7 +388,7 @@ fn record(decoder: &Decoder, shape: Shape, slots: usize, caches: KvCaches<'_>) -
     };
     let output = output.id();
     (
-        Program::new(g.finish(), &[output], Options::default()),
+        Program::new(g.finish(), &[output], decoder.plan_options()),
         output,
     )
 }

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::exec::{Tensor, TensorRef};
 use crate::graph::{Builder, ValueId};
 use crate::ops::Arguments;
-use crate::plan::{Options, Program};
+use crate::plan::Program;
 
 /// Intermediate values of a forward pass over ids (b, t).
 #[derive(Debug, Clone)]
@@ -68,7 +68,7 @@ impl Model {
         let (logits, hidden) = (self.decoder.logits(hidden).id(), hidden.id());
         let mut outputs: Vec<ValueId> = blocks.concat();
         outputs.extend([hidden, logits]);
-        let program = Program::new(g.finish(), &outputs, Options::default());
+        let program = Program::new(g.finish(), &outputs, self.decoder.plan_options());
         self.executor.run(
             &program,
             Arguments::default(),

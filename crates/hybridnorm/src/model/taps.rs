@@ -7,7 +7,7 @@ use crate::exec::{Executor, TensorRef};
 use crate::graph::{Builder, ValueId};
 use crate::model::RouterStatistics;
 use crate::ops::{self, Arguments};
-use crate::plan::{Options, Program};
+use crate::plan::Program;
 use hybridnorm_kernels::attention::AttentionStats;
 use hybridnorm_kernels::tensor_stats::TensorStats;
 
@@ -116,7 +116,7 @@ impl TapProgram {
             })
             .collect();
         Self {
-            program: Program::new(g.finish(), &outputs, Options::default()),
+            program: Program::new(g.finish(), &outputs, decoder.plan_options()),
             blocks: taps,
         }
     }

@@ -58,7 +58,7 @@ impl Operation for Activation {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        activation::forward(self.function, io.read(0), io.write(), self.width);
+        activation::forward(self.function, io.floats(0), io.write_floats(), self.width);
     }
 }
 
@@ -82,7 +82,7 @@ impl Operation for ActivationGrad {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let (x, dx, hidden) = (io.read(0), io.write(), io.write());
+        let (x, dx, hidden) = (io.floats(0), io.write_floats(), io.write_floats());
         activation::backward(self.0.function, x, hidden, dx, self.0.width);
     }
 }

@@ -53,7 +53,7 @@ impl Operation for Add {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        elementwise::add_to(io.read(0), io.write());
+        elementwise::add_to(io.floats(0), io.write_floats());
     }
 }
 

@@ -84,7 +84,7 @@ impl Operation for Attention {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        attention::forward(&self.0, io.read(0), io.write(), io.write());
+        attention::forward(&self.0, io.floats(0), io.write_floats(), io.write());
     }
 }
 
@@ -112,8 +112,8 @@ impl Operation for AttentionGrad {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let (qkv, ctx, lse, dctx) = (io.read(0), io.read(1), io.read(2), io.read(3));
-        attention::backward(&self.0, qkv, ctx, lse, dctx, io.write());
+        let (qkv, ctx, lse, dctx) = (io.floats(0), io.floats(1), io.read(2), io.floats(3));
+        attention::backward(&self.0, qkv, ctx, lse, dctx, io.write_floats());
     }
 }
 
@@ -159,14 +159,14 @@ impl Operation for QkvAttention {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let (ctx, lse) = (io.write(), io.write());
-        let (transform, qkv) = (self.transform.bind(io), io.read(0));
+        let (ctx, lse) = (io.write_floats(), io.write());
+        let (transform, qkv) = (self.transform.bind(io), io.floats(0));
         if self.is_per_head() {
             return attention::forward_transformed(&self.attention, &transform, qkv, ctx, lse);
         }
         let rows = io.write();
-        hybridnorm_kernels::qkv::forward(&transform, qkv, rows);
-        attention::forward(&self.attention, rows, ctx, lse);
+        hybridnorm_kernels::qkv::forward(&transform, qkv, &mut *rows);
+        attention::forward(&self.attention, &*rows, ctx, lse);
     }
 }
 
@@ -202,16 +202,16 @@ impl Operation for QkvAttentionGrad {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let (dx, dparams) = (io.write(), [io.write(), io.write(), io.write()]);
-        let (transform, config, qkv) = (self.0.transform.bind(io), &self.0.attention, io.read(0));
-        let (ctx, lse, dctx) = (io.read(5), io.read(6), io.read(7));
+        let (dx, dparams) = (io.write_floats(), [io.write(), io.write(), io.write()]);
+        let (transform, config, qkv) = (self.0.transform.bind(io), &self.0.attention, io.floats(0));
+        let (ctx, lse, dctx) = (io.floats(5), io.read(6), io.floats(7));
         if self.0.is_per_head() {
             return attention::backward_transformed(config, &transform, qkv, ctx, lse, dctx, dx, dparams);
         }
         let (rows, drows) = io.write().split_at_mut(qkv.len());
-        hybridnorm_kernels::qkv::forward(&transform, qkv, rows);
-        attention::backward(config, rows, ctx, lse, dctx, drows);
-        hybridnorm_kernels::qkv::backward(&transform, qkv, drows, dx, dparams);
+        hybridnorm_kernels::qkv::forward(&transform, qkv, &mut *rows);
+        attention::backward(config, &*rows, ctx, lse, dctx, &mut *drows);
+        hybridnorm_kernels::qkv::backward(&transform, qkv, &*drows, dx, dparams);
     }
 }
 
@@ -338,6 +338,7 @@ mod tests {
             scale: 0.4,
             softcap,
             window: None,
+            precision: hybridnorm_kernels::matmul::Precision::F32,
         }
     }
 

@@ -115,7 +115,7 @@ impl Operation for AttentionStats {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let found = attention::attention_stats(&self.0, io.read(0));
+        let found = attention::attention_stats(&self.0, io.floats(0));
         io.write_doubles()
             .copy_from_slice(&[f64::from(found.max), found.entropy]);
     }
@@ -150,7 +150,7 @@ impl Operation for MaxAttentionLogits {
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         io.write()
-            .copy_from_slice(&attention::max_attention_logits(&self.0, io.read(0)));
+            .copy_from_slice(&attention::max_attention_logits(&self.0, io.floats(0)));
     }
 }
 
@@ -173,6 +173,7 @@ mod tests {
             scale: 0.7,
             softcap: None,
             window: None,
+            precision: hybridnorm_kernels::matmul::Precision::F32,
         }
     }
 

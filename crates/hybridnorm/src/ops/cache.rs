@@ -123,7 +123,7 @@ impl Operation for CacheAppend {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        cache::append(&self.0, io.read(0), io.arguments().past, io.write());
+        cache::append(&self.0, io.floats(0), io.arguments().past, io.write());
     }
 }
 
@@ -216,8 +216,8 @@ impl Operation for CachedAttention {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let (packed, cache, past) = (io.read(0), io.read(1), io.arguments().past);
-        let (ctx, lse) = (io.write(), io.write());
+        let (packed, cache, past) = (io.floats(0), io.read(1), io.arguments().past);
+        let (ctx, lse) = (io.write_floats(), io.write());
         attention::cached(&self.0, packed, cache, past, ctx, lse);
     }
 }
@@ -284,6 +284,7 @@ mod tests {
             (
                 AttentionConfig {
                     window: Some(3),
+                    precision: hybridnorm_kernels::matmul::Precision::F32,
                     ..config(4, 2, 3, 5)
                 },
                 13,
@@ -358,6 +359,7 @@ mod tests {
             scale: 0.7,
             softcap: None,
             window: None,
+            precision: hybridnorm_kernels::matmul::Precision::F32,
         }
     }
 

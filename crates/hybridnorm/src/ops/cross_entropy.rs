@@ -1,8 +1,9 @@
 //! The training loss: cross-entropy of logits, with the z-loss.
 
+use hybridnorm_kernels::matmul::Precision;
 use hybridnorm_kernels::cross_entropy::{self, LossSpec as Spec, LossSums};
 
-use super::reference_math::log_sum_exp;
+use super::reference_math::{log_sum_exp, operand};
 use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Type, Value};
 
@@ -41,6 +42,7 @@ pub fn cross_entropy<'g>(
         softcap: None,
         z_loss: z_loss as f32,
         divisor: divisor as f32,
+        precision: Precision::F32,
     };
     logits.builder().op(CrossEntropy(spec), &[logits, targets_n])
 }
@@ -192,19 +194,20 @@ impl Operation for LinearCrossEntropy {
         self.0.scratch_len(inputs[0].shape.rows())
     }
 
-    fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {
-        self.0.workspace(inputs[0].shape.rows())
+    fn workspace(&self, inputs: &[Type], threads: usize) -> usize {
+        self.0.workspace(inputs[0].shape.rows(), threads)
     }
 
     fn reference(&self, io: &mut Operands<'_, f64>) {
-        let (logits, _) = logits(&self.0, io.read(0), io.read(1));
+        let [x, w] = [0, 1].map(|i| operand(self.0.precision, io.read(i)));
+        let (logits, _) = logits(&self.0, &x, &w);
         for loss in forward(&self.0, &logits, io.ints(2)) {
             io.write()[0] = loss;
         }
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let (x, w, targets) = (io.read(0), io.read(1), io.ints(2));
+        let (x, w, targets) = (io.floats(0), io.read(1), io.ints(2));
         let (objective, loss, scratch) = (io.write(), io.write(), io.write());
         let sums = cross_entropy::loss(&self.0, x, w, targets, None, scratch);
         let losses = mean_losses(&self.0, &sums);
@@ -230,13 +233,14 @@ impl Operation for LinearCrossEntropyGrad {
         self.0.scratch_len(inputs[0].shape.rows())
     }
 
-    fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {
-        self.0.workspace(inputs[0].shape.rows())
+    fn workspace(&self, inputs: &[Type], threads: usize) -> usize {
+        self.0.workspace(inputs[0].shape.rows(), threads)
     }
 
     fn reference(&self, io: &mut Operands<'_, f64>) {
-        let (x, w, targets) = (io.read(0), io.read(1), io.ints(2));
-        let (mut z, derivatives) = logits(&self.0, x, w);
+        let [x, w] = [0, 1].map(|i| operand(self.0.precision, io.read(i)));
+        let targets = io.ints(2);
+        let (mut z, derivatives) = logits(&self.0, &x, &w);
         for loss in forward(&self.0, &z, targets) {
             io.write()[0] = loss;
         }
@@ -255,8 +259,8 @@ impl Operation for LinearCrossEntropyGrad {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let (x, w, targets) = (io.read(0), io.read(1), io.ints(2));
-        let (objective, loss, dx, dw) = (io.write(), io.write(), io.write(), io.write());
+        let (x, w, targets) = (io.floats(0), io.read(1), io.ints(2));
+        let (objective, loss, dx, dw) = (io.write(), io.write(), io.write_floats(), io.write());
         let scratch = io.write();
         let sums = cross_entropy::loss_and_gradients(&self.0, x, w, targets, dx, dw, scratch);
         let losses = mean_losses(&self.0, &sums);

@@ -58,7 +58,7 @@ impl Operation for Embedding {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        embedding::forward(io.ints(0), io.read(1), io.write());
+        embedding::forward(io.ints(0), io.read(1), io.write_floats());
     }
 }
 
@@ -89,7 +89,7 @@ impl Operation for EmbeddingGrad {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        embedding::backward(io.ints(0), io.read(1), io.write());
+        embedding::backward(io.ints(0), io.floats(1), io.write());
     }
 }
 
@@ -112,7 +112,7 @@ impl Operation for EmbeddingGradAdd {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        embedding::backward_add(io.ints(0), io.read(1), io.write());
+        embedding::backward_add(io.ints(0), io.floats(1), io.write());
     }
 }
 

@@ -2,9 +2,11 @@
 
 use hybridnorm_kernels::activation::{self, Activation};
 use hybridnorm_kernels::experts::{self, Dispatch, DispatchLayout};
+use hybridnorm_kernels::floats::Floats;
 
 use super::activation as reference;
 use super::dispatch::dispatch_type;
+use super::reference_math::operand;
 use super::experts::{ExpertLinear, add_outer, matvec, matvec_transposed};
 use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Shape, Type, Value};
@@ -113,14 +115,14 @@ impl Operation for ExpertDown {
 
     fn reference(&self, io: &mut Operands<'_, f64>) {
         let (linear, d) = (&self.linear, self.linear.outputs);
-        let (x, w, weights, y) = (io.read(0), io.read(1), io.read(2), io.write());
+        let (x, weights, y) = (io.read(0), io.read(2), io.write());
+        let w = operand(linear.precision, io.read(1));
         y.fill(0.0);
         for assignment in linear.assignments(io.ints(3)) {
             let x = &x[assignment.slot * self.width()..][..self.width()];
-            let out = matvec(
-                &w[linear.matrix(assignment.expert)],
-                &activated(self.activation, x),
-            );
+            let hidden = activated(self.activation, x);
+            let hidden = operand(linear.precision, &hidden);
+            let out = matvec(&w[linear.matrix(assignment.expert)], &hidden);
             let y = &mut y[assignment.token * d..][..d];
             for (y, out) in y.iter_mut().zip(out) {
                 *y += weights[assignment.index] * out;
@@ -133,19 +135,20 @@ impl Operation for ExpertDown {
             layout,
             inputs: f,
             outputs: d,
+            ..
         } = self.linear;
         let dispatch = Dispatch::new(layout, io.ints(3));
-        let (x, w, weights) = (io.read(0), io.read(1), io.read(2));
-        let (y, scratch) = (io.write(), io.write());
+        let (x, w, weights) = (io.floats(0), io.read(1), io.read(2));
+        let (y, scratch) = (io.write_floats(), io.write());
         let (slots, hidden) = scratch.split_at_mut(self.slots() * d);
         let hidden = match self.activation {
             None => x,
             Some(act) => {
-                activation::forward(act, x, hidden, f);
-                hidden
+                activation::forward(act, x, &mut *hidden, f);
+                Floats::F32(hidden)
             }
         };
-        experts::forward(&dispatch, hidden, w, slots, f, d);
+        experts::forward(&dispatch, &self.linear.of_expert(), hidden, w, &mut *slots);
         experts::combine(&dispatch, slots, Some(weights), y, d);
     }
 }
@@ -160,13 +163,12 @@ impl Operation for ExpertDownGrad {
         inputs[..3].to_vec()
     }
 
-    /// Gradients of the experts' outputs, hidden rows or their gradients, and per slot the dot product of the hidden
-    /// row and its gradient.
+    /// Gradients of the experts' outputs, hidden rows, their gradients, and per slot the dot product of both.
     fn scratch(&self, _inputs: &[Type]) -> usize {
         let ExpertLinear {
             inputs, outputs, ..
         } = self.0.linear;
-        self.0.slots() * (outputs + inputs + 1)
+        self.0.slots() * (outputs + 2 * inputs + 1)
     }
 
     fn flops(&self, _inputs: &[Type]) -> u64 {
@@ -184,7 +186,8 @@ impl Operation for ExpertDownGrad {
             ..
         } = self.0;
         let (width, d) = (self.0.width(), linear.outputs);
-        let (x, w, weights, dy) = (io.read(0), io.read(1), io.read(2), io.read(4));
+        let (x, weights) = (io.read(0), io.read(2));
+        let [w, dy] = [1, 4].map(|i| operand(linear.precision, io.read(i)));
         let (dx, dw, dweights) = (io.write(), io.write(), io.write());
         dw.fill(0.0);
         for assignment in linear.assignments(io.ints(3)) {
@@ -207,31 +210,28 @@ impl Operation for ExpertDownGrad {
             layout,
             inputs: f,
             outputs: d,
+            ..
         } = self.0.linear;
-        let m = self.0.slots();
+        let (m, expert) = (self.0.slots(), self.0.linear.of_expert());
         let dispatch = Dispatch::new(layout, io.ints(3));
-        let (x, w, weights, dy) = (io.read(0), io.read(1), io.read(2), io.read(4));
-        let (dx, dw, dweights, scratch) = (io.write(), io.write(), io.write(), io.write());
+        let (x, w, weights, dy) = (io.floats(0), io.read(1), io.read(2), io.floats(4));
+        let (dx, dw, dweights, scratch) = (io.write_floats(), io.write(), io.write(), io.write());
         let (dslots, scratch) = scratch.split_at_mut(m * d);
-        let (rows, dot_products) = scratch.split_at_mut(m * f);
-        // The gradient of the hidden rows is the result; or, with an activation, its backward pass overwrites the
-        // result in the end, and the hidden rows can be stored there until then.
-        let (hidden, dhidden) = match self.0.activation {
-            None => (&mut *rows, &mut *dx),
-            Some(_) => (&mut dx[..m * f], &mut *rows),
-        };
+        let (rows, dot_products) = scratch.split_at_mut(2 * m * f);
+        let (hidden, dhidden) = rows.split_at_mut(m * f);
         match self.0.activation {
-            None => hidden.copy_from_slice(x),
-            Some(act) => activation::forward(act, x, hidden, f),
+            None => x.widen(hidden),
+            Some(act) => activation::forward(act, x, &mut *hidden, f),
         }
         // Gate weights are applied to the hidden rows, which are narrower, and to only one operand of each matmul: with
         // dy unweighted, <hidden, dhidden> is the gradient of a slot's gate weight.
         experts::gather(&dispatch, dy, dslots, d);
-        experts::backward_input(&dispatch, dslots, w, dhidden, f, d);
+        experts::backward_input(&dispatch, &expert, &*dslots, w, &mut *dhidden);
         experts::combine_backward(&dispatch, weights, hidden, dhidden, dweights, dot_products, f);
-        experts::backward_weight(&dispatch, dslots, hidden, dw, f, d);
-        if let Some(act) = self.0.activation {
-            activation::backward(act, x, rows, dx, f);
+        experts::backward_weight(&dispatch, &expert, &*dslots, &*hidden, dw);
+        match self.0.activation {
+            None => dx.copy_from(dhidden),
+            Some(act) => activation::backward(act, x, dhidden, dx, f),
         }
     }
 }

@@ -3,6 +3,7 @@
 use hybridnorm_kernels::experts::{self, Dispatch, DispatchLayout};
 
 use super::dispatch::dispatch_type;
+use super::reference_math::operand;
 use super::experts::{ExpertLinear, add_outer, matvec, matvec_transposed};
 use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Type, Value};
@@ -71,7 +72,8 @@ impl Operation for ExpertUp {
         let ExpertLinear {
             inputs, outputs, ..
         } = self.0;
-        let (x, w, y) = (io.read(0), io.read(1), io.write());
+        let [x, w] = [0, 1].map(|i| operand(self.0.precision, io.read(i)));
+        let y = io.write();
         for assignment in self.0.assignments(io.ints(2)) {
             let x = &x[assignment.token * inputs..][..inputs];
             let w = &w[self.0.matrix(assignment.expert)];
@@ -81,14 +83,12 @@ impl Operation for ExpertUp {
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         let ExpertLinear {
-            layout,
-            inputs,
-            outputs,
+            layout, inputs, ..
         } = self.0;
         let dispatch = Dispatch::new(layout, io.ints(2));
-        let (x, w, y, slots) = (io.read(0), io.read(1), io.write(), io.write());
+        let (x, w, y, slots) = (io.floats(0), io.read(1), io.write_floats(), io.write());
         experts::gather(&dispatch, x, slots, inputs);
-        experts::forward(&dispatch, slots, w, y, inputs, outputs);
+        experts::forward(&dispatch, &self.0.of_expert(), &*slots, w, y);
     }
 }
 
@@ -118,7 +118,7 @@ impl Operation for ExpertUpGrad {
         let ExpertLinear {
             inputs, outputs, ..
         } = self.0;
-        let (x, w, dy) = (io.read(0), io.read(1), io.read(3));
+        let [x, w, dy] = [0, 1, 3].map(|i| operand(self.0.precision, io.read(i)));
         let (dx, dw) = (io.write(), io.write());
         dx.fill(0.0);
         dw.fill(0.0);
@@ -136,18 +136,16 @@ impl Operation for ExpertUpGrad {
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         let ExpertLinear {
-            layout,
-            inputs,
-            outputs,
+            layout, inputs, ..
         } = self.0;
-        let dispatch = Dispatch::new(layout, io.ints(2));
-        let (x, w, dy) = (io.read(0), io.read(1), io.read(3));
-        let (dx, dw, slots) = (io.write(), io.write(), io.write());
-        experts::backward_input(&dispatch, dy, w, slots, inputs, outputs);
+        let (dispatch, expert) = (Dispatch::new(layout, io.ints(2)), self.0.of_expert());
+        let (x, w, dy) = (io.floats(0), io.read(1), io.floats(3));
+        let (dx, dw, slots) = (io.write_floats(), io.write(), io.write());
+        experts::backward_input(&dispatch, &expert, dy, w, &mut *slots);
         experts::combine(&dispatch, slots, None, dx, inputs);
         // The rows are gathered again: saving them would take k times the memory of x.
         experts::gather(&dispatch, x, slots, inputs);
-        experts::backward_weight(&dispatch, dy, slots, dw, inputs, outputs);
+        experts::backward_weight(&dispatch, &expert, dy, &*slots, dw);
     }
 }
 

@@ -3,6 +3,8 @@
 use std::ops::Range;
 
 use hybridnorm_kernels::experts::{self, Dispatch, DispatchLayout};
+use hybridnorm_kernels::linear::Linear;
+use hybridnorm_kernels::matmul::Precision;
 
 use crate::graph::{Type, Value};
 
@@ -12,6 +14,7 @@ pub(crate) struct ExpertLinear {
     pub(super) layout: DispatchLayout,
     pub(super) inputs: usize,
     pub(super) outputs: usize,
+    pub(crate) precision: Precision,
 }
 
 /// A selected expert of a token.
@@ -39,6 +42,7 @@ impl ExpertLinear {
             layout,
             inputs,
             outputs: rows / experts,
+            precision: Precision::F32,
         }
     }
 
@@ -56,7 +60,16 @@ impl ExpertLinear {
 
     /// Returns the maximum bytes that a kernel allocates for this many tokens.
     pub(super) fn workspace(&self, tokens: usize, threads: usize) -> usize {
-        experts::workspace(self.slots(tokens), self.inputs, self.outputs, threads)
+        experts::workspace(self.slots(tokens), &self.of_expert(), threads)
+    }
+
+    /// Returns the layer of one expert.
+    pub(super) fn of_expert(&self) -> Linear {
+        Linear {
+            inputs: self.inputs,
+            outputs: self.outputs,
+            precision: self.precision,
+        }
     }
 
     /// Returns the range of an expert's elements in `w`.

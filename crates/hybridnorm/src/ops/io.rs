@@ -1,5 +1,8 @@
 //! Operands of an op at run time.
 
+use half::bf16;
+use hybridnorm_kernels::floats::{Floats, FloatsMut};
+
 /// Run-time arguments of a program.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Arguments {
@@ -16,6 +19,8 @@ pub struct Arguments {
 pub enum InputOperand<'a, T> {
     /// Elements of the executor's precision.
     Float(&'a [T]),
+    /// Elements in bfloat16.
+    Bf16(&'a [bf16]),
     /// Elements in double precision.
     Double(&'a [f64]),
     /// Integers.
@@ -29,6 +34,8 @@ pub enum InputOperand<'a, T> {
 pub enum OutputOperand<'a, T> {
     /// Elements of the executor's precision.
     Float(&'a mut [T]),
+    /// Elements in bfloat16.
+    Bf16(&'a mut [bf16]),
     /// Elements in double precision.
     Double(&'a mut [f64]),
     /// Integers.
@@ -125,6 +132,32 @@ impl<'a, T> Operands<'a, T> {
         match self.writes.next() {
             Some(OutputOperand::Double(y)) => y,
             _ => panic!("the next output is not a double-precision operand"),
+        }
+    }
+}
+
+impl<'a> Operands<'a, f32> {
+    /// Returns the elements of an input in single precision or bfloat16.
+    ///
+    /// # Panics
+    /// If it is of another type, or is updated in place.
+    pub fn floats(&self, index: usize) -> Floats<'a> {
+        match self.reads[index] {
+            InputOperand::Float(x) => Floats::F32(x),
+            InputOperand::Bf16(x) => Floats::Bf16(x),
+            _ => panic!("input {index} is not a readable float operand"),
+        }
+    }
+
+    /// Returns the next operand to be written, in single precision or bfloat16.
+    ///
+    /// # Panics
+    /// If there is none, or it is of another type.
+    pub fn write_floats(&mut self) -> FloatsMut<'a> {
+        match self.writes.next() {
+            Some(OutputOperand::Float(y)) => FloatsMut::F32(y),
+            Some(OutputOperand::Bf16(y)) => FloatsMut::Bf16(y),
+            _ => panic!("the next output is not a float operand"),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Last position of every sequence: the input of the output head in decoding, or of a classifier.
 
+use hybridnorm_kernels::floats::{Floats, FloatsMut};
+
 use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Type, Value};
 
@@ -89,7 +91,11 @@ impl Operation for LastPosition {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        self.forward(io.read(0), io.write());
+        match (io.floats(0), io.write_floats()) {
+            (Floats::F32(x), FloatsMut::F32(last)) => self.forward(x, last),
+            (Floats::Bf16(x), FloatsMut::Bf16(last)) => self.forward(x, last),
+            _ => panic!("last position: types differ"),
+        }
     }
 }
 
@@ -110,7 +116,11 @@ impl Operation for LastPositionGrad {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        self.0.backward(io.read(0), io.write());
+        match (io.floats(0), io.write_floats()) {
+            (Floats::F32(dlast), FloatsMut::F32(dx)) => self.0.backward(dlast, dx),
+            (Floats::Bf16(dlast), FloatsMut::Bf16(dx)) => self.0.backward(dlast, dx),
+            _ => panic!("last position, gradient: types differ"),
+        }
     }
 }
 

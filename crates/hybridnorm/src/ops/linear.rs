@@ -3,16 +3,15 @@
 use std::ops::Range;
 
 use hybridnorm_kernels::linear;
+use hybridnorm_kernels::matmul::Precision;
 
+use super::reference_math::operand;
 use super::{BackwardContext, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// `y = x Wᵀ` on rows of `inputs` elements.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Linear {
-    inputs: usize,
-    outputs: usize,
-}
+pub struct Linear(pub(crate) linear::Linear);
 
 /// `dx = dy W`.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -34,28 +33,33 @@ pub fn linear<'g>(x: Value<'g>, w_oi: Value<'g>) -> Value<'g> {
     let &[outputs, inputs] = w_oi.shape().sizes() else {
         panic!("linear: the weight is not a matrix but {:?}", w_oi.shape())
     };
-    let [y] = x.builder().op(Linear { inputs, outputs }, &[x, w_oi]);
+    let layer = linear::Linear {
+        inputs,
+        outputs,
+        precision: Precision::F32,
+    };
+    let [y] = x.builder().op(Linear(layer), &[x, w_oi]);
     y
 }
 
 impl Linear {
     fn matmul_flops(&self, rows: usize) -> u64 {
-        2 * (rows * self.inputs * self.outputs) as u64
+        2 * (rows * self.0.inputs * self.0.outputs) as u64
     }
 
-    fn backward_workspace(&self, rows: usize) -> usize {
-        linear::backward_workspace(rows, self.inputs, self.outputs)
+    fn backward_workspace(&self, rows: usize, threads: usize) -> usize {
+        self.0.backward_workspace(rows, threads)
     }
 
     fn weight(&self) -> Type {
-        Type::f32([self.outputs, self.inputs])
+        Type::f32([self.0.outputs, self.0.inputs])
     }
 
     /// Computes `dx = dy W` in double precision.
     fn input_grad(&self, dy: &[f64], w: &[f64], dx: &mut [f64]) {
-        for (dy, dx) in dy.chunks(self.outputs).zip(dx.chunks_mut(self.inputs)) {
+        for (dy, dx) in dy.chunks(self.0.outputs).zip(dx.chunks_mut(self.0.inputs)) {
             dx.fill(0.0);
-            for (dy, w) in dy.iter().zip(w.chunks(self.inputs)) {
+            for (dy, w) in dy.iter().zip(w.chunks(self.0.inputs)) {
                 for (dx, w) in dx.iter_mut().zip(w) {
                     *dx += dy * w;
                 }
@@ -66,8 +70,8 @@ impl Linear {
     /// Computes `dW = dyᵀ x` in double precision.
     fn weight_grad(&self, dy: &[f64], x: &[f64], dw: &mut [f64]) {
         dw.fill(0.0);
-        for (dy, x) in dy.chunks(self.outputs).zip(x.chunks(self.inputs)) {
-            for (dy, dw) in dy.iter().zip(dw.chunks_mut(self.inputs)) {
+        for (dy, x) in dy.chunks(self.0.outputs).zip(x.chunks(self.0.inputs)) {
+            for (dy, dw) in dy.iter().zip(dw.chunks_mut(self.0.inputs)) {
                 for (dw, x) in dw.iter_mut().zip(x) {
                     *dw += dy * x;
                 }
@@ -86,8 +90,8 @@ impl Operation for Linear {
             panic!("linear: expected rows and a weight")
         };
         assert_eq!(*w, self.weight(), "linear: weight");
-        assert_eq!(x.shape.width(), self.inputs, "linear: width of the rows");
-        vec![Type::f32(x.shape.with_width(self.outputs))]
+        assert_eq!(x.shape.width(), self.0.inputs, "linear: width of the rows");
+        vec![Type::f32(x.shape.with_width(self.0.outputs))]
     }
 
     fn backward<'g>(&self, at: &BackwardContext<'g>) -> Vec<Option<Value<'g>>> {
@@ -112,22 +116,22 @@ impl Operation for Linear {
     }
 
     fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {
-        linear::forward_workspace(inputs[0].shape.rows(), self.inputs, self.outputs)
+        self.0.forward_workspace(inputs[0].shape.rows())
     }
 
     fn reference(&self, io: &mut Operands<'_, f64>) {
-        let (x, w, y) = (io.read(0), io.read(1), io.write());
-        let rows = x.chunks(self.inputs).zip(y.chunks_mut(self.outputs));
+        let [x, w] = [0, 1].map(|i| operand(self.0.precision, io.read(i)));
+        let y = io.write();
+        let rows = x.chunks(self.0.inputs).zip(y.chunks_mut(self.0.outputs));
         for (x, y) in rows {
-            for (y, w) in y.iter_mut().zip(w.chunks(self.inputs)) {
+            for (y, w) in y.iter_mut().zip(w.chunks(self.0.inputs)) {
                 *y = x.iter().zip(w).map(|(x, w)| x * w).sum();
             }
         }
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let (x, w, y) = (io.read(0), io.read(1), io.write());
-        linear::forward(x, w, y, self.inputs, self.outputs);
+        self.0.forward(io.floats(0), io.read(1), io.write_floats());
     }
 }
 
@@ -137,24 +141,24 @@ impl Operation for LinearInputGrad {
     }
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
-        vec![Type::f32(inputs[0].shape.with_width(self.0.inputs))]
+        vec![Type::f32(inputs[0].shape.with_width(self.0.0.inputs))]
     }
 
     fn flops(&self, inputs: &[Type]) -> u64 {
         self.0.matmul_flops(inputs[0].shape.rows())
     }
 
-    fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {
-        self.0.backward_workspace(inputs[0].shape.rows())
+    fn workspace(&self, inputs: &[Type], threads: usize) -> usize {
+        self.0.backward_workspace(inputs[0].shape.rows(), threads)
     }
 
     fn reference(&self, io: &mut Operands<'_, f64>) {
-        self.0.input_grad(io.read(0), io.read(1), io.write());
+        let [dy, w] = [0, 1].map(|i| operand(self.0.0.precision, io.read(i)));
+        self.0.input_grad(&dy, &w, io.write());
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let (dy, w, dx) = (io.read(0), io.read(1), io.write());
-        linear::backward_input(dy, w, dx, self.0.inputs, self.0.outputs);
+        self.0.0.backward_input(io.floats(0), io.read(1), io.write_floats());
     }
 }
 
@@ -171,17 +175,17 @@ impl Operation for LinearWeightGrad {
         self.0.matmul_flops(inputs[0].shape.rows())
     }
 
-    fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {
-        self.0.backward_workspace(inputs[0].shape.rows())
+    fn workspace(&self, inputs: &[Type], threads: usize) -> usize {
+        self.0.backward_workspace(inputs[0].shape.rows(), threads)
     }
 
     fn reference(&self, io: &mut Operands<'_, f64>) {
-        self.0.weight_grad(io.read(0), io.read(1), io.write());
+        let [dy, x] = [0, 1].map(|i| operand(self.0.0.precision, io.read(i)));
+        self.0.weight_grad(&dy, &x, io.write());
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let (dy, x, dw) = (io.read(0), io.read(1), io.write());
-        linear::backward_weight(dy, x, dw, self.0.inputs, self.0.outputs);
+        self.0.0.backward_weight(io.floats(0), io.floats(1), io.write());
     }
 }
 
@@ -192,26 +196,26 @@ impl Operation for LinearGrad {
 
     /// Reads the gradient of the output, the rows and the weight.
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
-        vec![inputs[1], inputs[2]]
+        vec![Type::f32(inputs[1].shape), inputs[2]]
     }
 
     fn flops(&self, inputs: &[Type]) -> u64 {
         2 * self.0.matmul_flops(inputs[0].shape.rows())
     }
 
-    fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {
-        self.0.backward_workspace(inputs[0].shape.rows())
+    fn workspace(&self, inputs: &[Type], threads: usize) -> usize {
+        self.0.backward_workspace(inputs[0].shape.rows(), threads)
     }
 
     fn reference(&self, io: &mut Operands<'_, f64>) {
-        let (dy, x, w, dx, dw) = (io.read(0), io.read(1), io.read(2), io.write(), io.write());
-        self.0.input_grad(dy, w, dx);
-        self.0.weight_grad(dy, x, dw);
+        let [dy, x, w] = [0, 1, 2].map(|i| operand(self.0.0.precision, io.read(i)));
+        self.0.input_grad(&dy, &w, io.write());
+        self.0.weight_grad(&dy, &x, io.write());
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let (dy, x, w, dx, dw) = (io.read(0), io.read(1), io.read(2), io.write(), io.write());
-        linear::backward(dy, x, w, dx, dw, self.0.inputs, self.0.outputs);
+        let (dy, x, w) = (io.floats(0), io.floats(1), io.read(2));
+        self.0.0.backward(dy, x, w, io.write_floats(), io.write());
     }
 }
 

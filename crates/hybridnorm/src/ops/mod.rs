@@ -19,6 +19,7 @@ mod testing;
 use std::ops::Range;
 
 use crate::graph::{Builder, Type, Value};
+pub(crate) use reference_math::round_to_bf16;
 pub use io::{Arguments, InputOperand, Operands, OutputOperand};
 
 /// Interface of an op.

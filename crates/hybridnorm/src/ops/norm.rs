@@ -69,7 +69,7 @@ impl Operation for Norm {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        norm::forward(&self.0, io.read(0), io.read(1), io.write());
+        norm::forward(&self.0, io.floats(0), io.read(1), io.write_floats());
     }
 }
 
@@ -94,8 +94,8 @@ impl Operation for NormGrad {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let (x, params, d, dparams) = (io.read(0), io.read(1), io.write(), io.write());
-        norm::backward_in_place(&self.0, x, params, d, dparams);
+        let (x, params, d) = (io.floats(0), io.read(1), io.write_floats());
+        norm::backward_in_place(&self.0, x, params, d, io.write());
     }
 }
 
@@ -124,8 +124,8 @@ impl Operation for AddNorm {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let (x, params, sum, y) = (io.read(0), io.read(2), io.write(), io.write());
-        norm::add_forward(&self.0, x, sum, params, y);
+        let (x, params, sum) = (io.floats(0), io.read(2), io.write_floats());
+        norm::add_forward(&self.0, x, sum, params, io.write_floats());
     }
 }
 
@@ -150,9 +150,8 @@ impl Operation for NormGradAdd {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let (x, params, dy) = (io.read(0), io.read(1), io.read(2));
-        let (sum, dparams) = (io.write(), io.write());
-        norm::backward_add(&self.0, x, params, dy, sum, dparams);
+        let (x, params, dy) = (io.floats(0), io.read(1), io.floats(2));
+        norm::backward_add(&self.0, x, params, dy, io.write_floats(), io.write());
     }
 }
 

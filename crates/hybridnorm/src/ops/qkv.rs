@@ -186,8 +186,8 @@ impl Operation for QkvTransform {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let y = io.write();
-        qkv::forward(&self.bind(io), io.read(0), y);
+        let y = io.write_floats();
+        qkv::forward(&self.bind(io), io.floats(0), y);
     }
 }
 
@@ -207,7 +207,7 @@ impl Operation for QkvTransformGrad {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let (dx, dparams) = (io.write(), [io.write(), io.write(), io.write()]);
-        qkv::backward(&self.0.bind(io), io.read(0), io.read(5), dx, dparams);
+        let (dx, dparams) = (io.write_floats(), [io.write(), io.write(), io.write()]);
+        qkv::backward(&self.0.bind(io), io.floats(0), io.floats(5), dx, dparams);
     }
 }

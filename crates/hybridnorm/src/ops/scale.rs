@@ -63,7 +63,7 @@ impl Operation for Scale {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        elementwise::scale(self.factor, io.write());
+        elementwise::scale(self.factor, io.write_floats());
     }
 }
 

@@ -46,7 +46,7 @@ impl Operation for TensorStats {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let found = measure(io.read(0));
+        let found = measure(io.floats(0));
         io.write_doubles()
             .copy_from_slice(&[found.rms, f64::from(found.max)]);
     }

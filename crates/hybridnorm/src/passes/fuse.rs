@@ -365,13 +365,16 @@ fn head_loss(uses: &DefUse<'_>, index: usize) -> Option<Rewrite> {
     let &[x, w] = &projection.inputs[..] else {
         return None;
     };
+    let Op::Linear(ops::Linear(layer)) = projection.op else {
+        return None;
+    };
     let LogitChain {
         mut spec,
         gradient,
         mut removed,
         ..
     } = chain;
-    spec.width = uses.graph.ty(x).shape.width();
+    (spec.width, spec.precision) = (layer.inputs, layer.precision);
     let inputs = vec![x, w, targets];
     let Some(gradient) = gradient else {
         let fused = loss.replaced(ops::LinearCrossEntropy(spec), inputs, loss.outputs.clone());

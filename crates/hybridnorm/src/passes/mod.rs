@@ -1,10 +1,11 @@
-//! Graph transformations: gradients, narrowing to last positions, early scheduling, recomputation, fusion, removal of
+//! Graph transformations: gradients, narrowing to last positions, mixed precision, early scheduling, recomputation, fusion, removal of
 //! unused ops.
 
 mod dead_code;
 mod fuse;
 mod gradients;
 mod narrow;
+mod precision;
 mod recompute;
 mod schedule_early;
 #[cfg(test)]
@@ -14,5 +15,6 @@ pub(crate) use dead_code::remove_unused;
 pub(crate) use fuse::fuse;
 pub use gradients::{gradients, vector_jacobian_product};
 pub(crate) use narrow::narrow;
+pub(crate) use precision::precision;
 pub(crate) use recompute::recompute;
 pub(crate) use schedule_early::schedule_early;

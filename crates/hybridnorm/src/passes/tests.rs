@@ -188,6 +188,7 @@ fn accumulation_of_a_tap_runs_right_after_it() {
         scale: 1.0,
         softcap: None,
         window: None,
+        precision: hybridnorm_kernels::matmul::Precision::F32,
     };
     let g = Builder::new();
     let x = g.input("x", Type::f32([1, positions, WIDTH]));

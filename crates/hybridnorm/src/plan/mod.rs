@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use derive_setters::Setters;
 
-use crate::graph::{Graph, Node, Source, Type, ValueId};
+use crate::graph::{DType, Graph, Node, Source, Type, ValueId};
 use crate::passes;
 use crate::threads;
 pub(crate) use step::{Operand, Region, Step, Storage};
@@ -28,6 +28,24 @@ pub struct Options {
     pub fuse: bool,
     /// Recomputation (activation checkpointing) in the backward pass.
     pub recompute: Recompute,
+    /// Precision of activations and matmuls.
+    pub precision: Precision,
+}
+
+/// Precision of a program: element types of activations, and of the operands of matmuls. Parameters and their
+/// gradients are in single precision in any case.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Precision {
+    /// Single precision.
+    #[default]
+    F32,
+    /// Mixed precision: matmuls of bfloat16 operands with sums in single precision, and activations in bfloat16 where
+    /// the policy of the program allows it.
+    Bf16 {
+        /// Element type of the residual stream and its gradient, [`DType::F32`] or [`DType::Bf16`].
+        residual: DType,
+    },
 }
 
 /// Activations that the backward pass recomputes (activation checkpointing, Chen et al. 2016, arXiv
@@ -53,6 +71,7 @@ impl Default for Options {
         Self {
             fuse: true,
             recompute: Recompute::None,
+            precision: Precision::F32,
         }
     }
 }
@@ -93,6 +112,7 @@ impl Program {
     pub fn new(mut graph: Graph, outputs: &[ValueId], options: Options) -> Self {
         passes::remove_unused(&mut graph, outputs);
         passes::narrow(&mut graph, outputs);
+        passes::precision(&mut graph, outputs, options.precision);
         let segments = graph.nodes.iter().filter_map(|node| node.segment).max();
         let segments = segments.map_or(0, |last| last + 1);
         let recompute_first = |count: usize| {

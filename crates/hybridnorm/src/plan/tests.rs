@@ -54,6 +54,7 @@ const ATTENTION: AttentionConfig = AttentionConfig {
     scale: 0.5,
     softcap: None,
     window: None,
+    precision: hybridnorm_kernels::matmul::Precision::F32,
 };
 
 /// An op of a random graph: its kind, and indices of the earlier values that it reads.
@@ -72,7 +73,11 @@ fn indices() -> impl Strategy<Value = Vec<usize>> {
 }
 
 fn options(fuse: bool, recompute: Recompute) -> Options {
-    Options { fuse, recompute }
+    Options {
+        fuse,
+        recompute,
+        ..Options::default()
+    }
 }
 
 fn rows<'g>(g: &'g Builder, name: &str) -> Value<'g> {

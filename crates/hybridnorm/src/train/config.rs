@@ -2,6 +2,7 @@
 
 mod explain;
 mod model;
+mod precision;
 mod read;
 mod sections;
 
@@ -20,6 +21,7 @@ use crate::files;
 use crate::model::ModelConfig;
 
 pub use model::ModelSection;
+pub use precision::FloatFormat;
 pub use read::placement_from_file;
 #[cfg(feature = "lab")]
 pub(crate) use read::with_settings;

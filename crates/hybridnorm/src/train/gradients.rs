@@ -271,7 +271,7 @@ pub(super) fn residual_gradient_norms(
     }
     let options = Options {
         recompute,
-        ..Options::default()
+        ..model.decoder().plan_options()
     };
     let program = Program::new(g.finish(), &squares, options);
     let given = [

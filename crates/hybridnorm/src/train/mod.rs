@@ -38,6 +38,7 @@ pub use checkpoint::Checkpoint;
 #[cfg(feature = "data")]
 pub use config::EvalSection;
 pub use config::{
+    FloatFormat,
     Config, DataSection, InitSection, LogSection, ModelSection, TrainSection, placement_from_file,
 };
 pub use gradients::{Gradients, PassStats, gradients};

@@ -134,7 +134,7 @@ pub(super) fn plan(
     let batch_shape = [shape.micro_batch, shape.seq_len];
     let options = Options {
         recompute: shape.recompute,
-        ..Options::default()
+        ..decoder.plan_options()
     };
     let with_max_attention_logits = layout.config().qk_clip.is_some();
     let StepBuffers { moments, sums } = buffers;

@@ -1,6 +1,7 @@
 //! Ops made of matmuls: linear layers, attention, the loss.
 
 use hybridnorm_kernels::attention::AttentionConfig;
+use hybridnorm_kernels::matmul::Precision;
 
 use super::Bound::{Compute, Read};
 use super::case::{Case, Problem, all_outputs, floats, ids, vjp};
@@ -88,6 +89,7 @@ impl AttentionUnits {
             scale: 1.0 / (shape.head_dim as f32).sqrt(),
             softcap: None,
             window: None,
+            precision: Precision::F32,
         })
     }
 

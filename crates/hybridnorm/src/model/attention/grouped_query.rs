@@ -13,6 +13,7 @@ use crate::graph::Value;
 use crate::ops;
 use crate::placement::{self, AttnScale};
 use hybridnorm_kernels::attention::AttentionConfig;
+use hybridnorm_kernels::matmul::Precision;
 use hybridnorm_kernels::qkv::QkvTransform;
 
 /// Minimum temperature of cosine attention (Swin-v2).
@@ -133,6 +134,7 @@ impl GroupedQueryAttention {
             scale: self.scale,
             softcap: self.softcap,
             window: self.window,
+            precision: Precision::F32,
         }
     }
 

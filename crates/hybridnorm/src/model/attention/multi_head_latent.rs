@@ -10,6 +10,7 @@ use crate::ops;
 use crate::placement::{self, ResolvedScale};
 use hybridnorm_kernels::attention::{AttentionConfig, LatentAttentionConfig};
 use hybridnorm_kernels::latent::MlaHeads;
+use hybridnorm_kernels::matmul::Precision;
 
 /// Causal attention whose keys and values are all projected from one latent per position:
 ///
@@ -171,6 +172,7 @@ impl MultiHeadLatentAttention {
             scale: self.scale,
             softcap: self.softcap,
             window: None,
+            precision: Precision::F32,
         }
     }
 

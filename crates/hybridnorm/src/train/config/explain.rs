@@ -49,7 +49,7 @@ fn invalid(path: &str, error: &toml::de::Error, place: &str) -> Error {
 }
 
 /// Examples of valid values, for keys that are often given in other forms.
-const EXAMPLES: [(&str, &str); 34] = [
+const EXAMPLES: [(&str, &str); 35] = [
     (
         "model",
         "[model], with d_model, n_layers, n_heads and d_ff below it",
@@ -105,6 +105,7 @@ const EXAMPLES: [(&str, &str); 34] = [
         "train = { steps = 1000, batch_size = 16, seq_len = 256 }",
     ),
     ("train.recompute", "recompute = \"none\""),
+    ("train.precision", "precision = \"bf16\""),
     ("train.steps", "steps = 1000"),
     ("train.batch_size", "batch_size = 16"),
     ("train.seq_len", "seq_len = 256"),

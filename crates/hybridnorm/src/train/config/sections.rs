@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 #[cfg(feature = "data")]
 use crate::data::SourceOptions;
 use crate::error::{Error, Result};
-use crate::plan::Recompute;
+use super::precision::FloatFormat;
+use crate::plan::{Precision, Recompute};
 use crate::train::sources::DataOrder;
 use crate::train::step::StepShape;
 
@@ -93,6 +94,13 @@ pub struct TrainSection {
     /// `"budget:BYTES"`: those of as few blocks as needed to keep activations, gradients and scratch of a
     /// micro-batch within this many bytes. Changes memory use and time, not results.
     pub recompute: Recompute,
+    /// Precision of matmuls and activations: `"f32"`, or `"bf16"` for mixed precision with bfloat16 operands and
+    /// single-precision sums. Parameters, gradients and moments are in single precision in any case.
+    #[serde(skip_serializing_if = "FloatFormat::is_f32")]
+    pub precision: FloatFormat,
+    /// Format of the residual stream in mixed precision, `"f32"` or `"bf16"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub residual_precision: Option<FloatFormat>,
     /// Steps between evaluations, besides the one at the end; 0: only at the end.
     pub eval_every: usize,
     /// Maximum sequences per evaluation; 0: all.
@@ -111,6 +119,8 @@ impl Default for TrainSection {
             seq_len: 256,
             grad_accum_steps: 1,
             recompute: Recompute::None,
+            precision: FloatFormat::F32,
+            residual_precision: None,
             eval_every: 100,
             eval_sequences: 256,
             checkpoint_every: 500,
@@ -134,8 +144,26 @@ impl TrainSection {
         }
     }
 
+    /// Returns the precision of the programs.
+    pub fn program_precision(&self) -> Precision {
+        match self.precision {
+            FloatFormat::F32 => Precision::F32,
+            FloatFormat::Bf16 => Precision::Bf16 {
+                residual: self.residual_precision.unwrap_or_default().dtype(),
+            },
+        }
+    }
+
     /// Checks the ranges of the section, and that a step is not too large.
     pub(super) fn check(&self) -> Result<()> {
+        if self.precision == FloatFormat::F32 && self.residual_precision.is_some() {
+            return Err(Error::conflict(
+                ["train.residual_precision", "train.precision"],
+                "train.residual_precision has no effect with train.precision = \"f32\"; set train.precision = \"bf16\" \
+                 or remove it"
+                    .to_owned(),
+            ));
+        }
         let positive = [
             ("steps", self.steps),
             ("batch_size", self.batch_size),

@@ -1,0 +1,189 @@
+//! Mixed precision: which values of a program are stored in bfloat16, and which matmuls read their operands in it.
+//!
+//! The policy is [`output_roles`], [`reads_bf16`] and the table below. It is applied to the recorded graph, before
+//! recomputation and fusion, so that neither changes a result.
+//!
+//! | values | stored in | because |
+//! |---|---|---|
+//! | parameters, moments, gradients of parameters | f32 | updates are smaller than the spacing of bfloat16 numbers |
+//! | operands of matmuls, weights included | bf16 | products of bfloat16 numbers are exact in f32, and sums are in f32 |
+//! | activations between ops, and their gradients | bf16 | half the memory; each is read by a matmul or a norm |
+//! | residual stream and its gradient | f32 or bf16 | a sum over all blocks: small terms are lost in bfloat16; a choice |
+//! | statistics of norms, softmax, rotations | f32, within ops | sums of many terms; never stored |
+//! | log-sum-exp of attention, losses, router logits, gate weights | f32 | few; errors would change the routing or be amplified by exponentials |
+//! | logits | f32 | the loss subtracts numbers of equal size |
+//! | any value that an op without bfloat16 kernel reads | f32 | |
+
+use std::collections::HashSet;
+
+use hybridnorm_kernels::matmul;
+
+use crate::graph::{DType, Graph, ValueId};
+use crate::ops::Op;
+use crate::plan::Precision;
+
+/// Role of a value in the policy.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Role {
+    /// Between ops of a block.
+    Activation,
+    /// Sum of the residual stream and a branch.
+    Residual,
+    /// The role of an input.
+    Like(usize),
+    /// In single precision.
+    Single,
+}
+
+/// Stores values in bfloat16 as the policy says, and lets matmuls round their operands.
+pub(crate) fn precision(graph: &mut Graph, outputs: &[ValueId], precision: Precision) {
+    let Precision::Bf16 { residual } = precision else {
+        return;
+    };
+    let of_router = router_values(graph);
+    for node in &mut graph.nodes {
+        let is_of_router = |id: &ValueId| of_router.contains(id);
+        if !node.inputs.iter().chain(&node.outputs).any(is_of_router) {
+            round_operands(&mut node.op);
+        }
+    }
+    let mut is_narrow = narrow_values(graph, residual);
+    // A projection that the host reads is one to logits.
+    for node in &graph.nodes {
+        let is_projection = matches!(node.op, Op::Linear(_) | Op::Scale(_));
+        for id in node.outputs.iter().filter(|id| outputs.contains(id)) {
+            is_narrow[id.0] &= !is_projection;
+        }
+    }
+    for node in &graph.nodes {
+        for (input, id) in node.inputs.iter().enumerate() {
+            is_narrow[id.0] &= reads_bf16(&node.op).contains(&input);
+        }
+    }
+    unify(graph, &mut is_narrow);
+    for (value, is_narrow) in graph.values.iter_mut().zip(is_narrow) {
+        if is_narrow {
+            value.ty.dtype = DType::Bf16;
+        }
+    }
+}
+
+/// Returns the logits of routers, the weights of their projections, and the gradients of the logits.
+fn router_values(graph: &Graph) -> HashSet<ValueId> {
+    let is_router = |op: &Op| {
+        matches!(op, Op::TopKDispatch(_) | Op::GateWeights(_) | Op::RouterLosses(_))
+    };
+    let routers = graph.nodes.iter().filter(|node| is_router(&node.op));
+    let mut found: HashSet<ValueId> = routers.map(|node| node.inputs[0]).collect();
+    for node in &graph.nodes {
+        match node.op {
+            Op::Linear(_) if found.contains(&node.outputs[0]) => found.insert(node.inputs[1]),
+            Op::LinearInputGrad(_) if found.contains(&node.inputs[1]) => found.insert(node.inputs[0]),
+            _ => continue,
+        };
+    }
+    found
+}
+
+/// True for each value that its role and its type allow in bfloat16.
+fn narrow_values(graph: &Graph, residual: DType) -> Vec<bool> {
+    let mut is_narrow = vec![false; graph.values.len()];
+    for node in &graph.nodes {
+        for (id, role) in node.outputs.iter().zip(output_roles(&node.op)) {
+            let is_float = graph.ty(*id).dtype == DType::F32;
+            is_narrow[id.0] = is_float && match role {
+                Role::Activation => true,
+                Role::Residual => residual == DType::Bf16,
+                Role::Like(input) => is_narrow[node.inputs[*input].0],
+                Role::Single => false,
+            };
+        }
+    }
+    is_narrow
+}
+
+/// Makes values that an op keeps in the same type single if one of them is: terms and sum of an addition, and values
+/// that share memory.
+fn unify(graph: &Graph, is_narrow: &mut [bool]) {
+    let mut groups: Vec<Vec<ValueId>> = Vec::new();
+    for node in &graph.nodes {
+        let in_place = node.op.operation().in_place().iter();
+        groups.extend(in_place.map(|&(input, output)| vec![node.inputs[input], node.outputs[output]]));
+        match node.op {
+            Op::Add(_) => groups.push([&node.inputs[..], &node.outputs].concat()),
+            Op::LastPosition(_) | Op::LastPositionGrad(_) => groups.push(vec![node.inputs[0], node.outputs[0]]),
+            _ => {}
+        }
+    }
+    loop {
+        let mut changed = false;
+        for group in &groups {
+            let all = group.iter().all(|id| is_narrow[id.0]);
+            for id in group.iter().filter(|_| !all) {
+                changed |= std::mem::take(&mut is_narrow[id.0]);
+            }
+        }
+        if !changed {
+            return;
+        }
+    }
+}
+
+/// Returns the roles of an op's outputs; none for ops without bfloat16 kernel.
+fn output_roles(op: &Op) -> &'static [Role] {
+    use Role::{Activation, Like, Residual, Single};
+    match op {
+        Op::Embedding(_) => &[Residual],
+        Op::Add(_) | Op::Scale(_) | Op::LastPosition(_) | Op::LastPositionGrad(_) => &[Like(0)],
+        Op::Norm(_) | Op::Linear(_) | Op::Activation(_) | Op::QkvTransform(_) => &[Activation],
+        Op::NormGrad(_) => &[Like(0), Single],
+        Op::LinearInputGrad(_) => &[Activation],
+        Op::ActivationGrad(_) => &[Activation, Activation],
+        Op::QkvTransformGrad(_) => &[Activation, Single, Single, Single],
+        Op::Attention(_) => &[Activation, Single],
+        Op::AttentionGrad(_) => &[Activation],
+        Op::ExpertUp(_) | Op::ExpertDown(_) => &[Activation],
+        Op::ExpertUpGrad(_) => &[Activation, Single],
+        Op::ExpertDownGrad(_) => &[Activation, Single, Single],
+        Op::CachedAttention(_) => &[Activation],
+        _ => &[],
+    }
+}
+
+/// Returns the inputs that an op reads in bfloat16.
+fn reads_bf16(op: &Op) -> &'static [usize] {
+    match op {
+        Op::Add(_) | Op::LinearWeightGrad(_) | Op::ActivationGrad(_) => &[0, 1],
+        Op::NormGrad(_) => &[0, 2],
+        Op::Norm(_) | Op::Scale(_) | Op::Linear(_) | Op::LinearInputGrad(_) => &[0],
+        Op::Activation(_) | Op::QkvTransform(_) | Op::Attention(_) => &[0],
+        Op::QkvTransformGrad(_) => &[0, 5],
+        Op::AttentionGrad(_) => &[0, 1, 3],
+        Op::EmbeddingGrad(_) => &[1],
+        Op::ExpertUp(_) | Op::ExpertDown(_) => &[0],
+        Op::ExpertUpGrad(_) => &[0, 3],
+        Op::ExpertDownGrad(_) => &[0, 4],
+        Op::LastPosition(_) | Op::LastPositionGrad(_) => &[0],
+        Op::CacheAppend(_) | Op::CachedAttention(_) => &[0],
+        Op::TensorStats(_) | Op::AttentionStats(_) | Op::MaxAttentionLogits(_) => &[0],
+        _ => &[],
+    }
+}
+
+/// Lets the matmuls of an op read their operands in bfloat16.
+fn round_operands(op: &mut Op) {
+    let precision = match op {
+        Op::Linear(op) => &mut op.0.precision,
+        Op::LinearInputGrad(op) => &mut op.0.0.precision,
+        Op::LinearWeightGrad(op) => &mut op.0.0.precision,
+        Op::Attention(op) => &mut op.0.precision,
+        Op::AttentionGrad(op) => &mut op.0.precision,
+        Op::ExpertUp(op) => &mut op.0.precision,
+        Op::ExpertUpGrad(op) => &mut op.0.precision,
+        Op::ExpertDown(op) => &mut op.linear.precision,
+        Op::ExpertDownGrad(op) => &mut op.0.linear.precision,
+        Op::CachedAttention(op) => &mut op.0.precision,
+        _ => return,
+    };
+    *precision = matmul::Precision::Bf16;
+}
