@@ -295,6 +295,7 @@ impl AttentionConfig {
                 step: self.value_dim,
             },
             transform,
+            precision: self.precision,
         }
     }
 
@@ -328,6 +329,7 @@ struct QkvLayout<'a> {
     key: HeadOffsets,
     value: HeadOffsets,
     transform: Option<&'a BoundQkvTransform<'a>>,
+    precision: Precision,
 }
 
 /// Offsets of the heads in a part of a row.
@@ -344,8 +346,13 @@ impl<'a> QkvLayout<'a> {
     fn queries(&self, a: &AttentionConfig, sequence: usize, h: usize) -> HeadRows<'a> {
         let stride = self.query_stride;
         HeadRows {
-            rows: Rows::new(self.queries.skip(sequence * a.seq * stride + h * a.head_dim), stride),
+            rows: Rows::new(
+                self.queries
+                    .skip(sequence * a.seq * stride + h * a.head_dim),
+                stride,
+            ),
             packed_head: h,
+            precision: self.precision,
             transform: self.transform,
         }
     }
@@ -364,6 +371,7 @@ impl<'a> QkvLayout<'a> {
                 self.row_stride,
             ),
             packed_head: packed_head + kv_head,
+            precision: self.precision,
             transform: self.transform,
         };
         [

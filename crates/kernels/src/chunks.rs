@@ -24,7 +24,11 @@ pub(crate) fn map_chunks<R: Send, const I: usize, const O: usize>(
     let count = lengths.max().unwrap_or(0);
     let mut pieces = outputs.map(|(y, size)| pieces(y, size).into_iter());
     let chunks: Vec<[FloatsMut; O]> = (0..count)
-        .map(|_| pieces.each_mut().map(|pieces| pieces.next().expect("as many chunks of every output")))
+        .map(|_| {
+            pieces
+                .each_mut()
+                .map(|pieces| pieces.next().expect("as many chunks of every output"))
+        })
         .collect();
     let chunks = chunks.into_par_iter().enumerate();
     let run = |buffers: &mut Buffers<I, O>, (c, outputs): (usize, [FloatsMut; O])| {
@@ -122,7 +126,12 @@ mod tests {
         let chunks = add(Floats::Bf16(&x_narrow), FloatsMut::F32(&mut wide));
         add(Floats::Bf16(&x_narrow), FloatsMut::Bf16(&mut half));
         assert_eq!(chunks.len(), 16);
-        assert!(chunks.iter().enumerate().all(|(c, (index, n))| c == *index && *n == 64.min(1000 - 64 * c)));
+        assert!(
+            chunks
+                .iter()
+                .enumerate()
+                .all(|(c, (index, n))| c == *index && *n == 64.min(1000 - 64 * c))
+        );
         for ((x, wide), half) in x_narrow.iter().zip(&wide).zip(&half) {
             assert_eq!(*wide, 0.5 + x.to_f32());
             assert_eq!(*half, bf16::from_f32(*wide));

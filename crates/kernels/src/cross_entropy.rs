@@ -7,10 +7,10 @@
 //! `dz = (p * (1 + 2 z_loss logsumexp(z)) - onehot(t)) / divisor`.
 
 use crate::floats::{Floats, FloatsMut};
+use crate::math::{exp_bounded, tanh};
 use crate::matmul::{
     Matrix, MatrixMut, Packed, Precision, multiply, multiply_transposed, transposed_workspace,
 };
-use crate::math::{exp_bounded, tanh};
 use crate::simd::{dispatch, map_sum, max, sum};
 use rayon::prelude::*;
 
@@ -129,7 +129,12 @@ pub fn loss_and_gradients<'a>(
     logits: &mut [f32],
 ) -> LossSums {
     let (x, mut dx) = (x.into(), dx.into());
-    spec.check("cross_entropy::loss_and_gradients", x.len(), w.len(), targets);
+    spec.check(
+        "cross_entropy::loss_and_gradients",
+        x.len(),
+        w.len(),
+        targets,
+    );
     assert_eq!(
         dx.len(),
         x.len(),
@@ -150,7 +155,10 @@ pub fn loss_and_gradients<'a>(
     if targets.is_empty() {
         dw.fill(0.0);
     }
-    let (transposed, w) = (spec.pack_transposed(w), Packed::new(spec.precision, Matrix::new(w, vocab, width)));
+    let (transposed, w) = (
+        spec.pack_transposed(w),
+        Packed::new(spec.precision, Matrix::new(w, vocab, width)),
+    );
     let chunks = targets.chunks(chunk).zip(rows.chunks_mut(chunk));
     for (c, (targets, rows)) in chunks.enumerate() {
         let n = targets.len();
@@ -312,7 +320,12 @@ impl LossSpec {
     /// Returns an upper bound on the bytes that [`loss`] and [`loss_and_gradients`] of `rows` rows allocate on
     /// `threads` threads.
     pub fn workspace(&self, rows: usize, threads: usize) -> usize {
-        let LossSpec { width, vocab, precision, .. } = *self;
+        let LossSpec {
+            width,
+            vocab,
+            precision,
+            ..
+        } = *self;
         let n = rows.min(self.rows_per_chunk());
         let converted = 4 * n * precision.steps(vocab.max(width));
         Packed::bytes(precision, width, vocab)
@@ -347,7 +360,12 @@ impl LossSpec {
         let (n, stride) = (x.rows(), row_stride(self.vocab));
         let scratch = &mut scratch[..n * stride];
         let scale = self.logit_scale / self.softcap.unwrap_or(1.0);
-        multiply(x, w, MatrixMut::with_stride(&mut *scratch, n, self.vocab, stride), scale);
+        multiply(
+            x,
+            w,
+            MatrixMut::with_stride(&mut *scratch, n, self.vocab, stride),
+            scale,
+        );
         scratch
     }
 

@@ -83,11 +83,7 @@ fn width(name: &str, ids: &[i32], table: usize, rows: usize) -> Option<usize> {
     }
     let width = rows / ids.len();
     assert!(width > 0, "{name}: the width must be at least 1");
-    assert_eq!(
-        rows,
-        ids.len() * width,
-        "{name}: rows are not (ids, width)"
-    );
+    assert_eq!(rows, ids.len() * width, "{name}: rows are not (ids, width)");
     assert_eq!(
         table % width,
         0,

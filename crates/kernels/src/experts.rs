@@ -5,10 +5,11 @@
 //! arXiv 2211.15841, with blocks of any height).
 
 use crate::chunks::for_each_chunk;
-use crate::floats::{Floats, FloatsMut};
+use crate::floats::{Floats, FloatsMut, narrow};
 use crate::linear::Linear;
 use crate::parallel::{ELEMENTS, rows_per_chunk};
 use crate::simd::{self, dot};
+use half::bf16;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -61,19 +62,45 @@ impl Dispatch<'_> {
 pub fn gather<'a>(
     dispatch: &Dispatch<'_>,
     x: impl Into<Floats<'a>>,
-    xs: &mut [f32],
+    xs: impl Into<FloatsMut<'a>>,
     width: usize,
 ) {
-    let x = x.into();
+    let (x, xs) = (x.into(), xs.into());
     dispatch.check("experts::gather", "x", x.len(), dispatch.tokens(), width);
     dispatch.check("experts::gather", "xs", xs.len(), dispatch.slots(), width);
+    match (x, xs) {
+        // Without conversion.
+        (Floats::Bf16(x), FloatsMut::Bf16(xs)) => copy_rows(dispatch, xs, width, |token, xs| {
+            xs.copy_from_slice(&x[token * width..][..width]);
+        }),
+        (x, FloatsMut::F32(xs)) => copy_rows(dispatch, xs, width, |token, xs| {
+            x.slice(token * width..(token + 1) * width).widen(xs);
+        }),
+        (Floats::F32(x), FloatsMut::Bf16(xs)) => copy_rows(dispatch, xs, width, |token, xs| {
+            narrow(&x[token * width..][..width], xs);
+        }),
+    }
+}
+
+/// Calls `copy` with each slot's token and row.
+fn copy_rows<T: Send>(
+    dispatch: &Dispatch<'_>,
+    xs: &mut [T],
+    width: usize,
+    copy: impl Fn(usize, &mut [T]) + Sync,
+) {
     let chunk = rows_per_chunk(dispatch.slots(), width);
     let chunks = xs.par_chunks_mut(chunk * width).enumerate();
     chunks.for_each(|(c, xs)| {
-        let tokens = dispatch.tokens_from(c * chunk);
-        for (xs, token) in xs.chunks_exact_mut(width).zip(tokens) {
-            x.slice(token * width..(token + 1) * width).widen(xs);
-        }
+        simd::dispatch(
+            #[inline(always)]
+            || {
+                let tokens = dispatch.tokens_from(c * chunk);
+                for (xs, token) in xs.chunks_exact_mut(width).zip(tokens) {
+                    copy(token, xs);
+                }
+            },
+        );
     });
 }
 
@@ -83,12 +110,12 @@ pub fn gather<'a>(
 /// The backward pass is [`gather`] followed by [`combine_backward`].
 pub fn combine<'a>(
     dispatch: &Dispatch<'_>,
-    ys: &[f32],
+    ys: impl Into<Floats<'a>>,
     weights: Option<&[f32]>,
     y: impl Into<FloatsMut<'a>>,
     width: usize,
 ) {
-    let y = y.into();
+    let (ys, y) = (ys.into(), y.into());
     dispatch.check("experts::combine", "ys", ys.len(), dispatch.slots(), width);
     dispatch.check("experts::combine", "y", y.len(), dispatch.tokens(), width);
     if let Some(weights) = weights {
@@ -104,9 +131,15 @@ pub fn combine<'a>(
             for (t, y) in (c * chunk..).zip(y.chunks_exact_mut(width)) {
                 let assignments = t * k..(t + 1) * k;
                 let slots = &dispatch.slot_of_assignment()[assignments.clone()];
-                match weights {
-                    Some(weights) => add_weighted_rows(ys, slots, &weights[assignments], y),
-                    None => add_rows(ys, slots, y),
+                match (ys, weights) {
+                    (Floats::F32(ys), Some(weights)) => {
+                        add_weighted_rows(ys, slots, &weights[assignments], y, |y| y);
+                    }
+                    (Floats::F32(ys), None) => add_rows(ys, slots, y, |y| y),
+                    (Floats::Bf16(ys), Some(weights)) => {
+                        add_weighted_rows(ys, slots, &weights[assignments], y, bf16::to_f32);
+                    }
+                    (Floats::Bf16(ys), None) => add_rows(ys, slots, y, bf16::to_f32),
                 }
             }
         },
@@ -114,32 +147,40 @@ pub fn combine<'a>(
 }
 
 #[inline(always)]
-fn add_weighted_rows(ys: &[f32], slots: &[i32], weights: &[f32], y: &mut [f32]) {
+fn add_weighted_rows<T: Copy>(
+    ys: &[T],
+    slots: &[i32],
+    weights: &[f32],
+    y: &mut [f32],
+    widen: impl Fn(T) -> f32,
+) {
     let width = y.len();
     for (j, (&slot, &weight)) in slots.iter().zip(weights).enumerate() {
         let row = &ys[slot as usize * width..][..width];
         if j == 0 {
             for (y, &row) in y.iter_mut().zip(row) {
-                *y = weight * row;
+                *y = weight * widen(row);
             }
         } else {
             for (y, &row) in y.iter_mut().zip(row) {
-                *y += weight * row;
+                *y += weight * widen(row);
             }
         }
     }
 }
 
 #[inline(always)]
-fn add_rows(ys: &[f32], slots: &[i32], y: &mut [f32]) {
+fn add_rows<T: Copy>(ys: &[T], slots: &[i32], y: &mut [f32], widen: impl Fn(T) -> f32) {
     let width = y.len();
     for (j, &slot) in slots.iter().enumerate() {
         let row = &ys[slot as usize * width..][..width];
         if j == 0 {
-            y.copy_from_slice(row);
+            for (y, &row) in y.iter_mut().zip(row) {
+                *y = widen(row);
+            }
         } else {
             for (y, &row) in y.iter_mut().zip(row) {
-                *y += row;
+                *y += widen(row);
             }
         }
     }
@@ -150,15 +191,16 @@ fn add_rows(ys: &[f32], slots: &[i32], y: &mut [f32]) {
 ///
 /// With `y = W (weight * h)` the rows of `dh` are `W^T dy` before the call and the gradient of `h` after
 /// it, and `h` becomes the input for the gradient of `W`. `scratch` has one element per slot.
-pub fn combine_backward(
+pub fn combine_backward<'a>(
     dispatch: &Dispatch<'_>,
     weights: &[f32],
-    h: &mut [f32],
-    dh: &mut [f32],
+    h: impl Into<FloatsMut<'a>>,
+    dh: impl Into<FloatsMut<'a>>,
     dweights: &mut [f32],
     scratch: &mut [f32],
     width: usize,
 ) {
+    let (h, dh) = (h.into(), dh.into());
     let name = "experts::combine_backward";
     dispatch.check(name, "h", h.len(), dispatch.slots(), width);
     dispatch.check(name, "dh", dh.len(), dispatch.slots(), width);
@@ -166,30 +208,26 @@ pub fn combine_backward(
     check_weights(dispatch, "experts::combine_backward: dweights", dweights);
     dispatch.check(name, "scratch", scratch.len(), dispatch.slots(), 1);
     let chunk = rows_per_chunk(dispatch.slots(), width);
-    let rows = h.par_chunks_mut(chunk * width);
-    let rows = rows.zip(dh.par_chunks_mut(chunk * width));
-    let slots = scratch
-        .par_chunks_mut(chunk)
-        .zip(dispatch.assignment_of_slot().par_chunks(chunk));
-    rows.zip(slots)
-        .for_each(|((h, dh), (scratch, assignments))| {
-            simd::dispatch(
-                #[inline(always)]
-                || {
-                    let rows = h.chunks_exact_mut(width).zip(dh.chunks_exact_mut(width));
-                    let slots = scratch.iter_mut().zip(assignments);
-                    for ((h, dh), (dot_product, &assignment)) in rows.zip(slots) {
-                        *dot_product = dot(h, dh);
-                        let weight = weights[assignment as usize];
-                        for row in [h, dh] {
-                            for value in row {
-                                *value *= weight;
-                            }
-                        }
+    let size = chunk * width;
+    for_each_chunk(
+        [],
+        [(h, size), (dh, size), ((&mut *scratch).into(), chunk)],
+        #[inline(always)]
+        |c, [], [h, dh, scratch]| {
+            let assignments = &dispatch.assignment_of_slot()[c * chunk..];
+            let rows = h.chunks_exact_mut(width).zip(dh.chunks_exact_mut(width));
+            let slots = scratch.iter_mut().zip(assignments);
+            for ((h, dh), (dot_product, &assignment)) in rows.zip(slots) {
+                *dot_product = dot(h, dh);
+                let weight = weights[assignment as usize];
+                for row in [h, dh] {
+                    for value in row {
+                        *value *= weight;
                     }
-                },
-            );
-        });
+                }
+            }
+        },
+    );
     let slots = dispatch.slot_of_assignment().par_chunks(ELEMENTS);
     dweights
         .par_chunks_mut(ELEMENTS)
@@ -221,8 +259,16 @@ pub fn forward<'a>(
     ys: impl Into<FloatsMut<'a>>,
 ) {
     let (xs, ys) = (xs.into(), ys.into());
-    let Linear { inputs, outputs, .. } = *expert;
-    check_matmul(dispatch, "experts::forward", [xs.len(), w.len(), ys.len()], inputs, outputs);
+    let Linear {
+        inputs, outputs, ..
+    } = *expert;
+    check_matmul(
+        dispatch,
+        "experts::forward",
+        [xs.len(), w.len(), ys.len()],
+        inputs,
+        outputs,
+    );
     dispatch.for_each_expert(ys, outputs, |e, rows, ys| {
         let xs = xs.slice(rows.start * inputs..rows.end * inputs);
         expert.forward(xs, weights_of_expert(w, e, inputs * outputs), ys);
@@ -238,9 +284,17 @@ pub fn backward_input<'a>(
     dxs: impl Into<FloatsMut<'a>>,
 ) {
     let (dys, dxs) = (dys.into(), dxs.into());
-    let Linear { inputs, outputs, .. } = *expert;
+    let Linear {
+        inputs, outputs, ..
+    } = *expert;
     let lengths = [dxs.len(), w.len(), dys.len()];
-    check_matmul(dispatch, "experts::backward_input", lengths, inputs, outputs);
+    check_matmul(
+        dispatch,
+        "experts::backward_input",
+        lengths,
+        inputs,
+        outputs,
+    );
     dispatch.for_each_expert(dxs, inputs, |e, rows, dxs| {
         let dys = dys.slice(rows.start * outputs..rows.end * outputs);
         expert.backward_input(dys, weights_of_expert(w, e, inputs * outputs), dxs);
@@ -257,9 +311,17 @@ pub fn backward_weight<'a>(
     dw: &mut [f32],
 ) {
     let (dys, xs) = (dys.into(), xs.into());
-    let Linear { inputs, outputs, .. } = *expert;
+    let Linear {
+        inputs, outputs, ..
+    } = *expert;
     let lengths = [xs.len(), dw.len(), dys.len()];
-    check_matmul(dispatch, "experts::backward_weight", lengths, inputs, outputs);
+    check_matmul(
+        dispatch,
+        "experts::backward_weight",
+        lengths,
+        inputs,
+        outputs,
+    );
     let (size, experts_per_group) = (
         inputs * outputs,
         dispatch.experts().div_ceil(MAX_EXPERT_GROUPS).max(1),
@@ -283,7 +345,9 @@ pub fn backward_weight<'a>(
 /// allocates on `threads` threads, each of which works on one expert at a time.
 pub fn workspace(slots: usize, expert: &Linear, threads: usize) -> usize {
     let rows = slots.div_ceil(threads);
-    let by_row = expert.forward_workspace(rows).max(expert.backward_workspace(rows, 1));
+    let by_row = expert
+        .forward_workspace(rows)
+        .max(expert.backward_workspace(rows, 1));
     threads * by_row.max(expert.backward_workspace(slots, 1))
 }
 

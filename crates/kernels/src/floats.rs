@@ -3,6 +3,7 @@
 //! A bfloat16 number is the upper half of a single-precision one: 8 bits of exponent, 8 of significand. Widening is
 //! exact; narrowing rounds to the nearest number, ties to the even one.
 
+use crate::matmul::Precision;
 use crate::parallel::ELEMENTS;
 use crate::simd::dispatch;
 use half::bf16;
@@ -61,7 +62,12 @@ impl<'a> Floats<'a> {
             Self::Bf16(x) => {
                 let mut out = vec![0.0; x.len()];
                 let chunks = out.par_chunks_mut(ELEMENTS).zip(x.par_chunks(ELEMENTS));
-                chunks.for_each(|(out, x)| dispatch(#[inline(always)] || widen(x, out)));
+                chunks.for_each(|(out, x)| {
+                    dispatch(
+                        #[inline(always)]
+                        || widen(x, out),
+                    )
+                });
                 Cow::Owned(out)
             }
         }
@@ -91,6 +97,55 @@ impl<'a> Floats<'a> {
 }
 
 impl<'a> FloatsMut<'a> {
+    /// Splits `n` elements of a precision from single-precision scratch memory; returns the rest of it.
+    ///
+    /// # Panics
+    /// If there is less than [`FloatsMut::scratch_len`].
+    pub fn of_scratch(
+        precision: Precision,
+        scratch: &'a mut [f32],
+        n: usize,
+    ) -> (Self, &'a mut [f32]) {
+        let (part, rest) = scratch.split_at_mut(Self::scratch_len(precision, n));
+        let part = match precision {
+            Precision::F32 => Self::F32(part),
+            Precision::Bf16 => Self::Bf16(&mut bytemuck::cast_slice_mut(part)[..n]),
+        };
+        (part, rest)
+    }
+
+    /// Returns the single-precision elements of scratch memory that `n` elements of a precision take.
+    pub fn scratch_len(precision: Precision, n: usize) -> usize {
+        match precision {
+            Precision::F32 => n,
+            Precision::Bf16 => n.div_ceil(2),
+        }
+    }
+
+    /// Returns the precision of the elements.
+    pub fn precision(&self) -> Precision {
+        match self {
+            Self::F32(_) => Precision::F32,
+            Self::Bf16(_) => Precision::Bf16,
+        }
+    }
+
+    /// Returns the elements for reading.
+    pub fn as_floats(&self) -> Floats<'_> {
+        match self {
+            Self::F32(x) => Floats::F32(x),
+            Self::Bf16(x) => Floats::Bf16(x),
+        }
+    }
+
+    /// Returns the elements for writing.
+    pub fn reborrow(&mut self) -> FloatsMut<'_> {
+        match self {
+            Self::F32(x) => FloatsMut::F32(x),
+            Self::Bf16(x) => FloatsMut::Bf16(x),
+        }
+    }
+
     /// Returns the number of elements.
     pub fn len(&self) -> usize {
         match self {
@@ -110,11 +165,14 @@ impl<'a> FloatsMut<'a> {
     ///
     /// # Panics
     /// If there are more or fewer of them.
-    pub fn copy_from(self, x: &[f32]) {
+    pub fn copy_from<'b>(self, x: impl Into<Floats<'b>>) {
+        let x = x.into();
         assert_eq!(self.len(), x.len(), "copy_from: lengths differ");
-        match self {
-            Self::F32(y) => f32::narrow(x, y),
-            Self::Bf16(y) => bf16::narrow(x, y),
+        match (x, self) {
+            (Floats::F32(x), Self::F32(y)) => y.copy_from_slice(x),
+            (Floats::F32(x), Self::Bf16(y)) => narrow(x, y),
+            (Floats::Bf16(x), Self::F32(y)) => widen(x, y),
+            (Floats::Bf16(x), Self::Bf16(y)) => y.copy_from_slice(x),
         }
     }
 
@@ -228,6 +286,16 @@ pub(crate) fn widen(x: &[bf16], out: &mut [f32]) {
     }
 }
 
+/// Rounds `x` to bfloat16 in place, if `precision` is that: what an op stores between two others is rounded also where
+/// one kernel runs both.
+#[inline(always)]
+pub(crate) fn round_to(precision: Precision, x: &mut [f32]) {
+    if precision == Precision::Bf16 {
+        x.iter_mut()
+            .for_each(|x| *x = f32::from_bits(u32::from(round(*x).to_bits()) << 16));
+    }
+}
+
 /// Rounds `x` to bfloat16.
 #[inline(always)]
 pub(crate) fn narrow(x: &[f32], out: &mut [bf16]) {
@@ -247,7 +315,14 @@ mod tests {
         let mut all: Vec<f32> = rng.normal(4000);
         // Ties, the largest numbers, and what is not a number.
         all.extend((0..64).map(|i| f32::from_bits(0x3f80_0000 + i * 0x4000)));
-        all.extend([0.0, -0.0, f32::MAX, f32::MIN, f32::INFINITY, f32::NEG_INFINITY]);
+        all.extend([
+            0.0,
+            -0.0,
+            f32::MAX,
+            f32::MIN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+        ]);
         all.extend([f32::MIN_POSITIVE, 1e-40, f32::EPSILON]);
         for x in all {
             assert_eq!(round(x).to_bits(), bf16::from_f32(x).to_bits(), "{x}");

@@ -260,7 +260,10 @@ pub fn absorb(l: &MlaHeads, latent: usize, q: &[f32], kv_up: &[f32], out: &mut [
     }
     for (h, w) in kv_up.chunks_exact(up).enumerate() {
         let q = Matrix::with_stride(&q[h * d..], n, l.nope, l.heads * d);
-        let w = Packed::new(Precision::F32, Matrix::new(&w[..l.nope * latent], l.nope, latent));
+        let w = Packed::new(
+            Precision::F32,
+            Matrix::new(&w[..l.nope * latent], l.nope, latent),
+        );
         let out = MatrixMut::with_stride(&mut out[h * e..], n, latent, l.heads * e);
         multiply(q, &w, out, 1.0);
     }

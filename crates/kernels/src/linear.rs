@@ -45,18 +45,33 @@ impl Linear {
     /// Computes `y = x w^T` for `x` (n, inputs), `w` (outputs, inputs), `y` (n, outputs).
     pub fn forward<'a>(&self, x: impl Into<Floats<'a>>, w: &[f32], y: impl Into<FloatsMut<'a>>) {
         let (x, y) = (x.into(), y.into());
-        let Self { inputs, outputs, precision } = *self;
+        let Self {
+            inputs,
+            outputs,
+            precision,
+        } = *self;
         let n = rows("Linear::forward: y", y.len(), outputs);
         self.check("Linear::forward", n, x.len(), w.len());
         match (x, y) {
-            (Floats::F32(x), FloatsMut::F32(y)) if n == 1 && inputs > 0 && precision == Precision::F32 => {
+            (Floats::F32(x), FloatsMut::F32(y))
+                if n == 1 && inputs > 0 && precision == Precision::F32 =>
+            {
                 forward_row(x, w, y, inputs);
             }
-            (x, FloatsMut::F32(y)) if n < MIN_ROWS_TO_PACK => self.forward_few_rows(x, w, y, |sum| sum),
-            (x, FloatsMut::Bf16(y)) if n < MIN_ROWS_TO_PACK => self.forward_few_rows(x, w, y, round),
+            (x, FloatsMut::F32(y)) if n < MIN_ROWS_TO_PACK => {
+                self.forward_few_rows(x, w, y, |sum| sum)
+            }
+            (x, FloatsMut::Bf16(y)) if n < MIN_ROWS_TO_PACK => {
+                self.forward_few_rows(x, w, y, round)
+            }
             (x, y) => {
                 let w = Packed::transposed(precision, Matrix::new(w, outputs, inputs));
-                multiply(Matrix::new(x, n, inputs), &w, MatrixMut::new(y, n, outputs), 1.0);
+                multiply(
+                    Matrix::new(x, n, inputs),
+                    &w,
+                    MatrixMut::new(y, n, outputs),
+                    1.0,
+                );
             }
         }
     }
@@ -69,11 +84,20 @@ impl Linear {
         y: &mut [T],
         convert: impl Fn(f32) -> T + Sync,
     ) {
-        let Self { inputs, outputs, precision } = *self;
+        let Self {
+            inputs,
+            outputs,
+            precision,
+        } = *self;
         let n = y.len() / outputs;
         let x = Packed::transposed(precision, Matrix::new(x, n, inputs));
         let mut columns = vec![0.0; y.len()];
-        multiply(Matrix::new(w, outputs, inputs), &x, MatrixMut::new(&mut columns[..], outputs, n), 1.0);
+        multiply(
+            Matrix::new(w, outputs, inputs),
+            &x,
+            MatrixMut::new(&mut columns[..], outputs, n),
+            1.0,
+        );
         let tiles = y.par_chunks_mut(TILE * outputs).enumerate();
         tiles.for_each(|(tile, y)| {
             for (c, columns) in columns.chunks(TILE * n).enumerate() {
@@ -88,7 +112,11 @@ impl Linear {
 
     /// Returns an upper bound on the bytes that [`Linear::forward`] of `n` rows allocates.
     pub fn forward_workspace(&self, n: usize) -> usize {
-        let Self { inputs, outputs, precision } = *self;
+        let Self {
+            inputs,
+            outputs,
+            precision,
+        } = *self;
         match n < MIN_ROWS_TO_PACK {
             true => 4 * n * outputs + workspace(precision, outputs, n, inputs),
             false => workspace(precision, n, outputs, inputs),
@@ -96,23 +124,53 @@ impl Linear {
     }
 
     /// Computes `dx = dy w` for `dy` (n, outputs), `w` (outputs, inputs), `dx` (n, inputs).
-    pub fn backward_input<'a>(&self, dy: impl Into<Floats<'a>>, w: &[f32], dx: impl Into<FloatsMut<'a>>) {
+    pub fn backward_input<'a>(
+        &self,
+        dy: impl Into<Floats<'a>>,
+        w: &[f32],
+        dx: impl Into<FloatsMut<'a>>,
+    ) {
         let (dy, dx) = (dy.into(), dx.into());
-        let Self { inputs, outputs, precision } = *self;
+        let Self {
+            inputs,
+            outputs,
+            precision,
+        } = *self;
         let n = rows("Linear::backward_input: dy", dy.len(), outputs);
         self.check("Linear::backward_input", n, dx.len(), w.len());
         let w = Packed::new(precision, Matrix::new(w, outputs, inputs));
-        multiply(Matrix::new(dy, n, outputs), &w, MatrixMut::new(dx, n, inputs), 1.0);
+        multiply(
+            Matrix::new(dy, n, outputs),
+            &w,
+            MatrixMut::new(dx, n, inputs),
+            1.0,
+        );
     }
 
     /// Computes `dw = dy^T x` for `dy` (n, outputs), `x` (n, inputs), `dw` (outputs, inputs).
-    pub fn backward_weight<'a>(&self, dy: impl Into<Floats<'a>>, x: impl Into<Floats<'a>>, dw: &mut [f32]) {
+    pub fn backward_weight<'a>(
+        &self,
+        dy: impl Into<Floats<'a>>,
+        x: impl Into<Floats<'a>>,
+        dw: &mut [f32],
+    ) {
         let (dy, x) = (dy.into(), x.into());
-        let Self { inputs, outputs, precision } = *self;
+        let Self {
+            inputs,
+            outputs,
+            precision,
+        } = *self;
         let n = rows("Linear::backward_weight: dy", dy.len(), outputs);
         self.check("Linear::backward_weight", n, x.len(), dw.len());
         let (dy, x) = (Matrix::new(dy, n, outputs), Matrix::new(x, n, inputs));
-        multiply_transposed(precision, dy, x, MatrixMut::new(dw, outputs, inputs), 1.0, false);
+        multiply_transposed(
+            precision,
+            dy,
+            x,
+            MatrixMut::new(dw, outputs, inputs),
+            1.0,
+            false,
+        );
     }
 
     /// Runs [`Linear::backward_input`] and [`Linear::backward_weight`]; concurrently, so that threads that finish one
@@ -134,15 +192,25 @@ impl Linear {
     /// Returns an upper bound on the bytes that [`Linear::backward_input`], [`Linear::backward_weight`] or both
     /// allocate for `n` rows on `threads` threads.
     pub fn backward_workspace(&self, n: usize, threads: usize) -> usize {
-        let Self { inputs, outputs, precision } = *self;
+        let Self {
+            inputs,
+            outputs,
+            precision,
+        } = *self;
         workspace(precision, n, inputs, outputs)
             + transposed_workspace(precision, outputs, inputs, n, threads)
     }
 
     fn check(&self, name: &str, n: usize, x: usize, w: usize) {
-        let Self { inputs, outputs, .. } = *self;
+        let Self {
+            inputs, outputs, ..
+        } = *self;
         assert_eq!(x, n * inputs, "{name}: x or dx is not ({n}, {inputs})");
-        assert_eq!(w, outputs * inputs, "{name}: w or dw is not ({outputs}, {inputs})");
+        assert_eq!(
+            w,
+            outputs * inputs,
+            "{name}: w or dw is not ({outputs}, {inputs})"
+        );
     }
 }
 
@@ -166,23 +234,31 @@ fn forward_row(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize) {
 
 fn rows(name: &str, len: usize, width: usize) -> usize {
     assert!(width > 0, "{name}: the width must be at least 1");
-    assert_eq!(len % width, 0, "{name}: length is not a multiple of {width}");
+    assert_eq!(
+        len % width,
+        0,
+        "{name}: length is not a multiple of {width}"
+    );
     len / width
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use half::bf16;
     use crate::testing::{
         Rng, assert_all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64,
         to_f64,
     };
+    use half::bf16;
     use proptest::prelude::*;
 
     fn layer(inputs: usize, outputs: usize) -> Linear {
         let precision = Precision::F32;
-        Linear { inputs, outputs, precision }
+        Linear {
+            inputs,
+            outputs,
+            precision,
+        }
     }
 
     fn naive(x: &[f64], w: &[f64], inputs: usize) -> Vec<f64> {
@@ -233,7 +309,10 @@ mod tests {
         let mut rng = Rng::new(15);
         let (x, w) = (rng.normal(n * i), rng.normal(o * i));
         for precision in [Precision::F32, Precision::Bf16] {
-            let layer = Linear { precision, ..layer(i, o) };
+            let layer = Linear {
+                precision,
+                ..layer(i, o)
+            };
             let mut want = vec![f32::NAN; n * o];
             layer.forward(&x, &w, &mut want);
             for few in [2, 7, n - 1] {

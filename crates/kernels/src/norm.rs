@@ -12,7 +12,7 @@
 mod params;
 
 use crate::chunks::{for_each_chunk, map_chunks};
-use crate::floats::{Floats, FloatsMut};
+use crate::floats::{Floats, FloatsMut, round_to};
 use crate::math::{erf, erf_derivative, tanh};
 use crate::parallel::{rows_per_chunk, sum_partials};
 use crate::simd::{dot, sum, sum3};
@@ -131,7 +131,11 @@ impl NormConfig {
     /// Checks that `x` consists of whole rows and that `others` are as long as `x`.
     fn check_rows(&self, name: &str, x: usize, others: &[(&str, usize)]) {
         let width = self.width;
-        assert_eq!(x % width, 0, "{name}: the length of x is not a multiple of {width}");
+        assert_eq!(
+            x % width,
+            0,
+            "{name}: the length of x is not a multiple of {width}"
+        );
         for (other, len) in others {
             assert_eq!(*len, x, "{name}: {other} is not as long as x");
         }
@@ -227,6 +231,7 @@ pub fn add_forward<'a>(
     let p = n.resolve(params);
     let chunk = rows_per_chunk(x.len() / n.width, n.width);
     let size = chunk * n.width;
+    let precision = sum.precision();
     for_each_chunk(
         [(x, size)],
         [(sum, size), (y, size)],
@@ -235,6 +240,7 @@ pub fn add_forward<'a>(
             for (sum, &x) in sum.iter_mut().zip(x) {
                 *sum += x;
             }
+            round_to(precision, sum);
             forward_rows(n, &p, c * chunk, sum, y);
         },
     );
@@ -290,9 +296,13 @@ pub fn backward_add<'a>(
     dparams: &mut [f32],
 ) {
     let (x, dy, sum) = (x.into(), dy.into(), sum.into());
-    n.check_rows("norm::backward_add", x.len(), &[("dy", dy.len()), ("sum", sum.len())]);
+    n.check_rows(
+        "norm::backward_add",
+        x.len(),
+        &[("dy", dy.len()), ("sum", sum.len())],
+    );
     let size = n.check_backward(x.len(), params, dparams) * n.width;
-    let p = n.resolve(params);
+    let (p, precision) = (n.resolve(params), sum.precision());
     let partials = map_chunks(
         [(x, size), (dy, size)],
         [(sum, size)],
@@ -303,6 +313,7 @@ pub fn backward_add<'a>(
             let rows = rows.zip(sum.chunks_exact_mut(n.width));
             for (r, ((x, dy), sum)) in (c * (size / n.width)..).zip(rows) {
                 backward_row(n, &p, r % n.groups, x, dy, &mut dx, &mut partial);
+                round_to(precision, &mut dx);
                 for (sum, dx) in sum.iter_mut().zip(&dx) {
                     *sum += *dx;
                 }

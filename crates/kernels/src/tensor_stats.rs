@@ -66,7 +66,10 @@ mod tests {
         let infinite = tensor_stats(&[1.0, f32::NEG_INFINITY]);
         assert_eq!(infinite.max, f32::INFINITY);
         assert_eq!(infinite.rms, f64::INFINITY);
-        assert_eq!(tensor_stats(&[0.0f32; 0]), TensorStats { rms: 0.0, max: 0.0 });
+        assert_eq!(
+            tensor_stats(&[0.0f32; 0]),
+            TensorStats { rms: 0.0, max: 0.0 }
+        );
     }
 
     #[test]

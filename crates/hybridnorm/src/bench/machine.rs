@@ -20,7 +20,12 @@ pub fn sgemm_gflops() -> f64 {
     let b = Packed::new(Precision::F32, Matrix::new(&b, SIDE, SIDE));
     let rates = (0..16).map(|_| {
         let started = Instant::now();
-        multiply(Matrix::new(&a, SIDE, SIDE), &b, MatrixMut::new(&mut c, SIDE, SIDE), 1.0);
+        multiply(
+            Matrix::new(&a, SIDE, SIDE),
+            &b,
+            MatrixMut::new(&mut c, SIDE, SIDE),
+            1.0,
+        );
         black_box(&c);
         flop / started.elapsed().as_secs_f64() / 1e9
     });

@@ -2,7 +2,6 @@
 
 use hybridnorm_kernels::activation::{self, Activation};
 use hybridnorm_kernels::experts::{self, Dispatch, DispatchLayout};
-use hybridnorm_kernels::floats::Floats;
 
 use super::activation as reference;
 use super::dispatch::dispatch_type;
@@ -102,7 +101,8 @@ impl Operation for ExpertDown {
             inputs, outputs, ..
         } = self.linear;
         let hidden = self.activation.map_or(0, |_| inputs);
-        self.slots() * (outputs + hidden)
+        let rows = [outputs, hidden].map(|width| self.linear.rows_len(self.slots() * width));
+        rows.iter().sum()
     }
 
     fn flops(&self, _inputs: &[Type]) -> u64 {
@@ -140,16 +140,18 @@ impl Operation for ExpertDown {
         let dispatch = Dispatch::new(layout, io.ints(3));
         let (x, w, weights) = (io.floats(0), io.read(1), io.read(2));
         let (y, scratch) = (io.write_floats(), io.write());
-        let (slots, hidden) = scratch.split_at_mut(self.slots() * d);
+        let (mut slots, scratch) = self.linear.rows(scratch, self.slots() * d);
+        let hidden_len = self.activation.map_or(0, |_| self.slots() * f);
+        let (mut hidden, _) = self.linear.rows(scratch, hidden_len);
         let hidden = match self.activation {
             None => x,
             Some(act) => {
-                activation::forward(act, x, &mut *hidden, f);
-                Floats::F32(hidden)
+                activation::forward(act, x, hidden.reborrow(), f);
+                hidden.as_floats()
             }
         };
-        experts::forward(&dispatch, &self.linear.of_expert(), hidden, w, &mut *slots);
-        experts::combine(&dispatch, slots, Some(weights), y, d);
+        experts::forward(&dispatch, &self.linear.of_expert(), hidden, w, slots.reborrow());
+        experts::combine(&dispatch, slots.as_floats(), Some(weights), y, d);
     }
 }
 
@@ -168,7 +170,8 @@ impl Operation for ExpertDownGrad {
         let ExpertLinear {
             inputs, outputs, ..
         } = self.0.linear;
-        self.0.slots() * (outputs + 2 * inputs + 1)
+        let rows = [outputs, inputs, inputs].map(|width| self.0.linear.rows_len(self.0.slots() * width));
+        rows.iter().sum::<usize>() + self.0.slots()
     }
 
     fn flops(&self, _inputs: &[Type]) -> u64 {
@@ -216,21 +219,22 @@ impl Operation for ExpertDownGrad {
         let dispatch = Dispatch::new(layout, io.ints(3));
         let (x, w, weights, dy) = (io.floats(0), io.read(1), io.read(2), io.floats(4));
         let (dx, dw, dweights, scratch) = (io.write_floats(), io.write(), io.write(), io.write());
-        let (dslots, scratch) = scratch.split_at_mut(m * d);
-        let (rows, dot_products) = scratch.split_at_mut(2 * m * f);
-        let (hidden, dhidden) = rows.split_at_mut(m * f);
+        let (mut dslots, scratch) = self.0.linear.rows(scratch, m * d);
+        let (mut hidden, scratch) = self.0.linear.rows(scratch, m * f);
+        let (mut dhidden, dot_products) = self.0.linear.rows(scratch, m * f);
         match self.0.activation {
-            None => x.widen(hidden),
-            Some(act) => activation::forward(act, x, &mut *hidden, f),
+            None => hidden.reborrow().copy_from(x),
+            Some(act) => activation::forward(act, x, hidden.reborrow(), f),
         }
         // Gate weights are applied to the hidden rows, which are narrower, and to only one operand of each matmul: with
         // dy unweighted, <hidden, dhidden> is the gradient of a slot's gate weight.
-        experts::gather(&dispatch, dy, dslots, d);
-        experts::backward_input(&dispatch, &expert, &*dslots, w, &mut *dhidden);
-        experts::combine_backward(&dispatch, weights, hidden, dhidden, dweights, dot_products, f);
-        experts::backward_weight(&dispatch, &expert, &*dslots, &*hidden, dw);
+        experts::gather(&dispatch, dy, dslots.reborrow(), d);
+        experts::backward_input(&dispatch, &expert, dslots.as_floats(), w, dhidden.reborrow());
+        let (h, dh) = (hidden.reborrow(), dhidden.reborrow());
+        experts::combine_backward(&dispatch, weights, h, dh, dweights, dot_products, f);
+        experts::backward_weight(&dispatch, &expert, dslots.as_floats(), hidden.as_floats(), dw);
         match self.0.activation {
-            None => dx.copy_from(dhidden),
+            None => dx.copy_from(dhidden.as_floats()),
             Some(act) => activation::backward(act, x, dhidden, dx, f),
         }
     }

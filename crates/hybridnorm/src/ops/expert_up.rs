@@ -57,7 +57,7 @@ impl Operation for ExpertUp {
 
     /// Rows in slot order.
     fn scratch(&self, inputs: &[Type]) -> usize {
-        self.0.slots(inputs[0].shape.rows()) * self.0.inputs
+        self.0.rows_len(self.0.slots(inputs[0].shape.rows()) * self.0.inputs)
     }
 
     fn flops(&self, inputs: &[Type]) -> u64 {
@@ -86,9 +86,10 @@ impl Operation for ExpertUp {
             layout, inputs, ..
         } = self.0;
         let dispatch = Dispatch::new(layout, io.ints(2));
-        let (x, w, y, slots) = (io.floats(0), io.read(1), io.write_floats(), io.write());
-        experts::gather(&dispatch, x, slots, inputs);
-        experts::forward(&dispatch, &self.0.of_expert(), &*slots, w, y);
+        let (x, w, y) = (io.floats(0), io.read(1), io.write_floats());
+        let (mut slots, _) = self.0.rows(io.write(), dispatch.slots() * inputs);
+        experts::gather(&dispatch, x, slots.reborrow(), inputs);
+        experts::forward(&dispatch, &self.0.of_expert(), slots.as_floats(), w, y);
     }
 }
 
@@ -103,7 +104,7 @@ impl Operation for ExpertUpGrad {
 
     /// Rows in slot order, or their gradients.
     fn scratch(&self, inputs: &[Type]) -> usize {
-        self.0.slots(inputs[0].shape.rows()) * self.0.inputs
+        self.0.rows_len(self.0.slots(inputs[0].shape.rows()) * self.0.inputs)
     }
 
     fn flops(&self, inputs: &[Type]) -> u64 {
@@ -140,12 +141,13 @@ impl Operation for ExpertUpGrad {
         } = self.0;
         let (dispatch, expert) = (Dispatch::new(layout, io.ints(2)), self.0.of_expert());
         let (x, w, dy) = (io.floats(0), io.read(1), io.floats(3));
-        let (dx, dw, slots) = (io.write_floats(), io.write(), io.write());
-        experts::backward_input(&dispatch, &expert, dy, w, &mut *slots);
-        experts::combine(&dispatch, slots, None, dx, inputs);
+        let (dx, dw) = (io.write_floats(), io.write());
+        let (mut slots, _) = self.0.rows(io.write(), dispatch.slots() * inputs);
+        experts::backward_input(&dispatch, &expert, dy, w, slots.reborrow());
+        experts::combine(&dispatch, slots.as_floats(), None, dx, inputs);
         // The rows are gathered again: saving them would take k times the memory of x.
-        experts::gather(&dispatch, x, slots, inputs);
-        experts::backward_weight(&dispatch, &expert, dy, &*slots, dw);
+        experts::gather(&dispatch, x, slots.reborrow(), inputs);
+        experts::backward_weight(&dispatch, &expert, dy, slots.as_floats(), dw);
     }
 }
 

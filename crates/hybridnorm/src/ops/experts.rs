@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use hybridnorm_kernels::experts::{self, Dispatch, DispatchLayout};
+use hybridnorm_kernels::floats::FloatsMut;
 use hybridnorm_kernels::linear::Linear;
 use hybridnorm_kernels::matmul::Precision;
 
@@ -70,6 +71,20 @@ impl ExpertLinear {
             outputs: self.outputs,
             precision: self.precision,
         }
+    }
+
+    /// Splits rows of `n` elements from scratch memory, in the precision of the matmul.
+    pub(super) fn rows<'a>(
+        &self,
+        scratch: &'a mut [f32],
+        n: usize,
+    ) -> (FloatsMut<'a>, &'a mut [f32]) {
+        FloatsMut::of_scratch(self.precision, scratch, n)
+    }
+
+    /// Returns the scratch elements of rows of `n` elements.
+    pub(super) fn rows_len(&self, n: usize) -> usize {
+        FloatsMut::scratch_len(self.precision, n)
     }
 
     /// Returns the range of an expert's elements in `w`.

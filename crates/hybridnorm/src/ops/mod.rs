@@ -19,8 +19,8 @@ mod testing;
 use std::ops::Range;
 
 use crate::graph::{Builder, Type, Value};
-pub(crate) use reference_math::round_to_bf16;
 pub use io::{Arguments, InputOperand, Operands, OutputOperand};
+pub(crate) use reference_math::round_to_bf16;
 
 /// Interface of an op.
 pub trait Operation: std::fmt::Debug + Send + Sync {

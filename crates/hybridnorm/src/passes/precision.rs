@@ -71,14 +71,19 @@ pub(crate) fn precision(graph: &mut Graph, outputs: &[ValueId], precision: Preci
 /// Returns the logits of routers, the weights of their projections, and the gradients of the logits.
 fn router_values(graph: &Graph) -> HashSet<ValueId> {
     let is_router = |op: &Op| {
-        matches!(op, Op::TopKDispatch(_) | Op::GateWeights(_) | Op::RouterLosses(_))
+        matches!(
+            op,
+            Op::TopKDispatch(_) | Op::GateWeights(_) | Op::RouterLosses(_)
+        )
     };
     let routers = graph.nodes.iter().filter(|node| is_router(&node.op));
     let mut found: HashSet<ValueId> = routers.map(|node| node.inputs[0]).collect();
     for node in &graph.nodes {
         match node.op {
             Op::Linear(_) if found.contains(&node.outputs[0]) => found.insert(node.inputs[1]),
-            Op::LinearInputGrad(_) if found.contains(&node.inputs[1]) => found.insert(node.inputs[0]),
+            Op::LinearInputGrad(_) if found.contains(&node.inputs[1]) => {
+                found.insert(node.inputs[0])
+            }
             _ => continue,
         };
     }
@@ -91,12 +96,13 @@ fn narrow_values(graph: &Graph, residual: DType) -> Vec<bool> {
     for node in &graph.nodes {
         for (id, role) in node.outputs.iter().zip(output_roles(&node.op)) {
             let is_float = graph.ty(*id).dtype == DType::F32;
-            is_narrow[id.0] = is_float && match role {
-                Role::Activation => true,
-                Role::Residual => residual == DType::Bf16,
-                Role::Like(input) => is_narrow[node.inputs[*input].0],
-                Role::Single => false,
-            };
+            is_narrow[id.0] = is_float
+                && match role {
+                    Role::Activation => true,
+                    Role::Residual => residual == DType::Bf16,
+                    Role::Like(input) => is_narrow[node.inputs[*input].0],
+                    Role::Single => false,
+                };
         }
     }
     is_narrow
@@ -108,10 +114,14 @@ fn unify(graph: &Graph, is_narrow: &mut [bool]) {
     let mut groups: Vec<Vec<ValueId>> = Vec::new();
     for node in &graph.nodes {
         let in_place = node.op.operation().in_place().iter();
-        groups.extend(in_place.map(|&(input, output)| vec![node.inputs[input], node.outputs[output]]));
+        groups.extend(
+            in_place.map(|&(input, output)| vec![node.inputs[input], node.outputs[output]]),
+        );
         match node.op {
             Op::Add(_) => groups.push([&node.inputs[..], &node.outputs].concat()),
-            Op::LastPosition(_) | Op::LastPositionGrad(_) => groups.push(vec![node.inputs[0], node.outputs[0]]),
+            Op::LastPosition(_) | Op::LastPositionGrad(_) => {
+                groups.push(vec![node.inputs[0], node.outputs[0]])
+            }
             _ => {}
         }
     }

@@ -38,8 +38,8 @@ pub use checkpoint::Checkpoint;
 #[cfg(feature = "data")]
 pub use config::EvalSection;
 pub use config::{
-    FloatFormat,
-    Config, DataSection, InitSection, LogSection, ModelSection, TrainSection, placement_from_file,
+    Config, DataSection, FloatFormat, InitSection, LogSection, ModelSection, TrainSection,
+    placement_from_file,
 };
 pub use gradients::{Gradients, PassStats, gradients};
 pub use optimizer::{Optimizer, OptimizerConfig, OptimizerKind, ParameterNorms, StepNorms};

@@ -4,8 +4,8 @@ use super::forward::{load_queries, tile_of, value_steps};
 use super::head_rows::{self, HeadRows};
 use super::key_tile::KeyTile;
 use super::{AttentionConfig, KEY_TILE, QUERY_TILE, QkvLayout};
-use crate::math::{exp_bounded, tanh};
 use crate::floats::{Float, Floats, FloatsMut};
+use crate::math::{exp_bounded, tanh};
 use crate::matmul::{
     ActiveRegion, LeftBuffer, OutputRows, PANEL, PanelRow, Rows, TiledMatmul, pack,
     pack_transposed, panels,
@@ -356,8 +356,22 @@ impl BackwardScratch {
             }
         }
         let (precision, steps) = (a.precision, a.precision.steps(n));
-        pack(precision, Rows::new(&self.q, d), n, d, &mut self.q_panels, steps);
-        pack(precision, Rows::new(&self.dctx, e), n, e, &mut self.dctx_panels, steps);
+        pack(
+            precision,
+            Rows::new(&self.q, d),
+            n,
+            d,
+            &mut self.q_panels,
+            steps,
+        );
+        pack(
+            precision,
+            Rows::new(&self.dctx, e),
+            n,
+            e,
+            &mut self.dctx_panels,
+            steps,
+        );
     }
 
     /// Returns sum_j p_ij dp_ij of each query, which equals the dot product of its context and the gradient of its
@@ -446,7 +460,9 @@ impl BackwardScratch {
         let (right, steps) = tile_of(a.precision, &self.keys, a.seq, start, d);
         TiledMatmul {
             precision: a.precision,
-            left: self.left.row_major(a.precision, &self.ds[..n * count], count),
+            left: self
+                .left
+                .row_major(a.precision, &self.ds[..n * count], count),
             rows: n,
             right,
             steps,

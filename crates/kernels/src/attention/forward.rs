@@ -3,8 +3,8 @@
 use super::head_rows::{self, HeadRows};
 use super::key_tile::KeyTile;
 use super::{AttentionConfig, KEY_TILE, QUERY_TILE, QkvLayout};
-use crate::math::{exp_bounded, tanh};
 use crate::floats::{Float, FloatsMut};
+use crate::math::{exp_bounded, tanh};
 use crate::matmul::{
     ActiveRegion, LeftBuffer, OutputRows, PANEL, PanelRow, Precision, Rows, TiledMatmul, pack,
     pack_transposed, panels,
@@ -151,7 +151,8 @@ impl Scratch {
         let (queries, keys) = (QUERY_TILE.min(a.seq), KEY_TILE.min(visible));
         let (precision, steps) = (a.precision, a.precision.steps(d));
         self.keys.resize(panels(visible) * steps, PanelRow::ZERO);
-        self.values.resize(value_steps(precision, visible) * panels(e), PanelRow::ZERO);
+        self.values
+            .resize(value_steps(precision, visible) * panels(e), PanelRow::ZERO);
         self.q.resize(queries * d, 0.0);
         self.logits.resize(queries * keys, 0.0);
         self.context.resize(queries * e, 0.0);
@@ -168,7 +169,14 @@ impl Scratch {
             let data = &mut self.rows[..n * e];
             v.load(e, start, data, &mut self.head_scratch);
             let values = &mut self.values[value_steps(precision, start) * panels(e)..];
-            pack(precision, Rows::new(&*data, e), n, e, values, precision.steps(n));
+            pack(
+                precision,
+                Rows::new(&*data, e),
+                n,
+                e,
+                values,
+                precision.steps(n),
+            );
         }
     }
 }
@@ -188,7 +196,10 @@ pub(super) fn tile_of(
     width: usize,
 ) -> (&[PanelRow], usize) {
     let steps = precision.steps(KEY_TILE.min(n - start));
-    (&packed[value_steps(precision, start) * panels(width)..][..steps * panels(width)], steps)
+    (
+        &packed[value_steps(precision, start) * panels(width)..][..steps * panels(width)],
+        steps,
+    )
 }
 
 /// Loads transformed queries times [`AttentionConfig::logit_scale`].
@@ -318,7 +329,9 @@ impl Scratch {
         let (right, steps) = tile_of(a.precision, &self.values, self.packed, start, e);
         TiledMatmul {
             precision: a.precision,
-            left: self.left.row_major(a.precision, &self.logits[..n * count], count),
+            left: self
+                .left
+                .row_major(a.precision, &self.logits[..n * count], count),
             rows: n,
             right,
             steps,

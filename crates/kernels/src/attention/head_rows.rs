@@ -1,7 +1,7 @@
 //! Rows of one head: loading with norm and rotation, and the backward pass of both.
 
-use crate::floats::Float;
-use crate::matmul::Rows;
+use crate::floats::{Float, round_to};
+use crate::matmul::{Precision, Rows};
 use crate::qkv::{self, BoundQkvTransform};
 use crate::simd::{SimdKernel, run_simd};
 use pulp::Simd;
@@ -17,6 +17,8 @@ pub(super) struct HeadRows<'a> {
     pub(super) rows: Rows<'a>,
     /// Index of the head in a packed row.
     pub(super) packed_head: usize,
+    /// Precision to which transformed rows and their gradients are rounded, as if they were stored.
+    pub(super) precision: Precision,
     /// Norm and rotation applied when rows are read.
     pub(super) transform: Option<&'a BoundQkvTransform<'a>>,
 }
@@ -26,6 +28,7 @@ pub(super) struct HeadRows<'a> {
 pub(super) struct Scratch {
     prefetched: Vec<f32>,
     gradients: Vec<f32>,
+    rounded: Vec<f32>,
     transform_scratch: qkv::Scratch,
 }
 
@@ -35,6 +38,7 @@ impl Scratch {
         transform.map_or_else(Self::default, |transform| Self {
             prefetched: vec![0.0; PREFETCHED_ROWS * d],
             gradients: vec![0.0; PREFETCHED_ROWS * d],
+            rounded: Vec::with_capacity(PREFETCHED_ROWS * d),
             transform_scratch: qkv::Scratch::new(transform.config()),
         })
     }
@@ -126,6 +130,7 @@ impl SimdKernel for Load<'_> {
                 out,
                 transform_scratch,
             );
+            round_to(head.precision, out);
         }
     }
 }
@@ -151,19 +156,23 @@ impl<'b, T: Float + 'b, I: Iterator<Item = &'b mut [T]>> SimdKernel for HeadBack
         let Scratch {
             prefetched,
             gradients,
+            rounded,
             transform_scratch,
         } = self.scratch;
         let starts = (self.first..).step_by(PREFETCHED_ROWS);
         for (start, dy) in starts.zip(self.dy.chunks(PREFETCHED_ROWS * d)) {
             let prefetched = &mut prefetched[..dy.len()];
             head.copy(d, start, prefetched);
+            rounded.clear();
+            rounded.extend_from_slice(dy);
+            round_to(head.precision, rounded);
             let (gradients, grads) = (&mut gradients[..dy.len()], &mut *self.grads);
             transform.transform_head_backward::<S, V>(
                 simd,
                 head.packed_head,
                 start,
                 prefetched,
-                dy,
+                rounded,
                 gradients.chunks_exact_mut(d),
                 grads,
                 transform_scratch,

@@ -143,6 +143,7 @@ fn attend_tiled(
         key: all,
         value: all,
         transform: None,
+        precision: Precision::F32,
     };
     forward::attend(&config, &layout, past, ctx.into(), lse);
 }

@@ -1,8 +1,8 @@
 //! Attention of a single new query to a cache, whose keys and values are read without packing.
 
 use super::{AttentionConfig, QkvLayout};
-use crate::math::{exp, tanh};
 use crate::floats::Float;
+use crate::math::{exp, tanh};
 use crate::simd::{dispatch, dots, map_sum, max};
 use rayon::prelude::*;
 
@@ -11,7 +11,12 @@ const ROWS_AT_ONCE: usize = 4;
 
 /// Runs one task per sequence and query head; the query of each sequence attends to the keys of its window
 /// up to `past`.
-pub(super) fn attend<T: Float>(a: &AttentionConfig, layout: &QkvLayout, past: usize, ctx: &mut [T]) {
+pub(super) fn attend<T: Float>(
+    a: &AttentionConfig,
+    layout: &QkvLayout,
+    past: usize,
+    ctx: &mut [T],
+) {
     let (d, e) = (a.head_dim, a.value_dim);
     let first_key = a.first_key(past);
     ctx.par_chunks_exact_mut(e).enumerate().for_each_init(

@@ -2,8 +2,8 @@
 
 use super::key_tile::KeyTile;
 use super::{AttentionConfig, KEY_TILE, QUERY_TILE, QkvLayout};
-use crate::math::{exp, tanh};
 use crate::floats::Floats;
+use crate::math::{exp, tanh};
 use crate::matmul::{
     ActiveRegion, Left, OutputRows, PanelRow, Precision, TiledMatmul, pack_transposed, panels,
 };

@@ -1,9 +1,9 @@
 use super::*;
+use crate::matmul::Precision;
 use crate::testing::{
     Rng, assert_all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64,
     to_f64,
 };
-use crate::matmul::Precision;
 use proptest::prelude::*;
 
 fn linear(inputs: usize, outputs: usize) -> Linear {
@@ -195,18 +195,7 @@ proptest! {
 #[test]
 fn grouped_matmuls_match_linear_layers() {
     let (i, o) = (70, 150);
-    let loads = [
-        0,
-        1,
-        2,
-        3,
-        4,
-        5,
-        17,
-        0,
-        127,
-        128,
-    ];
+    let loads = [0, 1, 2, 3, 4, 5, 17, 0, 127, 128];
     let each = loads.iter().enumerate();
     let selected: Vec<i32> = each.flat_map(|(e, &load)| vec![e as i32; load]).collect();
     let (layout, integers) = filled(&selected, loads.len(), 1);
@@ -316,5 +305,11 @@ fn unfilled_slice_is_rejected() {
 fn weights_that_are_too_short_are_rejected() {
     let (layout, integers) = filled(&[0, 1], 2, 1);
     let dispatch = Dispatch::new(layout, &integers);
-    forward(&dispatch, &linear(3, 2), &[0.0f32; 6], &[0.0; 6], &mut [0.0f32; 4]);
+    forward(
+        &dispatch,
+        &linear(3, 2),
+        &[0.0f32; 6],
+        &[0.0; 6],
+        &mut [0.0f32; 4],
+    );
 }

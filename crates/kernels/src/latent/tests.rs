@@ -158,7 +158,11 @@ impl Sequences {
         let table = rope_table(&rope_frequencies(100.0, l.rope), 1.0, 0, seq);
 
         let mut kv = vec![f32::NAN; n * up];
-        let project = Linear { inputs: LATENT, outputs: up, precision: Precision::F32 };
+        let project = Linear {
+            inputs: LATENT,
+            outputs: up,
+            precision: Precision::F32,
+        };
         project.forward(&latents, &kv_up, &mut kv);
         let packed = assembled(&l, &[q.clone(), kv, key.clone()], &table);
         let a = AttentionConfig {

@@ -68,7 +68,13 @@ impl Arithmetic for Token {
     #[inline(always)]
     fn multiply_add(self, left: u32, right: __m512, sums: __m512) -> __m512 {
         // SAFETY: the types have the same size, and any bits are valid.
-        unsafe { _mm512_dpbf16_ps(sums, transmute(_mm512_set1_epi32(left.cast_signed())), transmute(right)) }
+        unsafe {
+            _mm512_dpbf16_ps(
+                sums,
+                transmute(_mm512_set1_epi32(left.cast_signed())),
+                transmute(right),
+            )
+        }
     }
 
     #[inline(always)]

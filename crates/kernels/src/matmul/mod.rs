@@ -24,9 +24,9 @@ use crate::simd::dispatch;
 use half::bf16;
 use rayon::prelude::*;
 
+pub(crate) use operands::{LeftBuffer, OutputRows};
 pub use packed::Packed;
 pub use panels::Precision;
-pub(crate) use operands::{LeftBuffer, OutputRows};
 pub(crate) use panels::{PANEL, PanelRow, Rows, pack, pack_transposed, panels};
 pub(crate) use tiles::{ActiveRegion, Left, LeftLayout, Output, TiledMatmul};
 
@@ -73,18 +73,37 @@ impl<'a> Matrix<'a> {
     /// If there are more or fewer elements.
     pub fn new(data: impl Into<Floats<'a>>, rows: usize, columns: usize) -> Self {
         let data = data.into();
-        assert_eq!(data.len(), rows * columns, "matmul: a matrix is not ({rows}, {columns})");
-        Self { data, rows, columns, stride: columns }
+        assert_eq!(
+            data.len(),
+            rows * columns,
+            "matmul: a matrix is not ({rows}, {columns})"
+        );
+        Self {
+            data,
+            rows,
+            columns,
+            stride: columns,
+        }
     }
 
     /// Creates a matrix whose row i starts at `i * stride` of a slice that may be longer.
     ///
     /// # Panics
     /// If the slice is too short.
-    pub fn with_stride(data: impl Into<Floats<'a>>, rows: usize, columns: usize, stride: usize) -> Self {
+    pub fn with_stride(
+        data: impl Into<Floats<'a>>,
+        rows: usize,
+        columns: usize,
+        stride: usize,
+    ) -> Self {
         let data = data.into();
         check_bounds(data.len(), rows, columns, stride);
-        Self { data, rows, columns, stride }
+        Self {
+            data,
+            rows,
+            columns,
+            stride,
+        }
     }
 
     /// Returns the number of rows.
@@ -101,21 +120,46 @@ impl<'a> MatrixMut<'a> {
     /// Creates a matrix as [`Matrix::new`] does.
     pub fn new(data: impl Into<FloatsMut<'a>>, rows: usize, columns: usize) -> Self {
         let data = data.into();
-        assert_eq!(data.len(), rows * columns, "matmul: an output is not ({rows}, {columns})");
-        Self { data, rows, columns, stride: columns }
+        assert_eq!(
+            data.len(),
+            rows * columns,
+            "matmul: an output is not ({rows}, {columns})"
+        );
+        Self {
+            data,
+            rows,
+            columns,
+            stride: columns,
+        }
     }
 
     /// Creates a matrix as [`Matrix::with_stride`] does.
-    pub fn with_stride(data: impl Into<FloatsMut<'a>>, rows: usize, columns: usize, stride: usize) -> Self {
+    pub fn with_stride(
+        data: impl Into<FloatsMut<'a>>,
+        rows: usize,
+        columns: usize,
+        stride: usize,
+    ) -> Self {
         let data = data.into();
         check_bounds(data.len(), rows, columns, stride);
-        assert!(rows <= 1 || columns <= stride, "matmul: rows of an output overlap");
-        Self { data, rows, columns, stride }
+        assert!(
+            rows <= 1 || columns <= stride,
+            "matmul: rows of an output overlap"
+        );
+        Self {
+            data,
+            rows,
+            columns,
+            stride,
+        }
     }
 }
 
 fn check_bounds(len: usize, rows: usize, columns: usize, stride: usize) {
-    let last = rows.saturating_sub(1).checked_mul(stride).and_then(|last| last.checked_add(columns));
+    let last = rows
+        .saturating_sub(1)
+        .checked_mul(stride)
+        .and_then(|last| last.checked_add(columns));
     assert!(
         rows == 0 || last.is_some_and(|last| last <= len),
         "matmul: a matrix ({rows}, {columns}) with stride {stride} does not fit a slice of {len}"
@@ -127,9 +171,17 @@ fn check_bounds(len: usize, rows: usize, columns: usize, stride: usize) {
 /// # Panics
 /// If the shapes do not match.
 pub fn multiply(a: Matrix, b: &Packed, c: MatrixMut, scale: f32) {
-    let shapes = ((a.rows, a.columns), (b.inner(), b.columns()), (c.rows, c.columns));
+    let shapes = (
+        (a.rows, a.columns),
+        (b.inner(), b.columns()),
+        (c.rows, c.columns),
+    );
     assert_eq!(a.columns, b.inner(), "matmul: shapes {shapes:?}");
-    assert_eq!((c.rows, c.columns), (a.rows, b.columns()), "matmul: shapes {shapes:?}");
+    assert_eq!(
+        (c.rows, c.columns),
+        (a.rows, b.columns()),
+        "matmul: shapes {shapes:?}"
+    );
     match c.data {
         FloatsMut::F32(out) => multiply_into(a, b, out, c.stride, scale),
         FloatsMut::Bf16(out) => multiply_into(a, b, out, c.stride, scale),
@@ -137,7 +189,13 @@ pub fn multiply(a: Matrix, b: &Packed, c: MatrixMut, scale: f32) {
 }
 
 /// Computes [`multiply`] into rows of any element type.
-fn multiply_into<T: Element + Default>(a: Matrix, b: &Packed, c: &mut [T], stride: usize, scale: f32) {
+fn multiply_into<T: Element + Default>(
+    a: Matrix,
+    b: &Packed,
+    c: &mut [T],
+    stride: usize,
+    scale: f32,
+) {
     let (m, n) = (a.rows, b.columns());
     let row_blocks = m.div_ceil(ROWS).max(1);
     let columns = (n * row_blocks / (TILE_COLUMNS * TASKS)).clamp(1, COLUMNS / TILE_COLUMNS);
@@ -148,12 +206,19 @@ fn multiply_into<T: Element + Default>(a: Matrix, b: &Packed, c: &mut [T], strid
     for_each_block(c, (m, n, stride), size, is_parallel, |block| {
         TiledMatmul {
             precision: b.precision(),
-            left: Left { data: &left.data[block.row * left.stride..], ..left },
+            left: Left {
+                data: &left.data[block.row * left.stride..],
+                ..left
+            },
             rows: block.rows.len(),
             right: b.panels_from(block.column),
             steps: b.steps(),
             columns: block.columns,
-            out: BlockOutput { rows: &mut block.rows, scale, accumulate: false },
+            out: BlockOutput {
+                rows: &mut block.rows,
+                scale,
+                accumulate: false,
+            },
         }
         .run();
     });
@@ -171,9 +236,17 @@ pub fn multiply_transposed(
     scale: f32,
     accumulate: bool,
 ) {
-    let shapes = ((a.rows, a.columns), (b.rows, b.columns), (c.rows, c.columns));
+    let shapes = (
+        (a.rows, a.columns),
+        (b.rows, b.columns),
+        (c.rows, c.columns),
+    );
     assert_eq!(a.rows, b.rows, "matmul: shapes {shapes:?}");
-    assert_eq!((c.rows, c.columns), (a.columns, b.columns), "matmul: shapes {shapes:?}");
+    assert_eq!(
+        (c.rows, c.columns),
+        (a.columns, b.columns),
+        "matmul: shapes {shapes:?}"
+    );
     let (m, n, k) = (c.rows, c.columns, a.rows);
     let columns = n.div_ceil(TILE_COLUMNS).clamp(1, COLUMNS / TILE_COLUMNS) * TILE_COLUMNS;
     let column_blocks = n.div_ceil(columns).max(1);
@@ -182,30 +255,44 @@ pub fn multiply_transposed(
     let FloatsMut::F32(out) = c.data else {
         panic!("matmul: sums are not accumulated in bfloat16")
     };
-    for_each_block(out, (m, n, c.stride), (rows, columns), is_parallel(m, n, k), |block| {
-        let height = block.rows.len();
-        let mut packed = Vec::new();
-        for first in (0..b.steps().max(1)).step_by(PACKED_STEPS) {
-            let count = PACKED_STEPS.min(b.steps() - first);
-            TiledMatmul {
-                precision,
-                left: transposed_steps(precision, a, first, count, block.row, height, &mut packed),
-                rows: height,
-                right: b.panels_from(block.column).get(first..).unwrap_or_default(),
-                steps: b.steps(),
-                columns: block.columns,
-                out: BlockOutput {
-                    rows: &mut block.rows,
-                    scale,
-                    accumulate: accumulate || first > 0,
-                },
+    for_each_block(
+        out,
+        (m, n, c.stride),
+        (rows, columns),
+        is_parallel(m, n, k),
+        |block| {
+            let height = block.rows.len();
+            let mut packed = Vec::new();
+            for first in (0..b.steps().max(1)).step_by(PACKED_STEPS) {
+                let count = PACKED_STEPS.min(b.steps() - first);
+                TiledMatmul {
+                    precision,
+                    left: transposed_steps(
+                        precision,
+                        a,
+                        first,
+                        count,
+                        block.row,
+                        height,
+                        &mut packed,
+                    ),
+                    rows: height,
+                    right: b.panels_from(block.column).get(first..).unwrap_or_default(),
+                    steps: b.steps(),
+                    columns: block.columns,
+                    out: BlockOutput {
+                        rows: &mut block.rows,
+                        scale,
+                        accumulate: accumulate || first > 0,
+                    },
+                }
+                .run_active(|_| ActiveRegion {
+                    inner: 0..count * precision.group(),
+                    columns: usize::MAX,
+                });
             }
-            .run_active(|_| ActiveRegion {
-                inner: 0..count * precision.group(),
-                columns: usize::MAX,
-            });
-        }
-    });
+        },
+    );
 }
 
 /// Returns an upper bound on the bytes that [`multiply`] of (m, k) and (k, n) allocates, and packing its right operand.
@@ -217,7 +304,13 @@ pub fn workspace(precision: Precision, m: usize, n: usize, k: usize) -> usize {
 
 /// Returns an upper bound on the bytes that [`multiply_transposed`] of (k, m) and (k, n) allocates on `threads`
 /// threads.
-pub fn transposed_workspace(precision: Precision, m: usize, n: usize, k: usize, threads: usize) -> usize {
+pub fn transposed_workspace(
+    precision: Precision,
+    m: usize,
+    n: usize,
+    k: usize,
+    threads: usize,
+) -> usize {
     let slices = m * n.div_ceil(COLUMNS) * size_of::<&mut [f32]>();
     let left = 4 * PACKED_STEPS.min(precision.steps(k)) * (ROWS + PANEL + PADDING);
     Packed::bytes(precision, k, n) + threads * left + slices
@@ -229,7 +322,12 @@ pub(crate) fn is_parallel(m: usize, n: usize, k: usize) -> bool {
 }
 
 /// Returns the left operand in steps: in place, or converted in `buffer`.
-fn steps<'a>(precision: Precision, a: Matrix<'a>, buffer: &'a mut Vec<u32>, parallel: bool) -> Left<'a> {
+fn steps<'a>(
+    precision: Precision,
+    a: Matrix<'a>,
+    buffer: &'a mut Vec<u32>,
+    parallel: bool,
+) -> Left<'a> {
     let group = precision.group();
     let in_place = match (precision, a.data) {
         (Precision::F32, Floats::F32(data)) => Some(bytemuck::cast_slice(data)),
@@ -240,7 +338,11 @@ fn steps<'a>(precision: Precision, a: Matrix<'a>, buffer: &'a mut Vec<u32>, para
         _ => None,
     };
     if let Some(data) = in_place {
-        return Left { data, stride: a.stride / group, layout: LeftLayout::RowMajor };
+        return Left {
+            data,
+            stride: a.stride / group,
+            layout: LeftLayout::RowMajor,
+        };
     }
     let stride = precision.steps(a.columns);
     buffer.resize(a.rows * stride, 0);
@@ -248,10 +350,20 @@ fn steps<'a>(precision: Precision, a: Matrix<'a>, buffer: &'a mut Vec<u32>, para
         panels::load_row(precision, a.data().row(i, a.columns), out);
     };
     match parallel {
-        true => buffer.par_chunks_exact_mut(stride.max(1)).enumerate().for_each(convert),
-        false => buffer.chunks_exact_mut(stride.max(1)).enumerate().for_each(convert),
+        true => buffer
+            .par_chunks_exact_mut(stride.max(1))
+            .enumerate()
+            .for_each(convert),
+        false => buffer
+            .chunks_exact_mut(stride.max(1))
+            .enumerate()
+            .for_each(convert),
     }
-    Left { data: buffer, stride, layout: LeftLayout::RowMajor }
+    Left {
+        data: buffer,
+        stride,
+        layout: LeftLayout::RowMajor,
+    }
 }
 
 /// Returns columns `column..column + height` of `count` steps from `first` on as the rows of a left operand: in place,
@@ -271,12 +383,19 @@ fn transposed_steps<'a>(
     let data = a.data.slice(start..a.data.len());
     if let (Precision::F32, Floats::F32(data)) = (precision, data) {
         let (data, stride) = (bytemuck::cast_slice(data), a.stride);
-        return Left { data, stride, layout };
+        return Left {
+            data,
+            stride,
+            layout,
+        };
     }
     let stride = height.next_multiple_of(PANEL) + PADDING;
     buffer.resize(count * stride, 0);
     let n = (count * precision.group()).min(a.rows - row);
-    let rows = Rows { data, stride: a.stride };
+    let rows = Rows {
+        data,
+        stride: a.stride,
+    };
     dispatch(
         #[inline(always)]
         || {
@@ -285,7 +404,11 @@ fn transposed_steps<'a>(
             });
         },
     );
-    Left { data: buffer, stride, layout }
+    Left {
+        data: buffer,
+        stride,
+        layout,
+    }
 }
 
 /// Part of the output of a matmul.
@@ -379,13 +502,11 @@ fn split<T>(
     let mut blocks = Vec::with_capacity(rows.div_ceil(block_rows) * count);
     for (i, row) in data.chunks_mut(stride).take(rows).enumerate() {
         if i % block_rows == 0 {
-            blocks.extend((0..columns).step_by(block_columns).map(|column| {
-                Block {
-                    row: i,
-                    column,
-                    columns: block_columns.min(columns - column),
-                    rows: Vec::with_capacity(block_rows.min(rows - i)),
-                }
+            blocks.extend((0..columns).step_by(block_columns).map(|column| Block {
+                row: i,
+                column,
+                columns: block_columns.min(columns - column),
+                rows: Vec::with_capacity(block_rows.min(rows - i)),
             }));
         }
         let first = blocks.len() - count;

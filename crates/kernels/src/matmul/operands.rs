@@ -19,32 +19,64 @@ impl LeftBuffer {
 
     /// Returns the left operand `x` (rows, inner): in place in single precision, else rounded.
     #[inline(always)]
-    pub(crate) fn row_major<'a>(&'a mut self, precision: Precision, x: &'a [f32], inner: usize) -> Left<'a> {
+    pub(crate) fn row_major<'a>(
+        &'a mut self,
+        precision: Precision,
+        x: &'a [f32],
+        inner: usize,
+    ) -> Left<'a> {
         let layout = LeftLayout::RowMajor;
         if precision == Precision::F32 {
-            return Left { data: bytemuck::cast_slice(x), stride: inner, layout };
+            return Left {
+                data: bytemuck::cast_slice(x),
+                stride: inner,
+                layout,
+            };
         }
         let stride = precision.steps(inner);
         self.0.resize(x.len() / inner * stride, 0);
         for (row, out) in x.chunks_exact(inner).zip(self.0.chunks_exact_mut(stride)) {
             panels::load_row(precision, Floats::F32(row), out);
         }
-        Left { data: &self.0, stride, layout }
+        Left {
+            data: &self.0,
+            stride,
+            layout,
+        }
     }
 
     /// Returns the left operand `xᵀ` for `x` (inner, rows): in place in single precision, else rounded.
     #[inline(always)]
-    pub(crate) fn step_major<'a>(&'a mut self, precision: Precision, x: &'a [f32], rows: usize) -> Left<'a> {
+    pub(crate) fn step_major<'a>(
+        &'a mut self,
+        precision: Precision,
+        x: &'a [f32],
+        rows: usize,
+    ) -> Left<'a> {
         let layout = LeftLayout::StepMajor;
         if precision == Precision::F32 {
-            return Left { data: bytemuck::cast_slice(x), stride: rows, layout };
+            return Left {
+                data: bytemuck::cast_slice(x),
+                stride: rows,
+                layout,
+            };
         }
         let (stride, inner) = (rows.next_multiple_of(PANEL), x.len() / rows);
         self.0.resize(precision.steps(inner) * stride, 0);
-        panels::for_each_step(precision, Rows::new(x, rows), inner, rows, |step, column, row| {
-            self.0[step * stride + column..][..PANEL].copy_from_slice(&row);
-        });
-        Left { data: &self.0, stride, layout }
+        panels::for_each_step(
+            precision,
+            Rows::new(x, rows),
+            inner,
+            rows,
+            |step, column, row| {
+                self.0[step * stride + column..][..PANEL].copy_from_slice(&row);
+            },
+        );
+        Left {
+            data: &self.0,
+            stride,
+            layout,
+        }
     }
 }
 

@@ -24,7 +24,10 @@ impl Packed {
         packed.fill(|first, count, out, steps| {
             let columns = (b.columns - first).min(count);
             let rows = b.data();
-            let from = super::Rows { data: rows.data.slice(first.min(rows.data.len())..rows.data.len()), ..rows };
+            let from = super::Rows {
+                data: rows.data.slice(first.min(rows.data.len())..rows.data.len()),
+                ..rows
+            };
             pack(precision, from, b.rows, columns, out, steps);
         });
         packed
@@ -42,7 +45,12 @@ impl Packed {
 
     fn zeros(precision: Precision, inner: usize, columns: usize) -> Self {
         let rows = precision.steps(inner) * panels(columns);
-        Self { precision, inner, columns, rows: vec![PanelRow::ZERO; rows] }
+        Self {
+            precision,
+            inner,
+            columns,
+            rows: vec![PanelRow::ZERO; rows],
+        }
     }
 
     /// Calls `pack` with the first column of each group of panels, their number of columns, the panels and the steps.

@@ -137,13 +137,21 @@ fn for_each_step_of<T: Copy + Default, const GROUP: usize>(
     for step in 0..n.div_ceil(GROUP) {
         let (first, first_rest) = row(step * GROUP);
         let has_second = GROUP == 2 && step * GROUP + 1 < n;
-        let (second, second_rest) = if has_second { row(step * GROUP + 1) } else { (&[][..], &[][..]) };
+        let (second, second_rest) = if has_second {
+            row(step * GROUP + 1)
+        } else {
+            (&[][..], &[][..])
+        };
         for (p, first) in first.iter().enumerate() {
             let second = if has_second { &second[p] } else { &zeros };
             put(step, p * PANEL, join(first, second));
         }
         if !first_rest.is_empty() {
-            put(step, first.len() * PANEL, join(&padded(first_rest), &padded(second_rest)));
+            put(
+                step,
+                first.len() * PANEL,
+                join(&padded(first_rest), &padded(second_rest)),
+            );
         }
     }
 }
@@ -176,14 +184,22 @@ pub(crate) fn pack_transposed(
     steps: usize,
 ) {
     debug_assert_eq!(steps, precision.steps(width));
-    for (p, panel) in out.chunks_exact_mut(steps.max(1)).take(panels(n)).enumerate() {
+    for (p, panel) in out
+        .chunks_exact_mut(steps.max(1))
+        .take(panels(n))
+        .enumerate()
+    {
         let count = PANEL.min(n - p * PANEL);
         for (block, out) in panel.chunks_mut(PANEL).enumerate() {
             let mut square = [[0; PANEL]; PANEL];
             for (i, square) in square.iter_mut().enumerate().take(count) {
                 let first = block * PANEL * precision.group();
                 let len = (width - first).min(PANEL * precision.group());
-                load_row(precision, rows.from(p * PANEL + i).data.slice(first..first + len), square);
+                load_row(
+                    precision,
+                    rows.from(p * PANEL + i).data.slice(first..first + len),
+                    square,
+                );
             }
             transpose(&square, out);
         }

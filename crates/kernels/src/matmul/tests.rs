@@ -48,7 +48,10 @@ fn assert_sums(found: &[f32], want: &[(f64, f64)], k: usize) {
     for (i, (found, (want, size))) in found.iter().zip(want).enumerate() {
         let bound = (k + 2) as f64 * EPSILON * size + 1e-30;
         let error = (f64::from(*found) - want).abs();
-        assert!(error <= bound, "element {i}: {found}, expected {want} within {bound:e}");
+        assert!(
+            error <= bound,
+            "element {i}: {found}, expected {want} within {bound:e}"
+        );
     }
 }
 
@@ -206,10 +209,19 @@ fn long_sums_are_split() {
     let (a, b) = (rng.normal(m * k), rng.normal(k * n));
     for precision in PRECISIONS {
         let (a_read, b_read) = (operand(precision, &a), operand(precision, &b));
-        let want = naive([m, n, k], |i, l| a_read[i * k + l], |l, j| b_read[l * n + j]);
+        let want = naive(
+            [m, n, k],
+            |i, l| a_read[i * k + l],
+            |l, j| b_read[l * n + j],
+        );
         let packed = Packed::new(precision, Matrix::new(&b[..], k, n));
         let mut c = vec![0.0; m * n];
-        multiply(Matrix::new(&a[..], m, k), &packed, MatrixMut::new(&mut c[..], m, n), 1.0);
+        multiply(
+            Matrix::new(&a[..], m, k),
+            &packed,
+            MatrixMut::new(&mut c[..], m, n),
+            1.0,
+        );
         // As if each block of terms were one: the bound of a plain chain is several times as large.
         assert_sums(&c, &want, k / 2);
     }
@@ -223,9 +235,17 @@ fn numbers_that_are_not_finite_propagate() {
             a[64 + 3] = bad;
             let packed = Packed::new(precision, Matrix::new(&[1.0; 64 * 17][..], 64, 17));
             let mut c = vec![0.0; 5 * 17];
-            multiply(Matrix::new(&a[..], 5, 64), &packed, MatrixMut::new(&mut c[..], 5, 17), 1.0);
+            multiply(
+                Matrix::new(&a[..], 5, 64),
+                &packed,
+                MatrixMut::new(&mut c[..], 5, 17),
+                1.0,
+            );
             for (i, row) in c.chunks(17).enumerate() {
-                assert!(row.iter().all(|x| x.is_finite() != (i == 1)), "{precision:?} {bad}");
+                assert!(
+                    row.iter().all(|x| x.is_finite() != (i == 1)),
+                    "{precision:?} {bad}"
+                );
             }
         }
     }
@@ -234,13 +254,24 @@ fn numbers_that_are_not_finite_propagate() {
 #[test]
 fn bit_identical_for_any_thread_count() {
     for precision in PRECISIONS {
-        for (m, n, k) in [(1, 700, 300), (700, 1, 300), (65, 129, 1000), (200, 300, 77), (3, 500, 400)] {
+        for (m, n, k) in [
+            (1, 700, 300),
+            (700, 1, 300),
+            (65, 129, 1000),
+            (200, 300, 77),
+            (3, 500, 400),
+        ] {
             let mut rng = Rng::new(3);
             let (a, b, t) = (rng.normal(m * k), rng.normal(k * n), rng.normal(k * m));
             assert_bit_identical_for_any_thread_count(|| {
                 let packed = Packed::new(precision, Matrix::new(&b[..], k, n));
                 let (mut c, mut d) = (vec![1.0; m * n], vec![1.0; m * n]);
-                multiply(Matrix::new(&a[..], m, k), &packed, MatrixMut::new(&mut c[..], m, n), 0.3);
+                multiply(
+                    Matrix::new(&a[..], m, k),
+                    &packed,
+                    MatrixMut::new(&mut c[..], m, n),
+                    0.3,
+                );
                 let (left, right) = (Matrix::new(&t[..], k, m), Matrix::new(&b[..], k, n));
                 let out = MatrixMut::new(&mut d[..], m, n);
                 multiply_transposed(precision, left, right, out, 0.3, true);

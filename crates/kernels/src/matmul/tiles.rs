@@ -78,7 +78,10 @@ impl<O: Output> TiledMatmul<'_, O> {
     #[inline(always)]
     pub(crate) fn run(self) {
         let (inner, columns) = (0..self.steps * self.precision.group(), self.columns);
-        self.run_active(|_| ActiveRegion { inner: inner.clone(), columns });
+        self.run_active(|_| ActiveRegion {
+            inner: inner.clone(),
+            columns,
+        });
     }
 
     /// Computes, of each block of rows, only the part returned by `active`, which must be within the operands.
@@ -137,7 +140,9 @@ impl<O: Output> TiledMatmul<'_, O> {
         let mut panel = 0;
         while panel < count {
             panel += match count - panel {
-                rest if rest >= P => self.tile::<A, M, P>(arithmetic, row, panel, steps.clone(), totals),
+                rest if rest >= P => {
+                    self.tile::<A, M, P>(arithmetic, row, panel, steps.clone(), totals)
+                }
                 2.. => self.tile::<A, M, 2>(arithmetic, row, panel, steps.clone(), totals),
                 _ => self.tile::<A, M, 1>(arithmetic, row, panel, steps.clone(), totals),
             };
@@ -213,17 +218,21 @@ impl<O: Output> TiledMatmul<'_, O> {
                     }
                     for i in 0..M {
                         for p in 0..P {
-                            sums[i][p] =
-                                arithmetic.multiply_add(rows[i][l], panels[p], sums[i][p]);
+                            sums[i][p] = arithmetic.multiply_add(rows[i][l], panels[p], sums[i][p]);
                         }
                     }
                 }
             }
             LeftLayout::StepMajor => {
                 let left = &self.left.data[steps.start * stride + row..];
-                assert!(left.len() >= (n - 1) * stride + M, "matmul: the left operand is too short");
+                assert!(
+                    left.len() >= (n - 1) * stride + M,
+                    "matmul: the left operand is too short"
+                );
                 for (l, left) in (0..n).zip(left.chunks(stride)) {
-                    let Some(left) = left.first_chunk::<M>() else { break };
+                    let Some(left) = left.first_chunk::<M>() else {
+                        break;
+                    };
                     let mut panels = [arithmetic.load(&PanelRow::ZERO); P];
                     for p in 0..P {
                         panels[p] = arithmetic.load(&right[p][l]);

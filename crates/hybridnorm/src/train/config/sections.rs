@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use derive_setters::Setters;
 use serde::{Deserialize, Serialize};
 
+use super::precision::FloatFormat;
 #[cfg(feature = "data")]
 use crate::data::SourceOptions;
 use crate::error::{Error, Result};
-use super::precision::FloatFormat;
 use crate::plan::{Precision, Recompute};
 use crate::train::sources::DataOrder;
 use crate::train::step::StepShape;

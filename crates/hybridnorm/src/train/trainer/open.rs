@@ -129,7 +129,9 @@ impl Trainer {
         let data = data.map_or_else(|| open_data(&config, &start_point, on_event), Ok)?;
         report_data(&config, &data, on_event);
         let mut initial = InitialModel::new(&config, &start_point, &data, device, on_event)?;
-        initial.model.set_precision(config.train.program_precision());
+        initial
+            .model
+            .set_precision(config.train.program_precision());
         check_optimizer(&config, &initial.model, on_event)?;
         let (optimizer, state) = initial.optimizer(&config, &start_point, &data)?;
         let schedule = config.resolved_schedule()?;

@@ -1,0 +1,174 @@
+//! Mixed precision: deviations from single precision and from the reference, and what does not depend on recomputation
+//! or threads.
+
+mod common;
+
+use common::*;
+use hybridnorm::Device;
+use hybridnorm::graph::DType;
+use hybridnorm::model::{Model, ModelConfig};
+use hybridnorm::placement;
+use hybridnorm::plan::{Options, Precision, Recompute};
+use hybridnorm::train::{Gradients, gradients};
+
+const SHAPE: [usize; 2] = [2, 48];
+
+fn config(placement: &str) -> ModelConfig {
+    ModelConfig::default()
+        .with_d_model(64)
+        .with_n_layers(3)
+        .with_n_heads(4)
+        .with_n_kv_heads(2)
+        .with_d_ff(96)
+        .with_vocab_size(101)
+        .with_max_seq_len(SHAPE[1])
+        .with_placement(placement::named(placement).unwrap())
+}
+
+fn tokens(n: usize, seed: u64) -> Vec<i32> {
+    (0..n as u64)
+        .map(|i| (i * 7919 + seed * 104_729) % 1009 % 101)
+        .map(|id| id as i32)
+        .collect()
+}
+
+fn run_shape(
+    config: &ModelConfig,
+    precision: Precision,
+    recompute: Recompute,
+    shape: [usize; 2],
+) -> Gradients {
+    let mut model = Model::new(config, 3, Device::Cpu).unwrap();
+    let n = shape[0] * shape[1];
+    let mut data = Random::new("precision");
+    let (inputs, targets) = (data.ids(n), data.ids(n));
+    let options = Options::default()
+        .with_precision(precision)
+        .with_recompute(recompute);
+    gradients(&mut model, &inputs, &targets, shape, n as f64, options).unwrap()
+}
+
+fn run(
+    config: &ModelConfig,
+    device: Device,
+    precision: Precision,
+    recompute: Recompute,
+) -> Gradients {
+    let mut model = Model::new(config, 3, device).unwrap();
+    let n = SHAPE[0] * SHAPE[1];
+    let options = Options::default()
+        .with_precision(precision)
+        .with_recompute(recompute);
+    gradients(
+        &mut model,
+        &tokens(n, 1),
+        &tokens(n, 2),
+        SHAPE,
+        n as f64,
+        options,
+    )
+    .unwrap()
+}
+
+/// Returns the distance of all gradients together, relative to their norm.
+fn distance(a: &Gradients, b: &Gradients) -> f64 {
+    let (mut difference, mut size) = (0.0, 0.0);
+    for name in a.by_name.keys() {
+        let (a, b) = (a.get_f64(name).unwrap(), b.get_f64(name).unwrap());
+        difference += a.iter().zip(&b).map(|(a, b)| (a - b).powi(2)).sum::<f64>();
+        size += b.iter().map(|b| b * b).sum::<f64>();
+    }
+    (difference / size).sqrt()
+}
+
+fn mixed() -> [Precision; 2] {
+    [DType::F32, DType::Bf16].map(|residual| Precision::Bf16 { residual })
+}
+
+#[test]
+fn deviations_from_single_precision_are_those_of_rounding() {
+    for name in ["hybridnorm", "hybridnorm-star", "pre-norm", "post-norm"] {
+        let config = config(name);
+        let single = run(&config, Device::Cpu, Precision::F32, Recompute::None);
+        for precision in mixed() {
+            let found = run(&config, Device::Cpu, precision, Recompute::None);
+            let reference = run(&config, Device::Reference, precision, Recompute::None);
+            let (of_single, of_reference) =
+                (distance(&found, &single), distance(&found, &reference));
+            let loss = found.stats.losses.cross_entropy - single.stats.losses.cross_entropy;
+            println!(
+                "{name} {precision:?}: gradients {of_single:.4}, reference {of_reference:.4}, loss {loss:.1e}"
+            );
+            // A bfloat16 number is off by up to 2^-9 of its size; errors of a few dozen ops add up.
+            assert!(of_single > 1e-4, "{name}: mixed precision has no effect");
+            assert!(of_single < 0.03, "{name}: {of_single}");
+            assert!(of_reference < 0.03, "{name}: {of_reference}");
+        }
+    }
+}
+
+#[test]
+fn every_model_is_near_single_precision_with_and_without_recomputation() {
+    let mut largest = [(0.0, String::new()), (0.0, String::new())];
+    for (name, config) in all_models() {
+        let run = |precision, recompute| run_shape(&config, precision, recompute, [BATCH, SEQ]);
+        let single = run(Precision::F32, Recompute::None);
+        for precision in mixed() {
+            let found = run(precision, Recompute::None);
+            let recomputed = run(precision, Recompute::Block);
+            assert!(
+                recomputed.by_name == found.by_name,
+                "{name} {precision:?}: recomputed"
+            );
+            let of_single = distance(&found, &single);
+            let largest = &mut largest[usize::from(config.moe.is_some())];
+            if of_single > largest.0 {
+                *largest = (of_single, format!("{name} {precision:?}"));
+            }
+        }
+    }
+    let [dense, experts] = largest;
+    println!(
+        "largest deviation of gradients from single precision: {dense:?}, with experts {experts:?}"
+    );
+    assert!(dense.0 < 0.2, "{dense:?}");
+    // Tokens near the boundary between two experts change sides.
+    assert!(experts.0 < 0.6, "{experts:?}");
+}
+
+#[test]
+fn results_do_not_depend_on_threads() {
+    for (name, config) in model_variants("hybridnorm") {
+        for precision in mixed() {
+            let run = || run_shape(&config, precision, Recompute::None, [8, 16]).by_name;
+            let expected = run();
+            for threads in [1, 3] {
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .unwrap();
+                assert!(
+                    pool.install(run) == expected,
+                    "{name} {precision:?}: {threads} threads"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn fusion_changes_only_the_order_of_sums() {
+    for (name, config) in model_variants("hybridnorm") {
+        for precision in mixed() {
+            let run = |fuse| {
+                let mut model = Model::new(&config, 3, Device::Cpu).unwrap();
+                let options = Options::default().with_precision(precision).with_fuse(fuse);
+                let (inputs, targets) = (inputs(), targets());
+                let n = inputs.len() as f64;
+                gradients(&mut model, &inputs, &targets, [BATCH, SEQ], n, options).unwrap()
+            };
+            let distance = distance(&run(true), &run(false));
+            assert!(distance < 1e-6, "{name} {precision:?}: {distance}");
+        }
+    }
+}
