@@ -4,8 +4,8 @@ use super::arithmetic::Arithmetic;
 use super::panels::{PANEL, PanelRow};
 use super::tiles::{Output, TiledMatmul};
 use std::arch::x86_64::{
-    __m512, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_set1_epi32, _mm512_setzero_ps,
-    _mm512_storeu_ps,
+    __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_set1_epi32,
+    _mm512_setzero_ps, _mm512_storeu_ps,
 };
 use std::mem::transmute;
 use std::ops::Range;
@@ -71,8 +71,8 @@ impl Arithmetic for Token {
         unsafe {
             _mm512_dpbf16_ps(
                 sums,
-                transmute(_mm512_set1_epi32(left.cast_signed())),
-                transmute(right),
+                transmute::<__m512i, __m512bh>(_mm512_set1_epi32(left.cast_signed())),
+                transmute::<__m512, __m512bh>(right),
             )
         }
     }

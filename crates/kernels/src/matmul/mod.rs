@@ -332,7 +332,9 @@ fn steps<'a>(
     let in_place = match (precision, a.data) {
         (Precision::F32, Floats::F32(data)) => Some(bytemuck::cast_slice(data)),
         // Pairs of a row must not share a step with another row.
-        (Precision::Bf16, Floats::Bf16(data)) if a.stride % 2 == 0 && a.columns % 2 == 0 => {
+        (Precision::Bf16, Floats::Bf16(data))
+            if a.stride.is_multiple_of(2) && a.columns.is_multiple_of(2) =>
+        {
             bytemuck::try_cast_slice(&data[..data.len() / 2 * 2]).ok()
         }
         _ => None,
