@@ -125,7 +125,12 @@ const MISSPELLED: &[(&str, &str)] = &[
     ("model.placement='prenorm'", "nearest known: `pre-norm`"),
     ("model.placement=true", "placement = \"pre-norm\""),
     ("model.norm.kind='layer_norm'", "did you mean `layernorm`"),
-    ("model.dtype='bf16'", "float32 only"),
+    ("model.dtype='bf16'", "train.precision = \"bf16\""),
+    (
+        "train.residual_precision='bf16'",
+        "set train.precision = \"bf16\"",
+    ),
+    ("train.precision='fp16'", "bf16"),
     ("model.dropout=0.1", "dropout is not supported"),
     ("model.activation='swish'", "swiglu"),
     ("model.activation='silu'", "did you mean `swiglu`"),

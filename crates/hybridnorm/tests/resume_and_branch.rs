@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use hybridnorm::Device;
-use hybridnorm::train::{Checkpoint, Config, Start, Trainer};
+use hybridnorm::train::{Checkpoint, Config, FloatFormat, Start, Trainer};
 
 const STEPS: usize = 6;
 const STOP: u64 = 4;
@@ -73,8 +73,26 @@ fn resumed_run_is_bit_identical_to_an_uninterrupted_one() {
             "kind = \"muon\"",
         ),
     ];
-    for (name, model, optimizer) in cases {
-        let config = config(&model, optimizer);
+    let single = cases.map(|(name, model, optimizer)| (name, config(&model, optimizer)));
+    let mixed = [
+        (
+            "mixed precision",
+            placed("hybridnorm", dense),
+            FloatFormat::F32,
+        ),
+        (
+            "mixed precision, experts",
+            placed("pre-norm", moe),
+            FloatFormat::Bf16,
+        ),
+    ];
+    let mixed = mixed.map(|(name, model, residual)| {
+        let mut config = config(&model, "");
+        config.train.precision = FloatFormat::Bf16;
+        config.train.residual_precision = Some(residual);
+        (name, config)
+    });
+    for (name, config) in single.into_iter().chain(mixed) {
         let folder = tempfile::tempdir().unwrap();
         let (whole, parts) = (folder.path().join("whole"), folder.path().join("parts"));
         train(&config, &whole, Start::Fresh, u64::MAX, 1);

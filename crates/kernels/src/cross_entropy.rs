@@ -9,7 +9,8 @@
 use crate::floats::{Floats, FloatsMut};
 use crate::math::{exp_bounded, tanh};
 use crate::matmul::{
-    Matrix, MatrixMut, Packed, Precision, multiply, multiply_transposed, transposed_workspace,
+    Matrix, MatrixMut, Packed, Precision, multiply, multiply_add, multiply_transposed,
+    transposed_workspace, workspace,
 };
 use crate::simd::{dispatch, map_sum, max, sum};
 use rayon::prelude::*;
@@ -18,6 +19,8 @@ use rayon::prelude::*;
 const MAX_LOGITS: usize = 16 << 20;
 /// Minimum and maximum rows per chunk: enough for matmuls to run at full speed.
 const ROWS: (usize, usize) = (16, 512);
+/// Vocabulary entries that are packed at a time.
+const ENTRIES: usize = 4096;
 /// Rows whose stride is a multiple of this many values map to the same set of the L1 cache, while a matmul reads dozens
 /// of them side by side.
 const CACHE_SET_STRIDE: usize = 1024;
@@ -98,11 +101,10 @@ pub fn loss<'a>(
     );
     let mut rows = vec![RowLoss::default(); targets.len()];
     let chunk = spec.rows_per_chunk();
-    let w = spec.pack_transposed(w);
     let chunks = targets.chunks(chunk).zip(rows.chunks_mut(chunk));
     for (c, (targets, rows)) in chunks.enumerate() {
         let x = spec.chunk_of(x, c * chunk, targets.len());
-        let logits = spec.logits(x, &w, logits);
+        let logits = spec.logits(x, w, logits);
         let each = spec.rows_of(logits).zip(targets).zip(rows);
         each.for_each(|((z, &target), row)| *row = spec.row_loss(z, target));
     }
@@ -155,24 +157,27 @@ pub fn loss_and_gradients<'a>(
     if targets.is_empty() {
         dw.fill(0.0);
     }
-    let (transposed, w) = (
-        spec.pack_transposed(w),
-        Packed::new(spec.precision, Matrix::new(w, vocab, width)),
-    );
+    let mut sums = Vec::new();
     let chunks = targets.chunks(chunk).zip(rows.chunks_mut(chunk));
     for (c, (targets, rows)) in chunks.enumerate() {
         let n = targets.len();
         let x = spec.chunk_of(x, c * chunk, n);
-        let logits = spec.logits(x, &transposed, logits);
+        let logits = spec.logits(x, w, logits);
         let each = spec.rows_of(logits).zip(targets).zip(rows);
         each.for_each(|((z, &target), row)| *row = spec.row_loss_and_gradient(z, target));
         let (chunk, rest) = dx.split_at(n * width);
         dx = rest;
+        match chunk {
+            FloatsMut::F32(dx) => spec.input_gradient(logits, w, n, dx),
+            FloatsMut::Bf16(dx) => {
+                sums.resize(n * width, 0.0);
+                spec.input_gradient(logits, w, n, &mut sums);
+                FloatsMut::Bf16(dx).copy_from(&sums);
+            }
+        }
         let dlogits = Matrix::with_stride(&*logits, n, vocab, row_stride(vocab));
-        let scale = spec.logit_scale;
-        multiply(dlogits, &w, MatrixMut::new(chunk, n, width), scale);
         let dw = MatrixMut::new(&mut *dw, vocab, width);
-        multiply_transposed(spec.precision, dlogits, x, dw, scale, c > 0);
+        multiply_transposed(spec.precision, dlogits, x, dw, spec.logit_scale, c > 0);
     }
     LossSums::of(&rows)
 }
@@ -326,16 +331,11 @@ impl LossSpec {
             precision,
             ..
         } = *self;
-        let n = rows.min(self.rows_per_chunk());
-        let converted = 4 * n * precision.steps(vocab.max(width));
-        Packed::bytes(precision, width, vocab)
-            + Packed::bytes(precision, vocab, width)
-            + converted.max(transposed_workspace(precision, vocab, width, n, threads))
-            + rows * size_of::<RowLoss>()
-    }
-
-    fn pack_transposed(&self, w: &[f32]) -> Packed {
-        Packed::transposed(self.precision, Matrix::new(w, self.vocab, self.width))
+        let (n, entries) = (rows.min(self.rows_per_chunk()), vocab.min(ENTRIES));
+        let of_logits = workspace(precision, n, entries, width);
+        let of_input = workspace(precision, n, width, entries) + 4 * n * width;
+        let of_weight = transposed_workspace(precision, vocab, width, n, threads);
+        of_logits.max(of_input).max(of_weight) + rows * size_of::<RowLoss>()
     }
 
     /// Returns `n` rows of `x`.
@@ -356,17 +356,38 @@ impl LossSpec {
 
     /// Computes the scaled logits `x w^T` of a chunk, [`row_stride`] apart; divided by the soft cap if there
     /// is one, as input of the tanh.
-    fn logits<'a>(&self, x: Matrix, w: &Packed, scratch: &'a mut [f32]) -> &'a mut [f32] {
+    fn logits<'a>(&self, x: Matrix, w: &[f32], scratch: &'a mut [f32]) -> &'a mut [f32] {
         let (n, stride) = (x.rows(), row_stride(self.vocab));
         let scratch = &mut scratch[..n * stride];
         let scale = self.logit_scale / self.softcap.unwrap_or(1.0);
-        multiply(
-            x,
-            w,
-            MatrixMut::with_stride(&mut *scratch, n, self.vocab, stride),
-            scale,
-        );
+        for (first, w) in self.blocks(w) {
+            let entries = w.rows();
+            let packed = Packed::transposed(self.precision, w);
+            let out = MatrixMut::with_stride(&mut scratch[first..], n, entries, stride);
+            multiply(x, &packed, out, scale);
+        }
         scratch
+    }
+
+    /// Computes the gradient of `n` rows of `x` from that of their logits.
+    fn input_gradient(&self, dlogits: &[f32], w: &[f32], n: usize, dx: &mut [f32]) {
+        let stride = row_stride(self.vocab);
+        for (first, w) in self.blocks(w) {
+            let dlogits = Matrix::with_stride(&dlogits[first..], n, w.rows(), stride);
+            let packed = Packed::new(self.precision, w);
+            let out = MatrixMut::new(&mut *dx, n, self.width);
+            match first {
+                0 => multiply(dlogits, &packed, out, self.logit_scale),
+                _ => multiply_add(dlogits, &packed, out, self.logit_scale),
+            }
+        }
+    }
+
+    /// Splits `w` into blocks of rows whose packed copies do not take much memory; returns the first row of each.
+    fn blocks<'a>(&self, w: &'a [f32]) -> impl Iterator<Item = (usize, Matrix<'a>)> {
+        let width = self.width;
+        let blocks = w.chunks(ENTRIES * width).enumerate();
+        blocks.map(move |(i, w)| (i * ENTRIES, Matrix::new(w, w.len() / width, width)))
     }
 
     /// Applies the soft cap to the logits `z` of a row and computes their loss.

@@ -37,7 +37,6 @@ mod math;
 pub mod matmul;
 pub mod muon;
 pub mod norm;
-mod panels;
 mod parallel;
 pub mod qkv;
 pub mod router;

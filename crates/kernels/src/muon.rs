@@ -8,12 +8,14 @@
 //! factor.
 
 use crate::adamw::{BLOCK, ParameterNorms, Squares};
-use crate::panels::{
-    ActiveRegion, LhsLayout, PANEL, PackedMatmul, PanelRow, Rows, pack, pack_transposed, panels,
+use crate::matmul::{
+    ActiveRegion, Left, LeftLayout, OutputRows, PANEL, PanelRow, Precision, Rows, TiledMatmul,
+    pack, pack_transposed, panels,
 };
 use crate::parallel::ELEMENTS;
 use crate::simd::{dispatch, sum_squares_f64};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Coefficients of the Newton-Schulz iteration: steep at zero, and close enough to one elsewhere.
 const COEFFICIENTS: [f32; 3] = [3.4445, -4.7750, 2.0315];
@@ -34,9 +36,10 @@ const TILE: usize = 64;
 /// Panels of the lower triangle of a square matrix per task: rows differ in length, so tasks are smaller.
 const TRIANGLE: usize = 2;
 
-/// Inner indices that are processed before the next block of them: panels of the right operand are still
-/// cached when the next rows need them.
+/// Inner indices and columns that are processed before the next block of them: panels of the right operand are still in
+/// the L2 cache when the next rows need them.
 const INNER: usize = 512;
+const COLUMNS: usize = 384;
 
 /// Panels that are packed together, so that most reads cover whole cache lines.
 const PACKED: usize = 4;
@@ -312,21 +315,20 @@ impl<'a> Scratch<'a> {
     /// Returns the elements of the scratch of a matrix of this shape.
     fn elements(rows: usize, columns: usize) -> usize {
         let (long, short) = (rows.max(columns), rows.min(columns));
-        2 * (long + short) * short + PANEL * (long + short) * panels(short)
+        // With what aligning the panels may skip.
+        2 * (long + short) * short + PANEL * ((long + short) * panels(short) + 1)
     }
 
     fn new(scratch: &'a mut [f32], rows: usize, columns: usize) -> Self {
         let (long, short) = (rows.max(columns), rows.min(columns));
-        let mut rest = scratch;
+        let count = (long + short) * panels(short);
+        let (aligned, mut rest) = scratch.split_at_mut(PANEL * (count + 1));
+        let (_, aligned, _) = bytemuck::pod_align_to_mut::<f32, PanelRow>(aligned);
+        let (packed, square) = aligned[..count].split_at_mut(long * panels(short));
         let mut take = |n: usize| rest.split_off_mut(..n).expect("memory of a matrix");
-        let mut panels_of = |rows: usize| {
-            let (panels, _) = take(PANEL * rows * panels(short)).as_chunks_mut();
-            panels
-        };
-        // Panels come first, so that their rows have the alignment of `scratch`.
         Self {
-            packed: panels_of(long),
-            square: panels_of(short),
+            packed,
+            square,
             x: take(long * short),
             next: take(long * short),
             gram: take(short * short),
@@ -356,10 +358,9 @@ fn pack_columns(x: &[f32], columns: usize, out: &mut [PanelRow]) {
         .enumerate()
         .for_each(|(strip, out)| {
             let first = strip * PACKED * PANEL;
-            let data = &x[first..];
             let width = (PACKED * PANEL).min(columns - first);
-            let stride = columns;
-            pack(Rows { data, stride }, rows, width, out);
+            let from = Rows::new(&x[first..], columns);
+            pack(Precision::F32, from, rows, width, out, rows);
         });
 }
 
@@ -369,12 +370,12 @@ fn pack_symmetric(x: &[f32], n: usize, out: &mut [PanelRow]) {
         let first = panel * PANEL;
         let width = PANEL.min(n - first);
         let (above, below) = out.split_at_mut(first);
-        let rows = Rows { data: x, stride: n }.from(first);
+        let rows = Rows::new(x, n).from(first);
         if first > 0 {
-            pack_transposed(rows, width, first, above);
+            pack_transposed(Precision::F32, rows, width, first, above, first);
         }
-        let data = &rows.data[first..];
-        pack(Rows { data, stride: n }, n - first, width, below);
+        let from = Rows::new(rows.data.skip(first), n);
+        pack(Precision::F32, from, n - first, width, below, n - first);
     });
 }
 
@@ -385,29 +386,14 @@ fn syrk_lower(x: &[PanelRow], n: usize, out: &mut [f32]) {
     out.par_chunks_mut(TRIANGLE * PANEL * n)
         .enumerate()
         .for_each(|(tile, out)| {
-            for start in (0..inner).step_by(INNER) {
-                let end = inner.min(start + INNER);
-                for (i, c) in out.chunks_mut(PANEL * n).enumerate() {
-                    let panel = tile * TRIANGLE + i;
-                    PackedMatmul {
-                        a: Rows {
-                            data: x[panel * inner..][..inner].as_flattened(),
-                            stride: PANEL,
-                        },
-                        a_layout: LhsLayout::ColumnMajor,
-                        m: c.len() / n,
-                        b: x,
-                        inner,
-                        n,
-                        c,
-                        c_stride: n,
-                        accumulate: start > 0,
-                    }
-                    .run(|rows| ActiveRegion {
-                        inner: start..end,
-                        columns: n.min(panel * PANEL + rows.end),
-                    });
-                }
+            for (i, c) in out.chunks_mut(PANEL * n).enumerate() {
+                let panel = tile * TRIANGLE + i;
+                let left = Left {
+                    data: bytemuck::cast_slice(&x[panel * inner..][..inner]),
+                    stride: PANEL,
+                    layout: LeftLayout::StepMajor,
+                };
+                multiply_blocks(left, x, inner, n, c, |rows| n.min(panel * PANEL + rows.end));
             }
         });
 }
@@ -441,25 +427,43 @@ fn multiply(x: &[f32], right: &[PanelRow], n: usize, out: &mut [f32]) {
     out.par_chunks_mut(TILE * n)
         .zip(x.par_chunks(TILE * n))
         .for_each(|(c, data)| {
-            for start in (0..n).step_by(INNER) {
-                let end = n.min(start + INNER);
-                PackedMatmul {
-                    a: Rows { data, stride: n },
-                    a_layout: LhsLayout::RowMajor,
-                    m: data.len() / n,
-                    b: right,
-                    inner: n,
-                    n,
-                    c,
-                    c_stride: n,
-                    accumulate: start > 0,
-                }
-                .run(|_| ActiveRegion {
-                    inner: start..end,
-                    columns: n,
-                });
-            }
+            let left = Left::in_place(Rows::new(data, n));
+            multiply_blocks(left, right, n, n, c, |_| n);
         });
+}
+
+/// Computes rows of `n` of a matmul with inner dimension `inner`; of a block of rows only the leading columns that
+/// `active` returns.
+fn multiply_blocks(
+    left: Left,
+    right: &[PanelRow],
+    inner: usize,
+    n: usize,
+    out: &mut [f32],
+    active: impl Fn(Range<usize>) -> usize,
+) {
+    let rows = out.len() / n;
+    for start in (0..inner).step_by(INNER) {
+        for column in (0..n).step_by(COLUMNS) {
+            TiledMatmul {
+                precision: Precision::F32,
+                left,
+                rows,
+                right: &right[column / PANEL * inner..],
+                steps: inner,
+                columns: COLUMNS.min(n - column),
+                out: OutputRows {
+                    data: &mut out[column..],
+                    stride: n,
+                    accumulate: start > 0,
+                },
+            }
+            .run_active(|rows| ActiveRegion {
+                inner: start..inner.min(start + INNER),
+                columns: active(rows).saturating_sub(column),
+            });
+        }
+    }
 }
 
 #[cfg(test)]

@@ -166,6 +166,7 @@ impl StepOptions {
             seq_len: self.seq_len,
             grad_accum_steps: self.grad_accum_steps,
             recompute: self.recompute,
+            precision: self.precision,
         }
     }
 }
@@ -184,7 +185,6 @@ impl Session {
     fn new(config: &ModelConfig, options: &StepOptions, device: Device) -> Result<Self> {
         let shape = options.step_shape();
         let mut model = Model::new(config, 1, device)?;
-        model.set_precision(options.precision);
         let mut optimizer = Optimizer::new(options.optimizer.clone(), &mut model)?;
         Ok(Self {
             training: TrainingStep::new(shape, &mut model, &mut optimizer)?,

@@ -73,7 +73,9 @@ pub fn inventory(
     shape: StepShape,
     optimizer: &OptimizerConfig,
 ) -> Result<Inventory> {
-    let decoder = Decoder::new(config)?;
+    let mut decoder = Decoder::new(config)?;
+    // That of evaluations.
+    decoder.set_precision(shape.precision);
     // Programs refer to buffers, which need not exist for planning.
     let buffers = StepBuffers {
         moments: [1, 2].map(Buffer),

@@ -12,7 +12,7 @@ use crate::exec::TensorRef;
 use crate::graph::{Buffer, Builder, Type, Value};
 use crate::model::{BatchLosses, Decoder, Model, ParamSpec, RouterStatistics};
 use crate::ops;
-use crate::plan::{Options, Program, Recompute};
+use crate::plan::{Options, Precision, Program, Recompute};
 use hybridnorm_kernels::tensor_stats::larger_or_nan;
 
 /// Shape of an optimizer step.
@@ -28,16 +28,19 @@ pub struct StepShape {
     pub grad_accum_steps: usize,
     /// Activations that the backward pass recomputes.
     pub recompute: Recompute,
+    /// Precision of matmuls and activations.
+    pub precision: Precision,
 }
 
 impl StepShape {
-    /// Returns the shape of a step of one micro-batch that recomputes only cheap activations.
+    /// Returns the shape of a step of one micro-batch in single precision that recomputes only cheap activations.
     pub fn new(micro_batch: usize, seq_len: usize) -> Self {
         Self {
             micro_batch,
             seq_len,
             grad_accum_steps: 1,
             recompute: Recompute::None,
+            precision: Precision::F32,
         }
     }
 }
@@ -134,7 +137,8 @@ pub(super) fn plan(
     let batch_shape = [shape.micro_batch, shape.seq_len];
     let options = Options {
         recompute: shape.recompute,
-        ..decoder.plan_options()
+        precision: shape.precision,
+        ..Options::default()
     };
     let with_max_attention_logits = layout.config().qk_clip.is_some();
     let StepBuffers { moments, sums } = buffers;

@@ -171,6 +171,18 @@ fn check_bounds(len: usize, rows: usize, columns: usize, stride: usize) {
 /// # Panics
 /// If the shapes do not match.
 pub fn multiply(a: Matrix, b: &Packed, c: MatrixMut, scale: f32) {
+    multiply_or_add(a, b, c, scale, false);
+}
+
+/// Computes `c += scale * a b` for `a` (m, k), `b` (k, n), `c` (m, n) in single precision.
+///
+/// # Panics
+/// As [`multiply`].
+pub fn multiply_add(a: Matrix, b: &Packed, c: MatrixMut, scale: f32) {
+    multiply_or_add(a, b, c, scale, true);
+}
+
+fn multiply_or_add(a: Matrix, b: &Packed, c: MatrixMut, scale: f32, accumulate: bool) {
     let shapes = (
         (a.rows, a.columns),
         (b.inner(), b.columns()),
@@ -183,18 +195,19 @@ pub fn multiply(a: Matrix, b: &Packed, c: MatrixMut, scale: f32) {
         "matmul: shapes {shapes:?}"
     );
     match c.data {
-        FloatsMut::F32(out) => multiply_into(a, b, out, c.stride, scale),
-        FloatsMut::Bf16(out) => multiply_into(a, b, out, c.stride, scale),
+        FloatsMut::F32(out) => multiply_into(a, b, out, c.stride, scale, accumulate),
+        FloatsMut::Bf16(out) => multiply_into(a, b, out, c.stride, scale, accumulate),
     }
 }
 
-/// Computes [`multiply`] into rows of any element type.
+/// Computes [`multiply`] or [`multiply_add`] into rows of any element type.
 fn multiply_into<T: Element + Default>(
     a: Matrix,
     b: &Packed,
     c: &mut [T],
     stride: usize,
     scale: f32,
+    accumulate: bool,
 ) {
     let (m, n) = (a.rows, b.columns());
     let row_blocks = m.div_ceil(ROWS).max(1);
@@ -217,7 +230,7 @@ fn multiply_into<T: Element + Default>(
             out: BlockOutput {
                 rows: &mut block.rows,
                 scale,
-                accumulate: false,
+                accumulate,
             },
         }
         .run();

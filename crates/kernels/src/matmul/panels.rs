@@ -5,15 +5,16 @@
 //! bfloat16 (the layout of AMX tiles and of VDPBF16PS). The last panel is filled up with zero columns, an odd inner
 //! dimension with one zero.
 
-use crate::floats::{Floats, round};
+use crate::floats::{Floats, narrow, round};
+use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 16;
 
 /// One step of a panel: 16 single-precision numbers, or 16 pairs of bfloat16 ones, the first in the lower half.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[repr(align(64))]
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[repr(C, align(64))]
 pub struct PanelRow(pub(crate) [u32; PANEL]);
 
 impl PanelRow {
@@ -206,7 +207,7 @@ pub(crate) fn pack_transposed(
     }
 }
 
-/// Writes the steps of a row to the start of `out`.
+/// Writes the steps of a row to the start of `out`; a missing second element of a pair is zero.
 #[inline(always)]
 pub(super) fn load_row(precision: Precision, row: Floats, out: &mut [u32]) {
     match (precision, row) {
@@ -217,23 +218,22 @@ pub(super) fn load_row(precision: Precision, row: Floats, out: &mut [u32]) {
         }
         (Precision::F32, Floats::Bf16(row)) => {
             for (out, x) in out.iter_mut().zip(row) {
-                *out = u32::from(x.to_bits()) << 16;
+                *out = bits(*x) << 16;
             }
         }
-        (Precision::Bf16, Floats::F32(row)) => pairs(row, round, out),
-        (Precision::Bf16, Floats::Bf16(row)) => pairs(row, |x| x, out),
-    }
-}
-
-/// Writes pairs of elements; a missing second one is zero.
-#[inline(always)]
-fn pairs<T: Copy>(row: &[T], narrow: impl Fn(T) -> bf16, out: &mut [u32]) {
-    let (whole, rest) = row.as_chunks::<2>();
-    for (out, [x, y]) in out.iter_mut().zip(whole) {
-        *out = bits(narrow(*x)) | bits(narrow(*y)) << 16;
-    }
-    if let [last] = rest {
-        out[whole.len()] = bits(narrow(*last));
+        (Precision::Bf16, row) => {
+            let out = &mut out[..precision.steps(row.len())];
+            // The first element of a pair is the lower half.
+            const { assert!(cfg!(target_endian = "little")) };
+            let out: &mut [bf16] = bytemuck::cast_slice_mut(out);
+            if let Some(missing) = out.get_mut(row.len()) {
+                *missing = bf16::ZERO;
+            }
+            match row {
+                Floats::F32(row) => narrow(row, out),
+                Floats::Bf16(row) => out[..row.len()].copy_from_slice(row),
+            }
+        }
     }
 }
 

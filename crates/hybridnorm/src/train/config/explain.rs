@@ -184,7 +184,7 @@ fn hint_for(key: &str) -> Option<&'static str> {
         "norm_placement" | "prenorm" | "pre_norm" | "post_norm" | "norm_position" => {
             "where to normalize is set with placement = \"pre-norm\""
         }
-        "dtype" | "precision" => "training is in float32 only; remove the key",
+        "dtype" | "precision" => "mixed precision is train.precision = \"bf16\"",
         "dropout" => "dropout is not supported; remove the key",
         "study" => {
             "a file with a [study] section describes a study; run it with `hybridnorm study`"

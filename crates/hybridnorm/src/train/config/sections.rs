@@ -141,6 +141,7 @@ impl TrainSection {
             seq_len: self.seq_len,
             grad_accum_steps: self.grad_accum_steps,
             recompute: self.recompute,
+            precision: self.program_precision(),
         }
     }
 

@@ -197,7 +197,7 @@ impl Learner {
 mod tests {
     use super::*;
     use crate::model::testing::tiny;
-    use crate::plan::Recompute;
+    use crate::plan::{Precision, Recompute};
     use crate::train::trainer::testing::{LR, SEQ, batches, learner};
 
     fn shape(micro_batch: usize, grad_accum_steps: usize) -> StepShape {
@@ -206,6 +206,7 @@ mod tests {
             seq_len: SEQ,
             grad_accum_steps,
             recompute: Recompute::None,
+            precision: Precision::F32,
         }
     }
 
