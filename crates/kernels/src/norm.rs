@@ -216,7 +216,7 @@ pub fn forward<'a>(
 /// Computes `sum += x`, then [`forward`] from `sum` to `y`, all (rows, width), a few rows at a time while
 /// they are cached: a residual addition fused with the next norm.
 ///
-/// The gradient is that of [`backward`] at `sum`, the same for both terms.
+/// The gradient is that of [`forward`] at `sum`, the same for both terms.
 pub fn add_forward<'a>(
     n: &NormConfig,
     x: impl Into<Floats<'a>>,

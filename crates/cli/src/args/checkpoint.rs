@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use hybridnorm::Error;
 use hybridnorm::eval::Sampling;
 
-use super::shared::{OutputArgs, StartTokenArg, TextArgs};
+use super::shared::{OutputArgs, PrecisionArgs, StartTokenArg, TextArgs};
 use super::tasks::TaskArgs;
 
 /// Arguments of `eval`.
@@ -37,6 +37,9 @@ pub struct EvalArgs {
     /// Sequences per batch.
     #[arg(long, value_name = "N", default_value_t = 8, conflicts_with = "tasks")]
     pub batch_size: usize,
+    /// Precision.
+    #[command(flatten)]
+    pub precision: PrecisionArgs,
     /// Downstream tasks.
     #[command(flatten)]
     pub tasks: TaskArgs,
@@ -81,6 +84,9 @@ pub struct GenerateArgs {
     /// is always one token.
     #[arg(long, value_enum, default_value_t = StartTokenArg::Tokenizer)]
     pub start_token: StartTokenArg,
+    /// Precision.
+    #[command(flatten)]
+    pub precision: PrecisionArgs,
     /// Maximum number of new tokens; generation also stops at the tokens with which the model ends a text.
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub max_tokens: usize,

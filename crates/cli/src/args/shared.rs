@@ -6,6 +6,8 @@ use hybridnorm::Error;
 use hybridnorm::data::StartToken;
 use hybridnorm::eval::TextOverrides;
 use hybridnorm::files::Locking;
+use hybridnorm::graph::DType;
+use hybridnorm::plan::Precision;
 use serde::Serialize;
 
 use crate::console;
@@ -66,6 +68,47 @@ impl LockArgs {
         match self.no_lock {
             true => Locking::IfSupported,
             false => Locking::Required,
+        }
+    }
+}
+
+/// Precision of a model's programs.
+#[derive(Debug, Args)]
+pub struct PrecisionArgs {
+    /// Precision of matmuls and activations; with `bf16`, matmuls of bfloat16 operands with sums in single precision.
+    #[arg(long, value_enum, default_value_t = FloatFormatArg::F32)]
+    precision: FloatFormatArg,
+    /// Format of the residual stream with `--precision bf16` (default: `f32`).
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    residual_precision: Option<FloatFormatArg>,
+}
+
+/// Format of floating-point numbers.
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+enum FloatFormatArg {
+    /// Single precision.
+    F32,
+    /// bfloat16.
+    Bf16,
+}
+
+impl PrecisionArgs {
+    /// Returns the precision.
+    ///
+    /// # Errors
+    /// If an option has no effect.
+    pub fn precision(&self) -> Result<Precision, Error> {
+        let residual = match self.residual_precision {
+            Some(FloatFormatArg::Bf16) => DType::Bf16,
+            Some(FloatFormatArg::F32) | None => DType::F32,
+        };
+        match (self.precision, self.residual_precision) {
+            (FloatFormatArg::Bf16, _) => Ok(Precision::Bf16 { residual }),
+            (FloatFormatArg::F32, None) => Ok(Precision::F32),
+            (FloatFormatArg::F32, Some(_)) => Err(Error::conflict(
+                ["--residual-precision", "--precision"],
+                "--residual-precision has no effect without --precision bf16".to_owned(),
+            )),
         }
     }
 }

@@ -36,6 +36,7 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
         TaskRun::create_folder(out)?;
     }
     let mut model = checkpoint.model(Device::Cpu)?;
+    model.set_precision(args.precision.precision()?);
     let mut display = ProgressDisplay::new(console);
     let (mut finished, mut failed) = (Vec::new(), Vec::new());
     for task in opened {

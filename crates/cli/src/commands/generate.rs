@@ -35,6 +35,7 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
     let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
     let tokenizer = super::require_tokenizer(&checkpoint)?;
     let mut model = checkpoint.model(Device::Cpu)?;
+    model.set_precision(args.precision.precision()?);
     let signals = Signals::install()?;
     let stop = signals.defer();
     let mut generator = TextGenerator::new(

@@ -24,7 +24,8 @@ pub fn run(args: ServeArgs, console: &Console) -> Result<Outcome, Error> {
         }
         None => tokenizer,
     };
-    let model = checkpoint.model(Device::Cpu)?;
+    let mut model = checkpoint.model(Device::Cpu)?;
+    model.set_precision(args.precision.precision()?);
     let is_open = !args.host.is_loopback() && options.api_key.is_none();
     if is_open {
         console.note("without --api-key-file, anybody who reaches this address can use the model");

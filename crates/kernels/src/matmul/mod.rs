@@ -473,16 +473,16 @@ struct BlockOutput<'b, 'a, T> {
 
 impl<T: Element + Default> Output for BlockOutput<'_, '_, T> {
     #[inline(always)]
-    fn put(&mut self, row: usize, column: usize, count: usize, sums: &[f32; PANEL]) {
-        let out = &mut self.rows[row][column..][..count];
-        match <&mut [T; PANEL]>::try_from(&mut *out) {
-            Ok(out) => T::put(out, sums, self.scale, self.accumulate),
-            Err(_) => {
-                let mut whole = [T::default(); PANEL];
-                whole[..count].copy_from_slice(out);
-                T::put(&mut whole, sums, self.scale, self.accumulate);
-                out.copy_from_slice(&whole[..count]);
-            }
+    fn put(&mut self, row: usize, column: usize, count: usize, sums: &[[f32; PANEL]]) {
+        let (whole, rest) = self.rows[row][column..][..count].as_chunks_mut::<PANEL>();
+        for (out, sums) in whole.iter_mut().zip(sums) {
+            T::put(out, sums, self.scale, self.accumulate);
+        }
+        if !rest.is_empty() {
+            let mut padded = [T::default(); PANEL];
+            padded[..rest.len()].copy_from_slice(rest);
+            T::put(&mut padded, &sums[whole.len()], self.scale, self.accumulate);
+            rest.copy_from_slice(&padded[..rest.len()]);
         }
     }
 }

@@ -90,23 +90,20 @@ pub(crate) struct OutputRows<'a> {
 
 impl Output for OutputRows<'_> {
     #[inline(always)]
-    fn put(&mut self, row: usize, column: usize, count: usize, sums: &[f32; PANEL]) {
+    fn put(&mut self, row: usize, column: usize, count: usize, sums: &[[f32; PANEL]]) {
         let out = &mut self.data[row * self.stride + column..][..count];
-        match <&mut [f32; PANEL]>::try_from(&mut *out) {
-            Ok(out) => {
-                let mut new = *sums;
-                if self.accumulate {
-                    for (new, out) in new.iter_mut().zip(&*out) {
-                        *new += out;
-                    }
-                }
-                *out = new;
-            }
-            Err(_) => {
-                for (out, sum) in out.iter_mut().zip(sums) {
-                    *out = if self.accumulate { *out + sum } else { *sum };
+        let (whole, rest) = out.as_chunks_mut::<PANEL>();
+        for (out, sums) in whole.iter_mut().zip(sums) {
+            let mut new = *sums;
+            if self.accumulate {
+                for (new, out) in new.iter_mut().zip(&*out) {
+                    *new += out;
                 }
             }
+            *out = new;
+        }
+        for (out, sum) in rest.iter_mut().zip(&sums[whole.len().min(sums.len() - 1)]) {
+            *out = if self.accumulate { *out + sum } else { *sum };
         }
     }
 }

@@ -227,6 +227,44 @@ fn long_sums_are_split() {
     }
 }
 
+/// Adds the products of a step as VDPBF16PS does: the second elements of the pairs first, without a fused multiply-add
+/// of both; each product is exact, and each addition rounds to nearest even.
+#[cfg(target_arch = "x86_64")]
+fn vdpbf16ps(sum: f32, [a0, a1]: [bf16; 2], [b0, b1]: [bf16; 2]) -> f32 {
+    let sum = a1.to_f32().mul_add(b1.to_f32(), sum);
+    a0.to_f32().mul_add(b0.to_f32(), sum)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn avx512_bf16_equals_its_plain_model() {
+    let Unit::Avx512(_) = Unit::best() else {
+        println!("not run: the processor has no AVX-512 BF16");
+        return;
+    };
+    let (m, n, k) = (13, 70, 90);
+    let mut rng = Rng::new(6);
+    let (a, b) = (rounded(&rng.normal(m * k)), rounded(&rng.normal(k * n)));
+    let packed = Packed::new(Precision::Bf16, Matrix::new(&b, k, n));
+    let mut c = vec![0.0; m * n];
+    multiply(
+        Matrix::new(&a, m, k),
+        &packed,
+        MatrixMut::new(&mut c, m, n),
+        1.0,
+    );
+    for (i, row) in c.chunks(n).enumerate() {
+        for (j, found) in row.iter().enumerate() {
+            let pairs = (0..k).step_by(2);
+            let sum = pairs.fold(0.0, |sum, l| {
+                let left = [a[i * k + l], a[i * k + l + 1]];
+                vdpbf16ps(sum, left, [b[l * n + j], b[(l + 1) * n + j]])
+            });
+            assert_eq!(found.to_bits(), sum.to_bits(), "({i}, {j})");
+        }
+    }
+}
+
 #[test]
 fn numbers_that_are_not_finite_propagate() {
     for precision in PRECISIONS {

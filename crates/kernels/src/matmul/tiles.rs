@@ -57,8 +57,8 @@ pub(crate) struct ActiveRegion {
 
 /// Destination of a matmul.
 pub(crate) trait Output {
-    /// Takes the sums of a row for the first `count` of 16 columns, from `column` on.
-    fn put(&mut self, row: usize, column: usize, count: usize, sums: &[f32; PANEL]);
+    /// Takes the sums of a row for the first `count` columns of some panels, from `column` on.
+    fn put(&mut self, row: usize, column: usize, count: usize, sums: &[[f32; PANEL]]);
 }
 
 /// Matmul of (rows, k) and (k, columns) on one thread.
@@ -171,12 +171,11 @@ impl<O: Output> TiledMatmul<'_, O> {
                 *total += sum;
             }
         }
+        let column = panel * PANEL;
+        let count = (P * PANEL).min(self.columns - column);
         for i in 0..M {
-            for p in 0..P {
-                let column = (panel + p) * PANEL;
-                let count = PANEL.min(self.columns - column);
-                self.out.put(row + i, column, count, &totals[i * P + p]);
-            }
+            self.out
+                .put(row + i, column, count, &totals[i * P..(i + 1) * P]);
         }
         P
     }
