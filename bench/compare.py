@@ -11,6 +11,7 @@ build or to test the project.
 import argparse
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -58,9 +59,9 @@ seq_len = {shape["seq"]}
 """
 
 
-def run_hybridnorm(shape, a):
+def run_hybridnorm(shape, precision, a):
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
-        file.write(config(shape, a.placement))
+        file.write(config(shape, a.placement) + f'precision = "{precision}"\n')
         file.flush()
         program = ROOT / "target" / "release" / "hybridnorm"
         command = [program, "bench", "step", "--config", file.name, "--json",
@@ -68,8 +69,8 @@ def run_hybridnorm(shape, a):
         return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
-def run_pytorch(program, shape, a):
-    command = [*program, "--placement", a.placement,
+def run_pytorch(program, shape, precision, a):
+    command = [*program, "--placement", a.placement, "--precision", precision,
                "--threads", str(a.threads), "--seconds", str(a.seconds)]
     command += [word for key, value in shape.items() for word in (f"--{key}", str(value))]
     threads = dict.fromkeys(["OMP_NUM_THREADS", "MKL_NUM_THREADS"], str(a.threads))
@@ -77,64 +78,92 @@ def run_pytorch(program, shape, a):
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def runners(a, shape):
-    runs = {"hybridnorm": lambda shape: run_hybridnorm(shape, a)}
+def runners(a):
     eager = [a.python or python_with_torch(), ROOT / "bench" / "pytorch_step.py"]
     programs = {"pytorch eager": eager, "pytorch compile": eager + ["--compile"]}
-    for name, program in programs.items():
-        runs[name] = lambda shape, program=program: run_pytorch(program, shape, a)
+    runs = {}
+    for precision in a.precisions:
+        runs["hybridnorm", precision] = lambda shape, p=precision: run_hybridnorm(shape, p, a)
+        for name, program in programs.items():
+            runs[name, precision] = (
+                lambda shape, p=precision, program=program: run_pytorch(program, shape, p, a))
     return runs
+
+
+def processor():
+    """Returns the name of the processor and its vector units."""
+    units = ["avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16"]
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    facts = dict(line.split(":", 1) for line in lines if ":" in line)
+    facts = {key.strip(): value.strip() for key, value in facts.items()}
+    flags = set((facts.get("flags") or facts.get("Features") or "").split())
+    name = facts.get("model name", platform.machine())
+    family = " ".join(f"{key} {facts[key]}" for key in ["cpu family", "model"] if key in facts)
+    return f"{name} ({family}): {', '.join(unit for unit in units if unit in flags)}"
 
 
 def report(found):
     def median(key):
         return {run: statistics.median(r[key] for r in rows) for run, rows in found.items()}
 
-    first = found["hybridnorm"][0]
+    ours = [run for run in found if run[0] == "hybridnorm"]
+    first = found[ours[0]][0]
     flops = first["gflops"] / first["tokens_per_second"]
     speed, memory = median("tokens_per_second"), median("peak_rss_bytes")
-    speed_ratio = {run: speed["hybridnorm"] / speed[run] for run in found}
-    memory_ratio = {run: memory["hybridnorm"] / memory[run] for run in found}
-    print(f"{'':16} {'tokens/s':>10} {'GFLOP/s':>9} {'speed ratio':>11} {'memory':>10} {'memory ratio':>12}")
+    print(f"{'':24} {'tokens/s':>10} {'GFLOP/s':>9} {'memory':>10}")
     for run in found:
-        print(f"{run:16} {speed[run]:10,.0f} {flops * speed[run]:9.1f} {speed_ratio[run]:10.2f}x "
-              f"{memory[run] / 2**20:6.0f} MiB {memory_ratio[run]:11.2f}x")
-    best = max((run for run in found if run.startswith("pytorch")), key=speed.get)
-    print(f"relative to the faster PyTorch variant ({best}): {speed_ratio[best]:.2f}x its tokens/s, "
-          f"{memory_ratio[best]:.2f}x its memory")
-    shares = [r["sgemm_share"] for r in found["hybridnorm"]]
-    print(f"fraction of peak (fastest matmul): {statistics.median(shares):.1%}")
+        print(f"{' '.join(run):24} {speed[run]:10,.0f} {flops * speed[run]:9.1f} "
+              f"{memory[run] / 2**20:6.0f} MiB")
+    for run in ours:
+        # In bfloat16 a user of PyTorch may still choose single precision.
+        rivals = [other for other in found if other[0] != "hybridnorm"
+                  and (run[1] == "bf16" or other[1] == "f32")]
+        best = max(rivals, key=speed.get)
+        share = statistics.median(r["sgemm_share"] for r in found[run])
+        print(f"{run[1]}: {speed[run] / speed[best]:.2f}x the tokens/s of {' '.join(best)}, "
+              f"{memory[run] / memory[best]:.2f}x its memory; {share:.1%} of the f32 peak")
+    if len(ours) == 2:
+        f32, bf16 = ours
+        print(f"bf16 against f32: {speed[bf16] / speed[f32]:.2f}x the tokens/s, "
+              f"{memory[bf16] / memory[f32]:.2f}x the memory")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--precisions", nargs="+", choices=["f32", "bf16"], default=["f32", "bf16"])
     parser.add_argument("--placement", choices=["hybridnorm", "pre-norm"], default="hybridnorm")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8, help="duration of each measurement")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--python", help="Python interpreter with torch; default: a new virtual environment")
     a = parser.parse_args()
+    print(processor())
     for name in a.shapes:
         shape = SHAPES[name]
-        runs = runners(a, shape)
+        runs = runners(a)
         print(f"\n{name}: " + " ".join(f"{key} {value}" for key, value in shape.items())
               + f", {a.placement}, {a.threads} threads, {a.rounds} rounds")
         found = {run: [] for run in runs}
-        dense = []
+        dense = {precision: [] for precision in a.precisions}
         for _ in range(a.rounds):
             for run, measure in runs.items():
                 found[run].append(measure(shape))
             if name in DENSE:
-                dense.append(run_hybridnorm(SHAPES[DENSE[name]], a))
+                for precision, rows in dense.items():
+                    rows.append(run_hybridnorm(SHAPES[DENSE[name]], precision, a))
         counts = {run: rows[0]["parameters"] for run, rows in found.items()}
         assert len(set(counts.values())) == 1, f"not the same model: {counts}"
         report(found)
-        if dense:
-            sparse, dense = (statistics.median(r["step_seconds"] for r in rows)
-                             for rows in (found["hybridnorm"], dense))
-            print(f"step time: {sparse * 1e3:.1f} ms, {sparse / dense:.2f}x that of the dense "
-                  f"{DENSE[name]}")
+        for precision, rows in dense.items():
+            if rows:
+                sparse, of_dense = (statistics.median(r["step_seconds"] for r in rows)
+                                    for rows in (found["hybridnorm", precision], rows))
+                print(f"{precision}: step time {sparse * 1e3:.1f} ms, {sparse / of_dense:.2f}x that of "
+                      f"the dense {DENSE[name]}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measures training steps of a decoder in idiomatic PyTorch.
 
 Fused QKV and gate/up projections, `scaled_dot_product_attention`, `nn.RMSNorm`, `fused=True` AdamW,
-gradient clipping, eager or `torch.compile`. Prints one JSON line. Run it through `compare.py`.
+gradient clipping, eager or `torch.compile`, in single precision or with autocast to bfloat16. Prints one JSON line. Run it through `compare.py`.
 """
 
 import argparse
@@ -79,7 +79,7 @@ class Experts(nn.Module):
             gate, inner = F.linear(rows, up).chunk(2, dim=-1)
             outputs.append(F.linear(F.silu(gate) * inner, down))
         weighted = torch.cat(outputs) * weights.flatten().index_select(0, order).unsqueeze(-1)
-        return torch.zeros_like(flat).index_add(0, token, weighted).view_as(x)
+        return torch.zeros_like(flat, dtype=weighted.dtype).index_add(0, token, weighted).view_as(x)
 
 
 class Block(nn.Module):
@@ -134,6 +134,8 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--placement", choices=["hybridnorm", "pre-norm"], default="hybridnorm")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--precision", choices=["f32", "bf16"], default="f32",
+                        help="bf16: torch.autocast")
     parser.add_argument("--seconds", type=float, default=10)
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
@@ -145,7 +147,8 @@ def main():
     tokens = torch.randint(a.vocab, (a.batch, a.seq + 1))
 
     def step():
-        loss = run(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+        with torch.autocast("cpu", torch.bfloat16, enabled=a.precision == "bf16"):
+            loss = run(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -162,7 +165,7 @@ def main():
         times.append(time.perf_counter() - start)
     seconds = statistics.median(times)
     print(json.dumps({
-        "name": "pytorch compile" if a.compile else "pytorch eager",
+        "name": f"pytorch {'compile' if a.compile else 'eager'} {a.precision}",
         "version": torch.__version__,
         "parameters": sum(p.numel() for p in model.parameters()),
         "loss": [first, loss.item()],

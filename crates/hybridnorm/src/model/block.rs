@@ -32,6 +32,7 @@ use hybridnorm_kernels::attention::AttentionConfig;
 /// # use hybridnorm::exec::{Executor, Reference, TensorRef};
 /// # use hybridnorm::graph::DType;
 /// # use hybridnorm::kernels::attention::AttentionConfig;
+/// # use hybridnorm::kernels::matmul::Precision;
 /// # use hybridnorm::kernels::norm::{Gain, NormConfig, NormFn};
 /// # use hybridnorm::kernels::qkv::{QkOrder, QkvTransform};
 /// # use hybridnorm::model::ModelConfig;
