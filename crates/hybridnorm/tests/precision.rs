@@ -159,7 +159,7 @@ fn results_do_not_depend_on_threads() {
 
 #[test]
 fn fusion_changes_only_the_order_of_sums() {
-    for (name, config) in model_variants("hybridnorm") {
+    for (name, config) in all_models() {
         for precision in mixed() {
             let run = |fuse| {
                 let mut model = Model::new(&config, 3, Device::Cpu).unwrap();

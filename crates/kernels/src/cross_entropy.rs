@@ -332,8 +332,8 @@ impl LossSpec {
             ..
         } = *self;
         let (n, entries) = (rows.min(self.rows_per_chunk()), vocab.min(ENTRIES));
-        let of_logits = workspace(precision, n, entries, width);
-        let of_input = workspace(precision, n, width, entries) + 4 * n * width;
+        let of_logits = workspace(precision, n, entries, width, threads);
+        let of_input = workspace(precision, n, width, entries, threads) + 4 * n * width;
         let of_weight = transposed_workspace(precision, vocab, width, n, threads);
         of_logits.max(of_input).max(of_weight) + rows * size_of::<RowLoss>()
     }

@@ -5,11 +5,10 @@
 //! arXiv 2211.15841, with blocks of any height).
 
 use crate::chunks::for_each_chunk;
-use crate::floats::{Floats, FloatsMut, narrow};
+use crate::floats::{Float, Floats, FloatsMut, narrow};
 use crate::linear::Linear;
 use crate::parallel::{ELEMENTS, rows_per_chunk};
 use crate::simd::{self, dot};
-use half::bf16;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -131,56 +130,33 @@ pub fn combine<'a>(
             for (t, y) in (c * chunk..).zip(y.chunks_exact_mut(width)) {
                 let assignments = t * k..(t + 1) * k;
                 let slots = &dispatch.slot_of_assignment()[assignments.clone()];
-                match (ys, weights) {
-                    (Floats::F32(ys), Some(weights)) => {
-                        add_weighted_rows(ys, slots, &weights[assignments], y, |y| y);
-                    }
-                    (Floats::F32(ys), None) => add_rows(ys, slots, y, |y| y),
-                    (Floats::Bf16(ys), Some(weights)) => {
-                        add_weighted_rows(ys, slots, &weights[assignments], y, bf16::to_f32);
-                    }
-                    (Floats::Bf16(ys), None) => add_rows(ys, slots, y, bf16::to_f32),
+                let weights = weights.map(|weights| &weights[assignments]);
+                match ys {
+                    Floats::F32(ys) => add_rows(ys, slots, weights, y),
+                    Floats::Bf16(ys) => add_rows(ys, slots, weights, y),
                 }
             }
         },
     );
 }
 
+/// Computes the sum of rows of `ys`, weighted if there are weights.
 #[inline(always)]
-fn add_weighted_rows<T: Copy>(
-    ys: &[T],
-    slots: &[i32],
-    weights: &[f32],
-    y: &mut [f32],
-    widen: impl Fn(T) -> f32,
-) {
+fn add_rows<T: Float>(ys: &[T], slots: &[i32], weights: Option<&[f32]>, y: &mut [f32]) {
     let width = y.len();
-    for (j, (&slot, &weight)) in slots.iter().zip(weights).enumerate() {
-        let row = &ys[slot as usize * width..][..width];
-        if j == 0 {
-            for (y, &row) in y.iter_mut().zip(row) {
-                *y = weight * widen(row);
-            }
-        } else {
-            for (y, &row) in y.iter_mut().zip(row) {
-                *y += weight * widen(row);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn add_rows<T: Copy>(ys: &[T], slots: &[i32], y: &mut [f32], widen: impl Fn(T) -> f32) {
-    let width = y.len();
+    y.fill(0.0);
     for (j, &slot) in slots.iter().enumerate() {
         let row = &ys[slot as usize * width..][..width];
-        if j == 0 {
-            for (y, &row) in y.iter_mut().zip(row) {
-                *y = widen(row);
+        match weights.map(|weights| weights[j]) {
+            Some(weight) => {
+                for (y, &row) in y.iter_mut().zip(row) {
+                    *y += weight * row.widen();
+                }
             }
-        } else {
-            for (y, &row) in y.iter_mut().zip(row) {
-                *y += widen(row);
+            None => {
+                for (y, &row) in y.iter_mut().zip(row) {
+                    *y += row.widen();
+                }
             }
         }
     }
@@ -346,7 +322,7 @@ pub fn backward_weight<'a>(
 pub fn workspace(slots: usize, expert: &Linear, threads: usize) -> usize {
     let rows = slots.div_ceil(threads);
     let by_row = expert
-        .forward_workspace(rows)
+        .forward_workspace(rows, 1)
         .max(expert.backward_workspace(rows, 1));
     threads * by_row.max(expert.backward_workspace(slots, 1))
 }

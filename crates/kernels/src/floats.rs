@@ -148,19 +148,14 @@ impl<'a> FloatsMut<'a> {
 
     /// Returns the number of elements.
     pub fn len(&self) -> usize {
-        match self {
-            Self::F32(x) => x.len(),
-            Self::Bf16(x) => x.len(),
-        }
+        self.as_floats().len()
     }
 
     /// True if there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-}
 
-impl<'a> FloatsMut<'a> {
     /// Overwrites the elements with rounded ones.
     ///
     /// # Panics
@@ -191,64 +186,54 @@ impl<'a> FloatsMut<'a> {
     }
 }
 
-impl<'a> From<&'a [f32]> for Floats<'a> {
-    fn from(x: &'a [f32]) -> Self {
-        Self::F32(x)
-    }
-}
+macro_rules! from_slices {
+    ($($variant:ident: $number:ty),+) => {$(
+        impl<'a> From<&'a [$number]> for Floats<'a> {
+            fn from(x: &'a [$number]) -> Self {
+                Self::$variant(x)
+            }
+        }
 
-impl<'a> From<&'a [bf16]> for Floats<'a> {
-    fn from(x: &'a [bf16]) -> Self {
-        Self::Bf16(x)
-    }
-}
+        impl<'a> From<&'a mut [$number]> for FloatsMut<'a> {
+            fn from(x: &'a mut [$number]) -> Self {
+                Self::$variant(x)
+            }
+        }
 
-impl<'a> From<&'a mut [f32]> for FloatsMut<'a> {
-    fn from(x: &'a mut [f32]) -> Self {
-        Self::F32(x)
-    }
-}
-
-impl<'a> From<&'a mut [bf16]> for FloatsMut<'a> {
-    fn from(x: &'a mut [bf16]) -> Self {
-        Self::Bf16(x)
-    }
-}
-
-macro_rules! from_owned {
-    ($($number:ty),+) => {$(
         impl<'a> From<&'a Vec<$number>> for Floats<'a> {
             fn from(x: &'a Vec<$number>) -> Self {
-                x.as_slice().into()
+                Self::$variant(x)
             }
         }
 
         impl<'a> From<&'a mut Vec<$number>> for FloatsMut<'a> {
             fn from(x: &'a mut Vec<$number>) -> Self {
-                x.as_mut_slice().into()
+                Self::$variant(x)
             }
         }
 
         impl<'a, const N: usize> From<&'a [$number; N]> for Floats<'a> {
             fn from(x: &'a [$number; N]) -> Self {
-                x.as_slice().into()
+                Self::$variant(x)
             }
         }
 
         impl<'a, const N: usize> From<&'a mut [$number; N]> for FloatsMut<'a> {
             fn from(x: &'a mut [$number; N]) -> Self {
-                x.as_mut_slice().into()
+                Self::$variant(x)
             }
         }
     )+};
 }
 
-from_owned!(f32, bf16);
+from_slices!(F32: f32, Bf16: bf16);
 
 /// Number that rows of results are rounded to.
 pub(crate) trait Float: Copy + Default + Send + Sync {
     /// Rounds `x`.
     fn narrow(x: &[f32], out: &mut [Self]);
+    /// Returns the number in single precision.
+    fn widen(self) -> f32;
 }
 
 impl Float for f32 {
@@ -256,12 +241,22 @@ impl Float for f32 {
     fn narrow(x: &[f32], out: &mut [Self]) {
         out.copy_from_slice(x);
     }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
 }
 
 impl Float for bf16 {
     #[inline(always)]
     fn narrow(x: &[f32], out: &mut [Self]) {
         narrow(x, out);
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 }
 
@@ -282,7 +277,7 @@ pub(crate) fn round(x: f32) -> bf16 {
 #[inline(always)]
 pub(crate) fn widen(x: &[bf16], out: &mut [f32]) {
     for (out, x) in out.iter_mut().zip(x) {
-        *out = f32::from_bits(u32::from(x.to_bits()) << 16);
+        *out = x.widen();
     }
 }
 
@@ -291,8 +286,7 @@ pub(crate) fn widen(x: &[bf16], out: &mut [f32]) {
 #[inline(always)]
 pub(crate) fn round_to(precision: Precision, x: &mut [f32]) {
     if precision == Precision::Bf16 {
-        x.iter_mut()
-            .for_each(|x| *x = f32::from_bits(u32::from(round(*x).to_bits()) << 16));
+        x.iter_mut().for_each(|x| *x = round(*x).widen());
     }
 }
 

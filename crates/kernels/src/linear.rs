@@ -11,7 +11,7 @@ use crate::simd::dots;
 use rayon::prelude::*;
 
 /// Outputs per task for a single input row.
-pub(crate) const OUTPUTS_PER_TASK: usize = 64;
+const OUTPUTS_PER_TASK: usize = 64;
 /// Rows and columns that are transposed together: one cache line.
 const TILE: usize = 16;
 /// Number of multiply-adds from which the two matmuls of the backward pass run one after the other, since the operands
@@ -110,16 +110,16 @@ impl Linear {
         });
     }
 
-    /// Returns an upper bound on the bytes that [`Linear::forward`] of `n` rows allocates.
-    pub fn forward_workspace(&self, n: usize) -> usize {
+    /// Returns an upper bound on the bytes that [`Linear::forward`] of `n` rows allocates on `threads` threads.
+    pub fn forward_workspace(&self, n: usize, threads: usize) -> usize {
         let Self {
             inputs,
             outputs,
             precision,
         } = *self;
         match n < MIN_ROWS_TO_PACK {
-            true => 4 * n * outputs + workspace(precision, outputs, n, inputs),
-            false => workspace(precision, n, outputs, inputs),
+            true => 4 * n * outputs + workspace(precision, outputs, n, inputs, threads),
+            false => workspace(precision, n, outputs, inputs, threads),
         }
     }
 
@@ -197,7 +197,7 @@ impl Linear {
             outputs,
             precision,
         } = *self;
-        workspace(precision, n, inputs, outputs)
+        workspace(precision, n, inputs, outputs, threads)
             + transposed_workspace(precision, outputs, inputs, n, threads)
     }
 

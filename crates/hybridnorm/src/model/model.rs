@@ -143,8 +143,8 @@ impl Model {
         Ok(self)
     }
 
-    /// Sets the precision of the model's programs: of training, evaluation and generation. Parameters are in single
-    /// precision in any case.
+    /// Sets the precision of evaluation and generation, of programs planned from now on; that of a training step is in its
+    /// [`StepShape`](crate::train::StepShape). Parameters are in single precision in any case.
     pub fn set_precision(&mut self, precision: Precision) {
         self.decoder.set_precision(precision);
         self.forget_programs();

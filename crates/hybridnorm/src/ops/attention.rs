@@ -1,6 +1,7 @@
 //! Causal self-attention of packed queries, keys and values.
 
 use hybridnorm_kernels::attention::{self, AttentionConfig};
+use hybridnorm_kernels::floats::FloatsMut;
 
 use super::reference_math::softmax;
 use super::{BackwardContext, Operands, Operation, QkvTransform};
@@ -123,9 +124,13 @@ impl QkvAttention {
         self.transform.config.is_per_head()
     }
 
-    /// Returns the number of elements of the packed q, k, v that must be materialized.
+    /// Returns the scratch elements of the packed q, k, v, if they must be materialized; in the precision of the
+    /// attention, as if another op had stored them.
     fn materialized_elements(&self, inputs: &[Type]) -> usize {
-        if self.is_per_head() { 0 } else { inputs[0].elements() }
+        match self.is_per_head() {
+            true => 0,
+            false => FloatsMut::scratch_len(self.attention.precision, inputs[0].elements()),
+        }
     }
 }
 
@@ -164,9 +169,9 @@ impl Operation for QkvAttention {
         if self.is_per_head() {
             return attention::forward_transformed(&self.attention, &transform, qkv, ctx, lse);
         }
-        let rows = io.write();
-        hybridnorm_kernels::qkv::forward(&transform, qkv, &mut *rows);
-        attention::forward(&self.attention, &*rows, ctx, lse);
+        let (mut rows, _) = FloatsMut::of_scratch(self.attention.precision, io.write(), qkv.len());
+        hybridnorm_kernels::qkv::forward(&transform, qkv, rows.reborrow());
+        attention::forward(&self.attention, rows.as_floats(), ctx, lse);
     }
 }
 
@@ -208,10 +213,11 @@ impl Operation for QkvAttentionGrad {
         if self.0.is_per_head() {
             return attention::backward_transformed(config, &transform, qkv, ctx, lse, dctx, dx, dparams);
         }
-        let (rows, drows) = io.write().split_at_mut(qkv.len());
-        hybridnorm_kernels::qkv::forward(&transform, qkv, &mut *rows);
-        attention::backward(config, &*rows, ctx, lse, dctx, &mut *drows);
-        hybridnorm_kernels::qkv::backward(&transform, qkv, &*drows, dx, dparams);
+        let (mut rows, scratch) = FloatsMut::of_scratch(config.precision, io.write(), qkv.len());
+        let (mut drows, _) = FloatsMut::of_scratch(config.precision, scratch, qkv.len());
+        hybridnorm_kernels::qkv::forward(&transform, qkv, rows.reborrow());
+        attention::backward(config, rows.as_floats(), ctx, lse, dctx, drows.reborrow());
+        hybridnorm_kernels::qkv::backward(&transform, qkv, drows.as_floats(), dx, dparams);
     }
 }
 

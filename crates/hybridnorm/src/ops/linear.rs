@@ -115,8 +115,8 @@ impl Operation for Linear {
         0..1
     }
 
-    fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {
-        self.0.forward_workspace(inputs[0].shape.rows())
+    fn workspace(&self, inputs: &[Type], threads: usize) -> usize {
+        self.0.forward_workspace(inputs[0].shape.rows(), threads)
     }
 
     fn reference(&self, io: &mut Operands<'_, f64>) {

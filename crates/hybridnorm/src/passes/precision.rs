@@ -12,7 +12,7 @@
 //! | statistics of norms, softmax, rotations | f32, within ops | sums of many terms; never stored |
 //! | log-sum-exp of attention, losses, router logits, gate weights | f32 | few; errors would change the routing or be amplified by exponentials |
 //! | logits | f32 | the loss subtracts numbers of equal size |
-//! | any value that an op without bfloat16 kernel reads | f32 | |
+//! | any value that an op without bfloat16 kernel reads | f32 | works before it has such a kernel |
 
 use std::collections::HashSet;
 
@@ -29,8 +29,8 @@ enum Role {
     Activation,
     /// Sum of the residual stream and a branch.
     Residual,
-    /// The role of an input.
-    Like(usize),
+    /// The role of the op's first input.
+    LikeFirst,
     /// In single precision.
     Single,
 }
@@ -100,7 +100,7 @@ fn narrow_values(graph: &Graph, residual: DType) -> Vec<bool> {
                 && match role {
                     Role::Activation => true,
                     Role::Residual => residual == DType::Bf16,
-                    Role::Like(input) => is_narrow[node.inputs[*input].0],
+                    Role::LikeFirst => is_narrow[node.inputs[0].0],
                     Role::Single => false,
                 };
         }
@@ -141,12 +141,12 @@ fn unify(graph: &Graph, is_narrow: &mut [bool]) {
 
 /// Returns the roles of an op's outputs; none for ops without bfloat16 kernel.
 fn output_roles(op: &Op) -> &'static [Role] {
-    use Role::{Activation, Like, Residual, Single};
+    use Role::{Activation, LikeFirst, Residual, Single};
     match op {
         Op::Embedding(_) => &[Residual],
-        Op::Add(_) | Op::Scale(_) | Op::LastPosition(_) | Op::LastPositionGrad(_) => &[Like(0)],
+        Op::Add(_) | Op::Scale(_) | Op::LastPosition(_) | Op::LastPositionGrad(_) => &[LikeFirst],
         Op::Norm(_) | Op::Linear(_) | Op::Activation(_) | Op::QkvTransform(_) => &[Activation],
-        Op::NormGrad(_) => &[Like(0), Single],
+        Op::NormGrad(_) => &[LikeFirst, Single],
         Op::LinearInputGrad(_) => &[Activation],
         Op::ActivationGrad(_) => &[Activation, Activation],
         Op::QkvTransformGrad(_) => &[Activation, Single, Single, Single],

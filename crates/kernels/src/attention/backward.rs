@@ -1,6 +1,6 @@
 //! Backward pass of attention, with logits recomputed tile by tile.
 
-use super::forward::{load_queries, tile_of, value_steps};
+use super::forward::{load_queries, tile_of};
 use super::head_rows::{self, HeadRows};
 use super::key_tile::KeyTile;
 use super::{AttentionConfig, KEY_TILE, QUERY_TILE, QkvLayout};
@@ -182,7 +182,7 @@ pub(super) fn scratch_bytes(a: &AttentionConfig) -> usize {
     let (queries, keys) = (QUERY_TILE.min(seq), KEY_TILE.min(seq));
     let steps = |inner| a.precision.steps(inner);
     let packed = panels(seq) * (steps(d) + steps(e))
-        + value_steps(a.precision, seq) * panels(d)
+        + steps(seq) * panels(d)
         + steps(queries) * (panels(d) + panels(e));
     let tiles = keys * d.max(e) + queries * (2 * d + 2 * e + 2 * keys);
     let left = LeftBuffer::bytes(a.precision, keys.max(queries), keys.max(d).max(e));
@@ -198,7 +198,7 @@ impl BackwardScratch {
         BackwardScratch {
             keys_transposed: vec![zero; panels(seq) * steps(d)],
             values_transposed: vec![zero; panels(seq) * steps(e)],
-            keys: vec![zero; value_steps(a.precision, seq) * panels(d)],
+            keys: vec![zero; steps(seq) * panels(d)],
             left: LeftBuffer::default(),
             ctx: vec![0.0; queries * e],
             rows: vec![0.0; keys * d.max(e)],
@@ -225,7 +225,7 @@ impl BackwardScratch {
             let steps = precision.steps(d);
             let keys = &mut self.keys_transposed[start / PANEL * steps..];
             pack_transposed(precision, rows, n, d, keys, steps);
-            let keys = &mut self.keys[value_steps(precision, start) * panels(d)..];
+            let keys = &mut self.keys[precision.steps(start) * panels(d)..];
             pack(precision, rows, n, d, keys, precision.steps(n));
             let data = &mut self.rows[..n * e];
             v.load(e, start, data, &mut self.head_scratch);
@@ -405,7 +405,9 @@ impl BackwardScratch {
             let steps = a.precision.steps(width);
             TiledMatmul {
                 precision: a.precision,
-                left: self.left.row_major(a.precision, &left[..n * width], width),
+                left: self
+                    .left
+                    .row_major(a.precision, Rows::new(left, width), n, width),
                 rows: n,
                 right: &right[tile_panels.start * steps..tile_panels.end * steps],
                 steps,
@@ -434,7 +436,9 @@ impl BackwardScratch {
         ] {
             TiledMatmul {
                 precision: a.precision,
-                left: self.left.step_major(a.precision, &left[..n * count], count),
+                left: self
+                    .left
+                    .step_major(a.precision, Rows::new(left, count), n, count),
                 rows: count,
                 right,
                 steps: a.precision.steps(n),
@@ -462,7 +466,7 @@ impl BackwardScratch {
             precision: a.precision,
             left: self
                 .left
-                .row_major(a.precision, &self.ds[..n * count], count),
+                .row_major(a.precision, Rows::new(&self.ds, count), n, count),
             rows: n,
             right,
             steps,

@@ -131,7 +131,7 @@ struct Scratch {
 pub(super) fn scratch_bytes(a: &AttentionConfig) -> usize {
     let (seq, d, e) = (a.seq, a.head_dim, a.value_dim);
     let (queries, keys) = (QUERY_TILE.min(seq), KEY_TILE.min(seq));
-    let packed = panels(seq) * a.precision.steps(d) + value_steps(a.precision, seq) * panels(e);
+    let packed = panels(seq) * a.precision.steps(d) + a.precision.steps(seq) * panels(e);
     let tiles = queries * (d + keys + e + 2) + keys * d.max(e);
     let left = LeftBuffer::bytes(a.precision, queries, d.max(keys));
     packed * size_of::<PanelRow>() + 4 * tiles + left
@@ -152,7 +152,7 @@ impl Scratch {
         let (precision, steps) = (a.precision, a.precision.steps(d));
         self.keys.resize(panels(visible) * steps, PanelRow::ZERO);
         self.values
-            .resize(value_steps(precision, visible) * panels(e), PanelRow::ZERO);
+            .resize(precision.steps(visible) * panels(e), PanelRow::ZERO);
         self.q.resize(queries * d, 0.0);
         self.logits.resize(queries * keys, 0.0);
         self.context.resize(queries * e, 0.0);
@@ -168,7 +168,7 @@ impl Scratch {
             pack_transposed(precision, Rows::new(&*data, d), n, d, keys, steps);
             let data = &mut self.rows[..n * e];
             v.load(e, start, data, &mut self.head_scratch);
-            let values = &mut self.values[value_steps(precision, start) * panels(e)..];
+            let values = &mut self.values[precision.steps(start) * panels(e)..];
             pack(
                 precision,
                 Rows::new(&*data, e),
@@ -181,13 +181,8 @@ impl Scratch {
     }
 }
 
-/// Returns the number of steps of `n` rows that are packed tile by tile.
-pub(super) fn value_steps(precision: Precision, n: usize) -> usize {
-    // Tiles have an even number of rows, except for the last.
-    precision.steps(n)
-}
-
-/// Returns the tile that starts at row `start` of `n` rows packed tile by tile, and its steps.
+/// Returns the tile that starts at row `start` of `n` rows packed tile by tile, and its steps. All tiles but the last have
+/// whole steps.
 pub(super) fn tile_of(
     precision: Precision,
     packed: &[PanelRow],
@@ -197,7 +192,7 @@ pub(super) fn tile_of(
 ) -> (&[PanelRow], usize) {
     let steps = precision.steps(KEY_TILE.min(n - start));
     (
-        &packed[value_steps(precision, start) * panels(width)..][..steps * panels(width)],
+        &packed[precision.steps(start) * panels(width)..][..steps * panels(width)],
         steps,
     )
 }
@@ -267,7 +262,9 @@ impl Scratch {
         let steps = a.precision.steps(d);
         TiledMatmul {
             precision: a.precision,
-            left: self.left.row_major(a.precision, &self.q[..n * d], d),
+            left: self
+                .left
+                .row_major(a.precision, Rows::new(&self.q, d), n, d),
             rows: n,
             right: &self.keys[start / PANEL * steps..][..panels(count) * steps],
             steps,
@@ -331,7 +328,7 @@ impl Scratch {
             precision: a.precision,
             left: self
                 .left
-                .row_major(a.precision, &self.logits[..n * count], count),
+                .row_major(a.precision, Rows::new(&self.logits, count), n, count),
             rows: n,
             right,
             steps,

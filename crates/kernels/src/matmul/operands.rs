@@ -3,41 +3,58 @@
 use super::panels::{self, PANEL, Precision, Rows};
 use super::tiles::{Left, LeftLayout, Output};
 use crate::floats::Floats;
+use crate::simd::dispatch;
 
-/// Buffer of a left operand in steps.
+/// Padding of a step of a packed left operand, so that the steps of a tile do not map to the same set of the L1 cache.
+const PADDING: usize = 16;
+
+/// Buffer of a left operand in steps, for operands that cannot be read in place.
 #[derive(Default)]
 pub(crate) struct LeftBuffer(Vec<u32>);
 
 impl LeftBuffer {
-    /// Returns the bytes of a buffer for a left operand (rows, inner), or (inner, rows) before it is transposed.
+    /// Returns the maximum bytes of a buffer for a left operand (rows, inner).
     pub(crate) const fn bytes(precision: Precision, rows: usize, inner: usize) -> usize {
-        match precision {
-            Precision::F32 => 0,
-            Precision::Bf16 => 4 * precision.steps(inner) * rows.next_multiple_of(PANEL),
-        }
+        4 * precision.steps(inner) * (rows.next_multiple_of(PANEL) + PADDING)
     }
 
-    /// Returns the left operand `x` (rows, inner): in place in single precision, else rounded.
+    /// Returns the left operand `x` (rows, inner).
     #[inline(always)]
     pub(crate) fn row_major<'a>(
         &'a mut self,
         precision: Precision,
-        x: &'a [f32],
+        x: Rows<'a>,
+        rows: usize,
         inner: usize,
     ) -> Left<'a> {
         let layout = LeftLayout::RowMajor;
-        if precision == Precision::F32 {
+        let in_place = match (precision, x.data) {
+            (Precision::F32, Floats::F32(data)) => Some(bytemuck::cast_slice(data)),
+            // Pairs of a row must not share a step with another row.
+            (Precision::Bf16, Floats::Bf16(data))
+                if x.stride.is_multiple_of(2) && inner.is_multiple_of(2) =>
+            {
+                bytemuck::try_cast_slice(&data[..data.len() / 2 * 2]).ok()
+            }
+            _ => None,
+        };
+        if let Some(data) = in_place {
             return Left {
-                data: bytemuck::cast_slice(x),
-                stride: inner,
+                data,
+                stride: x.stride / precision.group(),
                 layout,
             };
         }
         let stride = precision.steps(inner);
-        self.0.resize(x.len() / inner * stride, 0);
-        for (row, out) in x.chunks_exact(inner).zip(self.0.chunks_exact_mut(stride)) {
-            panels::load_row(precision, Floats::F32(row), out);
-        }
+        self.0.resize(rows * stride, 0);
+        dispatch(
+            #[inline(always)]
+            || {
+                for (i, out) in self.0.chunks_exact_mut(stride.max(1)).enumerate() {
+                    panels::load_row(precision, x.row(i, inner), out);
+                }
+            },
+        );
         Left {
             data: &self.0,
             stride,
@@ -45,31 +62,31 @@ impl LeftBuffer {
         }
     }
 
-    /// Returns the left operand `xᵀ` for `x` (inner, rows): in place in single precision, else rounded.
+    /// Returns the left operand `xᵀ` (rows, inner) for `x` (inner, rows).
     #[inline(always)]
     pub(crate) fn step_major<'a>(
         &'a mut self,
         precision: Precision,
-        x: &'a [f32],
+        x: Rows<'a>,
+        inner: usize,
         rows: usize,
     ) -> Left<'a> {
         let layout = LeftLayout::StepMajor;
-        if precision == Precision::F32 {
+        if let (Precision::F32, Floats::F32(data)) = (precision, x.data) {
             return Left {
-                data: bytemuck::cast_slice(x),
-                stride: rows,
+                data: bytemuck::cast_slice(data),
+                stride: x.stride,
                 layout,
             };
         }
-        let (stride, inner) = (rows.next_multiple_of(PANEL), x.len() / rows);
+        let stride = rows.next_multiple_of(PANEL) + PADDING;
         self.0.resize(precision.steps(inner) * stride, 0);
-        panels::for_each_step(
-            precision,
-            Rows::new(x, rows),
-            inner,
-            rows,
-            |step, column, row| {
-                self.0[step * stride + column..][..PANEL].copy_from_slice(&row);
+        dispatch(
+            #[inline(always)]
+            || {
+                panels::for_each_step(precision, x, inner, rows, |step, column, row| {
+                    self.0[step * stride + column..][..PANEL].copy_from_slice(&row);
+                });
             },
         );
         Left {
@@ -102,8 +119,10 @@ impl Output for OutputRows<'_> {
             }
             *out = new;
         }
-        for (out, sum) in rest.iter_mut().zip(&sums[whole.len().min(sums.len() - 1)]) {
-            *out = if self.accumulate { *out + sum } else { *sum };
+        if let Some(sums) = sums.get(whole.len()) {
+            for (out, sum) in rest.iter_mut().zip(sums) {
+                *out = if self.accumulate { *out + sum } else { *sum };
+            }
         }
     }
 }

@@ -23,12 +23,7 @@ impl Packed {
         let mut packed = Self::zeros(precision, b.rows, b.columns);
         packed.fill(|first, count, out, steps| {
             let columns = (b.columns - first).min(count);
-            let rows = b.data();
-            let from = super::Rows {
-                data: rows.data.slice(first.min(rows.data.len())..rows.data.len()),
-                ..rows
-            };
-            pack(precision, from, b.rows, columns, out, steps);
+            pack(precision, b.from(0, first), b.rows, columns, out, steps);
         });
         packed
     }
@@ -38,7 +33,7 @@ impl Packed {
         let mut packed = Self::zeros(precision, b.columns, b.rows);
         packed.fill(|first, count, out, steps| {
             let rows = (b.rows - first).min(count);
-            pack_transposed(precision, b.data().from(first), rows, b.columns, out, steps);
+            pack_transposed(precision, b.from(first, 0), rows, b.columns, out, steps);
         });
         packed
     }

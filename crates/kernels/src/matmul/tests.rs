@@ -1,8 +1,11 @@
 use super::unit::Unit;
 use super::*;
+use crate::floats::Floats;
 use crate::floats::{narrow, widen};
 use crate::testing::{Rng, assert_bit_identical_for_any_thread_count};
+use half::bf16;
 use proptest::prelude::*;
+use std::cell::Cell;
 use std::ops::Range;
 
 /// Relative rounding error of single precision.
@@ -203,6 +206,50 @@ proptest! {
 }
 
 #[test]
+fn inactive_columns_are_not_written() {
+    let (m, n, k) = (7, 40, 2);
+    for precision in PRECISIONS {
+        let packed = Packed::new(precision, Matrix::new(&vec![1.0; k * n], k, n));
+        for unit in units() {
+            for (active, written) in [(0, 0), (9, 16), (17, 32), (33, 40), (40, 40)] {
+                let ones = vec![1.0; m * k];
+                let mut buffer = LeftBuffer::default();
+                let mut c = vec![-1.0; m * n];
+                // Needed columns of the first block; the other blocks need all.
+                let first = Cell::new(0);
+                TiledMatmul {
+                    precision,
+                    left: buffer.row_major(precision, Rows::new(&ones, k), m, k),
+                    rows: m,
+                    right: packed.panels_from(0),
+                    steps: packed.steps(),
+                    columns: n,
+                    out: OutputRows {
+                        data: &mut c,
+                        stride: n,
+                        accumulate: false,
+                    },
+                }
+                .run_on(unit, |rows: Range<usize>| {
+                    let is_first = rows.start == 0;
+                    first.set(if is_first { rows.end } else { first.get() });
+                    ActiveRegion {
+                        inner: 0..k,
+                        columns: if is_first { active } else { n },
+                    }
+                });
+                assert!((1..m).contains(&first.get()));
+                for (i, row) in c.chunks(n).enumerate() {
+                    let written = if i < first.get() { written } else { n };
+                    assert!(row[..written].iter().all(|&v| v == 2.0), "{written}");
+                    assert!(row[written..].iter().all(|&v| v == -1.0), "{written}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn long_sums_are_split() {
     let (m, n, k) = (9, 50, 3 * tiles::SUM_STEPS + 77);
     let mut rng = Rng::new(5);
@@ -326,7 +373,7 @@ fn slice_that_is_too_short_is_rejected() {
 }
 
 #[test]
-#[should_panic(expected = "rows of an output overlap")]
+#[should_panic(expected = "rows of 2 with stride 1 overlap")]
 fn overlapping_output_is_rejected() {
     MatrixMut::with_stride(&mut [0.0; 4][..], 2, 2, 1);
 }
