@@ -340,3 +340,55 @@ fn huge_losses_have_short_perplexities() {
         .max();
     assert!(longest < Some(24), "{text}");
 }
+
+#[test]
+fn mixed_precision_is_named_and_differs_little() {
+    let dir = TestDir::new();
+    dir.train("run", &[]);
+    dir.write("a.txt", "It rained, all week. ".repeat(9));
+    let single = eval(&dir, &["a.txt"], &[]);
+    for (more, name) in [
+        (&["--precision", "bf16"][..], "bf16, residual stream in f32"),
+        (
+            &["--precision", "bf16", "--residual-precision", "bf16"],
+            "bf16, residual stream in bf16",
+        ),
+    ] {
+        let mixed = eval(&dir, &["a.txt"], more);
+        let (a, b) = (number(&mixed, "loss"), number(&single, "loss"));
+        assert!(a != b && (a - b).abs() < 0.02 * b, "{a} {b}");
+        let note = format!("computed in {name}");
+        assert!(mixed.to_string().contains(&note), "{mixed}");
+        assert!(!single.to_string().contains("computed in"));
+        let text = dir.ok(&[&["eval", "run", "--data", "a.txt"], more].concat());
+        assert!(text.contains(&note), "{text}");
+    }
+    let args = [
+        "eval",
+        "run",
+        "--data",
+        "a.txt",
+        "--residual-precision",
+        "bf16",
+    ];
+    dir.expect_any_error(&args, &["no effect without --precision bf16"]);
+}
+
+#[test]
+fn text_is_generated_in_mixed_precision() {
+    let dir = TestDir::new();
+    dir.train("run", &[]);
+    let args = [
+        "generate",
+        "run",
+        "--prompt",
+        "It",
+        "--max-tokens",
+        "9",
+        "--precision",
+        "bf16",
+    ];
+    let text = dir.ok(&args);
+    assert_eq!(text, dir.ok(&args));
+    assert!(text.len() > 2, "{text}");
+}

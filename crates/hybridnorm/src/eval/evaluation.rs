@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::loss::{Loss, loss, sliding_loss};
 use crate::model::Model;
 use crate::omissions::Omissions;
+use crate::plan::Precision;
 
 /// Loss on one dataset.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -148,6 +149,9 @@ pub fn evaluate(model: &mut Model, sets: &[EvalSet], options: &EvalOptions) -> R
         let unknown_tokens = unknown_tokens(set, options)?;
         let mut notes = set.notes.clone();
         notes.extend(uncovered_text_note(set, unknown_tokens, bytes.is_ok()));
+        if model.precision() != Precision::F32 {
+            notes.push(format!("computed in {}", model.precision()));
+        }
         let Coverage {
             all_tokens,
             omissions,

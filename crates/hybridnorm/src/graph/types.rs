@@ -26,6 +26,18 @@ impl DType {
     }
 }
 
+/// Formats an element type as `f32`.
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::F64 => "f64",
+            Self::I32 => "i32",
+        })
+    }
+}
+
 /// Sizes of up to three dimensions, row-major; the last one is the width of a row.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
@@ -112,13 +124,7 @@ pub struct Type {
 /// Formats a type as `f32[2, 3]`.
 impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self.dtype {
-            DType::F32 => "f32",
-            DType::Bf16 => "bf16",
-            DType::F64 => "f64",
-            DType::I32 => "i32",
-        };
-        write!(f, "{name}{:?}", self.shape)
+        write!(f, "{}{:?}", self.dtype, self.shape)
     }
 }
 

@@ -137,10 +137,15 @@ impl Model {
             ..self.config().clone()
         };
         let mut decoder = Decoder::new(&config)?;
-        decoder.set_precision(self.decoder.plan_options().precision);
+        decoder.set_precision(self.precision());
         self.decoder = decoder;
         self.forget_programs();
         Ok(self)
+    }
+
+    /// Returns the precision of evaluation and generation.
+    pub fn precision(&self) -> Precision {
+        self.decoder.plan_options().precision
     }
 
     /// Sets the precision of evaluation and generation, of programs planned from now on; that of a training step is in its

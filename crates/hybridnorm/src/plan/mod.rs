@@ -10,6 +10,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::sync::Arc;
 
 use derive_setters::Setters;
@@ -46,6 +47,16 @@ pub enum Precision {
         /// Element type of the residual stream and its gradient, [`DType::F32`] or [`DType::Bf16`].
         residual: DType,
     },
+}
+
+/// Formats a precision for a reader: `f32`, or `bf16, residual stream in f32`.
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::F32 => write!(f, "f32"),
+            Self::Bf16 { residual } => write!(f, "bf16, residual stream in {residual}"),
+        }
+    }
 }
 
 /// Activations that the backward pass recomputes (activation checkpointing, Chen et al. 2016, arXiv

@@ -9,6 +9,7 @@ use super::metrics::{Metric, MetricValue};
 use crate::data::{StartToken, Tokenizer};
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelConfig};
+use crate::plan::Precision;
 use crate::score::{Request, Score, cache_bytes, score};
 
 /// Documents that are encoded and scored at a time.
@@ -70,6 +71,9 @@ pub struct TaskResult {
     pub start_id: Option<u32>,
     /// Id of the token that replaces an empty context.
     pub empty_context_id: u32,
+    /// Precision of the model, if it is not single precision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
     /// Scores of the documents.
     #[serde(skip)]
     pub documents: Vec<DocumentScore>,
@@ -138,6 +142,7 @@ pub fn evaluate_task(
         start_id: encoder.start.id,
         empty_context_id: encoder.start.of_empty,
         documents: Vec::with_capacity(task.documents.len()),
+        precision: (model.precision() != Precision::F32).then(|| model.precision().to_string()),
     };
     for documents in task.documents.chunks(DOCUMENTS_AT_ONCE) {
         let requests = encode(model.config(), &encoder, task, documents)?;
