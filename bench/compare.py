@@ -122,9 +122,11 @@ def report(found):
         rivals = [other for other in found if other[0] != "hybridnorm"
                   and (run[1] == "bf16" or other[1] == "f32")]
         best = max(rivals, key=speed.get)
-        share = statistics.median(r["sgemm_share"] for r in found[run])
+        key = "sgemm_share" if run[1] == "f32" else "bf16_gemm_share"
+        share = statistics.median(r[key] for r in found[run])
         print(f"{run[1]}: {speed[run] / speed[best]:.2f}x the tokens/s of {' '.join(best)}, "
-              f"{memory[run] / memory[best]:.2f}x its memory; {share:.1%} of the f32 peak")
+              f"{memory[run] / memory[best]:.2f}x its memory; {share:.1%} of the {run[1]} peak "
+              f"({found[run][0]['matmul_unit']})")
     if len(ours) == 2:
         f32, bf16 = ours
         print(f"bf16 against f32: {speed[bf16] / speed[f32]:.2f}x the tokens/s, "

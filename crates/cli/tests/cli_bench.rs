@@ -44,6 +44,8 @@ fn bench_step_measures_one_model_on_one_batch() {
         "gflops",
         "sgemm_gflops",
         "sgemm_share",
+        "bf16_gemm_gflops",
+        "bf16_gemm_share",
     ] {
         assert!(number(key) > 0.0, "{key}: {found}");
     }
@@ -55,6 +57,12 @@ fn bench_step_measures_one_model_on_one_batch() {
         number("sgemm_share") * number("sgemm_gflops"),
         number("gflops"),
     );
+    assert_close(
+        number("bf16_gemm_share") * number("bf16_gemm_gflops"),
+        number("gflops"),
+    );
+    assert_eq!(found["precision"], "f32");
+    assert!(!found["matmul_unit"].as_str().unwrap().is_empty());
     if cfg!(target_os = "linux") {
         assert!(number("peak_rss_bytes") > 1e6);
         assert!(number("page_faults_per_step") >= 0.0);

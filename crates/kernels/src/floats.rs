@@ -260,17 +260,16 @@ impl Float for bf16 {
     }
 }
 
-/// Rounds a number to bfloat16. In integer arithmetic, which compilers vectorize; NaN stays NaN.
+/// Rounds a number to bfloat16. In integer arithmetic without branches, which compilers vectorize; NaN stays NaN.
 #[inline(always)]
 pub(crate) fn round(x: f32) -> bf16 {
     let bits = x.to_bits();
-    let to_even = 0x7fff + (bits >> 16 & 1);
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
     // The sum would carry a NaN into the exponent or the sign.
-    let rounded = match x.is_nan() {
-        true => bits | 0x0040_0000,
-        false => bits.wrapping_add(to_even),
-    };
-    bf16::from_bits((rounded >> 16) as u16)
+    let quiet = bits | 0x0040_0000;
+    let is_nan = 0u32.wrapping_sub(u32::from(bits & 0x7fff_ffff > 0x7f80_0000));
+    let bits = rounded & !is_nan | quiet & is_nan;
+    bf16::from_bits((bits >> 16) as u16)
 }
 
 /// Widens `x` to single precision.

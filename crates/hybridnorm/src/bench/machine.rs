@@ -4,24 +4,38 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use hybridnorm_kernels::elementwise::add_to;
+use hybridnorm_kernels::floats::FloatsMut;
 use hybridnorm_kernels::matmul::{Matrix, MatrixMut, Packed, Precision, multiply};
 use rayon::prelude::*;
 
 /// M, N and K of the GEMM benchmark.
 const SIDE: usize = 1024;
 
-/// Measures the peak of 1024 × 1024 × 1024 matmuls on the current threads, in GFLOP/s: the best of several repetitions,
-/// since slower ones were affected by other load.
+/// Measures the peak of 1024 × 1024 × 1024 matmuls of single-precision operands on the current threads, in GFLOP/s: the
+/// best of several repetitions, since slower ones were affected by other load.
 pub fn sgemm_gflops() -> f64 {
+    gemm_gflops(Precision::F32)
+}
+
+/// Measures the peak as [`sgemm_gflops`] does, of bfloat16 operands and single-precision sums.
+pub fn bf16_gemm_gflops() -> f64 {
+    gemm_gflops(Precision::Bf16)
+}
+
+fn gemm_gflops(precision: Precision) -> f64 {
     let a: Vec<f32> = (0..SIDE * SIDE).map(|i| (i % 7) as f32).collect();
     let b: Vec<f32> = (0..SIDE * SIDE).map(|i| (i % 5) as f32).collect();
     let mut c = vec![0.0; SIDE * SIDE];
     let flop = 2.0 * (SIDE as f64).powi(3);
-    let b = Packed::new(Precision::F32, Matrix::new(&b, SIDE, SIDE));
+    let b = Packed::new(precision, Matrix::new(&b, SIDE, SIDE));
+    let mut left = vec![0.0f32; FloatsMut::scratch_len(precision, SIDE * SIDE)];
+    let (mut left, _) = FloatsMut::of_scratch(precision, &mut left, SIDE * SIDE);
+    left.reborrow().copy_from(&a);
+    let left = left.as_floats();
     let rates = (0..16).map(|_| {
         let started = Instant::now();
         multiply(
-            Matrix::new(&a, SIDE, SIDE),
+            Matrix::new(left, SIDE, SIDE),
             &b,
             MatrixMut::new(&mut c, SIDE, SIDE),
             1.0,

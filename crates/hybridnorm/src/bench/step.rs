@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use derive_setters::Setters;
+use hybridnorm_kernels::matmul;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -88,10 +89,18 @@ pub struct StepReport {
     /// Throughput of the model at the median time, in GFLOP/s:
     /// `6 · matrix parameters + 6 · L · h·k · (T + 1)` FLOPs per token, as in `inspect`.
     pub gflops: f64,
-    /// Peak GEMM throughput of the machine just after the steps, in GFLOP/s.
+    /// Peak GEMM throughput of the machine just after the steps in single precision, in GFLOP/s.
     pub sgemm_gflops: f64,
-    /// Model FLOPs utilization (MFU) relative to the measured GEMM peak: `gflops / sgemm_gflops`.
+    /// Model FLOPs utilization (MFU) relative to the measured single-precision peak: `gflops / sgemm_gflops`.
     pub sgemm_share: f64,
+    /// Peak GEMM throughput just after the steps with bfloat16 operands, in GFLOP/s.
+    pub bf16_gemm_gflops: f64,
+    /// MFU relative to the measured bfloat16 peak: `gflops / bf16_gemm_gflops`.
+    pub bf16_gemm_share: f64,
+    /// Precision of the steps.
+    pub precision: String,
+    /// Vector unit of the matmuls of the steps.
+    pub matmul_unit: &'static str,
     /// Peak resident memory of the process during the steps, where the system reports it.
     pub peak_rss_bytes: Option<u64>,
     /// Page faults per step, where the system reports them.
@@ -135,8 +144,9 @@ pub fn step(config: &ModelConfig, options: &StepOptions, device: Device) -> Resu
     drop(session);
     // Measured last: the allocator retains the matrices of the GEMM benchmark, which would count as memory of the
     // model.
-    let sgemm_gflops = machine::sgemm_gflops().max(machine::sgemm_gflops());
-    Ok(samples.report(options, &inventory.counts, sgemm_gflops))
+    let best = |measure: fn() -> f64| measure().max(measure());
+    let peaks = [machine::sgemm_gflops, machine::bf16_gemm_gflops].map(best);
+    Ok(samples.report(options, &inventory.counts, peaks))
 }
 
 impl StepOptions {
@@ -262,7 +272,8 @@ struct Samples {
 }
 
 impl Samples {
-    fn report(self, options: &StepOptions, counts: &Counts, sgemm_gflops: f64) -> StepReport {
+    fn report(self, options: &StepOptions, counts: &Counts, peaks: [f64; 2]) -> StepReport {
+        let [sgemm_gflops, bf16_gemm_gflops] = peaks;
         let step_seconds = median(&self.step_seconds);
         let tokens = (options.batch_size * options.seq_len) as f64;
         let gflops = counts.train_flops_per_token as f64 * tokens / step_seconds / 1e9;
@@ -275,6 +286,10 @@ impl Samples {
             gflops,
             sgemm_gflops,
             sgemm_share: gflops / sgemm_gflops,
+            bf16_gemm_gflops,
+            bf16_gemm_share: gflops / bf16_gemm_gflops,
+            precision: options.precision.to_string(),
+            matmul_unit: matmul::unit_name(options.precision.of_operands()),
             peak_rss_bytes: self.peak_rss_bytes,
             page_faults_per_step: self.page_faults_per_step,
             seconds_by_op: self.seconds_by_op(step_seconds),

@@ -30,6 +30,7 @@ pub use packed::Packed;
 pub use panels::Precision;
 pub(crate) use panels::{PANEL, PanelRow, Rows, pack, pack_transposed, panels};
 pub(crate) use tiles::{ActiveRegion, Left, LeftLayout, TiledMatmul};
+pub use unit::unit_name;
 
 /// Minimum number of multiply-adds for a multi-threaded matmul.
 const PARALLEL_WORK: usize = 1 << 18;

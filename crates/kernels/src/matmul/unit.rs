@@ -1,4 +1,8 @@
-//! Vector units for bfloat16.
+//! Vector units of matmuls.
+
+use super::panels::Precision;
+use crate::simd::{SimdKernel, run_simd};
+use pulp::Simd;
 
 /// Vector unit that multiplies bfloat16 numbers. Results depend on it: units differ in the order of the additions.
 #[derive(Clone, Copy, Debug)]
@@ -19,5 +23,33 @@ impl Unit {
             return Self::Avx512(token);
         }
         Self::Widened
+    }
+}
+
+/// Returns the name of the vector unit that computes matmuls of a precision on this machine.
+pub fn unit_name(precision: Precision) -> &'static str {
+    match (precision, Unit::best()) {
+        #[cfg(target_arch = "x86_64")]
+        (Precision::Bf16, Unit::Avx512(_)) => "AVX-512 BF16",
+        // Single precision, and bfloat16 widened to it.
+        _ => match run_simd(Lanes) {
+            16 => "AVX-512",
+            8 => "AVX2",
+            4 if cfg!(target_arch = "aarch64") => "NEON",
+            4 => "128-bit vectors",
+            _ => "scalar",
+        },
+    }
+}
+
+/// Returns the single-precision numbers of a vector.
+struct Lanes;
+
+impl SimdKernel for Lanes {
+    type Output = usize;
+
+    #[inline(always)]
+    fn run<S: Simd, const V: usize>(self, _: S) -> usize {
+        S::F32_LANES
     }
 }

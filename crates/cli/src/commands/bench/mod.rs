@@ -49,7 +49,9 @@ fn step_text(report: &StepReport) -> String {
          threads           {}\n\
          tokens/s          {}\n\
          step              {:.2} ms (median of {})\n\
-         model FLOPs       {:.1} GFLOP/s, {:.1} % of the GEMM peak of {:.1}\n\
+         precision         {}, matmuls with {}\n\
+         model FLOPs       {:.1} GFLOP/s\n\
+         GEMM peak         f32 {:.1} GFLOP/s ({:.1} % used), bf16 {:.1} ({:.1} %)\n\
          peak memory       {}\n\
          page faults       {} per step\n{table}\n",
         si_prefixed(report.parameters as f64),
@@ -57,9 +59,13 @@ fn step_text(report: &StepReport) -> String {
         with_thousands_separators(report.tokens_per_second as u64),
         1e3 * report.step_seconds,
         report.steps,
+        report.precision,
+        report.matmul_unit,
         report.gflops,
-        100.0 * report.sgemm_share,
         report.sgemm_gflops,
+        100.0 * report.sgemm_share,
+        report.bf16_gemm_gflops,
+        100.0 * report.bf16_gemm_share,
         report.peak_rss_bytes.map_or("unknown".into(), bytes),
         report
             .page_faults_per_step
