@@ -5,8 +5,13 @@
 //! bit-identical for any number of threads. In single precision they also are for any processor, each sum being a
 //! chain of fused multiply-adds over blocks of 512; in bfloat16 they depend on the vector unit.
 //!
-//! References of the instructions: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, VDPBF16PS.
+//! References of the instructions: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, TDPBF16PS and
+//! VDPBF16PS.
 
+// On other systems nothing tells that the process may use tile registers.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#[allow(unsafe_code)]
+mod amx;
 mod arithmetic;
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]

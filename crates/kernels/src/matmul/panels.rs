@@ -239,7 +239,7 @@ pub(super) fn load_row(precision: Precision, row: Floats, out: &mut [u32]) {
 
 /// Writes the columns of a square as rows.
 #[inline(always)]
-fn transpose(square: &[[u32; PANEL]; PANEL], out: &mut [PanelRow]) {
+pub(super) fn transpose(square: &[[u32; PANEL]; PANEL], out: &mut [PanelRow]) {
     for (c, out) in out.iter_mut().enumerate() {
         for (out, row) in out.0.iter_mut().zip(square) {
             *out = row[c];

@@ -60,13 +60,16 @@ fn assert_sums(found: &[f32], want: &[(f64, f64)], k: usize) {
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
 
-/// Returns every unit of this machine.
+/// Returns every unit of this machine, and those that can be emulated.
 fn units() -> Vec<Unit> {
-    let mut units = vec![Unit::Widened];
-    if !matches!(Unit::best(), Unit::Widened) {
-        units.push(Unit::best());
-    }
-    units
+    let units = [
+        Some(Unit::Widened),
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        Some(Unit::Amx(amx::Token::emulated())),
+        #[cfg(target_arch = "x86_64")]
+        avx512::Token::new().map(Unit::Avx512),
+    ];
+    units.into_iter().flatten().collect()
 }
 
 proptest! {
@@ -151,7 +154,7 @@ proptest! {
     /// Rows that are masked, as in attention, on every vector unit.
     #[test]
     fn active_regions_match_the_definition(
-        m in 1usize..20, n in 1usize..40, k in 1usize..30, step_major in any::<bool>(),
+        m in 1usize..50, n in 1usize..40, k in 1usize..70, step_major in any::<bool>(),
         first in 0usize..8, seed in any::<u64>(),
     ) {
         let mut rng = Rng::new(seed);
@@ -207,7 +210,7 @@ proptest! {
 
 #[test]
 fn inactive_columns_are_not_written() {
-    let (m, n, k) = (7, 40, 2);
+    let (m, n, k) = (39, 40, 2);
     for precision in PRECISIONS {
         let packed = Packed::new(precision, Matrix::new(&vec![1.0; k * n], k, n));
         for unit in units() {
@@ -285,7 +288,7 @@ fn vdpbf16ps(sum: f32, [a0, a1]: [bf16; 2], [b0, b1]: [bf16; 2]) -> f32 {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn avx512_bf16_equals_its_plain_model() {
-    let Unit::Avx512(_) = Unit::best() else {
+    let Some(token) = avx512::Token::new() else {
         println!("not run: the processor has no AVX-512 BF16");
         return;
     };
@@ -294,12 +297,23 @@ fn avx512_bf16_equals_its_plain_model() {
     let (a, b) = (rounded(&rng.normal(m * k)), rounded(&rng.normal(k * n)));
     let packed = Packed::new(Precision::Bf16, Matrix::new(&b, k, n));
     let mut c = vec![0.0; m * n];
-    multiply(
-        Matrix::new(&a, m, k),
-        &packed,
-        MatrixMut::new(&mut c, m, n),
-        1.0,
-    );
+    TiledMatmul {
+        precision: Precision::Bf16,
+        left: LeftBuffer::default().row_major(Precision::Bf16, Rows::new(&a, k), m, k),
+        rows: m,
+        right: packed.panels_from(0),
+        steps: packed.steps(),
+        columns: n,
+        out: OutputRows {
+            data: &mut c,
+            stride: n,
+            accumulate: false,
+        },
+    }
+    .run_on(Unit::Avx512(token), |_| ActiveRegion {
+        inner: 0..k,
+        columns: n,
+    });
     for (i, row) in c.chunks(n).enumerate() {
         for (j, found) in row.iter().enumerate() {
             let pairs = (0..k).step_by(2);

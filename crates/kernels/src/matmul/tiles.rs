@@ -100,6 +100,8 @@ impl<O: Output> TiledMatmul<'_, O> {
         };
         match (self.precision, unit) {
             (Precision::F32, _) => run_simd(RunFused(self, active)),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            (Precision::Bf16, Unit::Amx(token)) => token.run(&mut self, active),
             #[cfg(target_arch = "x86_64")]
             (Precision::Bf16, Unit::Avx512(token)) => token.run(&mut self, active),
             (Precision::Bf16, _) => run_simd(RunWidened(self, active)),

@@ -7,6 +7,9 @@ use pulp::Simd;
 /// Vector unit that multiplies bfloat16 numbers. Results depend on it: units differ in the order of the additions.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Unit {
+    /// AMX, TDPBF16PS.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Amx(super::amx::Token),
     /// AVX-512 BF16, VDPBF16PS.
     #[cfg(target_arch = "x86_64")]
     Avx512(super::avx512::Token),
@@ -18,6 +21,10 @@ impl Unit {
     /// Returns the fastest unit of this machine.
     #[inline]
     pub(crate) fn best() -> Self {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if let Some(token) = super::amx::Token::new() {
+            return Self::Amx(token);
+        }
         #[cfg(target_arch = "x86_64")]
         if let Some(token) = super::avx512::Token::new() {
             return Self::Avx512(token);

@@ -1,0 +1,246 @@
+//! Matmuls with TDPBF16PS of AMX.
+//!
+//! A tile register holds 16 rows of 64 bytes: 16 steps of a panel, or of 16 rows of the left operand. A group of 32
+//! rows and two panels take four registers of sums, so that each tile that is loaded is multiplied twice.
+//!
+//! Steps are added in blocks of 16 that begin at multiples of 16, for any active region: the sums of a row are the same
+//! in any group of rows. Blocks that are active in part are copied and filled up with zeros on both sides, since what is
+//! there may not be finite; left operands in step-major layout are copied transposed.
+
+#[cfg(test)]
+mod emulator;
+mod left;
+#[cfg(test)]
+mod model;
+mod registers;
+#[cfg(test)]
+mod tests;
+
+use super::panels::{PANEL, PanelRow, panels};
+use super::tiles::{Left, LeftLayout, Output, SUM_STEPS, TiledMatmul};
+use crate::simd::dispatch;
+use left::{LeftCopy, LeftTiles};
+use registers::{Registers, Sums};
+use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
+use std::array;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+/// Rows of a tile, and steps of a block.
+const TILE: usize = 16;
+/// Rows of a group.
+const ROWS: usize = 2 * TILE;
+
+/// Proof that the process may use the instructions.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Token(());
+
+impl Token {
+    /// Returns a token if the processor has the instructions and the system permits them.
+    #[inline]
+    pub(crate) fn new() -> Option<Self> {
+        static IS_AVAILABLE: OnceLock<bool> = OnceLock::new();
+        let is_available = *IS_AVAILABLE.get_or_init(|| {
+            #[cfg(test)]
+            if emulator::is_requested() {
+                emulator::install();
+                return true;
+            }
+            is_supported() && is_permitted()
+        });
+        is_available.then_some(Self(()))
+    }
+
+    /// Returns a token whose instructions are emulated if the processor lacks them.
+    #[cfg(test)]
+    pub(crate) fn emulated() -> Self {
+        Self::new().unwrap_or_else(|| {
+            emulator::install();
+            Self(())
+        })
+    }
+
+    /// Runs a matmul.
+    #[inline(always)]
+    pub(super) fn run<O: Output>(
+        self,
+        matmul: &mut TiledMatmul<'_, O>,
+        active: impl Fn(Range<usize>) -> (Range<usize>, usize),
+    ) {
+        dispatch(
+            #[inline(always)]
+            || run(self, matmul, active),
+        );
+    }
+}
+
+/// Iterates over groups of rows and pairs of panels.
+#[inline(always)]
+fn run<O: Output>(
+    token: Token,
+    matmul: &mut TiledMatmul<'_, O>,
+    active: impl Fn(Range<usize>) -> (Range<usize>, usize),
+) {
+    let mut kernel = Kernel::new(token, matmul.left, matmul.right, matmul.steps);
+    let [mut totals, mut sums] = [Sums::ZERO; 2];
+    for row in (0..matmul.rows).step_by(ROWS) {
+        let rows = row..matmul.rows.min(row + ROWS);
+        let (steps, columns) = active(rows.clone());
+        let count = panels(columns.min(matmul.columns));
+        for panel in (0..count).step_by(2) {
+            let pair = panel..count.min(panel + 2);
+            kernel.total(&rows, &pair, &steps, &mut totals, &mut sums);
+            let column = panel * PANEL;
+            let count = (pair.len() * PANEL).min(matmul.columns - column);
+            let totals = totals.0.chunks_exact(pair.len());
+            for (row, totals) in rows.clone().zip(totals) {
+                matmul.out.put(row, column, count, totals);
+            }
+        }
+    }
+}
+
+/// True if the processor has AMX for bfloat16, and the system saves its registers.
+fn is_supported() -> bool {
+    const OSXSAVE: u32 = 1 << 27;
+    const AMX: u32 = 1 << 22 | 1 << 24;
+    const TILES: u64 = 1 << 17 | 1 << 18;
+
+    let has_instructions = __cpuid(0).eax >= 7
+        && __cpuid(1).ecx & OSXSAVE != 0
+        && __cpuid_count(7, 0).edx & AMX == AMX;
+    // SAFETY: the system has enabled XGETBV if the bit OSXSAVE is set.
+    has_instructions && unsafe { enabled_states() } & TILES == TILES
+}
+
+/// Returns the register states that the system saves, XCR0.
+#[target_feature(enable = "xsave")]
+fn enabled_states() -> u64 {
+    // SAFETY: the register 0 exists.
+    unsafe { _xgetbv(0) }
+}
+
+/// Requests the permission to use tile registers, which Linux demands of each process.
+fn is_permitted() -> bool {
+    const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
+    const TILE_DATA: libc::c_long = 18;
+
+    // SAFETY: the call reads and writes no memory of this process.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 }
+}
+
+/// A matmul in progress.
+struct Kernel<'a> {
+    left: Left<'a>,
+    /// Panels of `steps` rows each.
+    right: &'a [PanelRow],
+    steps: usize,
+    registers: Registers,
+    left_copy: LeftCopy,
+    /// First and last blocks of two panels, if they are active in part.
+    right_copy: [[[PanelRow; TILE]; 2]; 2],
+}
+
+impl<'a> Kernel<'a> {
+    #[inline(always)]
+    fn new(token: Token, left: Left<'a>, right: &'a [PanelRow], steps: usize) -> Self {
+        Self {
+            left,
+            right,
+            steps,
+            registers: Registers::new(token),
+            left_copy: LeftCopy::new(),
+            right_copy: [[[PanelRow::ZERO; TILE]; 2]; 2],
+        }
+    }
+
+    /// Writes the sums of the products of all active steps, for at most 32 rows and one or two panels; `sums` is scratch.
+    #[inline(always)]
+    fn total(
+        &mut self,
+        rows: &Range<usize>,
+        panels: &Range<usize>,
+        steps: &Range<usize>,
+        totals: &mut Sums,
+        sums: &mut Sums,
+    ) {
+        let end_of_sum = |start: usize| steps.end.min((start / SUM_STEPS + 1) * SUM_STEPS);
+        let mut start = end_of_sum(steps.start);
+        self.sum(rows, panels, steps.start.min(start)..start, totals);
+        while start < steps.end {
+            let end = end_of_sum(start);
+            self.sum(rows, panels, start..end, sums);
+            let count = rows.len() * panels.len();
+            let totals = totals.0[..count].as_flattened_mut();
+            for (total, sum) in totals.iter_mut().zip(sums.0[..count].as_flattened()) {
+                *total += sum;
+            }
+            start = end;
+        }
+    }
+
+    /// Writes the sums of the products of at most `SUM_STEPS` steps. Not inlined: it is the same for all outputs.
+    #[inline(never)]
+    fn sum(
+        &mut self,
+        rows: &Range<usize>,
+        panels: &Range<usize>,
+        steps: Range<usize>,
+        out: &mut Sums,
+    ) {
+        match panels.len() {
+            1 => self.sum_of::<1>(rows, panels.start, steps, out),
+            _ => self.sum_of::<2>(rows, panels.start, steps, out),
+        }
+    }
+
+    fn sum_of<const P: usize>(
+        &mut self,
+        rows: &Range<usize>,
+        panel: usize,
+        steps: Range<usize>,
+        out: &mut Sums,
+    ) {
+        let left = &self.left;
+        let parts = parts(&steps);
+        self.registers.configure(rows.len());
+        self.left_copy.copy(left, rows, &parts);
+        // Not whole panels: the operand may begin and end within one.
+        let right = |part: &Range<usize>, p: usize| {
+            &self.right[(panel + p) * self.steps + part.start..][..part.len()]
+        };
+        let [head, _, tail] = &parts;
+        for (part, copies) in [head, tail].into_iter().zip(&mut self.right_copy) {
+            if part.is_empty() {
+                continue;
+            }
+            for (p, copy) in copies.iter_mut().enumerate().take(P) {
+                copy[..part.len()].copy_from_slice(right(part, p));
+                copy[part.len()..].fill(PanelRow::ZERO);
+            }
+        }
+        let segments = array::from_fn(|i| {
+            let part = &parts[i];
+            let is_whole = i == 1;
+            let left = match left.layout {
+                LeftLayout::RowMajor if is_whole => LeftTiles::in_place(left, rows, part),
+                _ => self.left_copy.tiles(part.start),
+            };
+            let right: [&[PanelRow]; P] = array::from_fn(|p| match is_whole {
+                true => right(part, p),
+                false => &self.right_copy[i / 2][p][..],
+            });
+            let blocks = part.len().div_ceil(TILE);
+            self.registers.segment(left, right, blocks)
+        });
+        self.registers.multiply::<P>(&segments, out);
+    }
+}
+
+/// Splits steps into those before, in and after whole blocks.
+#[inline(always)]
+fn parts(steps: &Range<usize>) -> [Range<usize>; 3] {
+    let head = steps.end.min(steps.start.next_multiple_of(TILE));
+    let whole = head.max(steps.end / TILE * TILE);
+    [steps.start..head, head..whole, whole..steps.end]
+}
