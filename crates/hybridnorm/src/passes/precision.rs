@@ -94,7 +94,12 @@ fn router_values(graph: &Graph) -> HashSet<ValueId> {
 fn narrow_values(graph: &Graph, residual: DType) -> Vec<bool> {
     let mut is_narrow = vec![false; graph.values.len()];
     for node in &graph.nodes {
-        for (id, role) in node.outputs.iter().zip(output_roles(&node.op)) {
+        // The skip of a sum may be the output of a norm, an activation; the sum is the residual stream all the same.
+        let roles: &[Role] = match node.op {
+            Op::Add(_) if !node.is_backward => &[Role::Residual],
+            _ => output_roles(&node.op),
+        };
+        for (id, role) in node.outputs.iter().zip(roles) {
             let is_float = graph.ty(*id).dtype == DType::F32;
             is_narrow[id.0] = is_float
                 && match role {

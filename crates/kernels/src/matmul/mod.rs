@@ -24,6 +24,8 @@ mod panels;
 #[cfg(test)]
 mod tests;
 mod tiles;
+#[allow(unsafe_code)]
+mod transpose;
 mod unit;
 
 use crate::floats::{Float, FloatsMut};

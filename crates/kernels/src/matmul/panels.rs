@@ -5,6 +5,7 @@
 //! bfloat16 (the layout of AMX tiles and of VDPBF16PS). The last panel is filled up with zero columns, an odd inner
 //! dimension with one zero.
 
+use super::transpose::transposed;
 use crate::floats::{Floats, narrow, round};
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
@@ -202,7 +203,7 @@ pub(crate) fn pack_transposed(
                     square,
                 );
             }
-            transpose(&square, out);
+            out.copy_from_slice(&transposed(&square)[..out.len()]);
         }
     }
 }
@@ -233,16 +234,6 @@ pub(super) fn load_row(precision: Precision, row: Floats, out: &mut [u32]) {
                 Floats::F32(row) => narrow(row, out),
                 Floats::Bf16(row) => out[..row.len()].copy_from_slice(row),
             }
-        }
-    }
-}
-
-/// Writes the columns of a square as rows.
-#[inline(always)]
-pub(super) fn transpose(square: &[[u32; PANEL]; PANEL], out: &mut [PanelRow]) {
-    for (c, out) in out.iter_mut().enumerate() {
-        for (out, row) in out.0.iter_mut().zip(square) {
-            *out = row[c];
         }
     }
 }

@@ -36,6 +36,8 @@ impl Unit {
 /// Returns the name of the vector unit that computes matmuls of a precision on this machine.
 pub fn unit_name(precision: Precision) -> &'static str {
     match (precision, Unit::best()) {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        (Precision::Bf16, Unit::Amx(_)) => "AMX",
         #[cfg(target_arch = "x86_64")]
         (Precision::Bf16, Unit::Avx512(_)) => "AVX-512 BF16",
         // Single precision, and bfloat16 widened to it.

@@ -1,12 +1,9 @@
 //! Tiles of the left operand.
 
 use super::{ROWS, TILE};
-use crate::matmul::panels::{PANEL, PanelRow, transpose};
+use crate::matmul::panels::{PANEL, PanelRow};
 use crate::matmul::tiles::{Left, LeftLayout, SUM_STEPS};
-use std::arch::x86_64::{
-    _mm512_add_epi32, _mm512_loadu_si512, _mm512_permutex2var_epi32, _mm512_set1_epi32,
-    _mm512_setr_epi32, _mm512_storeu_si512,
-};
+use crate::matmul::transpose::transposed;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -137,40 +134,5 @@ fn copy_transposed(
         for (out, row) in out.iter_mut().zip(transposed(&square)) {
             out.write(row);
         }
-    }
-}
-
-/// Returns the columns of a square as rows.
-fn transposed(square: &[[u32; PANEL]; PANEL]) -> [PanelRow; PANEL] {
-    let mut out = [PanelRow::ZERO; PANEL];
-    match is_x86_feature_detected!("avx512f") {
-        // SAFETY: the processor has the instructions.
-        true => unsafe { transpose_avx512(square, &mut out) },
-        // Only where AVX-512 is hidden, or AMX is emulated.
-        false => transpose(square, &mut out),
-    }
-    out
-}
-
-/// Writes the columns of a square as rows. Loops over elements would be compiled to scattered stores, which take as
-/// long as the multiplications by many panels.
-#[target_feature(enable = "avx512f")]
-fn transpose_avx512(square: &[[u32; PANEL]; PANEL], out: &mut [PanelRow; PANEL]) {
-    let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-    // SAFETY: a row has the 64 bytes that are read.
-    let mut rows = square.map(|row| unsafe { _mm512_loadu_si512(row.as_ptr().cast()) });
-    // Interleaving the first half of the rows with the second rotates the bits of an element's index by one.
-    for _ in 0..4 {
-        let before = rows;
-        for i in 0..PANEL / 2 {
-            let [first, second] = [before[i], before[i + PANEL / 2]];
-            rows[2 * i] = _mm512_permutex2var_epi32(first, low, second);
-            rows[2 * i + 1] = _mm512_permutex2var_epi32(first, high, second);
-        }
-    }
-    for (out, row) in out.iter_mut().zip(rows) {
-        // SAFETY: a row has the 64 bytes that are written.
-        unsafe { _mm512_storeu_si512(out.0.as_mut_ptr().cast(), row) };
     }
 }
