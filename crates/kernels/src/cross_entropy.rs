@@ -6,13 +6,14 @@
 //! With `p = softmax(z)` the gradient of their weighted sum is
 //! `dz = (p * (1 + 2 z_loss logsumexp(z)) - onehot(t)) / divisor`.
 
-use crate::floats::{Floats, FloatsMut};
+use crate::floats::{Floats, FloatsMut, narrow};
 use crate::math::{exp_bounded, tanh};
 use crate::matmul::{
     Matrix, MatrixMut, Packed, Precision, multiply, multiply_add, multiply_transposed,
     transposed_workspace, workspace,
 };
 use crate::simd::{dispatch, map_sum, max, sum};
+use half::bf16;
 use rayon::prelude::*;
 
 /// Maximum number of logits in memory at once: 64 MiB.
@@ -164,18 +165,23 @@ pub fn loss_and_gradients<'a>(
         let x = spec.chunk_of(x, c * chunk, n);
         let logits = spec.logits(x, w, logits);
         let each = spec.rows_of(logits).zip(targets).zip(rows);
-        each.for_each(|((z, &target), row)| *row = spec.row_loss_and_gradient(z, target));
+        each.for_each(|((z, &target), row)| {
+            *row = spec.row_loss_and_gradient(z, target);
+            if spec.precision == Precision::Bf16 {
+                narrow_in_place(z);
+            }
+        });
+        let dlogits = spec.gradient_of_logits(logits, n);
         let (chunk, rest) = dx.split_at(n * width);
         dx = rest;
         match chunk {
-            FloatsMut::F32(dx) => spec.input_gradient(logits, w, n, dx),
+            FloatsMut::F32(dx) => spec.input_gradient(dlogits, w, dx),
             FloatsMut::Bf16(dx) => {
                 sums.resize(n * width, 0.0);
-                spec.input_gradient(logits, w, n, &mut sums);
+                spec.input_gradient(dlogits, w, &mut sums);
                 FloatsMut::Bf16(dx).copy_from(&sums);
             }
         }
-        let dlogits = Matrix::with_stride(&*logits, n, vocab, row_stride(vocab));
         let dw = MatrixMut::new(&mut *dw, vocab, width);
         multiply_transposed(spec.precision, dlogits, x, dw, spec.logit_scale, c > 0);
     }
@@ -208,6 +214,24 @@ fn row_stride(width: usize) -> usize {
         true => width + PADDING,
         false => width,
     }
+}
+
+/// Rounds a row to bfloat16, into the first half of its memory: both matmuls that read it round their operands, and
+/// would do so for every block of columns.
+fn narrow_in_place(row: &mut [f32]) {
+    const BLOCK: usize = 256;
+    dispatch(
+        #[inline(always)]
+        || {
+            for start in (0..row.len()).step_by(BLOCK) {
+                let part = start..row.len().min(start + BLOCK);
+                let mut block = [bf16::ZERO; BLOCK];
+                let block = &mut block[..part.len()];
+                narrow(&row[part.clone()], block);
+                bytemuck::cast_slice_mut::<f32, bf16>(row)[part].copy_from_slice(block);
+            }
+        },
+    );
 }
 
 /// Result for one row.
@@ -369,13 +393,25 @@ impl LossSpec {
         scratch
     }
 
-    /// Computes the gradient of `n` rows of `x` from that of their logits.
-    fn input_gradient(&self, dlogits: &[f32], w: &[f32], n: usize, dx: &mut [f32]) {
-        let stride = row_stride(self.vocab);
+    /// Returns the gradient of the logits of `n` rows: in bfloat16 after [`narrow_in_place`].
+    fn gradient_of_logits<'a>(&self, rows: &'a [f32], n: usize) -> Matrix<'a> {
+        let (vocab, stride) = (self.vocab, row_stride(self.vocab));
+        match self.precision {
+            Precision::F32 => Matrix::with_stride(rows, n, vocab, stride),
+            Precision::Bf16 => {
+                let rows: &[bf16] = bytemuck::cast_slice(rows);
+                Matrix::with_stride(rows, n, vocab, 2 * stride)
+            }
+        }
+    }
+
+    /// Computes the gradient of rows of `x` from that of their logits.
+    fn input_gradient(&self, dlogits: Matrix, w: &[f32], dx: &mut [f32]) {
+        let n = dlogits.rows();
         for (first, w) in self.blocks(w) {
-            let dlogits = Matrix::with_stride(&dlogits[first..], n, w.rows(), stride);
             let packed = Packed::new(self.precision, w);
             let out = MatrixMut::new(&mut *dx, n, self.width);
+            let dlogits = dlogits.columns(first..first + w.rows());
             match first {
                 0 => multiply(dlogits, &packed, out, self.logit_scale),
                 _ => multiply_add(dlogits, &packed, out, self.logit_scale),

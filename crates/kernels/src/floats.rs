@@ -165,9 +165,15 @@ impl<'a> FloatsMut<'a> {
         assert_eq!(self.len(), x.len(), "copy_from: lengths differ");
         match (x, self) {
             (Floats::F32(x), Self::F32(y)) => y.copy_from_slice(x),
-            (Floats::F32(x), Self::Bf16(y)) => narrow(x, y),
-            (Floats::Bf16(x), Self::F32(y)) => widen(x, y),
             (Floats::Bf16(x), Self::Bf16(y)) => y.copy_from_slice(x),
+            (Floats::F32(x), Self::Bf16(y)) => dispatch(
+                #[inline(always)]
+                || narrow(x, y),
+            ),
+            (Floats::Bf16(x), Self::F32(y)) => dispatch(
+                #[inline(always)]
+                || widen(x, y),
+            ),
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::floats::{Float, round_to};
 use crate::matmul::{Precision, Rows};
 use crate::qkv::{self, BoundQkvTransform};
-use crate::simd::{SimdKernel, run_simd};
+use crate::simd::{SimdKernel, dispatch, run_simd};
 use pulp::Simd;
 
 /// Rows copied before the first of them is transformed. Rows lie far apart in memory, and a core keeps more
@@ -48,7 +48,10 @@ impl HeadRows<'_> {
     /// Writes the transformed rows of positions `first..`, `d` channels each, contiguously.
     pub(super) fn load(&self, d: usize, first: usize, out: &mut [f32], scratch: &mut Scratch) {
         match self.transform {
-            None => self.copy(d, first, out),
+            None => dispatch(
+                #[inline(always)]
+                || self.copy(d, first, out),
+            ),
             Some(transform) => run_simd(Load {
                 head: self,
                 transform,
@@ -61,6 +64,7 @@ impl HeadRows<'_> {
     }
 
     /// Copies rows unchanged, in single precision.
+    #[inline(always)]
     fn copy(&self, d: usize, first: usize, out: &mut [f32]) {
         for (t, out) in (first..).zip(out.chunks_exact_mut(d)) {
             self.rows.row(t, d).widen(out);

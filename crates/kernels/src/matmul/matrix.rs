@@ -2,6 +2,9 @@
 
 use super::panels::Rows;
 use crate::floats::{Floats, FloatsMut};
+use half::bf16;
+use rayon::prelude::*;
+use std::ops::Range;
 
 /// A row-major matrix.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +58,24 @@ impl<'a> Matrix<'a> {
     /// Returns the number of rows.
     pub fn rows(&self) -> usize {
         self.rows
+    }
+
+    /// Returns some of the columns.
+    pub(crate) fn columns(self, columns: Range<usize>) -> Self {
+        let width = columns.len();
+        assert!(columns.end <= self.columns, "matmul: no such columns");
+        let data = self.data.skip(columns.start.min(self.data.len()));
+        Self::with_stride(data, self.rows, width, self.stride)
+    }
+
+    /// Copies the matrix, rounded to bfloat16.
+    pub(super) fn narrowed(self) -> Vec<bf16> {
+        let mut out = vec![bf16::ZERO; self.rows * self.columns];
+        let rows = out.par_chunks_mut(self.columns.max(1)).enumerate();
+        rows.for_each(|(i, out)| {
+            FloatsMut::from(out).copy_from(self.from(i, 0).row(0, self.columns));
+        });
+        out
     }
 
     /// Returns the rows from `row` on, and their elements from `column` on.

@@ -28,7 +28,7 @@ mod tiles;
 mod transpose;
 mod unit;
 
-use crate::floats::{Float, FloatsMut};
+use crate::floats::{Float, Floats, FloatsMut};
 use blocks::{BlockOutput, for_each_block};
 
 pub use matrix::{Matrix, MatrixMut};
@@ -107,6 +107,11 @@ fn multiply_into<T: Float>(
     let columns = (n * row_blocks / (TILE_COLUMNS * TASKS)).clamp(1, COLUMNS / TILE_COLUMNS);
     let size = (ROWS, columns * TILE_COLUMNS);
     let precision = b.precision();
+    // Otherwise each block of columns would round its rows again.
+    let is_rounded_first =
+        precision == Precision::Bf16 && matches!(a.data, Floats::F32(_)) && n > size.1;
+    let rounded = is_rounded_first.then(|| a.narrowed());
+    let a = rounded.as_ref().map_or(a, |data| Matrix::new(data, m, k));
     for_each_block(c, (m, n, stride), size, is_parallel(m, n, k), |block| {
         let mut buffer = LeftBuffer::default();
         let rows = block.rows.len();
@@ -196,7 +201,11 @@ pub fn multiply_transposed(
 pub fn workspace(precision: Precision, m: usize, n: usize, k: usize, threads: usize) -> usize {
     let slices = m * n.div_ceil(TILE_COLUMNS) * size_of::<&mut [f32]>();
     let left = LeftBuffer::bytes(precision, m.min(ROWS), k);
-    Packed::bytes(precision, k, n) + threads * left + slices
+    let rounded = match precision {
+        Precision::F32 => 0,
+        Precision::Bf16 => 2 * m * k,
+    };
+    Packed::bytes(precision, k, n) + threads * left + slices + rounded
 }
 
 /// Returns an upper bound on the bytes that [`multiply_transposed`] of (k, m) and (k, n) allocates on `threads`
