@@ -48,8 +48,8 @@ const ROWS: usize = 192;
 const COLUMNS: usize = 384;
 /// Columns of the widest tile.
 const TILE_COLUMNS: usize = 48;
-/// Rows of a task of [`multiply_transposed`] are a multiple of this, the least common multiple of the rows of all tiles.
-const TILE_ROWS: usize = 24;
+/// Rows of the tallest tile.
+const TILE_ROWS: usize = 8;
 /// Number of tasks that a matmul is split into if it is large enough.
 const TASKS: usize = 8;
 const NOT_ACCUMULATED: &str = "matmul: sums are not accumulated in bfloat16";
@@ -105,7 +105,8 @@ fn multiply_into<T: Float>(
     let (m, n, k) = (a.rows, b.columns(), a.columns);
     let row_blocks = m.div_ceil(ROWS).max(1);
     let columns = (n * row_blocks / (TILE_COLUMNS * TASKS)).clamp(1, COLUMNS / TILE_COLUMNS);
-    let size = (ROWS, columns * TILE_COLUMNS);
+    let columns = columns * TILE_COLUMNS;
+    let size = (rows_of_block(m, n.div_ceil(columns), 1), columns);
     let precision = b.precision();
     // Otherwise each block of columns would round its rows again.
     let is_rounded_first =
@@ -158,7 +159,7 @@ pub fn multiply_transposed(
     let (m, n, k) = (c.rows, c.columns, a.rows);
     let columns = n.div_ceil(TILE_COLUMNS).clamp(1, COLUMNS / TILE_COLUMNS) * TILE_COLUMNS;
     let column_blocks = n.div_ceil(columns).max(1);
-    let rows = (m * column_blocks / (TILE_ROWS * TASKS)).clamp(1, ROWS / TILE_ROWS) * TILE_ROWS;
+    let rows = rows_of_block(m, column_blocks, TASKS.div_ceil(column_blocks));
     let b = Packed::new(precision, b);
     let FloatsMut::F32(out) = c.data else {
         panic!("{NOT_ACCUMULATED}")
@@ -221,6 +222,17 @@ pub fn transposed_workspace(
     let inner = k.min(PACKED_STEPS * precision.group());
     let left = LeftBuffer::bytes(precision, m.min(ROWS), inner);
     Packed::bytes(precision, k, n) + threads * left + slices
+}
+
+/// Returns the rows of a block: at least `blocks` blocks of rows, if there are enough rows, so many that all threads
+/// have equally many tasks with `column_blocks` blocks of columns. Results do not depend on it.
+fn rows_of_block(rows: usize, column_blocks: usize, blocks: usize) -> usize {
+    let blocks = blocks.max(rows.div_ceil(ROWS));
+    let threads = rayon::current_num_threads();
+    let is_balanced = |blocks: &usize| (blocks * column_blocks).is_multiple_of(threads);
+    let balanced = (blocks..blocks + threads).find(is_balanced);
+    let rows = rows.div_ceil(balanced.unwrap_or(blocks).max(1));
+    rows.next_multiple_of(TILE_ROWS).max(TILE_ROWS)
 }
 
 /// True if a matmul of (m, k) and (k, n) should be multi-threaded.
