@@ -8,6 +8,7 @@ use crate::matmul::{
 };
 use crate::testing::Rng;
 use proptest::prelude::*;
+use std::iter::repeat;
 use std::ops::Range;
 use std::ptr::null_mut;
 use std::slice;
@@ -125,8 +126,10 @@ impl Problem {
                     let right = &right[column / 16 * self.steps + self.skipped + step];
                     (left, right.0[column % 16])
                 };
+                // Zeros at the end of a block may change the sign of a zero.
+                let padded = |block: Range<usize>| block.map(pair).chain(repeat((0, 0))).take(16);
                 let parts = split(&self.active(row), SUM_STEPS).map(|part| {
-                    split(&part, 16).fold(0.0, |sum, block| tdpbf16ps(sum, block.map(pair)))
+                    split(&part, 16).fold(0.0, |sum, block| tdpbf16ps(sum, padded(block)))
                 });
                 out.push(parts.reduce(|total, sum| total + sum).unwrap_or(0.0));
             }
