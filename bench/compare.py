@@ -110,6 +110,7 @@ def report(found):
         return {run: statistics.median(r[key] for r in rows) for run, rows in found.items()}
 
     ours = [run for run in found if run[0] == "hybridnorm"]
+    rows = []
     first = found[ours[0]][0]
     flops = first["gflops"] / first["tokens_per_second"]
     speed, memory = median("tokens_per_second"), median("peak_rss_bytes")
@@ -127,23 +128,43 @@ def report(found):
         print(f"{run[1]}: {speed[run] / speed[best]:.2f}x the tokens/s of {' '.join(best)}, "
               f"{memory[run] / memory[best]:.2f}x its memory; {share:.1%} of the {run[1]} peak "
               f"({found[run][0]['matmul_unit']})")
+        rows.append([run[1], f"{speed[run]:,.0f}",
+                     *(f"{speed[name, run[1]]:,.0f}" for name in ["pytorch eager", "pytorch compile"]),
+                     f"{speed[run] / speed[best]:.2f}x", f"{memory[run] / memory[best]:.2f}x", f"{share:.0%}"])
     if len(ours) == 2:
         f32, bf16 = ours
         print(f"bf16 against f32: {speed[bf16] / speed[f32]:.2f}x the tokens/s, "
               f"{memory[bf16] / memory[f32]:.2f}x the memory")
+    return rows
+
+
+def print_table(rows):
+    """Prints the table of docs/performance.md."""
+    heads = ["model", "precision", "hybridnorm, tokens/s", "PyTorch eager", "PyTorch compile",
+             "ratio to the better", "memory", "share of peak"]
+    print()
+    for row in [heads, ["---"] * 2 + ["---:"] * (len(heads) - 2), *rows]:
+        print("|" + "|".join(f" {cell} " for cell in row) + "|")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--precisions", nargs="+", choices=["f32", "bf16"], default=["f32", "bf16"])
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="default: all")
+    parser.add_argument("--all", action="store_true",
+                        help="all shapes and precisions, with the table of docs/performance.md at the end")
+    parser.add_argument("--precisions", nargs="+", choices=["f32", "bf16"], help="default: both")
     parser.add_argument("--placement", choices=["hybridnorm", "pre-norm"], default="hybridnorm")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=8, help="duration of each measurement")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--python", help="Python interpreter with torch; default: a new virtual environment")
     a = parser.parse_args()
+    if a.all and (a.shapes or a.precisions):
+        parser.error("--all measures all shapes in both precisions; leave out --shapes and --precisions")
+    a.shapes = a.shapes or list(SHAPES)
+    a.precisions = a.precisions or ["f32", "bf16"]
     print(processor())
+    table = []
     for name in a.shapes:
         shape = SHAPES[name]
         runs = runners(a)
@@ -159,13 +180,15 @@ def main():
                     rows.append(run_hybridnorm(SHAPES[DENSE[name]], precision, a))
         counts = {run: rows[0]["parameters"] for run, rows in found.items()}
         assert len(set(counts.values())) == 1, f"not the same model: {counts}"
-        report(found)
+        table += [[name, *row] for row in report(found)]
         for precision, rows in dense.items():
             if rows:
                 sparse, of_dense = (statistics.median(r["step_seconds"] for r in rows)
                                     for rows in (found["hybridnorm", precision], rows))
                 print(f"{precision}: step time {sparse * 1e3:.1f} ms, {sparse / of_dense:.2f}x that of "
                       f"the dense {DENSE[name]}")
+    if a.all:
+        print_table(table)
 
 
 if __name__ == "__main__":

@@ -289,7 +289,10 @@ impl Samples {
             bf16_gemm_gflops,
             bf16_gemm_share: gflops / bf16_gemm_gflops,
             precision: options.precision.to_string(),
-            matmul_unit: matmul::unit_name(options.precision.of_operands()),
+            matmul_unit: matmul::unit_name(match options.precision {
+                Precision::F32 => matmul::Precision::F32,
+                Precision::Bf16 { .. } => matmul::Precision::Bf16,
+            }),
             peak_rss_bytes: self.peak_rss_bytes,
             page_faults_per_step: self.page_faults_per_step,
             seconds_by_op: self.seconds_by_op(step_seconds),

@@ -8,7 +8,7 @@ use super::gradients;
 use crate::exec::{Cpu, Executor, TensorRef};
 use crate::graph::{Buffer, Builder, DType, Graph, Type, Value, ValueId};
 use crate::ops::{self, Arguments, Op};
-use crate::plan::{Options, Program, Recompute};
+use crate::plan::{Options, Precision, Program, Recompute};
 
 const WIDTH: usize = 8;
 const ROWS: usize = 64;
@@ -118,6 +118,34 @@ fn norms_without_parameters_are_fused_with_the_sum_before_them() {
     let outputs: Vec<_> = found.iter().map(|d| d.expect("a gradient").id()).collect();
     let program = assert_fusion_changes_nothing(&g.finish(), &outputs);
     assert_eq!(count(&program, |op| matches!(op, Op::AddNorm(_))), 1);
+}
+
+/// The feed-forward block of HybridNorm: its skip, the output of a norm, is the residual stream.
+#[test]
+fn sums_with_a_normed_skip_have_the_type_of_the_residual_stream() {
+    for residual in [DType::F32, DType::Bf16] {
+        let g = Builder::new();
+        let [x, w] = inputs(&g);
+        let norm = NormConfig {
+            function: NormFn::Rmsnorm,
+            eps: 1e-5,
+            gain: Gain::None,
+            bias: false,
+            width: WIDTH,
+            groups: 1,
+        };
+        let normed = ops::norm(ops::linear(x, w), None, norm);
+        let branch = ops::activation(ops::linear(normed, w), Activation::Gelu);
+        let sum = normed + ops::linear(branch, w);
+        let ids = [normed, branch, sum].map(|value| value.id());
+        let objective = loss(ops::linear(sum, w)).id();
+        let options = Options::default()
+            .with_fuse(false)
+            .with_precision(Precision::Bf16 { residual });
+        let program = Program::new(g.finish(), &[objective], options);
+        let types = ids.map(|id| program.graph().ty(id).dtype);
+        assert_eq!(types, [residual, DType::Bf16, residual]);
+    }
 }
 
 #[test]

@@ -14,7 +14,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use derive_setters::Setters;
-use hybridnorm_kernels::matmul;
 
 use crate::graph::{DType, Graph, Node, Source, Type, ValueId};
 use crate::passes;
@@ -48,16 +47,6 @@ pub enum Precision {
         /// Element type of the residual stream and its gradient, [`DType::F32`] or [`DType::Bf16`].
         residual: DType,
     },
-}
-
-impl Precision {
-    /// Returns the precision of the operands of matmuls.
-    pub(crate) fn of_operands(self) -> matmul::Precision {
-        match self {
-            Self::F32 => matmul::Precision::F32,
-            Self::Bf16 { .. } => matmul::Precision::Bf16,
-        }
-    }
 }
 
 /// Formats a precision for a reader: `f32`, or `bf16, residual stream in f32`.
