@@ -64,7 +64,7 @@ impl Token {
     #[inline(always)]
     pub(super) fn run<O: Output>(
         self,
-        matmul: &mut TiledMatmul<'_, O>,
+        matmul: TiledMatmul<'_, O>,
         active: impl Fn(Range<usize>) -> (Range<usize>, usize),
     ) {
         dispatch(
@@ -78,7 +78,7 @@ impl Token {
 #[inline(always)]
 fn run<O: Output>(
     token: Token,
-    matmul: &mut TiledMatmul<'_, O>,
+    mut matmul: TiledMatmul<'_, O>,
     active: impl Fn(Range<usize>) -> (Range<usize>, usize),
 ) {
     let mut kernel = Kernel::new(token, matmul.left, matmul.right, matmul.steps);

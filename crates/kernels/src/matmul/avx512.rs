@@ -31,7 +31,7 @@ impl Token {
     #[inline(always)]
     pub(super) fn run<O: Output>(
         self,
-        matmul: &mut TiledMatmul<'_, O>,
+        matmul: TiledMatmul<'_, O>,
         active: impl Fn(Range<usize>) -> (Range<usize>, usize),
     ) {
         // SAFETY: the token proves that the processor has these features.
@@ -42,7 +42,7 @@ impl Token {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,fma")]
 fn run<O: Output>(
     token: Token,
-    matmul: &mut TiledMatmul<'_, O>,
+    mut matmul: TiledMatmul<'_, O>,
     active: impl Fn(Range<usize>) -> (Range<usize>, usize),
 ) {
     matmul.groups::<_, 8, 3>(token, active);

@@ -92,7 +92,7 @@ impl<O: Output> TiledMatmul<'_, O> {
 
     /// Runs on the given vector unit.
     #[inline(always)]
-    pub(super) fn run_on(mut self, unit: Unit, active: impl Fn(Range<usize>) -> ActiveRegion) {
+    pub(super) fn run_on(self, unit: Unit, active: impl Fn(Range<usize>) -> ActiveRegion) {
         let group = self.precision.group();
         let active = |rows: Range<usize>| {
             let ActiveRegion { inner, columns } = active(rows);
@@ -101,9 +101,9 @@ impl<O: Output> TiledMatmul<'_, O> {
         match (self.precision, unit) {
             (Precision::F32, _) => run_simd(RunFused(self, active)),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            (Precision::Bf16, Unit::Amx(token)) => token.run(&mut self, active),
+            (Precision::Bf16, Unit::Amx(token)) => token.run(self, active),
             #[cfg(target_arch = "x86_64")]
-            (Precision::Bf16, Unit::Avx512(token)) => token.run(&mut self, active),
+            (Precision::Bf16, Unit::Avx512(token)) => token.run(self, active),
             (Precision::Bf16, _) => run_simd(RunWidened(self, active)),
         }
     }
