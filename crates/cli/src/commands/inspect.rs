@@ -164,7 +164,7 @@ fn text(report: &Report) -> String {
         ]);
     }
     let memory = &inventory.memory;
-    let mut table = numeric_table(&["training memory (f32)", "size"]);
+    let mut table = numeric_table(&["training memory", "size"]);
     for (name, size) in [
         ("weights", memory.weights),
         ("optimizer moments", memory.optimizer),
