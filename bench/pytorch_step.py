@@ -1,7 +1,8 @@
 """Measures training steps of a decoder in idiomatic PyTorch.
 
 Fused QKV and gate/up projections, `scaled_dot_product_attention`, `nn.RMSNorm`, `fused=True` AdamW,
-gradient clipping, eager or `torch.compile`, in single precision or with autocast to bfloat16. Prints one JSON line. Run it through `compare.py`.
+gradient clipping, eager or `torch.compile`, in single precision or with autocast to bfloat16. Prints one
+JSON line. Run it through `compare.py`.
 """
 
 import argparse

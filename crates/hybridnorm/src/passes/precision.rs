@@ -18,7 +18,7 @@ use std::collections::HashSet;
 
 use hybridnorm_kernels::matmul;
 
-use crate::graph::{DType, Graph, ValueId};
+use crate::graph::{DType, Graph, Node, ValueId};
 use crate::ops::Op;
 use crate::plan::Precision;
 
@@ -94,12 +94,7 @@ fn router_values(graph: &Graph) -> HashSet<ValueId> {
 fn narrow_values(graph: &Graph, residual: DType) -> Vec<bool> {
     let mut is_narrow = vec![false; graph.values.len()];
     for node in &graph.nodes {
-        // The skip of a sum may be the output of a norm, an activation; the sum is the residual stream all the same.
-        let roles: &[Role] = match node.op {
-            Op::Add(_) if !node.is_backward => &[Role::Residual],
-            _ => output_roles(&node.op),
-        };
-        for (id, role) in node.outputs.iter().zip(roles) {
+        for (id, role) in node.outputs.iter().zip(output_roles(node)) {
             let is_float = graph.ty(*id).dtype == DType::F32;
             is_narrow[id.0] = is_float
                 && match role {
@@ -145,10 +140,12 @@ fn unify(graph: &Graph, is_narrow: &mut [bool]) {
 }
 
 /// Returns the roles of an op's outputs; none for ops without bfloat16 kernel.
-fn output_roles(op: &Op) -> &'static [Role] {
+fn output_roles(node: &Node) -> &'static [Role] {
     use Role::{Activation, LikeFirst, Residual, Single};
-    match op {
+    match node.op {
         Op::Embedding(_) => &[Residual],
+        // Also where its skip is the output of a norm, an activation.
+        Op::Add(_) if !node.is_backward => &[Residual],
         Op::Add(_) | Op::Scale(_) | Op::LastPosition(_) | Op::LastPositionGrad(_) => &[LikeFirst],
         Op::Norm(_) | Op::Linear(_) | Op::Activation(_) | Op::QkvTransform(_) => &[Activation],
         Op::NormGrad(_) => &[LikeFirst, Single],

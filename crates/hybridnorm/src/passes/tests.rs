@@ -12,6 +12,15 @@ use crate::plan::{Options, Precision, Program, Recompute};
 
 const WIDTH: usize = 8;
 const ROWS: usize = 64;
+/// A norm without parameters.
+const RMSNORM: NormConfig = NormConfig {
+    function: NormFn::Rmsnorm,
+    eps: 1e-5,
+    gain: Gain::None,
+    bias: false,
+    width: WIDTH,
+    groups: 1,
+};
 
 fn numbers(n: usize) -> Vec<f32> {
     (0..n).map(|i| (i as f32 * 0.37).sin()).collect()
@@ -104,16 +113,8 @@ fn gradients_that_are_accumulated_are_fused_like_others() {
 fn norms_without_parameters_are_fused_with_the_sum_before_them() {
     let g = Builder::new();
     let [x, w] = inputs(&g);
-    let norm = NormConfig {
-        function: NormFn::Rmsnorm,
-        eps: 1e-5,
-        gain: Gain::None,
-        bias: false,
-        width: WIDTH,
-        groups: 1,
-    };
     let sum = x + ops::linear(x, w);
-    let objective = loss(sum + ops::linear(ops::norm(sum, None, norm), w));
+    let objective = loss(sum + ops::linear(ops::norm(sum, None, RMSNORM), w));
     let found = gradients(objective, &[x, w]);
     let outputs: Vec<_> = found.iter().map(|d| d.expect("a gradient").id()).collect();
     let program = assert_fusion_changes_nothing(&g.finish(), &outputs);
@@ -126,15 +127,7 @@ fn sums_with_a_normed_skip_have_the_type_of_the_residual_stream() {
     for residual in [DType::F32, DType::Bf16] {
         let g = Builder::new();
         let [x, w] = inputs(&g);
-        let norm = NormConfig {
-            function: NormFn::Rmsnorm,
-            eps: 1e-5,
-            gain: Gain::None,
-            bias: false,
-            width: WIDTH,
-            groups: 1,
-        };
-        let normed = ops::norm(ops::linear(x, w), None, norm);
+        let normed = ops::norm(ops::linear(x, w), None, RMSNORM);
         let branch = ops::activation(ops::linear(normed, w), Activation::Gelu);
         let sum = normed + ops::linear(branch, w);
         let ids = [normed, branch, sum].map(|value| value.id());

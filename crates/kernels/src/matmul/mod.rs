@@ -30,6 +30,7 @@ mod unit;
 
 use crate::floats::{Float, Floats, FloatsMut};
 use blocks::{BlockOutput, for_each_block};
+use half::bf16;
 
 pub use matrix::{Matrix, MatrixMut};
 pub(crate) use operands::{LeftBuffer, OutputRows};
@@ -103,15 +104,11 @@ fn multiply_into<T: Float>(
     accumulate: bool,
 ) {
     let (m, n, k) = (a.rows, b.columns(), a.columns);
-    let row_blocks = m.div_ceil(ROWS).max(1);
-    let columns = (n * row_blocks / (TILE_COLUMNS * TASKS)).clamp(1, COLUMNS / TILE_COLUMNS);
-    let columns = columns * TILE_COLUMNS;
+    let columns = columns_of_block(m, n);
     let size = (rows_of_block(m, n.div_ceil(columns), 1), columns);
     let precision = b.precision();
-    // Otherwise each block of columns would round its rows again.
-    let is_rounded_first =
-        precision == Precision::Bf16 && matches!(a.data, Floats::F32(_)) && n > size.1;
-    let rounded = is_rounded_first.then(|| a.narrowed());
+    let is_narrow = matches!(a.data, Floats::Bf16(_));
+    let rounded = (!is_narrow && is_rounded_first(precision, m, n)).then(|| a.narrowed());
     let a = rounded.as_ref().map_or(a, |data| Matrix::new(data, m, k));
     for_each_block(c, (m, n, stride), size, is_parallel(m, n, k), |block| {
         let mut buffer = LeftBuffer::default();
@@ -202,9 +199,9 @@ pub fn multiply_transposed(
 pub fn workspace(precision: Precision, m: usize, n: usize, k: usize, threads: usize) -> usize {
     let slices = m * n.div_ceil(TILE_COLUMNS) * size_of::<&mut [f32]>();
     let left = LeftBuffer::bytes(precision, m.min(ROWS), k);
-    let rounded = match precision {
-        Precision::F32 => 0,
-        Precision::Bf16 => 2 * m * k,
+    let rounded = match is_rounded_first(precision, m, n) {
+        true => m * k * size_of::<bf16>(),
+        false => 0,
     };
     Packed::bytes(precision, k, n) + threads * left + slices + rounded
 }
@@ -222,6 +219,19 @@ pub fn transposed_workspace(
     let inner = k.min(PACKED_STEPS * precision.group());
     let left = LeftBuffer::bytes(precision, m.min(ROWS), inner);
     Packed::bytes(precision, k, n) + threads * left + slices
+}
+
+/// Returns the columns of a block of [`multiply`].
+fn columns_of_block(m: usize, n: usize) -> usize {
+    let row_blocks = m.div_ceil(ROWS).max(1);
+    let tiles = (n * row_blocks / (TILE_COLUMNS * TASKS)).clamp(1, COLUMNS / TILE_COLUMNS);
+    tiles * TILE_COLUMNS
+}
+
+/// True if [`multiply`] rounds a left operand in single precision as a whole: each of several blocks of columns would
+/// round its rows again.
+fn is_rounded_first(precision: Precision, m: usize, n: usize) -> bool {
+    precision == Precision::Bf16 && n > columns_of_block(m, n)
 }
 
 /// Returns the rows of a block: at least `blocks` blocks of rows, if there are enough rows, so many that all threads

@@ -60,6 +60,28 @@ fn assert_sums(found: &[f32], want: &[(f64, f64)], k: usize) {
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
 
+/// Returns the matmul of `rows` rows and a packed operand into a matrix.
+fn tiled<'a>(
+    left: Left<'a>,
+    rows: usize,
+    right: &'a Packed,
+    out: &'a mut [f32],
+) -> TiledMatmul<'a, OutputRows<'a>> {
+    TiledMatmul {
+        precision: right.precision(),
+        left,
+        rows,
+        right: right.panels_from(0),
+        steps: right.steps(),
+        columns: right.columns(),
+        out: OutputRows {
+            data: out,
+            stride: right.columns(),
+            accumulate: false,
+        },
+    }
+}
+
 /// Returns every unit of this machine, and those that can be emulated.
 fn units() -> Vec<Unit> {
     let units = [
@@ -180,20 +202,12 @@ proptest! {
             let mut all = Vec::new();
             for unit in units() {
                 let mut c = vec![f32::NAN; m * n];
-                let mut rows: Vec<&mut [f32]> = c.chunks_exact_mut(n).collect();
-                TiledMatmul {
-                    precision,
-                    left: Left {
-                        data: &left,
-                        stride: if step_major { m } else { steps },
-                        layout: if step_major { LeftLayout::StepMajor } else { LeftLayout::RowMajor },
-                    },
-                    rows: m,
-                    right: packed.panels_from(0),
-                    steps,
-                    columns: n,
-                    out: BlockOutput { rows: &mut rows, scale: 1.0, accumulate: false },
-                }
+                let operand = Left {
+                    data: &left,
+                    stride: if step_major { m } else { steps },
+                    layout: if step_major { LeftLayout::StepMajor } else { LeftLayout::RowMajor },
+                };
+                tiled(operand, m, &packed, &mut c)
                 .run_on(unit, |rows: Range<usize>| ActiveRegion {
                     inner: 0..end(rows.end - 1),
                     columns: n,
@@ -220,20 +234,8 @@ fn inactive_columns_are_not_written() {
                 let mut c = vec![-1.0; m * n];
                 // Needed columns of the first block; the other blocks need all.
                 let first = Cell::new(0);
-                TiledMatmul {
-                    precision,
-                    left: buffer.row_major(precision, Rows::new(&ones, k), m, k),
-                    rows: m,
-                    right: packed.panels_from(0),
-                    steps: packed.steps(),
-                    columns: n,
-                    out: OutputRows {
-                        data: &mut c,
-                        stride: n,
-                        accumulate: false,
-                    },
-                }
-                .run_on(unit, |rows: Range<usize>| {
+                let left = buffer.row_major(precision, Rows::new(&ones, k), m, k);
+                tiled(left, m, &packed, &mut c).run_on(unit, |rows: Range<usize>| {
                     let is_first = rows.start == 0;
                     first.set(if is_first { rows.end } else { first.get() });
                     ActiveRegion {
@@ -297,20 +299,9 @@ fn avx512_bf16_equals_its_plain_model() {
     let (a, b) = (rounded(&rng.normal(m * k)), rounded(&rng.normal(k * n)));
     let packed = Packed::new(Precision::Bf16, Matrix::new(&b, k, n));
     let mut c = vec![0.0; m * n];
-    TiledMatmul {
-        precision: Precision::Bf16,
-        left: LeftBuffer::default().row_major(Precision::Bf16, Rows::new(&a, k), m, k),
-        rows: m,
-        right: packed.panels_from(0),
-        steps: packed.steps(),
-        columns: n,
-        out: OutputRows {
-            data: &mut c,
-            stride: n,
-            accumulate: false,
-        },
-    }
-    .run_on(Unit::Avx512(token), |_| ActiveRegion {
+    let mut buffer = LeftBuffer::default();
+    let left = buffer.row_major(Precision::Bf16, Rows::new(&a, k), m, k);
+    tiled(left, m, &packed, &mut c).run_on(Unit::Avx512(token), |_| ActiveRegion {
         inner: 0..k,
         columns: n,
     });
