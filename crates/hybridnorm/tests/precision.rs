@@ -173,3 +173,48 @@ fn fusion_changes_only_the_order_of_sums() {
         }
     }
 }
+
+#[test]
+fn kept_weights_change_no_bit_of_evaluation_and_generation() {
+    let precision = Precision::Bf16 {
+        residual: DType::F32,
+    };
+    for (name, config) in all_models() {
+        let mut models = [false, true].map(|keep| {
+            let mut model = Model::new(&config, 3, Device::Cpu).unwrap();
+            model.set_precision(precision);
+            if keep {
+                model.keep_rounded_weights();
+            }
+            model
+        });
+        let (ids, targets) = (inputs(), targets());
+        let n = ids.len() as f64;
+        let results = models.each_mut().map(|model| {
+            let mut found = Vec::new();
+            // The copies follow a weight that changes.
+            for seed in [3, 4] {
+                found.push(model.logits(&ids, BATCH, SEQ).unwrap().into_f32());
+                let losses = model.losses(&ids, &targets, [BATCH, SEQ], n).unwrap();
+                found.push(vec![losses.cross_entropy as f32]);
+                let mut cache = model.new_cache(1, SEQ).unwrap();
+                for new in [&ids[..5], &ids[5..6], &ids[6..7]] {
+                    found.push(model.next_logits(new, &mut cache, false).unwrap());
+                }
+                let other = Model::new(&config, seed + 1, Device::Cpu).unwrap();
+                let specs: Vec<_> = model.parameters().cloned().collect();
+                for spec in specs {
+                    model.write(&spec, &other.read(&spec));
+                }
+            }
+            found
+        });
+        let [rounded_when_used, kept] = &results;
+        assert!(rounded_when_used == kept, "{name}");
+        let half = kept.len() / 2;
+        assert!(
+            kept[..half] != kept[half..],
+            "{name}: the weights have changed"
+        );
+    }
+}

@@ -89,12 +89,12 @@ pub struct LossSums {
 pub fn loss<'a>(
     spec: &LossSpec,
     x: impl Into<Floats<'a>>,
-    w: &[f32],
+    w: impl Into<Floats<'a>>,
     targets: &[i32],
     nll: Option<&mut [f32]>,
     logits: &mut [f32],
 ) -> LossSums {
-    let x = x.into();
+    let (x, w) = (x.into(), w.into());
     spec.check("cross_entropy::loss", x.len(), w.len(), targets);
     assert!(
         logits.len() >= spec.scratch_len(targets.len()),
@@ -163,7 +163,7 @@ pub fn loss_and_gradients<'a>(
     for (c, (targets, rows)) in chunks.enumerate() {
         let n = targets.len();
         let x = spec.chunk_of(x, c * chunk, n);
-        let logits = spec.logits(x, w, logits);
+        let logits = spec.logits(x, w.into(), logits);
         let each = spec.rows_of(logits).zip(targets).zip(rows);
         each.for_each(|((z, &target), row)| {
             *row = spec.row_loss_and_gradient(z, target);
@@ -380,7 +380,7 @@ impl LossSpec {
 
     /// Computes the scaled logits `x w^T` of a chunk, [`row_stride`] apart; divided by the soft cap if there
     /// is one, as input of the tanh.
-    fn logits<'a>(&self, x: Matrix, w: &[f32], scratch: &'a mut [f32]) -> &'a mut [f32] {
+    fn logits<'a>(&self, x: Matrix, w: Floats, scratch: &'a mut [f32]) -> &'a mut [f32] {
         let (n, stride) = (x.rows(), row_stride(self.vocab));
         let scratch = &mut scratch[..n * stride];
         let scale = self.logit_scale / self.softcap.unwrap_or(1.0);
@@ -408,7 +408,7 @@ impl LossSpec {
     /// Computes the gradient of rows of `x` from that of their logits.
     fn input_gradient(&self, dlogits: Matrix, w: &[f32], dx: &mut [f32]) {
         let n = dlogits.rows();
-        for (first, w) in self.blocks(w) {
+        for (first, w) in self.blocks(w.into()) {
             let packed = Packed::new(self.precision, w);
             let out = MatrixMut::new(&mut *dx, n, self.width);
             let dlogits = dlogits.columns(first..first + w.rows());
@@ -420,10 +420,13 @@ impl LossSpec {
     }
 
     /// Splits `w` into blocks of rows whose packed copies do not take much memory; returns the first row of each.
-    fn blocks<'a>(&self, w: &'a [f32]) -> impl Iterator<Item = (usize, Matrix<'a>)> {
-        let width = self.width;
-        let blocks = w.chunks(ENTRIES * width).enumerate();
-        blocks.map(move |(i, w)| (i * ENTRIES, Matrix::new(w, w.len() / width, width)))
+    fn blocks<'a>(&self, w: Floats<'a>) -> impl Iterator<Item = (usize, Matrix<'a>)> {
+        let (width, entries) = (self.width, self.vocab);
+        (0..entries).step_by(ENTRIES).map(move |first| {
+            let rows = ENTRIES.min(entries - first);
+            let w = w.slice(first * width..(first + rows) * width);
+            (first, Matrix::new(w, rows, width))
+        })
     }
 
     /// Applies the soft cap to the logits `z` of a row and computes their loss.

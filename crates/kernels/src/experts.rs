@@ -231,10 +231,10 @@ pub fn forward<'a>(
     dispatch: &Dispatch<'_>,
     expert: &Linear,
     xs: impl Into<Floats<'a>>,
-    w: &[f32],
+    w: impl Into<Floats<'a>>,
     ys: impl Into<FloatsMut<'a>>,
 ) {
-    let (xs, ys) = (xs.into(), ys.into());
+    let (xs, w, ys) = (xs.into(), w.into(), ys.into());
     let Linear {
         inputs, outputs, ..
     } = *expert;
@@ -247,7 +247,8 @@ pub fn forward<'a>(
     );
     dispatch.for_each_expert(ys, outputs, |e, rows, ys| {
         let xs = xs.slice(rows.start * inputs..rows.end * inputs);
-        expert.forward(xs, weights_of_expert(w, e, inputs * outputs), ys);
+        let size = inputs * outputs;
+        expert.forward(xs, w.slice(e * size..(e + 1) * size), ys);
     });
 }
 

@@ -2,12 +2,13 @@
 //!
 //! `y = x w^T`, hence `dx = dy w` and `dw = dy^T x`.
 
-use crate::floats::{Floats, FloatsMut, round};
+use crate::floats::{Float, Floats, FloatsMut, round, round_to};
 use crate::matmul::{
     Matrix, MatrixMut, Packed, Precision, is_parallel, multiply, multiply_transposed,
     transposed_workspace, workspace,
 };
 use crate::simd::dots;
+use half::bf16;
 use rayon::prelude::*;
 
 /// Outputs per task for a single input row.
@@ -43,8 +44,13 @@ pub struct Linear {
 
 impl Linear {
     /// Computes `y = x w^T` for `x` (n, inputs), `w` (outputs, inputs), `y` (n, outputs).
-    pub fn forward<'a>(&self, x: impl Into<Floats<'a>>, w: &[f32], y: impl Into<FloatsMut<'a>>) {
-        let (x, y) = (x.into(), y.into());
+    pub fn forward<'a>(
+        &self,
+        x: impl Into<Floats<'a>>,
+        w: impl Into<Floats<'a>>,
+        y: impl Into<FloatsMut<'a>>,
+    ) {
+        let (x, w, y) = (x.into(), w.into(), y.into());
         let Self {
             inputs,
             outputs,
@@ -52,19 +58,16 @@ impl Linear {
         } = *self;
         let n = rows("Linear::forward: y", y.len(), outputs);
         self.check("Linear::forward", n, x.len(), w.len());
-        match (x, y) {
-            (Floats::F32(x), FloatsMut::F32(y))
-                if n == 1 && inputs > 0 && precision == Precision::F32 =>
-            {
-                forward_row(x, w, y, inputs);
+        match y {
+            FloatsMut::F32(y) if n == 1 && inputs > 0 => self.forward_row(x, w, y),
+            FloatsMut::Bf16(y) if n == 1 && inputs > 0 => {
+                let mut sums = vec![0.0; outputs];
+                self.forward_row(x, w, &mut sums);
+                FloatsMut::from(y).copy_from(&sums);
             }
-            (x, FloatsMut::F32(y)) if n < MIN_ROWS_TO_PACK => {
-                self.forward_few_rows(x, w, y, |sum| sum)
-            }
-            (x, FloatsMut::Bf16(y)) if n < MIN_ROWS_TO_PACK => {
-                self.forward_few_rows(x, w, y, round)
-            }
-            (x, y) => {
+            FloatsMut::F32(y) if n < MIN_ROWS_TO_PACK => self.forward_few_rows(x, w, y, |sum| sum),
+            FloatsMut::Bf16(y) if n < MIN_ROWS_TO_PACK => self.forward_few_rows(x, w, y, round),
+            y => {
                 let w = Packed::transposed(precision, Matrix::new(w, outputs, inputs));
                 multiply(
                     Matrix::new(x, n, inputs),
@@ -76,11 +79,35 @@ impl Linear {
         }
     }
 
+    /// Computes `y = x w^T` for one row.
+    fn forward_row(&self, x: Floats, w: Floats, y: &mut [f32]) {
+        let mut x = x.to_f32();
+        if self.precision == Precision::Bf16 {
+            round_to(self.precision, x.to_mut());
+        }
+        match w {
+            Floats::Bf16(w) => row_times_weights(&x, w, y),
+            Floats::F32(w) if self.precision == Precision::F32 => row_times_weights(&x, w, y),
+            Floats::F32(w) => {
+                // Rounded in parts that stay in cache.
+                let inputs = self.inputs;
+                let tasks = y.par_chunks_mut(OUTPUTS_PER_TASK);
+                tasks
+                    .zip(w.par_chunks(OUTPUTS_PER_TASK * inputs))
+                    .for_each(|(y, w)| {
+                        let mut rounded = vec![bf16::ZERO; w.len()];
+                        FloatsMut::from(&mut rounded).copy_from(w);
+                        row_times_weights(&x, &rounded, y);
+                    });
+            }
+        }
+    }
+
     /// Computes `y = x w^T` for few rows as `w x^T`, so that the rows are packed instead of the weights.
     fn forward_few_rows<T: Copy + Send>(
         &self,
         x: Floats,
-        w: &[f32],
+        w: Floats,
         y: &mut [T],
         convert: impl Fn(f32) -> T + Sync,
     ) {
@@ -117,10 +144,16 @@ impl Linear {
             outputs,
             precision,
         } = *self;
-        match n < MIN_ROWS_TO_PACK {
+        let one_row = match precision {
+            Precision::F32 => 0,
+            Precision::Bf16 => 4 * (inputs + outputs) + 2 * threads * OUTPUTS_PER_TASK * inputs,
+        };
+        let several = match n < MIN_ROWS_TO_PACK {
             true => 4 * n * outputs + workspace(precision, outputs, n, inputs, threads),
             false => workspace(precision, n, outputs, inputs, threads),
-        }
+        };
+        // Experts have fewer rows as well.
+        one_row.max(several)
     }
 
     /// Computes `dx = dy w` for `dy` (n, outputs), `w` (outputs, inputs), `dx` (n, inputs).
@@ -215,8 +248,9 @@ impl Linear {
 }
 
 /// Computes the output of one row, memory-bound on the weights: several dot products at once.
-fn forward_row(x: &[f32], w: &[f32], y: &mut [f32], inputs: usize) {
+fn row_times_weights<W: Float>(x: &[f32], w: &[W], y: &mut [f32]) {
     const ROWS_AT_ONCE: usize = 4;
+    let inputs = x.len();
     y.par_chunks_mut(OUTPUTS_PER_TASK)
         .zip(w.par_chunks(OUTPUTS_PER_TASK * inputs))
         .for_each(|(y, w)| {
@@ -249,7 +283,6 @@ mod tests {
         Rng, assert_all_close, assert_bit_identical_for_any_thread_count, check_gradient, dot_f64,
         to_f64,
     };
-    use half::bf16;
     use proptest::prelude::*;
 
     fn layer(inputs: usize, outputs: usize) -> Linear {
@@ -299,7 +332,7 @@ mod tests {
     #[test]
     fn no_inputs_give_zeros() {
         let mut y = vec![f32::NAN; 2 * MIN_ROWS_TO_PACK];
-        layer(0, 2).forward(&[0.0f32; 0], &[], &mut y);
+        layer(0, 2).forward(&[0.0f32; 0], &[0.0f32; 0], &mut y);
         assert!(y.iter().all(|&y| y == 0.0));
     }
 
@@ -319,11 +352,45 @@ mod tests {
                 let mut y = vec![f32::NAN; few * o];
                 layer.forward(&x[..few * i], &w, &mut y);
                 assert_eq!(y, want[..few * o]);
+                if precision == Precision::Bf16 {
+                    let narrow: Vec<bf16> = w.iter().map(|w| round(*w)).collect();
+                    let mut of_narrow = vec![f32::NAN; few * o];
+                    layer.forward(&x[..few * i], &narrow, &mut of_narrow);
+                    assert_eq!(of_narrow, y);
+                }
                 let mut narrow = vec![bf16::NAN; few * o];
                 layer.forward(&x[..few * i], &w, &mut narrow);
                 let rounded: Vec<bf16> = y.iter().map(|y| bf16::from_f32(*y)).collect();
                 assert_eq!(narrow, rounded);
             }
+        }
+    }
+
+    #[test]
+    fn one_row_in_bfloat16_is_the_sum_of_rounded_products() {
+        let (i, o) = (150, 3 * OUTPUTS_PER_TASK + 5);
+        let mut rng = Rng::new(16);
+        let narrow = |x: &[f32]| x.iter().map(|x| round(*x)).collect::<Vec<bf16>>();
+        let widen = |x: &[bf16]| x.iter().map(|x| x.to_f64()).collect::<Vec<f64>>();
+        let (x, w) = (rng.normal(i), rng.normal(o * i));
+        let (narrow_x, narrow_w) = (narrow(&x), narrow(&w));
+        let layer = Linear {
+            precision: Precision::Bf16,
+            ..layer(i, o)
+        };
+        let mut want = vec![f32::NAN; o];
+        layer.forward(&x, &w, &mut want);
+        assert_all_close(&want, &naive(&widen(&narrow_x), &widen(&narrow_w), i), 1e-5);
+        let each_x = [Floats::F32(&x), Floats::Bf16(&narrow_x)];
+        for (x, w) in each_x
+            .iter()
+            .flat_map(|&x| [Floats::F32(&w), Floats::Bf16(&narrow_w)].map(|w| (x, w)))
+        {
+            let (mut y, mut narrow_y) = (vec![f32::NAN; o], vec![bf16::NAN; o]);
+            layer.forward(x, w, &mut y);
+            assert_eq!(y, want);
+            layer.forward(x, w, &mut narrow_y);
+            assert_eq!(narrow_y, narrow(&want));
         }
     }
 

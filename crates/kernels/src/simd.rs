@@ -4,6 +4,7 @@
 //! reduction runs over `LANES` independent accumulators which are folded in a fixed tree: the
 //! order is part of the code and the same on every machine.
 
+use crate::floats::Float;
 use pulp::{Simd, WithSimd};
 
 /// Independent accumulators of a reduction: two AVX2 registers, enough to hide the latency.
@@ -160,16 +161,16 @@ pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
 /// Dot products of `x` with `N` rows at once, for long rows in memory: several streams are in flight.
 /// Each sums `LANES` chains of fused multiply-adds, for any vector width.
 #[inline(always)]
-pub(crate) fn dots<const N: usize>(x: &[f32], rows: [&[f32]; N]) -> [f32; N] {
+pub(crate) fn dots<W: Float, const N: usize>(x: &[f32], rows: [&[W]; N]) -> [f32; N] {
     run_simd(Dots { x, rows })
 }
 
-struct Dots<'a, const N: usize> {
+struct Dots<'a, W, const N: usize> {
     x: &'a [f32],
-    rows: [&'a [f32]; N],
+    rows: [&'a [W]; N],
 }
 
-impl<const N: usize> SimdKernel for Dots<'_, N> {
+impl<W: Float, const N: usize> SimdKernel for Dots<'_, W, N> {
     type Output = [f32; N];
 
     #[inline(always)]
@@ -182,7 +183,11 @@ impl<const N: usize> SimdKernel for Dots<'_, N> {
         for l in 0..x.len() {
             let x = vectors::<S, V>(&x[l]);
             for i in 0..N {
-                let row = vectors::<S, V>(&rows[i].0[l]);
+                let row = rows[i].0[l].map(
+                    #[inline(always)]
+                    |w| w.widen(),
+                );
+                let row = vectors::<S, V>(&row);
                 for v in 0..V {
                     sums[i][v] = simd.mul_add_f32s(x[v], row[v], sums[i][v]);
                 }
@@ -192,7 +197,7 @@ impl<const N: usize> SimdKernel for Dots<'_, N> {
         for i in 0..N {
             totals[i] = horizontal_sum(simd, sums[i]);
             for (x, y) in x_tail.iter().zip(rows[i].1) {
-                totals[i] = x.mul_add(*y, totals[i]);
+                totals[i] = x.mul_add(y.widen(), totals[i]);
             }
         }
         totals

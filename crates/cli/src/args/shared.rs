@@ -7,6 +7,7 @@ use hybridnorm::data::StartToken;
 use hybridnorm::eval::TextOverrides;
 use hybridnorm::files::Locking;
 use hybridnorm::graph::DType;
+use hybridnorm::model::Model;
 use hybridnorm::plan::Precision;
 use serde::Serialize;
 
@@ -93,11 +94,18 @@ enum FloatFormatArg {
 }
 
 impl PrecisionArgs {
-    /// Returns the precision.
+    /// Sets the precision of a model that is not trained.
     ///
     /// # Errors
     /// If an option has no effect.
-    pub fn precision(&self) -> Result<Precision, Error> {
+    pub fn apply(&self, model: &mut Model) -> Result<(), Error> {
+        model.set_precision(self.precision()?);
+        model.keep_rounded_weights();
+        Ok(())
+    }
+
+    /// Returns the precision.
+    fn precision(&self) -> Result<Precision, Error> {
         let residual = match self.residual_precision {
             Some(FloatFormatArg::Bf16) => DType::Bf16,
             Some(FloatFormatArg::F32) | None => DType::F32,

@@ -40,7 +40,7 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
         EvalSplit::All => Split::All,
     });
     let mut model = checkpoint.model(Device::Cpu)?;
-    model.set_precision(args.precision.precision()?);
+    args.precision.apply(&mut model)?;
     let tokenizer = checkpoint.tokenizer()?;
     let mut display = ProgressDisplay::new(console);
     let sets = eval::open_sets(

@@ -37,7 +37,7 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
         TaskRun::create_folder(out)?;
     }
     let mut model = checkpoint.model(Device::Cpu)?;
-    model.set_precision(args.precision.precision()?);
+    args.precision.apply(&mut model)?;
     if model.precision() != Precision::F32 {
         console.note(&format!("computed in {}", model.precision()));
     }

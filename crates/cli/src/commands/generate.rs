@@ -35,7 +35,7 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
     let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
     let tokenizer = super::require_tokenizer(&checkpoint)?;
     let mut model = checkpoint.model(Device::Cpu)?;
-    model.set_precision(args.precision.precision()?);
+    args.precision.apply(&mut model)?;
     let signals = Signals::install()?;
     let stop = signals.defer();
     let mut generator = TextGenerator::new(

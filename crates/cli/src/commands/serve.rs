@@ -25,7 +25,7 @@ pub fn run(args: ServeArgs, console: &Console) -> Result<Outcome, Error> {
         None => tokenizer,
     };
     let mut model = checkpoint.model(Device::Cpu)?;
-    model.set_precision(args.precision.precision()?);
+    args.precision.apply(&mut model)?;
     let is_open = !args.host.is_loopback() && options.api_key.is_none();
     if is_open {
         console.note("without --api-key-file, anybody who reaches this address can use the model");

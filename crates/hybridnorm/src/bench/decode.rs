@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use derive_setters::Setters;
+use half::bf16;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -13,7 +14,8 @@ use crate::Device;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::counts::counts;
-use crate::model::{KvCache, Model, ModelConfig};
+use crate::model::{KvCache, Model, ModelConfig, ParamSpec, Role};
+use crate::plan::Precision;
 use crate::train::Config;
 
 /// Minimum number of measured tokens.
@@ -22,6 +24,10 @@ const MIN_TOKENS: usize = 8;
 const WARM_UP: usize = 2;
 /// Bytes of an f32.
 const F32: u64 = size_of::<f32>() as u64;
+/// Bytes of a bfloat16 number.
+const BF16: u64 = size_of::<bf16>() as u64;
+/// Weight of latent attention that decoding absorbs into queries and outputs, in single precision.
+const ABSORBED: &str = "attention.kv_up";
 
 /// Options of the decoding benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Setters)]
@@ -30,6 +36,8 @@ const F32: u64 = size_of::<f32>() as u64;
 pub struct DecodeOptions {
     /// Positions of the KV cache, at least 2. The prompt fills half of it.
     pub seq_len: usize,
+    /// Precision of activations and matmuls, and of the weights that are read.
+    pub precision: Precision,
     /// Approximate duration of the measurement in seconds; at least 8 tokens are measured.
     pub seconds: f64,
 }
@@ -39,14 +47,16 @@ impl DecodeOptions {
     pub fn new(seq_len: usize) -> Self {
         Self {
             seq_len,
+            precision: Precision::F32,
             seconds: 5.0,
         }
     }
 
-    /// Returns options with the sequence length of a configuration.
+    /// Returns options with the sequence length and precision of a configuration.
     pub fn of(config: &Config, seconds: f64) -> Self {
         Self {
             seq_len: config.train.seq_len,
+            precision: config.train.program_precision(),
             seconds,
         }
     }
@@ -58,6 +68,8 @@ impl DecodeOptions {
 pub struct DecodeReport {
     /// Number of compute threads.
     pub threads: usize,
+    /// Precision, such as `bf16, residual stream in f32`.
+    pub precision: String,
     /// Number of parameters of the model.
     pub parameters: u64,
     /// Number of prompt tokens.
@@ -111,7 +123,11 @@ pub fn decode(
     options: &DecodeOptions,
     device: Device,
 ) -> Result<DecodeReport> {
-    let DecodeOptions { seq_len, seconds } = *options;
+    let DecodeOptions {
+        seq_len,
+        precision,
+        seconds,
+    } = *options;
     check_seconds(seconds)?;
     if seq_len < 2 || seq_len > config.max_seq_len {
         return Err(Error::out_of_range(
@@ -124,11 +140,17 @@ pub fn decode(
         ));
     }
     let counts = counts(config, seq_len)?;
+    let bytes_per_parameter = match precision {
+        Precision::F32 => F32,
+        Precision::Bf16 { .. } => F32 + BF16,
+    };
     memory::check_available(
-        4 * counts.total + machine::BandwidthBenchmark::BYTES as u64,
+        bytes_per_parameter * counts.total + machine::BandwidthBenchmark::BYTES as u64,
         "the model's weights and the buffer of the bandwidth benchmark",
     )?;
     let mut model = Model::new(config, 1, device)?;
+    model.set_precision(precision);
+    model.keep_rounded_weights();
     let mut random = ChaCha8Rng::seed_from_u64(1);
     let prompt: Vec<i32> = (0..seq_len / 2)
         .map(|_| random.random_range(0..config.vocab_size as i32))
@@ -149,10 +171,11 @@ pub fn decode(
     let bandwidth = between.max(machine::read_bandwidth());
 
     let token_seconds = median(&tokens.seconds);
-    let bytes_per_token = weight_bytes(config, counts.active);
+    let bytes_per_token = weight_bytes(&model);
     let cached_floats_per_position = (config.n_layers * config.cache_width()) as f64;
     Ok(DecodeReport {
         threads: crate::threads::count(),
+        precision: precision.to_string(),
         parameters: counts.total,
         prompt_tokens: prompt.len(),
         tokens: tokens.seconds.len(),
@@ -167,12 +190,30 @@ pub fn decode(
 }
 
 /// Returns the bytes of weights read per token.
-fn weight_bytes(config: &ModelConfig, parameters: u64) -> u64 {
-    let unread = match config.tie_embeddings {
-        true => 0,
-        false => (config.vocab_size as u64 - 1) * config.d_model as u64,
+fn weight_bytes(model: &Model) -> u64 {
+    let config = model.config();
+    let is_bf16 = model.precision() != Precision::F32;
+    let bytes = |spec: &ParamSpec| {
+        let elements = spec.elements() as u64;
+        let read = match (&config.moe, spec.role) {
+            (_, Role::Embedding) if !config.tie_embeddings => config.d_model as u64,
+            (Some(moe), _) if spec.experts > 1 => {
+                elements / moe.n_experts as u64 * moe.top_k as u64
+            }
+            _ => elements,
+        };
+        let is_rounded = match spec.role {
+            Role::Attention => !spec.name.ends_with(ABSORBED),
+            Role::FeedForward | Role::Head => true,
+            Role::Embedding => config.tie_embeddings,
+            _ => false,
+        };
+        match is_bf16 && is_rounded {
+            true => BF16 * read,
+            false => F32 * read,
+        }
     };
-    F32 * (parameters - unread)
+    model.parameters().map(bytes).sum()
 }
 
 /// Measurements of the generated tokens: wall time and number of cached positions of each.

@@ -5,7 +5,9 @@ use std::ops::Range;
 use std::time::Duration;
 
 use half::bf16;
+use hybridnorm_kernels::floats::FloatsMut;
 use memmap2::MmapMut;
+use rayon::prelude::*;
 
 use super::profile::Profile;
 use super::{Executor, Tensor, TensorRef};
@@ -32,7 +34,16 @@ use crate::plan::{Operand, Program, Region, Step, Storage};
 pub struct Cpu {
     arena: Memory,
     buffers: Vec<Option<(DType, Memory)>>,
+    /// One for each buffer.
+    rounded: Vec<RoundedCopy>,
     profile: Profile,
+}
+
+/// Copy of a buffer, rounded to bfloat16; without memory until a program reads it.
+#[derive(Debug, Default)]
+struct RoundedCopy {
+    memory: Memory,
+    is_current: bool,
 }
 
 impl Cpu {
@@ -44,7 +55,26 @@ impl Cpu {
     fn buffer(&self, buffer: Buffer) -> &(DType, Memory) {
         self.buffers[buffer.0].as_ref().expect(FREED_BUFFER)
     }
+
+    /// Rounds the buffers again that have changed since the last program that reads their copies.
+    fn renew_rounded_copies(&mut self, program: &Program) {
+        for &buffer in program.rounded_buffers() {
+            if std::mem::replace(&mut self.rounded[buffer.0].is_current, true) {
+                continue;
+            }
+            let (_, memory) = self.buffers[buffer.0].as_ref().expect(FREED_BUFFER);
+            let from: &[f32] = elements(memory.bytes());
+            let to: &mut [bf16] = elements_mut(self.rounded[buffer.0].memory.bytes_mut());
+            let parts = to
+                .par_chunks_mut(ROUNDED_PER_TASK)
+                .zip(from.par_chunks(ROUNDED_PER_TASK));
+            parts.for_each(|(to, from)| FloatsMut::from(to).copy_from(from));
+        }
+    }
 }
+
+/// Elements that a task rounds.
+const ROUNDED_PER_TASK: usize = 1 << 16;
 
 /// Minimum bytes of memory in huge pages.
 const HUGE_PAGE_MIN_BYTES: usize = 16 << 20;
@@ -54,15 +84,18 @@ impl Executor for Cpu {
     fn allocate(&mut self, dtype: DType, elements: usize) -> Result<Buffer> {
         let memory = Memory::zeros(elements.saturating_mul(dtype.bytes()))?;
         self.buffers.push(Some((dtype, memory)));
+        self.rounded.push(RoundedCopy::default());
         Ok(Buffer(self.buffers.len() - 1))
     }
 
     fn free(&mut self, buffer: Buffer) {
         self.buffers[buffer.0] = None;
+        self.rounded[buffer.0] = RoundedCopy::default();
     }
 
     fn write(&mut self, buffer: Buffer, offset: usize, data: TensorRef<'_>) {
         let (dtype, memory) = self.buffers[buffer.0].as_mut().expect(FREED_BUFFER);
+        self.rounded[buffer.0].is_current = false;
         let size = dtype.bytes();
         let to = &mut memory.bytes_mut()[size * offset..][..size * data.len()];
         match (*dtype, data) {
@@ -88,7 +121,14 @@ impl Executor for Cpu {
     }
 
     fn prepare(&mut self, program: &Program) -> Result<()> {
-        self.arena.reserve(program.arena_bytes())
+        for &buffer in program.rounded_buffers() {
+            let (_, memory) = self.buffer(buffer);
+            let bytes = memory.bytes / size_of::<f32>() * size_of::<bf16>();
+            let copy = &mut self.rounded[buffer.0].memory;
+            copy.reserve(bytes, "the weights in bfloat16")?;
+        }
+        let bytes = program.arena_bytes();
+        self.arena.reserve(bytes, "activations and scratch")
     }
 
     fn run(
@@ -98,6 +138,7 @@ impl Executor for Cpu {
         inputs: &[(&str, TensorRef<'_>)],
     ) -> Result<()> {
         self.prepare(program)?;
+        self.renew_rounded_copies(program);
         for (name, id) in program.inputs() {
             let (_, data) = inputs
                 .iter()
@@ -113,9 +154,13 @@ impl Executor for Cpu {
         }
         for (step, node) in program.steps().iter().zip(program.graph().nodes()) {
             let operation = node.op.operation();
-            let parts = split(&mut self.arena, &mut self.buffers, &step.regions);
+            let (arena, buffers) = (&mut self.arena, &mut self.buffers);
+            let parts = split(arena, buffers, &self.rounded, &step.regions);
             let run = || run_step(step, operation, parts, arguments);
             self.profile.run(operation.name(), run);
+        }
+        for buffer in program.updated_buffers() {
+            self.rounded[buffer.0].is_current = false;
         }
         Ok(())
     }
@@ -125,6 +170,7 @@ impl Executor for Cpu {
         let bytes = match region.storage {
             Storage::Arena => self.arena.bytes(),
             Storage::Buffer(buffer) => self.buffer(buffer).1.bytes(),
+            Storage::Rounded(buffer) => self.rounded[buffer.0].memory.bytes(),
         };
         tensor(program.ty(output).dtype, &bytes[region.start..region.end])
     }
@@ -214,6 +260,7 @@ impl<'a> RegionSlice<'a> {
 fn split<'a>(
     arena: &'a mut Memory,
     buffers: &'a mut [Option<(DType, Memory)>],
+    rounded: &'a [RoundedCopy],
     regions: &[(Region, bool)],
 ) -> Vec<RegionSlice<'a>> {
     let mut parts = Vec::with_capacity(regions.len());
@@ -227,6 +274,14 @@ fn split<'a>(
                 let memory = buffers.nth(buffer.0 - passed).and_then(Option::as_mut);
                 passed = buffer.0 + 1;
                 memory.expect(FREED_BUFFER).1.bytes_mut()
+            }
+            Storage::Rounded(buffer) => {
+                let bytes = rounded[buffer.0].memory.bytes();
+                let slices = group
+                    .iter()
+                    .map(|(region, _)| &bytes[region.start..region.end]);
+                parts.extend(slices.map(RegionSlice::Shared));
+                continue;
             }
         };
         let mut at = 0;
@@ -315,10 +370,10 @@ impl Memory {
     ///
     /// # Errors
     /// If there is not enough memory; the capacity is then 0.
-    fn reserve(&mut self, bytes: usize) -> Result<()> {
+    fn reserve(&mut self, bytes: usize, contents: &str) -> Result<()> {
         if bytes > self.bytes {
             *self = Self::default();
-            memory::check_available(bytes as u64, "activations and scratch")?;
+            memory::check_available(bytes as u64, contents)?;
             *self = Self::zeros(bytes)?;
         }
         Ok(())

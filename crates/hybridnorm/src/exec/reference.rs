@@ -108,6 +108,11 @@ impl Reference {
                 let (_, all) = self.buffers[buffer.0].as_ref().expect("a buffer");
                 all.slice(offset..offset + info.ty.elements())
             }
+            Source::RoundedState(buffer, offset) => {
+                let (_, all) = self.buffers[buffer.0].as_ref().expect("a buffer");
+                let slice = all.slice(offset..offset + info.ty.elements());
+                slice.rounded_to(DType::Bf16)
+            }
             _ => self.values[id.0]
                 .clone()
                 .expect("computed before it is read"),

@@ -53,6 +53,9 @@ pub enum Source {
     Input(Arc<str>),
     /// Elements of a buffer, starting at this offset (in elements).
     State(Buffer, usize),
+    /// Those of a buffer in single precision, rounded to bfloat16: from a copy that the executor keeps, and renews after
+    /// the buffer has changed.
+    RoundedState(Buffer, usize),
 }
 
 /// Type and source of a value.
@@ -141,6 +144,10 @@ impl fmt::Display for Graph {
                 Source::Input(name) => writeln!(f, "%{index} = input {name}: {}", value.ty)?,
                 Source::State(Buffer(buffer), offset) => {
                     writeln!(f, "%{index} = buffer {buffer} from {offset}: {}", value.ty)?;
+                }
+                Source::RoundedState(Buffer(buffer), offset) => {
+                    let ty = value.ty;
+                    writeln!(f, "%{index} = rounded buffer {buffer} from {offset}: {ty}")?;
                 }
             }
         }

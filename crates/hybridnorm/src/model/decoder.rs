@@ -66,7 +66,7 @@ pub struct Decoder {
     softcap: Option<f64>,
     z_loss: f64,
     unit_weights: bool,
-    precision: Precision,
+    plan_options: Options,
     config: ModelConfig,
     registry: Registry,
 }
@@ -155,7 +155,7 @@ impl Decoder {
             softcap: resolved.logits.softcap,
             z_loss: resolved.logits.z_loss,
             unit_weights: resolved.unit_weights,
-            precision: Precision::F32,
+            plan_options: Options::default(),
             config: config.clone(),
             registry,
         })
@@ -163,15 +163,17 @@ impl Decoder {
 
     /// Sets the precision of the programs of this decoder.
     pub fn set_precision(&mut self, precision: Precision) {
-        self.precision = precision;
+        self.plan_options.precision = precision;
     }
 
-    /// Returns the options of this decoder's programs, without recomputation.
+    /// Sets the options of the programs of this decoder.
+    pub fn set_plan_options(&mut self, options: Options) {
+        self.plan_options = options;
+    }
+
+    /// Returns the options of the programs of this decoder.
     pub fn plan_options(&self) -> Options {
-        Options {
-            precision: self.precision,
-            ..Options::default()
-        }
+        self.plan_options
     }
 
     /// Returns the configuration of the model.

@@ -207,7 +207,7 @@ impl Operation for LinearCrossEntropy {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let (x, w, targets) = (io.floats(0), io.read(1), io.ints(2));
+        let (x, w, targets) = (io.floats(0), io.floats(1), io.ints(2));
         let (objective, loss, scratch) = (io.write(), io.write(), io.write());
         let sums = cross_entropy::loss(&self.0, x, w, targets, None, scratch);
         let losses = mean_losses(&self.0, &sums);

@@ -138,7 +138,7 @@ impl Operation for ExpertDown {
             ..
         } = self.linear;
         let dispatch = Dispatch::new(layout, io.ints(3));
-        let (x, w, weights) = (io.floats(0), io.read(1), io.read(2));
+        let (x, w, weights) = (io.floats(0), io.floats(1), io.read(2));
         let (y, scratch) = (io.write_floats(), io.write());
         let (mut slots, scratch) = self.linear.rows(scratch, self.slots() * d);
         let hidden_len = self.activation.map_or(0, |_| self.slots() * f);

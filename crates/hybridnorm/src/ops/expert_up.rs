@@ -86,7 +86,7 @@ impl Operation for ExpertUp {
             layout, inputs, ..
         } = self.0;
         let dispatch = Dispatch::new(layout, io.ints(2));
-        let (x, w, y) = (io.floats(0), io.read(1), io.write_floats());
+        let (x, w, y) = (io.floats(0), io.floats(1), io.write_floats());
         let (mut slots, _) = self.0.rows(io.write(), dispatch.slots() * inputs);
         experts::gather(&dispatch, x, slots.reborrow(), inputs);
         experts::forward(&dispatch, &self.0.of_expert(), slots.as_floats(), w, y);

@@ -131,7 +131,7 @@ impl Operation for Linear {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        self.0.forward(io.floats(0), io.read(1), io.write_floats());
+        self.0.forward(io.floats(0), io.floats(1), io.write_floats());
     }
 }
 

@@ -14,11 +14,11 @@
 //! | logits | f32 | the loss subtracts numbers of equal size |
 //! | any value that an op without bfloat16 kernel reads | f32 | works before it has such a kernel |
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use hybridnorm_kernels::matmul;
 
-use crate::graph::{DType, Graph, Node, ValueId};
+use crate::graph::{DType, Graph, Node, Source, ValueId};
 use crate::ops::Op;
 use crate::plan::Precision;
 
@@ -67,6 +67,40 @@ pub(crate) fn precision(graph: &mut Graph, outputs: &[ValueId], precision: Preci
         }
     }
 }
+
+/// Lets the matmuls of a program without backward pass read copies of their weights that are rounded already.
+///
+/// Programs that train round weights where they use them: there each changes with every step.
+pub(crate) fn rounded_weights(graph: &mut Graph) {
+    if graph.nodes.iter().any(|node| node.is_backward) {
+        return;
+    }
+    let mut rounded: HashMap<ValueId, ValueId> = HashMap::new();
+    for index in 0..graph.nodes.len() {
+        let node = &graph.nodes[index];
+        let precision = match &node.op {
+            Op::Linear(op) => op.0.precision,
+            Op::ExpertUp(op) => op.0.precision,
+            Op::ExpertDown(op) => op.linear.precision,
+            _ => continue,
+        };
+        let weight = node.inputs[WEIGHT];
+        let Source::State(buffer, offset) = graph.value(weight).source else {
+            continue;
+        };
+        if precision == matmul::Precision::Bf16 {
+            let id = rounded.entry(weight).or_insert_with(|| {
+                let mut ty = graph.ty(weight);
+                ty.dtype = DType::Bf16;
+                graph.add_value(ty, Source::RoundedState(buffer, offset))
+            });
+            graph.nodes[index].inputs[WEIGHT] = *id;
+        }
+    }
+}
+
+/// Input of a matmul with the weight.
+const WEIGHT: usize = 1;
 
 /// Returns the logits of routers, the weights of their projections, and the gradients of the logits.
 fn router_values(graph: &Graph) -> HashSet<ValueId> {

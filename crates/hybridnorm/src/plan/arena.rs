@@ -51,15 +51,17 @@ pub(crate) fn plan_memory(graph: &Graph, outputs: &[ValueId]) -> MemoryLayout {
     };
     let regions = graph.values.iter().zip(block_of).map(|(value, block)| {
         let bytes = value.ty.bytes();
+        let of_state = |storage, offset: usize| {
+            let start = offset * value.ty.dtype.bytes();
+            Some(Region {
+                storage,
+                start,
+                end: start + bytes,
+            })
+        };
         match value.source {
-            Source::State(buffer, offset) => {
-                let start = offset * value.ty.dtype.bytes();
-                Some(Region {
-                    storage: Storage::Buffer(buffer),
-                    start,
-                    end: start + bytes,
-                })
-            }
+            Source::State(buffer, offset) => of_state(Storage::Buffer(buffer), offset),
+            Source::RoundedState(buffer, offset) => of_state(Storage::Rounded(buffer), offset),
             _ => block.map(|block| region(block, bytes)),
         }
     });

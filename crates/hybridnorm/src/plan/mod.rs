@@ -10,12 +10,13 @@ mod step;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
 use derive_setters::Setters;
 
-use crate::graph::{DType, Graph, Node, Source, Type, ValueId};
+use crate::graph::{Buffer, DType, Graph, Node, Source, Type, ValueId};
 use crate::passes;
 use crate::threads;
 pub(crate) use step::{Operand, Region, Step, Storage};
@@ -31,6 +32,9 @@ pub struct Options {
     pub recompute: Recompute,
     /// Precision of activations and matmuls.
     pub precision: Precision,
+    /// True if the executor keeps the weights of matmuls rounded to their precision, for programs without backward pass:
+    /// half of the memory of single-precision parameters again, and half of the bytes to read per token.
+    pub keep_rounded_weights: bool,
 }
 
 /// Precision of a program: element types of activations, and of the operands of matmuls. Parameters and their
@@ -83,6 +87,7 @@ impl Default for Options {
             fuse: true,
             recompute: Recompute::None,
             precision: Precision::F32,
+            keep_rounded_weights: false,
         }
     }
 }
@@ -116,6 +121,8 @@ pub struct Program {
     arena_bytes: usize,
     inputs: Vec<(Arc<str>, ValueId)>,
     outputs: Vec<ValueId>,
+    rounded: Vec<Buffer>,
+    updated: Vec<Buffer>,
 }
 
 impl Program {
@@ -124,6 +131,9 @@ impl Program {
         passes::remove_unused(&mut graph, outputs);
         passes::narrow(&mut graph, outputs);
         passes::precision(&mut graph, outputs, options.precision);
+        if options.keep_rounded_weights {
+            passes::rounded_weights(&mut graph);
+        }
         let segments = graph.nodes.iter().filter_map(|node| node.segment).max();
         let segments = segments.map_or(0, |last| last + 1);
         let recompute_first = |count: usize| {
@@ -159,9 +169,17 @@ impl Program {
         }
         passes::schedule_early(&mut graph);
         let layout = arena::plan_memory(&graph, outputs);
-        let steps = (0..graph.nodes.len())
-            .map(|index| Step::new(&graph, index, &layout))
-            .collect();
+        let steps = (0..graph.nodes.len()).map(|index| Step::new(&graph, index, &layout));
+        let steps: Vec<Step> = steps.collect();
+        let regions = steps.iter().flat_map(|step| &step.regions);
+        let (mut rounded, mut updated) = (BTreeSet::new(), BTreeSet::new());
+        for (region, is_written) in regions {
+            match region.storage {
+                Storage::Rounded(buffer) => rounded.insert(buffer),
+                Storage::Buffer(buffer) if *is_written => updated.insert(buffer),
+                _ => continue,
+            };
+        }
         let inputs = graph.values.iter().enumerate();
         let inputs = inputs.filter_map(|(index, value)| match &value.source {
             Source::Input(name) if layout.regions[index].is_some() => {
@@ -175,6 +193,8 @@ impl Program {
             inputs: inputs.collect(),
             regions: layout.regions,
             outputs: outputs.to_vec(),
+            rounded: rounded.into_iter().collect(),
+            updated: updated.into_iter().collect(),
             graph,
         }
     }
@@ -213,6 +233,16 @@ impl Program {
     /// Returns the type of a value.
     pub fn ty(&self, id: ValueId) -> Type {
         self.graph.ty(id)
+    }
+
+    /// Returns the buffers of which it reads a [rounded](Source::RoundedState) copy.
+    pub(crate) fn rounded_buffers(&self) -> &[Buffer] {
+        &self.rounded
+    }
+
+    /// Returns the buffers that it writes.
+    pub(crate) fn updated_buffers(&self) -> &[Buffer] {
+        &self.updated
     }
 
     pub(crate) fn steps(&self) -> &[Step] {

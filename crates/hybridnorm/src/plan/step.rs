@@ -10,6 +10,8 @@ pub(crate) enum Storage {
     Arena,
     /// State of the executor.
     Buffer(Buffer),
+    /// Copy of state, rounded to bfloat16.
+    Rounded(Buffer),
 }
 
 /// A range of bytes in a storage.

@@ -35,7 +35,7 @@ pub(super) fn attend<T: Float>(
                     let whole = ROWS_AT_ONCE * groups.len();
                     for (g, logits) in groups.iter_mut().enumerate() {
                         let keys = std::array::from_fn(|i| k.row(ROWS_AT_ONCE * g + i, d).single());
-                        *logits = dots::<ROWS_AT_ONCE>(q, keys);
+                        *logits = dots::<_, ROWS_AT_ONCE>(q, keys);
                     }
                     for (s, logit) in rest.iter_mut().enumerate() {
                         [*logit] = dots(q, [k.row(whole + s, d).single()]);

@@ -67,7 +67,7 @@ fn head_stats(a: &AttentionConfig, layout: &QkvLayout, b: usize, h: usize) -> At
                 let whole = ROWS_AT_ONCE * groups.len();
                 for (g, logits) in groups.iter_mut().enumerate() {
                     let keys = std::array::from_fn(|i| k.row(ROWS_AT_ONCE * g + i, d).single());
-                    *logits = dots::<ROWS_AT_ONCE>(q.row(t, d).single(), keys);
+                    *logits = dots::<_, ROWS_AT_ONCE>(q.row(t, d).single(), keys);
                 }
                 for (s, logit) in rest.iter_mut().enumerate() {
                     [*logit] = dots(q.row(t, d).single(), [k.row(whole + s, d).single()]);

@@ -80,6 +80,7 @@ fn decode_text(report: &DecodeReport) -> String {
          threads           {}\n\
          tokens/s          {:.1}\n\
          token             {:.3} ms (median of {} after a prompt of {})\n\
+         precision         {}\n\
          weights           {} per token, {:.2} GB/s\n\
          KV cache read     {} per token\n\
          memory bandwidth  {:.2} GB/s, {:.1} % used for weights\n\
@@ -90,6 +91,7 @@ fn decode_text(report: &DecodeReport) -> String {
         1e3 * report.token_seconds,
         report.tokens,
         report.prompt_tokens,
+        report.precision,
         bytes(report.bytes_per_token),
         1e-9 * weights,
         bytes(report.cache_bytes_per_token as u64),
