@@ -7,10 +7,11 @@
 //! projection is absorbed into the query ([`absorb`]), and the value projection is applied after
 //! attention ([`project_values`]); [`cached_latent`](crate::attention::cached_latent) runs in between.
 
+use crate::linear::products_of_rows;
 use crate::matmul::{Matrix, MatrixMut, Packed, Precision, multiply};
 use crate::parallel::rows_per_chunk;
 use crate::qkv::rotate;
-use crate::simd::{AccumulateRows, SimdKernel, dispatch, dots, run_simd};
+use crate::simd::{AccumulateRows, SimdKernel, dispatch, run_simd};
 use pulp::Simd;
 use rayon::prelude::*;
 
@@ -272,7 +273,6 @@ pub fn absorb(l: &MlaHeads, latent: usize, q: &[f32], kv_up: &[f32], out: &mut [
 /// Applies the value projection to the context of [`cached_latent`](crate::attention::cached_latent), `ctx` (n, heads *
 /// latent): `out` is (n, heads * value). `kv_up` is as in [`absorb`].
 pub fn project_values(l: &MlaHeads, latent: usize, ctx: &[f32], kv_up: &[f32], out: &mut [f32]) {
-    const ROWS_AT_ONCE: usize = 4;
     let name = "latent::project_values";
     l.check_up(name, latent, kv_up);
     let up = (l.nope + l.value) * latent;
@@ -283,17 +283,7 @@ pub fn project_values(l: &MlaHeads, latent: usize, ctx: &[f32], kv_up: &[f32], o
             .par_chunks_exact_mut(l.value)
             .zip(ctx.par_chunks_exact(latent))
             .zip(kv_up.par_chunks_exact(up))
-            .for_each(|((out, ctx), w)| {
-                let (groups, rest) = out.as_chunks_mut::<ROWS_AT_ONCE>();
-                let mut rows = w[l.nope * latent..].chunks_exact(latent);
-                let mut next = || rows.next().expect("a row of weights for every channel");
-                for y in groups {
-                    *y = dots(ctx, std::array::from_fn::<_, ROWS_AT_ONCE, _>(|_| next()));
-                }
-                for y in rest {
-                    [*y] = dots(ctx, [next()]);
-                }
-            });
+            .for_each(|((out, ctx), w)| products_of_rows(ctx, &w[l.nope * latent..], out));
     }
     if n == 0 {
         return;

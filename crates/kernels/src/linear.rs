@@ -11,8 +11,12 @@ use crate::simd::dots;
 use half::bf16;
 use rayon::prelude::*;
 
-/// Outputs per task for a single input row.
+/// Minimum number of outputs per task for a single input row.
 const OUTPUTS_PER_TASK: usize = 64;
+/// Maximum of the same.
+const MAX_OUTPUTS_PER_TASK: usize = 512;
+/// Tasks per thread for a single input row, if there are enough outputs.
+const TASKS_PER_THREAD: usize = 8;
 /// Rows and columns that are transposed together: one cache line.
 const TILE: usize = 16;
 /// Number of multiply-adds from which the two matmuls of the backward pass run one after the other, since the operands
@@ -97,7 +101,7 @@ impl Linear {
                     .for_each(|(y, w)| {
                         let mut rounded = vec![bf16::ZERO; w.len()];
                         FloatsMut::from(&mut rounded).copy_from(w);
-                        row_times_weights(&x, &rounded, y);
+                        products_of_rows(&x, &rounded, y);
                     });
             }
         }
@@ -247,23 +251,33 @@ impl Linear {
     }
 }
 
-/// Computes the output of one row, memory-bound on the weights: several dot products at once.
+/// Computes `y = w x` for one row `x`, memory-bound on the weights.
 fn row_times_weights<W: Float>(x: &[f32], w: &[W], y: &mut [f32]) {
-    const ROWS_AT_ONCE: usize = 4;
-    let inputs = x.len();
-    y.par_chunks_mut(OUTPUTS_PER_TASK)
-        .zip(w.par_chunks(OUTPUTS_PER_TASK * inputs))
-        .for_each(|(y, w)| {
-            let (groups, rest) = y.as_chunks_mut::<ROWS_AT_ONCE>();
-            let mut rows = w.chunks_exact(inputs);
-            let mut next = || rows.next().expect("a row of weights for every output");
-            for y in groups {
-                *y = dots(x, std::array::from_fn::<_, ROWS_AT_ONCE, _>(|_| next()));
-            }
-            for y in rest {
-                [*y] = dots(x, [next()]);
-            }
-        });
+    let tasks = TASKS_PER_THREAD * rayon::current_num_threads();
+    let outputs = y.len().div_ceil(tasks);
+    let outputs = outputs.clamp(OUTPUTS_PER_TASK, MAX_OUTPUTS_PER_TASK);
+    let tasks = y.par_chunks_mut(outputs);
+    tasks
+        .zip(w.par_chunks(outputs * x.len()))
+        .for_each(|(y, w)| products_of_rows(x, w, y));
+}
+
+/// Computes the dot products of `x` with the rows of `w`, several at once, each of which goes through its own part of the
+/// rows: processors prefetch long streams.
+pub(crate) fn products_of_rows<W: Float>(x: &[f32], w: &[W], y: &mut [f32]) {
+    const STREAMS: usize = 4;
+    let row = |i: usize| &w[i * x.len()..][..x.len()];
+    let len = y.len() / STREAMS;
+    for i in 0..len {
+        let outputs: [usize; STREAMS] = std::array::from_fn(|stream| stream * len + i);
+        let sums = dots(x, outputs.map(row));
+        for (output, sum) in outputs.into_iter().zip(sums) {
+            y[output] = sum;
+        }
+    }
+    for (i, y) in y.iter_mut().enumerate().skip(STREAMS * len) {
+        [*y] = dots(x, [row(i)]);
+    }
 }
 
 fn rows(name: &str, len: usize, width: usize) -> usize {
