@@ -3,7 +3,6 @@
 use hybridnorm::data::Tokenizer;
 use hybridnorm::eval::TextOverrides;
 use hybridnorm::model::Model;
-use hybridnorm::plan::Precision;
 use hybridnorm::tasks::{self, Task, TaskDocument, TaskOptions, TaskResult, TaskRun};
 use hybridnorm::text::one_line;
 use hybridnorm::train::{Checkpoint, run_directory};
@@ -38,9 +37,7 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
     }
     let mut model = checkpoint.model(Device::Cpu)?;
     args.precision.apply(&mut model)?;
-    if model.precision() != Precision::F32 {
-        console.note(&format!("computed in {}", model.precision()));
-    }
+    super::note_precision(&model, console);
     let mut display = ProgressDisplay::new(console);
     let (mut finished, mut failed) = (Vec::new(), Vec::new());
     for task in opened {

@@ -19,6 +19,8 @@ struct GenerationReport {
     text: String,
     /// Number of generated tokens.
     tokens: usize,
+    /// Precision of the model, such as `bf16, residual stream in f32`.
+    precision: String,
     /// Token before those of the prompt.
     start_id: Option<u32>,
     prompt_tokens: usize,
@@ -36,6 +38,7 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
     let tokenizer = super::require_tokenizer(&checkpoint)?;
     let mut model = checkpoint.model(Device::Cpu)?;
     args.precision.apply(&mut model)?;
+    super::note_precision(&model, console);
     let signals = Signals::install()?;
     let stop = signals.defer();
     let mut generator = TextGenerator::new(
@@ -75,6 +78,7 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
             prompt: args.prompt,
             text: sink.collected.unwrap_or_default(),
             tokens,
+            precision: model.precision().to_string(),
             start_id,
             prompt_tokens,
             context_tokens: model.config().max_seq_len,

@@ -21,6 +21,8 @@ use std::path::{Path, PathBuf};
 
 use hybridnorm::Error;
 use hybridnorm::data::Tokenizer;
+use hybridnorm::model::Model;
+use hybridnorm::plan::Precision;
 use hybridnorm::train::{Checkpoint, run_directory};
 
 use crate::args::Command;
@@ -55,6 +57,13 @@ pub fn run(command: Command, console: &Console) -> Result<Outcome, Error> {
         Command::Export(args) => export::run(args, console),
     };
     outcome.map_err(with_no_lock)
+}
+
+/// Prints a note with the precision of a model, unless that is single precision.
+fn note_precision(model: &Model, console: &Console) {
+    if model.precision() != Precision::F32 {
+        console.note(&format!("computed in {}", model.precision()));
+    }
 }
 
 /// Opens the checkpoint at `path`, or the newest valid one of the run directory there; prints a note for each newer

@@ -188,6 +188,15 @@ impl Model {
         self.forget_programs();
     }
 
+    /// Returns the bytes of the parameters, with those of the copy that [`Model::keep_rounded_weights`] lets the executor
+    /// keep.
+    pub fn weight_bytes(&self) -> u64 {
+        let options = self.decoder.plan_options();
+        let is_copied = options.keep_rounded_weights && options.precision != Precision::F32;
+        let per_element = DType::F32.bytes() + if is_copied { DType::Bf16.bytes() } else { 0 };
+        (per_element * self.decoder.registry().elements()) as u64
+    }
+
     /// Drops existing programs, which depend on the maximum sequence length and the options of programs.
     fn forget_programs(&mut self) {
         self.losses = LossPrograms::default();

@@ -176,7 +176,7 @@ impl Engine {
         // Logits of a run leave the arena as a copy.
         let logits = 4 * (vocab * chunk.max(options.slots)) as u64;
         let memory = EngineMemory {
-            weights: 4 * model.decoder().registry().elements() as u64,
+            weights: model.weight_bytes(),
             cache: model.slot_cache_bytes(options.slots, context),
             run: values + 2 * logits,
         };
