@@ -7,7 +7,7 @@
 //! projection is absorbed into the query ([`absorb`]), and the value projection is applied after
 //! attention ([`project_values`]); [`cached_latent`](crate::attention::cached_latent) runs in between.
 
-use crate::linear::products_of_rows;
+use crate::linear::matvec;
 use crate::matmul::{Matrix, MatrixMut, Packed, Precision, multiply};
 use crate::parallel::rows_per_chunk;
 use crate::qkv::rotate;
@@ -283,7 +283,7 @@ pub fn project_values(l: &MlaHeads, latent: usize, ctx: &[f32], kv_up: &[f32], o
             .par_chunks_exact_mut(l.value)
             .zip(ctx.par_chunks_exact(latent))
             .zip(kv_up.par_chunks_exact(up))
-            .for_each(|((out, ctx), w)| products_of_rows(ctx, &w[l.nope * latent..], out));
+            .for_each(|((out, ctx), w)| matvec(&w[l.nope * latent..], ctx, out));
     }
     if n == 0 {
         return;

@@ -11,11 +11,11 @@ use crate::simd::dots;
 use half::bf16;
 use rayon::prelude::*;
 
-/// Minimum number of outputs per task for a single input row.
+/// Minimum number of outputs per task of a matrix-vector product: less work would not pay for a task.
 const OUTPUTS_PER_TASK: usize = 64;
-/// Maximum of the same.
+/// Maximum number of outputs per task of a matrix-vector product; large tasks read long streams.
 const MAX_OUTPUTS_PER_TASK: usize = 512;
-/// Tasks per thread for a single input row, if there are enough outputs.
+/// Tasks per thread of a matrix-vector product with enough outputs, so that threads finish together.
 const TASKS_PER_THREAD: usize = 8;
 /// Rows and columns that are transposed together: one cache line.
 const TILE: usize = 16;
@@ -85,24 +85,25 @@ impl Linear {
 
     /// Computes `y = x w^T` for one row.
     fn forward_row(&self, x: Floats, w: Floats, y: &mut [f32]) {
-        let mut x = x.to_f32();
-        if self.precision == Precision::Bf16 {
-            round_to(self.precision, x.to_mut());
-        }
-        match w {
-            Floats::Bf16(w) => row_times_weights(&x, w, y),
-            Floats::F32(w) if self.precision == Precision::F32 => row_times_weights(&x, w, y),
-            Floats::F32(w) => {
-                // Rounded in parts that stay in cache.
-                let inputs = self.inputs;
-                let tasks = y.par_chunks_mut(OUTPUTS_PER_TASK);
-                tasks
-                    .zip(w.par_chunks(OUTPUTS_PER_TASK * inputs))
-                    .for_each(|(y, w)| {
-                        let mut rounded = vec![bf16::ZERO; w.len()];
-                        FloatsMut::from(&mut rounded).copy_from(w);
-                        products_of_rows(&x, &rounded, y);
-                    });
+        let x = x.to_f32();
+        match (self.precision, w) {
+            (Precision::F32, Floats::F32(w)) => parallel_matvec(w, &x, y, matvec),
+            (Precision::F32, Floats::Bf16(w)) => parallel_matvec(w, &x, y, matvec),
+            (Precision::Bf16, w) => {
+                let mut x = x.into_owned();
+                round_to(self.precision, &mut x);
+                match w {
+                    Floats::Bf16(w) => parallel_matvec(w, &x, y, matvec),
+                    Floats::F32(w) => parallel_matvec(w, &x, y, |w, x, y| {
+                        // In parts that stay in cache.
+                        let parts = w.chunks(OUTPUTS_PER_TASK * x.len());
+                        for (w, y) in parts.zip(y.chunks_mut(OUTPUTS_PER_TASK)) {
+                            let mut rounded = vec![bf16::ZERO; w.len()];
+                            FloatsMut::from(&mut rounded).copy_from(w);
+                            matvec(&rounded, x, y);
+                        }
+                    }),
+                }
             }
         }
     }
@@ -148,16 +149,18 @@ impl Linear {
             outputs,
             precision,
         } = *self;
+        // Of all numbers of rows up to n: experts have fewer.
         let one_row = match precision {
             Precision::F32 => 0,
             Precision::Bf16 => 4 * (inputs + outputs) + 2 * threads * OUTPUTS_PER_TASK * inputs,
         };
-        let several = match n < MIN_ROWS_TO_PACK {
-            true => 4 * n * outputs + workspace(precision, outputs, n, inputs, threads),
+        let few = n.min(MIN_ROWS_TO_PACK - 1);
+        let few = 4 * few * outputs + workspace(precision, outputs, few, inputs, threads);
+        let many = match n < MIN_ROWS_TO_PACK {
+            true => 0,
             false => workspace(precision, n, outputs, inputs, threads),
         };
-        // Experts have fewer rows as well.
-        one_row.max(several)
+        one_row.max(few).max(many)
     }
 
     /// Computes `dx = dy w` for `dy` (n, outputs), `w` (outputs, inputs), `dx` (n, inputs).
@@ -251,20 +254,25 @@ impl Linear {
     }
 }
 
-/// Computes `y = w x` for one row `x`, memory-bound on the weights.
-fn row_times_weights<W: Float>(x: &[f32], w: &[W], y: &mut [f32]) {
+/// Computes the matrix-vector product `y = w x` with `matvec` of blocks of rows.
+fn parallel_matvec<W: Sync>(
+    w: &[W],
+    x: &[f32],
+    y: &mut [f32],
+    matvec: impl Fn(&[W], &[f32], &mut [f32]) + Sync,
+) {
     let tasks = TASKS_PER_THREAD * rayon::current_num_threads();
     let outputs = y.len().div_ceil(tasks);
     let outputs = outputs.clamp(OUTPUTS_PER_TASK, MAX_OUTPUTS_PER_TASK);
-    let tasks = y.par_chunks_mut(outputs);
-    tasks
-        .zip(w.par_chunks(outputs * x.len()))
-        .for_each(|(y, w)| products_of_rows(x, w, y));
+    let blocks = w
+        .par_chunks(outputs * x.len())
+        .zip(y.par_chunks_mut(outputs));
+    blocks.for_each(|(w, y)| matvec(w, x, y));
 }
 
-/// Computes the dot products of `x` with the rows of `w`, several at once, each of which goes through its own part of the
-/// rows: processors prefetch long streams.
-pub(crate) fn products_of_rows<W: Float>(x: &[f32], w: &[W], y: &mut [f32]) {
+/// Computes the matrix-vector product `y = w x`, memory-bound on `w` (outputs, inputs): several dot products at once. Each
+/// reads rows of its own quarter of `w`, since hardware prefetchers follow long sequential reads.
+pub(crate) fn matvec<W: Float>(w: &[W], x: &[f32], y: &mut [f32]) {
     const STREAMS: usize = 4;
     let row = |i: usize| &w[i * x.len()..][..x.len()];
     let len = y.len() / STREAMS;
@@ -362,7 +370,7 @@ mod tests {
             };
             let mut want = vec![f32::NAN; n * o];
             layer.forward(&x, &w, &mut want);
-            for few in [2, 7, n - 1] {
+            for few in [2, 7, n - 1, n] {
                 let mut y = vec![f32::NAN; few * o];
                 layer.forward(&x[..few * i], &w, &mut y);
                 assert_eq!(y, want[..few * o]);
@@ -381,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn one_row_in_bfloat16_is_the_sum_of_rounded_products() {
+    fn matvec_in_bfloat16_sums_products_of_rounded_numbers() {
         let (i, o) = (150, 3 * OUTPUTS_PER_TASK + 5);
         let mut rng = Rng::new(16);
         let narrow = |x: &[f32]| x.iter().map(|x| round(*x)).collect::<Vec<bf16>>();

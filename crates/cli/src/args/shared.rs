@@ -8,7 +8,7 @@ use hybridnorm::eval::TextOverrides;
 use hybridnorm::files::Locking;
 use hybridnorm::graph::DType;
 use hybridnorm::model::Model;
-use hybridnorm::plan::Precision;
+use hybridnorm::plan::{Options, Precision};
 use serde::Serialize;
 
 use crate::console;
@@ -94,13 +94,13 @@ enum FloatFormatArg {
 }
 
 impl PrecisionArgs {
-    /// Sets the precision of a model that is not trained.
+    /// Sets the precision of a model for evaluation or generation.
     ///
     /// # Errors
     /// If an option has no effect.
     pub fn apply(&self, model: &mut Model) -> Result<(), Error> {
-        model.set_precision(self.precision()?);
-        model.keep_rounded_weights();
+        let options = Options::default().with_precision(self.precision()?);
+        model.set_plan_options(options.with_keep_rounded_weights(true));
         Ok(())
     }
 

@@ -37,7 +37,7 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
     }
     let mut model = checkpoint.model(Device::Cpu)?;
     args.precision.apply(&mut model)?;
-    super::note_precision(&model, console);
+    super::note_precision(model.precision(), console);
     let mut display = ProgressDisplay::new(console);
     let (mut finished, mut failed) = (Vec::new(), Vec::new());
     for task in opened {

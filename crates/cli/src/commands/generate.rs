@@ -38,7 +38,7 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
     let tokenizer = super::require_tokenizer(&checkpoint)?;
     let mut model = checkpoint.model(Device::Cpu)?;
     args.precision.apply(&mut model)?;
-    super::note_precision(&model, console);
+    super::note_precision(model.precision(), console);
     let signals = Signals::install()?;
     let stop = signals.defer();
     let mut generator = TextGenerator::new(

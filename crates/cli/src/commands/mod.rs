@@ -21,7 +21,6 @@ use std::path::{Path, PathBuf};
 
 use hybridnorm::Error;
 use hybridnorm::data::Tokenizer;
-use hybridnorm::model::Model;
 use hybridnorm::plan::Precision;
 use hybridnorm::train::{Checkpoint, run_directory};
 
@@ -59,10 +58,11 @@ pub fn run(command: Command, console: &Console) -> Result<Outcome, Error> {
     outcome.map_err(with_no_lock)
 }
 
-/// Prints a note with the precision of a model, unless that is single precision.
-fn note_precision(model: &Model, console: &Console) {
-    if model.precision() != Precision::F32 {
-        console.note(&format!("computed in {}", model.precision()));
+/// Prints a note with the precision of a program and the unit of its matmuls, unless it is single precision.
+fn note_precision(precision: Precision, console: &Console) {
+    if precision != Precision::F32 {
+        let unit = precision.matmul_unit();
+        console.note(&format!("computed in {precision}, matmuls with {unit}"));
     }
 }
 

@@ -26,7 +26,7 @@ pub fn run(args: ServeArgs, console: &Console) -> Result<Outcome, Error> {
     };
     let mut model = checkpoint.model(Device::Cpu)?;
     args.precision.apply(&mut model)?;
-    super::note_precision(&model, console);
+    super::note_precision(model.precision(), console);
     let is_open = !args.host.is_loopback() && options.api_key.is_none();
     if is_open {
         console.note("without --api-key-file, anybody who reaches this address can use the model");

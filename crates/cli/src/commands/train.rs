@@ -9,7 +9,7 @@ use hybridnorm::train::spikes::SpikeCounts;
 use hybridnorm::train::{self, Config, Event, OpenOptions, Start, Trainer};
 use hybridnorm::{Device, Error};
 
-use super::{Outcome, default_directory, resume_command, with_flags};
+use super::{Outcome, default_directory, note_precision, resume_command, with_flags};
 use crate::args::TrainArgs;
 use crate::console::{self, Console};
 use crate::progress::ProgressDisplay;
@@ -24,6 +24,7 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Outcome, Error> {
         false => Start::Fresh,
     };
     let signals = Signals::install()?;
+    note_precision(config.train.program_precision(), console);
     let mut display = ProgressDisplay::new(console);
     let steps = config.train.steps as u64;
     let mut on_event = |event: Event<'_>| display.show_event("train", steps, &event);

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::counts::counts;
 use crate::model::{KvCache, Model, ModelConfig, ParamSpec, Role};
-use crate::plan::Precision;
+use crate::plan::{Options, Precision};
 use crate::train::Config;
 
 /// Minimum number of measured tokens.
@@ -26,6 +26,8 @@ const WARM_UP: usize = 2;
 const F32: u64 = size_of::<f32>() as u64;
 /// Bytes of a bfloat16 number.
 const BF16: u64 = size_of::<bf16>() as u64;
+/// Embedding of tokens.
+const EMBEDDING: &str = "embedding";
 /// Weight of latent attention that decoding absorbs into queries and outputs, in single precision.
 const ABSORBED: &str = "attention.kv_up";
 
@@ -149,8 +151,8 @@ pub fn decode(
         "the model's weights and the buffer of the bandwidth benchmark",
     )?;
     let mut model = Model::new(config, 1, device)?;
-    model.set_precision(precision);
-    model.keep_rounded_weights();
+    let plan_options = Options::default().with_precision(precision);
+    model.set_plan_options(plan_options.with_keep_rounded_weights(true));
     let mut random = ChaCha8Rng::seed_from_u64(1);
     let prompt: Vec<i32> = (0..seq_len / 2)
         .map(|_| random.random_range(0..config.vocab_size as i32))
@@ -171,7 +173,7 @@ pub fn decode(
     let bandwidth = between.max(machine::read_bandwidth());
 
     let token_seconds = median(&tokens.seconds);
-    let bytes_per_token = weight_bytes(&model);
+    let bytes_per_token = weight_bytes_read(&model);
     let cached_floats_per_position = (config.n_layers * config.cache_width()) as f64;
     Ok(DecodeReport {
         threads: crate::threads::count(),
@@ -190,13 +192,15 @@ pub fn decode(
 }
 
 /// Returns the bytes of weights read per token.
-fn weight_bytes(model: &Model) -> u64 {
+fn weight_bytes_read(model: &Model) -> u64 {
     let config = model.config();
     let is_bf16 = model.precision() != Precision::F32;
     let bytes = |spec: &ParamSpec| {
         let elements = spec.elements() as u64;
+        let is_head = spec.role == Role::Head
+            || spec.role == Role::Embedding && config.tie_embeddings && spec.name == EMBEDDING;
         let read = match (&config.moe, spec.role) {
-            (_, Role::Embedding) if !config.tie_embeddings => config.d_model as u64,
+            (_, Role::Embedding) if !is_head => config.d_model as u64,
             (Some(moe), _) if spec.experts > 1 => {
                 elements / moe.n_experts as u64 * moe.top_k as u64
             }
@@ -204,9 +208,8 @@ fn weight_bytes(model: &Model) -> u64 {
         };
         let is_rounded = match spec.role {
             Role::Attention => !spec.name.ends_with(ABSORBED),
-            Role::FeedForward | Role::Head => true,
-            Role::Embedding => config.tie_embeddings,
-            _ => false,
+            Role::FeedForward => true,
+            _ => is_head,
         };
         match is_bf16 && is_rounded {
             true => BF16 * read,

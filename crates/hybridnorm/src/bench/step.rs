@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use derive_setters::Setters;
-use hybridnorm_kernels::matmul;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -289,10 +288,7 @@ impl Samples {
             bf16_gemm_gflops,
             bf16_gemm_share: gflops / bf16_gemm_gflops,
             precision: options.precision.to_string(),
-            matmul_unit: matmul::unit_name(match options.precision {
-                Precision::F32 => matmul::Precision::F32,
-                Precision::Bf16 { .. } => matmul::Precision::Bf16,
-            }),
+            matmul_unit: options.precision.matmul_unit(),
             peak_rss_bytes: self.peak_rss_bytes,
             page_faults_per_step: self.page_faults_per_step,
             seconds_by_op: self.seconds_by_op(step_seconds),

@@ -75,6 +75,8 @@ pub struct Evaluation {
     /// overlap.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stride: Option<usize>,
+    /// Precision of the model, such as `bf16, residual stream in f32`.
+    pub precision: String,
     /// Each set, in the order given.
     pub sets: Vec<SetLoss>,
     /// Options with which raw text was read, if there is any.
@@ -177,6 +179,7 @@ pub fn evaluate(model: &mut Model, sets: &[EvalSet], options: &EvalOptions) -> R
         pooled: pooled(&found),
         mean_of_sets: mean_of_sets(&found),
         stride: options.stride,
+        precision: model.precision().to_string(),
         sets: found,
         text_options: sets.iter().find_map(|set| set.text_options.clone()),
         notes: overlap::overlap_notes(sets)?,

@@ -1,6 +1,6 @@
 //! The CPU executor: every op is a kernel call.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::memory;
 use crate::ops::{Arguments, InputOperand, Operands, Operation, OutputOperand};
 use crate::plan::{Operand, Program, Region, Step, Storage};
 
-/// Executor on the current thread pool, in single precision.
+/// Executor on the current thread pool, in the precision of its programs.
 ///
 /// ```
 /// use hybridnorm::exec::{Cpu, Executor, TensorRef};
@@ -42,8 +42,10 @@ pub struct Cpu {
 /// Copy of a buffer, rounded to bfloat16; without memory until a program reads it.
 #[derive(Debug, Default)]
 struct RoundedCopy {
+    /// As many elements as the buffer; pages that no program reads are never touched, and take no memory.
     memory: Memory,
-    is_current: bool,
+    /// Ranges in bytes, of those that programs read, that were rounded after the last change of the buffer.
+    current: HashSet<(usize, usize)>,
 }
 
 impl Cpu {
@@ -56,15 +58,16 @@ impl Cpu {
         self.buffers[buffer.0].as_ref().expect(FREED_BUFFER)
     }
 
-    /// Rounds the buffers again that have changed since the last program that reads their copies.
+    /// Rounds the elements again that a program reads from copies and that may have changed.
     fn renew_rounded_copies(&mut self, program: &Program) {
-        for &buffer in program.rounded_buffers() {
-            if std::mem::replace(&mut self.rounded[buffer.0].is_current, true) {
+        for &(buffer, start, end) in program.rounded_ranges() {
+            let copy = &mut self.rounded[buffer.0];
+            if !copy.current.insert((start, end)) {
                 continue;
             }
             let (_, memory) = self.buffers[buffer.0].as_ref().expect(FREED_BUFFER);
-            let from: &[f32] = elements(memory.bytes());
-            let to: &mut [bf16] = elements_mut(self.rounded[buffer.0].memory.bytes_mut());
+            let from: &[f32] = elements(&memory.bytes()[2 * start..2 * end]);
+            let to: &mut [bf16] = elements_mut(&mut copy.memory.bytes_mut()[start..end]);
             let parts = to
                 .par_chunks_mut(ROUNDED_PER_TASK)
                 .zip(from.par_chunks(ROUNDED_PER_TASK));
@@ -95,7 +98,7 @@ impl Executor for Cpu {
 
     fn write(&mut self, buffer: Buffer, offset: usize, data: TensorRef<'_>) {
         let (dtype, memory) = self.buffers[buffer.0].as_mut().expect(FREED_BUFFER);
-        self.rounded[buffer.0].is_current = false;
+        self.rounded[buffer.0].current.clear();
         let size = dtype.bytes();
         let to = &mut memory.bytes_mut()[size * offset..][..size * data.len()];
         match (*dtype, data) {
@@ -121,14 +124,34 @@ impl Executor for Cpu {
     }
 
     fn prepare(&mut self, program: &Program) -> Result<()> {
-        for &buffer in program.rounded_buffers() {
-            let (_, memory) = self.buffer(buffer);
-            let bytes = memory.bytes / size_of::<f32>() * size_of::<bf16>();
-            let copy = &mut self.rounded[buffer.0].memory;
-            copy.reserve(bytes, "the weights in bfloat16")?;
+        let is_missing = |buffer: &Buffer| self.rounded[buffer.0].memory.bytes == 0;
+        let missing = program.rounded_ranges().iter();
+        let missing = missing.filter(|(buffer, ..)| is_missing(buffer));
+        let copies: usize = missing.clone().map(|(_, start, end)| end - start).sum();
+        let arena = match program.arena_bytes() {
+            bytes if bytes > self.arena.bytes => bytes,
+            _ => 0,
+        };
+        if copies + arena > 0 {
+            let contents = match copies {
+                0 => "activations and scratch",
+                _ => "activations, scratch and a bfloat16 copy of the weights",
+            };
+            memory::check_available((copies + arena) as u64, contents)?;
         }
-        let bytes = program.arena_bytes();
-        self.arena.reserve(bytes, "activations and scratch")
+        let buffers: BTreeSet<Buffer> = missing.map(|(buffer, ..)| *buffer).collect();
+        for buffer in buffers {
+            let (dtype, memory) = self.buffer(buffer);
+            assert_eq!(*dtype, DType::F32, "only single precision is rounded");
+            let bytes = memory.bytes / dtype.bytes() * DType::Bf16.bytes();
+            self.rounded[buffer.0].memory = Memory::zeros(bytes)?;
+        }
+        if arena > 0 {
+            // Freed first.
+            self.arena = Memory::default();
+            self.arena = Memory::zeros(arena)?;
+        }
+        Ok(())
     }
 
     fn run(
@@ -139,6 +162,9 @@ impl Executor for Cpu {
     ) -> Result<()> {
         self.prepare(program)?;
         self.renew_rounded_copies(program);
+        for buffer in program.updated_buffers() {
+            self.rounded[buffer.0].current.clear();
+        }
         for (name, id) in program.inputs() {
             let (_, data) = inputs
                 .iter()
@@ -158,9 +184,6 @@ impl Executor for Cpu {
             let parts = split(arena, buffers, &self.rounded, &step.regions);
             let run = || run_step(step, operation, parts, arguments);
             self.profile.run(operation.name(), run);
-        }
-        for buffer in program.updated_buffers() {
-            self.rounded[buffer.0].is_current = false;
         }
         Ok(())
     }
@@ -364,19 +387,6 @@ impl Memory {
             pages: Some(pages),
             bytes,
         })
-    }
-
-    /// Ensures a capacity of this many bytes; the content is lost if it grows.
-    ///
-    /// # Errors
-    /// If there is not enough memory; the capacity is then 0.
-    fn reserve(&mut self, bytes: usize, contents: &str) -> Result<()> {
-        if bytes > self.bytes {
-            *self = Self::default();
-            memory::check_available(bytes as u64, contents)?;
-            *self = Self::zeros(bytes)?;
-        }
-        Ok(())
     }
 
     fn bytes(&self) -> &[u8] {

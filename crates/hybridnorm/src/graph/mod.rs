@@ -53,7 +53,7 @@ pub enum Source {
     Input(Arc<str>),
     /// Elements of a buffer, starting at this offset (in elements).
     State(Buffer, usize),
-    /// Those of a buffer in single precision, rounded to bfloat16: from a copy that the executor keeps, and renews after
+    /// Elements of a buffer in single precision, rounded to bfloat16: from a copy that the executor keeps, and renews after
     /// the buffer has changed.
     RoundedState(Buffer, usize),
 }

@@ -11,7 +11,7 @@ use super::sublayer::Residual;
 use crate::error::Result;
 use crate::graph::{Buffer, Builder, Type, Value};
 use crate::ops;
-use crate::plan::{Options, Precision};
+use crate::plan::Options;
 
 /// A decoder language model, `head(final_norm(blocks(embed(tokens))))`: its parameter declarations and
 /// computation, without parameter values.
@@ -159,11 +159,6 @@ impl Decoder {
             config: config.clone(),
             registry,
         })
-    }
-
-    /// Sets the precision of the programs of this decoder.
-    pub fn set_precision(&mut self, precision: Precision) {
-        self.plan_options.precision = precision;
     }
 
     /// Sets the options of the programs of this decoder.

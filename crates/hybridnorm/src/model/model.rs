@@ -21,7 +21,7 @@ use crate::tensors::{self, HostTensor};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Device {
-    /// CPU kernels in single precision.
+    /// CPU kernels, in the precision of the programs.
     #[default]
     Cpu,
     /// Plain loops in double precision: slow; the reference for testing kernels.
@@ -148,21 +148,14 @@ impl Model {
         self.decoder.plan_options().precision
     }
 
-    /// Sets the precision of evaluation and generation, of programs planned from now on; that of a training step is in its
-    /// [`StepShape`](crate::train::StepShape). Parameters are in single precision in any case.
-    pub fn set_precision(&mut self, precision: Precision) {
-        self.decoder.set_precision(precision);
-        self.forget_programs();
-    }
-
-    /// Lets the executor keep the weights of matmuls rounded to the [precision](Model::set_precision), for faster
-    /// generation: twice the bytes of each parameter again, if the precision is bfloat16.
+    /// Sets the options of programs of evaluation and generation planned from now on; those of a training step are in its
+    /// [`StepShape`](crate::train::StepShape).
     ///
     /// ```
     /// use hybridnorm::Device;
     /// use hybridnorm::graph::DType;
     /// use hybridnorm::model::Model;
-    /// use hybridnorm::plan::Precision;
+    /// use hybridnorm::plan::{Options, Precision};
     ///
     /// # let config = hybridnorm::model::ModelConfig::default()
     /// #     .with_d_model(16)
@@ -174,22 +167,20 @@ impl Model {
     /// #     .with_max_seq_len(32)
     /// #     .with_placement(hybridnorm::placement::named("hybridnorm")?);
     /// let mut model = Model::new(&config, 42, Device::Cpu)?;
-    /// model.set_precision(Precision::Bf16 { residual: DType::F32 });
+    /// let bf16 = Options::default().with_precision(Precision::Bf16 { residual: DType::F32 });
+    /// model.set_plan_options(bf16);
     /// let rounded_when_used = model.logits(&[1, 2, 3, 4], 1, 4)?;
-    /// model.keep_rounded_weights();
+    /// model.set_plan_options(bf16.with_keep_rounded_weights(true));
     /// assert_eq!(model.logits(&[1, 2, 3, 4], 1, 4)?.into_f32(), rounded_when_used.into_f32());
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn keep_rounded_weights(&mut self) {
-        self.decoder.set_plan_options(Options {
-            keep_rounded_weights: true,
-            ..self.decoder.plan_options()
-        });
+    pub fn set_plan_options(&mut self, options: Options) {
+        self.decoder.set_plan_options(options);
         self.forget_programs();
     }
 
-    /// Returns the bytes of the parameters, with those of the copy that [`Model::keep_rounded_weights`] lets the executor
-    /// keep.
+    /// Returns an upper bound on the bytes of the parameters and of the copy that the executor keeps with
+    /// [`Options::keep_rounded_weights`].
     pub fn weight_bytes(&self) -> u64 {
         let options = self.decoder.plan_options();
         let is_copied = options.keep_rounded_weights && options.precision != Precision::F32;

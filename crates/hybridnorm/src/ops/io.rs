@@ -1,5 +1,7 @@
 //! Operands of an op at run time.
 
+use std::ops::Range;
+
 use half::bf16;
 use hybridnorm_kernels::floats::{Floats, FloatsMut};
 
@@ -42,6 +44,55 @@ pub enum OutputOperand<'a, T> {
     Int(&'a mut [i32]),
 }
 
+impl<T> InputOperand<'_, T> {
+    /// Returns the number of floating-point elements.
+    ///
+    /// # Panics
+    /// If it is not of the executor's precision or bfloat16.
+    pub fn floats_len(&self) -> usize {
+        match self {
+            Self::Float(x) => x.len(),
+            Self::Bf16(x) => x.len(),
+            _ => panic!("{NO_FLOATS}"),
+        }
+    }
+
+    /// Returns a part of the floating-point elements.
+    ///
+    /// # Panics
+    /// If it is not of the executor's precision or bfloat16.
+    pub fn floats_slice(&self, range: Range<usize>) -> Self {
+        match self {
+            Self::Float(x) => Self::Float(&x[range]),
+            Self::Bf16(x) => Self::Bf16(&x[range]),
+            _ => panic!("{NO_FLOATS}"),
+        }
+    }
+}
+
+impl<'a, T> OutputOperand<'a, T> {
+    /// Splits floating-point elements into parts of these lengths.
+    ///
+    /// # Panics
+    /// If it is not of the executor's precision or bfloat16, or has fewer elements.
+    pub fn split_floats(self, lengths: impl Iterator<Item = usize>) -> Vec<Self> {
+        fn parts<'a, E>(
+            mut rest: &'a mut [E],
+            lengths: impl Iterator<Item = usize>,
+        ) -> Vec<&'a mut [E]> {
+            let part = |len| rest.split_off_mut(..len).expect("enough elements");
+            lengths.map(part).collect()
+        }
+        match self {
+            Self::Float(y) => parts(y, lengths).into_iter().map(Self::Float).collect(),
+            Self::Bf16(y) => parts(y, lengths).into_iter().map(Self::Bf16).collect(),
+            _ => panic!("{NO_FLOATS}"),
+        }
+    }
+}
+
+const NO_FLOATS: &str = "an operand is not of the executor's precision or bfloat16";
+
 /// Operands of one op. Lengths are those of the op's types.
 #[derive(Debug)]
 pub struct Operands<'a, T> {
@@ -67,6 +118,19 @@ impl<'a, T> Operands<'a, T> {
     /// Returns the run-time arguments.
     pub fn arguments(&self) -> Arguments {
         self.arguments
+    }
+
+    /// Returns an input.
+    pub fn input(&self, index: usize) -> &InputOperand<'a, T> {
+        &self.reads[index]
+    }
+
+    /// Returns the next operand to be written.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn next_output(&mut self) -> OutputOperand<'a, T> {
+        self.writes.next().expect("an operand to be written")
     }
 
     /// Returns the elements of an input.

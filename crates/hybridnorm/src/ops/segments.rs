@@ -73,7 +73,7 @@ pub struct SegmentCacheAppend {
 /// Attention of segments over their slots; see [`segment_cached_attention`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SegmentCachedAttention {
-    config: AttentionConfig,
+    pub(crate) config: AttentionConfig,
     capacity: usize,
 }
 
@@ -275,13 +275,14 @@ impl SegmentPositions {
 impl SegmentCacheAppend {
     fn run<T: Precision>(&self, io: &mut Operands<'_, T>) {
         let Append { width, columns, .. } = self.append;
-        let (rows, cache) = (io.read(0), io.write());
-        let segments = read_segments(io.ints(2), rows.len() / width);
+        let cache = io.write();
+        let rows = io.input(0);
+        let segments = read_segments(io.ints(2), rows.floats_len() / width);
         let size = self.capacity * columns;
         // The rows of a step are few compared with its matmuls, so that slots are written one after another.
         for (segment, first) in segments.iter().zip(first_rows(&segments)) {
-            let rows = &rows[first * width..][..segment.len * width];
-            let reads = vec![InputOperand::Float(rows), InputOperand::InPlace];
+            let rows = rows.floats_slice(first * width..(first + segment.len) * width);
+            let reads = vec![rows, InputOperand::InPlace];
             let writes = vec![OutputOperand::Float(&mut cache[segment.slot * size..][..size])];
             T::run(&CacheAppend(self.append), &mut Operands::new(reads, writes, segment.arguments()));
         }
@@ -302,24 +303,25 @@ impl<O: Operation> SegmentAttention<'_, O> {
     /// any.
     fn run<T: Precision>(&self, io: &mut Operands<'_, T>, scratch: Option<&(dyn Fn(&Segment) -> usize + Sync)>) {
         let [width, columns, ctx_width] = self.widths;
-        let (rows, cache, ctx) = (io.read(0), io.read(1), io.write());
-        let segments = read_segments(io.ints(2), rows.len() / width);
+        let (ctx, cache) = (io.next_output(), io.read(1));
+        let segments = read_segments(io.ints(2), io.input(0).floats_len() / width);
+        let contexts = ctx.split_floats(segments.iter().map(|segment| segment.len * ctx_width));
         let mut rest = scratch.map(|_| io.write());
         let scratches: Vec<Option<&mut [T]>> = segments
             .iter()
             .map(|segment| rest.as_mut()?.split_off_mut(..scratch?(segment)))
             .collect();
-        let size = self.capacity * columns;
+        let (rows, size) = (io.input(0), self.capacity * columns);
         let tasks: Vec<_> = segments
             .iter()
             .zip(first_rows(&segments))
-            .zip(split_rows(ctx, &segments, ctx_width).into_iter().zip(scratches))
+            .zip(contexts.into_iter().zip(scratches))
             .collect();
         tasks.into_par_iter().for_each(|((segment, first), (ctx, scratch))| {
-            let rows = &rows[first * width..][..segment.len * width];
+            let rows = rows.floats_slice(first * width..(first + segment.len) * width);
             let slot = &cache[segment.slot * size..][..size];
-            let reads = vec![InputOperand::Float(rows), InputOperand::Float(slot)];
-            let mut writes = vec![OutputOperand::Float(ctx)];
+            let reads = vec![rows, InputOperand::Float(slot)];
+            let mut writes = vec![ctx];
             writes.extend(scratch.map(OutputOperand::Float));
             T::run(&(self.op)(segment.len), &mut Operands::new(reads, writes, segment.arguments()));
         });

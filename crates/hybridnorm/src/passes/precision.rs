@@ -12,6 +12,7 @@
 //! | statistics of norms, softmax, rotations | f32, within ops | sums of many terms; never stored |
 //! | log-sum-exp of attention, losses, router logits, gate weights | f32 | few; errors would change the routing or be amplified by exponentials |
 //! | logits | f32 | the loss subtracts numbers of equal size |
+//! | keys and values that are cached; weights that decoding with latent attention absorbs | f32 | the ops that read them have no bfloat16 kernel |
 //! | any value that an op without bfloat16 kernel reads | f32 | works before it has such a kernel |
 
 use std::collections::{HashMap, HashSet};
@@ -21,6 +22,9 @@ use hybridnorm_kernels::matmul;
 use crate::graph::{DType, Graph, Node, Source, ValueId};
 use crate::ops::Op;
 use crate::plan::Precision;
+
+/// Input of a matmul that is its weight.
+const WEIGHT: usize = 1;
 
 /// Role of a value in the policy.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -98,9 +102,6 @@ pub(crate) fn rounded_weights(graph: &mut Graph) {
         }
     }
 }
-
-/// Input of a matmul with the weight.
-const WEIGHT: usize = 1;
 
 /// Returns the logits of routers, the weights of their projections, and the gradients of the logits.
 fn router_values(graph: &Graph) -> HashSet<ValueId> {
@@ -191,7 +192,7 @@ fn output_roles(node: &Node) -> &'static [Role] {
         Op::ExpertUp(_) | Op::ExpertDown(_) => &[Activation],
         Op::ExpertUpGrad(_) => &[Activation, Single],
         Op::ExpertDownGrad(_) => &[Activation, Single, Single],
-        Op::CachedAttention(_) => &[Activation],
+        Op::CachedAttention(_) | Op::SegmentCachedAttention(_) => &[Activation],
         _ => &[],
     }
 }
@@ -211,6 +212,7 @@ fn reads_bf16(op: &Op) -> &'static [usize] {
         Op::ExpertDownGrad(_) => &[0, 4],
         Op::LastPosition(_) | Op::LastPositionGrad(_) => &[0],
         Op::CacheAppend(_) | Op::CachedAttention(_) => &[0],
+        Op::SegmentCacheAppend(_) | Op::SegmentCachedAttention(_) => &[0],
         Op::TensorStats(_) | Op::AttentionStats(_) | Op::MaxAttentionLogits(_) => &[0],
         _ => &[],
     }
@@ -229,6 +231,7 @@ fn round_operands(op: &mut Op) {
         Op::ExpertDown(op) => &mut op.linear.precision,
         Op::ExpertDownGrad(op) => &mut op.0.linear.precision,
         Op::CachedAttention(op) => &mut op.0.precision,
+        Op::SegmentCachedAttention(op) => &mut op.config.precision,
         _ => return,
     };
     *precision = matmul::Precision::Bf16;

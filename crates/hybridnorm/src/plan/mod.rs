@@ -15,6 +15,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use derive_setters::Setters;
+use hybridnorm_kernels::matmul;
 
 use crate::graph::{Buffer, DType, Graph, Node, Source, Type, ValueId};
 use crate::passes;
@@ -51,6 +52,17 @@ pub enum Precision {
         /// Element type of the residual stream and its gradient, [`DType::F32`] or [`DType::Bf16`].
         residual: DType,
     },
+}
+
+impl Precision {
+    /// Returns the vector unit of this machine that computes its matmuls, such as `AVX-512 BF16`. In bfloat16 results
+    /// depend on it.
+    pub fn matmul_unit(self) -> &'static str {
+        matmul::unit_name(match self {
+            Self::F32 => matmul::Precision::F32,
+            Self::Bf16 { .. } => matmul::Precision::Bf16,
+        })
+    }
 }
 
 /// Formats a precision for a reader: `f32`, or `bf16, residual stream in f32`.
@@ -121,7 +133,7 @@ pub struct Program {
     arena_bytes: usize,
     inputs: Vec<(Arc<str>, ValueId)>,
     outputs: Vec<ValueId>,
-    rounded: Vec<Buffer>,
+    rounded: Vec<(Buffer, usize, usize)>,
     updated: Vec<Buffer>,
 }
 
@@ -171,15 +183,21 @@ impl Program {
         let layout = arena::plan_memory(&graph, outputs);
         let steps = (0..graph.nodes.len()).map(|index| Step::new(&graph, index, &layout));
         let steps: Vec<Step> = steps.collect();
-        let regions = steps.iter().flat_map(|step| &step.regions);
-        let (mut rounded, mut updated) = (BTreeSet::new(), BTreeSet::new());
-        for (region, is_written) in regions {
-            match region.storage {
-                Storage::Rounded(buffer) => rounded.insert(buffer),
-                Storage::Buffer(buffer) if *is_written => updated.insert(buffer),
-                _ => continue,
-            };
-        }
+        let regions = || steps.iter().flat_map(|step| &step.regions);
+        let rounded = regions().filter_map(|(region, _)| match region.storage {
+            Storage::Rounded(buffer) => Some((buffer, region.start, region.end)),
+            _ => None,
+        });
+        let updated = regions().filter_map(|(region, is_written)| match region.storage {
+            Storage::Buffer(buffer) => is_written.then_some(buffer),
+            _ => None,
+        });
+        let (rounded, updated): (BTreeSet<_>, BTreeSet<_>) = (rounded.collect(), updated.collect());
+        let is_stale = rounded.iter().any(|(buffer, ..)| updated.contains(buffer));
+        assert!(
+            !is_stale,
+            "a program updates a buffer that it reads rounded"
+        );
         let inputs = graph.values.iter().enumerate();
         let inputs = inputs.filter_map(|(index, value)| match &value.source {
             Source::Input(name) if layout.regions[index].is_some() => {
@@ -235,12 +253,13 @@ impl Program {
         self.graph.ty(id)
     }
 
-    /// Returns the buffers of which it reads a [rounded](Source::RoundedState) copy.
-    pub(crate) fn rounded_buffers(&self) -> &[Buffer] {
+    /// Returns the parts of [rounded](Source::RoundedState) copies that the program reads: buffer, first byte of the copy,
+    /// and the byte behind the last.
+    pub(crate) fn rounded_ranges(&self) -> &[(Buffer, usize, usize)] {
         &self.rounded
     }
 
-    /// Returns the buffers that it writes.
+    /// Returns the buffers that the program writes.
     pub(crate) fn updated_buffers(&self) -> &[Buffer] {
         &self.updated
     }

@@ -47,6 +47,7 @@ impl TaskRun {
             "model_sha256": sha256,
             "model_num_parameters": model.decoder().registry().elements(),
             "model_dtype": "float32",
+            "precision": model.precision().to_string(),
             "device": "cpu",
         });
         let (start, empty) = finished.first().map_or((None, None), |(_, result)| {

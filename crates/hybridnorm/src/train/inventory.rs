@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::graph::Buffer;
 use crate::model::counts::{Counts, counts};
 use crate::model::{Decoder, LossProgram, ModelConfig};
-use crate::plan::Program;
+use crate::plan::{self, Program};
 
 /// Counts of a model, and its training memory.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -74,8 +74,8 @@ pub fn inventory(
     optimizer: &OptimizerConfig,
 ) -> Result<Inventory> {
     let mut decoder = Decoder::new(config)?;
-    // That of evaluations.
-    decoder.set_precision(shape.precision);
+    // Of evaluations.
+    decoder.set_plan_options(plan::Options::default().with_precision(shape.precision));
     // Programs refer to buffers, which need not exist for planning.
     let buffers = StepBuffers {
         moments: [1, 2].map(Buffer),

@@ -46,7 +46,7 @@ pub struct Segment {
     pub changed: Vec<Change>,
     /// Number of compute threads.
     pub threads: usize,
-    /// CPU model name.
+    /// CPU model name; in bfloat16, on whose unit results depend, with the vector unit of matmuls.
     pub machine: String,
     /// Version of hybridnorm.
     pub version: String,

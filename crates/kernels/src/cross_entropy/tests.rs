@@ -120,6 +120,27 @@ fn several_chunks_accumulate() {
 }
 
 #[test]
+fn weights_in_bfloat16_give_the_loss_of_rounded_ones() {
+    // Two blocks of the vocabulary.
+    let (vocab, width, n) = (ENTRIES + 5, 24, 140);
+    let spec = LossSpec {
+        vocab,
+        width,
+        precision: Precision::Bf16,
+        ..PLAIN
+    };
+    let mut rng = Rng::new(83);
+    let (x, w) = (rng.normal(n * width), rng.normal(vocab * width));
+    let narrow: Vec<bf16> = w.iter().map(|w| bf16::from_f32(*w)).collect();
+    let targets = rng.below(vocab, n);
+    let loss = |w: Floats| {
+        let mut logits = vec![0.0; spec.scratch_len(n)];
+        loss(&spec, &x, w, &targets, None, &mut logits)
+    };
+    assert_eq!(loss(Floats::F32(&w)), loss(Floats::Bf16(&narrow)));
+}
+
+#[test]
 fn large_logits_do_not_overflow() {
     let spec = LossSpec {
         width: 1,

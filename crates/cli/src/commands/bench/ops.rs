@@ -3,6 +3,7 @@
 use hybridnorm::Error;
 use hybridnorm::bench::ops::{Bound, OpRow};
 use hybridnorm::bench::{self, MinSpeedups, OpsOptions, OpsReport};
+use hybridnorm::plan::Precision;
 
 use crate::args::BenchOpsArgs;
 use crate::console::Console;
@@ -11,6 +12,10 @@ use crate::table::numeric_table;
 
 pub fn run(args: &BenchOpsArgs, console: &Console) -> Result<(), Error> {
     let config = args.model.load_config()?;
+    if config.train.program_precision() != Precision::F32 {
+        let problem = "bench ops measures ops in f32; train.precision has no effect here: leave it out, or use bench step";
+        return Err(Error::invalid_value("train.precision", problem));
+    }
     let options = OpsOptions::of(&config, args.seconds);
     let min_speedups = args.floors.as_ref().map(MinSpeedups::load).transpose()?;
     let mut display = ProgressDisplay::new(console);

@@ -25,6 +25,7 @@ use crate::data::{Cursor, Order, TokenDataset};
 use crate::error::{Error, Result};
 use crate::machine;
 use crate::model::{Model, ModelConfig};
+use crate::plan::{self, Precision};
 use crate::threads;
 
 impl Trainer {
@@ -129,9 +130,9 @@ impl Trainer {
         let data = data.map_or_else(|| open_data(&config, &start_point, on_event), Ok)?;
         report_data(&config, &data, on_event);
         let mut initial = InitialModel::new(&config, &start_point, &data, device, on_event)?;
-        initial
-            .model
-            .set_precision(config.train.program_precision());
+        let precision = config.train.program_precision();
+        let plan_options = plan::Options::default().with_precision(precision);
+        initial.model.set_plan_options(plan_options);
         check_optimizer(&config, &initial.model, on_event)?;
         let (optimizer, state) = initial.optimizer(&config, &start_point, &data)?;
         let schedule = config.resolved_schedule()?;
@@ -141,7 +142,7 @@ impl Trainer {
         let segment = Segment {
             changed: history::diff(&before, &config),
             weights: initial.weights_from,
-            ..new_segment(&state, &data)
+            ..new_segment(&config, &state, &data)
         };
         if start_point.is_resumed() {
             let configs = (&before, &config);
@@ -149,7 +150,7 @@ impl Trainer {
             resume::report_resume(configs, &segment.changed, state.step, missing, on_event)?;
             match state.step >= config.train.steps as u64 {
                 true => complete_interrupted_save(run, state.step, &segments, &before)?,
-                false => resume::report_validation_change(segments.last(), &segment, on_event),
+                false => resume::report_changes(segments.last(), &segment, &config, on_event),
             }
         }
         segments.push(segment);
@@ -326,14 +327,21 @@ fn past_segments(
 }
 
 /// Returns the segment of this process, without changed keys and without the fingerprint of initial weights.
-fn new_segment(state: &State, data: &TrainingData) -> Segment {
+fn new_segment(config: &Config, state: &State, data: &TrainingData) -> Segment {
     Segment {
         after_step: state.step,
         last_step: None,
         started: machine::timestamp(),
         changed: Vec::new(),
         threads: threads::count(),
-        machine: machine::cpu_name(),
+        machine: match config.train.program_precision() {
+            Precision::F32 => machine::cpu_name(),
+            precision => format!(
+                "{}, bf16 matmuls with {}",
+                machine::cpu_name(),
+                precision.matmul_unit()
+            ),
+        },
         version: env!("CARGO_PKG_VERSION").to_owned(),
         data: state.data.clone(),
         validation: Some(match &data.validation {

@@ -10,6 +10,7 @@ use super::super::segments::{self, Change, Segment};
 use super::super::sources::TrainingData;
 use super::Event;
 use crate::error::{Error, Result};
+use crate::plan::Precision;
 
 /// Keys and sections that determine weight shapes or the order of batches.
 const IMMUTABLE_KEYS: [&str; 5] = ["seed", "model", "init", "data.order", "train.seq_len"];
@@ -83,12 +84,22 @@ pub(super) fn check_same_data(
     }
 }
 
-/// Notes that the validation data differ from those of the last segment, by content rather than path.
-pub(super) fn report_validation_change(
+/// Notes changes since the last segment outside the configuration: of the validation data, by content rather than path,
+/// and of a machine on which results depend.
+pub(super) fn report_changes(
     last: Option<&Segment>,
     next: &Segment,
+    config: &Config,
     on_event: &mut dyn FnMut(Event<'_>),
 ) {
+    let depends_on_machine = config.train.program_precision() != Precision::F32;
+    let machine = last.map(|last| &last.machine);
+    if let Some(before) = machine.filter(|before| depends_on_machine && **before != next.machine) {
+        on_event(Event::Note(format!(
+            "in bfloat16 results depend on the vector unit: steps up to {} ran on {before}, the next ones run on {}",
+            next.after_step, next.machine
+        )));
+    }
     let recorded = last.and_then(|last| last.validation.as_deref());
     let found = next.validation.as_deref().unwrap_or_default();
     if let Some(recorded) = recorded.filter(|recorded| *recorded != found) {
