@@ -46,7 +46,7 @@ fn hybridnorm_is_post_norm_attention_with_a_norm_free_feed_forward() {
     });
     for options in all_precisions() {
         for model in [&mut hybrid, &mut other] {
-            model.set_plan_options(options);
+            model.set_plan_options(options).unwrap();
         }
         assert_eq!(logits(&mut hybrid), logits(&mut other), "{options:?}");
     }
@@ -80,7 +80,7 @@ fn normed_skips_equal_post_norm_shifted_by_one_norm() {
     });
     for options in all_precisions() {
         for model in [&mut entry, &mut classic] {
-            model.set_plan_options(options);
+            model.set_plan_options(options).unwrap();
         }
         let difference = largest_difference(&logits(&mut entry), &logits(&mut classic));
         assert!(difference < 1e-6, "{options:?}: {difference}");
@@ -193,7 +193,7 @@ fn in_bfloat16_only_normed_projections_are_scale_invariant() {
     for name in all_names() {
         let config = without_eps(name);
         let mut model = perturbed_model(&config);
-        model.set_plan_options(all_precisions()[1]);
+        model.set_plan_options(all_precisions()[1]).unwrap();
         let before = logits(&mut model);
         let unscaled = model.values();
         for (part, rows, normed) in parts(&config) {
@@ -312,7 +312,7 @@ fn identical_experts_equal_a_dense_feed_forward() {
     // that reach 3, in each of three blocks.
     for (options, bound) in all_precisions().into_iter().zip([1e-5, 0.04, 0.04]) {
         for model in [&mut model, &mut sparse] {
-            model.set_plan_options(options);
+            model.set_plan_options(options).unwrap();
         }
         let difference = largest_difference(&logits(&mut model), &logits(&mut sparse));
         assert!(difference < bound, "{options:?}: {difference}");

@@ -210,7 +210,9 @@ impl MixedDeviations {
         let (inputs, targets, [b, t]) = reference.batch(0);
         let inputs_of_all = reference.all_inputs(model.config().vocab_size);
         let mut logits_in = |precision| {
-            model.set_plan_options(Options::default().with_precision(precision));
+            model
+                .set_plan_options(Options::default().with_precision(precision))
+                .unwrap();
             let rows = inputs_of_all.len() / t;
             model.logits(&inputs_of_all, rows, t).unwrap().into_f32()
         };

@@ -179,7 +179,9 @@ fn fusion_changes_only_the_order_of_sums() {
 /// Sets the precision of evaluation and generation.
 fn evaluate_in(model: &mut Model, precision: Precision, keep_rounded_weights: bool) {
     let options = Options::default().with_precision(precision);
-    model.set_plan_options(options.with_keep_rounded_weights(keep_rounded_weights));
+    model
+        .set_plan_options(options.with_keep_rounded_weights(keep_rounded_weights))
+        .unwrap();
 }
 
 /// Returns logits and loss of a batch, and logits of cached decoding: of several new positions, then one by one.
@@ -275,4 +277,25 @@ fn cached_decoding_is_closer_to_the_full_pass_than_that_to_single_precision() {
     }
     println!("largest ratio of deviations: {largest:?}");
     assert!(largest.0 < 1.0, "{largest:?}");
+}
+
+#[test]
+fn a_residual_stream_in_bfloat16_without_effect_is_an_error() {
+    let [_, bf16] = mixed();
+    let options = Options::default().with_precision(bf16);
+    let shape = StepShape::new(BATCH, SEQ).with_precision(bf16);
+    for (name, has_effect) in [("hybridnorm", true), ("post-norm", true), ("ngpt", false)] {
+        let mut model = Model::new(&tiny(named(name)), 3, Device::Cpu).unwrap();
+        let mut optimizer = Optimizer::new(OptimizerConfig::default(), &mut model).unwrap();
+        let trained = TrainingStep::new(shape, &mut model, &mut optimizer).map(drop);
+        for result in [model.set_plan_options(options), trained] {
+            match result {
+                Ok(()) => assert!(has_effect, "{name}"),
+                Err(error) => {
+                    assert!(!has_effect, "{name}: {error}");
+                    assert!(error.to_string().contains("has no effect"), "{error}");
+                }
+            }
+        }
+    }
 }

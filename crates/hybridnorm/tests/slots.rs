@@ -108,7 +108,7 @@ fn in_bfloat16_every_sequence_gets_the_logits_that_it_gets_alone() {
     for residual in [DType::F32, DType::Bf16] {
         for (name, config) in model_variants("hybridnorm") {
             let mut model = perturbed_model(&config);
-            model.set_plan_options(bf16(residual));
+            model.set_plan_options(bf16(residual)).unwrap();
             check(&name, &mut model, BF16_ROUNDING);
         }
     }
@@ -164,7 +164,7 @@ fn a_sequence_alone_in_its_slot_gets_identical_logits_at_every_step() {
     for (name, config) in model_variants("hybridnorm") {
         let mut model = perturbed_model(&config);
         for options in [Options::default(), bf16(DType::F32), bf16(DType::Bf16)] {
-            model.set_plan_options(options);
+            model.set_plan_options(options).unwrap();
             let ids = &sequences()[0];
             let expected = alone(&mut model, ids, PROMPTS[0]);
             let mut cache = model.new_slot_cache(SLOTS, CAPACITY).unwrap();

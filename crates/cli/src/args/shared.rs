@@ -100,8 +100,7 @@ impl PrecisionArgs {
     /// If an option has no effect.
     pub fn apply(&self, model: &mut Model) -> Result<(), Error> {
         let options = Options::default().with_precision(self.precision()?);
-        model.set_plan_options(options.with_keep_rounded_weights(true));
-        Ok(())
+        model.set_plan_options(options.with_keep_rounded_weights(true))
     }
 
     /// Returns the precision.

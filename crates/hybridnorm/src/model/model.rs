@@ -168,15 +168,24 @@ impl Model {
     /// #     .with_placement(hybridnorm::placement::named("hybridnorm")?);
     /// let mut model = Model::new(&config, 42, Device::Cpu)?;
     /// let bf16 = Options::default().with_precision(Precision::Bf16 { residual: DType::F32 });
-    /// model.set_plan_options(bf16);
+    /// model.set_plan_options(bf16)?;
     /// let rounded_when_used = model.logits(&[1, 2, 3, 4], 1, 4)?;
-    /// model.set_plan_options(bf16.with_keep_rounded_weights(true));
+    /// model.set_plan_options(bf16.with_keep_rounded_weights(true))?;
     /// assert_eq!(model.logits(&[1, 2, 3, 4], 1, 4)?.into_f32(), rounded_when_used.into_f32());
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
-    pub fn set_plan_options(&mut self, options: Options) {
+    ///
+    /// # Errors
+    /// If the precision of the residual stream has no effect on this model.
+    pub fn set_plan_options(&mut self, options: Options) -> Result<()> {
+        let g = Builder::new();
+        let ids = Decoder::tokens(&g, "ids", 1, 1);
+        let hidden = self.decoder.forward(ids, None).hidden.id();
+        let program = Program::new(g.finish(), &[hidden], options);
+        program.check_residual(options.precision)?;
         self.decoder.set_plan_options(options);
         self.forget_programs();
+        Ok(())
     }
 
     /// Returns an upper bound on the bytes of the parameters and of the copy that the executor keeps with

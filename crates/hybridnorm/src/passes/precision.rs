@@ -1,19 +1,8 @@
 //! Mixed precision: which values of a program are stored in bfloat16, and which matmuls read their operands in it.
 //!
-//! The policy is [`output_roles`], [`reads_bf16`] and the table below. It is applied to the recorded graph, before
-//! recomputation and fusion, so that neither changes a result.
-//!
-//! | values | stored in | because |
-//! |---|---|---|
-//! | parameters, moments, gradients of parameters | f32 | updates are smaller than the spacing of bfloat16 numbers |
-//! | operands of matmuls, weights included | bf16 | products of bfloat16 numbers are exact in f32, and sums are in f32 |
-//! | activations between ops, and their gradients | bf16 | half the memory; each is read by a matmul or a norm |
-//! | residual stream and its gradient | f32 or bf16 | a sum over all blocks: small terms are lost in bfloat16; a choice |
-//! | statistics of norms, softmax, rotations | f32, within ops | sums of many terms; never stored |
-//! | log-sum-exp of attention, losses, router logits, gate weights | f32 | few; errors would change the routing or be amplified by exponentials |
-//! | logits | f32 | the loss subtracts numbers of equal size |
-//! | keys and values that are cached; weights that decoding with latent attention absorbs | f32 | the ops that read them have no bfloat16 kernel |
-//! | any value that an op without bfloat16 kernel reads | f32 | works before it has such a kernel |
+//! The policy, with a reason for every kind of value, is the table in DESIGN.md ("Mixed precision"); here it is
+//! [`output_roles`], [`reads_bf16`] and [`round_operands`]. It is applied to the recorded graph, before recomputation and
+//! fusion, so that neither changes a result.
 
 use std::collections::{HashMap, HashSet};
 
@@ -70,6 +59,14 @@ pub(crate) fn precision(graph: &mut Graph, outputs: &[ValueId], precision: Preci
             value.ty.dtype = DType::Bf16;
         }
     }
+}
+
+/// True if a value of the residual stream is stored in bfloat16. False for a stream between ops of which one has no
+/// bfloat16 kernel.
+pub(crate) fn has_bf16_residual(graph: &Graph) -> bool {
+    let is_residual = |node: &&Node| output_roles(node).first() == Some(&Role::Residual);
+    let mut sums = graph.nodes.iter().filter(is_residual);
+    sums.any(|node| graph.ty(node.outputs[0]).dtype == DType::Bf16)
 }
 
 /// Lets the matmuls of a program without backward pass read copies of their weights that are rounded already.

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use derive_setters::Setters;
 use hybridnorm_kernels::matmul;
 
+use crate::error::{Error, Result};
 use crate::graph::{Buffer, DType, Graph, Node, Source, Type, ValueId};
 use crate::passes;
 use crate::threads;
@@ -133,6 +134,7 @@ pub struct Program {
     arena_bytes: usize,
     inputs: Vec<(Arc<str>, ValueId)>,
     outputs: Vec<ValueId>,
+    has_bf16_residual: bool,
     rounded: Vec<(Buffer, usize, usize)>,
     updated: Vec<Buffer>,
 }
@@ -176,6 +178,7 @@ impl Program {
 
     fn from_graph(mut graph: Graph, outputs: &[ValueId], fuse: bool) -> Self {
         passes::remove_unused(&mut graph, outputs);
+        let has_bf16_residual = passes::has_bf16_residual(&graph);
         if fuse {
             passes::fuse(&mut graph, outputs);
         }
@@ -211,6 +214,7 @@ impl Program {
             inputs: inputs.collect(),
             regions: layout.regions,
             outputs: outputs.to_vec(),
+            has_bf16_residual,
             rounded: rounded.into_iter().collect(),
             updated: updated.into_iter().collect(),
             graph,
@@ -251,6 +255,24 @@ impl Program {
     /// Returns the type of a value.
     pub fn ty(&self, id: ValueId) -> Type {
         self.graph.ty(id)
+    }
+
+    /// Checks that a residual stream in bfloat16 is not stored in single precision only, because the ops that read it have
+    /// no bfloat16 kernels.
+    ///
+    /// # Errors
+    /// If `precision` asks for it without effect.
+    pub(crate) fn check_residual(&self, precision: Precision) -> Result<()> {
+        match precision {
+            Precision::Bf16 {
+                residual: DType::Bf16,
+            } if !self.has_bf16_residual => Err(Error::conflict(
+                ["train.residual_precision", "model.placement"],
+                "a residual stream in bf16 has no effect on this model: ops that read it, such as biases and learned \
+                 scales, have f32 kernels only; leave the residual stream in f32",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Returns the parts of [rounded](Source::RoundedState) copies that the program reads: buffer, first byte of the copy,

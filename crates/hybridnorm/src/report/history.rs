@@ -1,7 +1,7 @@
 //! Tables and caveats on the history of runs: segments, differing configuration keys, missing records.
 
 use super::format::{NONE, count, learning_rate, mebibytes, or_none};
-use super::labels::short_name;
+use super::labels::{short_name, unset};
 use super::palette::PlacementStyles;
 use super::run::{ReportedRun, RunDirectoryData};
 use super::table::{Cell, Table};
@@ -164,11 +164,9 @@ pub(super) fn differing_keys(view: &View, styles: &PlacementStyles) -> Table {
         let Some((_, directory)) = directories(view).find(|(run, _)| run.label() == name) else {
             continue;
         };
-        let value = |key| {
-            directory
-                .differing
-                .get(key)
-                .map_or("not set", String::as_str)
+        let value = |key: &String| {
+            let found = directory.differing.get(key);
+            found.map_or_else(|| unset(key), String::as_str)
         };
         let mut row = vec![placement(styles, name)];
         row.extend(keys.iter().map(|key| Cell::new(value(key))));

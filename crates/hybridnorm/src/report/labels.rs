@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use super::format::count;
 use crate::text::truncated_line;
+use crate::train::history;
 
 /// Maximum number of keys in a label; the remaining ones are only counted, and a table lists all.
 const MAX_KEYS: usize = 4;
@@ -112,13 +113,18 @@ fn differing(runs: &[RunIdentity]) -> Vec<String> {
         .collect()
 }
 
+/// Returns the value of a key that is not set, for readers.
+pub(super) fn unset(key: &str) -> &'static str {
+    history::omitted_default(key).map_or("not set", |value| value.trim_matches('"'))
+}
+
 fn with_keys(run: &RunIdentity, differing: &[String]) -> String {
     let mut parts = vec![run.placement.clone()];
     for key in differing.iter().take(MAX_KEYS) {
         let name = short_name(key, differing);
         parts.push(match run.keys.get(key) {
             Some(value) => format!("{name} {}", truncated_line(value, VALUE_CHARS)),
-            None => format!("{name} not set"),
+            None => format!("{name} {}", unset(key)),
         });
     }
     if differing.len() > MAX_KEYS {

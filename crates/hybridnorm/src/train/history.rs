@@ -107,10 +107,17 @@ pub fn truncate_segments(
     Ok((segments, before))
 }
 
+/// Returns the value of a key that configuration files omit if it has its default.
+pub fn omitted_default(key: &str) -> Option<&'static str> {
+    matches!(key, "train.precision" | "train.residual_precision").then_some("\"f32\"")
+}
+
 /// Formats a change for messages.
 pub fn describe_change(change: &Change) -> String {
     let Change { key, from, to } = change;
-    match (from, to) {
+    let default = omitted_default(key);
+    let or_default = |value: &'_ Option<String>| value.as_deref().or(default).map(str::to_owned);
+    match (or_default(from), or_default(to)) {
         (Some(from), Some(to)) => format!("{key} changed from {from} to {to}"),
         (None, Some(to)) => format!("{key} was not set and is now {to}"),
         (Some(from), None) => format!("{key} was {from} and is no longer set"),
@@ -270,6 +277,26 @@ mod tests {
         );
         assert_eq!(revert_changes(&new, [changed.as_slice()]).unwrap(), old);
         assert!(diff(&old, &old).is_empty());
+    }
+
+    #[test]
+    fn precisions_that_are_omitted_have_a_name() {
+        let mixed = |residual: &str| {
+            let residual = format!("train.residual_precision={residual}");
+            config(&["train.precision=bf16", &residual])
+        };
+        let lines = |from: Config, to: Config| -> Vec<String> {
+            diff(&from, &to).iter().map(describe_change).collect()
+        };
+        assert_eq!(
+            lines(config(&[]), mixed("bf16")),
+            [
+                "train.precision changed from \"f32\" to \"bf16\"",
+                "train.residual_precision changed from \"f32\" to \"bf16\"",
+            ]
+        );
+        let unset = config(&["train.precision=bf16"]);
+        assert_eq!(lines(unset, mixed("f32")), [""; 0]);
     }
 
     #[test]

@@ -126,7 +126,8 @@ pub(super) struct StepBuffers {
 /// Plans the programs of a step.
 ///
 /// # Errors
-/// If a parameter would get no gradient, or the arena exceeds the recomputation budget.
+/// If a parameter would get no gradient, the precision of the residual stream has no effect, or the arena exceeds the
+/// recomputation budget.
 pub(super) fn plan(
     shape: StepShape,
     decoder: &Decoder,
@@ -181,6 +182,7 @@ pub(super) fn plan(
             update,
         }))
     };
+    programs.forward().check_residual(shape.precision)?;
     shape.recompute.check(programs.arena_bytes())?;
     Ok(programs)
 }
@@ -198,14 +200,22 @@ impl Programs {
         let programs = self.all().into_iter();
         programs.map(Program::arena_bytes).max().unwrap_or(0)
     }
+
+    /// Returns the program that begins with a forward pass.
+    fn forward(&self) -> &Program {
+        match self {
+            Self::Fused(single) => &single.program,
+            Self::Accumulated(all) => &all.first.0,
+        }
+    }
 }
 
 impl TrainingStep {
     /// Plans a step of this shape and allocates its memory.
     ///
     /// # Errors
-    /// If a parameter would get no gradient, the arena exceeds the recomputation budget, or there is not enough
-    /// memory.
+    /// If a parameter would get no gradient, the precision of the residual stream has no effect, the arena exceeds the
+    /// recomputation budget, or there is not enough memory.
     pub fn new(shape: StepShape, model: &mut Model, optimizer: &mut Optimizer) -> Result<Self> {
         let buffers = StepBuffers {
             moments: optimizer.buffers(),

@@ -9,10 +9,11 @@ use crate::train::segments::Change;
 /// Maximum number of characters of a value in a sentence.
 const VALUE_CHARS: usize = 80;
 
-/// Returns both values of a key, each `not set` if the key is not set.
+/// Returns both values of a key, each its default or `not set` if the key is not set.
 pub(super) fn values(change: &Change) -> [String; 2] {
     [&change.from, &change.to].map(|value| {
-        let value = value.as_deref().unwrap_or("not set");
+        let default = history::omitted_default(&change.key).unwrap_or("not set");
+        let value = value.as_deref().unwrap_or(default);
         truncated_line(value, VALUE_CHARS).into_owned()
     })
 }

@@ -99,7 +99,7 @@ pub struct TrainSection {
     #[serde(skip_serializing_if = "FloatFormat::is_f32")]
     pub precision: FloatFormat,
     /// Format of the residual stream in mixed precision, `"f32"` or `"bf16"`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "is_f32")]
     pub residual_precision: Option<FloatFormat>,
     /// Steps between evaluations, besides the one at the end; 0: only at the end.
     pub eval_every: usize,
@@ -128,6 +128,11 @@ impl Default for TrainSection {
         }
     }
 }
+/// True if the residual stream is in single precision, by default or not.
+fn is_f32(format: &Option<FloatFormat>) -> bool {
+    format.unwrap_or_default() == FloatFormat::F32
+}
+
 impl TrainSection {
     /// Returns the tokens of an optimizer step, each of which is a target.
     pub fn tokens_per_step(&self) -> u64 {

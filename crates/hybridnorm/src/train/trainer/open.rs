@@ -132,7 +132,7 @@ impl Trainer {
         let mut initial = InitialModel::new(&config, &start_point, &data, device, on_event)?;
         let precision = config.train.program_precision();
         let plan_options = plan::Options::default().with_precision(precision);
-        initial.model.set_plan_options(plan_options);
+        initial.model.set_plan_options(plan_options)?;
         check_optimizer(&config, &initial.model, on_event)?;
         let (optimizer, state) = initial.optimizer(&config, &start_point, &data)?;
         let schedule = config.resolved_schedule()?;

@@ -148,3 +148,60 @@ pub(super) fn report_resume(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MODEL: &str = "[model]\nd_model = 8\nn_layers = 1\nn_heads = 2\nd_ff = 8\nvocab_size = 9\n";
+
+    fn segment(machine: &str) -> Segment {
+        Segment {
+            after_step: 7,
+            last_step: None,
+            started: String::new(),
+            changed: Vec::new(),
+            threads: 1,
+            machine: machine.to_owned(),
+            version: String::new(),
+            data: String::new(),
+            validation: None,
+            weights: None,
+            peak_memory_bytes: None,
+        }
+    }
+
+    #[test]
+    fn another_vector_unit_is_noted_in_bfloat16() {
+        let (amx, avx512) = (
+            "a CPU, bf16 matmuls with AMX",
+            "a CPU, bf16 matmuls with AVX-512 BF16",
+        );
+        let notes = |settings: &[&str], before: &str| {
+            let settings: Vec<String> = settings.iter().map(|&s| s.to_owned()).collect();
+            let config = Config::parse(MODEL, &settings).unwrap();
+            let mut notes = Vec::new();
+            report_changes(
+                Some(&segment(before)),
+                &segment(avx512),
+                &config,
+                &mut |event| {
+                    if let Event::Note(text) = event {
+                        notes.push(text);
+                    }
+                },
+            );
+            notes
+        };
+        let bf16 = ["train.precision=bf16"];
+        assert_eq!(notes(&bf16, avx512), [""; 0]);
+        assert_eq!(notes(&[], amx), [""; 0]);
+        let [note] = &notes(&bf16, amx)[..] else {
+            panic!("one note")
+        };
+        assert!(
+            note.contains("steps up to 7 ran on a CPU, bf16 matmuls with AMX"),
+            "{note}"
+        );
+    }
+}
