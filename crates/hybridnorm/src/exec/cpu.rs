@@ -132,6 +132,10 @@ impl Executor for Cpu {
             bytes if bytes > self.arena.bytes => bytes,
             _ => 0,
         };
+        if arena > 0 {
+            // The former one does not count.
+            self.arena = Memory::default();
+        }
         if copies + arena > 0 {
             let contents = match copies {
                 0 => "activations and scratch",
@@ -147,8 +151,6 @@ impl Executor for Cpu {
             self.rounded[buffer.0].memory = Memory::zeros(bytes)?;
         }
         if arena > 0 {
-            // Freed first.
-            self.arena = Memory::default();
             self.arena = Memory::zeros(arena)?;
         }
         Ok(())

@@ -153,7 +153,8 @@ pub(super) fn report_resume(
 mod tests {
     use super::*;
 
-    const MODEL: &str = "[model]\nd_model = 8\nn_layers = 1\nn_heads = 2\nd_ff = 8\nvocab_size = 9\n";
+    const MODEL: &str =
+        "[model]\nd_model = 8\nn_layers = 1\nn_heads = 2\nd_ff = 8\nvocab_size = 9\n";
 
     fn segment(machine: &str) -> Segment {
         Segment {
