@@ -320,7 +320,7 @@ pub fn backward_weight<'a>(
 
 /// Returns an upper bound on the bytes that [`forward`], [`backward_input`] or [`backward_weight`]
 /// allocates on `threads` threads, if each works on one expert at a time. (A thread that waits for others may begin
-/// another group of experts, up to [`MAX_EXPERT_GROUPS`], which is rare.)
+/// another group of experts, up to sixteen, which is rare.)
 pub fn workspace(slots: usize, expert: &Linear, threads: usize) -> usize {
     let rows = slots.div_ceil(threads);
     let by_row = expert

@@ -76,10 +76,7 @@ impl<'a, T> OutputOperand<'a, T> {
     /// # Panics
     /// If it is not of the executor's precision or bfloat16, or has fewer elements.
     pub fn split_floats(self, lengths: impl Iterator<Item = usize>) -> Vec<Self> {
-        fn parts<'a, E>(
-            mut rest: &'a mut [E],
-            lengths: impl Iterator<Item = usize>,
-        ) -> Vec<&'a mut [E]> {
+        fn parts<E>(mut rest: &mut [E], lengths: impl Iterator<Item = usize>) -> Vec<&mut [E]> {
             let part = |len| rest.split_off_mut(..len).expect("enough elements");
             lengths.map(part).collect()
         }
