@@ -114,6 +114,8 @@ def report(found):
     first = found[ours[0]][0]
     flops = first["gflops"] / first["tokens_per_second"]
     speed, memory = median("tokens_per_second"), median("peak_rss_bytes")
+    versions = {rows[0]["version"] for run, rows in found.items() if run[0] != "hybridnorm"}
+    print("PyTorch " + ", ".join(sorted(versions)))
     print(f"{'':24} {'tokens/s':>10} {'GFLOP/s':>9} {'memory':>10}")
     for run in found:
         print(f"{' '.join(run):24} {speed[run]:10,.0f} {flops * speed[run]:9.1f} "
@@ -154,9 +156,10 @@ def main():
                         help="all shapes and precisions, with the table of docs/performance.md at the end")
     parser.add_argument("--precisions", nargs="+", choices=["f32", "bf16"], help="default: both")
     parser.add_argument("--placement", choices=["hybridnorm", "pre-norm"], default="hybridnorm")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8, help="duration of each measurement")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=8,
+                        help="duration of each measurement; default: %(default)s")
+    parser.add_argument("--threads", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--python", help="Python interpreter with torch; default: a new virtual environment")
     a = parser.parse_args()
     if a.all and (a.shapes or a.precisions):

@@ -125,11 +125,36 @@ fn bench_decode_is_relative_to_the_memory_bandwidth() {
         4.0 * number(&tied, "parameters")
     );
 
+    // Matrices are read in bfloat16, the gains of pre-norm's five norms are not.
+    let bf16 = [
+        "--json",
+        "--set",
+        "model.placement=pre-norm",
+        "--set",
+        "train.precision=bf16",
+    ];
+    let bf16 = dir.json(&args("decode", &bf16));
+    assert_eq!(bf16["precision"], "bf16, residual stream in f32");
+    let (parameters, gains) = (number(&bf16, "parameters"), 5.0 * 32.0);
+    assert_eq!(
+        number(&bf16, "bytes_per_token"),
+        2.0 * (parameters - 300.0 * 32.0 - gains) + 4.0 * (32.0 + gains)
+    );
+
     // The cache is full after a single token and is then refilled.
     let short = dir.json(&args("decode", &["--json", "--set", "train.seq_len=2"]));
     assert_eq!(number(&short, "prompt_tokens"), 1.0);
     assert_eq!(number(&short, "tokens"), 8.0);
     assert!(dir.ok(&args("decode", &[])).contains("memory bandwidth"));
+}
+
+#[test]
+fn ops_are_measured_in_single_precision_only() {
+    test_dir().expect_error(
+        2,
+        &args("ops", &["--set", "train.precision=bf16"]),
+        &["train.precision", "no effect"],
+    );
 }
 
 #[test]

@@ -357,6 +357,8 @@ fn mixed_precision_is_named_and_differs_little() {
         let mixed = eval(&dir, &["a.txt"], more);
         let (a, b) = (number(&mixed, "loss"), number(&single, "loss"));
         assert!(a != b && (a - b).abs() < 0.02 * b, "{a} {b}");
+        assert_eq!(mixed["precision"], name);
+        assert_eq!(single["precision"], "f32");
         let note = format!("computed in {name}");
         assert!(mixed.to_string().contains(&note), "{mixed}");
         assert!(!single.to_string().contains("computed in"));
@@ -388,7 +390,22 @@ fn text_is_generated_in_mixed_precision() {
         "--precision",
         "bf16",
     ];
-    let text = dir.ok(&args);
-    assert_eq!(text, dir.ok(&args));
-    assert!(text.len() > 2, "{text}");
+    let found = dir.json(&[&args[..], &["--json"]].concat());
+    assert_eq!(found, dir.json(&[&args[..], &["--json"]].concat()));
+    assert_eq!(found["precision"], "bf16, residual stream in f32");
+    assert_eq!(found["tokens"], 9);
+    assert!(!found["text"].as_str().unwrap().is_empty(), "{found}");
+}
+
+#[test]
+fn a_residual_stream_in_bfloat16_without_effect_is_an_error() {
+    let dir = TestDir::new();
+    dir.train("run", &["--set", "model.placement=ngpt"]);
+    let args = ["--precision", "bf16", "--residual-precision", "bf16"];
+    let generate = ["generate", "run", "--prompt", "It"];
+    dir.expect_any_error(
+        &[&generate[..], &args].concat(),
+        &["has no effect on this model"],
+    );
+    dir.ok(&[&generate[..], &args[..2]].concat());
 }

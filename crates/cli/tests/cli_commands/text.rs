@@ -107,6 +107,7 @@ fn prompts_and_generated_text_are_printed() {
         [
             "context_tokens",
             "left_out",
+            "precision",
             "prompt",
             "prompt_tokens",
             "start_id",

@@ -69,6 +69,28 @@ fn completions_are_those_of_generate() {
 }
 
 #[test]
+fn completions_in_bfloat16_are_those_of_generate() {
+    let dir = trained();
+    let bf16 = ["--precision", "bf16"];
+    let server = Server::start(&dir, &bf16);
+    for seed in ["5", "6", "7"] {
+        let generate = ["generate", "run", "--prompt", "Once upon", "--json"];
+        let sampling = ["--max-tokens", "30", "--seed", seed];
+        let expected = dir.json(&[&generate[..], &sampling, &bf16].concat());
+        let body = json!({
+            "prompt": "Once upon",
+            "max_tokens": 30,
+            "temperature": 0.8,
+            "seed": seed.parse::<u64>().unwrap(),
+        });
+        assert_eq!(server.choice(body)["text"], expected["text"]);
+    }
+    let (code, text) = server.stop();
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("computed in bf16"), "{text}");
+}
+
+#[test]
 fn echo_gives_the_log_probabilities_that_evaluations_read() {
     let dir = trained();
     let server = Server::start(&dir, &[]);
