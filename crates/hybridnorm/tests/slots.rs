@@ -15,7 +15,7 @@ const CAPACITY: usize = 16;
 /// Largest difference of logits in a run of several sequences: the rounding of a matmul depends on its number of rows.
 const MATMUL_ROUNDING: f32 = 2e-5;
 
-/// The same in bfloat16, where a sum that is rounded up instead of down differs by 2^-8 of its size.
+/// Largest difference of logits in bfloat16, where rounding up instead of down changes a sum by 2^-8 of its size.
 const BF16_ROUNDING: f32 = 0.1;
 
 /// Prompts of the sequences in slots 0 to 2, and the number of tokens that follow each.

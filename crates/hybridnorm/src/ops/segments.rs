@@ -178,16 +178,6 @@ fn read_segments(ints: &[i32], rows: usize) -> Vec<Segment> {
     segments
 }
 
-/// Splits values of `width` per row into those of each segment.
-fn split_rows<'a, T>(mut values: &'a mut [T], segments: &[Segment], width: usize) -> Vec<&'a mut [T]> {
-    let mut part = |segment: &Segment| {
-        values
-            .split_off_mut(..segment.len * width)
-            .expect("as many rows as the segments have")
-    };
-    segments.iter().map(&mut part).collect()
-}
-
 /// Returns the first row of each segment.
 fn first_rows(segments: &[Segment]) -> Vec<usize> {
     let mut next = 0;
@@ -250,14 +240,14 @@ impl SegmentRopeTable {
     fn run<T: Precision>(&self, io: &mut Operands<'_, T>) {
         let segments = read_segments(io.ints(0), self.rows);
         let width = 2 * self.frequencies.len();
-        for (segment, table) in segments.iter().zip(split_rows(io.write(), &segments, width)) {
+        let lengths = segments.iter().map(|segment| segment.len * width);
+        for (segment, table) in segments.iter().zip(io.next_output().split_floats(lengths)) {
             let op = RopeTable {
                 frequencies: self.frequencies.clone(),
                 magnitude: self.magnitude,
                 positions: segment.len,
             };
-            let writes = vec![OutputOperand::Float(table)];
-            T::run(&op, &mut Operands::new(Vec::new(), writes, segment.arguments()));
+            T::run(&op, &mut Operands::new(Vec::new(), vec![table], segment.arguments()));
         }
     }
 }

@@ -116,12 +116,11 @@ pub fn omitted_default(key: &str) -> Option<&'static str> {
 pub fn describe_change(change: &Change) -> String {
     let Change { key, from, to } = change;
     let default = omitted_default(key);
-    let or_default = |value: &'_ Option<String>| value.as_deref().or(default).map(str::to_owned);
-    match (or_default(from), or_default(to)) {
-        (Some(from), Some(to)) => format!("{key} changed from {from} to {to}"),
-        (None, Some(to)) => format!("{key} was not set and is now {to}"),
-        (Some(from), None) => format!("{key} was {from} and is no longer set"),
-        (None, None) => key.clone(),
+    match [from, to].map(|value| value.as_deref().or(default)) {
+        [Some(from), Some(to)] => format!("{key} changed from {from} to {to}"),
+        [None, Some(to)] => format!("{key} was not set and is now {to}"),
+        [Some(from), None] => format!("{key} was {from} and is no longer set"),
+        [None, None] => key.clone(),
     }
 }
 
@@ -246,17 +245,8 @@ mod tests {
 
     fn segment(after_step: u64, changed: Vec<Change>) -> Segment {
         Segment {
-            after_step,
-            last_step: None,
-            started: String::new(),
             changed,
-            threads: 1,
-            machine: String::new(),
-            version: String::new(),
-            data: String::new(),
-            validation: None,
-            weights: None,
-            peak_memory_bytes: None,
+            ..Segment::of_test(after_step)
         }
     }
 

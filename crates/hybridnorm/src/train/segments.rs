@@ -63,6 +63,26 @@ pub struct Segment {
     pub peak_memory_bytes: Option<u64>,
 }
 
+#[cfg(test)]
+impl Segment {
+    /// Returns a segment after this step, with empty fields.
+    pub(super) fn of_test(after_step: u64) -> Self {
+        Self {
+            after_step,
+            last_step: None,
+            started: String::new(),
+            changed: Vec::new(),
+            threads: 1,
+            machine: String::new(),
+            version: String::new(),
+            data: String::new(),
+            validation: None,
+            weights: None,
+            peak_memory_bytes: None,
+        }
+    }
+}
+
 /// Reads the segments of a run, oldest first; empty if the run predates this file.
 ///
 /// # Errors

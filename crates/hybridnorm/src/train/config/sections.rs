@@ -128,6 +128,7 @@ impl Default for TrainSection {
         }
     }
 }
+
 /// True if the residual stream is in single precision, by default or not.
 fn is_f32(format: &Option<FloatFormat>) -> bool {
     format.unwrap_or_default() == FloatFormat::F32

@@ -158,17 +158,8 @@ mod tests {
 
     fn segment(machine: &str) -> Segment {
         Segment {
-            after_step: 7,
-            last_step: None,
-            started: String::new(),
-            changed: Vec::new(),
-            threads: 1,
             machine: machine.to_owned(),
-            version: String::new(),
-            data: String::new(),
-            validation: None,
-            weights: None,
-            peak_memory_bytes: None,
+            ..Segment::of_test(7)
         }
     }
 
