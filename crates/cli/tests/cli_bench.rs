@@ -149,15 +149,6 @@ fn bench_decode_is_relative_to_the_memory_bandwidth() {
 }
 
 #[test]
-fn ops_are_measured_in_single_precision_only() {
-    test_dir().expect_error(
-        2,
-        &args("ops", &["--set", "train.precision=bf16"]),
-        &["train.precision", "no effect"],
-    );
-}
-
-#[test]
 fn placements_are_compared_with_pre_norm() {
     let dir = test_dir();
     let only = ["--only", "hybridnorm", "--only", "llama", "--rounds", "1"];
@@ -300,6 +291,33 @@ fn bench_ops_compares_every_kernel_with_the_reference_and_its_limit() {
         4.0 * 2.0 * 32.0 * 33.0 / 2.0 * 32.0,
     );
     assert!(dir.ok(&args("ops", &[])).contains("adamw"));
+}
+
+#[test]
+fn bench_ops_measures_ops_in_bf16() {
+    let dir = test_dir();
+    let bf16 = ["--set", "train.precision=bf16"];
+    let found = dir.json(&args("ops", &[&bf16[..], &["--json"]].concat()));
+    assert_eq!(found["precision"], "bf16, residual stream in f32");
+    let rows = found["rows"].as_array().unwrap();
+    for row in rows {
+        let difference = number(row, "largest_difference");
+        assert!(difference <= 1.0 / 128.0, "{row}");
+        if row["bound"] == "arithmetic" {
+            assert_eq!(row["limit"], found["bf16_gemm_gflops"]);
+        }
+    }
+    let activation = rows
+        .iter()
+        .find(|row| row["op"] == "activation swiglu" && row["direction"] == "forward")
+        .unwrap();
+    // 64 rows of gates and values of width 64 each read, and 64 hidden units written, two bytes each.
+    let bytes = 1e9 * number(activation, "rate") * number(activation, "seconds");
+    assert_close(bytes, 2.0 * 64.0 * 3.0 * 64.0);
+    assert!(
+        dir.ok(&args("ops", &bf16))
+            .contains("precision       bf16, residual stream in f32")
+    );
 }
 
 #[test]

@@ -79,7 +79,7 @@ pub struct BenchOpsArgs {
     )]
     pub seconds: f64,
     /// Fail if a kernel is slower than its minimum speed-up over the reference loops in this file, or differs from its
-    /// reference by more than 1e-4.
+    /// reference by more than 1e-4 (in bf16 1/128).
     #[arg(long, value_name = "FLOORS.toml")]
     pub floors: Option<PathBuf>,
 }

@@ -9,6 +9,7 @@ use hybridnorm::files::Locking;
 use hybridnorm::graph::DType;
 use hybridnorm::model::Model;
 use hybridnorm::plan::{Options, Precision};
+use hybridnorm::train::FloatFormat;
 use serde::Serialize;
 
 use crate::console;
@@ -86,11 +87,20 @@ pub struct PrecisionArgs {
 
 /// Format of floating-point numbers.
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
-enum FloatFormatArg {
+pub enum FloatFormatArg {
     /// Single precision.
     F32,
     /// bfloat16.
     Bf16,
+}
+
+impl From<FloatFormatArg> for FloatFormat {
+    fn from(format: FloatFormatArg) -> Self {
+        match format {
+            FloatFormatArg::F32 => Self::F32,
+            FloatFormatArg::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 impl PrecisionArgs {

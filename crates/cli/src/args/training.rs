@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::shared::{LockArgs, OutputArgs, OverrideArgs};
+use super::shared::{FloatFormatArg, LockArgs, OutputArgs, OverrideArgs};
 
 /// Arguments of `quickstart`.
 #[derive(Debug, Args)]
@@ -19,6 +19,9 @@ pub struct QuickstartArgs {
     /// Training steps per model.
     #[arg(long, value_name = "N")]
     pub steps: Option<usize>,
+    /// Precision of matmuls and activations; with `bf16`, matmuls of bfloat16 operands with sums in single precision.
+    #[arg(long, value_enum, default_value_t = FloatFormatArg::F32)]
+    pub precision: FloatFormatArg,
     /// File locks.
     #[command(flatten)]
     pub lock: LockArgs,

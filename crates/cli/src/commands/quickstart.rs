@@ -17,6 +17,7 @@ pub fn run(args: QuickstartArgs, console: &Console) -> Result<Outcome, Error> {
     let started = Instant::now();
     let mut options = Options::new(args.out)
         .with_data(args.data)
+        .with_precision(args.precision.into())
         .with_locking(args.lock.mode());
     options.steps = args.steps;
     let signals = Signals::install()?;
@@ -88,8 +89,9 @@ fn report(results: &Results) -> String {
         .map(|row| format!("  {}\n", row.run.display()))
         .collect();
     format!(
-        "{} · {} tokens each · same initial weights, same batches\n{table}\n{samples}\nrun directories:\n{runs}",
+        "{} · {} tokens each · {} · same initial weights, same batches\n{table}\n{samples}\nrun directories:\n{runs}",
         results.data.join(" "),
         with_thousands_separators(results.tokens),
+        results.precision,
     )
 }

@@ -100,6 +100,15 @@ fn quickstart_is_reproducible() {
     }
     let written: Value = serde_json::from_slice(&dir.read("q/results.json")).unwrap();
     assert_eq!(written, again);
+    assert_eq!(found["precision"], "f32");
+    let bf16 = dir.json(&[&args[..], &["--precision", "bf16"]].concat());
+    assert_eq!(bf16["precision"], "bf16, residual stream in f32");
+    for row in [0, 1] {
+        let [exact, rounded] =
+            [&found, &bf16].map(|found| found["rows"][row]["validation_loss"].as_f64().unwrap());
+        let difference = (exact - rounded).abs();
+        assert!(difference > 0.0 && difference < 0.05, "{difference}");
+    }
     assert!(dir.ok(&args[..8]).contains("pre-norm generates:"));
     dir.expect_error(
         2,

@@ -14,9 +14,6 @@ use crate::files;
 /// Maximum bytes of a file of minimum speedups.
 const LIMIT: u64 = 1 << 20;
 
-/// Maximum difference between a kernel and its reference, relative to the largest output.
-const MAX_DIFFERENCE: f64 = 1e-4;
-
 /// Content of a file of minimum speedups: `[[kernel]]` tables with `op`, `direction` and `speedup`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MinSpeedups {
@@ -69,7 +66,7 @@ impl MinSpeedups {
     }
 
     /// Checks that every kernel named in the file reaches its minimum speedup, and matches its reference to within
-    /// 1e-4.
+    /// [`OpsReport::tolerance`].
     ///
     /// # Errors
     /// If a kernel does not, or was not measured; the message names all of these.
@@ -100,11 +97,11 @@ impl MinSpeedup {
         match row {
             None => Some(format!("there is no kernel `{op}`, `{direction}`")),
             Some(row)
-                if row.largest_difference.is_nan() || row.largest_difference > MAX_DIFFERENCE =>
+                if row.largest_difference.is_nan() || row.largest_difference > report.tolerance =>
             {
                 Some(format!(
-                    "{op} {direction} differs from the reference by {:.0e}, expected at most {MAX_DIFFERENCE:.0e}",
-                    row.largest_difference
+                    "{op} {direction} differs from the reference by {:.0e}, expected at most {:.0e}",
+                    row.largest_difference, report.tolerance
                 ))
             }
             Some(row)

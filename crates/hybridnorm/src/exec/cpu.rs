@@ -101,17 +101,7 @@ impl Executor for Cpu {
         self.rounded[buffer.0].current.clear();
         let size = dtype.bytes();
         let to = &mut memory.bytes_mut()[size * offset..][..size * data.len()];
-        match (*dtype, data) {
-            // Rounded from double precision.
-            (DType::F32, TensorRef::F64(x)) => {
-                let to: &mut [f32] = elements_mut(to);
-                to.iter_mut().zip(x).for_each(|(to, x)| *to = *x as f32);
-            }
-            (dtype, data) => {
-                assert_eq!(dtype, data.dtype(), "elements of a different type");
-                to.copy_from_slice(bytes_of(data));
-            }
-        }
+        store(data, *dtype, to);
     }
 
     fn read(&self, buffer: Buffer, elements: Range<usize>) -> Tensor {
@@ -173,12 +163,12 @@ impl Executor for Cpu {
                 .find(|(given, _)| *given == name)
                 .unwrap_or_else(|| panic!("input {name} is missing"));
             let ty = program.ty(id);
-            assert_eq!(ty.dtype, data.dtype(), "input {name}: type");
             assert_eq!(ty.elements(), data.len(), "input {name}: elements");
             let region = program
                 .region(id)
                 .expect("every program input has an arena region");
-            self.arena.bytes_mut()[region.start..region.end].copy_from_slice(bytes_of(*data));
+            let to = &mut self.arena.bytes_mut()[region.start..region.end];
+            store(*data, ty.dtype, to);
         }
         for (step, node) in program.steps().iter().zip(program.graph().nodes()) {
             let operation = node.op.operation();
@@ -206,6 +196,29 @@ impl Executor for Cpu {
 
     fn take_profile(&mut self) -> BTreeMap<&'static str, Duration> {
         self.profile.finish()
+    }
+}
+
+/// Copies elements of the host into memory; rounds them to a narrower type.
+///
+/// # Panics
+/// If they are of another kind.
+fn store(data: TensorRef<'_>, dtype: DType, to: &mut [u8]) {
+    match (dtype, data) {
+        (DType::F32, TensorRef::F64(x)) => {
+            let to: &mut [f32] = elements_mut(to);
+            to.iter_mut().zip(x).for_each(|(to, x)| *to = *x as f32);
+        }
+        (DType::Bf16, TensorRef::F32(x)) => {
+            let to: &mut [bf16] = elements_mut(to);
+            to.iter_mut()
+                .zip(x)
+                .for_each(|(to, x)| *to = bf16::from_f32(*x));
+        }
+        (dtype, data) => {
+            assert_eq!(dtype, data.dtype(), "elements of a different type");
+            to.copy_from_slice(bytes_of(data));
+        }
     }
 }
 

@@ -130,7 +130,7 @@ impl Reference {
                 data.len(),
                 "input {name}: elements"
             );
-            self.values[id.0] = Some(Value::from(*data));
+            self.values[id.0] = Some(Value::from(*data).rounded_to(program.ty(id).dtype));
         }
     }
 
@@ -187,8 +187,8 @@ impl Executor for Reference {
     }
 
     fn write(&mut self, buffer: Buffer, offset: usize, data: TensorRef<'_>) {
-        let (_, to) = self.buffers[buffer.0].as_mut().expect("a buffer");
-        to.overwrite(offset, Value::from(data));
+        let (dtype, to) = self.buffers[buffer.0].as_mut().expect("a buffer");
+        to.overwrite(offset, Value::from(data).rounded_to(*dtype));
     }
 
     fn read(&self, buffer: Buffer, elements: Range<usize>) -> Tensor {

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::eval::{self, Sampling};
 use crate::files::{self, Lock, Locking};
 use crate::memory;
-use crate::train::{Config, Event, OpenOptions, Start, Trainer, run_directory};
+use crate::train::{Config, Event, FloatFormat, OpenOptions, Start, Trainer, run_directory};
 use crate::{Device, data::Tokenizer};
 
 /// Compared placements.
@@ -48,6 +48,8 @@ pub struct Options {
     pub data: Vec<String>,
     /// Training steps per model; `None`: as in the recipe.
     pub steps: Option<usize>,
+    /// Precision of matmuls and activations.
+    pub precision: FloatFormat,
     /// Locking of the folder and the runs.
     pub locking: Locking,
 }
@@ -59,6 +61,7 @@ impl Options {
             out: out.into(),
             data: Vec::new(),
             steps: None,
+            precision: FloatFormat::default(),
             locking: Locking::Required,
         }
     }
@@ -70,6 +73,8 @@ impl Options {
 pub struct Results {
     /// Text that was used.
     pub data: Vec<String>,
+    /// Precision of the programs, such as `f32`.
+    pub precision: String,
     /// Loss of a unigram model on the validation text, in nats per token.
     pub unigram_nats: f64,
     /// Training tokens per model.
@@ -157,10 +162,11 @@ pub fn run(
         prepare_run_directory(&options.out.join(placement), options.locking)?;
     }
     let mut placements = Vec::new();
-    let (mut tokens, mut unigram_nats) = (0, None);
+    let (mut tokens, mut unigram_nats, mut precision) = (0, None, String::new());
     for placement in PLACEMENTS {
-        let config = config(placement, &data, options.steps)?;
+        let config = config(placement, &data, options)?;
         let steps = config.train.steps as u64;
+        precision = config.train.program_precision().to_string();
         let mut forward = |event: Event<'_>| on_event(placement, steps, event);
         let run = options.out.join(placement);
         let open = OpenOptions::default().with_locking(options.locking);
@@ -178,6 +184,7 @@ pub fn run(
     }
     let results = Results {
         data,
+        precision,
         unigram_nats: unigram_nats.unwrap_or(f64::NAN),
         tokens,
         placements,
@@ -221,10 +228,11 @@ fn train(
     Ok(Some((row, outcome.tokens)))
 }
 
-fn config(placement: &str, data: &[String], steps: Option<usize>) -> Result<Config> {
+fn config(placement: &str, data: &[String], options: &Options) -> Result<Config> {
     let mut config = Config::parse(RECIPE, &[format!("model.placement=\"{placement}\"")])?;
     config.data.train = data.to_vec();
-    if let Some(steps) = steps {
+    config.train.precision = options.precision;
+    if let Some(steps) = options.steps {
         if steps == 0 {
             return Err(Error::out_of_range("steps", steps, "at least 1"));
         }
@@ -303,7 +311,8 @@ mod tests {
     #[test]
     fn both_models_share_their_initial_weights() {
         let values = PLACEMENTS.map(|placement| {
-            let mut config = config(placement, &["stories:9".into()], None).unwrap();
+            let mut config =
+                config(placement, &["stories:9".into()], &Options::new("unused")).unwrap();
             config.data.tokenizer = Some("bytes".into());
             let model = config.model_config().unwrap();
             Model::new(&model, config.seed, Device::Cpu)

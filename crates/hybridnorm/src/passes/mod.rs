@@ -15,6 +15,8 @@ pub(crate) use dead_code::remove_unused;
 pub(crate) use fuse::fuse;
 pub use gradients::{gradients, vector_jacobian_product};
 pub(crate) use narrow::narrow;
+#[cfg(feature = "bench")]
+pub(crate) use precision::precision_with_operands;
 pub(crate) use precision::{has_bf16_residual, precision, rounded_weights};
 pub(crate) use recompute::recompute;
 pub(crate) use schedule_early::schedule_early;

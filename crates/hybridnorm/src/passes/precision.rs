@@ -30,6 +30,23 @@ enum Role {
 
 /// Stores values in bfloat16 as the policy says, and lets matmuls round their operands.
 pub(crate) fn precision(graph: &mut Graph, outputs: &[ValueId], precision: Precision) {
+    apply(graph, outputs, &[], precision);
+}
+
+/// As [`precision`], and stores what the host provides as the outputs of ops: for programs of single ops, whose operands
+/// are outputs of other ops in a model. Nothing reads their outputs as logits.
+#[cfg(feature = "bench")]
+pub(crate) fn precision_with_operands(graph: &mut Graph, precision: Precision) {
+    let is_operand = |id: &ValueId| {
+        let value = graph.value(*id);
+        value.ty.dtype == DType::F32 && value.source != Source::Computed
+    };
+    let operands = (0..graph.values.len()).map(ValueId).filter(is_operand);
+    let operands: Vec<ValueId> = operands.collect();
+    apply(graph, &[], &operands, precision);
+}
+
+fn apply(graph: &mut Graph, outputs: &[ValueId], operands: &[ValueId], precision: Precision) {
     let Precision::Bf16 { residual } = precision else {
         return;
     };
@@ -40,7 +57,7 @@ pub(crate) fn precision(graph: &mut Graph, outputs: &[ValueId], precision: Preci
             round_operands(&mut node.op);
         }
     }
-    let mut is_narrow = narrow_values(graph, residual);
+    let mut is_narrow = narrow_values(graph, operands, residual);
     // A projection that the host reads is one to logits.
     for node in &graph.nodes {
         let is_projection = matches!(node.op, Op::Linear(_) | Op::Scale(_));
@@ -122,9 +139,22 @@ fn router_values(graph: &Graph) -> HashSet<ValueId> {
     found
 }
 
-/// True for each value that its role and its type allow in bfloat16.
-fn narrow_values(graph: &Graph, residual: DType) -> Vec<bool> {
+/// True for each output of an op, and each of `operands`, that its role and its type allow in bfloat16.
+fn narrow_values(graph: &Graph, operands: &[ValueId], residual: DType) -> Vec<bool> {
     let mut is_narrow = vec![false; graph.values.len()];
+    for id in operands {
+        is_narrow[id.0] = true;
+    }
+    for node in &graph.nodes {
+        let of_residual_stream = match node.op {
+            Op::Norm(_) | Op::NormGrad(_) => Some(node.inputs[0]),
+            Op::EmbeddingGrad(_) => Some(node.inputs[1]),
+            _ => None,
+        };
+        if let Some(id) = of_residual_stream {
+            is_narrow[id.0] &= residual == DType::Bf16;
+        }
+    }
     for node in &graph.nodes {
         for (id, role) in node.outputs.iter().zip(output_roles(node)) {
             let is_float = graph.ty(*id).dtype == DType::F32;

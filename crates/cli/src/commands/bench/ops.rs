@@ -3,7 +3,6 @@
 use hybridnorm::Error;
 use hybridnorm::bench::ops::{Bound, OpRow};
 use hybridnorm::bench::{self, MinSpeedups, OpsOptions, OpsReport};
-use hybridnorm::plan::Precision;
 
 use crate::args::BenchOpsArgs;
 use crate::console::Console;
@@ -12,10 +11,6 @@ use crate::table::numeric_table;
 
 pub fn run(args: &BenchOpsArgs, console: &Console) -> Result<(), Error> {
     let config = args.model.load_config()?;
-    if config.train.program_precision() != Precision::F32 {
-        let problem = "bench ops measures ops in f32; train.precision has no effect here: leave it out, or use bench step";
-        return Err(Error::invalid_value("train.precision", problem));
-    }
     let options = OpsOptions::of(&config, args.seconds);
     let min_speedups = args.floors.as_ref().map(MinSpeedups::load).transpose()?;
     let mut display = ProgressDisplay::new(console);
@@ -45,13 +40,16 @@ fn text(report: &OpsReport) -> String {
     format!(
         "shapes          {} sequences of {} tokens\n\
          threads         {}; the reference uses one thread and f64\n\
-         GEMM peak       {:.1} GFLOP/s\n\
+         precision       {}\n\
+         GEMM peak       {:.1} GFLOP/s in f32, {:.1} in bf16\n\
          memory          {:.2} GB/s read, {:.2} GB/s read and written\n{table}\n\
          ~: extrapolated from a part of the problem\n",
         report.micro_batch,
         report.seq_len,
         report.threads,
+        report.precision,
         report.sgemm_gflops,
+        report.bf16_gemm_gflops,
         report.read_gb_per_second,
         report.read_write_gb_per_second,
     )

@@ -6,6 +6,7 @@ use super::program::BenchmarkProgram;
 use crate::bench::timing::median;
 use crate::error::Result;
 use crate::exec::{Cpu, Executor, Reference};
+use crate::plan::Precision;
 
 /// Size of the operands of memory-bound ops, in bytes; larger than any cache.
 pub const BEYOND_CACHES: usize = 256 << 20;
@@ -41,14 +42,14 @@ pub struct ReferenceTiming {
 ///
 /// # Errors
 /// If there is not enough memory.
-pub fn measure(case: &Case, seconds: f64) -> Result<Timing> {
-    let reference = reference(case, seconds.min(MIN_TOTAL_SECONDS))?;
+pub fn measure(case: &Case, precision: Precision, seconds: f64) -> Result<Timing> {
+    let reference = reference(case, precision, seconds.min(MIN_TOTAL_SECONDS))?;
     let problem = (case.problem)(case.units);
-    let mut program = BenchmarkProgram::<Cpu>::new(&problem, 1)?;
+    let mut program = BenchmarkProgram::<Cpu>::new(&problem, 1, precision)?;
     let work = program.flops_or_bytes(case.bound);
     if case.bound != Bound::Compute {
         let copies = (BEYOND_CACHES as f64 / work) as usize + 2;
-        program = BenchmarkProgram::new(&problem, copies.min(MAX_COPIES))?;
+        program = BenchmarkProgram::new(&problem, copies.min(MAX_COPIES), precision)?;
     }
     // The first run allocates memory.
     program.run()?;
@@ -59,17 +60,17 @@ pub fn measure(case: &Case, seconds: f64) -> Result<Timing> {
     })
 }
 
-fn reference(case: &Case, seconds: f64) -> Result<ReferenceTiming> {
+fn reference(case: &Case, precision: Precision, seconds: f64) -> Result<ReferenceTiming> {
     let mut units = 1;
     loop {
         let problem = (case.problem)(units);
-        let mut program = BenchmarkProgram::<Reference>::new(&problem, 1)?;
+        let mut program = BenchmarkProgram::<Reference>::new(&problem, 1, precision)?;
         let first = program.run()?;
         let fraction = units as f64 / case.units as f64;
         let is_long = first >= MIN_PARTIAL_SECONDS && first / fraction > MAX_FULL_SECONDS;
         if units == case.units || is_long {
             return Ok(ReferenceTiming {
-                largest_difference: largest_difference(&problem, &program.outputs())?,
+                largest_difference: largest_difference(&problem, precision, &program.outputs())?,
                 seconds: time(&mut program, 1, seconds)? / fraction,
                 fraction,
             });
@@ -101,8 +102,12 @@ fn time<E: Executor>(
 ///
 /// # Errors
 /// If there is not enough memory.
-pub fn largest_difference(problem: &Problem, expected: &[Vec<f64>]) -> Result<f64> {
-    let mut program = BenchmarkProgram::<Cpu>::new(problem, 1)?;
+pub fn largest_difference(
+    problem: &Problem,
+    precision: Precision,
+    expected: &[Vec<f64>],
+) -> Result<f64> {
+    let mut program = BenchmarkProgram::<Cpu>::new(problem, 1, precision)?;
     program.run()?;
     let found = program.outputs();
     let pairs = found.iter().zip(expected);

@@ -24,6 +24,7 @@ use super::timing::check_seconds;
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::ModelConfig;
+use crate::plan::Precision;
 use crate::train::Config;
 
 use case::Case;
@@ -42,25 +43,28 @@ pub struct OpsOptions {
     pub micro_batch: usize,
     /// Tokens per sequence.
     pub seq_len: usize,
+    /// Precision of activations and matmuls.
+    pub precision: Precision,
     /// Approximate duration of the measurement of each kernel in seconds, at least three calls. Its reference
     /// takes at most a few seconds in addition.
     pub seconds: f64,
 }
 
 impl OpsOptions {
-    /// Returns the options for micro-batches of `micro_batch` sequences of `seq_len` tokens.
+    /// Returns the options for micro-batches of `micro_batch` sequences of `seq_len` tokens, in single precision.
     pub fn new(micro_batch: usize, seq_len: usize, seconds: f64) -> Self {
         Self {
             micro_batch,
             seq_len,
+            precision: Precision::F32,
             seconds,
         }
     }
 
-    /// Returns the options for the micro-batch shape of a configuration.
+    /// Returns the options for the micro-batch shape and the precision of a configuration.
     pub fn of(config: &Config, seconds: f64) -> Self {
         let shape = config.train.step_shape();
-        Self::new(shape.micro_batch, shape.seq_len, seconds)
+        Self::new(shape.micro_batch, shape.seq_len, seconds).with_precision(shape.precision)
     }
 }
 
@@ -69,7 +73,7 @@ impl OpsOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
-    /// Peak GEMM throughput, in GFLOP/s.
+    /// Peak GEMM throughput in the precision of the matmuls, in GFLOP/s.
     #[serde(rename = "arithmetic")]
     Compute,
     /// Read bandwidth of memory, in GB/s.
@@ -88,8 +92,14 @@ pub struct OpsReport {
     pub micro_batch: usize,
     /// Tokens per sequence.
     pub seq_len: usize,
-    /// Peak GEMM throughput, the best of measurements before, between and after the ops, in GFLOP/s.
+    /// Precision of activations and matmuls, such as `f32`.
+    pub precision: String,
+    /// Largest difference from the reference, as in [`OpRow::largest_difference`], that rounding explains.
+    pub tolerance: f64,
+    /// Peak single-precision GEMM throughput, the best of measurements before, between and after the ops, in GFLOP/s.
     pub sgemm_gflops: f64,
+    /// Peak GEMM throughput with bfloat16 operands at these times, in GFLOP/s.
+    pub bf16_gemm_gflops: f64,
     /// Peak read bandwidth at these times, in GB/s.
     pub read_gb_per_second: f64,
     /// Peak bandwidth of `y = y + x` at these times, in GB/s.
@@ -171,6 +181,7 @@ pub fn ops(
     let OpsOptions {
         micro_batch,
         seq_len,
+        precision,
         seconds,
     } = *options;
     check_seconds(seconds)?;
@@ -201,7 +212,7 @@ pub fn ops(
         if index % KERNELS_PER_LIMIT_MEASUREMENT == 0 {
             machine.measure();
         }
-        timings.push(measure(case, seconds)?);
+        timings.push(measure(case, precision, seconds)?);
         on_progress(index + 1, cases.len());
     }
     machine.measure();
@@ -209,13 +220,16 @@ pub fn ops(
     let rows = cases
         .iter()
         .zip(timings)
-        .map(|(case, timing)| row(case, &timing, &limits))
+        .map(|(case, timing)| row(case, precision, &timing, &limits))
         .collect();
     Ok(OpsReport {
         threads: crate::threads::count(),
         micro_batch,
         seq_len,
+        precision: precision.to_string(),
+        tolerance: tolerance(precision),
         sgemm_gflops: limits.sgemm,
+        bf16_gemm_gflops: limits.bf16_gemm,
         read_gb_per_second: limits.read,
         read_write_gb_per_second: limits.read_write,
         rows,
@@ -230,10 +244,22 @@ fn cases(shape: &ModelShape) -> Vec<Case> {
     cases
 }
 
-fn row(case: &Case, timing: &Timing, limits: &Limits) -> OpRow {
+/// Returns the largest difference that rounding explains, relative to the largest output: in bfloat16 one in its last bit,
+/// since a value that the kernel sums in another order may round to the other neighbour.
+fn tolerance(precision: Precision) -> f64 {
+    match precision {
+        Precision::F32 => 1e-4,
+        Precision::Bf16 { .. } => 1.0 / 128.0,
+    }
+}
+
+fn row(case: &Case, precision: Precision, timing: &Timing, limits: &Limits) -> OpRow {
     let rate = 1e-9 * timing.flops_or_bytes / timing.seconds;
     let limit = match case.bound {
-        Bound::Compute => limits.sgemm,
+        Bound::Compute => match precision {
+            Precision::F32 => limits.sgemm,
+            Precision::Bf16 { .. } => limits.bf16_gemm,
+        },
         Bound::Read => limits.read,
         Bound::ReadWrite => limits.read_write,
     };
@@ -256,6 +282,7 @@ fn row(case: &Case, timing: &Timing, limits: &Limits) -> OpRow {
 #[derive(Default)]
 struct Limits {
     sgemm: f64,
+    bf16_gemm: f64,
     read: f64,
     read_write: f64,
 }
@@ -277,6 +304,7 @@ impl Machine {
     fn measure(&mut self) {
         let Self { bandwidth, limits } = self;
         limits.sgemm = limits.sgemm.max(machine::sgemm_gflops());
+        limits.bf16_gemm = limits.bf16_gemm.max(machine::bf16_gemm_gflops());
         limits.read = limits.read.max(1e-9 * bandwidth.read());
         limits.read_write = limits.read_write.max(1e-9 * bandwidth.read_write());
     }
@@ -291,6 +319,7 @@ mod tests {
     use super::shape::Experts;
     use super::*;
     use crate::exec::{Cpu, Reference};
+    use crate::graph::DType;
 
     fn small() -> Vec<Case> {
         cases(&ModelShape {
@@ -325,9 +354,11 @@ mod tests {
         for case in &cases {
             for units in [1, case.units] {
                 let problem = (case.problem)(units);
-                let mut reference = BenchmarkProgram::<Reference>::new(&problem, 1).unwrap();
+                let mut reference =
+                    BenchmarkProgram::<Reference>::new(&problem, 1, Precision::F32).unwrap();
                 reference.run().unwrap();
-                let difference = largest_difference(&problem, &reference.outputs()).unwrap();
+                let difference =
+                    largest_difference(&problem, Precision::F32, &reference.outputs()).unwrap();
                 assert!(
                     difference < 1e-5,
                     "{} {}, {units} units: {difference}",
@@ -340,11 +371,56 @@ mod tests {
     }
 
     #[test]
+    fn kernels_in_bf16_match_their_references() {
+        let precision = Precision::Bf16 {
+            residual: DType::F32,
+        };
+        for case in &small() {
+            let problem = (case.problem)(case.units);
+            let mut reference = BenchmarkProgram::<Reference>::new(&problem, 1, precision).unwrap();
+            reference.run().unwrap();
+            let expected = reference.outputs();
+            let difference = largest_difference(&problem, precision, &expected).unwrap();
+            assert!(
+                difference <= tolerance(precision),
+                "{} {}: {difference}",
+                case.op,
+                case.direction
+            );
+        }
+    }
+
+    #[test]
+    fn operands_have_the_types_of_training() {
+        let bytes = |op, direction, precision| {
+            let case = case(op, direction);
+            let problem = (case.problem)(case.units);
+            let program = BenchmarkProgram::<Cpu>::new(&problem, 1, precision).unwrap();
+            program.flops_or_bytes(Bound::ReadWrite)
+        };
+        let bf16 = |residual| Precision::Bf16 { residual };
+        let single = bf16(DType::F32);
+        // 21 rows. The norm reads the residual stream; its 24 gains are in single precision.
+        let norm = |precision| bytes("norm rms", "forward", precision);
+        assert_eq!(norm(single), 21.0 * 24.0 * (4.0 + 2.0) + 4.0 * 24.0);
+        assert_eq!(
+            norm(bf16(DType::Bf16)),
+            21.0 * 24.0 * (2.0 + 2.0) + 4.0 * 24.0
+        );
+        let swiglu = bytes("activation swiglu", "forward", single);
+        assert_eq!(swiglu, 2.0 * 21.0 * (20.0 + 10.0));
+        assert_eq!(
+            bytes("adamw", "step", single),
+            bytes("adamw", "step", Precision::F32)
+        );
+    }
+
+    #[test]
     fn copies_give_equal_outputs_in_disjoint_memory() {
         for case in small() {
             let problem = (case.problem)(case.units);
-            let mut one = BenchmarkProgram::<Cpu>::new(&problem, 1).unwrap();
-            let mut three = BenchmarkProgram::<Cpu>::new(&problem, 3).unwrap();
+            let mut one = BenchmarkProgram::<Cpu>::new(&problem, 1, Precision::F32).unwrap();
+            let mut three = BenchmarkProgram::<Cpu>::new(&problem, 3, Precision::F32).unwrap();
             for run in 0..2 {
                 one.run().unwrap();
                 three.run().unwrap();
@@ -388,7 +464,9 @@ mod tests {
             ("loss", "with gradients", &["head and loss"]),
         ] {
             let case = case(op, direction);
-            let benchmark = BenchmarkProgram::<Cpu>::new(&(case.problem)(case.units), 1).unwrap();
+            let benchmark =
+                BenchmarkProgram::<Cpu>::new(&(case.problem)(case.units), 1, Precision::F32)
+                    .unwrap();
             let nodes = benchmark.program().graph().nodes().iter();
             let found: Vec<_> = nodes.map(|node| node.op.operation().name()).collect();
             assert_eq!(found, expected, "{op} {direction}");
@@ -399,7 +477,9 @@ mod tests {
     #[test]
     fn in_place_ops_copy_nothing() {
         for case in small() {
-            let benchmark = BenchmarkProgram::<Cpu>::new(&(case.problem)(case.units), 2).unwrap();
+            let benchmark =
+                BenchmarkProgram::<Cpu>::new(&(case.problem)(case.units), 2, Precision::F32)
+                    .unwrap();
             for step in benchmark.program().steps() {
                 assert!(step.copies.is_empty(), "{} {}", case.op, case.direction);
             }
@@ -410,7 +490,7 @@ mod tests {
     fn flops_and_bytes_are_those_of_the_op_alone() {
         let work = |op, direction| {
             let case = case(op, direction);
-            BenchmarkProgram::<Cpu>::new(&(case.problem)(case.units), 1)
+            BenchmarkProgram::<Cpu>::new(&(case.problem)(case.units), 1, Precision::F32)
                 .unwrap()
                 .flops_or_bytes(case.bound)
         };
@@ -444,9 +524,10 @@ mod tests {
         assert!(difference(&[f64::NAN, 0.0], &[1.0, 1.0]).is_nan());
         // The reference runs one more step, so its parameters differ.
         let problem = (case("adamw", "step").problem)(5);
-        let mut reference = BenchmarkProgram::<Reference>::new(&problem, 1).unwrap();
+        let mut reference =
+            BenchmarkProgram::<Reference>::new(&problem, 1, Precision::F32).unwrap();
         reference.run().unwrap();
         reference.run().unwrap();
-        assert!(largest_difference(&problem, &reference.outputs()).unwrap() > 1e-4);
+        assert!(largest_difference(&problem, Precision::F32, &reference.outputs()).unwrap() > 1e-4);
     }
 }

@@ -1,12 +1,13 @@
 //! Execution of a problem on an executor.
 
 use super::Bound;
-use super::case::Problem;
+use super::case::{Operand, Problem};
 use crate::error::Result;
 use crate::exec::{Executor, Tensor, TensorRef};
-use crate::graph::{Builder, Graph, Node, Type, Value, ValueId};
+use crate::graph::{Builder, DType, Graph, Node, Type, Value, ValueId};
 use crate::ops::{Arguments, Op};
-use crate::plan::{Options, Program};
+use crate::passes;
+use crate::plan::{Options, Precision, Program};
 
 /// A program that computes copies of a problem, each on separate operands.
 ///
@@ -26,15 +27,16 @@ pub struct BenchmarkProgram<E> {
 }
 
 impl<E: Executor + Default> BenchmarkProgram<E> {
-    /// Plans the program as in training, including fused ops.
+    /// Plans the program as in training, including fused ops and the types of operands.
     ///
     /// # Errors
     /// If there is not enough memory.
     ///
     /// # Panics
     /// Unless the outputs of a copy are produced by a single op.
-    pub fn new(problem: &Problem, copies: usize) -> Result<Self> {
+    pub fn new(problem: &Problem, copies: usize, precision: Precision) -> Result<Self> {
         let mut executor = E::default();
+        let stored = stored_types(problem, precision);
         let graph = Builder::new();
         let (mut inputs, mut overwritten) = (Vec::new(), Vec::new());
         let mut operands: Vec<Vec<Value>> = vec![Vec::new(); copies];
@@ -50,7 +52,7 @@ impl<E: Executor + Default> BenchmarkProgram<E> {
                 overwritten.push(elements);
                 continue;
             }
-            let buffer = executor.allocate(ty.dtype, copies * size)?;
+            let buffer = executor.allocate(stored[index], copies * size)?;
             for (copy, values) in operands.iter_mut().enumerate() {
                 executor.write(buffer, copy * size, elements.as_tensor_ref());
                 values.push(graph.state(buffer, copy * size, ty));
@@ -58,7 +60,9 @@ impl<E: Executor + Default> BenchmarkProgram<E> {
         }
         let recorded = operands.iter().flat_map(|values| problem.record(values));
         let outputs: Vec<ValueId> = recorded.map(|value| value.id()).collect();
-        let program = Program::new(graph.finish(), &outputs, Options::default());
+        let mut graph = graph.finish();
+        passes::precision_with_operands(&mut graph, precision);
+        let program = Program::new(graph, &outputs, Options::default());
         let measured = measured(&program);
         let names: Vec<&'static str> = measured
             .iter()
@@ -126,6 +130,18 @@ impl<E: Executor> BenchmarkProgram<E> {
     }
 }
 
+/// Returns the types in which a problem's operands are stored.
+fn stored_types(problem: &Problem, precision: Precision) -> Vec<DType> {
+    let graph = Builder::new();
+    let input = |operand: &Operand| graph.input("", operand.ty);
+    let operands: Vec<Value> = problem.operands.iter().map(input).collect();
+    problem.record(&operands);
+    let ids: Vec<ValueId> = operands.iter().map(Value::id).collect();
+    let mut graph = graph.finish();
+    passes::precision_with_operands(&mut graph, precision);
+    ids.into_iter().map(|id| graph.ty(id).dtype).collect()
+}
+
 /// Returns the ops that produce the outputs of a program.
 fn measured(program: &Program) -> Vec<&Node> {
     let produces_output = |node: &&Node| {
@@ -152,7 +168,10 @@ fn moved_bytes(graph: &Graph, node: &Node) -> u64 {
     };
     let read = match node.op {
         // Only the rows of the table that are looked up.
-        Op::Embedding(_) => bytes(&node.inputs[..1]) + bytes(&node.outputs),
+        Op::Embedding(_) => {
+            let table = graph.ty(node.inputs[1]).dtype.bytes();
+            bytes(&node.inputs[..1]) + (graph.ty(node.outputs[0]).elements() * table) as u64
+        }
         _ => bytes(&node.inputs),
     };
     let updated = node.op.operation().state_inputs(node.inputs.len());
