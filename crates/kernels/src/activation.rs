@@ -7,7 +7,7 @@
 
 use std::f32::consts::FRAC_1_SQRT_2;
 
-use crate::chunks::for_each_chunk;
+use crate::chunks::{Output, for_each_rows};
 use crate::floats::{Floats, FloatsMut};
 use crate::math::{erf, erf_derivative, sigmoid};
 use crate::parallel::rows_per_chunk;
@@ -58,9 +58,10 @@ pub fn forward<'a>(
     let (x, y) = (x.into(), y.into());
     check_lengths("activation::forward", act, x.len(), y.len(), f);
     let chunk = rows_per_chunk(y.len() / f, f);
-    for_each_chunk(
-        [(x, chunk * act.inputs(f))],
-        [(y, chunk * f)],
+    for_each_rows(
+        chunk,
+        [(x, act.inputs(f))],
+        [(Output::Overwrite(y), f)],
         #[inline(always)]
         |_, [x], [y]| match act {
             Activation::Swiglu => forward_gated(x, y, f, sigmoid),
@@ -89,10 +90,11 @@ pub fn backward<'a>(
         "activation::backward: dx is not as long as x"
     );
     let chunk = rows_per_chunk(dy.len() / f, f);
-    let wide = chunk * act.inputs(f);
-    for_each_chunk(
+    let wide = act.inputs(f);
+    for_each_rows(
+        chunk,
         [(x, wide)],
-        [(dy, chunk * f), (dx, wide)],
+        [(Output::Update(dy), f), (Output::Overwrite(dx), wide)],
         #[inline(always)]
         |_, [x], [dy, dx]| match act {
             Activation::Swiglu => backward_gated(x, dy, dx, f, sigmoid, silu_derivative),

@@ -1,29 +1,54 @@
-//! Loops over chunks of rows in single precision, whatever the element types of the operands.
+//! Loops over rows in single precision, whatever the element types of the operands.
 //!
-//! Operands in bfloat16 are widened chunk by chunk, while they are in the cache, and rounded afterwards; those in
-//! single precision are passed through. The loops of an op are thus written once.
+//! Operands in bfloat16 are widened and rounded a few rows at a time, while these are in the L1 cache; those in single
+//! precision are passed through. The loops of an op are thus written once.
 
 use crate::floats::{Floats, FloatsMut, narrow, widen};
 use crate::simd::dispatch;
 use half::bf16;
 use rayon::prelude::*;
 
-/// Calls `f` with the index, inputs and outputs of each chunk; returns its results in order.
+/// Maximum elements of the widest operand of a block, unless a row has more: all operands together fit the L1 cache.
+const BLOCK: usize = 1024;
+
+/// Elements that a loop writes.
+pub(crate) enum Output<'a> {
+    /// Overwritten without being read.
+    Overwrite(FloatsMut<'a>),
+    /// Read and written.
+    Update(FloatsMut<'a>),
+}
+
+/// Splits rows into chunks of `rows_per_chunk`. For each creates a result with `init` and calls `f` with the result, the
+/// index of the first row, and the inputs and outputs of each block of its rows, in order; returns the results in order.
+/// `f` also gets memory from `scratch`, with any contents.
 ///
-/// A chunk has `sizes` elements of each operand, except the last one, and operands must have equally many chunks.
-/// Outputs contain their previous elements. `f` must be marked `#[inline(always)]`, see
+/// Each operand comes with its width, and all have equally many rows. `f` must be marked `#[inline(always)]`, see
 /// [`dispatch`](crate::simd::dispatch).
 #[inline(always)]
-pub(crate) fn map_chunks<R: Send, const I: usize, const O: usize>(
+pub(crate) fn fold_rows<S, R: Send, const I: usize, const O: usize>(
+    rows_per_chunk: usize,
     inputs: [(Floats, usize); I],
-    outputs: [(FloatsMut, usize); O],
-    f: impl Fn(usize, [&[f32]; I], [&mut [f32]; O]) -> R + Sync,
+    outputs: [(Output, usize); O],
+    scratch: impl Fn() -> S + Sync + Send,
+    init: impl Fn() -> R + Sync,
+    f: impl Fn(&mut S, &mut R, usize, [&[f32]; I], [&mut [f32]; O]) + Sync,
 ) -> Vec<R> {
-    let lengths = inputs.iter().map(|(x, size)| x.len().div_ceil(*size));
-    let lengths = lengths.chain(outputs.iter().map(|(y, size)| y.len().div_ceil(*size)));
-    let count = lengths.max().unwrap_or(0);
-    let mut pieces = outputs.map(|(y, size)| pieces(y, size).into_iter());
-    let chunks: Vec<[FloatsMut; O]> = (0..count)
+    let is_read = outputs
+        .each_ref()
+        .map(|(y, _)| matches!(y, Output::Update(_)));
+    let outputs = outputs.map(|(y, width)| match y {
+        Output::Overwrite(y) | Output::Update(y) => (y, width),
+    });
+    let output_widths = outputs.each_ref().map(|(_, width)| *width);
+    let lengths = inputs.iter().map(|(x, width)| x.len() / width);
+    let lengths = lengths.chain(outputs.iter().map(|(y, width)| y.len() / width));
+    let rows = lengths.max().unwrap_or(0);
+    let widths = inputs.iter().map(|(_, width)| width);
+    let widest = widths.chain(&output_widths).max();
+    let rows_per_block = (BLOCK / widest.copied().unwrap_or(1)).max(1);
+    let mut pieces = outputs.map(|(y, width)| pieces(y, rows_per_chunk * width).into_iter());
+    let chunks: Vec<[FloatsMut; O]> = (0..rows.div_ceil(rows_per_chunk))
         .map(|_| {
             pieces
                 .each_mut()
@@ -31,66 +56,106 @@ pub(crate) fn map_chunks<R: Send, const I: usize, const O: usize>(
         })
         .collect();
     let chunks = chunks.into_par_iter().enumerate();
-    let run = |buffers: &mut Buffers<I, O>, (c, outputs): (usize, [FloatsMut; O])| {
+    let run = |(scratch, buffers): &mut (S, Buffers<I, O>),
+               (c, mut outputs): (usize, [FloatsMut; O])| {
+        let mut result = init();
+        let end = rows.min((c + 1) * rows_per_chunk);
         dispatch(
             #[inline(always)]
             || {
-                let Buffers(read, written) = buffers;
-                let mut narrow_outputs: [Option<&mut [bf16]>; O] = [const { None }; O];
-                let mut wide_outputs: [&mut [f32]; O] = std::array::from_fn(|_| Default::default());
-                let all = outputs.into_iter().zip(written);
-                let places = wide_outputs.iter_mut().zip(&mut narrow_outputs);
-                for ((output, buffer), (wide, narrow)) in all.zip(places) {
-                    *wide = match output {
-                        FloatsMut::F32(y) => y,
-                        FloatsMut::Bf16(y) => {
-                            buffer.resize(y.len(), 0.0);
-                            widen(y, buffer);
-                            *narrow = Some(y);
-                            buffer
-                        }
-                    };
-                }
-                let mut wide_inputs: [&[f32]; I] = [&[]; I];
-                for (((x, size), buffer), wide) in inputs.iter().zip(read).zip(&mut wide_inputs) {
-                    *wide = match x.slice(c * size..x.len().min((c + 1) * size)) {
-                        Floats::F32(x) => x,
-                        Floats::Bf16(x) => {
-                            buffer.resize(x.len(), 0.0);
-                            widen(x, buffer);
-                            buffer
-                        }
-                    };
-                }
-                let result = f(c, wide_inputs, wide_outputs.each_mut().map(|y| &mut **y));
-                for (narrow_output, wide) in narrow_outputs.into_iter().zip(wide_outputs) {
-                    if let Some(output) = narrow_output {
-                        narrow(wide, output);
+                let mut row = c * rows_per_chunk;
+                while row < end {
+                    let count = rows_per_block.min(end - row);
+                    let mut wide_inputs: [&[f32]; I] = [&[]; I];
+                    let all = inputs.iter().zip(&mut buffers.inputs);
+                    for (((x, width), buffer), wide) in all.zip(&mut wide_inputs) {
+                        *wide = match x.slice(row * width..(row + count) * width) {
+                            Floats::F32(x) => x,
+                            Floats::Bf16(x) => buffer.widened(x),
+                        };
                     }
+                    let first = row - c * rows_per_chunk;
+                    let mut wide_outputs: [&mut [f32]; O] =
+                        std::array::from_fn(|_| Default::default());
+                    let all = outputs.iter_mut().zip(&mut buffers.outputs);
+                    for (o, ((output, buffer), wide)) in all.zip(&mut wide_outputs).enumerate() {
+                        let width = output_widths[o];
+                        let part = first * width..(first + count) * width;
+                        *wide = match output {
+                            FloatsMut::F32(y) => &mut y[part],
+                            FloatsMut::Bf16(y) if is_read[o] => buffer.widened(&y[part]),
+                            FloatsMut::Bf16(_) => buffer.of_len(part.len()),
+                        };
+                    }
+                    f(scratch, &mut result, row, wide_inputs, wide_outputs);
+                    for (o, output) in outputs.iter_mut().enumerate() {
+                        if let FloatsMut::Bf16(y) = output {
+                            let width = output_widths[o];
+                            let part = first * width..(first + count) * width;
+                            narrow(&buffers.outputs[o].0, &mut y[part]);
+                        }
+                    }
+                    row += count;
                 }
-                result
             },
-        )
+        );
+        result
     };
-    chunks.map_init(Buffers::default, run).collect()
+    chunks
+        .map_init(|| (scratch(), Buffers::default()), run)
+        .collect()
 }
 
-/// Calls `f` as [`map_chunks`] does.
+/// Calls `f` as [`fold_rows`] does, without results.
 #[inline(always)]
-pub(crate) fn for_each_chunk<const I: usize, const O: usize>(
+pub(crate) fn for_each_rows<const I: usize, const O: usize>(
+    rows_per_chunk: usize,
     inputs: [(Floats, usize); I],
-    outputs: [(FloatsMut, usize); O],
+    outputs: [(Output, usize); O],
     f: impl Fn(usize, [&[f32]; I], [&mut [f32]; O]) + Sync,
 ) {
-    map_chunks(inputs, outputs, f);
+    fold_rows(
+        rows_per_chunk,
+        inputs,
+        outputs,
+        || (),
+        || (),
+        #[inline(always)]
+        |(), (), row, inputs, outputs| f(row, inputs, outputs),
+    );
 }
 
-/// Widened inputs and outputs of a chunk.
-struct Buffers<const I: usize, const O: usize>([Vec<f32>; I], [Vec<f32>; O]);
+/// Widened inputs and outputs of a block.
+struct Buffers<const I: usize, const O: usize> {
+    inputs: [Buffer; I],
+    outputs: [Buffer; O],
+}
 
 impl<const I: usize, const O: usize> Default for Buffers<I, O> {
     fn default() -> Self {
-        Self([const { Vec::new() }; I], [const { Vec::new() }; O])
+        Self {
+            inputs: [const { Buffer(Vec::new()) }; I],
+            outputs: [const { Buffer(Vec::new()) }; O],
+        }
+    }
+}
+
+struct Buffer(Vec<f32>);
+
+impl Buffer {
+    /// Returns elements that are to be overwritten.
+    #[inline(always)]
+    fn of_len(&mut self, len: usize) -> &mut [f32] {
+        self.0.resize(len, 0.0);
+        &mut self.0
+    }
+
+    /// Returns the elements in single precision.
+    #[inline(always)]
+    fn widened(&mut self, x: &[bf16]) -> &mut [f32] {
+        let out = self.of_len(x.len());
+        widen(x, out);
+        out
     }
 }
 
@@ -112,13 +177,16 @@ mod tests {
         let mut x_narrow = vec![bf16::ZERO; x.len()];
         narrow(&x, &mut x_narrow);
         let add = |x: Floats, y: FloatsMut| {
-            map_chunks(
-                [(x, 64)],
-                [(y, 64)],
+            fold_rows(
+                64,
+                [(x, 1)],
+                [(Output::Update(y), 1)],
+                || (),
+                Vec::new,
                 #[inline(always)]
-                |c, [x], [y]| {
+                |(), blocks: &mut Vec<(usize, usize)>, first, [x], [y]| {
                     y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
-                    (c, x.len())
+                    blocks.push((first, x.len()));
                 },
             )
         };
@@ -126,12 +194,9 @@ mod tests {
         let chunks = add(Floats::Bf16(&x_narrow), FloatsMut::F32(&mut wide));
         add(Floats::Bf16(&x_narrow), FloatsMut::Bf16(&mut half));
         assert_eq!(chunks.len(), 16);
-        assert!(
-            chunks
-                .iter()
-                .enumerate()
-                .all(|(c, (index, n))| c == *index && *n == 64.min(1000 - 64 * c))
-        );
+        for (c, blocks) in chunks.iter().enumerate() {
+            assert_eq!(*blocks, [(64 * c, 64.min(1000 - 64 * c))]);
+        }
         for ((x, wide), half) in x_narrow.iter().zip(&wide).zip(&half) {
             assert_eq!(*wide, 0.5 + x.to_f32());
             assert_eq!(*half, bf16::from_f32(*wide));

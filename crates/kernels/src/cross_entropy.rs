@@ -19,7 +19,7 @@ use rayon::prelude::*;
 /// Maximum number of logits in memory at once: 64 MiB.
 const MAX_LOGITS: usize = 16 << 20;
 /// Minimum and maximum rows per chunk: enough for matmuls to run at full speed.
-const ROWS: (usize, usize) = (16, 512);
+const ROWS: (usize, usize) = (16, 1024);
 /// Vocabulary entries that are packed at a time.
 const ENTRIES: usize = 4096;
 /// Rows whose stride is a multiple of this many values map to the same set of the L1 cache, while a matmul reads dozens

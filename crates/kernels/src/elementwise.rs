@@ -1,6 +1,6 @@
 //! Element-wise sums, clamps and soft caps, and learned scales of rows, channels or heads.
 
-use crate::chunks::for_each_chunk;
+use crate::chunks::{Output, for_each_rows};
 use crate::floats::{Floats, FloatsMut};
 use crate::math::tanh;
 use crate::parallel::{ELEMENTS, rows_per_chunk, sum_partials};
@@ -11,9 +11,10 @@ use rayon::prelude::*;
 pub fn add_to<'a>(x: impl Into<Floats<'a>>, sum: impl Into<FloatsMut<'a>>) {
     let (x, sum) = (x.into(), sum.into());
     assert_eq!(x.len(), sum.len(), "add_to: x is not as long as sum");
-    for_each_chunk(
-        [(x, ELEMENTS)],
-        [(sum, ELEMENTS)],
+    for_each_rows(
+        ELEMENTS,
+        [(x, 1)],
+        [(Output::Update(sum), 1)],
         #[inline(always)]
         |_, [x], [sum]| {
             for (sum, &x) in sum.iter_mut().zip(x) {
@@ -25,9 +26,10 @@ pub fn add_to<'a>(x: impl Into<Floats<'a>>, sum: impl Into<FloatsMut<'a>>) {
 
 /// `x *= factor`.
 pub fn scale<'a>(factor: f32, x: impl Into<FloatsMut<'a>>) {
-    for_each_chunk(
+    for_each_rows(
+        ELEMENTS,
         [],
-        [(x.into(), ELEMENTS)],
+        [(Output::Update(x.into()), 1)],
         #[inline(always)]
         |_, [], [x]| x.iter_mut().for_each(|x| *x *= factor),
     );

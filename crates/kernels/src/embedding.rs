@@ -1,6 +1,6 @@
 //! Token embedding: a table lookup, and its gradient, the sum over the rows that read an entry.
 
-use crate::chunks::for_each_chunk;
+use crate::chunks::{Output, for_each_rows};
 use crate::floats::{Floats, FloatsMut};
 use crate::parallel::rows_per_chunk;
 use rayon::prelude::*;
@@ -18,13 +18,13 @@ pub fn forward<'a>(ids: &[i32], w: &[f32], y: impl Into<FloatsMut<'a>>) {
     let Some(width) = width("embedding::forward", ids, w.len(), y.len()) else {
         return;
     };
-    let chunk = rows_per_chunk(ids.len(), width);
-    for_each_chunk(
+    for_each_rows(
+        rows_per_chunk(ids.len(), width),
         [],
-        [(y, chunk * width)],
+        [(Output::Overwrite(y), width)],
         #[inline(always)]
-        |c, [], [y]| {
-            for (y, &id) in y.chunks_exact_mut(width).zip(&ids[c * chunk..]) {
+        |first, [], [y]| {
+            for (y, &id) in y.chunks_exact_mut(width).zip(&ids[first..]) {
                 let at = id as usize * width;
                 y.copy_from_slice(&w[at..at + width]);
             }

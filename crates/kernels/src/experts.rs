@@ -4,7 +4,7 @@
 //! expert without padding, so that the rows of an expert are one dense matrix (as in MegaBlocks,
 //! arXiv 2211.15841, with blocks of any height).
 
-use crate::chunks::for_each_chunk;
+use crate::chunks::{Output, for_each_rows};
 use crate::floats::{Float, Floats, FloatsMut, narrow};
 use crate::linear::Linear;
 use crate::parallel::{ELEMENTS, rows_per_chunk};
@@ -121,13 +121,13 @@ pub fn combine<'a>(
         check_weights(dispatch, "experts::combine: weights", weights);
     }
     let k = dispatch.top_k();
-    let chunk = rows_per_chunk(dispatch.tokens(), k * width);
-    for_each_chunk(
+    for_each_rows(
+        rows_per_chunk(dispatch.tokens(), k * width),
         [],
-        [(y, chunk * width)],
+        [(Output::Overwrite(y), width)],
         #[inline(always)]
-        |c, [], [y]| {
-            for (t, y) in (c * chunk..).zip(y.chunks_exact_mut(width)) {
+        |first, [], [y]| {
+            for (t, y) in (first..).zip(y.chunks_exact_mut(width)) {
                 let assignments = t * k..(t + 1) * k;
                 let slots = &dispatch.slot_of_assignment()[assignments.clone()];
                 let weights = weights.map(|weights| &weights[assignments]);
@@ -183,14 +183,18 @@ pub fn combine_backward<'a>(
     check_weights(dispatch, "experts::combine_backward: weights", weights);
     check_weights(dispatch, "experts::combine_backward: dweights", dweights);
     dispatch.check(name, "scratch", scratch.len(), dispatch.slots(), 1);
-    let chunk = rows_per_chunk(dispatch.slots(), width);
-    let size = chunk * width;
-    for_each_chunk(
+    let dot_products = Output::Overwrite((&mut *scratch).into());
+    for_each_rows(
+        rows_per_chunk(dispatch.slots(), width),
         [],
-        [(h, size), (dh, size), ((&mut *scratch).into(), chunk)],
+        [
+            (Output::Update(h), width),
+            (Output::Update(dh), width),
+            (dot_products, 1),
+        ],
         #[inline(always)]
-        |c, [], [h, dh, scratch]| {
-            let assignments = &dispatch.assignment_of_slot()[c * chunk..];
+        |first, [], [h, dh, scratch]| {
+            let assignments = &dispatch.assignment_of_slot()[first..];
             let rows = h.chunks_exact_mut(width).zip(dh.chunks_exact_mut(width));
             let slots = scratch.iter_mut().zip(assignments);
             for ((h, dh), (dot_product, &assignment)) in rows.zip(slots) {

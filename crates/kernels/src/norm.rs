@@ -11,7 +11,7 @@
 
 mod params;
 
-use crate::chunks::{for_each_chunk, map_chunks};
+use crate::chunks::{Output, fold_rows, for_each_rows};
 use crate::floats::{Floats, FloatsMut, round_to};
 use crate::math::{erf, erf_derivative, tanh};
 use crate::parallel::{rows_per_chunk, sum_partials};
@@ -203,13 +203,12 @@ pub fn forward<'a>(
     n.check_params("norm::forward", params);
     n.check_rows("norm::forward", x.len(), &[("y", y.len())]);
     let p = n.resolve(params);
-    let chunk = rows_per_chunk(x.len() / n.width, n.width);
-    let size = chunk * n.width;
-    for_each_chunk(
-        [(x, size)],
-        [(y, size)],
+    for_each_rows(
+        rows_per_chunk(x.len() / n.width, n.width),
+        [(x, n.width)],
+        [(Output::Overwrite(y), n.width)],
         #[inline(always)]
-        |c, [x], [y]| forward_rows(n, &p, c * chunk, x, y),
+        |first, [x], [y]| forward_rows(n, &p, first, x, y),
     );
 }
 
@@ -229,19 +228,21 @@ pub fn add_forward<'a>(
     let lengths = [("sum", sum.len()), ("y", y.len())];
     n.check_rows("norm::add_forward", x.len(), &lengths);
     let p = n.resolve(params);
-    let chunk = rows_per_chunk(x.len() / n.width, n.width);
-    let size = chunk * n.width;
     let precision = sum.precision();
-    for_each_chunk(
-        [(x, size)],
-        [(sum, size), (y, size)],
+    for_each_rows(
+        rows_per_chunk(x.len() / n.width, n.width),
+        [(x, n.width)],
+        [
+            (Output::Update(sum), n.width),
+            (Output::Overwrite(y), n.width),
+        ],
         #[inline(always)]
-        |c, [x], [sum, y]| {
+        |first, [x], [sum, y]| {
             for (sum, &x) in sum.iter_mut().zip(x) {
                 *sum += x;
             }
             round_to(precision, sum);
-            forward_rows(n, &p, c * chunk, sum, y);
+            forward_rows(n, &p, first, sum, y);
         },
     );
 }
@@ -266,20 +267,21 @@ pub fn backward_in_place<'a>(
 ) {
     let (x, d) = (x.into(), d.into());
     n.check_rows("norm::backward_in_place", x.len(), &[("d", d.len())]);
-    let size = n.check_backward(x.len(), params, dparams) * n.width;
+    let rows_per_chunk = n.check_backward(x.len(), params, dparams);
     let p = n.resolve(params);
-    let partials = map_chunks(
-        [(x, size)],
-        [(d, size)],
+    let partials = fold_rows(
+        rows_per_chunk,
+        [(x, n.width)],
+        [(Output::Update(d), n.width)],
+        || vec![0.0; n.width],
+        || vec![0.0; params.len()],
         #[inline(always)]
-        |c, [x], [d]| {
-            let (mut partial, mut dy) = (vec![0.0; params.len()], vec![0.0; n.width]);
+        |dy, dparams, first, [x], [d]| {
             let rows = x.chunks_exact(n.width).zip(d.chunks_exact_mut(n.width));
-            for (r, (x, d)) in (c * (size / n.width)..).zip(rows) {
+            for (r, (x, d)) in (first..).zip(rows) {
                 dy.copy_from_slice(d);
-                backward_row(n, &p, r % n.groups, x, &dy, d, &mut partial);
+                backward_row(n, &p, r % n.groups, x, dy, d, dparams);
             }
-            partial
         },
     );
     sum_partials(&partials, dparams);
@@ -301,24 +303,25 @@ pub fn backward_add<'a>(
         x.len(),
         &[("dy", dy.len()), ("sum", sum.len())],
     );
-    let size = n.check_backward(x.len(), params, dparams) * n.width;
+    let rows_per_chunk = n.check_backward(x.len(), params, dparams);
     let (p, precision) = (n.resolve(params), sum.precision());
-    let partials = map_chunks(
-        [(x, size), (dy, size)],
-        [(sum, size)],
+    let partials = fold_rows(
+        rows_per_chunk,
+        [(x, n.width), (dy, n.width)],
+        [(Output::Update(sum), n.width)],
+        || vec![0.0; n.width],
+        || vec![0.0; params.len()],
         #[inline(always)]
-        |c, [x, dy], [sum]| {
-            let (mut partial, mut dx) = (vec![0.0; params.len()], vec![0.0; n.width]);
+        |dx, dparams, first, [x, dy], [sum]| {
             let rows = x.chunks_exact(n.width).zip(dy.chunks_exact(n.width));
             let rows = rows.zip(sum.chunks_exact_mut(n.width));
-            for (r, ((x, dy), sum)) in (c * (size / n.width)..).zip(rows) {
-                backward_row(n, &p, r % n.groups, x, dy, &mut dx, &mut partial);
-                round_to(precision, &mut dx);
-                for (sum, dx) in sum.iter_mut().zip(&dx) {
+            for (r, ((x, dy), sum)) in (first..).zip(rows) {
+                backward_row(n, &p, r % n.groups, x, dy, dx, dparams);
+                round_to(precision, dx);
+                for (sum, dx) in sum.iter_mut().zip(&*dx) {
                     *sum += *dx;
                 }
             }
-            partial
         },
     );
     sum_partials(&partials, dparams);

@@ -5,7 +5,7 @@
 //! normalized. The rotation is that of RoFormer (Su et al. 2021, arXiv 2104.09864) in the "rotate
 //! half" pairing of LLaMA and OLMo: channel i is rotated together with channel i + head_dim/2.
 
-use crate::chunks::{for_each_chunk, map_chunks};
+use crate::chunks::{Output, fold_rows};
 use crate::floats::{Floats, FloatsMut};
 use crate::norm::NormConfig;
 use crate::parallel::{rows_per_chunk, sum_partials};
@@ -233,16 +233,23 @@ pub fn forward<'a>(
         "qkv::forward: out is not as long as qkv"
     );
     let width = transform.config.width();
-    let chunk = rows_per_chunk(qkv.len() / width, width);
-    let size = chunk * width;
-    for_each_chunk([(qkv, size)], [(out, size)], |c, [qkv], [out]| {
-        run_simd(Forward {
-            transform,
-            first: c * chunk,
-            qkv,
-            out,
-        });
-    });
+    fold_rows(
+        rows_per_chunk(qkv.len() / width, width),
+        [(qkv, width)],
+        [(Output::Overwrite(out), width)],
+        || Scratch::new(&transform.config),
+        || (),
+        #[inline(always)]
+        |scratch, (), first, [qkv], [out]| {
+            run_simd(Forward {
+                transform,
+                first,
+                qkv,
+                out,
+                scratch,
+            });
+        },
+    );
 }
 
 struct Forward<'a> {
@@ -251,6 +258,7 @@ struct Forward<'a> {
     first: usize,
     qkv: &'a [f32],
     out: &'a mut [f32],
+    scratch: &'a mut Scratch,
 }
 
 impl SimdKernel for Forward<'_> {
@@ -259,14 +267,13 @@ impl SimdKernel for Forward<'_> {
     #[inline(always)]
     fn run<S: Simd, const V: usize>(self, simd: S) {
         let (config, width) = (&self.transform.config, self.transform.config.width());
-        let mut scratch = Scratch::new(config);
         let rows = self.qkv.chunks_exact(width);
         let rows = rows.zip(self.out.chunks_exact_mut(width));
         for (r, (x, y)) in (self.first..).zip(rows) {
             let cos_sin = self.transform.cos_sin(r % self.transform.positions());
             for s in &self.transform.segments {
                 let (x, y) = (&x[s.range.clone()], &mut y[s.range.clone()]);
-                forward_segment::<S, V>(simd, config, s, x, cos_sin, y, &mut scratch);
+                forward_segment::<S, V>(simd, config, s, x, cos_sin, y, self.scratch);
             }
         }
     }
@@ -294,18 +301,25 @@ pub fn backward<'a>(
         "qkv::backward: dqkv is not as long as qkv"
     );
     let width = transform.config.width();
-    let chunk = rows_per_chunk(qkv.len() / width, width);
-    let size = chunk * width;
-    let inputs = [(qkv, size), (dout, size)];
-    let partials = map_chunks(inputs, [(dqkv, size)], |c, [qkv, dout], [dqkv]| {
-        run_simd(Backward {
-            transform,
-            first: c * chunk,
-            qkv,
-            dout,
-            dqkv,
-        })
-    });
+    let partials = fold_rows(
+        rows_per_chunk(qkv.len() / width, width),
+        [(qkv, width), (dout, width)],
+        [(Output::Overwrite(dqkv), width)],
+        || Scratch::new(&transform.config),
+        || transform.zero_gradients(),
+        #[inline(always)]
+        |scratch, grads, first, [qkv, dout], [dqkv]| {
+            run_simd(Backward {
+                transform,
+                first,
+                qkv,
+                dout,
+                dqkv,
+                grads,
+                scratch,
+            });
+        },
+    );
     sum_gradients("qkv::backward", partials, dparams);
 }
 
@@ -316,29 +330,28 @@ struct Backward<'a> {
     qkv: &'a [f32],
     dout: &'a [f32],
     dqkv: &'a mut [f32],
+    /// Gradients of the norm parameters, which are added to.
+    grads: &'a mut [Vec<f32>; 3],
+    scratch: &'a mut Scratch,
 }
 
 impl SimdKernel for Backward<'_> {
-    /// Gradients of the norm parameters.
-    type Output = [Vec<f32>; 3];
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd, const V: usize>(self, simd: S) -> [Vec<f32>; 3] {
+    fn run<S: Simd, const V: usize>(self, simd: S) {
         let (config, width) = (&self.transform.config, self.transform.config.width());
-        let mut grads = self.transform.zero_gradients();
-        let mut scratch = Scratch::new(config);
         let inputs = self.qkv.chunks_exact(width);
         let inputs = inputs.zip(self.dout.chunks_exact(width));
         let rows = inputs.zip(self.dqkv.chunks_exact_mut(width));
         for (r, ((x, dy), dx)) in (self.first..).zip(rows) {
             let cos_sin = self.transform.cos_sin(r % self.transform.positions());
-            for (s, grads) in self.transform.segments.iter().zip(&mut grads) {
+            for (s, grads) in self.transform.segments.iter().zip(&mut *self.grads) {
                 let (x, dy) = (&x[s.range.clone()], &dy[s.range.clone()]);
                 let dx = &mut dx[s.range.clone()];
-                backward_segment::<S, V>(simd, config, s, x, cos_sin, dy, dx, grads, &mut scratch);
+                backward_segment::<S, V>(simd, config, s, x, cos_sin, dy, dx, grads, self.scratch);
             }
         }
-        grads
     }
 }
 

@@ -351,9 +351,14 @@ impl BackwardScratch {
         let queries = &mut self.q[..n * d];
         load_queries(a, &tile.q, tile.first, queries, &mut self.head_scratch);
         for (rows, out) in [(tile.ctx, &mut self.ctx), (tile.dctx, &mut self.dctx)] {
-            for (i, row) in out.chunks_exact_mut(e).take(n).enumerate() {
-                rows.row(i, e).widen(row);
-            }
+            dispatch(
+                #[inline(always)]
+                || {
+                    for (i, row) in out.chunks_exact_mut(e).take(n).enumerate() {
+                        rows.row(i, e).widen(row);
+                    }
+                },
+            );
         }
         let (precision, steps) = (a.precision, a.precision.steps(n));
         pack(

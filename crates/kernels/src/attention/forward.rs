@@ -207,7 +207,10 @@ pub(super) fn load_queries(
 ) {
     q.load(a.head_dim, first, out, scratch);
     let scale = a.logit_scale();
-    out.iter_mut().for_each(|q| *q *= scale);
+    dispatch(
+        #[inline(always)]
+        || out.iter_mut().for_each(|q| *q *= scale),
+    );
 }
 
 /// Computes the context of up to `QUERY_TILE` queries from query `first` on and writes it to the rows of
@@ -244,14 +247,19 @@ fn attend_tile<'a, T: Float + 'a>(
         scratch.update_softmax(a, n, &tile);
         scratch.add_values(a, n, &tile);
     }
-    let sums = scratch.largest.iter().zip(scratch.total.iter()).zip(lse);
-    let contexts = ctx.zip(scratch.context.chunks_exact_mut(e));
-    for ((ctx, context), ((largest, total), lse)) in contexts.zip(sums) {
-        let factor = 1.0 / total;
-        context.iter_mut().for_each(|c| *c *= factor);
-        T::narrow(context, ctx);
-        *lse = largest + total.ln();
-    }
+    dispatch(
+        #[inline(always)]
+        || {
+            let sums = scratch.largest.iter().zip(scratch.total.iter()).zip(lse);
+            let contexts = ctx.zip(scratch.context.chunks_exact_mut(e));
+            for ((ctx, context), ((largest, total), lse)) in contexts.zip(sums) {
+                let factor = 1.0 / total;
+                context.iter_mut().for_each(|c| *c *= factor);
+                T::narrow(context, ctx);
+                *lse = largest + total.ln();
+            }
+        },
+    );
 }
 
 impl Scratch {

@@ -83,11 +83,14 @@ impl HeadRows<'_> {
         scratch: &mut Scratch,
     ) {
         match self.transform {
-            None => {
-                for (dy, dx) in dy.chunks_exact(d).zip(dx) {
-                    T::narrow(dy, dx);
-                }
-            }
+            None => dispatch(
+                #[inline(always)]
+                || {
+                    for (dy, dx) in dy.chunks_exact(d).zip(dx) {
+                        T::narrow(dy, dx);
+                    }
+                },
+            ),
             Some(transform) => run_simd(HeadBackward {
                 head: self,
                 transform,

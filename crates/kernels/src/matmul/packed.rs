@@ -2,7 +2,6 @@
 
 use super::panels::{PANEL, PanelRow, Precision, pack, pack_transposed, panels};
 use super::{Matrix, is_parallel};
-use crate::simd::dispatch;
 use rayon::prelude::*;
 
 /// Panels that a task packs: reads of a row cover whole cache lines.
@@ -55,11 +54,7 @@ impl Packed {
             return;
         }
         let run = |(group, out): (usize, &mut [PanelRow])| {
-            let first = group * PANELS * PANEL;
-            dispatch(
-                #[inline(always)]
-                || pack(first, PANELS * PANEL, out, steps),
-            );
+            pack(group * PANELS * PANEL, PANELS * PANEL, out, steps);
         };
         let is_parallel = is_parallel(self.inner, self.columns, PANEL);
         let size = PANELS * steps;

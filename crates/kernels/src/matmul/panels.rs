@@ -7,6 +7,7 @@
 
 use super::transpose::transposed;
 use crate::floats::{Floats, narrow, round};
+use crate::simd::dispatch;
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
@@ -160,7 +161,6 @@ fn for_each_step_of<T: Copy + Default, const GROUP: usize>(
 
 /// Packs `n` rows of `width` as the right operand (n, width) into the first steps of the panels of `out`, which have
 /// `steps` rows each.
-#[inline(always)]
 pub(crate) fn pack(
     precision: Precision,
     rows: Rows,
@@ -169,14 +169,23 @@ pub(crate) fn pack(
     out: &mut [PanelRow],
     steps: usize,
 ) {
-    for_each_step(precision, rows, n, width, |step, column, row| {
-        out[column / PANEL * steps + step] = PanelRow(row);
-    });
+    dispatch(
+        #[inline(always)]
+        || {
+            for_each_step(
+                precision,
+                rows,
+                n,
+                width,
+                #[inline(always)]
+                |step, column, row| out[column / PANEL * steps + step] = PanelRow(row),
+            );
+        },
+    );
 }
 
 /// Packs `n` rows of `width` as the right operand (width, n) into panels of `steps` rows, the number of steps of
 /// `width`: panel p holds rows `16 p ..` as its columns.
-#[inline(always)]
 pub(crate) fn pack_transposed(
     precision: Precision,
     rows: Rows,
@@ -186,6 +195,21 @@ pub(crate) fn pack_transposed(
     steps: usize,
 ) {
     debug_assert_eq!(steps, precision.steps(width));
+    dispatch(
+        #[inline(always)]
+        || transpose_rows(precision, rows, n, width, out, steps),
+    );
+}
+
+#[inline(always)]
+fn transpose_rows(
+    precision: Precision,
+    rows: Rows,
+    n: usize,
+    width: usize,
+    out: &mut [PanelRow],
+    steps: usize,
+) {
     for (p, panel) in out
         .chunks_exact_mut(steps.max(1))
         .take(panels(n))
