@@ -59,7 +59,7 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
             "the prompt follows the start token {name} (--start-token)"
         ));
     }
-    let mut sink = TextSink::new(&args)?;
+    let mut sink = TextSink::new(&args);
     let Some(tokens) = generate(&mut generator, &mut sink, args.max_tokens, stop)? else {
         return Ok(Outcome::Completed);
     };
@@ -118,16 +118,17 @@ fn generate(
 struct TextSink {
     /// The text so far, for a JSON document; `None` if it is streamed to standard output.
     collected: Option<String>,
+    /// Text that a stream begins with. Printed with the first piece, so that standard output stays empty if the model does
+    /// not fit into memory.
+    prompt: String,
 }
 
 impl TextSink {
-    /// Creates the sink; a stream begins with the prompt.
-    fn new(args: &GenerateArgs) -> Result<Self, Error> {
-        let collected = args.output.json.then(String::new);
-        if collected.is_none() {
-            console::print_streamed(&args.prompt)?;
+    fn new(args: &GenerateArgs) -> Self {
+        Self {
+            collected: args.output.json.then(String::new),
+            prompt: args.prompt.clone(),
         }
-        Ok(Self { collected })
     }
 
     /// Adds text; returns false if standard output was closed.
@@ -137,7 +138,10 @@ impl TextSink {
                 text.push_str(piece);
                 Ok(true)
             }
-            None => console::print_streamed(piece),
+            None => {
+                let prompt = std::mem::take(&mut self.prompt);
+                console::print_streamed(&(prompt + piece))
+            }
         }
     }
 }
