@@ -25,6 +25,11 @@ fn losses(text: &str) -> Vec<(&str, f64)> {
 #[ignore = "trains for two minutes on books that npm fetches"]
 fn readme_shows_the_output_of_quickstart() {
     let printed = TestDir::new().ok(&["quickstart", "--quiet"]);
+    let title = printed.lines().next().unwrap();
+    assert!(
+        include_str!("../../../README.md").contains(title),
+        "{title}"
+    );
     let (found, expected) = (losses(&printed), losses(include_str!("../../../README.md")));
     let names = |rows: &[(&str, f64)]| {
         rows.iter()

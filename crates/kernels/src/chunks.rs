@@ -8,8 +8,9 @@ use crate::simd::dispatch;
 use half::bf16;
 use rayon::prelude::*;
 
-/// Maximum elements of the widest operand of a block, unless a row has more: all operands together fit the L1 cache.
-const BLOCK: usize = 1024;
+/// Maximum elements of the widest operand of a block, unless a row has more: all operands together fit an L1 cache of
+/// 32 KiB. Rows in single precision are neither faster nor slower in such blocks.
+const BLOCK_ELEMENTS: usize = 1024;
 
 /// Elements that a loop writes.
 pub(crate) enum Output<'a> {
@@ -21,7 +22,7 @@ pub(crate) enum Output<'a> {
 
 /// Splits rows into chunks of `rows_per_chunk`. For each creates a result with `init` and calls `f` with the result, the
 /// index of the first row, and the inputs and outputs of each block of its rows, in order; returns the results in order.
-/// `f` also gets memory from `scratch`, with any contents.
+/// `f` also gets a scratch value with unspecified contents, which `scratch` makes for each thread.
 ///
 /// Each operand comes with its width, and all have equally many rows. `f` must be marked `#[inline(always)]`, see
 /// [`dispatch`](crate::simd::dispatch).
@@ -44,9 +45,19 @@ pub(crate) fn fold_rows<S, R: Send, const I: usize, const O: usize>(
     let lengths = inputs.iter().map(|(x, width)| x.len() / width);
     let lengths = lengths.chain(outputs.iter().map(|(y, width)| y.len() / width));
     let rows = lengths.max().unwrap_or(0);
+    let mut sizes = inputs.iter().map(|(x, width)| (x.len(), *width));
+    debug_assert!(
+        sizes.all(|(len, width)| len == rows * width),
+        "inputs have {rows} rows"
+    );
+    let mut sizes = outputs.iter().map(|(y, width)| (y.len(), *width));
+    debug_assert!(
+        sizes.all(|(len, width)| len == rows * width),
+        "outputs have {rows} rows"
+    );
     let widths = inputs.iter().map(|(_, width)| width);
     let widest = widths.chain(&output_widths).max();
-    let rows_per_block = (BLOCK / widest.copied().unwrap_or(1)).max(1);
+    let rows_per_block = (BLOCK_ELEMENTS / widest.copied().unwrap_or(1)).max(1);
     let mut pieces = outputs.map(|(y, width)| pieces(y, rows_per_chunk * width).into_iter());
     let chunks: Vec<[FloatsMut; O]> = (0..rows.div_ceil(rows_per_chunk))
         .map(|_| {
@@ -140,6 +151,7 @@ impl<const I: usize, const O: usize> Default for Buffers<I, O> {
     }
 }
 
+/// Elements of a block in single precision.
 struct Buffer(Vec<f32>);
 
 impl Buffer {
@@ -170,6 +182,11 @@ fn pieces(y: FloatsMut, size: usize) -> Vec<FloatsMut> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::activation::{self, Activation};
+    use crate::elementwise::add_to;
+    use crate::norm::{self, Gain, NormConfig, NormFn};
+    use crate::qkv::{self, BoundQkvTransform, QkOrder, QkvTransform};
+    use crate::testing::Rng;
 
     #[test]
     fn bfloat16_is_rounded_once() {
@@ -201,5 +218,140 @@ mod tests {
             assert_eq!(*wide, 0.5 + x.to_f32());
             assert_eq!(*half, bf16::from_f32(*wide));
         }
+    }
+
+    /// Blocks of several rows, operands of different widths, a last block and a last chunk that are shorter.
+    #[test]
+    fn rows_in_blocks_are_those_of_a_plain_loop() {
+        const WIDTH: usize = 300;
+        let mut rng = Rng::new(7);
+        for rows in [0, 1, 7, 8, 23] {
+            let x = rng.normal(rows * WIDTH);
+            let mut x_narrow = vec![bf16::ZERO; x.len()];
+            narrow(&x, &mut x_narrow);
+            let mut updated = vec![bf16::from_f32(0.5); rows * WIDTH / 2];
+            let mut overwritten = vec![bf16::NAN; rows];
+            let firsts = fold_rows(
+                7,
+                [(Floats::Bf16(&x_narrow), WIDTH)],
+                [
+                    (Output::Update((&mut updated).into()), WIDTH / 2),
+                    (Output::Overwrite((&mut overwritten).into()), 1),
+                ],
+                || (),
+                Vec::new,
+                #[inline(always)]
+                |(), firsts: &mut Vec<usize>, first, [x], [y, sums]| {
+                    firsts.push(first);
+                    let rows = x.chunks_exact(WIDTH).zip(y.chunks_exact_mut(WIDTH / 2));
+                    for ((x, y), sum) in rows.zip(sums) {
+                        y.iter_mut().zip(x).for_each(|(y, x)| *y += x);
+                        *sum = x.iter().sum();
+                    }
+                },
+            );
+            let starts: Vec<usize> = firsts.iter().map(|firsts| firsts[0]).collect();
+            assert_eq!(starts, (0..rows).step_by(7).collect::<Vec<_>>());
+            // Three rows of 300 elements are a block.
+            assert!(firsts.iter().flatten().all(|first| first % 7 % 3 == 0));
+            for (r, x) in x_narrow.chunks_exact(WIDTH).enumerate() {
+                let x: Vec<f32> = x.iter().map(|x| x.to_f32()).collect();
+                assert_eq!(overwritten[r], bf16::from_f32(x.iter().sum()));
+                for (c, y) in updated[r * WIDTH / 2..][..WIDTH / 2].iter().enumerate() {
+                    assert_eq!(*y, bf16::from_f32(0.5 + x[c]));
+                }
+            }
+        }
+    }
+
+    /// Runs an op on operands in single precision and in bfloat16; the results must differ by the last rounding only.
+    fn check(
+        name: &str,
+        inputs: &[&Vec<f32>],
+        outputs: &[&Vec<f32>],
+        op: impl Fn(&[Floats], &mut [FloatsMut]),
+    ) {
+        let rounded = |x: &[f32]| {
+            let mut out = vec![bf16::ZERO; x.len()];
+            narrow(x, &mut out);
+            out
+        };
+        let widened = |x: &Vec<bf16>| x.iter().map(|x| x.to_f32()).collect::<Vec<f32>>();
+        let narrow_inputs: Vec<Vec<bf16>> = inputs.iter().map(|x| rounded(x)).collect();
+        let mut narrow_outputs: Vec<Vec<bf16>> = outputs.iter().map(|x| rounded(x)).collect();
+        let wide_inputs: Vec<Vec<f32>> = narrow_inputs.iter().map(widened).collect();
+        let mut wide_outputs: Vec<Vec<f32>> = narrow_outputs.iter().map(widened).collect();
+        let read: Vec<Floats> = narrow_inputs.iter().map(Floats::from).collect();
+        let mut written: Vec<FloatsMut> = narrow_outputs.iter_mut().map(FloatsMut::from).collect();
+        op(&read, &mut written);
+        let read: Vec<Floats> = wide_inputs.iter().map(Floats::from).collect();
+        let mut written: Vec<FloatsMut> = wide_outputs.iter_mut().map(FloatsMut::from).collect();
+        op(&read, &mut written);
+        let expected: Vec<Vec<bf16>> = wide_outputs.iter().map(|x| rounded(x)).collect();
+        assert_eq!(narrow_outputs, expected, "{name}");
+    }
+
+    #[test]
+    fn ops_in_bfloat16_are_those_in_single_precision_rounded() {
+        const ROWS: usize = 37;
+        const WIDTH: usize = 192;
+        let mut rng = Rng::new(8);
+        let mut normal = |width: usize| rng.normal(ROWS * width);
+        for act in [Activation::Swiglu, Activation::Gelu, Activation::Relu2] {
+            let wide = act.inputs(WIDTH);
+            let (x, y, dx) = (normal(wide), normal(WIDTH), normal(wide));
+            let name = format!("{act:?}");
+            check(&name, &[&x], &[&y], |x, y| {
+                activation::forward(act, x[0], y[0].reborrow(), WIDTH);
+            });
+            check(&name, &[&x], &[&y, &dx], |x, y| {
+                let [dy, dx] = y else { unreachable!() };
+                activation::backward(act, x[0], dy.reborrow(), dx.reborrow(), WIDTH);
+            });
+        }
+        let norm = NormConfig {
+            function: NormFn::Rmsnorm,
+            eps: 1e-5,
+            gain: Gain::Plain,
+            bias: false,
+            width: WIDTH,
+            groups: 1,
+        };
+        let (gain, x, y) = (vec![1.5; WIDTH], normal(WIDTH), normal(WIDTH));
+        check("norm", &[&x], &[&y], |x, y| {
+            norm::forward(&norm, x[0], &gain, y[0].reborrow());
+        });
+        check("norm, gradients", &[&x], &[&y], |x, y| {
+            norm::backward_in_place(&norm, x[0], &gain, y[0].reborrow(), &mut vec![0.0; WIDTH]);
+        });
+        check("sum", &[&x], &[&y], |x, y| add_to(x[0], y[0].reborrow()));
+        let head = Some(NormConfig { width: 64, ..norm });
+        let transform = QkvTransform {
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 64,
+            q: head,
+            k: head,
+            v: head,
+            order: QkOrder::BeforeRope,
+            qk_scale: 1.0,
+            clip: None,
+        };
+        let table = qkv::rope_table(&qkv::rope_frequencies(1e4, 64), 1.0, 0, ROWS);
+        let bound = BoundQkvTransform::new(&transform, &table, [&gain[..64]; 3]);
+        let (x, dy, y) = (normal(256), normal(256), normal(256));
+        check("q·k·v", &[&x], &[&y], |x, y| {
+            qkv::forward(&bound, x[0], y[0].reborrow());
+        });
+        check("q·k·v, gradients", &[&x, &dy], &[&y], |x, y| {
+            let [mut q, mut k, mut v] = [(); 3].map(|()| vec![0.0; 64]);
+            qkv::backward(
+                &bound,
+                x[0],
+                x[1],
+                y[0].reborrow(),
+                [&mut q, &mut k, &mut v],
+            );
+        });
     }
 }

@@ -18,7 +18,8 @@ use rayon::prelude::*;
 
 /// Maximum number of logits in memory at once: 64 MiB.
 const MAX_LOGITS: usize = 16 << 20;
-/// Minimum and maximum rows per chunk: enough for matmuls to run at full speed.
+/// Minimum and maximum rows per chunk. Each chunk packs the weights twice, and reads and writes their gradient, which
+/// takes 5 to 8 % less time with 1024 rows than with 512 at d384.
 const ROWS: (usize, usize) = (16, 1024);
 /// Vocabulary entries that are packed at a time.
 const ENTRIES: usize = 4096;
@@ -357,9 +358,14 @@ impl LossSpec {
         } = *self;
         let (n, entries) = (rows.min(self.rows_per_chunk()), vocab.min(ENTRIES));
         let of_logits = workspace(precision, n, entries, width, threads);
-        let of_input = workspace(precision, n, width, entries, threads) + 4 * n * width;
+        let of_input = workspace(precision, n, width, entries, threads);
         let of_weight = transposed_workspace(precision, vocab, width, n, threads);
-        of_logits.max(of_input).max(of_weight) + rows * size_of::<RowLoss>()
+        // The gradient of the input before it is rounded.
+        let sums = match precision {
+            Precision::F32 => 0,
+            Precision::Bf16 => 4 * n * width,
+        };
+        of_logits.max(of_input).max(of_weight) + sums + rows * size_of::<RowLoss>()
     }
 
     /// Returns `n` rows of `x`.

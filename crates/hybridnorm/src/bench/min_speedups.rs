@@ -66,7 +66,7 @@ impl MinSpeedups {
     }
 
     /// Checks that every kernel named in the file reaches its minimum speedup, and matches its reference to within
-    /// [`OpsReport::tolerance`].
+    /// [its tolerance](super::ops::OpRow::tolerance).
     ///
     /// # Errors
     /// If a kernel does not, or was not measured; the message names all of these.
@@ -97,11 +97,12 @@ impl MinSpeedup {
         match row {
             None => Some(format!("there is no kernel `{op}`, `{direction}`")),
             Some(row)
-                if row.largest_difference.is_nan() || row.largest_difference > report.tolerance =>
+                if row.largest_difference.is_nan() || row.largest_difference > row.tolerance() =>
             {
                 Some(format!(
-                    "{op} {direction} differs from the reference by {:.0e}, expected at most {:.0e}",
-                    row.largest_difference, report.tolerance
+                    "{op} {direction} differs from the reference by {:.1e}, expected at most {:.1e}",
+                    row.largest_difference,
+                    row.tolerance()
                 ))
             }
             Some(row)

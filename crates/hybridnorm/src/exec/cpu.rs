@@ -101,7 +101,7 @@ impl Executor for Cpu {
         self.rounded[buffer.0].current.clear();
         let size = dtype.bytes();
         let to = &mut memory.bytes_mut()[size * offset..][..size * data.len()];
-        store(data, *dtype, to);
+        write_elements(data, *dtype, to);
     }
 
     fn read(&self, buffer: Buffer, elements: Range<usize>) -> Tensor {
@@ -163,12 +163,18 @@ impl Executor for Cpu {
                 .find(|(given, _)| *given == name)
                 .unwrap_or_else(|| panic!("input {name} is missing"));
             let ty = program.ty(id);
+            assert!(
+                data.can_be_stored_as(ty.dtype),
+                "input {name}: {} instead of {}",
+                data.dtype(),
+                ty.dtype
+            );
             assert_eq!(ty.elements(), data.len(), "input {name}: elements");
             let region = program
                 .region(id)
                 .expect("every program input has an arena region");
             let to = &mut self.arena.bytes_mut()[region.start..region.end];
-            store(*data, ty.dtype, to);
+            write_elements(*data, ty.dtype, to);
         }
         for (step, node) in program.steps().iter().zip(program.graph().nodes()) {
             let operation = node.op.operation();
@@ -199,21 +205,15 @@ impl Executor for Cpu {
     }
 }
 
-/// Copies elements of the host into memory; rounds them to a narrower type.
-///
-/// # Panics
-/// If they are of another kind.
-fn store(data: TensorRef<'_>, dtype: DType, to: &mut [u8]) {
+/// Copies elements of the host into memory of a type, see [`Executor::write`].
+fn write_elements(data: TensorRef<'_>, dtype: DType, to: &mut [u8]) {
     match (dtype, data) {
         (DType::F32, TensorRef::F64(x)) => {
             let to: &mut [f32] = elements_mut(to);
             to.iter_mut().zip(x).for_each(|(to, x)| *to = *x as f32);
         }
         (DType::Bf16, TensorRef::F32(x)) => {
-            let to: &mut [bf16] = elements_mut(to);
-            to.iter_mut()
-                .zip(x)
-                .for_each(|(to, x)| *to = bf16::from_f32(*x));
+            FloatsMut::from(elements_mut::<bf16>(to)).copy_from(x);
         }
         (dtype, data) => {
             assert_eq!(dtype, data.dtype(), "elements of a different type");

@@ -47,6 +47,12 @@ impl TensorRef<'_> {
             Self::I32(_) => DType::I32,
         }
     }
+
+    /// True if an executor stores the elements as a type: their own, or one that they are rounded to.
+    pub(super) fn can_be_stored_as(&self, dtype: DType) -> bool {
+        let rounded = [(DType::F64, DType::F32), (DType::F32, DType::Bf16)];
+        self.dtype() == dtype || rounded.contains(&(self.dtype(), dtype))
+    }
 }
 
 impl Tensor {

@@ -50,10 +50,11 @@ pub trait Executor: Send {
     /// Frees the memory of a buffer; programs that read it must not be run afterwards.
     fn free(&mut self, buffer: Buffer);
 
-    /// Overwrites elements of a buffer from `offset` on.
+    /// Overwrites elements of a buffer from `offset` on. Double precision is rounded to single, and single precision to
+    /// bfloat16, if that is the type of the buffer.
     ///
     /// # Panics
-    /// If their type differs or they exceed the buffer.
+    /// If their type differs otherwise, or they exceed the buffer.
     fn write(&mut self, buffer: Buffer, offset: usize, data: TensorRef<'_>);
 
     /// Copies elements of a buffer to the host.

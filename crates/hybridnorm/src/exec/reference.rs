@@ -130,6 +130,12 @@ impl Reference {
                 data.len(),
                 "input {name}: elements"
             );
+            assert!(
+                data.can_be_stored_as(program.ty(id).dtype),
+                "input {name}: {} instead of {}",
+                data.dtype(),
+                program.ty(id).dtype
+            );
             self.values[id.0] = Some(Value::from(*data).rounded_to(program.ty(id).dtype));
         }
     }
@@ -188,6 +194,10 @@ impl Executor for Reference {
 
     fn write(&mut self, buffer: Buffer, offset: usize, data: TensorRef<'_>) {
         let (dtype, to) = self.buffers[buffer.0].as_mut().expect("a buffer");
+        assert!(
+            data.can_be_stored_as(*dtype),
+            "elements of a different type"
+        );
         to.overwrite(offset, Value::from(data).rounded_to(*dtype));
     }
 

@@ -161,12 +161,12 @@ pub fn run(
     for placement in PLACEMENTS {
         prepare_run_directory(&options.out.join(placement), options.locking)?;
     }
+    let recipe = config(PLACEMENTS[0], &data, options)?;
     let mut placements = Vec::new();
-    let (mut tokens, mut unigram_nats, mut precision) = (0, None, String::new());
+    let (mut tokens, mut unigram_nats) = (0, None);
     for placement in PLACEMENTS {
         let config = config(placement, &data, options)?;
         let steps = config.train.steps as u64;
-        precision = config.train.program_precision().to_string();
         let mut forward = |event: Event<'_>| on_event(placement, steps, event);
         let run = options.out.join(placement);
         let open = OpenOptions::default().with_locking(options.locking);
@@ -184,7 +184,7 @@ pub fn run(
     }
     let results = Results {
         data,
-        precision,
+        precision: recipe.train.program_precision().to_string(),
         unigram_nats: unigram_nats.unwrap_or(f64::NAN),
         tokens,
         placements,

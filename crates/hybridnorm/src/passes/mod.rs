@@ -16,7 +16,7 @@ pub(crate) use fuse::fuse;
 pub use gradients::{gradients, vector_jacobian_product};
 pub(crate) use narrow::narrow;
 #[cfg(feature = "bench")]
-pub(crate) use precision::precision_with_operands;
+pub(crate) use precision::precision_of_single_ops;
 pub(crate) use precision::{has_bf16_residual, precision, rounded_weights};
 pub(crate) use recompute::recompute;
 pub(crate) use schedule_early::schedule_early;

@@ -30,23 +30,30 @@ enum Role {
 
 /// Stores values in bfloat16 as the policy says, and lets matmuls round their operands.
 pub(crate) fn precision(graph: &mut Graph, outputs: &[ValueId], precision: Precision) {
-    apply(graph, outputs, &[], precision);
+    // A projection that the host reads is one to logits.
+    let projections = graph.nodes.iter().filter(|node| {
+        let is_projection = matches!(node.op, Op::Linear(_) | Op::Scale(_));
+        is_projection && node.outputs.iter().any(|id| outputs.contains(id))
+    });
+    let logits: Vec<ValueId> = projections.flat_map(|node| node.outputs.clone()).collect();
+    apply(graph, &[], &logits, precision);
 }
 
-/// As [`precision`], and stores what the host provides as the outputs of ops: for programs of single ops, whose operands
-/// are outputs of other ops in a model. Nothing reads their outputs as logits.
+/// Applies the policy to a program of single ops: stores operands that the host provides as it stores the outputs of ops,
+/// which they are in a model, but the values in `single` in single precision.
 #[cfg(feature = "bench")]
-pub(crate) fn precision_with_operands(graph: &mut Graph, precision: Precision) {
+pub(crate) fn precision_of_single_ops(graph: &mut Graph, single: &[ValueId], precision: Precision) {
     let is_operand = |id: &ValueId| {
         let value = graph.value(*id);
         value.ty.dtype == DType::F32 && value.source != Source::Computed
     };
     let operands = (0..graph.values.len()).map(ValueId).filter(is_operand);
     let operands: Vec<ValueId> = operands.collect();
-    apply(graph, &[], &operands, precision);
+    apply(graph, &operands, single, precision);
 }
 
-fn apply(graph: &mut Graph, outputs: &[ValueId], operands: &[ValueId], precision: Precision) {
+/// Stores outputs of ops and `operands` in bfloat16 as the policy says, but not those in `single`.
+fn apply(graph: &mut Graph, operands: &[ValueId], single: &[ValueId], precision: Precision) {
     let Precision::Bf16 { residual } = precision else {
         return;
     };
@@ -58,12 +65,8 @@ fn apply(graph: &mut Graph, outputs: &[ValueId], operands: &[ValueId], precision
         }
     }
     let mut is_narrow = narrow_values(graph, operands, residual);
-    // A projection that the host reads is one to logits.
-    for node in &graph.nodes {
-        let is_projection = matches!(node.op, Op::Linear(_) | Op::Scale(_));
-        for id in node.outputs.iter().filter(|id| outputs.contains(id)) {
-            is_narrow[id.0] &= !is_projection;
-        }
+    for id in single {
+        is_narrow[id.0] = false;
     }
     for node in &graph.nodes {
         for (input, id) in node.inputs.iter().enumerate() {
@@ -144,16 +147,6 @@ fn narrow_values(graph: &Graph, operands: &[ValueId], residual: DType) -> Vec<bo
     let mut is_narrow = vec![false; graph.values.len()];
     for id in operands {
         is_narrow[id.0] = true;
-    }
-    for node in &graph.nodes {
-        let of_residual_stream = match node.op {
-            Op::Norm(_) | Op::NormGrad(_) => Some(node.inputs[0]),
-            Op::EmbeddingGrad(_) => Some(node.inputs[1]),
-            _ => None,
-        };
-        if let Some(id) = of_residual_stream {
-            is_narrow[id.0] &= residual == DType::Bf16;
-        }
     }
     for node in &graph.nodes {
         for (id, role) in node.outputs.iter().zip(output_roles(node)) {

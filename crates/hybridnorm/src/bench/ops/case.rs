@@ -41,7 +41,20 @@ type Record = dyn for<'g> Fn(&[Value<'g>]) -> Vec<Value<'g>>;
 pub struct Problem {
     pub operands: Vec<Operand>,
     pub arguments: Arguments,
+    /// Role of the outputs in a model.
+    pub outputs: OutputRole,
     record: Box<Record>,
+}
+
+/// Role of the outputs of an op in a model, which decides on their type in mixed precision.
+#[derive(Clone, Copy, PartialEq)]
+pub enum OutputRole {
+    /// As the policy says for the op.
+    Any,
+    /// Added to the residual stream.
+    Residual,
+    /// Logits, from weights that are kept rounded, as in generation.
+    Logits,
 }
 
 impl Problem {
@@ -57,6 +70,7 @@ impl Problem {
                 lr: 1e-3,
                 step: 10,
             },
+            outputs: OutputRole::Any,
             record: Box::new(move |values| {
                 record(values.try_into().expect("one value for each operand"))
             }),
@@ -66,6 +80,12 @@ impl Problem {
     /// Sets the number of past positions, which the caches hold.
     pub fn with_past_positions(mut self, past: usize) -> Self {
         self.arguments.past = past;
+        self
+    }
+
+    /// Sets the role of the outputs.
+    pub fn with_outputs(mut self, role: OutputRole) -> Self {
+        self.outputs = role;
         self
     }
 
@@ -100,6 +120,8 @@ pub struct Operand {
     pub ty: Type,
     /// True if the op writes an output into the buffer of this operand, as for a gradient that no other op reads.
     pub is_overwritten: bool,
+    /// True for values of the residual stream, and gradients of them.
+    pub is_residual: bool,
     contents: Contents,
 }
 
@@ -138,6 +160,7 @@ impl Operand {
         Self {
             ty,
             is_overwritten: false,
+            is_residual: false,
             contents,
         }
     }
@@ -146,6 +169,14 @@ impl Operand {
     pub fn overwritten(self) -> Self {
         Self {
             is_overwritten: true,
+            ..self
+        }
+    }
+
+    /// Marks the operand as a value of the residual stream, or its gradient.
+    pub fn residual(self) -> Self {
+        Self {
+            is_residual: true,
             ..self
         }
     }

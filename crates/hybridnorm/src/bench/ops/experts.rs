@@ -4,7 +4,7 @@ use hybridnorm_kernels::activation::Activation;
 use hybridnorm_kernels::experts::DispatchLayout;
 
 use super::Bound::Compute;
-use super::case::{Case, Operand, Problem, floats, given, vjp};
+use super::case::{Case, Operand, OutputRole, Problem, floats, given, vjp};
 use super::shape::ModelShape;
 use crate::exec::Tensor;
 use crate::graph::{Type, Value};
@@ -120,9 +120,12 @@ fn down(op: &'static str, load: Load, sizes: Sizes) -> [Case; 2] {
             dispatch(load, s),
         ]
     };
-    let forward = move |s: Sizes| Problem::new(operands(s), move |x| vec![s.down(x)]);
+    let forward = move |s: Sizes| {
+        Problem::new(operands(s), move |x| vec![s.down(x)]).with_outputs(OutputRole::Residual)
+    };
     // With the output as its own gradient, the forward op is part of the program, as in training, and the
-    // activation is fused with both.
+    // activation is fused with both. (In mixed precision this output is in bfloat16, in a model in the type of the
+    // residual stream.)
     let backward = move |s: Sizes| {
         Problem::new(operands(s), move |[x, w, weights, dispatch]| {
             let y = s.down([x, w, weights, dispatch]);

@@ -4,7 +4,7 @@ use hybridnorm_kernels::attention::AttentionConfig;
 use hybridnorm_kernels::matmul::Precision;
 
 use super::Bound::{Compute, Read};
-use super::case::{Case, Problem, all_outputs, floats, ids, vjp};
+use super::case::{Case, OutputRole, Problem, all_outputs, floats, ids, vjp};
 use super::memory_bound::{per_head_norm_and_rope, rope_table};
 use super::shape::ModelShape;
 use crate::ops;
@@ -29,7 +29,11 @@ pub fn cases(shape: &ModelShape) -> Vec<Case> {
         ("linear out", heads * head_dim, d_model),
     ];
     for (op, inputs, outputs) in attention.into_iter().chain(dense) {
-        cases.extend(linears(op, rows, inputs, outputs));
+        let role = match op {
+            "linear out" | "linear down" => OutputRole::Residual,
+            _ => OutputRole::Any,
+        };
+        cases.extend(linears(op, rows, inputs, outputs, role));
     }
     cases.push(one_row(shape));
     cases.extend(attentions(shape));
@@ -38,13 +42,19 @@ pub fn cases(shape: &ModelShape) -> Vec<Case> {
     cases
 }
 
-fn linears(op: &'static str, rows: usize, i: usize, o: usize) -> [Case; 3] {
+fn linears(op: &'static str, rows: usize, i: usize, o: usize, role: OutputRole) -> [Case; 3] {
     let forward = Case::new(op, "forward", Compute, rows, move |rows| {
-        Problem::new([floats([rows, i]), floats([o, i])], |[x, w]| {
-            vec![ops::linear(x, w)]
-        })
+        let operands = [floats([rows, i]), floats([o, i])];
+        Problem::new(operands, |[x, w]| vec![ops::linear(x, w)]).with_outputs(role)
     });
-    let operands = move |rows| [floats([rows, i]), floats([o, i]), floats([rows, o])];
+    let operands = move |rows| {
+        let dy = floats([rows, o]);
+        let dy = match role {
+            OutputRole::Residual => dy.residual(),
+            _ => dy,
+        };
+        [floats([rows, i]), floats([o, i]), dy]
+    };
     let of_input = Case::new(op, "backward input", Compute, rows, move |rows| {
         Problem::new(operands(rows), |[x, w, dy]| {
             vjp(ops::linear(x, w), dy, &[x])
@@ -69,6 +79,7 @@ fn one_row(shape: &ModelShape) -> Case {
         move |outputs| {
             let operands = [floats([1, width]), floats([outputs, width])];
             Problem::new(operands, |[x, w]| vec![ops::linear(x, w)])
+                .with_outputs(OutputRole::Logits)
         },
     )
 }

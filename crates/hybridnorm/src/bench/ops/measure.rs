@@ -25,6 +25,8 @@ pub struct Timing {
     pub seconds: f64,
     /// Floating-point operations or bytes of the kernel in that time.
     pub flops_or_bytes: f64,
+    /// True if the kernel reads or writes bfloat16.
+    pub is_bf16: bool,
     pub reference: ReferenceTiming,
 }
 
@@ -56,6 +58,7 @@ pub fn measure(case: &Case, precision: Precision, seconds: f64) -> Result<Timing
     Ok(Timing {
         seconds: time(&mut program, 3, seconds)?,
         flops_or_bytes: work,
+        is_bf16: program.is_bf16(),
         reference,
     })
 }

@@ -55,13 +55,14 @@ fn norms(op: &'static str, function: NormFn, rows: usize, width: usize) -> [Case
     let config = norm_with_gain(function, width);
     let params = move || floats([config.params_len()]);
     let forward = Case::new(op, "forward", ReadWrite, rows, move |rows| {
-        Problem::new([floats([rows, width]), params()], move |[x, params]| {
+        let operands = [floats([rows, width]).residual(), params()];
+        Problem::new(operands, move |[x, params]| {
             vec![ops::norm(x, params, config)]
         })
     });
     let backward = Case::new(op, "backward", ReadWrite, rows, move |rows| {
         let dy = floats([rows, width]).overwritten();
-        let operands = [floats([rows, width]), params(), dy];
+        let operands = [floats([rows, width]).residual(), params(), dy];
         Problem::new(operands, move |[x, params, dy]| {
             vjp(ops::norm(x, params, config), dy, &[x, params])
         })
@@ -194,7 +195,8 @@ fn embeddings(shape: &ModelShape) -> [Case; 2] {
     });
     let backward = Case::new(op, "backward", ReadWrite, rows, move |rows| {
         let [ids, w] = operands(rows);
-        Problem::new([ids, w, floats([1, rows, width])], |[ids, w, dy]| {
+        let dy = floats([1, rows, width]).residual();
+        Problem::new([ids, w, dy], |[ids, w, dy]| {
             vjp(ops::embedding(ids, w), dy, &[w])
         })
     });

@@ -73,7 +73,7 @@ impl OpsOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bound {
-    /// Peak GEMM throughput in the precision of the matmuls, in GFLOP/s.
+    /// Peak GEMM throughput, in bfloat16 for ops that read or write it, in GFLOP/s.
     #[serde(rename = "arithmetic")]
     Compute,
     /// Read bandwidth of memory, in GB/s.
@@ -94,8 +94,6 @@ pub struct OpsReport {
     pub seq_len: usize,
     /// Precision of activations and matmuls, such as `f32`.
     pub precision: String,
-    /// Largest difference from the reference, as in [`OpRow::largest_difference`], that rounding explains.
-    pub tolerance: f64,
     /// Peak single-precision GEMM throughput, the best of measurements before, between and after the ops, in GFLOP/s.
     pub sgemm_gflops: f64,
     /// Peak GEMM throughput with bfloat16 operands at these times, in GFLOP/s.
@@ -131,6 +129,8 @@ pub struct OpRow {
     /// problem would take more than about a second, a part is timed and extrapolated linearly.
     #[serde(rename = "naive_seconds")]
     pub reference_seconds: f64,
+    /// True if the op reads or writes bfloat16.
+    pub is_bf16: bool,
     /// Fraction of the problem that the reference was timed on.
     #[serde(rename = "naive_part")]
     pub reference_fraction: f64,
@@ -220,14 +220,13 @@ pub fn ops(
     let rows = cases
         .iter()
         .zip(timings)
-        .map(|(case, timing)| row(case, precision, &timing, &limits))
+        .map(|(case, timing)| row(case, &timing, &limits))
         .collect();
     Ok(OpsReport {
         threads: crate::threads::count(),
         micro_batch,
         seq_len,
         precision: precision.to_string(),
-        tolerance: tolerance(precision),
         sgemm_gflops: limits.sgemm,
         bf16_gemm_gflops: limits.bf16_gemm,
         read_gb_per_second: limits.read,
@@ -244,22 +243,26 @@ fn cases(shape: &ModelShape) -> Vec<Case> {
     cases
 }
 
-/// Returns the largest difference that rounding explains, relative to the largest output: in bfloat16 one in its last bit,
-/// since a value that the kernel sums in another order may round to the other neighbour.
-fn tolerance(precision: Precision) -> f64 {
-    match precision {
-        Precision::F32 => 1e-4,
-        Precision::Bf16 { .. } => 1.0 / 128.0,
+impl OpRow {
+    /// Returns the [difference](Self::largest_difference) that rounding explains: in bfloat16 one in its last bit, since a
+    /// value that the kernel sums in another order may round to the other neighbour.
+    pub fn tolerance(&self) -> f64 {
+        tolerance(self.is_bf16)
     }
 }
 
-fn row(case: &Case, precision: Precision, timing: &Timing, limits: &Limits) -> OpRow {
+fn tolerance(is_bf16: bool) -> f64 {
+    match is_bf16 {
+        false => 1e-4,
+        true => 1.0 / 128.0,
+    }
+}
+
+fn row(case: &Case, timing: &Timing, limits: &Limits) -> OpRow {
     let rate = 1e-9 * timing.flops_or_bytes / timing.seconds;
     let limit = match case.bound {
-        Bound::Compute => match precision {
-            Precision::F32 => limits.sgemm,
-            Precision::Bf16 { .. } => limits.bf16_gemm,
-        },
+        Bound::Compute if timing.is_bf16 => limits.bf16_gemm,
+        Bound::Compute => limits.sgemm,
         Bound::Read => limits.read,
         Bound::ReadWrite => limits.read_write,
     };
@@ -271,6 +274,7 @@ fn row(case: &Case, precision: Precision, timing: &Timing, limits: &Limits) -> O
         rate,
         limit,
         share_of_limit: rate / limit,
+        is_bf16: timing.is_bf16,
         reference_seconds: timing.reference.seconds,
         reference_fraction: timing.reference.fraction,
         speedup_over_reference: timing.reference.seconds / timing.seconds,
@@ -372,20 +376,23 @@ mod tests {
 
     #[test]
     fn kernels_in_bf16_match_their_references() {
-        let precision = Precision::Bf16 {
-            residual: DType::F32,
-        };
-        for case in &small() {
-            let problem = (case.problem)(case.units);
+        let all = small().into_iter().flat_map(|case| {
+            let units = [1, case.units];
+            let all = [DType::F32, DType::Bf16].map(|residual| units.map(|n| (residual, n)));
+            let problems = all.concat().into_iter();
+            problems
+                .map(|(residual, n)| (case.op, case.direction, residual, (case.problem)(n)))
+                .collect::<Vec<_>>()
+        });
+        for (op, direction, residual, problem) in all {
+            let precision = Precision::Bf16 { residual };
             let mut reference = BenchmarkProgram::<Reference>::new(&problem, 1, precision).unwrap();
             reference.run().unwrap();
             let expected = reference.outputs();
             let difference = largest_difference(&problem, precision, &expected).unwrap();
             assert!(
-                difference <= tolerance(precision),
-                "{} {}: {difference}",
-                case.op,
-                case.direction
+                difference <= tolerance(reference.is_bf16()),
+                "{op} {direction}, {precision}: {difference}"
             );
         }
     }
@@ -409,6 +416,16 @@ mod tests {
         );
         let swiglu = bytes("activation swiglu", "forward", single);
         assert_eq!(swiglu, 2.0 * 21.0 * (20.0 + 10.0));
+        // 240 weights. The output of the branch is added to the stream; logits are always in single precision, those of one
+        // row from rounded weights.
+        let down = |precision| bytes("linear down", "forward", precision);
+        let read = 21.0 * 10.0 * 2.0 + 240.0 * 4.0;
+        assert_eq!(down(single), read + 21.0 * 24.0 * 4.0);
+        assert_eq!(down(bf16(DType::Bf16)), read + 21.0 * 24.0 * 2.0);
+        let up = bytes("linear up", "forward", single);
+        assert_eq!(up, 2.0 * 21.0 * (24.0 + 20.0) + 4.0 * 480.0);
+        let head = bytes("linear head", "one row", single);
+        assert_eq!(head, 2.0 * 24.0 + 37.0 * (24.0 * 2.0 + 4.0));
         assert_eq!(
             bytes("adamw", "step", single),
             bytes("adamw", "step", Precision::F32)

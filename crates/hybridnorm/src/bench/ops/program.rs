@@ -1,7 +1,7 @@
 //! Execution of a problem on an executor.
 
 use super::Bound;
-use super::case::{Operand, Problem};
+use super::case::{Operand, OutputRole, Problem};
 use crate::error::Result;
 use crate::exec::{Executor, Tensor, TensorRef};
 use crate::graph::{Builder, DType, Graph, Node, Type, Value, ValueId};
@@ -58,11 +58,17 @@ impl<E: Executor + Default> BenchmarkProgram<E> {
                 values.push(graph.state(buffer, copy * size, ty));
             }
         }
-        let recorded = operands.iter().flat_map(|values| problem.record(values));
-        let outputs: Vec<ValueId> = recorded.map(|value| value.id()).collect();
+        let (mut outputs, mut single) = (Vec::new(), Vec::new());
+        for values in &operands {
+            let recorded = record(problem, values, precision);
+            outputs.extend(recorded.outputs);
+            single.extend(recorded.single);
+        }
         let mut graph = graph.finish();
-        passes::precision_with_operands(&mut graph, precision);
-        let program = Program::new(graph, &outputs, Options::default());
+        passes::precision_of_single_ops(&mut graph, &single, precision);
+        let keeps_weights = problem.outputs == OutputRole::Logits;
+        let options = Options::default().with_keep_rounded_weights(keeps_weights);
+        let program = Program::new(graph, &outputs, options);
         let measured = measured(&program);
         let names: Vec<&'static str> = measured
             .iter()
@@ -118,6 +124,14 @@ impl<E: Executor> BenchmarkProgram<E> {
         &self.program
     }
 
+    /// True if the measured op reads or writes bfloat16.
+    pub fn is_bf16(&self) -> bool {
+        let graph = self.program.graph();
+        let nodes = measured(&self.program).into_iter();
+        let mut values = nodes.flat_map(|node| node.inputs.iter().chain(&node.outputs));
+        values.any(|id| graph.ty(*id).dtype == DType::Bf16)
+    }
+
     /// Returns the FLOPs of a copy's matmuls, or the bytes that it has to move.
     pub fn flops_or_bytes(&self, bound: Bound) -> f64 {
         let graph = self.program.graph();
@@ -130,15 +144,38 @@ impl<E: Executor> BenchmarkProgram<E> {
     }
 }
 
+/// Outputs of a recorded problem, and its values that mixed precision keeps in single precision.
+struct Recorded {
+    outputs: Vec<ValueId>,
+    single: Vec<ValueId>,
+}
+
+fn record(problem: &Problem, operands: &[Value], precision: Precision) -> Recorded {
+    let outputs = problem.record(operands);
+    let outputs: Vec<ValueId> = outputs.iter().map(Value::id).collect();
+    let is_single_residual =
+        matches!(precision, Precision::Bf16 { residual } if residual == DType::F32);
+    let is_single = |is_residual: bool| is_residual && is_single_residual;
+    let mut single = match problem.outputs {
+        OutputRole::Logits => outputs.clone(),
+        role if is_single(role == OutputRole::Residual) => outputs.clone(),
+        _ => Vec::new(),
+    };
+    let all = problem.operands.iter().zip(operands);
+    let residual = all.filter(|(operand, _)| is_single(operand.is_residual));
+    single.extend(residual.map(|(_, value)| value.id()));
+    Recorded { outputs, single }
+}
+
 /// Returns the types in which a problem's operands are stored.
 fn stored_types(problem: &Problem, precision: Precision) -> Vec<DType> {
     let graph = Builder::new();
     let input = |operand: &Operand| graph.input("", operand.ty);
     let operands: Vec<Value> = problem.operands.iter().map(input).collect();
-    problem.record(&operands);
+    let single = record(problem, &operands, precision).single;
     let ids: Vec<ValueId> = operands.iter().map(Value::id).collect();
     let mut graph = graph.finish();
-    passes::precision_with_operands(&mut graph, precision);
+    passes::precision_of_single_ops(&mut graph, &single, precision);
     ids.into_iter().map(|id| graph.ty(id).dtype).collect()
 }
 
