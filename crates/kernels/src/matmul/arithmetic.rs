@@ -90,13 +90,8 @@ impl<S: Simd, const V: usize> Arithmetic for Widened<S, V> {
 
     #[inline(always)]
     fn multiply_add(self, left: u32, right: Self::Right, mut sums: Self::Sums) -> Self::Sums {
-        // In vectors: a pair is loaded into all lanes in one instruction, but moved from a scalar register in two.
-        let (shift, upper) = (self.0.splat_u32s(16), self.0.splat_u32s(0xffff_0000));
-        let left = self.0.splat_u32s(left);
-        let first = self
-            .0
-            .transmute_f32s_u32s(self.0.wrapping_dyn_shl_u32s(left, shift));
-        let second = self.0.transmute_f32s_u32s(self.0.and_u32s(left, upper));
+        let first = self.0.splat_f32s(f32::from_bits(left << 16));
+        let second = self.0.splat_f32s(f32::from_bits(left & 0xffff_0000));
         for v in 0..V {
             sums[v] = self.0.mul_add_f32s(first, right[0][v], sums[v]);
             sums[v] = self.0.mul_add_f32s(second, right[1][v], sums[v]);
