@@ -69,20 +69,20 @@ fn data_is_prepared_and_inspected() {
     );
 }
 
+/// A short quickstart.
+const QUICKSTART: [&str; 6] = [
+    "quickstart",
+    "--quiet",
+    "--data",
+    "stories:80",
+    "--steps",
+    "2",
+];
+
 #[test]
 fn quickstart_is_reproducible() {
     let dir = TestDir::new();
-    let args = [
-        "quickstart",
-        "--quiet",
-        "--data",
-        "stories:80",
-        "--steps",
-        "2",
-        "--out",
-        "q",
-        "--json",
-    ];
+    let args = [&QUICKSTART[..], &["--out", "q", "--json"]].concat();
     let found = dir.json(&args);
     let names: Vec<&Value> = found["rows"]
         .as_array()
@@ -117,7 +117,7 @@ fn quickstart_is_reproducible() {
     );
     // Runs of others are not deleted.
     dir.train("own/pre-norm", &[]);
-    let mut other = args;
+    let mut other = args.clone();
     other[7] = "own";
     dir.expect_error(2, &other, &["own/pre-norm", "not created by quickstart"]);
     assert_eq!(dir.reproducible_metrics("own/pre-norm").len(), 20);
@@ -129,18 +129,9 @@ fn quickstart_is_reproducible() {
 #[test]
 fn quickstart_trains_in_bf16() {
     let dir = TestDir::new();
-    let args = [
-        "quickstart",
-        "--quiet",
-        "--data",
-        "stories:80",
-        "--steps",
-        "2",
-        "--json",
-    ];
     let [exact, rounded] = ["f32", "bf16"].map(|precision| {
-        let out = ["--out", precision, "--precision", precision];
-        dir.json(&[&args[..], &out].concat())
+        let out = ["--json", "--out", precision, "--precision", precision];
+        dir.json(&[&QUICKSTART[..], &out].concat())
     });
     assert_eq!(exact["precision"], "f32");
     assert_eq!(rounded["precision"], "bf16, residual stream in f32");

@@ -197,39 +197,29 @@ pub(crate) fn pack_transposed(
     debug_assert_eq!(steps, precision.steps(width));
     dispatch(
         #[inline(always)]
-        || transpose_rows(precision, rows, n, width, out, steps),
-    );
-}
-
-#[inline(always)]
-fn transpose_rows(
-    precision: Precision,
-    rows: Rows,
-    n: usize,
-    width: usize,
-    out: &mut [PanelRow],
-    steps: usize,
-) {
-    for (p, panel) in out
-        .chunks_exact_mut(steps.max(1))
-        .take(panels(n))
-        .enumerate()
-    {
-        let count = PANEL.min(n - p * PANEL);
-        for (block, out) in panel.chunks_mut(PANEL).enumerate() {
-            let mut square = [[0; PANEL]; PANEL];
-            for (i, square) in square.iter_mut().enumerate().take(count) {
-                let first = block * PANEL * precision.group();
-                let len = (width - first).min(PANEL * precision.group());
-                load_row(
-                    precision,
-                    rows.from(p * PANEL + i).data.slice(first..first + len),
-                    square,
-                );
+        || {
+            for (p, panel) in out
+                .chunks_exact_mut(steps.max(1))
+                .take(panels(n))
+                .enumerate()
+            {
+                let count = PANEL.min(n - p * PANEL);
+                for (block, out) in panel.chunks_mut(PANEL).enumerate() {
+                    let mut square = [[0; PANEL]; PANEL];
+                    for (i, square) in square.iter_mut().enumerate().take(count) {
+                        let first = block * PANEL * precision.group();
+                        let len = (width - first).min(PANEL * precision.group());
+                        load_row(
+                            precision,
+                            rows.from(p * PANEL + i).data.slice(first..first + len),
+                            square,
+                        );
+                    }
+                    out.copy_from_slice(&transposed(&square)[..out.len()]);
+                }
             }
-            out.copy_from_slice(&transposed(&square)[..out.len()]);
-        }
-    }
+        },
+    );
 }
 
 /// Writes the steps of a row to the start of `out`; a missing second element of a pair is zero.
