@@ -59,52 +59,6 @@ impl<S: Simd, const V: usize> Arithmetic for Fused<S, V> {
     }
 }
 
-/// Pairs of bfloat16 numbers, widened: for machines without instructions for them. One chain per column, in the order
-/// of the inner dimension.
-#[derive(Clone, Copy)]
-pub(super) struct Widened<S, const V: usize>(pub(super) S);
-
-impl<S: Simd, const V: usize> Arithmetic for Widened<S, V> {
-    /// First and second elements of the pairs.
-    type Right = [[S::f32s; V]; 2];
-    type Sums = [S::f32s; V];
-
-    #[inline(always)]
-    fn zero(self) -> Self::Sums {
-        [self.0.splat_f32s(0.0); V]
-    }
-
-    #[inline(always)]
-    fn load(self, row: &PanelRow) -> Self::Right {
-        let (shift, upper) = (self.0.splat_u32s(16), self.0.splat_u32s(0xffff_0000));
-        let pairs = load::<S, V>(row);
-        let mut out = [self.zero(); 2];
-        for v in 0..V {
-            let first = self.0.wrapping_dyn_shl_u32s(pairs[v], shift);
-            let second = self.0.and_u32s(pairs[v], upper);
-            out[0][v] = self.0.transmute_f32s_u32s(first);
-            out[1][v] = self.0.transmute_f32s_u32s(second);
-        }
-        out
-    }
-
-    #[inline(always)]
-    fn multiply_add(self, left: u32, right: Self::Right, mut sums: Self::Sums) -> Self::Sums {
-        let first = self.0.splat_f32s(f32::from_bits(left << 16));
-        let second = self.0.splat_f32s(f32::from_bits(left & 0xffff_0000));
-        for v in 0..V {
-            sums[v] = self.0.mul_add_f32s(first, right[0][v], sums[v]);
-            sums[v] = self.0.mul_add_f32s(second, right[1][v], sums[v]);
-        }
-        sums
-    }
-
-    #[inline(always)]
-    fn store(self, sums: Self::Sums) -> [f32; PANEL] {
-        store::<S, V>(sums)
-    }
-}
-
 #[inline(always)]
 fn load<S: Simd, const V: usize>(row: &PanelRow) -> [S::u32s; V] {
     let whole = S::as_simd_u32s(&row.0).0;

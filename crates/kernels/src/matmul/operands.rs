@@ -2,6 +2,7 @@
 
 use super::panels::{self, PANEL, Precision, Rows};
 use super::tiles::{Left, LeftLayout, Output};
+use super::unit::lanes;
 use crate::floats::Floats;
 use crate::simd::dispatch;
 
@@ -14,7 +15,7 @@ pub(crate) struct LeftBuffer(Vec<u32>);
 
 impl LeftBuffer {
     /// Returns the maximum bytes of a buffer for a left operand (rows, inner).
-    pub(crate) const fn bytes(precision: Precision, rows: usize, inner: usize) -> usize {
+    pub(crate) fn bytes(precision: Precision, rows: usize, inner: usize) -> usize {
         4 * precision.steps(inner) * (rows.next_multiple_of(PANEL) + PADDING)
     }
 
@@ -32,7 +33,9 @@ impl LeftBuffer {
             (Precision::F32, Floats::F32(data)) => Some(bytemuck::cast_slice(data)),
             // Pairs of a row must not share a step with another row.
             (Precision::Bf16, Floats::Bf16(data))
-                if x.stride.is_multiple_of(2) && inner.is_multiple_of(2) =>
+                if precision.group() == 2
+                    && x.stride.is_multiple_of(2)
+                    && inner.is_multiple_of(2) =>
             {
                 bytemuck::try_cast_slice(&data[..data.len() / 2 * 2]).ok()
             }
@@ -72,7 +75,10 @@ impl LeftBuffer {
         rows: usize,
     ) -> Left<'a> {
         let layout = LeftLayout::StepMajor;
-        if let (Precision::F32, Floats::F32(data)) = (precision, x.data) {
+        // A tile of AVX-512 reads half a cache line of a step, others a quarter, which packing makes up for.
+        if let (Precision::F32, Floats::F32(data)) = (precision, x.data)
+            && lanes() == PANEL
+        {
             return Left {
                 data: bytemuck::cast_slice(data),
                 stride: x.stride,

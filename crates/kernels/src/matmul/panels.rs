@@ -3,9 +3,10 @@
 //! The columns of a matrix (k, n) are split into panels of 16. A panel is a sequence of rows of 64 bytes, one for
 //! each step of the inner dimension: one element of every column in single precision, a pair of consecutive ones in
 //! bfloat16 (the layout of AMX tiles and of VDPBF16PS). The last panel is filled up with zero columns, an odd inner
-//! dimension with one zero.
+//! dimension with one zero. Without a unit for bfloat16, rounded elements are stored in single precision.
 
 use super::transpose::transposed;
+use super::unit::Unit;
 use crate::floats::{Floats, narrow, round};
 use crate::simd::dispatch;
 use bytemuck::{Pod, Zeroable};
@@ -34,16 +35,18 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Returns the elements of a step.
-    pub(crate) const fn group(self) -> usize {
-        match self {
-            Self::F32 => 1,
-            Self::Bf16 => 2,
+    /// Returns the elements of a step on this machine.
+    #[inline]
+    pub(crate) fn group(self) -> usize {
+        match (self, Unit::best()) {
+            (Self::F32, _) | (Self::Bf16, Unit::F32) => 1,
+            #[cfg(target_arch = "x86_64")]
+            (Self::Bf16, _) => 2,
         }
     }
 
     /// Returns the number of steps of an inner dimension, its panel rows.
-    pub const fn steps(self, inner: usize) -> usize {
+    pub fn steps(self, inner: usize) -> usize {
         inner.div_ceil(self.group())
     }
 }
@@ -91,17 +94,21 @@ pub(super) fn for_each_step(
 ) {
     let stride = rows.stride;
     match (precision, rows.data) {
+        (Precision::Bf16, Floats::F32(data)) if precision.group() == 1 => {
+            let rounded = |x, _| bits(round(x)) << 16;
+            for_each_step_of::<_, 1>(data, stride, n, width, rounded, put);
+        }
         (Precision::F32, Floats::F32(data)) => {
             for_each_step_of::<_, 1>(data, stride, n, width, |x, _| x.to_bits(), put);
         }
-        (Precision::F32, Floats::Bf16(data)) => {
+        (_, Floats::Bf16(data)) if precision.group() == 1 => {
             for_each_step_of::<_, 1>(data, stride, n, width, |x, _| bits(x) << 16, put);
         }
         (Precision::Bf16, Floats::F32(data)) => {
             let join = |x, y| bits(round(x)) | bits(round(y)) << 16;
             for_each_step_of::<_, 2>(data, stride, n, width, join, put);
         }
-        (Precision::Bf16, Floats::Bf16(data)) => {
+        (_, Floats::Bf16(data)) => {
             for_each_step_of::<_, 2>(data, stride, n, width, |x, y| bits(x) | bits(y) << 16, put);
         }
     }
@@ -231,12 +238,17 @@ pub(super) fn load_row(precision: Precision, row: Floats, out: &mut [u32]) {
                 *out = x.to_bits();
             }
         }
-        (Precision::F32, Floats::Bf16(row)) => {
+        (_, Floats::Bf16(row)) if precision.group() == 1 => {
             for (out, x) in out.iter_mut().zip(row) {
                 *out = bits(*x) << 16;
             }
         }
-        (Precision::Bf16, row) => {
+        (_, Floats::F32(row)) if precision.group() == 1 => {
+            for (out, x) in out.iter_mut().zip(row) {
+                *out = bits(round(*x)) << 16;
+            }
+        }
+        (_, row) => {
             let out = &mut out[..precision.steps(row.len())];
             // The first element of a pair is the lower half.
             const { assert!(cfg!(target_endian = "little")) };

@@ -3,7 +3,7 @@
 //! A tile is a few rows of the left operand times a few panels of the right one, with its sums in registers. Rows are
 //! in the outer loop: a group of them stays in the L1 cache while the panels stream from the L2 cache.
 
-use super::arithmetic::{Arithmetic, Fused, Widened};
+use super::arithmetic::{Arithmetic, Fused};
 use super::panels::{PANEL, PanelRow, Precision, Rows, panels};
 use super::unit::Unit;
 use crate::simd::{SimdKernel, run_simd};
@@ -99,12 +99,11 @@ impl<O: Output> TiledMatmul<'_, O> {
             (inner.start / group..inner.end.div_ceil(group), columns)
         };
         match (self.precision, unit) {
-            (Precision::F32, _) => run_simd(RunFused(self, active)),
+            (Precision::F32, _) | (Precision::Bf16, Unit::F32) => run_simd(RunFused(self, active)),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             (Precision::Bf16, Unit::Amx(token)) => token.run(self, active),
             #[cfg(target_arch = "x86_64")]
             (Precision::Bf16, Unit::Avx512(token)) => token.run(self, active),
-            (Precision::Bf16, _) => run_simd(RunWidened(self, active)),
         }
     }
 
@@ -267,21 +266,6 @@ impl<O: Output, F: Fn(Range<usize>) -> (Range<usize>, usize)> SimdKernel for Run
         match V {
             1 => self.0.groups::<_, 8, 3>(Fused::<S, V>(simd), self.1),
             _ => self.0.groups::<_, 6, 1>(Fused::<S, V>(simd), self.1),
-        }
-    }
-}
-
-/// bfloat16 in single-precision arithmetic, where a panel row takes twice as many registers.
-struct RunWidened<'a, O, F>(TiledMatmul<'a, O>, F);
-
-impl<O: Output, F: Fn(Range<usize>) -> (Range<usize>, usize)> SimdKernel for RunWidened<'_, O, F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd, const V: usize>(mut self, simd: S) {
-        match V {
-            1 => self.0.groups::<_, 8, 2>(Widened::<S, V>(simd), self.1),
-            _ => self.0.groups::<_, 4, 1>(Widened::<S, V>(simd), self.1),
         }
     }
 }
