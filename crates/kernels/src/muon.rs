@@ -9,8 +9,8 @@
 
 use crate::adamw::{BLOCK, ParameterNorms, Squares};
 use crate::matmul::{
-    ActiveRegion, Left, LeftLayout, OutputRows, PANEL, PanelRow, Precision, Rows, TiledMatmul,
-    pack, pack_transposed, panels,
+    ActiveRegion, Kernel, Left, LeftLayout, OutputRows, PANEL, PanelRow, Rows, TiledMatmul, pack,
+    pack_transposed, panels,
 };
 use crate::parallel::ELEMENTS;
 use crate::simd::{dispatch, sum_squares_f64};
@@ -360,7 +360,7 @@ fn pack_columns(x: &[f32], columns: usize, out: &mut [PanelRow]) {
             let first = strip * PACKED * PANEL;
             let width = (PACKED * PANEL).min(columns - first);
             let from = Rows::new(&x[first..], columns);
-            pack(Precision::F32, from, rows, width, out, rows);
+            pack(Kernel::F32, from, rows, width, out, rows);
         });
 }
 
@@ -372,10 +372,10 @@ fn pack_symmetric(x: &[f32], n: usize, out: &mut [PanelRow]) {
         let (above, below) = out.split_at_mut(first);
         let rows = Rows::new(x, n).from(first);
         if first > 0 {
-            pack_transposed(Precision::F32, rows, width, first, above, first);
+            pack_transposed(Kernel::F32, rows, width, first, above, first);
         }
         let from = Rows::new(rows.data.skip(first), n);
-        pack(Precision::F32, from, n - first, width, below, n - first);
+        pack(Kernel::F32, from, n - first, width, below, n - first);
     });
 }
 
@@ -446,7 +446,7 @@ fn multiply_blocks(
     for start in (0..inner).step_by(INNER) {
         for column in (0..n).step_by(COLUMNS) {
             TiledMatmul {
-                precision: Precision::F32,
+                kernel: Kernel::F32,
                 left,
                 rows,
                 right: &right[column / PANEL * inner..],

@@ -409,7 +409,7 @@ impl BackwardScratch {
         ] {
             let steps = a.precision.steps(width);
             TiledMatmul {
-                precision: a.precision,
+                kernel: a.precision.into(),
                 left: self
                     .left
                     .row_major(a.precision, Rows::new(left, width), n, width),
@@ -440,7 +440,7 @@ impl BackwardScratch {
             (&self.ds, &self.q_panels, d, &mut self.dk),
         ] {
             TiledMatmul {
-                precision: a.precision,
+                kernel: a.precision.into(),
                 left: self
                     .left
                     .step_major(a.precision, Rows::new(left, count), n, count),
@@ -468,7 +468,7 @@ impl BackwardScratch {
         let KeyTile { start, count, .. } = *keys;
         let (right, steps) = tile_of(a.precision, &self.keys, a.seq, start, d);
         TiledMatmul {
-            precision: a.precision,
+            kernel: a.precision.into(),
             left: self
                 .left
                 .row_major(a.precision, Rows::new(&self.ds, count), n, count),

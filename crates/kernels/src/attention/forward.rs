@@ -269,7 +269,7 @@ impl Scratch {
         let (d, KeyTile { start, count, .. }) = (a.head_dim, *tile);
         let steps = a.precision.steps(d);
         TiledMatmul {
-            precision: a.precision,
+            kernel: a.precision.into(),
             left: self
                 .left
                 .row_major(a.precision, Rows::new(&self.q, d), n, d),
@@ -333,7 +333,7 @@ impl Scratch {
         let (e, KeyTile { start, count, .. }) = (a.value_dim, *tile);
         let (right, steps) = tile_of(a.precision, &self.values, self.packed, start, e);
         TiledMatmul {
-            precision: a.precision,
+            kernel: a.precision.into(),
             left: self
                 .left
                 .row_major(a.precision, Rows::new(&self.logits, count), n, count),

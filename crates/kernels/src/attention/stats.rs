@@ -5,7 +5,7 @@ use super::{AttentionConfig, KEY_TILE, QUERY_TILE, QkvLayout};
 use crate::floats::Floats;
 use crate::math::{exp, tanh};
 use crate::matmul::{
-    ActiveRegion, Left, OutputRows, PanelRow, Precision, TiledMatmul, pack_transposed, panels,
+    ActiveRegion, Kernel, Left, OutputRows, PanelRow, TiledMatmul, pack_transposed, panels,
 };
 use crate::simd::{dispatch, dots, larger_or_nan, map_sum, max, max_or_nan};
 use rayon::prelude::*;
@@ -135,7 +135,7 @@ fn span_maxima(
     let mut maxima = vec![f32::NEG_INFINITY; shared];
     for start in (a.first_key_tile(first)..end).step_by(KEY_TILE) {
         let count = KEY_TILE.min(end - start);
-        pack_transposed(Precision::F32, k.from(start), count, d, &mut keys, d);
+        pack_transposed(Kernel::F32, k.from(start), count, d, &mut keys, d);
         for (query_head, max_logit) in maxima.iter_mut().enumerate() {
             let q = layout.queries(a, b, kv_head * shared + query_head).rows;
             // Query tiles before these keys attend to none of them.
@@ -150,7 +150,7 @@ fn span_maxima(
                 };
                 let logits = &mut logits[..n * count];
                 TiledMatmul {
-                    precision: Precision::F32,
+                    kernel: Kernel::F32,
                     left: Left::in_place(q.from(first)),
                     rows: n,
                     right: &keys[..panels(count) * d],

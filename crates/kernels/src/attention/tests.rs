@@ -5,6 +5,7 @@ use crate::testing::{
 };
 use proptest::prelude::*;
 
+mod bf16;
 mod latent;
 mod stats;
 mod transform;
@@ -72,11 +73,13 @@ fn random(a: &AttentionConfig, seed: u64) -> (Vec<f32>, Vec<f32>) {
     )
 }
 
+/// Checks contexts and gradients in both precisions.
 fn check(a: &AttentionConfig, seed: u64) {
     let (qkv, dctx) = random(a, seed);
     let [ctx, _, dqkv] = run(a, &qkv, &dctx);
     assert_all_close(&ctx, &naive_packed(a, &to_f64(&qkv)), 3e-6);
     check_gradient(|x| dot_f64(&naive_packed(a, x), &dctx), &qkv, &dqkv, 2e-5);
+    bf16::check(a, seed);
 }
 
 const SMALL: AttentionConfig = AttentionConfig {
@@ -185,6 +188,7 @@ fn sequences_longer_than_a_task_match_the_reference() {
     let (qkv, dctx) = random(&a, 95);
     let [ctx, ..] = run(&a, &qkv, &dctx);
     assert_all_close(&ctx, &naive_packed(&a, &to_f64(&qkv)), 3e-6);
+    bf16::check(&a, 95);
 }
 
 #[test]
@@ -224,6 +228,14 @@ fn cache_of(a: &AttentionConfig, qkv: &[f32], capacity: usize) -> Vec<f32> {
     cache
 }
 
+/// Returns the last `new` rows of each sequence.
+fn newest<T: Copy>(x: &[T], a: &AttentionConfig, new: usize, width: usize) -> Vec<T> {
+    let sequences = x.chunks(a.seq * width);
+    let last = sequences.flat_map(|rows| &rows[rows.len() - new * width..]);
+    last.copied().collect()
+}
+
+/// In bfloat16 a single query is not rounded, but within the same bounds.
 #[test]
 fn cached_attention_matches_full_attention() {
     let spans = [(0, 1), (7, 1), (250, 70), (255, 1), (256, 3), (0, 130)];
@@ -240,26 +252,29 @@ fn cached_attention_matches_full_attention() {
             value_dim,
             ..SMALL
         };
-        let (qkv, dctx) = random(&whole, 93);
-        let [ctx, ..] = run(&whole, &qkv, &dctx);
+        let (qkv, dctx) = bf16::random_operands(&whole, 93);
         let cache = cache_of(&whole, &qkv, past + new + 5);
-        let part = AttentionConfig { seq: new, ..whole };
-        let newest = |x: &[f32], width: usize| -> Vec<f32> {
-            x.chunks(whole.seq * width)
-                .flat_map(|s| s[past * width..].to_vec())
-                .collect()
-        };
         let width = whole.heads * whole.value_dim;
-        let mut got = vec![f32::NAN; 2 * new * width];
-        cached(
-            &part,
-            &newest(&qkv, whole.packed_width()),
-            &cache,
-            past,
-            &mut got,
-            &mut vec![f32::NAN; 2 * whole.heads * new],
-        );
-        assert_all_close(&got, &to_f64(&newest(&ctx, width)), 2e-6);
+        for precision in [Precision::F32, Precision::Bf16] {
+            let whole = AttentionConfig { precision, ..whole };
+            let part = AttentionConfig { seq: new, ..whole };
+            let mut got = vec![f32::NAN; 2 * new * width];
+            cached(
+                &part,
+                &newest(&qkv, &whole, new, whole.packed_width()),
+                &cache,
+                past,
+                &mut got,
+                &mut vec![f32::NAN; 2 * whole.heads * new],
+            );
+            if precision == Precision::F32 {
+                let [ctx, ..] = run(&whole, &qkv, &dctx);
+                assert_all_close(&got, &to_f64(&newest(&ctx, &whole, new, width)), 2e-6);
+            } else {
+                let (ctx, _) = bf16::reference(&whole, &qkv, &dctx);
+                bf16::assert_within(&got, &newest(&ctx, &whole, new, width));
+            }
+        }
     }
 }
 

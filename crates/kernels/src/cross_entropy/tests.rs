@@ -1,4 +1,5 @@
 use super::*;
+use crate::floats::round_to;
 use crate::testing::{
     Rng, assert_bit_identical_for_any_thread_count, assert_close, check_gradient, to_f64,
 };
@@ -73,6 +74,69 @@ fn check(spec: &LossSpec, n: usize, seed: u64) {
     check_gradient(|w| objective(&to_f64(&x), w), &w, &dw, 2e-5);
 }
 
+/// Checks loss and gradients in bfloat16 for operands that it holds, so that only the gradients of logits are rounded.
+fn check_bf16(spec: &LossSpec, n: usize, seed: u64) {
+    // Relative rounding error of bfloat16 (2^-8), and that of the operations in single precision before it.
+    const UNIT: f64 = 0.00390625 + 1e-5;
+    let precision = Precision::Bf16;
+    let spec = LossSpec { precision, ..*spec };
+    let mut rng = Rng::new(seed);
+    let (mut x, mut w) = (
+        rng.normal(n * spec.width),
+        rng.normal(spec.vocab * spec.width),
+    );
+    round_to(precision, &mut x);
+    round_to(precision, &mut w);
+    let targets = rng.below(spec.vocab, n);
+    let (mut dx, mut dw) = (vec![f32::NAN; x.len()], vec![f32::NAN; w.len()]);
+    let sums = with_gradients(&spec, &x, &w, &targets, &mut dx, &mut dw);
+    let (x, w) = (to_f64(&x), to_f64(&w));
+    assert_close(
+        sums.cross_entropy as f32,
+        naive(&spec, &x, &w, &targets).0,
+        2e-6,
+    );
+    // Gradients, and the sums of the absolute values of their terms.
+    let (mut want_dx, mut want_dw) = (vec![(0.0, 0.0); x.len()], vec![(0.0, 0.0); w.len()]);
+    let rows = x.chunks(spec.width).zip(want_dx.chunks_mut(spec.width));
+    for ((x, dx), target) in rows.zip(&targets) {
+        let scale = f64::from(spec.logit_scale);
+        let products = w.chunks(spec.width);
+        let products = products.map(|w| scale * w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>());
+        let (logits, slopes): (Vec<f64>, Vec<f64>) = products
+            .map(|u| match spec.softcap.map(f64::from) {
+                Some(cap) => (cap * (u / cap).tanh(), 1.0 - (u / cap).tanh().powi(2)),
+                None => (u, 1.0),
+            })
+            .unzip();
+        let log_sum_exp = logits.iter().map(|z| z.exp()).sum::<f64>().ln();
+        let of_sum = 1.0 + 2.0 * f64::from(spec.z_loss) * log_sum_exp;
+        for (j, (logit, slope)) in logits.iter().zip(&slopes).enumerate() {
+            let hit = f64::from(j == *target as usize);
+            let gradient = of_sum * (logit - log_sum_exp).exp() - hit;
+            let gradient = gradient * slope * scale / f64::from(spec.divisor);
+            for c in 0..spec.width {
+                for (sum, term) in [
+                    (&mut dx[c], gradient * w[j * spec.width + c]),
+                    (&mut want_dw[j * spec.width + c], gradient * x[c]),
+                ] {
+                    *sum = (sum.0 + term, sum.1 + term.abs());
+                }
+            }
+        }
+    }
+    for (found, want) in [(&dx, &want_dx), (&dw, &want_dw)] {
+        for (found, (want, size)) in found.iter().zip(want) {
+            let bound = UNIT * size + 1e-6;
+            let distance = (f64::from(*found) - want).abs();
+            assert!(
+                distance <= bound,
+                "{found}, expected {want} within {bound:e}"
+            );
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]
@@ -83,7 +147,9 @@ proptest! {
         z_loss in prop::sample::select(vec![0.0f32, 1e-2]), seed in any::<u64>(),
     ) {
         let divisor = n as f32;
-        check(&LossSpec { width, vocab, logit_scale, softcap, z_loss, divisor, precision: Precision::F32 }, n, seed);
+        let spec = LossSpec { width, vocab, logit_scale, softcap, z_loss, divisor, precision: Precision::F32 };
+        check(&spec, n, seed);
+        check_bf16(&spec, n, seed);
     }
 }
 
@@ -100,6 +166,7 @@ const PLAIN: LossSpec = LossSpec {
 #[test]
 fn several_chunks_accumulate() {
     check(&PLAIN, 2 * ROWS.1 + 5, 81);
+    check_bf16(&PLAIN, 2 * ROWS.1 + 5, 81);
     // Many logits per row, so that a chunk holds few rows.
     let spec = LossSpec {
         vocab: 300_000,
@@ -177,12 +244,15 @@ fn bit_identical_for_any_thread_count() {
     let mut rng = Rng::new(83);
     let (x, w) = (rng.normal(n * 40), rng.normal(500 * 40));
     let targets = rng.below(500, n);
-    assert_bit_identical_for_any_thread_count(|| {
-        let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
-        let sums = with_gradients(&spec, &x, &w, &targets, &mut dx, &mut dw);
-        let rest = (sums.cross_entropy - f64::from(sums.cross_entropy as f32)) as f32;
-        [dx, dw, vec![sums.cross_entropy as f32, rest, sums.z as f32]].concat()
-    });
+    for precision in [Precision::F32, Precision::Bf16] {
+        let spec = LossSpec { precision, ..spec };
+        assert_bit_identical_for_any_thread_count(|| {
+            let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
+            let sums = with_gradients(&spec, &x, &w, &targets, &mut dx, &mut dw);
+            let rest = (sums.cross_entropy - f64::from(sums.cross_entropy as f32)) as f32;
+            [dx, dw, vec![sums.cross_entropy as f32, rest, sums.z as f32]].concat()
+        });
+    }
 }
 
 #[test]

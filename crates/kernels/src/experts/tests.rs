@@ -6,13 +6,7 @@ use crate::testing::{
 };
 use proptest::prelude::*;
 
-fn linear(inputs: usize, outputs: usize) -> Linear {
-    Linear {
-        inputs,
-        outputs,
-        precision: Precision::F32,
-    }
-}
+const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
 
 /// Draws distinct experts for each token, the first ones more often.
 fn assignments(rng: &mut Rng, n: usize, experts: usize, top_k: usize) -> Vec<i32> {
@@ -45,7 +39,7 @@ fn skewed(rng: &mut Rng, n: usize, experts: usize) -> Vec<i32> {
 
 /// `y[t] = sum_j weights[t, j] W_e x[t]` over the selected experts e.
 fn naive(selected: &[i32], x: &[f64], w: &[f64], weights: &[f64], shape: Shape) -> Vec<f64> {
-    let Shape { n, k, i, o } = shape;
+    let Shape { n, k, i, o, .. } = shape;
     let mut y = vec![0.0; n * o];
     for (assignment, &e) in selected.iter().enumerate() {
         let x = &x[assignment / k * i..][..i];
@@ -64,6 +58,17 @@ struct Shape {
     k: usize,
     i: usize,
     o: usize,
+    precision: Precision,
+}
+
+impl Shape {
+    fn linear(self) -> Linear {
+        Linear {
+            inputs: self.i,
+            outputs: self.o,
+            precision: self.precision,
+        }
+    }
 }
 
 /// Output and gradients of x, w and the weights, with the weights applied to the outputs.
@@ -80,7 +85,7 @@ fn weights_on_outputs(
     let (mut xs, mut ys) = (vec![f32::NAN; m * i], vec![f32::NAN; m * o]);
     let mut y = vec![f32::NAN; dispatch.tokens() * o];
     gather(dispatch, x, &mut xs, i);
-    forward(dispatch, &linear(i, o), &xs, w, &mut ys);
+    forward(dispatch, &s.linear(), &xs, w, &mut ys);
     combine(dispatch, &ys, Some(weights), &mut y, o);
     let mut dys = vec![f32::NAN; m * o];
     let mut dweights = vec![f32::NAN; weights.len()];
@@ -96,8 +101,8 @@ fn weights_on_outputs(
         o,
     );
     let (mut dxs, mut dw) = (vec![f32::NAN; m * i], vec![f32::NAN; w.len()]);
-    backward_input(dispatch, &linear(i, o), &dys, w, &mut dxs);
-    backward_weight(dispatch, &linear(i, o), &dys, &xs, &mut dw);
+    backward_input(dispatch, &s.linear(), &dys, w, &mut dxs);
+    backward_weight(dispatch, &s.linear(), &dys, &xs, &mut dw);
     let mut dx = vec![f32::NAN; x.len()];
     combine(dispatch, &dxs, None, &mut dx, i);
     [y, dx, dw, dweights]
@@ -119,7 +124,7 @@ fn weights_on_inputs(
     gather(dispatch, dy, &mut dys, o);
     let (mut dh, mut dw) = (vec![f32::NAN; m * i], vec![f32::NAN; w.len()]);
     let mut dweights = vec![f32::NAN; weights.len()];
-    backward_input(dispatch, &linear(i, o), &dys, w, &mut dh);
+    backward_input(dispatch, &s.linear(), &dys, w, &mut dh);
     let mut scratch = vec![f32::NAN; m];
     combine_backward(
         dispatch,
@@ -130,7 +135,7 @@ fn weights_on_inputs(
         &mut scratch,
         i,
     );
-    backward_weight(dispatch, &linear(i, o), &dys, &h, &mut dw);
+    backward_weight(dispatch, &s.linear(), &dys, &h, &mut dw);
     let mut dx = vec![f32::NAN; x.len()];
     combine(dispatch, &dh, None, &mut dx, i);
     [dx, dw, dweights]
@@ -143,7 +148,7 @@ proptest! {
         n in 0usize..30, experts in 1usize..7, k in 1usize..4, i in 1usize..9, o in 1usize..9,
     ) {
         let k = k.min(experts);
-        let s = Shape { n, k, i, o };
+        let s = Shape { n, k, i, o, precision: Precision::F32 };
         let mut rng = Rng::new(91);
         let selected = assignments(&mut rng, n, experts, k);
         let (x, w) = (rng.normal(n * i), rng.normal(experts * o * i));
@@ -207,32 +212,48 @@ fn grouped_matmuls_match_linear_layers() {
         rng.normal(loads.len() * size),
         rng.normal(m * o),
     );
-    let (mut ys, mut dxs) = (vec![f32::NAN; m * o], vec![f32::NAN; m * i]);
-    let mut dw = vec![f32::NAN; w.len()];
-    forward(&dispatch, &linear(i, o), &xs, &w, &mut ys);
-    backward_input(&dispatch, &linear(i, o), &dys, &w, &mut dxs);
-    backward_weight(&dispatch, &linear(i, o), &dys, &xs, &mut dw);
-    for e in 0..loads.len() {
-        let rows = dispatch.slots_of_expert(e);
-        let inputs = rows.start * i..rows.end * i;
-        let outputs = rows.start * o..rows.end * o;
-        let weights = e * size..(e + 1) * size;
-        let (mut y, mut dx) = (vec![0.0; outputs.len()], vec![0.0; inputs.len()]);
-        let mut dw_e = vec![0.0; size];
-        let w = &w[weights.clone()];
-        linear(i, o).forward(&xs[inputs.clone()], w, &mut y);
-        linear(i, o).backward_input(&dys[outputs.clone()], w, &mut dx);
-        linear(i, o).backward_weight(&dys[outputs.clone()], &xs[inputs.clone()], &mut dw_e);
-        assert_all_close(&ys[outputs], &to_f64(&y), 1e-5);
-        assert_eq!(dxs[inputs], dx);
-        assert_eq!(dw[weights], dw_e);
+    for precision in PRECISIONS {
+        let layer = Linear {
+            inputs: i,
+            outputs: o,
+            precision,
+        };
+        let (mut ys, mut dxs) = (vec![f32::NAN; m * o], vec![f32::NAN; m * i]);
+        let mut dw = vec![f32::NAN; w.len()];
+        forward(&dispatch, &layer, &xs, &w, &mut ys);
+        backward_input(&dispatch, &layer, &dys, &w, &mut dxs);
+        backward_weight(&dispatch, &layer, &dys, &xs, &mut dw);
+        for e in 0..loads.len() {
+            let rows = dispatch.slots_of_expert(e);
+            let inputs = rows.start * i..rows.end * i;
+            let outputs = rows.start * o..rows.end * o;
+            let weights = e * size..(e + 1) * size;
+            let (mut y, mut dx) = (vec![0.0; outputs.len()], vec![0.0; inputs.len()]);
+            let mut dw_e = vec![0.0; size];
+            let w = &w[weights.clone()];
+            layer.forward(&xs[inputs.clone()], w, &mut y);
+            layer.backward_input(&dys[outputs.clone()], w, &mut dx);
+            layer.backward_weight(&dys[outputs.clone()], &xs[inputs.clone()], &mut dw_e);
+            assert_all_close(&ys[outputs], &to_f64(&y), 1e-5);
+            assert_eq!(dxs[inputs], dx);
+            assert_eq!(dw[weights], dw_e);
+        }
     }
 }
 
 #[test]
 fn bit_identical_for_any_thread_count() {
-    for (n, experts, k) in [(1, 8, 2), (600, 8, 2), (600, 5, 1), (70, 40, 3)] {
-        let s = Shape { n, k, i: 40, o: 72 };
+    let shapes = [(1, 8, 2), (600, 8, 2), (600, 5, 1), (70, 40, 3)];
+    let cases = shapes.into_iter().flat_map(|s| PRECISIONS.map(|p| (s, p)));
+    for ((n, experts, k), precision) in cases {
+        let (i, o) = (40, 72);
+        let s = Shape {
+            n,
+            k,
+            i,
+            o,
+            precision,
+        };
         let mut rng = Rng::new(94);
         let selected = match k {
             1 => skewed(&mut rng, n, experts),
@@ -305,11 +326,10 @@ fn unfilled_slice_is_rejected() {
 fn weights_that_are_too_short_are_rejected() {
     let (layout, integers) = filled(&[0, 1], 2, 1);
     let dispatch = Dispatch::new(layout, &integers);
-    forward(
-        &dispatch,
-        &linear(3, 2),
-        &[0.0f32; 6],
-        &[0.0; 6],
-        &mut [0.0f32; 4],
-    );
+    let layer = Linear {
+        inputs: 3,
+        outputs: 2,
+        precision: Precision::F32,
+    };
+    forward(&dispatch, &layer, &[0.0f32; 6], &[0.0; 6], &mut [0.0f32; 4]);
 }

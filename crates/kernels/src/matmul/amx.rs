@@ -7,10 +7,10 @@
 //! in any group of rows. Blocks that are active in part are copied and filled up with zeros on both sides, since what is
 //! there may not be finite; left operands in step-major layout are copied transposed.
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 mod emulator;
 mod left;
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 mod model;
 mod registers;
 #[cfg(test)]
@@ -32,7 +32,7 @@ const TILE: usize = 16;
 const ROWS: usize = 2 * TILE;
 
 /// Proof that the process may use the instructions.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Token(());
 
 impl Token {
@@ -41,7 +41,7 @@ impl Token {
     pub(crate) fn new() -> Option<Self> {
         static IS_AVAILABLE: OnceLock<bool> = OnceLock::new();
         let is_available = *IS_AVAILABLE.get_or_init(|| {
-            #[cfg(test)]
+            #[cfg(any(test, feature = "testing"))]
             if emulator::is_requested() {
                 emulator::install();
                 return true;

@@ -36,7 +36,8 @@ impl<S: Simd, const V: usize> Arithmetic for Fused<S, V> {
 
     #[inline(always)]
     fn load(self, row: &PanelRow) -> Self::Right {
-        let bits = load::<S, V>(row);
+        let bits = S::as_simd_u32s(&row.0).0;
+        let bits: &[S::u32s; V] = bits.try_into().expect("a panel row holds V vectors");
         let mut out = self.zero();
         for v in 0..V {
             out[v] = self.0.transmute_f32s_u32s(bits[v]);
@@ -55,20 +56,8 @@ impl<S: Simd, const V: usize> Arithmetic for Fused<S, V> {
 
     #[inline(always)]
     fn store(self, sums: Self::Sums) -> [f32; PANEL] {
-        store::<S, V>(sums)
+        let mut out = [0.0; PANEL];
+        *vectors_mut::<S, V>(&mut out) = sums;
+        out
     }
-}
-
-#[inline(always)]
-fn load<S: Simd, const V: usize>(row: &PanelRow) -> [S::u32s; V] {
-    let whole = S::as_simd_u32s(&row.0).0;
-    let whole: &[S::u32s; V] = whole.try_into().expect("a panel row holds V vectors");
-    *whole
-}
-
-#[inline(always)]
-fn store<S: Simd, const V: usize>(sums: [S::f32s; V]) -> [f32; PANEL] {
-    let mut out = [0.0; PANEL];
-    *vectors_mut::<S, V>(&mut out) = sums;
-    out
 }

@@ -11,7 +11,7 @@ use std::mem::transmute;
 use std::ops::Range;
 
 /// Proof that the processor has the instructions.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Token(());
 
 impl Token {

@@ -1,9 +1,10 @@
 //! Matrix multiplication in single precision or bfloat16, with sums in single precision.
 //!
-//! The right operand is packed into [panels](Packed), once for any number of uses; the left one is read in place. Each
-//! element is a sum over the inner dimension in an order that depends on the shapes only, so that results are
-//! bit-identical for any number of threads. In single precision they also are for any processor, each sum being a
-//! chain of fused multiply-adds over blocks of 512; in bfloat16 they depend on the vector unit.
+//! The right operand is packed into [panels](Packed), once for any number of uses; the left one is read in place if
+//! it has the type of the kernel. Each element is a sum over the inner dimension in an order that depends on the shapes
+//! only, so that results are bit-identical for any number of threads. In single precision they also are for any
+//! processor, each sum being a chain of fused multiply-adds over blocks of 512, or 256 in [`multiply_transposed`]; in
+//! bfloat16 they depend on the unit.
 //!
 //! References of the instructions: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 2, TDPBF16PS and
 //! VDPBF16PS.
@@ -17,6 +18,7 @@ mod arithmetic;
 #[allow(unsafe_code)]
 mod avx512;
 mod blocks;
+mod kernel;
 mod matrix;
 mod operands;
 mod packed;
@@ -26,19 +28,18 @@ mod tests;
 mod tiles;
 #[allow(unsafe_code)]
 mod transpose;
-mod unit;
 
 use crate::floats::{Float, Floats, FloatsMut};
 use blocks::{BlockOutput, for_each_block};
 use half::bf16;
 
+pub(crate) use kernel::Kernel;
+pub use kernel::{Precision, unit_name};
 pub use matrix::{Matrix, MatrixMut};
 pub(crate) use operands::{LeftBuffer, OutputRows};
 pub use packed::Packed;
-pub use panels::Precision;
 pub(crate) use panels::{PANEL, PanelRow, Rows, pack, pack_transposed, panels};
 pub(crate) use tiles::{ActiveRegion, Left, LeftLayout, TiledMatmul};
-pub use unit::unit_name;
 
 /// Minimum number of multiply-adds for a multi-threaded matmul.
 const PARALLEL_WORK: usize = 1 << 18;
@@ -114,8 +115,8 @@ fn multiply_into<T: Float>(
         let mut buffer = LeftBuffer::default();
         let rows = block.rows.len();
         TiledMatmul {
-            precision,
-            left: buffer.row_major(precision, a.from(block.row, 0), rows, k),
+            kernel: b.kernel(),
+            left: buffer.row_major(b.kernel(), a.from(block.row, 0), rows, k),
             rows,
             right: b.panels_from(block.column),
             steps: b.steps(),
@@ -168,13 +169,13 @@ pub fn multiply_transposed(
         is_parallel(m, n, k),
         |block| {
             let mut buffer = LeftBuffer::default();
-            let rows = block.rows.len();
+            let (kernel, rows) = (b.kernel(), block.rows.len());
             for first in (0..b.steps().max(1)).step_by(PACKED_STEPS) {
-                let row = first * precision.group();
-                let inner = (PACKED_STEPS * precision.group()).min(k - row);
+                let row = first * kernel.group();
+                let inner = (PACKED_STEPS * kernel.group()).min(k - row);
                 TiledMatmul {
-                    precision,
-                    left: buffer.step_major(precision, a.from(row, block.row), inner, rows),
+                    kernel,
+                    left: buffer.step_major(kernel, a.from(row, block.row), inner, rows),
                     rows,
                     right: b.panels_from(block.column).get(first..).unwrap_or_default(),
                     steps: b.steps(),
@@ -216,8 +217,9 @@ pub fn transposed_workspace(
     threads: usize,
 ) -> usize {
     let slices = m * n.div_ceil(COLUMNS) * size_of::<&mut [f32]>();
-    let inner = k.min(PACKED_STEPS * precision.group());
-    let left = LeftBuffer::bytes(precision, m.min(ROWS), inner);
+    let kernel = Kernel::from(precision);
+    let inner = k.min(PACKED_STEPS * kernel.group());
+    let left = LeftBuffer::bytes(kernel, m.min(ROWS), inner);
     Packed::bytes(precision, k, n) + threads * left + slices
 }
 

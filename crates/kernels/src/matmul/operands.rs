@@ -1,41 +1,40 @@
 //! Left operands and outputs of matmuls of tiles that fit the caches.
 
-use super::panels::{self, PANEL, Precision, Rows};
+use super::kernel::{Kernel, lanes};
+use super::panels::{self, PANEL, Rows};
 use super::tiles::{Left, LeftLayout, Output};
-use super::unit::lanes;
 use crate::floats::Floats;
 use crate::simd::dispatch;
 
 /// Padding of a step of a packed left operand, so that the steps of a tile do not map to the same set of the L1 cache.
 const PADDING: usize = 16;
 
-/// Buffer of a left operand in steps, for operands that cannot be read in place.
+/// Buffer of a left operand in steps, for operands that are not read in place.
 #[derive(Default)]
 pub(crate) struct LeftBuffer(Vec<u32>);
 
 impl LeftBuffer {
     /// Returns the maximum bytes of a buffer for a left operand (rows, inner).
-    pub(crate) fn bytes(precision: Precision, rows: usize, inner: usize) -> usize {
-        4 * precision.steps(inner) * (rows.next_multiple_of(PANEL) + PADDING)
+    pub(crate) fn bytes(kernel: impl Into<Kernel>, rows: usize, inner: usize) -> usize {
+        4 * kernel.into().steps(inner) * (rows.next_multiple_of(PANEL) + PADDING)
     }
 
     /// Returns the left operand `x` (rows, inner).
     #[inline(always)]
     pub(crate) fn row_major<'a>(
         &'a mut self,
-        precision: Precision,
+        kernel: impl Into<Kernel>,
         x: Rows<'a>,
         rows: usize,
         inner: usize,
     ) -> Left<'a> {
+        let kernel = kernel.into();
         let layout = LeftLayout::RowMajor;
-        let in_place = match (precision, x.data) {
-            (Precision::F32, Floats::F32(data)) => Some(bytemuck::cast_slice(data)),
+        let in_place = match (kernel, x.data) {
+            (Kernel::F32, Floats::F32(data)) => Some(bytemuck::cast_slice(data)),
             // Pairs of a row must not share a step with another row.
-            (Precision::Bf16, Floats::Bf16(data))
-                if precision.group() == 2
-                    && x.stride.is_multiple_of(2)
-                    && inner.is_multiple_of(2) =>
+            (_, Floats::Bf16(data))
+                if kernel.group() == 2 && x.stride.is_multiple_of(2) && inner.is_multiple_of(2) =>
             {
                 bytemuck::try_cast_slice(&data[..data.len() / 2 * 2]).ok()
             }
@@ -44,17 +43,17 @@ impl LeftBuffer {
         if let Some(data) = in_place {
             return Left {
                 data,
-                stride: x.stride / precision.group(),
+                stride: x.stride / kernel.group(),
                 layout,
             };
         }
-        let stride = precision.steps(inner);
+        let stride = kernel.steps(inner);
         self.0.resize(rows * stride, 0);
         dispatch(
             #[inline(always)]
             || {
                 for (i, out) in self.0.chunks_exact_mut(stride.max(1)).enumerate() {
-                    panels::load_row(precision, x.row(i, inner), out);
+                    panels::load_row(kernel, x.row(i, inner), out);
                 }
             },
         );
@@ -69,14 +68,15 @@ impl LeftBuffer {
     #[inline(always)]
     pub(crate) fn step_major<'a>(
         &'a mut self,
-        precision: Precision,
+        kernel: impl Into<Kernel>,
         x: Rows<'a>,
         inner: usize,
         rows: usize,
     ) -> Left<'a> {
+        let kernel = kernel.into();
         let layout = LeftLayout::StepMajor;
-        // A tile of AVX-512 reads half a cache line of a step, others a quarter, which packing makes up for.
-        if let (Precision::F32, Floats::F32(data)) = (precision, x.data)
+        // Tiles of narrower vectors have fewer rows and read less of each cache line, which costs more than packing.
+        if let (Kernel::F32, Floats::F32(data)) = (kernel, x.data)
             && lanes() == PANEL
         {
             return Left {
@@ -86,11 +86,11 @@ impl LeftBuffer {
             };
         }
         let stride = rows.next_multiple_of(PANEL) + PADDING;
-        self.0.resize(precision.steps(inner) * stride, 0);
+        self.0.resize(kernel.steps(inner) * stride, 0);
         dispatch(
             #[inline(always)]
             || {
-                panels::for_each_step(precision, x, inner, rows, |step, column, row| {
+                panels::for_each_step(kernel, x, inner, rows, |step, column, row| {
                     self.0[step * stride + column..][..PANEL].copy_from_slice(&row);
                 });
             },

@@ -1,7 +1,8 @@
 //! Packed right operands that outlive a matmul.
 
-use super::panels::{PANEL, PanelRow, Precision, pack, pack_transposed, panels};
-use super::{Matrix, is_parallel};
+use super::kernel::Kernel;
+use super::panels::{PANEL, PanelRow, pack, pack_transposed, panels};
+use super::{Matrix, Precision, is_parallel};
 use rayon::prelude::*;
 
 /// Panels that a task packs: reads of a row cover whole cache lines.
@@ -10,7 +11,7 @@ const PANELS: usize = 8;
 /// Right operand of a matmul, (inner, columns), packed into panels of 16 columns.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Packed {
-    precision: Precision,
+    kernel: Kernel,
     inner: usize,
     columns: usize,
     rows: Vec<PanelRow>,
@@ -19,28 +20,34 @@ pub struct Packed {
 impl Packed {
     /// Packs the matrix (inner, columns), rounded to the precision.
     pub fn new(precision: Precision, b: Matrix) -> Self {
-        let mut packed = Self::zeros(precision, b.rows, b.columns);
+        Self::for_kernel(precision.into(), b)
+    }
+
+    /// Packs the matrix (inner, columns) for a kernel of its own choice.
+    pub(super) fn for_kernel(kernel: Kernel, b: Matrix) -> Self {
+        let mut packed = Self::zeros(kernel, b.rows, b.columns);
         packed.fill(|first, count, out, steps| {
             let columns = (b.columns - first).min(count);
-            pack(precision, b.from(0, first), b.rows, columns, out, steps);
+            pack(kernel, b.from(0, first), b.rows, columns, out, steps);
         });
         packed
     }
 
     /// Packs the transpose of the matrix (columns, inner), rounded to the precision.
     pub fn transposed(precision: Precision, b: Matrix) -> Self {
-        let mut packed = Self::zeros(precision, b.columns, b.rows);
+        let kernel = precision.into();
+        let mut packed = Self::zeros(kernel, b.columns, b.rows);
         packed.fill(|first, count, out, steps| {
             let rows = (b.rows - first).min(count);
-            pack_transposed(precision, b.from(first, 0), rows, b.columns, out, steps);
+            pack_transposed(kernel, b.from(first, 0), rows, b.columns, out, steps);
         });
         packed
     }
 
-    fn zeros(precision: Precision, inner: usize, columns: usize) -> Self {
-        let rows = precision.steps(inner) * panels(columns);
+    fn zeros(kernel: Kernel, inner: usize, columns: usize) -> Self {
+        let rows = kernel.steps(inner) * panels(columns);
         Self {
-            precision,
+            kernel,
             inner,
             columns,
             rows: vec![PanelRow::ZERO; rows],
@@ -71,7 +78,7 @@ impl Packed {
 
     /// Returns the precision of its elements.
     pub fn precision(&self) -> Precision {
-        self.precision
+        self.kernel.precision()
     }
 
     /// Returns the number of rows of the matrix.
@@ -84,9 +91,14 @@ impl Packed {
         self.columns
     }
 
+    /// Returns the kernel that multiplies it.
+    pub(super) fn kernel(&self) -> Kernel {
+        self.kernel
+    }
+
     /// Returns the rows of a panel.
     pub(super) fn steps(&self) -> usize {
-        self.precision.steps(self.inner)
+        self.kernel.steps(self.inner)
     }
 
     /// Returns the panels from the one of a column on.

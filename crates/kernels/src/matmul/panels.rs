@@ -3,11 +3,11 @@
 //! The columns of a matrix (k, n) are split into panels of 16. A panel is a sequence of rows of 64 bytes, one for
 //! each step of the inner dimension: one element of every column in single precision, a pair of consecutive ones in
 //! bfloat16 (the layout of AMX tiles and of VDPBF16PS). The last panel is filled up with zero columns, an odd inner
-//! dimension with one zero. Without a unit for bfloat16, rounded elements are stored in single precision.
+//! dimension with one zero. Without a unit for bfloat16, a step is a rounded element in single precision.
 
+use super::kernel::Kernel;
 use super::transpose::transposed;
-use super::unit::Unit;
-use crate::floats::{Floats, narrow, round};
+use crate::floats::{Floats, round};
 use crate::simd::dispatch;
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
@@ -23,32 +23,6 @@ pub struct PanelRow(pub(crate) [u32; PANEL]);
 impl PanelRow {
     /// A row of zeros.
     pub const ZERO: Self = Self([0; PANEL]);
-}
-
-/// Precision of the operands of a matmul; sums are always in single precision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Precision {
-    /// Single precision.
-    F32,
-    /// bfloat16: operands are rounded to it.
-    Bf16,
-}
-
-impl Precision {
-    /// Returns the elements of a step on this machine.
-    #[inline]
-    pub(crate) fn group(self) -> usize {
-        match (self, Unit::best()) {
-            (Self::F32, _) | (Self::Bf16, Unit::F32) => 1,
-            #[cfg(target_arch = "x86_64")]
-            (Self::Bf16, _) => 2,
-        }
-    }
-
-    /// Returns the number of steps of an inner dimension, its panel rows.
-    pub fn steps(self, inner: usize) -> usize {
-        inner.div_ceil(self.group())
-    }
 }
 
 /// Returns the number of panels for `columns` columns.
@@ -86,28 +60,29 @@ impl<'a> Rows<'a> {
 /// and the step of these columns; columns beyond the width, and a missing last row of a pair, are zero.
 #[inline(always)]
 pub(super) fn for_each_step(
-    precision: Precision,
+    kernel: Kernel,
     rows: Rows,
     n: usize,
     width: usize,
     put: impl FnMut(usize, usize, [u32; PANEL]),
 ) {
     let stride = rows.stride;
-    match (precision, rows.data) {
-        (Precision::Bf16, Floats::F32(data)) if precision.group() == 1 => {
-            let rounded = |x, _| bits(round(x)) << 16;
-            for_each_step_of::<_, 1>(data, stride, n, width, rounded, put);
-        }
-        (Precision::F32, Floats::F32(data)) => {
+    match (kernel, rows.data) {
+        (Kernel::F32, Floats::F32(data)) => {
             for_each_step_of::<_, 1>(data, stride, n, width, |x, _| x.to_bits(), put);
         }
-        (_, Floats::Bf16(data)) if precision.group() == 1 => {
+        (Kernel::Rounded, Floats::F32(data)) => {
+            for_each_step_of::<_, 1>(data, stride, n, width, |x, _| bits(round(x)) << 16, put);
+        }
+        (Kernel::F32 | Kernel::Rounded, Floats::Bf16(data)) => {
             for_each_step_of::<_, 1>(data, stride, n, width, |x, _| bits(x) << 16, put);
         }
-        (Precision::Bf16, Floats::F32(data)) => {
+        #[cfg(target_arch = "x86_64")]
+        (_, Floats::F32(data)) => {
             let join = |x, y| bits(round(x)) | bits(round(y)) << 16;
             for_each_step_of::<_, 2>(data, stride, n, width, join, put);
         }
+        #[cfg(target_arch = "x86_64")]
         (_, Floats::Bf16(data)) => {
             for_each_step_of::<_, 2>(data, stride, n, width, |x, y| bits(x) | bits(y) << 16, put);
         }
@@ -169,18 +144,19 @@ fn for_each_step_of<T: Copy + Default, const GROUP: usize>(
 /// Packs `n` rows of `width` as the right operand (n, width) into the first steps of the panels of `out`, which have
 /// `steps` rows each.
 pub(crate) fn pack(
-    precision: Precision,
+    kernel: impl Into<Kernel>,
     rows: Rows,
     n: usize,
     width: usize,
     out: &mut [PanelRow],
     steps: usize,
 ) {
+    let kernel = kernel.into();
     dispatch(
         #[inline(always)]
         || {
             for_each_step(
-                precision,
+                kernel,
                 rows,
                 n,
                 width,
@@ -194,14 +170,15 @@ pub(crate) fn pack(
 /// Packs `n` rows of `width` as the right operand (width, n) into panels of `steps` rows, the number of steps of
 /// `width`: panel p holds rows `16 p ..` as its columns.
 pub(crate) fn pack_transposed(
-    precision: Precision,
+    kernel: impl Into<Kernel>,
     rows: Rows,
     n: usize,
     width: usize,
     out: &mut [PanelRow],
     steps: usize,
 ) {
-    debug_assert_eq!(steps, precision.steps(width));
+    let kernel = kernel.into();
+    debug_assert_eq!(steps, kernel.steps(width));
     dispatch(
         #[inline(always)]
         || {
@@ -214,10 +191,10 @@ pub(crate) fn pack_transposed(
                 for (block, out) in panel.chunks_mut(PANEL).enumerate() {
                     let mut square = [[0; PANEL]; PANEL];
                     for (i, square) in square.iter_mut().enumerate().take(count) {
-                        let first = block * PANEL * precision.group();
-                        let len = (width - first).min(PANEL * precision.group());
+                        let first = block * PANEL * kernel.group();
+                        let len = (width - first).min(PANEL * kernel.group());
                         load_row(
-                            precision,
+                            kernel,
                             rows.from(p * PANEL + i).data.slice(first..first + len),
                             square,
                         );
@@ -231,33 +208,32 @@ pub(crate) fn pack_transposed(
 
 /// Writes the steps of a row to the start of `out`; a missing second element of a pair is zero.
 #[inline(always)]
-pub(super) fn load_row(precision: Precision, row: Floats, out: &mut [u32]) {
-    match (precision, row) {
-        (Precision::F32, Floats::F32(row)) => {
+pub(super) fn load_row(kernel: Kernel, row: Floats, out: &mut [u32]) {
+    match (kernel, row) {
+        (Kernel::F32, Floats::F32(row)) => {
             for (out, x) in out.iter_mut().zip(row) {
                 *out = x.to_bits();
             }
         }
-        (_, Floats::Bf16(row)) if precision.group() == 1 => {
-            for (out, x) in out.iter_mut().zip(row) {
-                *out = bits(*x) << 16;
-            }
-        }
-        (_, Floats::F32(row)) if precision.group() == 1 => {
+        (Kernel::Rounded, Floats::F32(row)) => {
             for (out, x) in out.iter_mut().zip(row) {
                 *out = bits(round(*x)) << 16;
             }
         }
+        (Kernel::F32 | Kernel::Rounded, Floats::Bf16(row)) => {
+            for (out, x) in out.iter_mut().zip(row) {
+                *out = bits(*x) << 16;
+            }
+        }
+        #[cfg(target_arch = "x86_64")]
         (_, row) => {
-            let out = &mut out[..precision.steps(row.len())];
-            // The first element of a pair is the lower half.
-            const { assert!(cfg!(target_endian = "little")) };
-            let out: &mut [bf16] = bytemuck::cast_slice_mut(out);
+            // The first element of a pair is the lower half, as on all processors with these kernels.
+            let out: &mut [bf16] = bytemuck::cast_slice_mut(&mut out[..kernel.steps(row.len())]);
             if let Some(missing) = out.get_mut(row.len()) {
                 *missing = bf16::ZERO;
             }
             match row {
-                Floats::F32(row) => narrow(row, out),
+                Floats::F32(row) => crate::floats::narrow(row, out),
                 Floats::Bf16(row) => out[..row.len()].copy_from_slice(row),
             }
         }

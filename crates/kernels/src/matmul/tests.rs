@@ -1,4 +1,4 @@
-use super::unit::Unit;
+use super::kernel::Kernel;
 use super::*;
 use crate::floats::Floats;
 use crate::floats::{narrow, widen};
@@ -68,7 +68,7 @@ fn tiled<'a>(
     out: &'a mut [f32],
 ) -> TiledMatmul<'a, OutputRows<'a>> {
     TiledMatmul {
-        precision: right.precision(),
+        kernel: right.kernel(),
         left,
         rows,
         right: right.panels_from(0),
@@ -82,18 +82,19 @@ fn tiled<'a>(
     }
 }
 
-/// Returns every unit of this machine, and those that can be emulated; if units are ignored, none of them.
-fn units() -> Vec<Unit> {
-    if matches!(Unit::best(), Unit::F32) {
-        return vec![Unit::F32];
-    }
-    let units = [
+/// Returns every kernel of this machine, and those that can be emulated.
+fn kernels() -> Vec<Kernel> {
+    let pairs: [Option<Kernel>; _] = [
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        Some(Unit::Amx(amx::Token::emulated())),
+        Some(Kernel::Amx(amx::Token::emulated())),
         #[cfg(target_arch = "x86_64")]
-        avx512::Token::new().map(Unit::Avx512),
+        avx512::Token::new().map(Kernel::Avx512),
     ];
-    units.into_iter().flatten().collect()
+    let pairs = pairs.into_iter().flatten();
+    [Kernel::F32, Kernel::Rounded]
+        .into_iter()
+        .chain(pairs)
+        .collect()
 }
 
 proptest! {
@@ -189,37 +190,30 @@ proptest! {
             a[i * k + end(i)..(i + 1) * k].fill(0.0);
         }
         let b = rng.normal(k * n);
-        for precision in PRECISIONS {
-            let packed = Packed::new(precision, Matrix::new(&b[..], k, n));
+        for kernel in kernels() {
+            let packed = Packed::for_kernel(kernel, Matrix::new(&b[..], k, n));
             let steps = packed.steps();
             let mut left = vec![0; m * steps];
             for (i, left) in left.chunks_exact_mut(steps).enumerate() {
-                panels::load_row(precision, Floats::from(&a[i * k..][..k]), left);
+                panels::load_row(kernel, Floats::from(&a[i * k..][..k]), left);
             }
             if step_major {
                 left = (0..steps * m).map(|at| left[at % m * steps + at / m]).collect();
             }
-            let (a_read, b_read) = (operand(precision, &a), operand(precision, &b));
+            let operand = Left {
+                data: &left,
+                stride: if step_major { m } else { steps },
+                layout: if step_major { LeftLayout::StepMajor } else { LeftLayout::RowMajor },
+            };
+            let mut c = vec![f32::NAN; m * n];
+            tiled(operand, m, &packed, &mut c).run_active(|rows: Range<usize>| ActiveRegion {
+                inner: 0..end(rows.end - 1),
+                columns: n,
+            });
+            let read = |x: &[f32]| self::operand(kernel.precision(), x);
+            let (a_read, b_read) = (read(&a), read(&b));
             let want = naive([m, n, k], |i, l| a_read[i * k + l], |l, j| b_read[l * n + j]);
-            let mut all = Vec::new();
-            for unit in units() {
-                let mut c = vec![f32::NAN; m * n];
-                let operand = Left {
-                    data: &left,
-                    stride: if step_major { m } else { steps },
-                    layout: if step_major { LeftLayout::StepMajor } else { LeftLayout::RowMajor },
-                };
-                tiled(operand, m, &packed, &mut c)
-                .run_on(unit, |rows: Range<usize>| ActiveRegion {
-                    inner: 0..end(rows.end - 1),
-                    columns: n,
-                });
-                assert_sums(&c, &want, k);
-                all.push(c);
-            }
-            if precision == Precision::F32 {
-                prop_assert!(all.iter().all(|c| *c == all[0]));
-            }
+            assert_sums(&c, &want, k);
         }
     }
 }
@@ -227,30 +221,28 @@ proptest! {
 #[test]
 fn inactive_columns_are_not_written() {
     let (m, n, k) = (39, 40, 2);
-    for precision in PRECISIONS {
-        let packed = Packed::new(precision, Matrix::new(&vec![1.0; k * n], k, n));
-        for unit in units() {
-            for (active, written) in [(0, 0), (9, 16), (17, 32), (33, 40), (40, 40)] {
-                let ones = vec![1.0; m * k];
-                let mut buffer = LeftBuffer::default();
-                let mut c = vec![-1.0; m * n];
-                // Needed columns of the first block; the other blocks need all.
-                let first = Cell::new(0);
-                let left = buffer.row_major(precision, Rows::new(&ones, k), m, k);
-                tiled(left, m, &packed, &mut c).run_on(unit, |rows: Range<usize>| {
-                    let is_first = rows.start == 0;
-                    first.set(if is_first { rows.end } else { first.get() });
-                    ActiveRegion {
-                        inner: 0..k,
-                        columns: if is_first { active } else { n },
-                    }
-                });
-                assert!((1..m).contains(&first.get()));
-                for (i, row) in c.chunks(n).enumerate() {
-                    let written = if i < first.get() { written } else { n };
-                    assert!(row[..written].iter().all(|&v| v == 2.0), "{written}");
-                    assert!(row[written..].iter().all(|&v| v == -1.0), "{written}");
+    for kernel in kernels() {
+        let packed = Packed::for_kernel(kernel, Matrix::new(&vec![1.0; k * n], k, n));
+        for (active, written) in [(0, 0), (9, 16), (17, 32), (33, 40), (40, 40)] {
+            let ones = vec![1.0; m * k];
+            let mut buffer = LeftBuffer::default();
+            let mut c = vec![-1.0; m * n];
+            // Needed columns of the first block; the other blocks need all.
+            let first = Cell::new(0);
+            let left = buffer.row_major(kernel, Rows::new(&ones, k), m, k);
+            tiled(left, m, &packed, &mut c).run_active(|rows: Range<usize>| {
+                let is_first = rows.start == 0;
+                first.set(if is_first { rows.end } else { first.get() });
+                ActiveRegion {
+                    inner: 0..k,
+                    columns: if is_first { active } else { n },
                 }
+            });
+            assert!((1..m).contains(&first.get()));
+            for (i, row) in c.chunks(n).enumerate() {
+                let written = if i < first.get() { written } else { n };
+                assert!(row[..written].iter().all(|&v| v == 2.0), "{written}");
+                assert!(row[written..].iter().all(|&v| v == -1.0), "{written}");
             }
         }
     }
@@ -292,21 +284,18 @@ fn vdpbf16ps(sum: f32, [a0, a1]: [bf16; 2], [b0, b1]: [bf16; 2]) -> f32 {
 #[cfg(target_arch = "x86_64")]
 #[test]
 fn avx512_bf16_equals_its_plain_model() {
-    let (Some(token), Unit::Avx512(_)) = (avx512::Token::new(), Unit::best()) else {
+    let Some(kernel) = avx512::Token::new().map(Kernel::Avx512) else {
         println!("not run: the processor has no AVX-512 BF16");
         return;
     };
     let (m, n, k) = (13, 70, 90);
     let mut rng = Rng::new(6);
     let (a, b) = (rounded(&rng.normal(m * k)), rounded(&rng.normal(k * n)));
-    let packed = Packed::new(Precision::Bf16, Matrix::new(&b, k, n));
+    let packed = Packed::for_kernel(kernel, Matrix::new(&b, k, n));
     let mut c = vec![0.0; m * n];
     let mut buffer = LeftBuffer::default();
-    let left = buffer.row_major(Precision::Bf16, Rows::new(&a, k), m, k);
-    tiled(left, m, &packed, &mut c).run_on(Unit::Avx512(token), |_| ActiveRegion {
-        inner: 0..k,
-        columns: n,
-    });
+    let left = buffer.row_major(kernel, Rows::new(&a, k), m, k);
+    tiled(left, m, &packed, &mut c).run();
     for (i, row) in c.chunks(n).enumerate() {
         for (j, found) in row.iter().enumerate() {
             let pairs = (0..k).step_by(2);

@@ -4,8 +4,8 @@
 //! in the outer loop: a group of them stays in the L1 cache while the panels stream from the L2 cache.
 
 use super::arithmetic::{Arithmetic, Fused};
-use super::panels::{PANEL, PanelRow, Precision, Rows, panels};
-use super::unit::Unit;
+use super::kernel::Kernel;
+use super::panels::{PANEL, PanelRow, Rows, panels};
 use crate::simd::{SimdKernel, run_simd};
 use pulp::Simd;
 use std::ops::Range;
@@ -63,7 +63,7 @@ pub(crate) trait Output {
 
 /// Matmul of (rows, k) and (k, columns) on one thread.
 pub(crate) struct TiledMatmul<'a, O> {
-    pub(crate) precision: Precision,
+    pub(crate) kernel: Kernel,
     pub(crate) left: Left<'a>,
     pub(crate) rows: usize,
     /// Panels of `steps` rows each.
@@ -77,7 +77,7 @@ impl<O: Output> TiledMatmul<'_, O> {
     /// Computes all elements.
     #[inline(always)]
     pub(crate) fn run(self) {
-        let (inner, columns) = (0..self.steps * self.precision.group(), self.columns);
+        let (inner, columns) = (0..self.steps * self.kernel.group(), self.columns);
         self.run_active(|_| ActiveRegion {
             inner: inner.clone(),
             columns,
@@ -87,23 +87,17 @@ impl<O: Output> TiledMatmul<'_, O> {
     /// Computes, of each block of rows, only the part returned by `active`, which must be within the operands.
     #[inline(always)]
     pub(crate) fn run_active(self, active: impl Fn(Range<usize>) -> ActiveRegion) {
-        self.run_on(Unit::best(), active);
-    }
-
-    /// Runs on the given vector unit.
-    #[inline(always)]
-    pub(super) fn run_on(self, unit: Unit, active: impl Fn(Range<usize>) -> ActiveRegion) {
-        let group = self.precision.group();
+        let group = self.kernel.group();
         let active = |rows: Range<usize>| {
             let ActiveRegion { inner, columns } = active(rows);
             (inner.start / group..inner.end.div_ceil(group), columns)
         };
-        match (self.precision, unit) {
-            (Precision::F32, _) | (Precision::Bf16, Unit::F32) => run_simd(RunFused(self, active)),
+        match self.kernel {
+            Kernel::F32 | Kernel::Rounded => run_simd(RunFused(self, active)),
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            (Precision::Bf16, Unit::Amx(token)) => token.run(self, active),
+            Kernel::Amx(token) => token.run(self, active),
             #[cfg(target_arch = "x86_64")]
-            (Precision::Bf16, Unit::Avx512(token)) => token.run(self, active),
+            Kernel::Avx512(token) => token.run(self, active),
         }
     }
 

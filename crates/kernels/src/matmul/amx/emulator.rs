@@ -33,6 +33,7 @@ pub(super) fn is_requested() -> bool {
 }
 
 /// True if the registers of this thread are in use.
+#[cfg(test)]
 pub(super) fn is_configured() -> bool {
     STATE.with_borrow(|state| state.is_configured)
 }

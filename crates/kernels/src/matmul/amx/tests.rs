@@ -2,9 +2,8 @@ use super::emulator::is_configured;
 use super::model::{multiply_add, tdpbf16ps};
 use super::{Token, is_permitted, is_supported};
 use crate::matmul::tiles::SUM_STEPS;
-use crate::matmul::unit::Unit;
 use crate::matmul::{
-    ActiveRegion, Left, LeftLayout, OutputRows, PanelRow, Precision, TiledMatmul, panels,
+    ActiveRegion, Kernel, Left, LeftLayout, OutputRows, PanelRow, TiledMatmul, panels,
 };
 use crate::testing::Rng;
 use proptest::prelude::*;
@@ -84,7 +83,7 @@ impl Problem {
     fn run(&self, token: Token, left: &[u32], right: &[PanelRow]) -> Vec<f32> {
         let mut out = vec![f32::NAN; self.rows * self.columns];
         TiledMatmul {
-            precision: Precision::Bf16,
+            kernel: Kernel::Amx(token),
             left: Left {
                 data: left,
                 stride: match self.layout {
@@ -103,7 +102,7 @@ impl Problem {
                 accumulate: false,
             },
         }
-        .run_on(Unit::Amx(token), |rows| {
+        .run_active(|rows| {
             let Range { start, end } = self.active(rows.start);
             ActiveRegion {
                 inner: 2 * start..2 * end,
