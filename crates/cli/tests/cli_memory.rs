@@ -461,9 +461,11 @@ fn inspect_predicts_peak_memory() {
         ("latent", LATENT, 0.03),
         ("deep", DEEP, 0.1),
     ] {
-        for recompute in ["none", "block"] {
-            let train =
-                format!("[train]\nbatch_size = 2\nseq_len = 256\nrecompute = \"{recompute}\"\n");
+        for (precision, recompute) in [("f32", "none"), ("f32", "block"), ("bf16", "none")] {
+            let train = format!(
+                "[train]\nbatch_size = 2\nseq_len = 256\nrecompute = \"{recompute}\"\n\
+                 precision = \"{precision}\"\n"
+            );
             dir.write(
                 "model.toml",
                 model.replacen(
@@ -480,7 +482,7 @@ fn inspect_predicts_peak_memory() {
             let error = measured.as_f64().unwrap() / planned - 1.0;
             assert!(
                 error.abs() < allowed,
-                "{name}, {recompute}: {:+.1} % of {} MiB",
+                "{name}, {precision}, {recompute}: {:+.1} % of {} MiB",
                 100.0 * error,
                 planned as u64 / MIB
             );

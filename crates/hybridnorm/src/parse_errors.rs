@@ -25,7 +25,11 @@ pub fn plain_message(message: &str) -> Cow<'_, str> {
         .filter_map(|words| Some((message.find(words)?, *words)))
         .min();
     let Some((begin, words)) = begin else {
-        return Cow::Borrowed(message);
+        let plain = message.replace("wanted string or table", "expected a string");
+        return match plain == message {
+            true => Cow::Borrowed(message),
+            false => plain.into(),
+        };
     };
     let rest = &message[begin + words.len()..];
     let Some(comma) = rest.rfind(EXPECTED) else {
@@ -37,6 +41,8 @@ pub fn plain_message(message: &str) -> Cow<'_, str> {
     let found = match words {
         "invalid length " if found == "1" => "1 element".into(),
         "invalid length " => format!("{found} elements"),
+        // Any value that is not a string.
+        _ if found == "unit variant" && is_name(expected) => "another type".into(),
         _ => found_type(found),
     };
     let expected = expected_type(expected);
@@ -94,9 +100,7 @@ pub(crate) fn expected_type(expected: &str) -> Cow<'_, str> {
         "a string" | "str" | "string" | "path string" | "a character" => "a string".into(),
         "a sequence" | "a tuple" => "an array".into(),
         "a map" | "map" => "a table".into(),
-        "string only" | "string or map" | "string or table" | "variant identifier" => {
-            "a string".into()
-        }
+        _ if is_name(expected) => "a string".into(),
         "unit" => "nothing".into(),
         _ if expected.starts_with("struct ") || expected.starts_with("internally tagged ") => {
             "a table".into()
@@ -106,6 +110,14 @@ pub(crate) fn expected_type(expected: &str) -> Cow<'_, str> {
         }
         _ => expected.into(),
     }
+}
+
+/// True for the name of a variant.
+fn is_name(kind: &str) -> bool {
+    matches!(
+        kind,
+        "string only" | "string or map" | "string or table" | "variant identifier"
+    )
 }
 
 fn is_float(kind: &str) -> bool {
@@ -173,6 +185,14 @@ mod tests {
             (
                 "invalid type: boolean `true`, expected string or map",
                 "expected a string, found true",
+            ),
+            (
+                "invalid type: unit variant, expected string only",
+                "expected a string, found another type",
+            ),
+            (
+                "a.toml: line 3: precision: wanted string or table",
+                "a.toml: line 3: precision: expected a string",
             ),
             (
                 "invalid length 3, expected an array of length 2",

@@ -52,7 +52,8 @@ pub struct AttentionConfig {
     /// Sliding window: the number of keys that a query attends to, the last of them its own, at least 1. `None`: all
     /// keys up to its own.
     pub window: Option<usize>,
-    /// Precision of the operands of the matmuls; the softmax is in single precision.
+    /// Precision of the operands of the matmuls; the softmax is in single precision. A single query that attends to a
+    /// cache needs no matmul, and is not rounded.
     pub precision: Precision,
 }
 

@@ -22,7 +22,7 @@ pub(crate) enum Output<'a> {
 
 /// Splits rows into chunks of `rows_per_chunk`. For each creates a result with `init` and calls `f` with the result, the
 /// index of the first row, and the inputs and outputs of each block of its rows, in order; returns the results in order.
-/// `f` also gets a scratch value with unspecified contents, which `scratch` makes for each thread.
+/// `f` also gets a scratch value with unspecified contents, which `scratch` makes for each task.
 ///
 /// Each operand comes with its width, and all have equally many rows. `f` must be marked `#[inline(always)]`, see
 /// [`dispatch`](crate::simd::dispatch).

@@ -46,12 +46,15 @@ impl<'a> Floats<'a> {
     /// Copies the elements in single precision.
     ///
     /// # Panics
-    /// If there are more or fewer elements of `out`, in single precision.
+    /// If there are more or fewer elements of `out`.
     #[inline(always)]
     pub fn widen(self, out: &mut [f32]) {
         match self {
             Self::F32(x) => out.copy_from_slice(x),
-            Self::Bf16(x) => widen(x, out),
+            Self::Bf16(x) => {
+                assert_eq!(x.len(), out.len(), "elements to widen");
+                widen(x, out);
+            }
         }
     }
 

@@ -18,14 +18,16 @@ pub struct TensorStats {
 
 /// Computes RMS and maximum absolute value of `x`.
 pub fn tensor_stats<'a>(x: impl Into<Floats<'a>>) -> TensorStats {
-    let x = x.into().to_f32();
-    let chunk = |x: &[f32]| {
+    let x = x.into();
+    let chunk = |start: usize| {
+        let x = x.slice(start..x.len().min(start + ELEMENTS)).to_f32();
         dispatch(
             #[inline(always)]
-            || (sum_squares_f64(x), largest_bits(x)),
+            || (sum_squares_f64(&x), largest_bits(&x)),
         )
     };
-    let chunks: Vec<(f64, u32)> = x.par_chunks(ELEMENTS).map(chunk).collect();
+    let starts: Vec<usize> = (0..x.len()).step_by(ELEMENTS).collect();
+    let chunks: Vec<(f64, u32)> = starts.into_par_iter().map(chunk).collect();
     let squares: f64 = chunks.iter().map(|(squares, _)| squares).sum();
     let bits = chunks.iter().map(|&(_, bits)| bits).max();
     TensorStats {

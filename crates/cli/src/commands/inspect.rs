@@ -52,7 +52,10 @@ fn report(args: &InspectArgs, console: &Console) -> Result<Report, Error> {
         }
         false => {
             if !args.overrides.settings.is_empty() {
-                return Err(Error::no_effect("--set", " on a checkpoint"));
+                return Err(Error::no_effect(
+                    "--set",
+                    " on a checkpoint; give a configuration, such as the config.toml of a run",
+                ));
             }
             let model = super::open_checkpoint(&args.path, console)?.config()?;
             let training = training_setup(&args.path, &model)?;
@@ -193,12 +196,13 @@ fn text(report: &Report) -> String {
     format!(
         "{dimensions}\nplacement hash {}\n\n{parameters}\n\n\
          FLOPs per token at sequence length {}: {}FLOP training, {}FLOP decoding\n\n{table}\n\
-         micro-batch of {} {sequences} of {} tokens\n{configuration}",
+         micro-batch of {} {sequences} of {} tokens, {}\n{configuration}",
         report.placement_hash,
         with_thousands_separators(counts.seq_len as u64),
         si_prefixed(counts.train_flops_per_token as f64),
         si_prefixed(counts.decode_flops_per_token as f64),
         inventory.micro_batch,
         with_thousands_separators(counts.seq_len as u64),
+        inventory.precision,
     )
 }

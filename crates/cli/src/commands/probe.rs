@@ -16,6 +16,7 @@ use crate::table::{Table, numeric_table};
 
 pub fn run(args: ProbeArgs, console: &Console) -> Result<Outcome, Error> {
     let config = Config::load(&args.config, &args.overrides.settings)?;
+    super::note_precision(config.train.program_precision(), console);
     let all = config.train.steps as u64;
     let options = Options::default()
         .with_placements(

@@ -7,11 +7,12 @@ use hybridnorm::format_number::{difference, percent, probability, ratio};
 use hybridnorm::lab::analysis::{Analysis, LearningRateSummary, PlacementSummary, Verdict};
 use hybridnorm::lab::study::{self, Group, Options, Study, StudyEvent, StudyFolder};
 use hybridnorm::omissions::Omissions;
+use hybridnorm::plan::Precision;
 use hybridnorm::train::{DataCoverage, Event};
 use hybridnorm::{Device, Error};
 use serde::Serialize;
 
-use super::{Outcome, default_directory, resume_command, with_flags};
+use super::{Outcome, default_directory, note_precision, resume_command, with_flags};
 use crate::args::{MergeArgs, OutputArgs, StudyArgs, StudyCommand};
 use crate::console::Console;
 use crate::progress::StudyDisplay;
@@ -51,6 +52,8 @@ fn merge(args: &MergeArgs, console: &Console) -> Result<Outcome, Error> {
 fn train(args: &StudyArgs, console: &Console) -> Result<Outcome, Error> {
     let path = args.study.as_deref().unwrap_or(Path::new(""));
     let study = Study::load(path, &args.overrides.settings)?;
+    let precision = (study.runs.first()).map(|run| run.config.train.program_precision());
+    note_precision(precision.unwrap_or(Precision::F32), console);
     let out = args.out.clone().unwrap_or_else(|| default_directory(path));
     let folder = StudyFolder::new(&out);
     let mut options = Options::default()

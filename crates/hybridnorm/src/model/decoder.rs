@@ -11,7 +11,7 @@ use super::sublayer::Residual;
 use crate::error::Result;
 use crate::graph::{Buffer, Builder, Type, Value};
 use crate::ops;
-use crate::plan::Options;
+use crate::plan::{Options, Precision, Program};
 
 /// A decoder language model, `head(final_norm(blocks(embed(tokens))))`: its parameter declarations and
 /// computation, without parameter values.
@@ -164,6 +164,15 @@ impl Decoder {
     /// Sets the options of the programs of this decoder.
     pub fn set_plan_options(&mut self, options: Options) {
         self.plan_options = options;
+    }
+
+    /// Checks that the precision of the residual stream has an effect on this model.
+    pub(crate) fn check_residual(&self, precision: Precision) -> Result<()> {
+        let g = Builder::new();
+        let ids = Self::tokens(&g, "ids", 1, 1);
+        let hidden = self.forward(ids, None).hidden.id();
+        let options = Options::default().with_precision(precision);
+        Program::new(g.finish(), &[hidden], options).check_residual(precision)
     }
 
     /// Returns the options of the programs of this decoder.

@@ -178,11 +178,7 @@ impl Model {
     /// # Errors
     /// If the precision of the residual stream has no effect on this model.
     pub fn set_plan_options(&mut self, options: Options) -> Result<()> {
-        let g = Builder::new();
-        let ids = Decoder::tokens(&g, "ids", 1, 1);
-        let hidden = self.decoder.forward(ids, None).hidden.id();
-        let program = Program::new(g.finish(), &[hidden], options);
-        program.check_residual(options.precision)?;
+        self.decoder.check_residual(options.precision)?;
         self.decoder.set_plan_options(options);
         self.forget_programs();
         Ok(())

@@ -4,7 +4,7 @@ use hybridnorm_kernels::attention::{self, AttentionConfig};
 
 use super::tensor_stats::larger_or_nan;
 use super::{Operands, Operation};
-use crate::graph::{Type, Value};
+use crate::graph::{DType, Type, Value};
 
 /// Max attention logit after any soft cap, and mean attention entropy.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -59,6 +59,14 @@ fn check(name: &str, config: &AttentionConfig, inputs: &[Type]) {
     assert_eq!(*qkv, packed, "{name}: packed q, k, v");
 }
 
+/// Returns the bytes of a copy of an operand in bfloat16 in single precision.
+fn widened_bytes(inputs: &[Type]) -> usize {
+    match inputs[0].dtype {
+        DType::Bf16 => DType::F32.bytes() * inputs[0].elements(),
+        _ => 0,
+    }
+}
+
 /// Returns `scale q k` of a query with every unmasked key.
 fn logits(config: &AttentionConfig, qkv: &[f64], sequence: usize, head: usize, query: usize) -> Vec<f64> {
     let row = |position: usize| &qkv[(sequence * config.seq + position) * width(config)..];
@@ -85,6 +93,10 @@ impl Operation for AttentionStats {
         check(self.name(), &self.0, inputs);
         assert!(self.0.seq > 0, "attention statistics: no positions");
         vec![Type::f64([2])]
+    }
+
+    fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {
+        widened_bytes(inputs)
     }
 
     fn reference(&self, io: &mut Operands<'_, f64>) {
@@ -133,6 +145,10 @@ impl Operation for MaxAttentionLogits {
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
         check(self.name(), &self.0, inputs);
         vec![Type::f32([self.0.heads])]
+    }
+
+    fn workspace(&self, inputs: &[Type], _threads: usize) -> usize {
+        widened_bytes(inputs)
     }
 
     fn reference(&self, io: &mut Operands<'_, f64>) {

@@ -56,13 +56,20 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// Returns the vector unit of this machine that computes its matmuls, such as `AVX-512 BF16`. In bfloat16 results
-    /// depend on it.
+    /// Returns the unit of this machine that computes its matmuls, such as `AVX-512 BF16`.
     pub fn matmul_unit(self) -> &'static str {
         matmul::unit_name(match self {
             Self::F32 => matmul::Precision::F32,
             Self::Bf16 { .. } => matmul::Precision::Bf16,
         })
+    }
+
+    /// Returns the unit of this machine on which results depend: that of matmuls in bfloat16.
+    pub(crate) fn bf16_unit(self) -> Option<String> {
+        match self {
+            Self::F32 => None,
+            Self::Bf16 { .. } => Some(self.matmul_unit().to_owned()),
+        }
     }
 }
 
@@ -257,8 +264,8 @@ impl Program {
         self.graph.ty(id)
     }
 
-    /// Checks that a residual stream in bfloat16 is not stored in single precision only, because the ops that read it have
-    /// no bfloat16 kernels.
+    /// Checks that a residual stream in bfloat16 is not stored in single precision for the most part, because ops that read
+    /// it have no bfloat16 kernels.
     ///
     /// # Errors
     /// If `precision` asks for it without effect.
@@ -268,8 +275,8 @@ impl Program {
                 residual: DType::Bf16,
             } if !self.has_bf16_residual => Err(Error::conflict(
                 ["train.residual_precision", "model.placement"],
-                "a residual stream in bf16 has no effect on this model: ops that read it, such as biases and learned \
-                 scales, have f32 kernels only; leave the residual stream in f32",
+                "a residual stream in bf16 has no effect on this model: ops that read all or most of it, such as biases \
+                 and learned scales, have f32 kernels only; leave out residual_precision",
             )),
             _ => Ok(()),
         }

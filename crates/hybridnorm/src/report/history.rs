@@ -117,12 +117,20 @@ impl SegmentRow<'_> {
         row.extend([
             changes.into(),
             segment.threads.to_string().into(),
-            segment.machine.as_str().into(),
+            machine(&segment.machine, segment.bf16_unit.as_deref()).into(),
             segment.version.as_str().into(),
             peak_memory.into(),
             segment.started.as_str().into(),
         ]);
         row
+    }
+}
+
+/// Formats a processor, and the unit of matmuls in bfloat16.
+pub(super) fn machine(cpu: &str, bf16_unit: Option<&str>) -> String {
+    match bf16_unit {
+        None => cpu.to_owned(),
+        Some(unit) => format!("{cpu}, bf16 matmuls with {unit}"),
     }
 }
 

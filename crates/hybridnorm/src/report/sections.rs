@@ -14,6 +14,7 @@ use super::run::ReportedRun;
 use super::tables;
 use super::view::View;
 use crate::lab::analysis::Verdict;
+use std::collections::BTreeSet;
 
 /// Content of a report that sections select from.
 pub(super) struct Context<'a> {
@@ -235,7 +236,25 @@ pub(super) fn machines(view: &View) -> String {
                 .replace(NOT_RECORDED, "not recorded for some runs")
         ),
     };
-    format!("{on} Tokens per second exclude evaluation and checkpoints. {memory}")
+    let units: BTreeSet<&str> = (view.runs.iter()).flat_map(|run| bf16_units(run)).collect();
+    let units = match units.len() {
+        0 => String::new(),
+        1 => format!(" Matmuls in bf16 with {}.", Vec::from_iter(units).concat()),
+        _ => format!(
+            " Matmuls in bf16 ran on different units, on which results depend, so losses are not strictly comparable: \
+             {}.",
+            Vec::from_iter(units).join("; ")
+        ),
+    };
+    format!("{on}{units} Tokens per second exclude evaluation and checkpoints. {memory}")
+}
+
+/// Returns the units of matmuls in bfloat16 of every process that trained a part of a run.
+fn bf16_units(run: &ReportedRun) -> impl Iterator<Item = &str> {
+    let directory = run.directory.iter();
+    let segments = directory.flat_map(|directory| &directory.segments);
+    let units = segments.filter_map(|segment| segment.bf16_unit.as_deref());
+    units.chain(run.cost.bf16_unit.as_deref())
 }
 
 /// Returns processor, threads and version of every process that trained a part of a run.

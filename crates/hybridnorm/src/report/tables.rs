@@ -6,7 +6,7 @@ use super::format::{
     NONE, count, difference, learning_rate, loss, mean_sd, mebibytes, or_none, probability, ratio,
     throughput,
 };
-use super::history::NOT_RECORDED;
+use super::history::{NOT_RECORDED, machine};
 use super::palette::PlacementStyles;
 use super::run::ReportedRun;
 use super::table::{Cell, Table};
@@ -359,7 +359,10 @@ pub(super) fn runs(runs: &[&ReportedRun], styles: &PlacementStyles) -> Table {
             .into(),
             throughput(run.cost.tokens_per_second).into(),
             format!("{:.0}", run.cost.seconds).into(),
-            recorded(run.cost.machine.clone()),
+            recorded(
+                (run.cost.machine.as_deref())
+                    .map(|cpu| machine(cpu, run.cost.bf16_unit.as_deref())),
+            ),
             recorded(run.cost.threads.map(|threads| threads.to_string())),
             recorded(run.cost.version.clone()),
             Cell::new(run.data.as_str()).class("code"),

@@ -18,7 +18,7 @@ use crate::data::PreparedFolder;
 use crate::data::{Tokenizer, TokenizerSpec};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::model::ModelConfig;
+use crate::model::{Decoder, ModelConfig};
 
 pub use model::ModelSection;
 pub use precision::FloatFormat;
@@ -235,6 +235,9 @@ impl Config {
         let vocab = model.vocab_size.or(Some(1));
         let model = model.resolve(self.train.seq_len, vocab)?;
         model.resolve()?;
+        if self.train.residual_precision == Some(FloatFormat::Bf16) {
+            Decoder::new(&model)?.check_residual(self.train.program_precision())?;
+        }
         match self.optimizer.qk_clip {
             Some(_) => model.check_qk_clip(),
             None => Ok(()),

@@ -21,6 +21,8 @@ pub struct Inventory {
     pub memory: Memory,
     /// Sequences per micro-batch.
     pub micro_batch: usize,
+    /// Precision of the training step, such as `bf16, residual stream in f32`.
+    pub precision: String,
 }
 
 /// Planned training memory by purpose, in bytes.
@@ -105,5 +107,6 @@ pub fn inventory(
             process: PROCESS_BYTES + PLAN_BYTES_PER_OP * ops as u64,
         },
         micro_batch: shape.micro_batch,
+        precision: shape.precision.to_string(),
     })
 }

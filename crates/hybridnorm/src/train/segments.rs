@@ -46,8 +46,11 @@ pub struct Segment {
     pub changed: Vec<Change>,
     /// Number of compute threads.
     pub threads: usize,
-    /// CPU model name; in bfloat16, on whose unit results depend, with the vector unit of matmuls.
+    /// CPU model name.
     pub machine: String,
+    /// Unit of the matmuls, if they are in bfloat16, where results depend on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bf16_unit: Option<String>,
     /// Version of hybridnorm.
     pub version: String,
     /// Fingerprint of the training data.
@@ -74,6 +77,7 @@ impl Segment {
             changed: Vec::new(),
             threads: 1,
             machine: String::new(),
+            bf16_unit: None,
             version: String::new(),
             data: String::new(),
             validation: None,

@@ -310,8 +310,8 @@ impl Trainer {
         &self.new_parameters
     }
 
-    /// Replaces the final validation loss by the one that the run recorded for its last step, if they differ:
-    /// the data may have changed since.
+    /// Replaces the final validation loss by the one that the run recorded for its last step: data or precision may have
+    /// changed since.
     fn prefer_recorded_loss(
         &self,
         found: &mut Loss,
@@ -330,9 +330,9 @@ impl Trainer {
                  give {:.4}",
                 self.state.step, found.loss
             )));
-            found.loss = recorded;
-            found.perplexity = recorded.exp();
         }
+        found.loss = recorded;
+        found.perplexity = recorded.exp();
         Ok(())
     }
 

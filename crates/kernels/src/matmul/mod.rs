@@ -50,7 +50,7 @@ const ROWS: usize = 192;
 const COLUMNS: usize = 384;
 /// Columns of the widest tile.
 const TILE_COLUMNS: usize = 48;
-/// Rows of the tallest tile.
+/// Rows of the tallest tile of the vector units.
 const TILE_ROWS: usize = 8;
 /// Number of tasks that a matmul is split into if it is large enough.
 const TASKS: usize = 8;

@@ -44,6 +44,11 @@ fn step_text(report: &StepReport) -> String {
             format!("{:.1} %", 100.0 * seconds / report.step_seconds),
         ]);
     }
+    let is_f32 = report.precision == "f32";
+    let used = |is_used: bool, share: f64| match is_used {
+        true => format!(" ({:.1} % used)", 100.0 * share),
+        false => String::new(),
+    };
     format!(
         "parameters        {}\n\
          threads           {}\n\
@@ -51,7 +56,7 @@ fn step_text(report: &StepReport) -> String {
          step              {:.2} ms (median of {})\n\
          precision         {}, matmuls with {}\n\
          model FLOPs       {:.1} GFLOP/s\n\
-         GEMM peak         f32 {:.1} GFLOP/s ({:.1} % used), bf16 {:.1} ({:.1} %)\n\
+         GEMM peak         f32 {:.1} GFLOP/s{}, bf16 {:.1} GFLOP/s{}\n\
          peak memory       {}\n\
          page faults       {} per step\n{table}\n",
         si_prefixed(report.parameters as f64),
@@ -63,9 +68,9 @@ fn step_text(report: &StepReport) -> String {
         report.matmul_unit,
         report.gflops,
         report.sgemm_gflops,
-        100.0 * report.sgemm_share,
+        used(is_f32, report.sgemm_share),
         report.bf16_gemm_gflops,
-        100.0 * report.bf16_gemm_share,
+        used(!is_f32, report.bf16_gemm_share),
         report.peak_rss_bytes.map_or("unknown".into(), bytes),
         report
             .page_faults_per_step

@@ -98,6 +98,11 @@ fn changed_conditions(segment: &Segment, now: &Segment) -> Vec<String> {
     let mut changed: Vec<String> = differing
         .map(|(name, then, now)| format!("{name} {then}, now {now}"))
         .collect();
+    if let (Some(then), Some(now)) = (&segment.bf16_unit, &now.bf16_unit)
+        && then != now
+    {
+        changed.push(format!("bf16 matmuls with {then}, now with {now}"));
+    }
     if segment.threads != now.threads {
         changed.push(format!("threads {}, now {}", segment.threads, now.threads));
     }

@@ -170,6 +170,9 @@ pub struct Cost {
     /// Processor. This and the following fields are those of the process that trained, or of the last one of
     /// several; absent if the run directory does not record them.
     pub machine: Option<String>,
+    /// Unit of the matmuls, if they are in bfloat16, where results depend on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bf16_unit: Option<String>,
     /// Number of compute threads.
     pub threads: Option<usize>,
     /// Program version.

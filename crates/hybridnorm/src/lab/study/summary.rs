@@ -7,6 +7,7 @@ use super::record::{Cost, Curve, GridPoint, RunRecord, RunStatus, ValidationLoss
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::placement::{Explanation, PlacementConfig, canonical_hash};
+use crate::plan::Precision;
 use crate::train::inventory::inventory;
 use crate::train::layers::LayerRecord;
 use crate::train::metrics::{self, Metrics};
@@ -125,6 +126,7 @@ fn with_recorded_hardware(cost: Cost, segments: &[Segment]) -> Cost {
     Cost {
         peak_memory_bytes: peaks.and_then(|peaks| peaks.into_iter().max()),
         machine: last.map(|segment| segment.machine.clone()),
+        bf16_unit: last.and_then(|segment| segment.bf16_unit.clone()),
         threads: last.map(|segment| segment.threads),
         version: last.map(|segment| segment.version.clone()),
         ..cost
@@ -205,7 +207,12 @@ pub(super) fn record(
         curve: curve(&records),
         validation: evaluations(&records),
         layers: subsample(records::read(work)?),
-        cost: cost(&records, tokens_per_step, estimated.memory.total()),
+        cost: cost(
+            &records,
+            tokens_per_step,
+            estimated.memory.total(),
+            info.config.train.program_precision(),
+        ),
     })
 }
 
@@ -220,7 +227,12 @@ fn evaluations(records: &[Metrics]) -> Vec<ValidationLoss> {
 }
 
 /// Returns the throughput of a run, and the hardware of this process.
-fn cost(records: &[Metrics], tokens_per_step: usize, estimated_memory: u64) -> Cost {
+fn cost(
+    records: &[Metrics],
+    tokens_per_step: usize,
+    estimated_memory: u64,
+    precision: Precision,
+) -> Cost {
     let mut throughputs: Vec<f64> = records
         .iter()
         .map(|record| record.tokens_per_second)
@@ -238,6 +250,7 @@ fn cost(records: &[Metrics], tokens_per_step: usize, estimated_memory: u64) -> C
         peak_memory_bytes: None,
         estimated_memory_bytes: Some(estimated_memory),
         machine: Some(machine::cpu_name()),
+        bf16_unit: precision.bf16_unit(),
         threads: Some(threads::count()),
         version: Some(env!("CARGO_PKG_VERSION").to_owned()),
     }

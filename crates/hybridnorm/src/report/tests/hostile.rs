@@ -61,6 +61,7 @@ fn directories() -> Document {
                 }],
                 threads: 2,
                 machine: "machine".into(),
+                bf16_unit: None,
                 version: "0.1.0".into(),
                 data: "data".into(),
                 validation: None,

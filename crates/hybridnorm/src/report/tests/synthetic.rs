@@ -368,6 +368,7 @@ fn cost(placement: &SyntheticPlacement, steps: u64, random: &mut Random) -> Cost
         estimated_memory_bytes: None,
         peak_memory_bytes: Some(((158.0 + placement.residual_growth * 12.0) * 1_048_576.0) as u64),
         machine: Some("AMD EPYC 9V45".to_owned()),
+        bf16_unit: None,
         threads: Some(2),
         version: Some("0.1.0".to_owned()),
     }

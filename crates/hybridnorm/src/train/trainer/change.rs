@@ -5,6 +5,7 @@ use super::open::check_config;
 use super::{Trainer, resume};
 use crate::error::{Error, Result};
 use crate::machine;
+use crate::plan;
 use crate::train::config::Config;
 use crate::train::history;
 use crate::train::segments::Segment;
@@ -34,6 +35,9 @@ impl Trainer {
             self.model().config().check_qk_clip()?;
         }
         check_memory(&config, self.model().config())?;
+        let precision = config.train.program_precision();
+        let plan_options = plan::Options::default().with_precision(precision);
+        self.learner.model.set_plan_options(plan_options)?;
         let changed = history::diff(&self.config, &config);
         let schedule = config.resolved_schedule()?;
         self.learner
@@ -44,6 +48,7 @@ impl Trainer {
             last_step: None,
             started: machine::timestamp(),
             changed,
+            bf16_unit: precision.bf16_unit(),
             weights: None,
             peak_memory_bytes: None,
             ..self.segment().clone()

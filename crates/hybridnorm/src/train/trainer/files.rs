@@ -184,6 +184,7 @@ mod tests {
             changed: Vec::new(),
             threads: 1,
             machine: "test".into(),
+            bf16_unit: None,
             version: "0".into(),
             data: "tokens".into(),
             validation: None,

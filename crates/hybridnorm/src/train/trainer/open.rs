@@ -25,7 +25,7 @@ use crate::data::{Cursor, Order, TokenDataset};
 use crate::error::{Error, Result};
 use crate::machine;
 use crate::model::{Model, ModelConfig};
-use crate::plan::{self, Precision};
+use crate::plan;
 use crate::threads;
 
 impl Trainer {
@@ -150,7 +150,7 @@ impl Trainer {
             resume::report_resume(configs, &segment.changed, state.step, missing, on_event)?;
             match state.step >= config.train.steps as u64 {
                 true => complete_interrupted_save(run, state.step, &segments, &before)?,
-                false => resume::report_changes(segments.last(), &segment, &config, on_event),
+                false => resume::report_changes(segments.last(), &segment, on_event),
             }
         }
         segments.push(segment);
@@ -334,14 +334,8 @@ fn new_segment(config: &Config, state: &State, data: &TrainingData) -> Segment {
         started: machine::timestamp(),
         changed: Vec::new(),
         threads: threads::count(),
-        machine: match config.train.program_precision() {
-            Precision::F32 => machine::cpu_name(),
-            precision => format!(
-                "{}, bf16 matmuls with {}",
-                machine::cpu_name(),
-                precision.matmul_unit()
-            ),
-        },
+        machine: machine::cpu_name(),
+        bf16_unit: config.train.program_precision().bf16_unit(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         data: state.data.clone(),
         validation: Some(match &data.validation {

@@ -10,7 +10,6 @@ use super::super::segments::{self, Change, Segment};
 use super::super::sources::TrainingData;
 use super::Event;
 use crate::error::{Error, Result};
-use crate::plan::Precision;
 
 /// Keys and sections that determine weight shapes or the order of batches.
 const IMMUTABLE_KEYS: [&str; 5] = ["seed", "model", "init", "data.order", "train.seq_len"];
@@ -85,19 +84,20 @@ pub(super) fn check_same_data(
 }
 
 /// Notes changes since the last segment outside the configuration: of the validation data, by content rather than path,
-/// and of a machine on which results depend.
+/// and of the unit on which results in bfloat16 depend.
 pub(super) fn report_changes(
     last: Option<&Segment>,
     next: &Segment,
-    config: &Config,
     on_event: &mut dyn FnMut(Event<'_>),
 ) {
-    let depends_on_machine = config.train.program_precision() != Precision::F32;
-    let machine = last.map(|last| &last.machine);
-    if let Some(before) = machine.filter(|before| depends_on_machine && **before != next.machine) {
+    let unit = last.and_then(|last| last.bf16_unit.as_ref());
+    if let (Some(before), Some(unit)) = (unit, &next.bf16_unit)
+        && before != unit
+    {
         on_event(Event::Note(format!(
-            "in bfloat16 results depend on the vector unit: steps up to {} ran on {before}, the next ones run on {}",
-            next.after_step, next.machine
+            "in bfloat16 results depend on the unit of the matmuls: that of steps up to {} was {before}, that of the \
+             next ones is {unit}",
+            next.after_step
         )));
     }
     let recorded = last.and_then(|last| last.validation.as_deref());
@@ -153,47 +153,28 @@ pub(super) fn report_resume(
 mod tests {
     use super::*;
 
-    const MODEL: &str =
-        "[model]\nd_model = 8\nn_layers = 1\nn_heads = 2\nd_ff = 8\nvocab_size = 9\n";
-
-    fn segment(machine: &str) -> Segment {
-        Segment {
-            machine: machine.to_owned(),
-            ..Segment::of_test(7)
-        }
-    }
-
     #[test]
-    fn another_vector_unit_is_noted_in_bfloat16() {
-        let (amx, avx512) = (
-            "a CPU, bf16 matmuls with AMX",
-            "a CPU, bf16 matmuls with AVX-512 BF16",
-        );
-        let notes = |settings: &[&str], before: &str| {
-            let settings: Vec<String> = settings.iter().map(|&s| s.to_owned()).collect();
-            let config = Config::parse(MODEL, &settings).unwrap();
+    fn another_unit_is_noted_in_bfloat16() {
+        let segment = |unit: Option<&str>| Segment {
+            bf16_unit: unit.map(str::to_owned),
+            ..Segment::of_test(7)
+        };
+        let notes = |before: Option<&str>, next: Option<&str>| {
             let mut notes = Vec::new();
-            report_changes(
-                Some(&segment(before)),
-                &segment(avx512),
-                &config,
-                &mut |event| {
-                    if let Event::Note(text) = event {
-                        notes.push(text);
-                    }
-                },
-            );
+            report_changes(Some(&segment(before)), &segment(next), &mut |event| {
+                if let Event::Note(text) = event {
+                    notes.push(text);
+                }
+            });
             notes
         };
-        let bf16 = ["train.precision=bf16"];
-        assert_eq!(notes(&bf16, avx512), [""; 0]);
-        assert_eq!(notes(&[], amx), [""; 0]);
-        let [note] = &notes(&bf16, amx)[..] else {
+        let (amx, avx512) = (Some("AMX"), Some("AVX-512 BF16"));
+        assert_eq!(notes(avx512, avx512), [""; 0]);
+        assert_eq!(notes(None, avx512), [""; 0]);
+        assert_eq!(notes(amx, None), [""; 0]);
+        let [note] = &notes(amx, avx512)[..] else {
             panic!("one note")
         };
-        assert!(
-            note.contains("steps up to 7 ran on a CPU, bf16 matmuls with AMX"),
-            "{note}"
-        );
+        assert!(note.contains("that of steps up to 7 was AMX"), "{note}");
     }
 }

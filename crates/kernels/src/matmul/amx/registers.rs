@@ -35,6 +35,8 @@ pub(super) struct Registers {
     token: Token,
     /// Rows of a group; 0 before the first configuration.
     rows: usize,
+    /// Other threads have registers of their own.
+    thread: PhantomData<*const ()>,
 }
 
 /// Blocks of steps of both operands, as the instructions read them.
@@ -52,7 +54,11 @@ pub(super) struct Segment<'a> {
 impl Registers {
     #[inline(always)]
     pub(super) fn new(token: Token) -> Self {
-        Self { token, rows: 0 }
+        Self {
+            token,
+            rows: 0,
+            thread: PhantomData,
+        }
     }
 
     /// Configures the registers for groups of 1 to 32 rows.
@@ -116,6 +122,8 @@ impl Registers {
     #[inline(always)]
     pub(super) fn multiply<const P: usize>(&self, segments: &[Segment<'_>; 3], out: &mut Sums) {
         const { assert!(P == 1 || P == 2) };
+        // The instructions below advance by this number.
+        const { assert!(size_of::<Segment<'_>>() == 56) };
         // SAFETY: the token proves that the process may use the instructions. Each segment holds the rows and panels
         // that it was checked for, and outlives none of its operands; the registers still have the shapes of that
         // check, since segments borrow `self`. `out` holds the rows of any configuration.

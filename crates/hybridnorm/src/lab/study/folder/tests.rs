@@ -73,6 +73,7 @@ fn record_of(run: &PlannedRun) -> RunRecord {
             peak_memory_bytes: Some(7),
             estimated_memory_bytes: None,
             machine: Some("a machine".into()),
+            bf16_unit: None,
             threads: Some(2),
             version: Some("1".into()),
         },
