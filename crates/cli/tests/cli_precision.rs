@@ -95,7 +95,11 @@ fn probes_and_studies_take_the_precision() {
 
     let grid = "[study]\nplacements = [\"pre-norm\", \"hybridnorm\"]\nlr = [1e-3]\nseeds = [1]\n";
     let tiny = String::from_utf8(dir.read("tiny.toml")).unwrap();
-    let is_kept = |line: &&str| !line.starts_with("seed") && !line.starts_with("placement");
+    let is_kept = |line: &&str| {
+        !["seed", "placement", "lr"]
+            .iter()
+            .any(|key| line.starts_with(key))
+    };
     let kept: Vec<&str> = tiny.lines().filter(is_kept).collect();
     dir.write(
         "study.toml",
