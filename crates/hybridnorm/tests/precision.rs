@@ -6,7 +6,7 @@ mod common;
 use common::*;
 use hybridnorm::Device;
 use hybridnorm::graph::DType;
-use hybridnorm::model::{Model, ModelConfig};
+use hybridnorm::model::{Model, ModelConfig, Scoring};
 use hybridnorm::placement;
 use hybridnorm::plan::{Options, Precision, Recompute};
 use hybridnorm::train::{
@@ -36,11 +36,12 @@ fn tokens(n: usize, seed: u64) -> Vec<i32> {
 
 fn run_shape(
     config: &ModelConfig,
+    device: Device,
     precision: Precision,
     recompute: Recompute,
     shape: [usize; 2],
 ) -> Gradients {
-    let mut model = Model::new(config, 3, Device::Cpu).unwrap();
+    let mut model = Model::new(config, 3, device).unwrap();
     let n = shape[0] * shape[1];
     let mut data = Random::new("precision");
     let (inputs, targets) = (data.ids(n), data.ids(n));
@@ -83,6 +84,21 @@ fn distance(a: &Gradients, b: &Gradients) -> f64 {
     (difference / size).sqrt()
 }
 
+/// Returns the largest distance of the gradients of a parameter, relative to their norm, but at least to a hundredth of
+/// the norm of all.
+fn largest_distance(a: &Gradients, b: &Gradients) -> (f64, String) {
+    let gradient = |of: &Gradients, name: &str| of.get_f64(name).unwrap();
+    let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
+    let norms = b.by_name.keys().map(|name| norm(&gradient(b, name)));
+    let least = 0.01 * norm(&norms.collect::<Vec<f64>>());
+    let distances = b.by_name.keys().map(|name| {
+        let (a, b) = (gradient(a, name), gradient(b, name));
+        let difference: Vec<f64> = a.iter().zip(&b).map(|(a, b)| a - b).collect();
+        (norm(&difference) / norm(&b).max(least), name.clone())
+    });
+    distances.max_by(|a, b| a.0.total_cmp(&b.0)).unwrap()
+}
+
 fn mixed() -> [Precision; 2] {
     [DType::F32, DType::Bf16].map(|residual| Precision::Bf16 { residual })
 }
@@ -101,7 +117,7 @@ fn deviations_from_single_precision_are_those_of_rounding() {
             println!(
                 "{name} {precision:?}: gradients {of_single:.4}, reference {of_reference:.4}, loss {loss:.1e}"
             );
-            // A bfloat16 number is off by up to 2^-9 of its size; errors of a few dozen ops add up.
+            // A bfloat16 number is off by up to 2^-8 of its size; errors of a few dozen ops add up.
             assert!(of_single > 1e-4, "{name}: mixed precision has no effect");
             assert!(of_single < 0.03, "{name}: {of_single}");
             assert!(of_reference < 0.03, "{name}: {of_reference}");
@@ -110,40 +126,57 @@ fn deviations_from_single_precision_are_those_of_rounding() {
 }
 
 #[test]
-fn every_model_is_near_single_precision_with_and_without_recomputation() {
-    let mut largest = [(0.0, String::new()), (0.0, String::new())];
+fn every_model_is_near_the_reference_with_and_without_recomputation() {
+    // Of dense models, and of those with experts.
+    let mut found = [Vec::new(), Vec::new()];
     for (name, config) in all_models() {
-        let run = |precision, recompute| run_shape(&config, precision, recompute, [BATCH, SEQ]);
-        let single = run(Precision::F32, Recompute::None);
+        let run = |device, precision, recompute| {
+            run_shape(&config, device, precision, recompute, [BATCH, SEQ])
+        };
         for precision in mixed() {
-            let found = run(precision, Recompute::None);
-            let recomputed = run(precision, Recompute::Block);
+            let plain = run(Device::Cpu, precision, Recompute::None);
+            let recomputed = run(Device::Cpu, precision, Recompute::Block);
             assert!(
-                recomputed.by_name == found.by_name,
+                recomputed.by_name == plain.by_name,
                 "{name} {precision:?}: recomputed"
             );
-            let of_single = distance(&found, &single);
-            let largest = &mut largest[usize::from(config.moe.is_some())];
-            if of_single > largest.0 {
-                *largest = (of_single, format!("{name} {precision:?}"));
-            }
+            // In double precision, and rounded as the policy says.
+            let reference = run(Device::Reference, precision, Recompute::None);
+            let (distance, parameter) = largest_distance(&plain, &reference);
+            let of = format!("{name} {precision:?}, {parameter}");
+            found[usize::from(config.moe.is_some())].push((distance, of));
         }
     }
-    let [dense, experts] = largest;
-    println!(
-        "largest deviation of gradients from single precision: {dense:?}, with experts {experts:?}"
-    );
-    // Norms amplify the rounding of small numbers, such as the contexts of an untrained model with few heads.
-    assert!(dense.0 < 0.5, "{dense:?}");
-    // Tokens near the boundary between two experts change sides.
-    assert!(experts.0 < 0.6, "{experts:?}");
+    for found in &mut found {
+        found.sort_by(|a, b| a.0.total_cmp(&b.0));
+    }
+    let [dense, experts] = &found;
+    let quantile =
+        |of: &[(f64, String)], share: f64| of[(share * (of.len() - 1) as f64) as usize].clone();
+    // A number next to the middle of two bfloat16 ones is rounded to either, which norms of an untrained model with few
+    // heads amplify; a token next to the boundary between two experts goes to either.
+    for (of, share, bound) in [
+        (dense, 0.5, 0.03),
+        (dense, 0.9, 0.06),
+        (dense, 1.0, 0.3),
+        (experts, 0.5, 0.06),
+        (experts, 0.9, 0.3),
+    ] {
+        let (distance, of) = quantile(of, share);
+        println!("quantile {share}: {distance:.4} ({of})");
+        assert!(
+            distance < bound,
+            "quantile {share}: {distance} ({of}), expected below {bound}"
+        );
+    }
 }
 
 #[test]
 fn results_do_not_depend_on_threads() {
     for (name, config) in model_variants("hybridnorm") {
         for precision in mixed() {
-            let run = || run_shape(&config, precision, Recompute::None, [8, 16]).by_name;
+            let run =
+                || run_shape(&config, Device::Cpu, precision, Recompute::None, [8, 16]).by_name;
             let expected = run();
             for threads in [1, 3] {
                 let pool = rayon::ThreadPoolBuilder::new()
@@ -284,8 +317,22 @@ fn a_residual_stream_in_bfloat16_without_effect_is_an_error() {
     let [_, bf16] = mixed();
     let options = Options::default().with_precision(bf16);
     let shape = StepShape::new(BATCH, SEQ).with_precision(bf16);
-    for (name, has_effect) in [("hybridnorm", true), ("post-norm", true), ("ngpt", false)] {
-        let mut model = Model::new(&tiny(named(name)), 3, Device::Cpu).unwrap();
+    let dense = |name| tiny(named(name));
+    let experts = |name| with_experts(tiny(named(name)), Scoring::Softmax);
+    for (name, config, has_effect) in [
+        ("hybridnorm", dense("hybridnorm"), true),
+        ("post-norm", dense("post-norm"), true),
+        ("siamese-norm", dense("siamese-norm"), true),
+        (
+            "siamese-hybrid",
+            dense("siamese-hybrid").with_n_layers(20),
+            false,
+        ),
+        ("ngpt", dense("ngpt"), false),
+        ("hybridnorm with experts", experts("hybridnorm"), true),
+        ("ngpt with shared experts", experts("ngpt"), false),
+    ] {
+        let mut model = Model::new(&config, 3, Device::Cpu).unwrap();
         let mut optimizer = Optimizer::new(OptimizerConfig::default(), &mut model).unwrap();
         let trained = TrainingStep::new(shape, &mut model, &mut optimizer).map(drop);
         for result in [model.set_plan_options(options), trained] {
