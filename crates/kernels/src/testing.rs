@@ -57,6 +57,41 @@ pub(crate) fn assert_all_close(got: &[f32], want: &[f64], tolerance: f64) {
     }
 }
 
+/// Relative rounding error of bfloat16 (2^-8), and that of the operations in single precision between two roundings.
+#[cfg(test)]
+pub(crate) const BF16_ERROR: f64 = 0.00390625 + 1e-5;
+
+/// A number with a bound on its error.
+#[cfg(test)]
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Bounded {
+    pub(crate) value: f64,
+    pub(crate) error: f64,
+}
+
+#[cfg(test)]
+impl Bounded {
+    pub(crate) fn add(&mut self, value: f64, error: f64) {
+        self.value += value;
+        self.error += error;
+    }
+}
+
+/// Asserts that every element is within the bound on its error, and 1e-6.
+#[cfg(test)]
+#[track_caller]
+pub(crate) fn assert_within(found: &[f32], want: &[Bounded]) {
+    assert_eq!(found.len(), want.len());
+    for (i, (found, Bounded { value, error })) in found.iter().zip(want).enumerate() {
+        let distance = (f64::from(*found) - value).abs();
+        let bound = error + 1e-6;
+        assert!(
+            distance <= bound,
+            "element {i}: {found}, expected {value} within {bound:e}"
+        );
+    }
+}
+
 /// Compares a gradient with central differences of an `f64` function: every coordinate of a small input,
 /// otherwise a sample of coordinates and of random directions, which involve all coordinates.
 #[track_caller]

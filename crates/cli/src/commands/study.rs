@@ -7,7 +7,6 @@ use hybridnorm::format_number::{difference, percent, probability, ratio};
 use hybridnorm::lab::analysis::{Analysis, LearningRateSummary, PlacementSummary, Verdict};
 use hybridnorm::lab::study::{self, Group, Options, Study, StudyEvent, StudyFolder};
 use hybridnorm::omissions::Omissions;
-use hybridnorm::plan::Precision;
 use hybridnorm::train::{DataCoverage, Event};
 use hybridnorm::{Device, Error};
 use serde::Serialize;
@@ -52,8 +51,9 @@ fn merge(args: &MergeArgs, console: &Console) -> Result<Outcome, Error> {
 fn train(args: &StudyArgs, console: &Console) -> Result<Outcome, Error> {
     let path = args.study.as_deref().unwrap_or(Path::new(""));
     let study = Study::load(path, &args.overrides.settings)?;
-    let precision = (study.runs.first()).map(|run| run.config.train.program_precision());
-    note_precision(precision.unwrap_or(Precision::F32), console);
+    if let Some(run) = study.runs.first() {
+        note_precision(run.config.train.program_precision(), console);
+    }
     let out = args.out.clone().unwrap_or_else(|| default_directory(path));
     let folder = StudyFolder::new(&out);
     let mut options = Options::default()

@@ -84,25 +84,22 @@ fn apply(graph: &mut Graph, operands: &[ValueId], single: &[ValueId], precision:
 /// True if the residual stream is stored in bfloat16 for at least half. False for a stream between ops that have no
 /// bfloat16 kernel.
 pub(crate) fn has_bf16_residual(graph: &Graph) -> bool {
-    let of_matmuls = graph
-        .nodes
-        .iter()
-        .filter(|node| matches!(node.op, Op::Linear(_) | Op::ExpertDown(_)));
-    let of_matmuls: HashSet<ValueId> = of_matmuls.map(|node| node.outputs[0]).collect();
-    // A sum of outputs of matmuls, those of shared and of routed experts, is a branch.
-    let is_stream = |node: &&Node| {
-        let is_branch =
-            matches!(node.op, Op::Add(_)) && node.inputs.iter().all(|id| of_matmuls.contains(id));
-        output_roles(node).first() == Some(&Role::Residual) && !is_branch
-    };
-    let stream = graph
-        .nodes
-        .iter()
-        .filter(is_stream)
-        .map(|node| graph.ty(node.outputs[0]).dtype);
-    let (narrow, single): (Vec<DType>, Vec<DType>) =
-        stream.partition(|dtype| *dtype == DType::Bf16);
-    !narrow.is_empty() && narrow.len() >= single.len()
+    let of_matmuls: HashSet<ValueId> = (graph.nodes.iter())
+        .filter(|node| matches!(node.op, Op::Linear(_) | Op::ExpertDown(_)))
+        .map(|node| node.outputs[0])
+        .collect();
+    let [mut narrow, mut single] = [0, 0];
+    for node in &graph.nodes {
+        // A sum of outputs of matmuls, those of shared and of routed experts, is a branch.
+        let is_branch = node.inputs.iter().all(|id| of_matmuls.contains(id));
+        if output_roles(node).first() == Some(&Role::Residual) && !is_branch {
+            match graph.ty(node.outputs[0]).dtype {
+                DType::Bf16 => narrow += 1,
+                _ => single += 1,
+            }
+        }
+    }
+    narrow > 0 && narrow >= single
 }
 
 /// Lets the matmuls of a program without backward pass read copies of their weights that are rounded already.

@@ -1,7 +1,8 @@
 use super::*;
 use crate::floats::round_to;
 use crate::testing::{
-    Rng, assert_bit_identical_for_any_thread_count, assert_close, check_gradient, to_f64,
+    BF16_ERROR, Bounded, Rng, assert_bit_identical_for_any_thread_count, assert_close,
+    assert_within, check_gradient, to_f64,
 };
 use proptest::prelude::*;
 
@@ -77,8 +78,6 @@ fn check(spec: &LossSpec, n: usize, seed: u64) {
 
 /// Checks loss and gradients in bfloat16 for operands that it holds, so that only the gradients of logits are rounded.
 fn check_bf16(spec: &LossSpec, n: usize, seed: u64) {
-    // Relative rounding error of bfloat16 (2^-8), and that of the operations in single precision before it.
-    const UNIT: f64 = 0.00390625 + 1e-5;
     let precision = Precision::Bf16;
     let spec = LossSpec { precision, ..*spec };
     let mut rng = Rng::new(seed);
@@ -97,8 +96,8 @@ fn check_bf16(spec: &LossSpec, n: usize, seed: u64) {
         naive(&spec, &x, &w, &targets).0,
         2e-6,
     );
-    // Gradients, and the sums of the absolute values of their terms.
-    let (mut want_dx, mut want_dw) = (vec![(0.0, 0.0); x.len()], vec![(0.0, 0.0); w.len()]);
+    let mut want_dx = vec![Bounded::default(); x.len()];
+    let mut want_dw = vec![Bounded::default(); w.len()];
     let rows = x.chunks(spec.width).zip(want_dx.chunks_mut(spec.width));
     for ((x, dx), target) in rows.zip(&targets) {
         let scale = f64::from(spec.logit_scale);
@@ -121,21 +120,13 @@ fn check_bf16(spec: &LossSpec, n: usize, seed: u64) {
                     (&mut dx[c], gradient * w[j * spec.width + c]),
                     (&mut want_dw[j * spec.width + c], gradient * x[c]),
                 ] {
-                    *sum = (sum.0 + term, sum.1 + term.abs());
+                    sum.add(term, BF16_ERROR * term.abs());
                 }
             }
         }
     }
-    for (found, want) in [(&dx, &want_dx), (&dw, &want_dw)] {
-        for (found, (want, size)) in found.iter().zip(want) {
-            let bound = UNIT * size + 1e-6;
-            let distance = (f64::from(*found) - want).abs();
-            assert!(
-                distance <= bound,
-                "{found}, expected {want} within {bound:e}"
-            );
-        }
-    }
+    assert_within(&dx, &want_dx);
+    assert_within(&dw, &want_dw);
 }
 
 proptest! {

@@ -2,23 +2,7 @@
 
 use super::{AttentionConfig, Precision, random, run};
 use crate::floats::round_to;
-
-/// Relative rounding error of bfloat16 (2^-8), and that of the operations in single precision between roundings.
-const UNIT: f64 = 0.00390625 + 1e-5;
-
-/// A number with a bound on its error.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Bounded {
-    value: f64,
-    error: f64,
-}
-
-impl Bounded {
-    fn add(&mut self, value: f64, error: f64) {
-        self.value += value;
-        self.error += error;
-    }
-}
+use crate::testing::{BF16_ERROR, Bounded, assert_within};
 
 /// Returns the context and the gradient of `qkv`, for operands that bfloat16 holds.
 ///
@@ -53,10 +37,10 @@ pub(super) fn reference(
                 let terms = q.iter().zip(&k).map(|(q, k)| scale * q * k);
                 let (u, size) = terms.fold((0.0, 0.0), |(u, size), x| (u + x, size + x.abs()));
                 let Some(cap) = a.softcap.map(f64::from) else {
-                    return [u, 1.0, UNIT * size];
+                    return [u, 1.0, BF16_ERROR * size];
                 };
                 let tanh = (u / cap).tanh();
-                [cap * tanh, 1.0 - tanh * tanh, UNIT * size]
+                [cap * tanh, 1.0 - tanh * tanh, BF16_ERROR * size]
             })
             .collect();
         let largest = logits.iter().fold(0.0, |x: f64, [.., error]| x.max(*error));
@@ -66,7 +50,7 @@ pub(super) fn reference(
         let mut ctx = vec![Bounded::default(); e];
         for (s, p) in keys.clone().zip(&probabilities) {
             for (ctx, v) in ctx.iter_mut().zip(floats(&qkv[value_at(s)..][..e])) {
-                ctx.add(p * v, p * v.abs() * (relative + UNIT));
+                ctx.add(p * v, p * v.abs() * (relative + BF16_ERROR));
             }
         }
         let mut delta = Bounded::default();
@@ -80,34 +64,21 @@ pub(super) fn reference(
             let slope_error = a.softcap.map_or(0.0, |cap| 2.0 * error / f64::from(cap));
             let ds = p * (dp - delta.value) * slope;
             let error = p * (term * (relative * slope + slope_error) + delta.error * slope)
-                + UNIT * ds.abs();
+                + BF16_ERROR * ds.abs();
             let (k, keys) = (floats(&qkv[key_at(s)..][..d]), key_at(s));
             for c in 0..d {
                 let (q_size, k_size) = ((scale * q[c]).abs(), (scale * k[c]).abs());
                 gradient[query_at + c].add(scale * ds * k[c], error * k_size);
-                gradient[keys + c].add(scale * ds * q[c], (error + UNIT * ds.abs()) * q_size);
+                gradient[keys + c].add(scale * ds * q[c], (error + BF16_ERROR * ds.abs()) * q_size);
             }
             for c in 0..e {
-                let error = p * dctx[c].abs() * (relative + UNIT);
+                let error = p * dctx[c].abs() * (relative + BF16_ERROR);
                 gradient[value_at(s) + c].add(p * dctx[c], error);
             }
         }
         context.append(&mut ctx);
     }
     (context, gradient)
-}
-
-#[track_caller]
-pub(super) fn assert_within(found: &[f32], want: &[Bounded]) {
-    assert_eq!(found.len(), want.len());
-    for (i, (found, Bounded { value, error })) in found.iter().zip(want).enumerate() {
-        let distance = (f64::from(*found) - value).abs();
-        let bound = error + 1e-6;
-        assert!(
-            distance <= bound,
-            "element {i}: {found}, expected {value} within {bound:e}"
-        );
-    }
 }
 
 /// Returns random operands that bfloat16 holds.
