@@ -239,6 +239,9 @@ from_slices!(F32: f32, Bf16: bf16);
 
 /// Number that rows of results are rounded to.
 pub(crate) trait Float: Copy + Default + Send + Sync {
+    /// True if numbers in single precision are rounded.
+    const IS_ROUNDED: bool;
+
     /// Rounds `x`.
     fn narrow(x: &[f32], out: &mut [Self]);
     /// Returns the number in single precision.
@@ -246,6 +249,8 @@ pub(crate) trait Float: Copy + Default + Send + Sync {
 }
 
 impl Float for f32 {
+    const IS_ROUNDED: bool = false;
+
     #[inline(always)]
     fn narrow(x: &[f32], out: &mut [Self]) {
         out.copy_from_slice(x);
@@ -258,6 +263,8 @@ impl Float for f32 {
 }
 
 impl Float for bf16 {
+    const IS_ROUNDED: bool = true;
+
     #[inline(always)]
     fn narrow(x: &[f32], out: &mut [Self]) {
         narrow(x, out);

@@ -443,7 +443,7 @@ impl BackwardScratch {
                 kernel: a.precision.into(),
                 left: self
                     .left
-                    .step_major(a.precision, Rows::new(left, count), n, count),
+                    .transposed(a.precision, Rows::new(left, count), n, count),
                 rows: count,
                 right,
                 steps: a.precision.steps(n),

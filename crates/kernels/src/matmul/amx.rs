@@ -5,7 +5,7 @@
 //!
 //! Steps are added in blocks of 16 that begin at multiples of 16, for any active region: the sums of a row are the same
 //! in any group of rows. Blocks that are active in part are copied and filled up with zeros on both sides, since what is
-//! there may not be finite; left operands in step-major layout are copied transposed.
+//! there may not be finite. Rows of the left operand are read in place, so that it has to be in row-major layout.
 
 #[cfg(any(test, feature = "testing"))]
 mod emulator;
@@ -23,6 +23,7 @@ use left::{LeftCopy, LeftTiles};
 use registers::{Registers, Sums};
 use std::arch::x86_64::{__cpuid, __cpuid_count, _xgetbv};
 use std::array;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -82,17 +83,17 @@ fn run<O: Output>(
     active: impl Fn(Range<usize>) -> (Range<usize>, usize),
 ) {
     let mut kernel = Kernel::new(token, matmul.left, matmul.right, matmul.steps);
-    let [mut totals, mut sums] = [Sums::ZERO; 2];
+    let mut buffer = Sums::new();
     for row in (0..matmul.rows).step_by(ROWS) {
         let rows = row..matmul.rows.min(row + ROWS);
         let (steps, columns) = active(rows.clone());
         let count = panels(columns.min(matmul.columns));
         for panel in (0..count).step_by(2) {
             let pair = panel..count.min(panel + 2);
-            kernel.total(&rows, &pair, &steps, &mut totals, &mut sums);
+            let totals = kernel.total(&rows, &pair, &steps, &mut buffer);
             let column = panel * PANEL;
             let count = (pair.len() * PANEL).min(matmul.columns - column);
-            let totals = totals.0.chunks_exact(pair.len());
+            let totals = totals.chunks_exact(pair.len());
             for (row, totals) in rows.clone().zip(totals) {
                 matmul.out.put(row, column, count, totals);
             }
@@ -137,103 +138,115 @@ struct Kernel<'a> {
     steps: usize,
     registers: Registers,
     left_copy: LeftCopy,
-    /// First and last blocks of two panels, if they are active in part.
-    right_copy: [[[PanelRow; TILE]; 2]; 2],
+    /// First and last blocks of two panels, if they are active in part. Not initialized, as that of the left operand.
+    right_copy: [[MaybeUninit<[PanelRow; TILE]>; 2]; 2],
 }
 
 impl<'a> Kernel<'a> {
     #[inline(always)]
     fn new(token: Token, left: Left<'a>, right: &'a [PanelRow], steps: usize) -> Self {
+        assert_eq!(
+            left.layout,
+            LeftLayout::RowMajor,
+            "matmul: a row of a tile is contiguous"
+        );
         Self {
             left,
             right,
             steps,
             registers: Registers::new(token),
             left_copy: LeftCopy::new(),
-            right_copy: [[[PanelRow::ZERO; TILE]; 2]; 2],
+            right_copy: [[MaybeUninit::uninit(); _]; _],
         }
     }
 
-    /// Writes the sums of the products of all active steps, for at most 32 rows and one or two panels; `sums` is scratch.
+    /// Returns the sums of the products of all active steps, for at most 32 rows and one or two panels.
     #[inline(always)]
-    fn total(
+    fn total<'b>(
         &mut self,
         rows: &Range<usize>,
         panels: &Range<usize>,
         steps: &Range<usize>,
-        totals: &mut Sums,
-        sums: &mut Sums,
-    ) {
+        buffer: &'b mut Sums,
+    ) -> &'b mut [[f32; PANEL]] {
         let end_of_sum = |start: usize| steps.end.min((start / SUM_STEPS + 1) * SUM_STEPS);
         let mut start = end_of_sum(steps.start);
-        self.sum(rows, panels, steps.start.min(start)..start, totals);
+        let totals = self.sum(rows, panels, steps.start.min(start)..start, buffer);
         while start < steps.end {
             let end = end_of_sum(start);
-            self.sum(rows, panels, start..end, sums);
-            let count = rows.len() * panels.len();
-            let totals = totals.0[..count].as_flattened_mut();
-            for (total, sum) in totals.iter_mut().zip(sums.0[..count].as_flattened()) {
+            let mut buffer = Sums::new();
+            let sums = self.sum(rows, panels, start..end, &mut buffer);
+            for (total, sum) in totals
+                .as_flattened_mut()
+                .iter_mut()
+                .zip(sums.as_flattened())
+            {
                 *total += sum;
             }
             start = end;
         }
+        totals
     }
 
-    /// Writes the sums of the products of at most `SUM_STEPS` steps. Not inlined: it is the same for all outputs.
+    /// Returns the sums of the products of at most `SUM_STEPS` steps. Not inlined: it is the same for all outputs.
     #[inline(never)]
-    fn sum(
+    fn sum<'b>(
         &mut self,
         rows: &Range<usize>,
         panels: &Range<usize>,
         steps: Range<usize>,
-        out: &mut Sums,
-    ) {
+        buffer: &'b mut Sums,
+    ) -> &'b mut [[f32; PANEL]] {
         match panels.len() {
-            1 => self.sum_of::<1>(rows, panels.start, steps, out),
-            _ => self.sum_of::<2>(rows, panels.start, steps, out),
+            1 => self.sum_of::<1>(rows, panels.start, steps, buffer),
+            _ => self.sum_of::<2>(rows, panels.start, steps, buffer),
         }
     }
 
-    fn sum_of<const P: usize>(
+    fn sum_of<'b, const P: usize>(
         &mut self,
         rows: &Range<usize>,
         panel: usize,
         steps: Range<usize>,
-        out: &mut Sums,
-    ) {
+        buffer: &'b mut Sums,
+    ) -> &'b mut [[f32; PANEL]] {
         let left = &self.left;
         let parts = parts(&steps);
         self.registers.configure(rows.len());
-        self.left_copy.copy(left, rows, &parts);
         // Not whole panels: the operand may begin and end within one.
         let right = |part: &Range<usize>, p: usize| {
             &self.right[(panel + p) * self.steps + part.start..][..part.len()]
         };
         let [head, _, tail] = &parts;
-        for (part, copies) in [head, tail].into_iter().zip(&mut self.right_copy) {
+        self.left_copy.copy(left, rows, [head, tail]);
+        let mut copies = [[&[][..]; P]; 2];
+        for ((part, slots), copies) in [head, tail]
+            .into_iter()
+            .zip(&mut self.right_copy)
+            .zip(&mut copies)
+        {
             if part.is_empty() {
                 continue;
             }
-            for (p, copy) in copies.iter_mut().enumerate().take(P) {
-                copy[..part.len()].copy_from_slice(right(part, p));
-                copy[part.len()..].fill(PanelRow::ZERO);
+            for (p, (slot, copy)) in slots.iter_mut().zip(copies).enumerate() {
+                let mut block = [PanelRow::ZERO; TILE];
+                block[..part.len()].copy_from_slice(right(part, p));
+                *copy = slot.write(block);
             }
         }
         let segments = array::from_fn(|i| {
             let part = &parts[i];
-            let is_whole = i == 1;
-            let left = match left.layout {
-                LeftLayout::RowMajor if is_whole => LeftTiles::in_place(left, rows, part),
-                _ => self.left_copy.tiles(part.start),
+            let (left, right) = match i {
+                1 => (
+                    LeftTiles::in_place(left, rows, part),
+                    array::from_fn(|p| right(part, p)),
+                ),
+                _ => (self.left_copy.tiles(i / 2), copies[i / 2]),
             };
-            let right: [&[PanelRow]; P] = array::from_fn(|p| match is_whole {
-                true => right(part, p),
-                false => &self.right_copy[i / 2][p][..],
-            });
-            let blocks = part.len().div_ceil(TILE);
-            self.registers.segment(left, right, blocks)
+            self.registers
+                .segment(left, right, part.len().div_ceil(TILE))
         });
-        self.registers.multiply::<P>(&segments, out);
+        self.registers.multiply::<P>(&segments, buffer)
     }
 }
 

@@ -3,6 +3,7 @@
 use super::panels::PANEL;
 use super::tiles::Output;
 use crate::floats::Float;
+use crate::simd::dispatch;
 use rayon::prelude::*;
 
 /// Part of the output of a matmul.
@@ -19,6 +20,20 @@ pub(super) struct BlockOutput<'b, 'a, T> {
     pub(super) rows: &'b mut [&'a mut [T]],
     pub(super) scale: f32,
     pub(super) accumulate: bool,
+}
+
+impl<T: Float> BlockOutput<'_, '_, T> {
+    /// Takes the sums of all rows, `stride` apart, for `columns` columns.
+    pub(super) fn put_all(&mut self, sums: &[f32], columns: usize, stride: usize) {
+        dispatch(
+            #[inline(always)]
+            || {
+                for (row, sums) in sums.chunks_exact(stride).enumerate() {
+                    self.put(row, 0, columns, sums.as_chunks().0);
+                }
+            },
+        );
+    }
 }
 
 impl<T: Float> Output for BlockOutput<'_, '_, T> {

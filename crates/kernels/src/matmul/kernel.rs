@@ -83,6 +83,17 @@ impl Kernel {
         }
     }
 
+    /// Returns the steps of the inner dimension that [`multiply_transposed`](super::multiply_transposed) packs at a
+    /// time.
+    pub(super) fn packed_steps(self) -> usize {
+        match self {
+            // Its sums of 256 steps take as long as adding them to the output.
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx(_) => super::tiles::SUM_STEPS,
+            _ => 256,
+        }
+    }
+
     /// Returns the number of steps of an inner dimension.
     #[inline]
     pub(crate) fn steps(self, inner: usize) -> usize {

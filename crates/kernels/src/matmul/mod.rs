@@ -32,6 +32,8 @@ mod transpose;
 use crate::floats::{Float, Floats, FloatsMut};
 use blocks::{BlockOutput, for_each_block};
 use half::bf16;
+use std::cell::Cell;
+use tiles::{Output, SUM_STEPS};
 
 pub(crate) use kernel::Kernel;
 pub use kernel::{Precision, unit_name};
@@ -52,11 +54,11 @@ const COLUMNS: usize = 384;
 const TILE_COLUMNS: usize = 48;
 /// Rows of the tallest tile of the vector units.
 const TILE_ROWS: usize = 8;
+/// Rows of a left operand that [`multiply_transposed`] transposes at a time: a group of rows of AMX, in the L1 cache.
+const TRANSPOSED_ROWS: usize = 32;
 /// Number of tasks that a matmul is split into if it is large enough.
 const TASKS: usize = 8;
 const NOT_ACCUMULATED: &str = "matmul: sums are not accumulated in bfloat16";
-/// Steps of the inner dimension that [`multiply_transposed`] packs at a time.
-const PACKED_STEPS: usize = 256;
 
 /// Computes `c = scale * a b` for `a` (m, k), `b` (k, n), `c` (m, n).
 ///
@@ -112,23 +114,105 @@ fn multiply_into<T: Float>(
     let rounded = (!is_narrow && is_rounded_first(precision, m, n)).then(|| a.narrowed());
     let a = rounded.as_ref().map_or(a, |data| Matrix::new(data, m, k));
     for_each_block(c, (m, n, stride), size, is_parallel(m, n, k), |block| {
-        let mut buffer = LeftBuffer::default();
-        let rows = block.rows.len();
-        TiledMatmul {
-            kernel: b.kernel(),
-            left: buffer.row_major(b.kernel(), a.from(block.row, 0), rows, k),
-            rows,
-            right: b.panels_from(block.column),
-            steps: b.steps(),
+        let product = Product {
+            a: a.from(block.row, 0),
+            b,
+            rows: block.rows.len(),
+            inner: k,
+            column: block.column,
             columns: block.columns,
-            out: BlockOutput {
-                rows: &mut block.rows,
-                scale,
-                accumulate,
-            },
-        }
-        .run();
+        };
+        // Sums of several parts are added in single precision, in the output where it holds nothing else.
+        let is_sum = !T::IS_ROUNDED && scale == 1.0 && !accumulate;
+        let mut out = BlockOutput {
+            rows: &mut block.rows,
+            scale,
+            accumulate,
+        };
+        with_buffers(|Buffers { left, sums }| {
+            if is_sum || b.steps() <= SUM_STEPS {
+                for first in product.parts() {
+                    out.accumulate = accumulate || first > 0;
+                    product.multiply_part(first, left, &mut out);
+                }
+                return;
+            }
+            let stride = product.columns.next_multiple_of(PANEL);
+            sums.resize(product.rows * stride, 0.0);
+            for first in product.parts() {
+                let out = OutputRows {
+                    data: sums,
+                    stride,
+                    accumulate: first > 0,
+                };
+                product.multiply_part(first, left, out);
+            }
+            out.put_all(sums, product.columns, stride);
+        });
     });
+}
+
+/// Product of rows and columns of two matrices.
+struct Product<'a> {
+    a: Rows<'a>,
+    b: &'a Packed,
+    rows: usize,
+    inner: usize,
+    /// First column.
+    column: usize,
+    columns: usize,
+}
+
+impl Product<'_> {
+    /// Returns the first steps of the parts of the inner dimension that are multiplied one after another, so that the
+    /// panels of a part stay in the L2 cache.
+    fn parts(&self) -> impl Iterator<Item = usize> + use<> {
+        (0..self.b.steps().max(1)).step_by(SUM_STEPS)
+    }
+
+    /// Computes the product over one part of the inner dimension.
+    fn multiply_part(&self, first: usize, left: &mut LeftBuffer, out: impl Output) {
+        let kernel = self.b.kernel();
+        let start = first * kernel.group();
+        let inner = (SUM_STEPS * kernel.group()).min(self.inner - start);
+        let columns = self.columns;
+        TiledMatmul {
+            kernel,
+            left: left.row_major(kernel, self.a.skip(start), self.rows, inner),
+            rows: self.rows,
+            right: self
+                .b
+                .panels_from(self.column)
+                .get(first..)
+                .unwrap_or_default(),
+            steps: self.b.steps(),
+            columns,
+            out,
+        }
+        .run_active(|_| ActiveRegion {
+            inner: 0..inner,
+            columns,
+        });
+    }
+}
+
+/// Buffers that a thread keeps from one block to the next: allocating and clearing them takes a large part of the time
+/// of a small block.
+#[derive(Default)]
+struct Buffers {
+    left: LeftBuffer,
+    /// Sums of a block over parts of the inner dimension.
+    sums: Vec<f32>,
+}
+
+/// Runs `f` with the buffers of this thread.
+fn with_buffers(f: impl FnOnce(&mut Buffers)) {
+    thread_local! {
+        static BUFFERS: Cell<Buffers> = Cell::default();
+    }
+    let mut buffers = BUFFERS.take();
+    f(&mut buffers);
+    BUFFERS.set(buffers);
 }
 
 /// Computes `c = scale * aᵀ b`, or adds it to `c`, for `a` (k, m), `b` (k, n), `c` (m, n) in single precision.
@@ -168,29 +252,36 @@ pub fn multiply_transposed(
         (rows, columns),
         is_parallel(m, n, k),
         |block| {
-            let mut buffer = LeftBuffer::default();
             let (kernel, rows) = (b.kernel(), block.rows.len());
-            for first in (0..b.steps().max(1)).step_by(PACKED_STEPS) {
-                let row = first * kernel.group();
-                let inner = (PACKED_STEPS * kernel.group()).min(k - row);
-                TiledMatmul {
-                    kernel,
-                    left: buffer.step_major(kernel, a.from(row, block.row), inner, rows),
-                    rows,
-                    right: b.panels_from(block.column).get(first..).unwrap_or_default(),
-                    steps: b.steps(),
-                    columns: block.columns,
-                    out: BlockOutput {
-                        rows: &mut block.rows,
-                        scale,
-                        accumulate: accumulate || first > 0,
-                    },
+            let packed_steps = kernel.packed_steps();
+            with_buffers(|buffers| {
+                for first in (0..b.steps().max(1)).step_by(packed_steps) {
+                    let start = first * kernel.group();
+                    let inner = (packed_steps * kernel.group()).min(k - start);
+                    let right = b.panels_from(block.column).get(first..).unwrap_or_default();
+                    for row in (0..rows).step_by(TRANSPOSED_ROWS) {
+                        let rows = TRANSPOSED_ROWS.min(rows - row);
+                        let a = a.from(start, block.row + row);
+                        TiledMatmul {
+                            kernel,
+                            left: buffers.left.transposed(kernel, a, inner, rows),
+                            rows,
+                            right,
+                            steps: b.steps(),
+                            columns: block.columns,
+                            out: BlockOutput {
+                                rows: &mut block.rows[row..row + rows],
+                                scale,
+                                accumulate: accumulate || first > 0,
+                            },
+                        }
+                        .run_active(|_| ActiveRegion {
+                            inner: 0..inner,
+                            columns: usize::MAX,
+                        });
+                    }
                 }
-                .run_active(|_| ActiveRegion {
-                    inner: 0..inner,
-                    columns: usize::MAX,
-                });
-            }
+            });
         },
     );
 }
@@ -199,7 +290,12 @@ pub fn multiply_transposed(
 /// its right operand.
 pub fn workspace(precision: Precision, m: usize, n: usize, k: usize, threads: usize) -> usize {
     let slices = m * n.div_ceil(TILE_COLUMNS) * size_of::<&mut [f32]>();
-    let left = LeftBuffer::bytes(precision, m.min(ROWS), k);
+    let inner = k.min(SUM_STEPS * Kernel::from(precision).group());
+    let sums = match inner < k {
+        true => 4 * m.min(ROWS) * n.min(COLUMNS).next_multiple_of(PANEL),
+        false => 0,
+    };
+    let left = LeftBuffer::bytes(precision, m.min(ROWS), inner) + sums;
     let rounded = match is_rounded_first(precision, m, n) {
         true => m * k * size_of::<bf16>(),
         false => 0,
@@ -218,8 +314,8 @@ pub fn transposed_workspace(
 ) -> usize {
     let slices = m * n.div_ceil(COLUMNS) * size_of::<&mut [f32]>();
     let kernel = Kernel::from(precision);
-    let inner = k.min(PACKED_STEPS * kernel.group());
-    let left = LeftBuffer::bytes(kernel, m.min(ROWS), inner);
+    let inner = k.min(kernel.packed_steps() * kernel.group());
+    let left = LeftBuffer::bytes(kernel, m.min(TRANSPOSED_ROWS), inner);
     Packed::bytes(precision, k, n) + threads * left + slices
 }
 

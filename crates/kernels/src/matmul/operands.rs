@@ -1,22 +1,32 @@
 //! Left operands and outputs of matmuls of tiles that fit the caches.
 
-use super::kernel::{Kernel, lanes};
-use super::panels::{self, PANEL, Rows};
+use super::kernel::Kernel;
+use super::panels::{self, PANEL, PanelRow, Rows};
 use super::tiles::{Left, LeftLayout, Output};
 use crate::floats::Floats;
 use crate::simd::dispatch;
 
-/// Padding of a step of a packed left operand, so that the steps of a tile do not map to the same set of the L1 cache.
+/// Padding of the rows of a buffer, so that rows of a tile do not map to the same set of the L1 cache.
 const PADDING: usize = 16;
 
-/// Buffer of a left operand in steps, for operands that are not read in place.
+/// Buffer of a left operand, for operands that are not read in place. Rows start at cache lines: AMX reads a row of a
+/// tile that is split between two of them half as fast.
 #[derive(Default)]
-pub(crate) struct LeftBuffer(Vec<u32>);
+pub(crate) struct LeftBuffer(Vec<PanelRow>);
 
 impl LeftBuffer {
     /// Returns the maximum bytes of a buffer for a left operand (rows, inner).
     pub(crate) fn bytes(kernel: impl Into<Kernel>, rows: usize, inner: usize) -> usize {
-        4 * kernel.into().steps(inner) * (rows.next_multiple_of(PANEL) + PADDING)
+        4 * padded(rows) * padded(kernel.into().steps(inner))
+    }
+
+    /// Returns the first elements of the buffer, which have any contents.
+    fn take(&mut self, len: usize) -> &mut [u32] {
+        let len = len.div_ceil(PANEL);
+        if self.0.len() < len {
+            self.0.resize(len, PanelRow::ZERO);
+        }
+        bytemuck::cast_slice_mut(&mut self.0[..len])
     }
 
     /// Returns the left operand `x` (rows, inner).
@@ -47,18 +57,18 @@ impl LeftBuffer {
                 layout,
             };
         }
-        let stride = kernel.steps(inner);
-        self.0.resize(rows * stride, 0);
+        let stride = padded(kernel.steps(inner));
+        let data = self.take(rows * stride);
         dispatch(
             #[inline(always)]
             || {
-                for (i, out) in self.0.chunks_exact_mut(stride.max(1)).enumerate() {
+                for (i, out) in data.chunks_exact_mut(stride).enumerate().take(rows) {
                     panels::load_row(kernel, x.row(i, inner), out);
                 }
             },
         );
         Left {
-            data: &self.0,
+            data,
             stride,
             layout,
         }
@@ -66,7 +76,7 @@ impl LeftBuffer {
 
     /// Returns the left operand `xᵀ` (rows, inner) for `x` (inner, rows).
     #[inline(always)]
-    pub(crate) fn step_major<'a>(
+    pub(crate) fn transposed<'a>(
         &'a mut self,
         kernel: impl Into<Kernel>,
         x: Rows<'a>,
@@ -74,33 +84,39 @@ impl LeftBuffer {
         rows: usize,
     ) -> Left<'a> {
         let kernel = kernel.into();
-        let layout = LeftLayout::StepMajor;
-        // Tiles of narrower vectors have fewer rows and read less of each cache line, which costs more than packing.
-        if let (Kernel::F32, Floats::F32(data)) = (kernel, x.data)
-            && lanes() == PANEL
-        {
+        let steps = kernel.steps(inner);
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if let Kernel::Amx(_) = kernel {
+            let stride = padded(steps);
+            let data = self.take(rows.next_multiple_of(PANEL) * stride);
+            panels::transpose_steps(kernel, x, inner, rows, data, stride);
             return Left {
-                data: bytemuck::cast_slice(data),
-                stride: x.stride,
-                layout,
+                data,
+                stride,
+                layout: LeftLayout::RowMajor,
             };
         }
-        let stride = rows.next_multiple_of(PANEL) + PADDING;
-        self.0.resize(kernel.steps(inner) * stride, 0);
+        let stride = padded(rows);
+        let data = self.take(steps * stride);
         dispatch(
             #[inline(always)]
             || {
                 panels::for_each_step(kernel, x, inner, rows, |step, column, row| {
-                    self.0[step * stride + column..][..PANEL].copy_from_slice(&row);
+                    data[step * stride + column..][..PANEL].copy_from_slice(&row);
                 });
             },
         );
         Left {
-            data: &self.0,
+            data,
             stride,
-            layout,
+            layout: LeftLayout::StepMajor,
         }
     }
+}
+
+/// Returns the elements from a row of a buffer to the next.
+fn padded(len: usize) -> usize {
+    len.next_multiple_of(PANEL) + PADDING
 }
 
 /// Output rows in single precision, `stride` apart.

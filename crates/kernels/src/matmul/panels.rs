@@ -45,7 +45,12 @@ impl<'a> Rows<'a> {
 
     /// Returns the rows from `row` on.
     pub(crate) fn from(self, row: usize) -> Self {
-        let data = self.data.skip(row * self.stride);
+        self.skip(row * self.stride)
+    }
+
+    /// Returns the rows without their first elements.
+    pub(super) fn skip(self, count: usize) -> Self {
+        let data = self.data.skip(count);
         Rows { data, ..self }
     }
 
@@ -200,6 +205,48 @@ pub(crate) fn pack_transposed(
                         );
                     }
                     out.copy_from_slice(&transposed(&square)[..out.len()]);
+                }
+            }
+        },
+    );
+}
+
+/// Writes the transpose of `n` rows of `width` as rows of steps, `stride` apart: row c of `out` holds column c. Rows and
+/// steps are filled up with zeros to multiples of 16.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(super) fn transpose_steps(
+    kernel: Kernel,
+    rows: Rows,
+    n: usize,
+    width: usize,
+    out: &mut [u32],
+    stride: usize,
+) {
+    /// Panels of a block: long parts of rows are read, and the block stays in the L1 cache.
+    const PANELS: usize = 4;
+    dispatch(
+        #[inline(always)]
+        || {
+            for column in (0..width).step_by(PANELS * PANEL) {
+                let width = (width - column).min(PANELS * PANEL);
+                for first in (0..n).step_by(PANEL * kernel.group()) {
+                    let n = (n - first).min(PANEL * kernel.group());
+                    let mut squares = [[[0; PANEL]; PANEL]; PANELS];
+                    for_each_step(
+                        kernel,
+                        rows.from(first).skip(column),
+                        n,
+                        width,
+                        #[inline(always)]
+                        |step, column, row| squares[column / PANEL][step] = row,
+                    );
+                    let step = first / kernel.group();
+                    for (p, square) in squares.iter().enumerate().take(panels(width)) {
+                        for (i, row) in transposed(square).iter().enumerate() {
+                            let start = (column + p * PANEL + i) * stride + step;
+                            out[start..start + PANEL].copy_from_slice(&row.0);
+                        }
+                    }
                 }
             }
         },

@@ -1,7 +1,7 @@
 use super::kernel::Kernel;
 use super::*;
 use crate::floats::Floats;
-use crate::floats::{narrow, widen};
+use crate::floats::{narrow, round, widen};
 use crate::testing::{Rng, assert_bit_identical_for_any_thread_count};
 use half::bf16;
 use proptest::prelude::*;
@@ -179,7 +179,7 @@ proptest! {
     /// Rows that are masked, as in attention, on every vector unit.
     #[test]
     fn active_regions_match_the_definition(
-        m in 1usize..50, n in 1usize..40, k in 1usize..70, step_major in any::<bool>(),
+        m in 1usize..50, n in 1usize..40, k in 1usize..70, is_transposed in any::<bool>(),
         first in 0usize..8, seed in any::<u64>(),
     ) {
         let mut rng = Rng::new(seed);
@@ -189,21 +189,14 @@ proptest! {
         for i in 0..m {
             a[i * k + end(i)..(i + 1) * k].fill(0.0);
         }
+        let columns: Vec<f32> = (0..k * m).map(|at| a[at % m * k + at / m]).collect();
         let b = rng.normal(k * n);
         for kernel in kernels() {
             let packed = Packed::for_kernel(kernel, Matrix::new(&b[..], k, n));
-            let steps = packed.steps();
-            let mut left = vec![0; m * steps];
-            for (i, left) in left.chunks_exact_mut(steps).enumerate() {
-                panels::load_row(kernel, Floats::from(&a[i * k..][..k]), left);
-            }
-            if step_major {
-                left = (0..steps * m).map(|at| left[at % m * steps + at / m]).collect();
-            }
-            let operand = Left {
-                data: &left,
-                stride: if step_major { m } else { steps },
-                layout: if step_major { LeftLayout::StepMajor } else { LeftLayout::RowMajor },
+            let mut buffer = LeftBuffer::default();
+            let operand = match is_transposed {
+                false => buffer.row_major(kernel, Rows::new(&a, k), m, k),
+                true => buffer.transposed(kernel, Rows::new(&columns, m), k, m),
             };
             let mut c = vec![f32::NAN; m * n];
             tiled(operand, m, &packed, &mut c).run_active(|rows: Range<usize>| ActiveRegion {
@@ -214,6 +207,48 @@ proptest! {
             let (a_read, b_read) = (read(&a), read(&b));
             let want = naive([m, n, k], |i, l| a_read[i * k + l], |l, j| b_read[l * n + j]);
             assert_sums(&c, &want, k);
+        }
+    }
+}
+
+/// Longer inner dimensions than a sum has are multiplied part by part, for all panels of a block.
+#[test]
+fn long_inner_dimensions_are_the_same_chains() {
+    let mut rng = Rng::new(12);
+    for (m, n, k) in [(5, 50, 513), (70, 33, 1023), (33, 17, 1024), (9, 64, 2051)] {
+        let (a, b) = (rng.normal(m * k), rng.normal(k * n));
+        let before = rng.normal(m * n);
+        for kernel in kernels() {
+            let packed = Packed::for_kernel(kernel, Matrix::new(&b[..], k, n));
+            let mut buffer = LeftBuffer::default();
+            let left = buffer.row_major(kernel, Rows::new(&a, k), m, k);
+            let mut want = vec![f32::NAN; m * n];
+            tiled(left, m, &packed, &mut want).run();
+            let mut found = before.clone();
+            multiply(
+                Matrix::new(&a[..], m, k),
+                &packed,
+                MatrixMut::new(&mut found[..], m, n),
+                0.5,
+            );
+            assert!(found.iter().zip(&want).all(|(x, sum)| *x == 0.5 * sum));
+            found.copy_from_slice(&before);
+            multiply_add(
+                Matrix::new(&a[..], m, k),
+                &packed,
+                MatrixMut::new(&mut found[..], m, n),
+                0.5,
+            );
+            let added = before.iter().zip(&want).map(|(x, sum)| x + 0.5 * sum);
+            assert!(found.iter().zip(added).all(|(x, sum)| *x == sum));
+            let mut rounded = vec![bf16::ZERO; m * n];
+            multiply(
+                Matrix::new(&a[..], m, k),
+                &packed,
+                MatrixMut::new(&mut rounded[..], m, n),
+                1.0,
+            );
+            assert!(rounded.iter().zip(&want).all(|(x, sum)| *x == round(*sum)));
         }
     }
 }

@@ -61,6 +61,13 @@ pub(crate) trait Output {
     fn put(&mut self, row: usize, column: usize, count: usize, sums: &[[f32; PANEL]]);
 }
 
+impl<O: Output> Output for &mut O {
+    #[inline(always)]
+    fn put(&mut self, row: usize, column: usize, count: usize, sums: &[[f32; PANEL]]) {
+        (**self).put(row, column, count, sums);
+    }
+}
+
 /// Matmul of (rows, k) and (k, columns) on one thread.
 pub(crate) struct TiledMatmul<'a, O> {
     pub(crate) kernel: Kernel,
@@ -75,7 +82,7 @@ pub(crate) struct TiledMatmul<'a, O> {
 
 impl<O: Output> TiledMatmul<'_, O> {
     /// Computes all elements.
-    #[inline(always)]
+    #[cfg(test)]
     pub(crate) fn run(self) {
         let (inner, columns) = (0..self.steps * self.kernel.group(), self.columns);
         self.run_active(|_| ActiveRegion {

@@ -37,8 +37,12 @@ fn avx512(square: &[[u32; PANEL]; PANEL], out: &mut [PanelRow; PANEL]) {
     };
     let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
-    // SAFETY: a row has the 64 bytes that are read.
-    let mut rows = square.map(|row| unsafe { _mm512_loadu_si512(row.as_ptr().cast()) });
+    // Not `map`, whose closure would pass vectors through memory.
+    let mut rows = [low; PANEL];
+    for (out, row) in rows.iter_mut().zip(square) {
+        // SAFETY: a row has the 64 bytes that are read.
+        *out = unsafe { _mm512_loadu_si512(row.as_ptr().cast()) };
+    }
     // Interleaving the first half of the rows with the second rotates the bits of an element's index by one.
     for _ in 0..4 {
         let before = rows;

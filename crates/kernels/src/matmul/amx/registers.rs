@@ -6,14 +6,19 @@ use crate::matmul::panels::{PANEL, PanelRow};
 use std::arch::asm;
 use std::array;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::slice;
 
-/// Sums of a group of rows and two panels, row by row.
-#[derive(Clone, Copy)]
+/// Buffer of the sums of a group of rows and two panels, row by row. Not initialized, since small matmuls use little of
+/// it.
 #[repr(align(64))]
-pub(super) struct Sums(pub(super) [[f32; PANEL]; 2 * ROWS]);
+pub(super) struct Sums([[MaybeUninit<f32>; PANEL]; 2 * ROWS]);
 
 impl Sums {
-    pub(super) const ZERO: Self = Self([[0.0; PANEL]; 2 * ROWS]);
+    #[inline(always)]
+    pub(super) fn new() -> Self {
+        Self([[MaybeUninit::uninit(); _]; _])
+    }
 }
 
 /// Shapes of the registers: 0 and 1, 2 and 3 for the sums of the first and the last 16 rows of a group, 4 and 5 for
@@ -44,9 +49,8 @@ pub(super) struct Registers {
 pub(super) struct Segment<'a> {
     left: [*const u32; 2],
     right: [*const PanelRow; 2],
-    /// Bytes from a row of the left operand to the next, and from a block to the next.
+    /// Bytes from a row of the left operand to the next.
     stride: usize,
-    block: usize,
     blocks: usize,
     operands: PhantomData<&'a [PanelRow]>,
 }
@@ -112,21 +116,25 @@ impl Registers {
             left: array::from_fn(|half| left.data.wrapping_add(half * TILE * left.stride)),
             right: array::from_fn(|p| right[p.min(P - 1)].as_ptr()),
             stride: left.stride * size_of::<u32>(),
-            block: left.block * size_of::<u32>(),
             blocks,
             operands: PhantomData,
         }
     }
 
-    /// Writes the sums of the products of all segments, for the configured rows and `P` panels.
+    /// Returns the sums of the products of all segments, for the configured rows and `P` panels.
     #[inline(always)]
-    pub(super) fn multiply<const P: usize>(&self, segments: &[Segment<'_>; 3], out: &mut Sums) {
+    pub(super) fn multiply<'a, const P: usize>(
+        &self,
+        segments: &[Segment<'_>; 3],
+        out: &'a mut Sums,
+    ) -> &'a mut [[f32; PANEL]] {
         const { assert!(P == 1 || P == 2) };
         // The instructions below advance by this number.
-        const { assert!(size_of::<Segment<'_>>() == 56) };
+        const { assert!(size_of::<Segment<'_>>() == 48) };
         // SAFETY: the token proves that the process may use the instructions. Each segment holds the rows and panels
         // that it was checked for, and outlives none of its operands; the registers still have the shapes of that
-        // check, since segments borrow `self`. `out` holds the rows of any configuration.
+        // check, since segments borrow `self`. `out` holds the rows of any configuration, and those of this one are
+        // written before they are returned.
         unsafe {
             match (self.rows > TILE, P) {
                 (true, 2) => multiply!(segments, out,
@@ -182,6 +190,7 @@ impl Registers {
                     ],
                     store: ["tilestored [{out} + {row}], tmm0"]),
             }
+            slice::from_raw_parts_mut(out.0.as_mut_ptr().cast(), self.rows * P)
         }
     }
 }
@@ -209,20 +218,19 @@ macro_rules! multiply {
             "mov {right0}, [{segment} + 16]",
             "mov {right1}, [{segment} + 24]",
             "mov {stride}, [{segment} + 32]",
-            "mov {block}, [{segment} + 40]",
-            "mov {blocks}, [{segment} + 48]",
+            "mov {blocks}, [{segment} + 40]",
             "test {blocks}, {blocks}",
             "jz 4f",
             "3:",
             $($add,)*
-            "add {left0}, {block}",
-            "add {left1}, {block}",
+            "add {left0}, 64",
+            "add {left1}, 64",
             "add {right0}, 1024",
             "add {right1}, 1024",
             "dec {blocks}",
             "jnz 3b",
             "4:",
-            "add {segment}, 56",
+            "add {segment}, 48",
             "dec {segments}",
             "jnz 2b",
             $($store,)*
@@ -231,7 +239,6 @@ macro_rules! multiply {
             right0 = out(reg) _,
             right1 = out(reg) _,
             stride = out(reg) _,
-            block = out(reg) _,
             blocks = out(reg) _,
             segment = inout(reg) $segments.as_ptr() => _,
             segments = inout(reg) $segments.len() => _,

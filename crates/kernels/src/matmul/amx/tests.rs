@@ -52,7 +52,6 @@ struct Problem {
     /// Active steps of the first 32 rows; each further group has `fewer`.
     active: Range<usize>,
     fewer: usize,
-    layout: LeftLayout,
 }
 
 impl Problem {
@@ -86,11 +85,8 @@ impl Problem {
             kernel: Kernel::Amx(token),
             left: Left {
                 data: left,
-                stride: match self.layout {
-                    LeftLayout::RowMajor => self.steps,
-                    LeftLayout::StepMajor => self.rows,
-                },
-                layout: self.layout,
+                stride: self.steps,
+                layout: LeftLayout::RowMajor,
             },
             rows: self.rows,
             right: right.get(self.skipped..).unwrap_or_default(),
@@ -118,10 +114,7 @@ impl Problem {
         for row in 0..self.rows {
             for column in 0..self.columns {
                 let pair = |step: usize| {
-                    let left = match self.layout {
-                        LeftLayout::RowMajor => left[row * self.steps + step],
-                        LeftLayout::StepMajor => left[step * self.rows + row],
-                    };
+                    let left = left[row * self.steps + step];
                     let right = &right[column / 16 * self.steps + self.skipped + step];
                     (left, right.0[column % 16])
                 };
@@ -158,34 +151,28 @@ fn problems() -> impl Strategy<Value = Problem> {
     let rows = prop_oneof![1usize..70, Just(1), Just(16), Just(17), Just(32)];
     let steps = prop_oneof![4 => 0usize..70, 1 => 500usize..1100];
     let active = (0usize..3, any::<[u16; 2]>());
-    (rows, 1usize..70, steps, active, any::<bool>()).prop_map(
-        |(rows, columns, steps, (skipped, ends), is_row_major)| {
-            let skipped = skipped.min(steps);
-            let last = steps - skipped;
-            let [first, second] = ends.map(|end| usize::from(end) % (last + 1));
-            Problem {
-                // Few, for the emulator.
-                rows: if steps > 100 { rows.min(20) } else { rows },
-                columns: if steps > 100 {
-                    columns.min(20)
-                } else {
-                    columns
-                },
-                steps,
-                skipped,
-                active: match ends[0] % 3 {
-                    0 => 0..last,
-                    1 => first / 16 * 16..last,
-                    _ => first.min(second)..first.max(second),
-                },
-                fewer: usize::from(ends[1]) % 20,
-                layout: match is_row_major {
-                    true => LeftLayout::RowMajor,
-                    false => LeftLayout::StepMajor,
-                },
-            }
-        },
-    )
+    (rows, 1usize..70, steps, active).prop_map(|(rows, columns, steps, (skipped, ends))| {
+        let skipped = skipped.min(steps);
+        let last = steps - skipped;
+        let [first, second] = ends.map(|end| usize::from(end) % (last + 1));
+        Problem {
+            // Few, for the emulator.
+            rows: if steps > 100 { rows.min(20) } else { rows },
+            columns: if steps > 100 {
+                columns.min(20)
+            } else {
+                columns
+            },
+            steps,
+            skipped,
+            active: match ends[0] % 3 {
+                0 => 0..last,
+                1 => first / 16 * 16..last,
+                _ => first.min(second)..first.max(second),
+            },
+            fewer: usize::from(ends[1]) % 20,
+        }
+    })
 }
 
 proptest! {
@@ -200,10 +187,7 @@ proptest! {
         for row in 0..problem.rows {
             let active = problem.active(row);
             for step in (0..problem.steps).filter(|step| !active.contains(step)) {
-                left[match problem.layout {
-                    LeftLayout::RowMajor => row * problem.steps + step,
-                    LeftLayout::StepMajor => step * problem.rows + row,
-                }] = u32::MAX;
+                left[row * problem.steps + step] = u32::MAX;
             }
         }
         // Infinities in the steps that only the first rows use: nothing of them remains for the next ones.
@@ -223,7 +207,7 @@ proptest! {
 
     #[test]
     fn sums_of_a_row_do_not_depend_on_other_rows(problem in problems(), seed in any::<u64>()) {
-        let problem = Problem { fewer: 0, layout: LeftLayout::RowMajor, ..problem };
+        let problem = Problem { fewer: 0, ..problem };
         let (left, right) = problem.operands(seed, pairs);
         let all = problem.run(Token::emulated(), &left, &right);
         let row = problem.rows - 1;
@@ -246,7 +230,6 @@ fn amx_equals_its_plain_model() {
         skipped: 0,
         active: 3..990,
         fewer: 7,
-        layout: LeftLayout::RowMajor,
     };
     let token = Token::new().expect("AMX is available");
     for (seed, pairs) in [(1, pairs as Pairs), (2, special_pairs)] {
@@ -297,33 +280,30 @@ impl Drop for Guarded {
 
 #[test]
 fn nothing_is_read_beyond_the_operands() {
-    for layout in [LeftLayout::RowMajor, LeftLayout::StepMajor] {
-        for (rows, columns, steps, skipped) in [
-            (1, 1, 1, 0),
-            (5, 17, 31, 2),
-            (32, 32, 32, 0),
-            (33, 16, 33, 1),
-            (31, 48, 16, 0),
-        ] {
-            let problem = Problem {
-                rows,
-                columns,
-                steps,
-                skipped,
-                active: 0..steps - skipped,
-                fewer: 0,
-                layout,
-            };
-            let mut left = Guarded::new(4 * problem.left_len());
-            let mut right = Guarded::new(64 * problem.right_len());
-            let left = left.end(problem.left_len());
-            let right = right.end::<PanelRow>(problem.right_len());
-            let operands = problem.operands(4, pairs);
-            left.copy_from_slice(&operands.0);
-            right.copy_from_slice(&operands.1);
-            let found = problem.run(Token::emulated(), left, right);
-            assert_identical(&found, &problem.model(left, right));
-        }
+    for (rows, columns, steps, skipped) in [
+        (1, 1, 1, 0),
+        (5, 17, 31, 2),
+        (32, 32, 32, 0),
+        (33, 16, 33, 1),
+        (31, 48, 16, 0),
+    ] {
+        let problem = Problem {
+            rows,
+            columns,
+            steps,
+            skipped,
+            active: 0..steps - skipped,
+            fewer: 0,
+        };
+        let mut left = Guarded::new(4 * problem.left_len());
+        let mut right = Guarded::new(64 * problem.right_len());
+        let left = left.end(problem.left_len());
+        let right = right.end::<PanelRow>(problem.right_len());
+        let operands = problem.operands(4, pairs);
+        left.copy_from_slice(&operands.0);
+        right.copy_from_slice(&operands.1);
+        let found = problem.run(Token::emulated(), left, right);
+        assert_identical(&found, &problem.model(left, right));
     }
 }
 
