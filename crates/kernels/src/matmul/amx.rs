@@ -229,9 +229,9 @@ impl<'a> Kernel<'a> {
                 continue;
             }
             for (p, (slot, copy)) in slots.iter_mut().zip(copies).enumerate() {
-                let mut block = [PanelRow::ZERO; TILE];
+                let block = slot.write([PanelRow::ZERO; TILE]);
                 block[..part.len()].copy_from_slice(right(part, p));
-                *copy = slot.write(block);
+                *copy = block;
             }
         }
         let segments = array::from_fn(|i| {

@@ -83,9 +83,9 @@ impl Kernel {
         }
     }
 
-    /// Returns the steps of the inner dimension that [`multiply_transposed`](super::multiply_transposed) packs at a
-    /// time.
-    pub(super) fn packed_steps(self) -> usize {
+    /// Returns the steps of the inner dimension that [`multiply_transposed`](super::multiply_transposed) transposes at
+    /// a time.
+    pub(super) fn transposed_steps(self) -> usize {
         match self {
             // Its sums of 256 steps take as long as adding them to the output.
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
@@ -119,7 +119,7 @@ pub fn unit_name(precision: Precision) -> &'static str {
 }
 
 /// Returns the single-precision numbers of a vector.
-pub(super) fn lanes() -> usize {
+fn lanes() -> usize {
     struct Lanes;
 
     impl SimdKernel for Lanes {

@@ -1,7 +1,7 @@
 //! Matrix multiplication in single precision or bfloat16, with sums in single precision.
 //!
 //! The right operand is packed into [panels](Packed), once for any number of uses; the left one is read in place if
-//! it has the type of the kernel. Each element is a sum over the inner dimension in an order that depends on the shapes
+//! it has the type of the kernel and is not transposed. Each element is a sum over the inner dimension in an order that depends on the shapes
 //! only, so that results are bit-identical for any number of threads. In single precision they also are for any
 //! processor, each sum being a chain of fused multiply-adds over blocks of 512, or 256 in [`multiply_transposed`]; in
 //! bfloat16 they depend on the unit.
@@ -48,14 +48,14 @@ const PARALLEL_WORK: usize = 1 << 18;
 /// Maximum rows of the output per task: enough for each panel that is read from the L3
 /// cache to be used often.
 const ROWS: usize = 192;
-/// Maximum columns of the output per task: panels of common inner dimensions stay in the L2 cache.
+/// Maximum columns of the output per task: panels of a part of the inner dimension stay in the L2 cache.
 const COLUMNS: usize = 384;
 /// Columns of the widest tile.
 const TILE_COLUMNS: usize = 48;
 /// Rows of the tallest tile of the vector units.
 const TILE_ROWS: usize = 8;
-/// Rows of a left operand that [`multiply_transposed`] transposes at a time: a group of rows of AMX, in the L1 cache.
-const TRANSPOSED_ROWS: usize = 32;
+/// Rows of a left operand that [`multiply_transposed`] transposes at a time: whole tiles of every unit.
+const TRANSPOSED_ROWS: usize = 96;
 /// Number of tasks that a matmul is split into if it is large enough.
 const TASKS: usize = 8;
 const NOT_ACCUMULATED: &str = "matmul: sums are not accumulated in bfloat16";
@@ -124,30 +124,38 @@ fn multiply_into<T: Float>(
         };
         // Sums of several parts are added in single precision, in the output where it holds nothing else.
         let is_sum = !T::IS_ROUNDED && scale == 1.0 && !accumulate;
-        let mut out = BlockOutput {
-            rows: &mut block.rows,
-            scale,
-            accumulate,
-        };
         with_buffers(|Buffers { left, sums }| {
             if is_sum || b.steps() <= SUM_STEPS {
                 for first in product.parts() {
-                    out.accumulate = accumulate || first > 0;
-                    product.multiply_part(first, left, &mut out);
+                    let out = BlockOutput {
+                        rows: &mut block.rows,
+                        scale,
+                        accumulate: accumulate || first > 0,
+                    };
+                    product.multiply_part(first, left, out);
                 }
                 return;
             }
             let stride = product.columns.next_multiple_of(PANEL);
-            sums.resize(product.rows * stride, 0.0);
+            let len = product.rows * stride;
+            if sums.len() < len {
+                // Not resized, which would reserve up to twice as much.
+                *sums = vec![0.0; len];
+            }
             for first in product.parts() {
                 let out = OutputRows {
-                    data: sums,
+                    data: &mut sums[..len],
                     stride,
                     accumulate: first > 0,
                 };
                 product.multiply_part(first, left, out);
             }
-            out.put_all(sums, product.columns, stride);
+            let mut out = BlockOutput {
+                rows: &mut block.rows,
+                scale,
+                accumulate,
+            };
+            out.put_all(&sums[..len], product.columns, stride);
         });
     });
 }
@@ -253,11 +261,11 @@ pub fn multiply_transposed(
         is_parallel(m, n, k),
         |block| {
             let (kernel, rows) = (b.kernel(), block.rows.len());
-            let packed_steps = kernel.packed_steps();
+            let transposed_steps = kernel.transposed_steps();
             with_buffers(|buffers| {
-                for first in (0..b.steps().max(1)).step_by(packed_steps) {
+                for first in (0..b.steps().max(1)).step_by(transposed_steps) {
                     let start = first * kernel.group();
-                    let inner = (packed_steps * kernel.group()).min(k - start);
+                    let inner = (transposed_steps * kernel.group()).min(k - start);
                     let right = b.panels_from(block.column).get(first..).unwrap_or_default();
                     for row in (0..rows).step_by(TRANSPOSED_ROWS) {
                         let rows = TRANSPOSED_ROWS.min(rows - row);
@@ -286,8 +294,8 @@ pub fn multiply_transposed(
     );
 }
 
-/// Returns an upper bound on the bytes that [`multiply`] of (m, k) and (k, n) allocates on `threads` threads, and packing
-/// its right operand.
+/// Returns an upper bound on the bytes that [`multiply`] of (m, k) and (k, n) allocates on `threads` threads, or keeps in
+/// their buffers, and packing its right operand.
 pub fn workspace(precision: Precision, m: usize, n: usize, k: usize, threads: usize) -> usize {
     let slices = m * n.div_ceil(TILE_COLUMNS) * size_of::<&mut [f32]>();
     let inner = k.min(SUM_STEPS * Kernel::from(precision).group());
@@ -304,7 +312,7 @@ pub fn workspace(precision: Precision, m: usize, n: usize, k: usize, threads: us
 }
 
 /// Returns an upper bound on the bytes that [`multiply_transposed`] of (k, m) and (k, n) allocates on `threads`
-/// threads.
+/// threads, or keeps in their buffers.
 pub fn transposed_workspace(
     precision: Precision,
     m: usize,
@@ -314,7 +322,7 @@ pub fn transposed_workspace(
 ) -> usize {
     let slices = m * n.div_ceil(COLUMNS) * size_of::<&mut [f32]>();
     let kernel = Kernel::from(precision);
-    let inner = k.min(kernel.packed_steps() * kernel.group());
+    let inner = k.min(kernel.transposed_steps() * kernel.group());
     let left = LeftBuffer::bytes(kernel, m.min(TRANSPOSED_ROWS), inner);
     Packed::bytes(precision, k, n) + threads * left + slices
 }

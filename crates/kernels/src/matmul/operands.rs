@@ -6,9 +6,6 @@ use super::tiles::{Left, LeftLayout, Output};
 use crate::floats::Floats;
 use crate::simd::dispatch;
 
-/// Padding of the rows of a buffer, so that rows of a tile do not map to the same set of the L1 cache.
-const PADDING: usize = 16;
-
 /// Buffer of a left operand, for operands that are not read in place. Rows start at cache lines: AMX reads a row of a
 /// tile that is split between two of them half as fast.
 #[derive(Default)]
@@ -20,11 +17,13 @@ impl LeftBuffer {
         4 * padded(rows) * padded(kernel.into().steps(inner))
     }
 
-    /// Returns the first elements of the buffer, which have any contents.
+    /// Returns the first elements of the buffer, a multiple of 16, which have any contents.
     fn take(&mut self, len: usize) -> &mut [u32] {
-        let len = len.div_ceil(PANEL);
+        let len = len / PANEL;
         if self.0.len() < len {
-            self.0.resize(len, PanelRow::ZERO);
+            // Not resized, which would reserve up to twice as much and copy what is overwritten.
+            self.0 = Vec::new();
+            self.0 = vec![PanelRow::ZERO; len];
         }
         bytemuck::cast_slice_mut(&mut self.0[..len])
     }
@@ -62,7 +61,7 @@ impl LeftBuffer {
         dispatch(
             #[inline(always)]
             || {
-                for (i, out) in data.chunks_exact_mut(stride).enumerate().take(rows) {
+                for (i, out) in data.chunks_exact_mut(stride).enumerate() {
                     panels::load_row(kernel, x.row(i, inner), out);
                 }
             },
@@ -101,9 +100,16 @@ impl LeftBuffer {
         dispatch(
             #[inline(always)]
             || {
-                panels::for_each_step(kernel, x, inner, rows, |step, column, row| {
-                    data[step * stride + column..][..PANEL].copy_from_slice(&row);
-                });
+                panels::for_each_step(
+                    kernel,
+                    x,
+                    inner,
+                    rows,
+                    #[inline(always)]
+                    |step, column, row| {
+                        data[step * stride + column..][..PANEL].copy_from_slice(&row);
+                    },
+                );
             },
         );
         Left {
@@ -114,9 +120,10 @@ impl LeftBuffer {
     }
 }
 
-/// Returns the elements from a row of a buffer to the next.
+/// Returns the elements from a row of a buffer to the next: an odd number of cache lines, so that the rows of a tile do
+/// not map to the same sets of the L1 cache.
 fn padded(len: usize) -> usize {
-    len.next_multiple_of(PANEL) + PADDING
+    (panels::panels(len) | 1) * PANEL
 }
 
 /// Output rows in single precision, `stride` apart.

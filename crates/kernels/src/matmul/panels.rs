@@ -222,8 +222,8 @@ pub(super) fn transpose_steps(
     out: &mut [u32],
     stride: usize,
 ) {
-    /// Panels of a block: long parts of rows are read, and the block stays in the L1 cache.
-    const PANELS: usize = 4;
+    /// Panels of a block: whole cache lines of rows in bfloat16.
+    const PANELS: usize = 2;
     dispatch(
         #[inline(always)]
         || {

@@ -1,11 +1,9 @@
 use super::kernel::Kernel;
 use super::*;
-use crate::floats::Floats;
-use crate::floats::{narrow, round, widen};
+use crate::floats::{Floats, narrow, round, widen};
 use crate::testing::{Rng, assert_bit_identical_for_any_thread_count};
 use half::bf16;
 use proptest::prelude::*;
-use std::cell::Cell;
 use std::ops::Range;
 
 /// Relative rounding error of single precision.
@@ -232,6 +230,14 @@ fn long_inner_dimensions_are_the_same_chains() {
                 0.5,
             );
             assert!(found.iter().zip(&want).all(|(x, sum)| *x == 0.5 * sum));
+            found.fill(f32::NAN);
+            multiply(
+                Matrix::new(&a[..], m, k),
+                &packed,
+                MatrixMut::new(&mut found[..], m, n),
+                1.0,
+            );
+            assert_eq!(found, want);
             found.copy_from_slice(&before);
             multiply_add(
                 Matrix::new(&a[..], m, k),
@@ -249,6 +255,61 @@ fn long_inner_dimensions_are_the_same_chains() {
                 1.0,
             );
             assert!(rounded.iter().zip(&want).all(|(x, sum)| *x == round(*sum)));
+        }
+    }
+}
+
+/// Row by row, transposed operands are the same steps as those read in place or copied, whatever the buffer held.
+#[test]
+fn transposed_left_operands_are_the_rows_of_the_transpose() {
+    let mut rng = Rng::new(13);
+    let other = vec![f32::NAN; 160 * 160];
+    for (m, k) in [(1, 1), (70, 33), (130, 75), (32, 1000)] {
+        let x = rng.normal(k * m);
+        let transpose: Vec<f32> = (0..m * k).map(|at| x[at % k * m + at / k]).collect();
+        for kernel in kernels() {
+            let mut buffer = LeftBuffer::default();
+            let _ = buffer.transposed(kernel, Rows::new(&other, 160), 160, 160);
+            let mut want_buffer = LeftBuffer::default();
+            let found = buffer.transposed(kernel, Rows::new(&x, m), k, m);
+            let want = want_buffer.row_major(kernel, Rows::new(&transpose, k), m, k);
+            let at = |left: &Left, row: usize, step: usize| match left.layout {
+                LeftLayout::RowMajor => left.data[row * left.stride + step],
+                LeftLayout::StepMajor => left.data[step * left.stride + row],
+            };
+            for row in 0..m {
+                for step in 0..kernel.steps(k) {
+                    assert_eq!(at(&found, row, step), at(&want, row, step), "{kernel:?}");
+                }
+            }
+        }
+    }
+}
+
+/// Blocks of more rows than are transposed at a time, and more steps.
+#[test]
+fn large_transposed_products_match_the_definition() {
+    let (m, n, k) = (1000, 20, 1100);
+    let mut rng = Rng::new(14);
+    let (a, b) = (rng.normal(k * m), rng.normal(k * n));
+    for precision in PRECISIONS {
+        let (a_read, b_read) = (operand(precision, &a), operand(precision, &b));
+        let want = naive(
+            [m, n, k],
+            |i, l| a_read[l * m + i],
+            |l, j| b_read[l * n + j],
+        );
+        let mut c = vec![f32::NAN; m * n];
+        for accumulate in [false, true] {
+            let (left, right) = (Matrix::new(&a[..], k, m), Matrix::new(&b[..], k, n));
+            let out = MatrixMut::new(&mut c[..], m, n);
+            multiply_transposed(precision, left, right, out, 1.0, accumulate);
+            let factor = if accumulate { 2.0 } else { 1.0 };
+            let want: Vec<_> = want
+                .iter()
+                .map(|(x, abs)| (factor * x, factor * abs))
+                .collect();
+            assert_sums(&c, &want, k);
         }
     }
 }
@@ -376,18 +437,18 @@ fn bit_identical_for_any_thread_count() {
             (65, 129, 1000),
             (200, 300, 77),
             (3, 500, 400),
+            (300, 129, 2100),
         ] {
             let mut rng = Rng::new(3);
             let (a, b, t) = (rng.normal(m * k), rng.normal(k * n), rng.normal(k * m));
             assert_bit_identical_for_any_thread_count(|| {
                 let packed = Packed::new(precision, Matrix::new(&b[..], k, n));
-                let (mut c, mut d) = (vec![1.0; m * n], vec![1.0; m * n]);
-                multiply(
-                    Matrix::new(&a[..], m, k),
-                    &packed,
-                    MatrixMut::new(&mut c[..], m, n),
-                    0.3,
-                );
+                let mut c = vec![1.0; 2 * m * n];
+                let mut d = vec![1.0; m * n];
+                for (c, scale) in c.chunks_exact_mut(m * n).zip([0.3, 1.0]) {
+                    let left = Matrix::new(&a[..], m, k);
+                    multiply(left, &packed, MatrixMut::new(c, m, n), scale);
+                }
                 let (left, right) = (Matrix::new(&t[..], k, m), Matrix::new(&b[..], k, n));
                 let out = MatrixMut::new(&mut d[..], m, n);
                 multiply_transposed(precision, left, right, out, 0.3, true);

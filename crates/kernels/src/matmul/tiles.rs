@@ -61,13 +61,6 @@ pub(crate) trait Output {
     fn put(&mut self, row: usize, column: usize, count: usize, sums: &[[f32; PANEL]]);
 }
 
-impl<O: Output> Output for &mut O {
-    #[inline(always)]
-    fn put(&mut self, row: usize, column: usize, count: usize, sums: &[[f32; PANEL]]) {
-        (**self).put(row, column, count, sums);
-    }
-}
-
 /// Matmul of (rows, k) and (k, columns) on one thread.
 pub(crate) struct TiledMatmul<'a, O> {
     pub(crate) kernel: Kernel,

@@ -42,8 +42,8 @@ impl<'a> LeftTiles<'a> {
 pub(super) struct LeftCopy {
     /// Not initialized, since most matmuls do not use it.
     rows: [[MaybeUninit<PanelRow>; ROWS]; 2],
-    /// First row and first step of the copies.
-    held: Option<(usize, usize)>,
+    /// Rows, and first step of the copies.
+    held: Option<(Range<usize>, usize)>,
 }
 
 impl LeftCopy {
@@ -59,11 +59,11 @@ impl LeftCopy {
     /// inner dimension is one sum.
     #[inline(always)]
     pub(super) fn copy(&mut self, left: &Left, rows: &Range<usize>, parts: [&Range<usize>; 2]) {
-        let key = (rows.start, parts[0].start);
-        if self.held == Some(key) {
+        let key = Some((rows.clone(), parts[0].start));
+        if self.held == key {
             return;
         }
-        self.held = Some(key);
+        self.held = key;
         for (steps, copy) in parts.into_iter().zip(&mut self.rows) {
             if steps.is_empty() {
                 continue;
@@ -83,7 +83,7 @@ impl LeftCopy {
         LeftTiles {
             data: self.rows[part].as_ptr().cast(),
             stride: PANEL,
-            rows: ROWS,
+            rows: self.held.as_ref().map_or(0, |(rows, _)| rows.len()),
             blocks: 1,
             operand: PhantomData,
         }
