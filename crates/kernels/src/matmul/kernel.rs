@@ -87,7 +87,7 @@ impl Kernel {
     /// a time.
     pub(super) fn transposed_steps(self) -> usize {
         match self {
-            // Its sums of 256 steps take as long as adding them to the output.
+            // Its products are so fast that adding them to the output is to be rare.
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
             Self::Amx(_) => super::tiles::SUM_STEPS,
             _ => 256,

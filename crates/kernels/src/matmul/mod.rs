@@ -204,8 +204,7 @@ impl Product<'_> {
     }
 }
 
-/// Buffers that a thread keeps from one block to the next: allocating and clearing them takes a large part of the time
-/// of a small block.
+/// Buffers that a thread keeps from one block to the next, so that they are not allocated and cleared for each.
 #[derive(Default)]
 struct Buffers {
     left: LeftBuffer,

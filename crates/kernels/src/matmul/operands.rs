@@ -6,8 +6,8 @@ use super::tiles::{Left, LeftLayout, Output};
 use crate::floats::Floats;
 use crate::simd::dispatch;
 
-/// Buffer of a left operand, for operands that are not read in place. Rows start at cache lines: AMX reads a row of a
-/// tile that is split between two of them half as fast.
+/// Buffer of a left operand, for operands that are not read in place. Rows start at cache lines: a row of a tile of AMX
+/// that is split between two of them takes longer to read.
 #[derive(Default)]
 pub(crate) struct LeftBuffer(Vec<PanelRow>);
 

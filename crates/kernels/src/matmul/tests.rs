@@ -221,7 +221,10 @@ fn long_inner_dimensions_are_the_same_chains() {
             let mut buffer = LeftBuffer::default();
             let left = buffer.row_major(kernel, Rows::new(&a, k), m, k);
             let mut want = vec![f32::NAN; m * n];
-            tiled(left, m, &packed, &mut want).run();
+            tiled(left, m, &packed, &mut want).run_active(|_| ActiveRegion {
+                inner: 0..k,
+                columns: n,
+            });
             let mut found = before.clone();
             multiply(
                 Matrix::new(&a[..], m, k),
@@ -391,7 +394,10 @@ fn avx512_bf16_equals_its_plain_model() {
     let mut c = vec![0.0; m * n];
     let mut buffer = LeftBuffer::default();
     let left = buffer.row_major(kernel, Rows::new(&a, k), m, k);
-    tiled(left, m, &packed, &mut c).run();
+    tiled(left, m, &packed, &mut c).run_active(|_| ActiveRegion {
+        inner: 0..k,
+        columns: n,
+    });
     for (i, row) in c.chunks(n).enumerate() {
         for (j, found) in row.iter().enumerate() {
             let pairs = (0..k).step_by(2);

@@ -74,16 +74,6 @@ pub(crate) struct TiledMatmul<'a, O> {
 }
 
 impl<O: Output> TiledMatmul<'_, O> {
-    /// Computes all elements.
-    #[cfg(test)]
-    pub(crate) fn run(self) {
-        let (inner, columns) = (0..self.steps * self.kernel.group(), self.columns);
-        self.run_active(|_| ActiveRegion {
-            inner: inner.clone(),
-            columns,
-        });
-    }
-
     /// Computes, of each block of rows, only the part returned by `active`, which must be within the operands.
     #[inline(always)]
     pub(crate) fn run_active(self, active: impl Fn(Range<usize>) -> ActiveRegion) {
