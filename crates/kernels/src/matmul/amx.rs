@@ -42,12 +42,15 @@ impl Token {
     pub(crate) fn new() -> Option<Self> {
         static IS_AVAILABLE: OnceLock<bool> = OnceLock::new();
         let is_available = *IS_AVAILABLE.get_or_init(|| {
+            if is_supported() && is_permitted() {
+                return true;
+            }
             #[cfg(any(test, feature = "testing"))]
             if emulator::is_requested() {
                 emulator::install();
                 return true;
             }
-            is_supported() && is_permitted()
+            false
         });
         is_available.then_some(Self(()))
     }

@@ -1,5 +1,6 @@
 //! Emulator of the AMX instructions of the kernel, for tests on other processors: a handler of the signal for illegal
-//! instructions. The environment variable `HYBRIDNORM_EMULATE_AMX` makes AMX the best unit of all tests.
+//! instructions. The environment variable `HYBRIDNORM_EMULATE_AMX` makes AMX the best unit of all tests. Processors with
+//! AMX execute the instructions themselves: not all of them can be made to raise the signal.
 
 use super::TILE;
 use super::model::tdpbf16ps;
@@ -27,7 +28,7 @@ thread_local! {
     };
 }
 
-/// True if the environment requests AMX in all tests.
+/// True if the environment requests AMX in all tests, also on processors without it.
 pub(super) fn is_requested() -> bool {
     std::env::var_os("HYBRIDNORM_EMULATE_AMX").is_some()
 }
