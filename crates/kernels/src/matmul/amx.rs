@@ -41,22 +41,12 @@ impl Token {
     #[inline]
     pub(crate) fn new() -> Option<Self> {
         static IS_AVAILABLE: OnceLock<bool> = OnceLock::new();
-        let is_available = *IS_AVAILABLE.get_or_init(|| {
-            if is_supported() && is_permitted() {
-                return true;
-            }
-            #[cfg(any(test, feature = "testing"))]
-            if emulator::is_requested() {
-                emulator::install();
-                return true;
-            }
-            false
-        });
+        let is_available = *IS_AVAILABLE.get_or_init(|| is_supported() && is_permitted());
         is_available.then_some(Self(()))
     }
 
     /// Returns a token whose instructions are emulated if the processor lacks them.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn emulated() -> Self {
         Self::new().unwrap_or_else(|| {
             emulator::install();

@@ -51,8 +51,8 @@ impl Kernel {
     /// Returns the fastest kernel for bfloat16 of this machine.
     fn bf16() -> Self {
         #[cfg(any(test, feature = "testing"))]
-        if std::env::var_os("HYBRIDNORM_IGNORE_BF16_UNITS").is_some() {
-            return Self::Rounded;
+        if let Ok(unit) = std::env::var("HYBRIDNORM_BF16_UNIT") {
+            return Self::requested(&unit);
         }
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
         if let Some(token) = super::amx::Token::new() {
@@ -63,6 +63,22 @@ impl Kernel {
             return Self::Avx512(token);
         }
         Self::Rounded
+    }
+
+    /// Returns the kernel that the environment variable `HYBRIDNORM_BF16_UNIT` requests in tests and benchmarks: `amx`,
+    /// emulated on processors without it, `avx512` or `none`.
+    #[cfg(any(test, feature = "testing"))]
+    fn requested(unit: &str) -> Self {
+        match unit {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            "amx" => Self::Amx(super::amx::Token::emulated()),
+            #[cfg(target_arch = "x86_64")]
+            "avx512" => Self::Avx512(
+                super::avx512::Token::new().expect("the processor should have AVX-512 BF16"),
+            ),
+            "none" => Self::Rounded,
+            unit => panic!("HYBRIDNORM_BF16_UNIT: no unit {unit:?} on this machine"),
+        }
     }
 
     /// Returns the precision of its operands.

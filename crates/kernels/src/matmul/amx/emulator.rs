@@ -1,6 +1,5 @@
 //! Emulator of the AMX instructions of the kernel, for tests on other processors: a handler of the signal for illegal
-//! instructions. The environment variable `HYBRIDNORM_EMULATE_AMX` makes AMX the best unit of all tests. Processors with
-//! AMX execute the instructions themselves: not all of them can be made to raise the signal.
+//! instructions.
 
 use super::TILE;
 use super::model::tdpbf16ps;
@@ -26,11 +25,6 @@ thread_local! {
     static STATE: RefCell<State> = const {
         RefCell::new(State { is_configured: false, shapes: [(0, 0); 8], tiles: [ZERO; 8] })
     };
-}
-
-/// True if the environment requests AMX in all tests, also on processors without it.
-pub(super) fn is_requested() -> bool {
-    std::env::var_os("HYBRIDNORM_EMULATE_AMX").is_some()
 }
 
 /// True if the registers of this thread are in use.
