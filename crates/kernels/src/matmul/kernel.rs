@@ -25,7 +25,7 @@ impl Precision {
 pub(crate) enum Kernel {
     /// Single-precision numbers on the vector unit.
     F32,
-    /// Numbers rounded to bfloat16, in single precision, on the vector unit: for machines without a unit for bfloat16.
+    /// Numbers rounded to bfloat16, in single precision, on the vector unit: for machines without a faster unit for bfloat16.
     Rounded,
     /// Pairs of bfloat16 numbers, AVX-512 BF16: VDPBF16PS.
     #[cfg(target_arch = "x86_64")]
@@ -59,7 +59,7 @@ impl Kernel {
             return Self::Amx(token);
         }
         #[cfg(target_arch = "x86_64")]
-        if let Some(token) = super::avx512::Token::new() {
+        if let Some(token) = super::avx512::Token::if_fast() {
             return Self::Avx512(token);
         }
         Self::Rounded
