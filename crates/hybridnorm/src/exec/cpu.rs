@@ -9,6 +9,7 @@ use hybridnorm_kernels::floats::FloatsMut;
 use memmap2::MmapMut;
 use rayon::prelude::*;
 
+use super::data::input;
 use super::profile::Profile;
 use super::{Executor, Tensor, TensorRef};
 use crate::error::{Error, Result};
@@ -158,23 +159,13 @@ impl Executor for Cpu {
             self.rounded[buffer.0].current.clear();
         }
         for (name, id) in program.inputs() {
-            let (_, data) = inputs
-                .iter()
-                .find(|(given, _)| *given == name)
-                .unwrap_or_else(|| panic!("input {name} is missing"));
             let ty = program.ty(id);
-            assert!(
-                data.can_be_stored_as(ty.dtype),
-                "input {name}: {} instead of {}",
-                data.dtype(),
-                ty.dtype
-            );
-            assert_eq!(ty.elements(), data.len(), "input {name}: elements");
+            let data = input(inputs, name, ty);
             let region = program
                 .region(id)
                 .expect("every program input has an arena region");
             let to = &mut self.arena.bytes_mut()[region.start..region.end];
-            write_elements(*data, ty.dtype, to);
+            write_elements(data, ty.dtype, to);
         }
         for (step, node) in program.steps().iter().zip(program.graph().nodes()) {
             let operation = node.op.operation();
@@ -217,7 +208,7 @@ fn write_elements(data: TensorRef<'_>, dtype: DType, to: &mut [u8]) {
         }
         (dtype, data) => {
             assert_eq!(dtype, data.dtype(), "elements of a different type");
-            to.copy_from_slice(bytes_of(data));
+            to.copy_from_slice(data.bytes());
         }
     }
 }
@@ -348,14 +339,6 @@ fn elements_mut<T: bytemuck::Pod>(bytes: &mut [u8]) -> &mut [T] {
     match bytes {
         [] => &mut [],
         bytes => bytemuck::cast_slice_mut(bytes),
-    }
-}
-
-fn bytes_of(data: TensorRef<'_>) -> &[u8] {
-    match data {
-        TensorRef::F32(x) => bytemuck::cast_slice(x),
-        TensorRef::F64(x) => bytemuck::cast_slice(x),
-        TensorRef::I32(x) => bytemuck::cast_slice(x),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Tensor elements on the host, without a shape.
 
-use crate::graph::DType;
+use crate::graph::{DType, Type};
 
 /// Borrowed counterpart of [`Tensor`].
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +24,24 @@ pub enum Tensor {
     I32(Vec<i32>),
 }
 
-impl TensorRef<'_> {
+/// Returns the input of a run with this name.
+///
+/// # Panics
+/// If it is missing, or has another type or length.
+pub(super) fn input<'a>(inputs: &[(&str, TensorRef<'a>)], name: &str, ty: Type) -> TensorRef<'a> {
+    let found = inputs.iter().find(|(given, _)| *given == name);
+    let (_, data) = found.unwrap_or_else(|| panic!("input {name} is missing"));
+    assert!(
+        data.can_be_stored_as(ty.dtype),
+        "input {name}: {} instead of {}",
+        data.dtype(),
+        ty.dtype
+    );
+    assert_eq!(ty.elements(), data.len(), "input {name}: elements");
+    *data
+}
+
+impl<'a> TensorRef<'a> {
     /// Returns the number of elements.
     pub fn len(&self) -> usize {
         match self {
@@ -45,6 +62,15 @@ impl TensorRef<'_> {
             Self::F32(_) => DType::F32,
             Self::F64(_) => DType::F64,
             Self::I32(_) => DType::I32,
+        }
+    }
+
+    /// Returns the bytes of the elements.
+    pub(super) fn bytes(self) -> &'a [u8] {
+        match self {
+            Self::F32(x) => bytemuck::cast_slice(x),
+            Self::F64(x) => bytemuck::cast_slice(x),
+            Self::I32(x) => bytemuck::cast_slice(x),
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod cpu;
 mod data;
+mod device;
 mod profile;
 mod reference;
 
@@ -16,6 +17,7 @@ use crate::plan::Program;
 
 pub use cpu::Cpu;
 pub use data::{Tensor, TensorRef};
+pub use device::OnDevice;
 pub use reference::Reference;
 
 /// Executor of programs, with the state that outlives a run: parameters, moments, caches.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
+use super::data::input;
 use super::profile::Profile;
 use super::{Executor, Tensor, TensorRef};
 use crate::error::Result;
@@ -123,20 +124,9 @@ impl Reference {
     fn bind_inputs(&mut self, program: &Program, inputs: &[(&str, TensorRef<'_>)]) {
         self.values = vec![None; program.graph().values.len()];
         for (name, id) in program.inputs() {
-            let found = inputs.iter().find(|(given, _)| *given == name);
-            let (_, data) = found.unwrap_or_else(|| panic!("input {name} is missing"));
-            assert_eq!(
-                program.ty(id).elements(),
-                data.len(),
-                "input {name}: elements"
-            );
-            assert!(
-                data.can_be_stored_as(program.ty(id).dtype),
-                "input {name}: {} instead of {}",
-                data.dtype(),
-                program.ty(id).dtype
-            );
-            self.values[id.0] = Some(Value::from(*data).rounded_to(program.ty(id).dtype));
+            let ty = program.ty(id);
+            let data = input(inputs, name, ty);
+            self.values[id.0] = Some(Value::from(data).rounded_to(ty.dtype));
         }
     }
 

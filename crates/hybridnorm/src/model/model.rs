@@ -14,7 +14,7 @@ use crate::exec::{Cpu, Executor, Reference, Tensor, TensorRef};
 use crate::graph::{Builder, DType, ValueId};
 use crate::memory;
 use crate::ops::{self, Arguments};
-use crate::plan::{Options, Precision, Program};
+use crate::plan::{Options, Precision, Program, Target};
 use crate::tensors::{self, HostTensor};
 
 /// Executor of a model's programs, and its precision.
@@ -26,13 +26,31 @@ pub enum Device {
     Cpu,
     /// Plain loops in double precision: slow; the reference for testing kernels.
     Reference,
+    /// CUDA kernels, emulated on the CPU.
+    #[cfg(test)]
+    Emulator,
 }
 
 impl Device {
-    fn executor(self) -> Box<dyn Executor> {
-        match self {
+    /// # Errors
+    /// If the device cannot be used.
+    fn executor(self) -> Result<Box<dyn Executor>> {
+        Ok(match self {
             Self::Cpu => Box::new(Cpu::new()),
             Self::Reference => Box::new(Reference::new()),
+            #[cfg(test)]
+            Self::Emulator => Box::new(crate::exec::OnDevice::new(
+                hybridnorm_cuda::Emulator::default(),
+            )?),
+        })
+    }
+
+    /// Returns the executor that its programs are planned for.
+    pub(crate) fn target(self) -> Target {
+        match self {
+            Self::Cpu | Self::Reference => Target::Cpu,
+            #[cfg(test)]
+            Self::Emulator => Target::Device,
         }
     }
 }
@@ -110,10 +128,11 @@ impl Model {
     /// # Errors
     /// As [`Model::new`].
     pub fn uninitialized(config: &ModelConfig, device: Device) -> Result<Self> {
-        let decoder = Decoder::new(config)?;
+        let mut decoder = Decoder::new(config)?;
+        decoder.set_plan_options(Options::default().with_target(device.target()));
         let elements = decoder.registry().elements();
         memory::check_available(4 * elements as u64, "the model's weights")?;
-        let mut executor = device.executor();
+        let mut executor = device.executor()?;
         let buffer = executor.allocate(DType::F32, elements)?;
         assert_eq!(buffer, PARAMETERS, "the first buffer holds the parameters");
         Ok(Self {
@@ -179,7 +198,8 @@ impl Model {
     /// If the precision of the residual stream has no effect on this model.
     pub fn set_plan_options(&mut self, options: Options) -> Result<()> {
         self.decoder.check_residual(options.precision)?;
-        self.decoder.set_plan_options(options);
+        self.decoder
+            .set_plan_options(options.with_target(self.device.target()));
         self.forget_programs();
         Ok(())
     }

@@ -2,7 +2,8 @@
 
 use hybridnorm_kernels::elementwise;
 
-use super::{Operands, Operation};
+use super::device::add_to;
+use super::{DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Addition of a value to state that is updated, or overwriting of that state.
@@ -52,6 +53,15 @@ impl Operation for Accumulate {
             true => sum.copy_from_slice(x),
             false => elementwise::add_to(x, sum),
         }
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, sum) = (io.read(0), io.write());
+        match self.overwrites {
+            true => io.copy(x, sum),
+            false => add_to(io, x, sum),
+        }
+        Ok(())
     }
 }
 

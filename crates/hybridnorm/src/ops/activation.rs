@@ -5,7 +5,10 @@ use std::ops::Range;
 
 use hybridnorm_kernels::activation::{self, Activation as Function};
 
-use super::{BackwardContext, Operands, Operation};
+use hybridnorm_cuda as cuda;
+
+use super::device::Grid;
+use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// An activation function; gated ones read rows of `[gate | up]` and halve their width.
@@ -31,6 +34,20 @@ pub fn activation(x: Value<'_>, function: Function) -> Value<'_> {
     let width = input_width / per_output;
     let [y] = x.builder().op(Activation { function, width }, &[x]);
     y
+}
+
+impl Activation {
+    /// Appends what kernels read after the operands.
+    fn device_arguments(&self, arguments: cuda::Arguments, rows: usize) -> cuda::Arguments {
+        let function = match self.function {
+            Function::Swiglu => 0,
+            Function::Geglu => 1,
+            Function::Gelu => 2,
+            Function::GeluErf => 3,
+            Function::Relu2 => 4,
+        };
+        arguments.long(rows as i64).count(self.width).int(function)
+    }
 }
 
 impl Operation for Activation {
@@ -60,6 +77,14 @@ impl Operation for Activation {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         activation::forward(self.function, io.floats(0), io.write_floats(), self.width);
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, y) = (io.read(0), io.write());
+        let arguments = cuda::Arguments::default().floats(x).floats(y);
+        let arguments = self.device_arguments(arguments, y.len() / self.width);
+        io.launch("activation_forward", Grid::elements(y.len()), arguments);
+        Ok(())
+    }
 }
 
 impl Operation for ActivationGrad {
@@ -84,6 +109,14 @@ impl Operation for ActivationGrad {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (x, dx, hidden) = (io.floats(0), io.write_floats(), io.write_floats());
         activation::backward(self.0.function, x, hidden, dx, self.0.width);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, dx, hidden) = (io.read(0), io.write(), io.write());
+        let arguments = cuda::Arguments::default().floats(x).floats(dx).floats(hidden);
+        let arguments = self.0.device_arguments(arguments, hidden.len() / self.0.width);
+        io.launch("activation_backward", Grid::elements(hidden.len()), arguments);
+        Ok(())
     }
 }
 

@@ -3,10 +3,14 @@
 
 use std::ops::Range;
 
+use hybridnorm_cuda as cuda;
 use hybridnorm_kernels::adamw::{self, ParameterState};
 
-use super::gradient_norm::{check_parameters, finite_norm, record_update, states_by_parameter};
-use super::{Arguments, Operands, Operation};
+use super::device::Grid;
+use super::gradient_norm::{
+    check_parameters, finite_norm, record_update, states_by_parameter, sum_doubles,
+};
+use super::{Arguments, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// An AdamW step on any number of parameters, in place. Learning rate and step number are run-time
@@ -136,6 +140,48 @@ impl Operation for AdamW {
         for (norms, found) in norms.chunks_exact_mut(2).zip(found) {
             norms.copy_from_slice(&[found.update, found.value]);
         }
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        /// Elements of a thread.
+        const PER_THREAD: usize = 4;
+        let (losses, squares) = (io.read(0), io.read(1));
+        let norms = io.write();
+        let coefficients = io.scratch(cuda::ElementType::F32, 8);
+        let arguments = cuda::Arguments::default()
+            .address(io.run_arguments())
+            .address(losses.span)
+            .address(squares.span)
+            .address(coefficients.span)
+            .count(losses.len())
+            .count(squares.len())
+            .double(self.beta1)
+            .double(self.beta2)
+            .double(self.max_grad_norm);
+        io.launch("adamw_coefficients", Grid::warps(1), arguments);
+        let n = self.parameters();
+        let [p, m, v] = [(); 3].map(|()| (0..n).map(|_| io.write()).collect::<Vec<_>>());
+        for (i, weight_decay) in self.weight_decay.iter().enumerate() {
+            let count = p[i].len();
+            let grid = Grid::blocks(count.div_ceil(PER_THREAD * 256));
+            let blocks = grid.block_count();
+            let partials = io.scratch(cuda::ElementType::F64, 2 * blocks);
+            let arguments = cuda::Arguments::default()
+                .address(coefficients.span)
+                .address(io.read(2 + i).span)
+                .address(p[i].span)
+                .address(m[i].span)
+                .address(v[i].span)
+                .address(partials.span)
+                .long(count as i64)
+                .double(self.beta1)
+                .double(self.beta2)
+                .float(self.eps as f32)
+                .float(*weight_decay as f32);
+            io.launch("adamw_step", grid, arguments);
+            sum_doubles(io, partials, norms.part(2 * i, 2), true);
+        }
+        Ok(())
     }
 }
 

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use hybridnorm_kernels::elementwise;
 
-use super::{BackwardContext, Operands, Operation};
+use super::device::add_to;
+use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Sum of two values of equal shape.
@@ -54,6 +55,12 @@ impl Operation for Add {
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         elementwise::add_to(io.floats(0), io.write_floats());
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, sum) = (io.read(0), io.write());
+        add_to(io, x, sum);
+        Ok(())
     }
 }
 

@@ -1,10 +1,12 @@
 //! Causal self-attention of packed queries, keys and values.
 
+use hybridnorm_cuda::{self as cuda, ElementType, Elements};
 use hybridnorm_kernels::attention::{self, AttentionConfig};
 use hybridnorm_kernels::floats::FloatsMut;
 
+use super::device::{Grid, element_type_of};
 use super::reference_math::softmax;
-use super::{BackwardContext, Operands, Operation, QkvTransform};
+use super::{BackwardContext, DeviceOperands, Operands, Operation, QkvTransform};
 use crate::graph::{Type, Value};
 
 /// Causal self-attention from packed q, k, v to the context, with the log-sum-exp of every query's logits,
@@ -54,6 +56,75 @@ fn matmul_flops(config: &AttentionConfig) -> u64 {
     2 * (pairs * (config.head_dim + config.value_dim)) as u64
 }
 
+/// Appends `AttentionConfig` of the kernels.
+pub(super) fn device_config(arguments: cuda::Arguments, config: &AttentionConfig) -> cuda::Arguments {
+    arguments
+        .count(config.batch)
+        .count(config.seq)
+        .count(config.heads)
+        .count(config.kv_heads)
+        .count(config.head_dim)
+        .count(config.value_dim)
+        .count(config.window.unwrap_or(0))
+        .float(config.scale)
+        .float(config.softcap.unwrap_or(0.0))
+}
+
+/// Keys, or queries, of a tile of the kernels; queries, or keys, of a warp; and warps of a block.
+const TILE: usize = 32;
+const ROWS: usize = 4;
+const WARPS: usize = 4;
+
+/// Returns a grid of tiles for each of `heads` heads, with `floats` numbers in shared memory.
+///
+/// # Errors
+/// If the heads are too wide.
+fn tile_grid(config: &AttentionConfig, heads: usize, floats: usize) -> Result<Grid, String> {
+    const MAX_WIDTH: usize = 256;
+    let width = config.head_dim.max(config.value_dim);
+    if width > MAX_WIDTH {
+        return Err(format!("heads of {width} channels, of at most {MAX_WIDTH}"));
+    }
+    let blocks = config.seq.div_ceil(ROWS * WARPS) * config.batch * heads;
+    Grid::with_shared_memory(blocks, WARPS, floats * size_of::<f32>())
+}
+
+/// Records context and log-sum-exp of packed q, k, v.
+fn record_forward(
+    io: &mut DeviceOperands,
+    config: &AttentionConfig,
+    [qkv, ctx, lse]: [Elements; 3],
+) -> Result<(), String> {
+    let (d, e) = (config.head_dim, config.value_dim);
+    let grid = tile_grid(config, config.heads, ROWS * WARPS * d + TILE * (d + 1) + TILE * e)?;
+    let arguments = cuda::Arguments::default().floats(qkv).floats(ctx).address(lse.span);
+    io.launch("attention_forward", grid, device_config(arguments, config));
+    Ok(())
+}
+
+/// Records the gradient of packed q, k, v.
+fn record_backward(
+    io: &mut DeviceOperands,
+    config: &AttentionConfig,
+    [qkv, ctx, lse, dctx, dqkv]: [Elements; 5],
+) -> Result<(), String> {
+    let floats = (ROWS * WARPS + TILE) * (config.head_dim + config.value_dim) + 2 * TILE;
+    let delta = io.scratch(ElementType::F32, lse.len());
+    let arguments = cuda::Arguments::default()
+        .floats(qkv)
+        .floats(ctx)
+        .floats(dctx)
+        .address(lse.span)
+        .address(delta.span)
+        .floats(dqkv);
+    let arguments = device_config(arguments, config);
+    let queries = tile_grid(config, config.heads, floats)?;
+    io.launch("attention_backward_queries", queries, arguments.clone());
+    let keys = tile_grid(config, config.kv_heads, floats)?;
+    io.launch("attention_backward_keys", keys, arguments);
+    Ok(())
+}
+
 impl Operation for Attention {
     fn name(&self) -> &'static str {
         "attention"
@@ -87,6 +158,12 @@ impl Operation for Attention {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         attention::forward(&self.0, io.floats(0), io.write_floats(), io.write());
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (qkv, ctx, lse) = (io.read(0), io.write(), io.write());
+        record_forward(io, &self.0, [qkv, ctx, lse])?;
+        Ok(())
+    }
 }
 
 impl Operation for AttentionGrad {
@@ -115,6 +192,13 @@ impl Operation for AttentionGrad {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (qkv, ctx, lse, dctx) = (io.floats(0), io.floats(1), io.read(2), io.floats(3));
         attention::backward(&self.0, qkv, ctx, lse, dctx, io.write_floats());
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (qkv, ctx, lse, dctx) = (io.read(0), io.read(1), io.read(2), io.read(3));
+        let dqkv = io.write();
+        record_backward(io, &self.0, [qkv, ctx, lse, dctx, dqkv])?;
+        Ok(())
     }
 }
 
@@ -173,6 +257,14 @@ impl Operation for QkvAttention {
         hybridnorm_kernels::qkv::forward(&transform, qkv, rows.reborrow());
         attention::forward(&self.attention, rows.as_floats(), ctx, lse);
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (ctx, lse) = (io.write(), io.write());
+        let rows = io.scratch(element_type_of(self.attention.precision), io.read(0).len());
+        self.transform.record_forward(io, rows);
+        record_forward(io, &self.attention, [rows, ctx, lse])?;
+        Ok(())
+    }
 }
 
 impl Operation for QkvAttentionGrad {
@@ -218,6 +310,17 @@ impl Operation for QkvAttentionGrad {
         hybridnorm_kernels::qkv::forward(&transform, qkv, rows.reborrow());
         attention::backward(config, rows.as_floats(), ctx, lse, dctx, drows.reborrow());
         hybridnorm_kernels::qkv::backward(&transform, qkv, drows.as_floats(), dx, dparams);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (dx, dparams) = (io.write(), [io.write(), io.write(), io.write()]);
+        let (ctx, lse, dctx) = (io.read(5), io.read(6), io.read(7));
+        let QkvAttention { transform, attention } = self.0;
+        let [rows, drows] = [(); 2].map(|()| io.scratch(element_type_of(attention.precision), io.read(0).len()));
+        transform.record_forward(io, rows);
+        record_backward(io, &attention, [rows, ctx, lse, dctx, drows])?;
+        transform.record_backward(io, drows, dx, dparams)?;
+        Ok(())
     }
 }
 

@@ -1,9 +1,12 @@
 //! Statistics of attention logits, for taps: attention itself never stores the logits.
 
+use hybridnorm_cuda as cuda;
 use hybridnorm_kernels::attention::{self, AttentionConfig};
 
+use super::attention::device_config;
+use super::device::Grid;
 use super::tensor_stats::larger_or_nan;
-use super::{Operands, Operation};
+use super::{DeviceOperands, Operands, Operation};
 use crate::graph::{DType, Type, Value};
 
 /// Max attention logit after any soft cap, and mean attention entropy.
@@ -131,6 +134,26 @@ impl Operation for AttentionStats {
         io.write_doubles()
             .copy_from_slice(&[f64::from(found.max), found.entropy]);
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (qkv, found) = (io.read(0), io.write());
+        let AttentionConfig { batch, heads, seq, .. } = self.0;
+        let queries = batch * heads * seq;
+        let [logits, entropies] = [(); 2].map(|()| io.scratch(cuda::ElementType::F32, queries));
+        let arguments = cuda::Arguments::default()
+            .floats(qkv)
+            .optional_address(None)
+            .address(logits.span)
+            .address(entropies.span);
+        io.launch("attention_query_stats", Grid::warps(queries), device_config(arguments, &self.0));
+        let arguments = cuda::Arguments::default()
+            .address(logits.span)
+            .address(entropies.span)
+            .address(found.span)
+            .long(queries as i64);
+        io.launch("attention_stats_total", Grid::blocks(1), arguments);
+        Ok(())
+    }
 }
 
 impl Operation for MaxAttentionLogits {
@@ -167,6 +190,27 @@ impl Operation for MaxAttentionLogits {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         io.write()
             .copy_from_slice(&attention::max_attention_logits(&self.0, io.floats(0)));
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (qkv, maxima) = (io.read(0), io.write());
+        let AttentionConfig { batch, heads, seq, .. } = self.0;
+        let queries = batch * heads * seq;
+        let dots = io.scratch(cuda::ElementType::F32, queries);
+        let arguments = cuda::Arguments::default()
+            .floats(qkv)
+            .address(dots.span)
+            .optional_address(None)
+            .optional_address(None);
+        io.launch("attention_query_stats", Grid::warps(queries), device_config(arguments, &self.0));
+        let arguments = cuda::Arguments::default()
+            .address(dots.span)
+            .address(maxima.span)
+            .count(batch)
+            .count(heads)
+            .count(seq);
+        io.launch("max_logits_of_heads", Grid::blocks(heads), arguments);
+        Ok(())
     }
 }
 

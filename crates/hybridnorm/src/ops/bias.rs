@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use super::{BackwardContext, Operands, Operation};
+use super::device::{Factors};
+use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 use hybridnorm_kernels::elementwise;
 
@@ -57,6 +58,12 @@ impl Operation for AddBias {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         elementwise::add_bias(io.read(1), io.write());
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (bias, y) = (io.read(1), io.write());
+        Factors { values: bias, repeat: 1 }.add(io, y);
+        Ok(())
+    }
 }
 
 impl Operation for BiasGrad {
@@ -78,6 +85,12 @@ impl Operation for BiasGrad {
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         elementwise::sum_rows(io.read(0), io.write());
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (dy, dbias) = (io.read(0), io.write());
+        Factors { values: dbias, repeat: 1 }.write_gradients(io, dy, None);
+        Ok(())
     }
 }
 

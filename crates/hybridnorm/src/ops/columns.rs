@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use hybridnorm_kernels::elementwise;
 
-use super::{BackwardContext, Operands, Operation, fill};
+use super::device::{Columns, Factors};
+use super::{BackwardContext, DeviceOperands, Operands, Operation, fill};
 use crate::graph::{Type, Value};
 
 /// Rows split into parts of given widths.
@@ -109,6 +110,18 @@ impl Operation for Split {
             first += width;
         }
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, all) = (io.read(0), self.widths.iter().sum());
+        let mut first = 0;
+        for &width in &self.widths {
+            let y = io.write();
+            let [from, to] = [Columns::new(x, all, first), Columns::new(y, width, 0)];
+            io.copy_columns(from, to, width, false);
+            first += width;
+        }
+        Ok(())
+    }
 }
 
 impl Operation for Concat {
@@ -156,6 +169,17 @@ impl Operation for Concat {
             first += width;
         }
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (y, all) = (io.write(), self.widths.iter().sum());
+        let mut first = 0;
+        for (part, &width) in self.widths.iter().enumerate() {
+            let [from, to] = [Columns::new(io.read(part), width, 0), Columns::new(y, all, first)];
+            io.copy_columns(from, to, width, false);
+            first += width;
+        }
+        Ok(())
+    }
 }
 
 impl Operation for ScaleColumns {
@@ -190,6 +214,13 @@ impl Operation for ScaleColumns {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         elementwise::scale_columns(io.read(0), io.read(1), self.repeat, io.write());
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, values, y) = (io.read(0), io.read(1), io.write());
+        let repeat = self.repeat;
+        Factors { values, repeat }.multiply(io, x, y);
+        Ok(())
+    }
 }
 
 impl Operation for ScaleColumnsGrad {
@@ -216,6 +247,15 @@ impl Operation for ScaleColumnsGrad {
         let (x, s, dy) = (io.read(0), io.read(1), io.read(2));
         let (dx, ds) = (io.write(), io.write());
         elementwise::scale_columns_backward(x, s, self.0.repeat, dy, dx, ds);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, s, dy) = (io.read(0), io.read(1), io.read(2));
+        let (dx, ds) = (io.write(), io.write());
+        let factors = |values| Factors { values, repeat: self.0.repeat };
+        factors(s).multiply(io, dy, dx);
+        factors(ds).write_gradients(io, x, Some(dy));
+        Ok(())
     }
 }
 

@@ -1,10 +1,12 @@
 //! The training loss: cross-entropy of logits, with the z-loss.
 
+use hybridnorm_cuda::{self as cuda, ElementType, Elements};
 use hybridnorm_kernels::matmul::Precision;
 use hybridnorm_kernels::cross_entropy::{self, LossSpec as Spec, LossSums};
 
+use super::device::{Grid, Matrix, element_type_of};
 use super::reference_math::{log_sum_exp, operand};
-use super::{BackwardContext, Operands, Operation};
+use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// `objective` and `cross-entropy` of given logits: sums over rows, divided by [`Spec::divisor`]; the
@@ -109,6 +111,95 @@ fn logits(spec: &Spec, x: &[f64], w: &[f64]) -> (Vec<f64>, Vec<f64>) {
     each.unzip()
 }
 
+/// Operands of the rows of logits on a device.
+struct LogitRows {
+    logits: Elements,
+    targets: Elements,
+    /// Gradient of the logits, which it may overwrite.
+    dlogits: Option<Elements>,
+    /// Gradient of the objective; 1 without.
+    upstream: Option<Elements>,
+    /// Cross-entropy and squared log-sum-exp of each row.
+    losses: Option<Elements>,
+}
+
+impl LogitRows {
+    fn record(&self, io: &mut DeviceOperands, spec: &Spec) {
+        let rows = self.targets.len();
+        let address = |x: Option<Elements>| x.map(|x| x.span);
+        let arguments = cuda::Arguments::default().address(self.logits.span).address(self.targets.span);
+        let arguments = match self.dlogits {
+            Some(dlogits) => arguments.floats(dlogits),
+            None => arguments.no_floats(),
+        };
+        let arguments = arguments
+            .optional_address(address(self.upstream))
+            .optional_address(address(self.losses))
+            .long(rows as i64)
+            .count(spec.vocab)
+            .float(spec.logit_scale)
+            .float(spec.softcap.unwrap_or(0.0))
+            .float(spec.z_loss)
+            .float(spec.divisor);
+        io.launch("cross_entropy_rows", Grid::blocks(rows), arguments);
+    }
+}
+
+/// Records objective and cross-entropy from the losses of rows.
+fn record_losses(io: &mut DeviceOperands, spec: &Spec, losses: Elements, objective: Elements, loss: Elements) {
+    let arguments = cuda::Arguments::default()
+        .address(losses.span)
+        .address(objective.span)
+        .address(loss.span)
+        .long(losses.len() as i64 / 2)
+        .float(spec.z_loss)
+        .float(spec.divisor);
+    io.launch("cross_entropy_total", Grid::blocks(1), arguments);
+}
+
+/// Records [`LinearCrossEntropy`], with the gradients of rows and weight if given.
+fn record_head(io: &mut DeviceOperands, spec: &Spec, outputs: [Elements; 2], gradients: Option<[Elements; 2]>) {
+    /// Logits that are in memory at a time: 512 MiB in single precision.
+    const MAX_LOGITS: usize = 128 << 20;
+    let (x, w, targets) = (io.read(0), io.read(1), io.read(2));
+    let rows = targets.len();
+    let Spec { width, vocab, precision, .. } = *spec;
+    let chunk = (MAX_LOGITS / vocab).clamp(1, rows.max(1));
+    let operand = element_type_of(precision);
+    let w = io.converted(w, operand);
+    let logits = io.scratch(ElementType::F32, chunk * vocab);
+    let dlogits = match (gradients, operand) {
+        (None, _) => None,
+        (Some(_), ElementType::F32) => Some(logits),
+        (Some(_), operand) => Some(io.scratch(operand, chunk * vocab)),
+    };
+    let losses = io.scratch(ElementType::F32, 2 * rows);
+    let x = io.converted(x, operand);
+    for first in (0..rows).step_by(chunk) {
+        let n = chunk.min(rows - first);
+        let part = |all: Elements, width: usize| all.part(0, n * width);
+        let x = Matrix::new(x.part(first * width, n * width), width);
+        let w = Matrix::new(w, width);
+        let logits = part(logits, vocab);
+        io.matmul(precision, x, w.transposed(), logits, false);
+        let dlogits = dlogits.map(|d| part(d, vocab));
+        LogitRows {
+            logits,
+            targets: targets.part(first, n),
+            dlogits,
+            upstream: None,
+            losses: Some(losses.part(2 * first, 2 * n)),
+        }
+        .record(io, spec);
+        if let (Some([dx, dw]), Some(dlogits)) = (gradients, dlogits) {
+            let dlogits = Matrix::new(dlogits, vocab);
+            io.matmul(precision, dlogits, w, dx.part(first * width, n * width), false);
+            io.matmul(precision, dlogits.transposed(), x, dw, first > 0);
+        }
+    }
+    record_losses(io, spec, losses, outputs[0], outputs[1]);
+}
+
 impl Operation for CrossEntropy {
     fn name(&self) -> &'static str {
         "cross-entropy"
@@ -138,6 +229,21 @@ impl Operation for CrossEntropy {
         let sums = cross_entropy::loss_from_logits(&self.0, io.read(0), io.ints(1));
         write(&self.0, &sums, io);
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (logits, targets, objective, loss) = (io.read(0), io.read(1), io.write(), io.write());
+        let losses = io.scratch(ElementType::F32, 2 * targets.len());
+        let rows = LogitRows {
+            logits,
+            targets,
+            dlogits: None,
+            upstream: None,
+            losses: Some(losses),
+        };
+        rows.record(io, &self.0);
+        record_losses(io, &self.0, losses, objective, loss);
+        Ok(())
+    }
 }
 
 impl Operation for CrossEntropyGrad {
@@ -159,6 +265,19 @@ impl Operation for CrossEntropyGrad {
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         cross_entropy::logits_backward(&self.0, io.write(), io.ints(1), io.read(2)[0]);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (logits, targets, upstream) = (io.write(), io.read(1), io.read(2));
+        let rows = LogitRows {
+            logits,
+            targets,
+            dlogits: Some(logits),
+            upstream: Some(upstream),
+            losses: None,
+        };
+        rows.record(io, &self.0);
+        Ok(())
     }
 }
 
@@ -213,6 +332,12 @@ impl Operation for LinearCrossEntropy {
         let losses = mean_losses(&self.0, &sums);
         (objective[0], loss[0]) = (losses[0] as f32, losses[1] as f32);
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let outputs = [io.write(), io.write()];
+        record_head(io, &self.0, outputs, None);
+        Ok(())
+    }
 }
 
 impl Operation for LinearCrossEntropyGrad {
@@ -265,6 +390,12 @@ impl Operation for LinearCrossEntropyGrad {
         let sums = cross_entropy::loss_and_gradients(&self.0, x, w, targets, dx, dw, scratch);
         let losses = mean_losses(&self.0, &sums);
         (objective[0], loss[0]) = (losses[0] as f32, losses[1] as f32);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (outputs, gradients) = ([io.write(), io.write()], [io.write(), io.write()]);
+        record_head(io, &self.0, outputs, Some(gradients));
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use hybridnorm_kernels::elementwise;
 
-use super::{BackwardContext, Operands, Operation};
+use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Elements clamped to plus and minus a limit.
@@ -88,6 +88,11 @@ impl Operation for Clamp {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         elementwise::clamp(self.limit, io.write());
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        io.pointwise(0, self.limit, None);
+        Ok(())
+    }
 }
 
 impl Operation for ClampGrad {
@@ -113,6 +118,11 @@ impl Operation for ClampGrad {
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         elementwise::clamp_backward(self.0.limit, io.read(0), io.write());
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        io.pointwise(1, self.0.limit, Some(io.read(0)));
+        Ok(())
     }
 }
 
@@ -146,6 +156,11 @@ impl Operation for Softcap {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         elementwise::softcap(self.cap, io.write());
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        io.pointwise(2, self.cap, None);
+        Ok(())
+    }
 }
 
 impl Operation for SoftcapGrad {
@@ -170,6 +185,11 @@ impl Operation for SoftcapGrad {
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         elementwise::softcap_backward(self.0.cap, io.read(0), io.write());
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        io.pointwise(3, self.0.cap, Some(io.read(0)));
+        Ok(())
     }
 }
 
@@ -198,6 +218,11 @@ impl Operation for Reciprocal {
             *y = 1.0 / x.max(self.min);
         }
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        io.pointwise(4, self.min, Some(io.read(0)));
+        Ok(())
+    }
 }
 
 impl Operation for ReciprocalGrad {
@@ -221,6 +246,14 @@ impl Operation for ReciprocalGrad {
         for ((&x, dy), dx) in pairs.zip(io.write()) {
             *dx = if x < self.0.min { 0.0 } else { -dy / (x * x) };
         }
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, dy) = (io.read(0), io.read(1));
+        let out = io.write();
+        io.copy(dy, out);
+        io.pointwise_to(5, self.0.min, x, out);
+        Ok(())
     }
 }
 

@@ -2,7 +2,10 @@
 
 use hybridnorm_kernels::embedding;
 
-use super::{BackwardContext, Operands, Operation};
+use hybridnorm_cuda as cuda;
+
+use super::device::Grid;
+use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Rows of a table (v, d) by id.
@@ -60,9 +63,35 @@ impl Operation for Embedding {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         embedding::forward(io.ints(0), io.read(1), io.write_floats());
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (ids, w, y) = (io.read(0), io.read(1), io.write());
+        let arguments = cuda::Arguments::default()
+            .address(ids.span)
+            .address(w.span)
+            .floats(y)
+            .long(ids.len() as i64)
+            .count(self.width);
+        io.launch("embedding_forward", Grid::elements(y.len()), arguments);
+        Ok(())
+    }
 }
 
 impl EmbeddingGrad {
+    /// Records the command that overwrites the gradient, or adds to it.
+    fn record(&self, io: &mut DeviceOperands, accumulate: bool) {
+        let (ids, dy, dw) = (io.read(0), io.read(1), io.write());
+        let arguments = cuda::Arguments::default()
+            .address(ids.span)
+            .floats(dy)
+            .address(dw.span)
+            .long(ids.len() as i64)
+            .count(self.0.rows)
+            .count(self.0.width)
+            .int(accumulate.into());
+        io.launch("embedding_backward", Grid::warps(self.0.rows), arguments);
+    }
+
     /// Adds to the gradient `dw`, in double precision.
     fn add_to(&self, ids: &[i32], dy: &[f64], dw: &mut [f64]) {
         let width = self.0.width;
@@ -91,6 +120,11 @@ impl Operation for EmbeddingGrad {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         embedding::backward(io.ints(0), io.floats(1), io.write());
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        self.record(io, false);
+        Ok(())
+    }
 }
 
 impl Operation for EmbeddingGradAdd {
@@ -113,6 +147,11 @@ impl Operation for EmbeddingGradAdd {
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         embedding::backward_add(io.ints(0), io.floats(1), io.write());
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        self.0.record(io, true);
+        Ok(())
     }
 }
 

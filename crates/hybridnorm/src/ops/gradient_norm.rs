@@ -6,7 +6,10 @@
 use hybridnorm_kernels::adamw::sum_squares;
 use rayon::prelude::*;
 
-use super::{Operands, Op, Operation};
+use hybridnorm_cuda as cuda;
+
+use super::device::Grid;
+use super::{DeviceOperands, Operands, Op, Operation};
 use crate::graph::{Builder, DType, Type, Value};
 
 /// `Σ x²` of each input.
@@ -42,6 +45,37 @@ impl Operation for SquaredNorms {
         let pairs = squares.par_iter_mut().zip(values);
         pairs.for_each(|(square, x)| *square = sum_squares(x));
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        /// Blocks of a value. A constant, as its sums are.
+        const BLOCKS: usize = 64;
+        let squares = io.write();
+        let partials = io.scratch(cuda::ElementType::F64, squares.len() * BLOCKS);
+        for i in 0..squares.len() {
+            let x = io.read(i);
+            let arguments = cuda::Arguments::default()
+                .address(x.span)
+                .address(partials.part(i * BLOCKS, BLOCKS).span)
+                .long(x.len() as i64);
+            io.launch("squared_norm", Grid::blocks(BLOCKS), arguments);
+        }
+        sum_doubles(io, partials, squares, false);
+        Ok(())
+    }
+}
+
+/// Records the sums of the rows of `partials` (len, parts), or their square roots.
+pub(super) fn sum_doubles(io: &mut DeviceOperands, partials: cuda::Elements, to: cuda::Elements, is_root: bool) {
+    if to.is_empty() {
+        return;
+    }
+    let arguments = cuda::Arguments::default()
+        .address(partials.span)
+        .address(to.span)
+        .long(to.len() as i64)
+        .count(partials.len() / to.len())
+        .int(is_root.into());
+    io.launch("sum_doubles", Grid::elements(to.len()), arguments);
 }
 
 /// Checks the inputs that optimizer ops share: losses (which must be finite for the update), squared norms,

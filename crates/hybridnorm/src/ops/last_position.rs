@@ -2,7 +2,8 @@
 
 use hybridnorm_kernels::floats::{Floats, FloatsMut};
 
-use super::{BackwardContext, Operands, Operation};
+use super::device::Columns;
+use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// The last row of every `seq` rows.
@@ -97,6 +98,14 @@ impl Operation for LastPosition {
             _ => panic!("last position: types differ"),
         }
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, last) = (io.read(0), io.write());
+        let LastPosition { seq, width } = *self;
+        let [from, to] = [Columns::new(x, seq * width, (seq - 1) * width), Columns::new(last, width, 0)];
+        io.copy_columns(from, to, width, false);
+        Ok(())
+    }
 }
 
 impl Operation for LastPositionGrad {
@@ -121,6 +130,15 @@ impl Operation for LastPositionGrad {
             (Floats::Bf16(dlast), FloatsMut::Bf16(dx)) => self.0.backward(dlast, dx),
             _ => panic!("last position, gradient: types differ"),
         }
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (dlast, dx) = (io.read(0), io.write());
+        let LastPosition { seq, width } = self.0;
+        io.clear(dx);
+        let [from, to] = [Columns::new(dlast, width, 0), Columns::new(dx, seq * width, (seq - 1) * width)];
+        io.copy_columns(from, to, width, false);
+        Ok(())
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::ops::Range;
 
+use hybridnorm_cuda::Elements;
 use hybridnorm_kernels::linear;
 use hybridnorm_kernels::matmul::Precision;
 
+use super::device::Matrix;
 use super::reference_math::operand;
-use super::{BackwardContext, Operands, Operation};
+use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// `y = x Wᵀ` on rows of `inputs` elements.
@@ -53,6 +55,16 @@ impl Linear {
 
     fn weight(&self) -> Type {
         Type::f32([self.0.outputs, self.0.inputs])
+    }
+
+    fn record_input_grad(&self, io: &mut DeviceOperands, dy: Elements, w: Elements, dx: Elements) {
+        let (dy, w) = (Matrix::new(dy, self.0.outputs), Matrix::new(w, self.0.inputs));
+        io.matmul(self.0.precision, dy, w, dx, false);
+    }
+
+    fn record_weight_grad(&self, io: &mut DeviceOperands, dy: Elements, x: Elements, dw: Elements) {
+        let (dy, x) = (Matrix::new(dy, self.0.outputs), Matrix::new(x, self.0.inputs));
+        io.matmul(self.0.precision, dy.transposed(), x, dw, false);
     }
 
     /// Computes `dx = dy W` in double precision.
@@ -133,6 +145,13 @@ impl Operation for Linear {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         self.0.forward(io.floats(0), io.floats(1), io.write_floats());
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, w, y) = (io.read(0), io.read(1), io.write());
+        let [x, w] = [x, w].map(|m| Matrix::new(m, self.0.inputs));
+        io.matmul(self.0.precision, x, w.transposed(), y, false);
+        Ok(())
+    }
 }
 
 impl Operation for LinearInputGrad {
@@ -160,6 +179,12 @@ impl Operation for LinearInputGrad {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         self.0.0.backward_input(io.floats(0), io.read(1), io.write_floats());
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (dy, w, dx) = (io.read(0), io.read(1), io.write());
+        self.0.record_input_grad(io, dy, w, dx);
+        Ok(())
+    }
 }
 
 impl Operation for LinearWeightGrad {
@@ -186,6 +211,12 @@ impl Operation for LinearWeightGrad {
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         self.0.0.backward_weight(io.floats(0), io.floats(1), io.write());
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (dy, x, dw) = (io.read(0), io.read(1), io.write());
+        self.0.record_weight_grad(io, dy, x, dw);
+        Ok(())
     }
 }
 
@@ -216,6 +247,14 @@ impl Operation for LinearGrad {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (dy, x, w) = (io.floats(0), io.floats(1), io.read(2));
         self.0.0.backward(dy, x, w, io.write_floats(), io.write());
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (dy, x, w) = (io.read(0), io.read(1), io.read(2));
+        let (dx, dw) = (io.write(), io.write());
+        self.0.record_input_grad(io, dy, w, dx);
+        self.0.record_weight_grad(io, dy, x, dw);
+        Ok(())
     }
 }
 

@@ -8,6 +8,7 @@
 //! key/value heads, k head width (in the ops of experts: experts per token), f feed-forward width, v vocabulary, p
 //! parameters of a norm, e experts, m = n · top_k slots (token-expert pairs).
 
+pub(crate) mod device;
 mod experts;
 mod io;
 mod reference_math;
@@ -19,8 +20,12 @@ mod testing;
 use std::ops::Range;
 
 use crate::graph::{Builder, Type, Value};
+pub use device::DeviceOperands;
 pub use io::{Arguments, InputOperand, Operands, OutputOperand};
 pub(crate) use reference_math::round_to_bf16;
+
+/// Problem of an op that only the CPU computes.
+pub(crate) const NO_KERNEL: &str = "has no CUDA kernel";
 
 /// Interface of an op.
 pub trait Operation: std::fmt::Debug + Send + Sync {
@@ -46,6 +51,14 @@ pub trait Operation: std::fmt::Debug + Send + Sync {
 
     /// Computes the op with the CPU kernel.
     fn cpu(&self, io: &mut Operands<'_, f32>);
+
+    /// Records the commands that compute the op on a device.
+    ///
+    /// # Errors
+    /// If a device cannot compute it: what is missing, as the rest of a sentence that begins with its name.
+    fn device(&self, _io: &mut DeviceOperands) -> Result<(), String> {
+        Err(NO_KERNEL.to_owned())
+    }
 
     /// Returns the number of single-precision scratch elements of the CPU kernel.
     fn scratch(&self, _inputs: &[Type]) -> usize {

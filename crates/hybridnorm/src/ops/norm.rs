@@ -3,10 +3,12 @@
 use std::f64::consts::FRAC_2_SQRT_PI;
 use std::ops::Range;
 
+use hybridnorm_cuda::{self as cuda, Elements};
 use hybridnorm_kernels::norm::{self, Gain, NormConfig, NormFn, NormScalar};
 use libm::erf;
 
-use super::{BackwardContext, Operands, Operation, fill};
+use super::device::Grid;
+use super::{BackwardContext, DeviceOperands, Operands, Operation, fill};
 use crate::graph::{Type, Value};
 
 /// `norm(x)` of rows; see [`NormConfig`] for the functions and the layout of the parameters.
@@ -42,6 +44,68 @@ fn check(config: &NormConfig, x: Type, params: Type) {
     assert_eq!(params, Type::f32([config.params_len()]), "norm: parameters");
 }
 
+/// Appends `NormConfig` of the kernels.
+pub(super) fn device_config(arguments: cuda::Arguments, config: &NormConfig) -> cuda::Arguments {
+    let function = match config.function {
+        NormFn::Rmsnorm => 0,
+        NormFn::Layernorm => 1,
+        NormFn::L2 => 2,
+        NormFn::Dyt => 3,
+        NormFn::Derf => 4,
+    };
+    let gain = match config.gain {
+        Gain::None => 0,
+        Gain::Plain => 1,
+        Gain::OnePlus => 2,
+    };
+    arguments
+        .int(function)
+        .int(gain)
+        .int(config.bias.into())
+        .count(config.width)
+        .count(config.groups)
+        .float(config.eps)
+}
+
+/// Records `y = norm(x)`, of `x + other` in place of x if given.
+fn record_forward(
+    io: &mut DeviceOperands,
+    config: &NormConfig,
+    other: Option<Elements>,
+    [x, params, y]: [Elements; 3],
+) {
+    let rows = x.len() / config.width;
+    let arguments = match other {
+        Some(other) => cuda::Arguments::default().floats(other),
+        None => cuda::Arguments::default().no_floats(),
+    };
+    let arguments = arguments.floats(x).floats(y).address(params.span).long(rows as i64);
+    io.launch("norm_forward", Grid::warps(rows), device_config(arguments, config));
+}
+
+/// Records the gradients of x, which overwrite `dx` or are added to it, and of the parameters.
+fn record_backward(
+    io: &mut DeviceOperands,
+    config: &NormConfig,
+    [x, params, dy, dx, dparams]: [Elements; 5],
+    accumulate: bool,
+) -> Result<(), String> {
+    let rows = x.len() / config.width;
+    let grid = Grid::summing_warps(rows, dparams.len())?;
+    let partials = io.scratch(cuda::ElementType::F32, grid.block_count() * dparams.len());
+    let arguments = cuda::Arguments::default()
+        .floats(x)
+        .floats(dy)
+        .floats(dx)
+        .address(params.span)
+        .address(partials.span)
+        .long(rows as i64);
+    let arguments = device_config(arguments, config).int(accumulate.into());
+    io.launch("norm_backward", grid, arguments);
+    io.sum_partials(partials, dparams);
+    Ok(())
+}
+
 impl Operation for Norm {
     fn name(&self) -> &'static str {
         "norm"
@@ -71,6 +135,12 @@ impl Operation for Norm {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         norm::forward(&self.0, io.floats(0), io.read(1), io.write_floats());
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, params, y) = (io.read(0), io.read(1), io.write());
+        record_forward(io, &self.0, None, [x, params, y]);
+        Ok(())
+    }
 }
 
 impl Operation for NormGrad {
@@ -96,6 +166,12 @@ impl Operation for NormGrad {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (x, params, d) = (io.floats(0), io.read(1), io.write_floats());
         norm::backward_in_place(&self.0, x, params, d, io.write());
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, params, dx, dparams) = (io.read(0), io.read(1), io.write(), io.write());
+        record_backward(io, &self.0, [x, params, dx, dx, dparams], false)?;
+        Ok(())
     }
 }
 
@@ -127,6 +203,12 @@ impl Operation for AddNorm {
         let (x, params, sum) = (io.floats(0), io.read(2), io.write_floats());
         norm::add_forward(&self.0, x, sum, params, io.write_floats());
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, params, sum, y) = (io.read(0), io.read(2), io.write(), io.write());
+        record_forward(io, &self.0, Some(x), [sum, params, y]);
+        Ok(())
+    }
 }
 
 impl Operation for NormGradAdd {
@@ -152,6 +234,13 @@ impl Operation for NormGradAdd {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (x, params, dy) = (io.floats(0), io.read(1), io.floats(2));
         norm::backward_add(&self.0, x, params, dy, io.write_floats(), io.write());
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, params, dy) = (io.read(0), io.read(1), io.read(2));
+        let (sum, dparams) = (io.write(), io.write());
+        record_backward(io, &self.0, [x, params, dy, sum, dparams], true)?;
+        Ok(())
     }
 }
 

@@ -1,11 +1,13 @@
 //! Transform of the packed projection `[q heads | k heads | v heads]` to normalized, rotated and scaled queries,
 //! keys and values.
 
+use hybridnorm_cuda::{self as cuda, ElementType, Elements};
 use hybridnorm_kernels::norm::NormConfig;
 use hybridnorm_kernels::qkv::{self, BoundQkvTransform, QkOrder, QkvTransform as QkvConfig};
 
+use super::device::Grid;
 use super::rotate::rotated;
-use super::{BackwardContext, Operands, Operation, fill, norm};
+use super::{BackwardContext, DeviceOperands, Operands, Operation, fill, norm};
 use crate::graph::{Type, Value};
 
 /// Clamp, norms, rotation and scale of packed q, k, v; see [`QkvConfig`].
@@ -81,6 +83,72 @@ impl QkvTransform {
         for head in heads.chunks_mut(self.config.head_dim) {
             head.copy_from_slice(&rotated(head, rotation, sign));
         }
+    }
+
+    /// Appends `QkvConfig` of the kernels.
+    fn device_config(&self, arguments: cuda::Arguments) -> cuda::Arguments {
+        let QkvConfig { heads, kv_heads, head_dim, q, k, v, order, qk_scale, clip } = self.config;
+        let norms = [q, k, v].iter().fold(arguments, |all, norm| match norm {
+            Some(norm) => norm::device_config(all, norm),
+            None => (0..5).fold(all, |all, _| all.int(0)).float(0.0),
+        });
+        norms
+            .count(heads)
+            .count(kv_heads)
+            .count(head_dim)
+            .count(self.seq)
+            .float(clip.unwrap_or(f32::INFINITY))
+            .float(qk_scale)
+            .int((order == QkOrder::AfterRope).into())
+    }
+
+    /// Returns the norm rows of a token.
+    fn norm_rows(&self) -> usize {
+        let head_dim = self.config.head_dim;
+        let rows = self.segments().map(|(_, heads, norm)| heads * head_dim / norm.map_or(head_dim, |norm| norm.width));
+        rows.iter().sum()
+    }
+
+    /// Records `y = transform(x)`; the inputs of the op follow x.
+    pub(super) fn record_forward(&self, io: &mut DeviceOperands, y: Elements) {
+        let x = io.read(0);
+        let rows = x.len() / self.width();
+        let arguments = cuda::Arguments::default().floats(x).floats(y);
+        let arguments = (1..5).fold(arguments, |all, i| all.address(io.read(i).span));
+        let arguments = self.device_config(arguments.long(rows as i64));
+        io.launch("qkv_forward", Grid::warps(rows * self.norm_rows()), arguments);
+    }
+
+    /// Records the gradients of x and of the parameters.
+    pub(super) fn record_backward(
+        &self,
+        io: &mut DeviceOperands,
+        dy: Elements,
+        dx: Elements,
+        dparams: [Elements; 3],
+    ) -> Result<(), String> {
+        let x = io.read(0);
+        let rows = x.len() / self.width();
+        let count = dparams.iter().map(|d| d.len()).sum();
+        let grid = Grid::summing_warps(rows * self.norm_rows(), count)?;
+        let partials = io.scratch(ElementType::F32, grid.block_count() * count);
+        let arguments = cuda::Arguments::default().floats(x).floats(dy).floats(dx);
+        let arguments = (1..5).fold(arguments, |all, i| all.address(io.read(i).span));
+        let arguments = arguments.address(partials.span).long(rows as i64);
+        io.launch("qkv_backward", grid, self.device_config(arguments));
+        let all = io.scratch(ElementType::F32, count);
+        io.sum_partials(partials, all);
+        let mut at = 0;
+        for to in dparams.into_iter().filter(|to| !to.is_empty()) {
+            io.copy(all.part(at, to.len()), to);
+            at += to.len();
+        }
+        Ok(())
+    }
+
+    /// Returns the width of a packed row.
+    fn width(&self) -> usize {
+        (self.config.heads + 2 * self.config.kv_heads) * self.config.head_dim
     }
 
     fn clamped(&self, x: &[f64]) -> Vec<f64> {
@@ -189,6 +257,12 @@ impl Operation for QkvTransform {
         let y = io.write_floats();
         qkv::forward(&self.bind(io), io.floats(0), y);
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let y = io.write();
+        self.record_forward(io, y);
+        Ok(())
+    }
 }
 
 impl Operation for QkvTransformGrad {
@@ -209,5 +283,11 @@ impl Operation for QkvTransformGrad {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (dx, dparams) = (io.write_floats(), [io.write(), io.write(), io.write()]);
         qkv::backward(&self.0.bind(io), io.floats(0), io.floats(5), dx, dparams);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (dx, dparams) = (io.write(), [io.write(), io.write(), io.write()]);
+        self.0.record_backward(io, io.read(5), dx, dparams)?;
+        Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! Repetition of blocks of elements: from a scale per key/value head to one per query head of its group.
 
-use super::{BackwardContext, Operands, Operation};
+use super::device::Columns;
+use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Every block of `width` elements repeated `times` times consecutively.
@@ -64,6 +65,15 @@ impl Operation for RepeatInterleave {
         let (x, y) = (io.read(0), io.write());
         self.for_each(x.len(), |from, to| y[to] = x[from]);
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, y, width) = (io.read(0), io.write(), self.width);
+        for time in 0..self.times {
+            let [from, to] = [Columns::new(x, width, 0), Columns::new(y, self.times * width, time * width)];
+            io.copy_columns(from, to, width, false);
+        }
+        Ok(())
+    }
 }
 
 impl Operation for RepeatInterleaveGrad {
@@ -85,6 +95,15 @@ impl Operation for RepeatInterleaveGrad {
         let (dy, dx) = (io.read(0), io.write());
         dx.fill(0.0);
         self.0.for_each(dx.len(), |to, from| dx[to] += dy[from]);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (dy, dx, width) = (io.read(0), io.write(), self.0.width);
+        for time in 0..self.0.times {
+            let [from, to] = [Columns::new(dy, self.0.times * width, time * width), Columns::new(dx, width, 0)];
+            io.copy_columns(from, to, width, time > 0);
+        }
+        Ok(())
     }
 }
 

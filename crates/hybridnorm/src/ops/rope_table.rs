@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use hybridnorm_kernels::qkv;
 
-use super::{BackwardContext, Operands, Operation};
+use hybridnorm_cuda as cuda;
+
+use super::device::Grid;
+use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Builder, Type, Value};
 
 /// Cosines and sines of the positions of a run, from [`Arguments::past`](super::Arguments::past) on.
@@ -61,6 +64,26 @@ impl Operation for RopeTable {
         let past = io.arguments().past;
         let table = qkv::rope_table(&self.frequencies, self.magnitude, past, self.positions);
         io.write().copy_from_slice(&table);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        const MAX_FREQUENCIES: usize = 128;
+        let count = self.frequencies.len();
+        if count > MAX_FREQUENCIES {
+            return Err(format!("takes at most {MAX_FREQUENCIES} frequencies, not {count}"));
+        }
+        let table = io.write();
+        let arguments = cuda::Arguments::default()
+            .address(io.run_arguments())
+            .address(table.span)
+            .count(self.positions)
+            .count(count)
+            .double(self.magnitude);
+        let missing = std::iter::repeat_n(&0.0, MAX_FREQUENCIES - count);
+        let frequencies = self.frequencies.iter().chain(missing);
+        let arguments = frequencies.fold(arguments, |all, frequency| all.double(*frequency));
+        io.launch("rope_table", Grid::elements(table.len() / 2), arguments);
+        Ok(())
     }
 }
 

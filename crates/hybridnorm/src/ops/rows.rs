@@ -2,7 +2,8 @@
 
 use hybridnorm_kernels::elementwise;
 
-use super::{BackwardContext, Operands, Operation};
+use super::device::Factors;
+use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Rows scaled by one factor per row, or by a single factor.
@@ -52,6 +53,13 @@ impl Operation for ScaleRows {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         elementwise::scale_rows(io.read(0), io.read(1), self.width, io.write());
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, values, y) = (io.read(0), io.read(1), io.write());
+        let repeat = self.width;
+        Factors { values, repeat }.multiply(io, x, y);
+        Ok(())
+    }
 }
 
 impl Operation for ScaleRowsGrad {
@@ -80,6 +88,14 @@ impl Operation for ScaleRowsGrad {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (x, s, d, ds) = (io.read(0), io.read(1), io.write(), io.write());
         elementwise::scale_rows_backward(x, s, self.0.width, d, ds);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, s, d, ds) = (io.read(0), io.read(1), io.write(), io.write());
+        let factors = |values| Factors { values, repeat: self.0.width };
+        factors(ds).write_gradients(io, x, Some(d));
+        factors(s).multiply(io, d, d);
+        Ok(())
     }
 }
 

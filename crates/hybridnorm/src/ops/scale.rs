@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::{BackwardContext, Operands, Operation};
+use hybridnorm_cuda as cuda;
+
+use super::device::Grid;
+use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Builder, Type, Value};
 use hybridnorm_kernels::elementwise;
 
@@ -65,6 +68,16 @@ impl Operation for Scale {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         elementwise::scale(self.factor, io.write_floats());
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let y = io.write();
+        let arguments = cuda::Arguments::default()
+            .floats(y)
+            .long(y.len() as i64)
+            .float(self.factor);
+        io.launch("scale_by", Grid::elements(y.len()), arguments);
+        Ok(())
+    }
 }
 
 impl Operation for Fill {
@@ -86,6 +99,12 @@ impl Operation for Fill {
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         io.write().fill(self.value);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let y = io.write();
+        io.fill(y, self.value);
+        Ok(())
     }
 }
 

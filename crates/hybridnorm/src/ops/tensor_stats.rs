@@ -2,7 +2,10 @@
 
 use hybridnorm_kernels::tensor_stats::tensor_stats as measure;
 
-use super::{Operands, Operation};
+use hybridnorm_cuda as cuda;
+
+use super::device::Grid;
+use super::{DeviceOperands, Operands, Operation};
 use crate::graph::{DType, Type, Value};
 
 /// Root mean square and maximum absolute value of all elements.
@@ -49,6 +52,21 @@ impl Operation for TensorStats {
         let found = measure(io.floats(0));
         io.write_doubles()
             .copy_from_slice(&[found.rms, f64::from(found.max)]);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        const BLOCKS: usize = 64;
+        let (x, found) = (io.read(0), io.write());
+        let partials = io.scratch(cuda::ElementType::F64, 2 * BLOCKS);
+        let arguments = cuda::Arguments::default().floats(x).address(partials.span).long(x.len() as i64);
+        io.launch("tensor_stats", Grid::blocks(BLOCKS), arguments);
+        let arguments = cuda::Arguments::default()
+            .address(partials.span)
+            .address(found.span)
+            .long(x.len() as i64)
+            .count(BLOCKS);
+        io.launch("tensor_stats_total", Grid::warps(1), arguments);
+        Ok(())
     }
 }
 

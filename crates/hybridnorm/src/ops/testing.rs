@@ -3,11 +3,13 @@
 
 use hybridnorm_kernels::splitmix64::SplitMix64;
 
-use crate::exec::{Cpu, Executor, Reference, Tensor};
+use hybridnorm_cuda::{Emulator, FiberOrder};
+
+use crate::exec::{Cpu, Executor, OnDevice, Reference, Tensor};
 use crate::graph::{Builder, DType, Graph, Type, Value, ValueId};
-use crate::ops::Arguments;
+use crate::ops::{Arguments, NO_KERNEL};
 use crate::passes::vector_jacobian_product;
-use crate::plan::{Options, Program};
+use crate::plan::{Options, Program, Target};
 
 /// An input of a test.
 #[derive(Clone)]
@@ -153,6 +155,7 @@ fn check_all(
     case.check_values(&fused, &reference);
     case.check_values(&unfused, &reference);
     case.check_gradients(&reference);
+    case.check_device(&reference);
 }
 
 /// Outputs of a graph, and their vector-Jacobian products with random vectors.
@@ -231,6 +234,48 @@ impl<'a> Case<'a> {
             fuse,
             ..Options::default()
         };
+        self.run_with(&mut *executor, options, precision, moved)
+    }
+
+    /// Checks the commands for a device, on an emulator of one; the results must not depend on the order of the threads.
+    fn check_device(&self, reference: &[Vec<f64>]) {
+        let options = |fuse| {
+            Options::default()
+                .with_fuse(fuse)
+                .with_target(Target::Device)
+        };
+        let device = |order| OnDevice::new(Emulator::new(order)).unwrap();
+        let program = Program::new(self.graph.clone(), &self.outputs, options(false));
+        if let Err(error) = device(FiberOrder::Forward).prepare(&program) {
+            let problem = error.to_string();
+            assert!(problem.ends_with(NO_KERNEL), "{problem}");
+            return;
+        }
+        for fuse in [false, true] {
+            let [forward, backward, shuffled] = [
+                FiberOrder::Forward,
+                FiberOrder::Backward,
+                FiberOrder::Shuffled,
+            ]
+            .map(|order| {
+                let mut executor = device(order);
+                self.run_with(&mut executor, options(fuse), DType::F32, None)
+            });
+            assert!(
+                forward == backward && forward == shuffled,
+                "the order of the threads changes results"
+            );
+            self.check_values(&forward, reference);
+        }
+    }
+
+    fn run_with(
+        &self,
+        executor: &mut dyn Executor,
+        options: Options,
+        precision: DType,
+        moved: Option<(usize, f64)>,
+    ) -> Vec<Vec<f64>> {
         let program = Program::new(self.graph.clone(), &self.outputs, options);
         let mut given = self.given.to_vec();
         if let Some((source, step)) = moved {

@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use hybridnorm_kernels::unit;
 
-use super::{Operands, Operation};
+use hybridnorm_cuda as cuda;
+
+use super::device::Grid;
+use super::{DeviceOperands, Operands, Operation};
 use crate::graph::{DType, Type, Value};
 
 /// Division of every row by its Euclidean norm, in place; zero rows are unchanged.
@@ -77,6 +80,14 @@ impl Operation for UnitRows {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         unit::normalize_rows(io.write(), self.columns);
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let matrix = io.write();
+        let rows = matrix.len() / self.columns;
+        let arguments = cuda::Arguments::default().address(matrix.span).long(rows as i64).count(self.columns);
+        io.launch("unit_rows", Grid::blocks(rows), arguments);
+        Ok(())
+    }
 }
 
 impl Operation for UnitColumns {
@@ -117,6 +128,17 @@ impl Operation for UnitColumns {
             unit::normalize_columns(matrix, self.columns);
             rest = others;
         }
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (all, mut first) = (io.write(), 0);
+        for rows in &self.rows {
+            let matrix = all.part(first, rows * self.columns);
+            first += matrix.len();
+            let arguments = cuda::Arguments::default().address(matrix.span).long(*rows as i64).count(self.columns);
+            io.launch("unit_columns", Grid::elements(self.columns), arguments);
+        }
+        Ok(())
     }
 }
 

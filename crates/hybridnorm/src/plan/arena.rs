@@ -1,5 +1,6 @@
 //! Memory plan: offsets of values in one arena, from their lifetimes.
 
+use super::Target;
 use super::step::{Region, Storage};
 use crate::graph::{Graph, Source, Type, ValueId};
 
@@ -30,13 +31,13 @@ struct Block {
 }
 
 /// Assigns a region to every value of the graph.
-pub(crate) fn plan_memory(graph: &Graph, outputs: &[ValueId]) -> MemoryLayout {
+pub(crate) fn plan_memory(graph: &Graph, outputs: &[ValueId], target: Target) -> MemoryLayout {
     let mut lifetimes = Lifetimes::new(graph, outputs);
     let mut scratch_blocks = Vec::with_capacity(graph.nodes.len());
     let mut aliased = Vec::with_capacity(graph.nodes.len());
     for at in 0..graph.nodes.len() {
         aliased.push(lifetimes.add_outputs(at));
-        scratch_blocks.push(lifetimes.add_scratch(at));
+        scratch_blocks.push(lifetimes.add_scratch(at, target));
     }
     let Lifetimes {
         mut blocks,
@@ -143,10 +144,15 @@ impl<'a> Lifetimes<'a> {
     }
 
     /// Creates the block of an op's scratch memory, if it needs some; returns it with its bytes.
-    fn add_scratch(&mut self, at: usize) -> Option<(usize, usize)> {
+    fn add_scratch(&mut self, at: usize, target: Target) -> Option<(usize, usize)> {
         let node = &self.graph.nodes[at];
-        let types: Vec<Type> = node.inputs.iter().map(|id| self.graph.ty(*id)).collect();
-        let bytes = node.op.operation().scratch(&types).saturating_mul(4);
+        let types = |ids: &[ValueId]| {
+            ids.iter()
+                .map(|id| self.graph.ty(*id))
+                .collect::<Vec<Type>>()
+        };
+        let (inputs, outputs) = (types(&node.inputs), types(&node.outputs));
+        let bytes = target.scratch_bytes(node.op.operation(), &inputs, &outputs);
         (bytes > 0).then(|| (self.add(bytes, at, at), bytes))
     }
 }

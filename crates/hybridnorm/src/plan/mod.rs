@@ -19,6 +19,7 @@ use hybridnorm_kernels::matmul;
 
 use crate::error::{Error, Result};
 use crate::graph::{Buffer, DType, Graph, Node, Source, Type, ValueId};
+use crate::ops::{Operation, device};
 use crate::passes;
 use crate::threads;
 pub(crate) use step::{Operand, Region, Step, Storage};
@@ -37,6 +38,28 @@ pub struct Options {
     /// True if the executor keeps the weights of matmuls rounded to their precision, for programs without backward pass:
     /// half of the memory of single-precision parameters again, and half of the bytes to read per token.
     pub keep_rounded_weights: bool,
+    /// Where the program runs.
+    pub target: Target,
+}
+
+/// Kind of executor that a program is planned for: it decides the scratch memory of ops.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Target {
+    /// [`Cpu`](crate::exec::Cpu).
+    #[default]
+    Cpu,
+    /// [`OnDevice`](crate::exec::OnDevice).
+    Device,
+}
+
+impl Target {
+    /// Returns the bytes of scratch memory of an op; of one that the target cannot compute, 0.
+    fn scratch_bytes(self, op: &dyn Operation, inputs: &[Type], outputs: &[Type]) -> usize {
+        match self {
+            Self::Cpu => op.scratch(inputs).saturating_mul(DType::F32.bytes()),
+            Self::Device => device::scratch_bytes(op, inputs, outputs).unwrap_or(0),
+        }
+    }
 }
 
 /// Precision of a program: element types of activations, and of the operands of matmuls. Parameters and their
@@ -108,6 +131,7 @@ impl Default for Options {
             recompute: Recompute::None,
             precision: Precision::F32,
             keep_rounded_weights: false,
+            target: Target::Cpu,
         }
     }
 }
@@ -160,10 +184,10 @@ impl Program {
         let recompute_first = |count: usize| {
             let mut graph = graph.clone();
             passes::recompute(&mut graph, count);
-            Self::from_graph(graph, outputs, options.fuse)
+            Self::from_graph(graph, outputs, options)
         };
         match options.recompute {
-            Recompute::None => Self::from_graph(graph, outputs, options.fuse),
+            Recompute::None => Self::from_graph(graph, outputs, options),
             Recompute::Block => recompute_first(segments),
             Recompute::Budget(bytes) => {
                 // Bisects for the fewest that fit, as if more recomputation always needed less memory. If gradients
@@ -183,14 +207,14 @@ impl Program {
         }
     }
 
-    fn from_graph(mut graph: Graph, outputs: &[ValueId], fuse: bool) -> Self {
+    fn from_graph(mut graph: Graph, outputs: &[ValueId], options: Options) -> Self {
         passes::remove_unused(&mut graph, outputs);
         let has_bf16_residual = passes::has_bf16_residual(&graph);
-        if fuse {
+        if options.fuse {
             passes::fuse(&mut graph, outputs);
         }
         passes::schedule_early(&mut graph);
-        let layout = arena::plan_memory(&graph, outputs);
+        let layout = arena::plan_memory(&graph, outputs, options.target);
         let steps = (0..graph.nodes.len()).map(|index| Step::new(&graph, index, &layout));
         let steps: Vec<Step> = steps.collect();
         let regions = || steps.iter().flat_map(|step| &step.regions);

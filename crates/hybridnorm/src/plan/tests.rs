@@ -317,7 +317,11 @@ fn without_sharing(program: &Program) -> Program {
         .iter()
         .filter_map(|allocations| allocations.value)
         .collect();
-    Program::from_graph(program.graph().clone(), &all, false)
+    Program::from_graph(
+        program.graph().clone(),
+        &all,
+        options(false, Recompute::None),
+    )
 }
 
 /// Returns the bits of the outputs, then of the buffers after the run.

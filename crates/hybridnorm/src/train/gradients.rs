@@ -213,6 +213,7 @@ pub fn gradients(
         .collect();
     let mut outputs = taps.outputs();
     outputs.extend(gradients.iter().map(|(_, id)| *id));
+    let options = options.with_target(model.device().target());
     let program = Program::new(g.finish(), &outputs, options);
     let given = [
         ("ids", TensorRef::I32(inputs)),

@@ -16,6 +16,8 @@
 
 pub mod checkpoint;
 pub(crate) mod config;
+#[cfg(test)]
+mod device_tests;
 mod gradients;
 pub mod history;
 pub mod inventory;

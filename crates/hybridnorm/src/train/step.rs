@@ -139,6 +139,7 @@ pub(super) fn plan(
     let options = Options {
         recompute: shape.recompute,
         precision: shape.precision,
+        target: decoder.plan_options().target,
         ..Options::default()
     };
     let with_max_attention_logits = layout.config().qk_clip.is_some();

@@ -1,0 +1,242 @@
+// The part of CUDA C++ that the kernels use, for compilers of the host: the threads of a block are fibers that take
+// turns.
+//
+// A collective of a warp or a block stores what a thread contributes, and lets other threads run until all have arrived.
+// Blocks run one after another. So wrong indices are found, and barriers that some threads do not reach; races between
+// threads are found only if an order of the fibers exposes them.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <vector>
+#ifndef __x86_64__
+#include <ucontext.h>
+#endif
+
+#define __device__
+#define __global__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __restrict__ __restrict
+
+using std::isfinite;
+using std::max;
+using std::min;
+
+struct Index {
+    unsigned x;
+};
+
+namespace emulator {
+
+constexpr unsigned WARP = 32;
+constexpr unsigned MAX_THREADS = 1024;
+constexpr size_t STACK_BYTES = 64 << 10;
+
+// Arrivals at a point that all of a number of threads reach.
+struct Barrier {
+    unsigned arrived = 0;
+    unsigned generation = 0;
+};
+
+// A point at which a thread goes on.
+#ifdef __x86_64__
+// Stack pointer; what a function must restore lies on the stack. Other than swapcontext(), switching makes no system call.
+using Context = void *;
+extern "C" void hybridnorm_cuda_switch(Context *from, Context *to);
+
+inline void switch_to(Context &from, Context &to) { hybridnorm_cuda_switch(&from, &to); }
+
+inline void prepare(Context &context, char *stack, size_t bytes, void (*start)()) {
+    // Aligned as at the entry of a function: a return address lies at a multiple of 16, minus 8.
+    void **top = reinterpret_cast<void **>(uintptr_t(stack + bytes) / 16 * 16) - 1;
+    *--top = reinterpret_cast<void *>(start);
+    for (int i = 0; i < 6; ++i) *--top = nullptr;
+    context = top;
+}
+#else
+using Context = ucontext_t;
+
+inline void switch_to(Context &from, Context &to) { swapcontext(&from, &to); }
+
+inline void prepare(Context &context, char *stack, size_t bytes, void (*start)()) {
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack;
+    context.uc_stack.ss_size = bytes;
+    context.uc_link = nullptr;
+    makecontext(&context, start, 0);
+}
+#endif
+
+struct Fiber {
+    Context context;
+    // Not initialized: pages that are not used take no memory.
+    std::unique_ptr<char[]> stack;
+    bool is_done = false;
+};
+
+// A block of threads that runs.
+struct Block {
+    void (*kernel)(const void *);
+    const void *arguments;
+    unsigned threads;
+    Fiber fibers[MAX_THREADS];
+    Context scheduler;
+    Barrier barrier;
+    Barrier warp_barriers[MAX_THREADS / WARP];
+    uint64_t slots[MAX_THREADS];
+    unsigned arrivals;
+};
+
+inline thread_local Block block;
+inline thread_local std::vector<float> shared_memory;
+inline thread_local Index thread_index, block_index, block_size, grid_size;
+
+// Lets the next thread run.
+inline void yield() { switch_to(block.fibers[thread_index.x].context, block.scheduler); }
+
+// Returns when `expected` threads have called it.
+inline void wait(Barrier &barrier, unsigned expected) {
+    const unsigned generation = barrier.generation;
+    block.arrivals += 1;
+    if (++barrier.arrived == expected) {
+        barrier.arrived = 0;
+        barrier.generation += 1;
+        return;
+    }
+    while (barrier.generation == generation) yield();
+}
+
+// Waits for the threads of this warp; blocks consist of whole warps.
+inline void wait_for_warp() {
+    const unsigned warp = thread_index.x / WARP;
+    wait(block.warp_barriers[warp], WARP);
+}
+
+// Exchanges values between the threads of a warp; `source` is a lane.
+template <class T> T exchange(T value, unsigned source) {
+    static_assert(sizeof(T) <= sizeof(uint64_t));
+    std::memcpy(&block.slots[thread_index.x], &value, sizeof(T));
+    wait_for_warp();
+    T result;
+    std::memcpy(&result, &block.slots[thread_index.x / WARP * WARP + source], sizeof(T));
+    wait_for_warp();
+    return result;
+}
+
+inline void run_thread() {
+    block.kernel(block.arguments);
+    block.fibers[thread_index.x].is_done = true;
+    yield();
+}
+
+// Order in which the threads of a block take turns.
+enum Order { FORWARD, BACKWARD, SHUFFLED };
+
+// Runs all blocks of a kernel; returns false if threads wait for others that have ended.
+inline bool run(void (*const kernel)(const void *), const void *arguments, unsigned blocks, unsigned threads,
+                unsigned shared_bytes, int order) {
+    grid_size.x = blocks;
+    block_size.x = threads;
+    uint64_t random = 1;
+    for (block_index.x = 0; block_index.x < blocks; ++block_index.x) {
+        // All bits set: not a number, so that results of memory that was never written are found.
+        shared_memory.resize((shared_bytes + 3) / 4 + 1);
+        std::memset(shared_memory.data(), 0xff, shared_memory.size() * 4);
+        block.kernel = kernel;
+        block.arguments = arguments;
+        block.threads = threads;
+        block.barrier = Barrier();
+        for (auto &barrier : block.warp_barriers) barrier = Barrier();
+        for (unsigned i = 0; i < threads; ++i) {
+            Fiber &fiber = block.fibers[i];
+            if (fiber.stack == nullptr) fiber.stack.reset(new char[STACK_BYTES]);
+            fiber.is_done = false;
+            prepare(fiber.context, fiber.stack.get(), STACK_BYTES, run_thread);
+        }
+        for (unsigned running = threads; running > 0;) {
+            const unsigned before = running;
+            block.arrivals = 0;
+            random = random * 6364136223846793005ull + 1442695040888963407ull;
+            const unsigned offset = order == SHUFFLED ? unsigned(random >> 33) % threads : 0;
+            // Odd, so that it visits every thread of a block whose size is a power of two.
+            const unsigned stride = order == SHUFFLED ? unsigned(random >> 20) | 1 : 1;
+            for (unsigned turn = 0; turn < threads; ++turn) {
+                const unsigned at = (offset + turn * stride) % threads;
+                const unsigned i = order == BACKWARD ? threads - 1 - at : at;
+                if (block.fibers[i].is_done) continue;
+                thread_index.x = i;
+                switch_to(block.scheduler, block.fibers[i].context);
+                running -= block.fibers[i].is_done;
+            }
+            if (running == before && block.arrivals == 0) return false;
+        }
+    }
+    return true;
+}
+
+} // namespace emulator
+
+#define threadIdx emulator::thread_index
+#define blockIdx emulator::block_index
+#define blockDim emulator::block_size
+#define gridDim emulator::grid_size
+
+inline void __syncthreads() { emulator::wait(emulator::block.barrier, emulator::block.threads); }
+inline void __syncwarp() { emulator::wait_for_warp(); }
+template <class T> T __shfl_xor_sync(unsigned, T value, unsigned mask) {
+    return emulator::exchange(value, threadIdx.x % emulator::WARP ^ mask);
+}
+template <class T> T __shfl_sync(unsigned, T value, unsigned lane) { return emulator::exchange(value, lane); }
+
+inline unsigned __ballot_sync(unsigned, bool is_set) {
+    const unsigned first = threadIdx.x / emulator::WARP * emulator::WARP;
+    emulator::block.slots[threadIdx.x] = is_set;
+    emulator::wait_for_warp();
+    unsigned all = 0;
+    for (unsigned i = 0; i < emulator::WARP; ++i) all |= unsigned(emulator::block.slots[first + i]) << i;
+    emulator::wait_for_warp();
+    return all;
+}
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+
+inline unsigned __float_as_uint(float x) {
+    unsigned bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+inline float __uint_as_float(unsigned bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+#define SHARED(T, name) T *name = reinterpret_cast<T *>(emulator::shared_memory.data())
+
+namespace emulator {
+
+struct Kernel {
+    const char *name;
+    void (*function)(const void *);
+};
+
+inline std::vector<Kernel> &kernels() {
+    static std::vector<Kernel> all;
+    return all;
+}
+
+struct Registration {
+    Registration(const char *name, void (*function)(const void *)) { kernels().push_back({name, function}); }
+};
+
+} // namespace emulator
+
+// An entry point: its name, its arguments, and the function that a thread runs.
+#define KERNEL(name, Arguments, function)                                                                              \
+    static void name(const void *arguments) { function(*static_cast<const Arguments *>(arguments)); }                  \
+    static const emulator::Registration name##_registration(#name, name);

@@ -1,0 +1,21 @@
+//! CUDA kernels for training decoder language models, and the commands that run them.
+//!
+//! An op becomes [`Command`]s: launches of kernels from `kernels/*.cuh`, matrix products, copies. They are plain data,
+//! so that a program's commands can be inspected and tested without a card, and are assembled once, before the first
+//! step. A [`Device`] runs them: a card, or the `Emulator` (feature `emulator`), which runs the same kernels on the
+//! processor.
+
+#![warn(missing_docs)]
+
+mod command;
+mod device;
+#[cfg(feature = "emulator")]
+mod emulator;
+
+pub use command::{
+    Arguments, Command, Copy, ElementType, Elements, Fill, Launch, Matmul, MatrixOperand, Memory,
+    Span,
+};
+pub use device::{Device, DeviceError};
+#[cfg(feature = "emulator")]
+pub use emulator::{Emulator, FiberOrder};

@@ -1,0 +1,352 @@
+//! The executor on a device: a program becomes commands, which the device runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::time::Duration;
+
+use half::bf16;
+#[cfg(test)]
+use hybridnorm_cuda::Fill;
+use hybridnorm_cuda::{Command, Copy, Device, DeviceError, ElementType, Elements, Memory, Span};
+
+use super::data::input;
+use super::profile::Profile;
+use super::{Executor, Tensor, TensorRef};
+use crate::error::{Error, Result};
+use crate::graph::{Buffer, DType, Type, ValueId};
+use crate::ops::device::{RUN_ARGUMENTS_BYTES, convert, scratch_bytes};
+use crate::ops::{Arguments, DeviceOperands};
+use crate::plan::{Operand, Program, Region, Step, Storage};
+
+/// Executor of [programs planned for a device](crate::plan::Target::Device).
+#[derive(Debug)]
+pub struct OnDevice<D> {
+    device: D,
+    arena: Allocation,
+    buffers: Vec<Option<State>>,
+    run_arguments: Allocation,
+    profile: Profile,
+}
+
+/// Memory of the device; none until bytes are needed.
+#[derive(Debug, Clone, Copy, Default)]
+struct Allocation {
+    memory: Option<Memory>,
+    bytes: usize,
+}
+
+/// A buffer, and its copy rounded to bfloat16.
+#[derive(Debug)]
+struct State {
+    dtype: DType,
+    values: Allocation,
+    /// Without memory until a program reads it; as many elements as the buffer.
+    rounded: Allocation,
+    /// Ranges in bytes, of those that programs read, that were rounded after the last change of the buffer.
+    current: BTreeSet<(usize, usize)>,
+}
+
+impl Allocation {
+    /// # Errors
+    /// If the device has not enough memory.
+    fn new(device: &mut impl Device, bytes: usize) -> Result<Self> {
+        let memory = match bytes {
+            0 => None,
+            bytes => Some(device.allocate(bytes).map_err(device_error)?),
+        };
+        Ok(Self { memory, bytes })
+    }
+
+    fn free(self, device: &mut impl Device) {
+        if let Some(memory) = self.memory {
+            device.free(memory);
+        }
+    }
+
+    /// Returns a range of its bytes.
+    fn span(self, start: usize, end: usize) -> Span {
+        Span {
+            // An empty span is never accessed.
+            memory: self.memory.unwrap_or(Memory(0)),
+            start: 0,
+            bytes: self.bytes,
+        }
+        .part(start, end - start)
+    }
+
+    fn all(self) -> Span {
+        self.span(0, self.bytes)
+    }
+}
+
+const FREED_BUFFER: &str = "the buffer was freed";
+
+impl<D: Device> OnDevice<D> {
+    /// Creates an executor without state.
+    ///
+    /// # Errors
+    /// If the device has not enough memory.
+    pub fn new(mut device: D) -> Result<Self> {
+        Ok(Self {
+            run_arguments: Allocation::new(&mut device, RUN_ARGUMENTS_BYTES)?,
+            device,
+            arena: Allocation::default(),
+            buffers: Vec::new(),
+            profile: Profile::default(),
+        })
+    }
+
+    fn state(&self, buffer: Buffer) -> &State {
+        self.buffers[buffer.0].as_ref().expect(FREED_BUFFER)
+    }
+
+    fn state_mut(&mut self, buffer: Buffer) -> &mut State {
+        self.buffers[buffer.0].as_mut().expect(FREED_BUFFER)
+    }
+
+    /// Returns the memory of a region of a program.
+    fn span(&self, region: Region) -> Span {
+        let allocation = match region.storage {
+            Storage::Arena => self.arena,
+            Storage::Buffer(buffer) => self.state(buffer).values,
+            Storage::Rounded(buffer) => self.state(buffer).rounded,
+        };
+        allocation.span(region.start, region.end)
+    }
+
+    /// Returns the commands of an op.
+    ///
+    /// # Errors
+    /// If a device cannot compute it.
+    fn commands(&self, program: &Program, index: usize) -> Result<Vec<Command>> {
+        let (step, node) = (&program.steps()[index], &program.graph().nodes()[index]);
+        let operation = node.op.operation();
+        let elements = |operand: &Operand| Elements {
+            span: match operand.region {
+                Step::EMPTY => self.arena.span(0, 0),
+                region => self.span(step.regions[region].0),
+            },
+            element_type: operand.dtype.into(),
+        };
+        let copies = step.copies.iter().map(|&(from, to)| {
+            let [from, to] = [from, to].map(|region| self.span(step.regions[region].0));
+            Command::Copy(Copy { from, to })
+        });
+        let updated = operation.state_inputs(node.inputs.len()).len();
+        let (writes, scratch) = step.writes.split_at(node.outputs.len() + updated);
+        let scratch = scratch
+            .first()
+            .map_or(self.arena.span(0, 0), |operand| elements(operand).span);
+        let mut operands = DeviceOperands::new(
+            step.reads
+                .iter()
+                .map(|read| read.as_ref().map(elements))
+                .collect(),
+            writes.iter().map(elements).collect(),
+            scratch,
+            self.run_arguments.all(),
+        );
+        operation
+            .device(&mut operands)
+            .map_err(|problem| Error::External(format!("{} {problem}", operation.name())))?;
+        Ok(copies.chain(operands.into_commands()).collect())
+    }
+
+    /// Rounds the elements again that a program reads from copies and that may have changed.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn renew_rounded_copies(&mut self, program: &Program) -> Result<()> {
+        let mut commands = Vec::new();
+        for &(buffer, start, end) in program.rounded_ranges() {
+            let state = self.state_mut(buffer);
+            if !state.current.insert((start, end)) {
+                continue;
+            }
+            let [from, to] = [
+                (state.values.span(2 * start, 2 * end), ElementType::F32),
+                (state.rounded.span(start, end), ElementType::Bf16),
+            ]
+            .map(|(span, element_type)| Elements { span, element_type });
+            commands.push(convert(from, to));
+        }
+        self.device.run(&commands).map_err(device_error)
+    }
+}
+
+fn device_error(error: DeviceError) -> Error {
+    match error {
+        DeviceError::OutOfMemory { bytes } => Error::OutOfMemory {
+            needed: bytes as u64,
+            available: None,
+            problem: error.to_string(),
+        },
+        error => Error::External(error.to_string()),
+    }
+}
+
+impl<D: Device> Executor for OnDevice<D> {
+    fn allocate(&mut self, dtype: DType, elements: usize) -> Result<Buffer> {
+        let values = Allocation::new(&mut self.device, elements.saturating_mul(dtype.bytes()))?;
+        self.buffers.push(Some(State {
+            dtype,
+            values,
+            rounded: Allocation::default(),
+            current: BTreeSet::new(),
+        }));
+        Ok(Buffer(self.buffers.len() - 1))
+    }
+
+    fn free(&mut self, buffer: Buffer) {
+        let state = self.buffers[buffer.0].take().expect(FREED_BUFFER);
+        state.values.free(&mut self.device);
+        state.rounded.free(&mut self.device);
+    }
+
+    fn write(&mut self, buffer: Buffer, offset: usize, data: TensorRef<'_>) {
+        let state = self.state_mut(buffer);
+        state.current.clear();
+        let size = state.dtype.bytes();
+        let to = state
+            .values
+            .span(size * offset, size * (offset + data.len()));
+        let bytes = bytes_as(data, state.dtype);
+        self.device.upload(to, &bytes);
+    }
+
+    fn read(&self, buffer: Buffer, elements: Range<usize>) -> Tensor {
+        let state = self.state(buffer);
+        let size = state.dtype.bytes();
+        let from = state
+            .values
+            .span(size * elements.start, size * elements.end);
+        tensor(state.dtype, &self.device.download(from))
+    }
+
+    fn prepare(&mut self, program: &Program) -> Result<()> {
+        for node in program.graph().nodes() {
+            let types =
+                |ids: &[ValueId]| ids.iter().map(|id| program.ty(*id)).collect::<Vec<Type>>();
+            let operation = node.op.operation();
+            scratch_bytes(operation, &types(&node.inputs), &types(&node.outputs))
+                .map_err(|problem| Error::External(format!("{} {problem}", operation.name())))?;
+        }
+        let buffers: BTreeSet<Buffer> = program
+            .rounded_ranges()
+            .iter()
+            .map(|(buffer, ..)| *buffer)
+            .collect();
+        for buffer in buffers {
+            let state = self.buffers[buffer.0].as_mut().expect(FREED_BUFFER);
+            assert_eq!(state.dtype, DType::F32, "only single precision is rounded");
+            if state.rounded.memory.is_none() {
+                state.rounded = Allocation::new(&mut self.device, state.values.bytes / 2)?;
+            }
+        }
+        if program.arena_bytes() > self.arena.bytes {
+            std::mem::take(&mut self.arena).free(&mut self.device);
+            self.arena = Allocation::new(&mut self.device, program.arena_bytes())?;
+            // Not numbers, so that reads of what no op has written change results.
+            #[cfg(test)]
+            let poison = Fill {
+                to: self.arena.all(),
+                pattern: u32::MAX,
+            };
+            #[cfg(test)]
+            self.device
+                .run(&[Command::Fill(poison)])
+                .map_err(device_error)?;
+        }
+        Ok(())
+    }
+
+    fn run(
+        &mut self,
+        program: &Program,
+        arguments: Arguments,
+        inputs: &[(&str, TensorRef<'_>)],
+    ) -> Result<()> {
+        self.prepare(program)?;
+        self.renew_rounded_copies(program)?;
+        for &buffer in program.updated_buffers() {
+            self.state_mut(buffer).current.clear();
+        }
+        let Arguments { past, lr, step } = arguments;
+        let bytes = [
+            lr.to_le_bytes(),
+            step.to_le_bytes(),
+            (past as u64).to_le_bytes(),
+        ];
+        self.device
+            .upload(self.run_arguments.all(), bytes.as_flattened());
+        for (name, id) in program.inputs() {
+            let ty = program.ty(id);
+            let data = input(inputs, name, ty);
+            let region = program
+                .region(id)
+                .expect("every program input has an arena region");
+            let to = self.span(region);
+            self.device.upload(to, &bytes_as(data, ty.dtype));
+        }
+        for (index, node) in program.graph().nodes().iter().enumerate() {
+            let commands = self.commands(program, index)?;
+            let device = &mut self.device;
+            let mut result = Ok(());
+            let name = node.op.operation().name();
+            self.profile.run(name, || result = device.run(&commands));
+            result.map_err(device_error)?;
+        }
+        Ok(())
+    }
+
+    fn output(&self, program: &Program, output: ValueId) -> Tensor {
+        let region = program.region(output).expect("an output of the program");
+        tensor(
+            program.ty(output).dtype,
+            &self.device.download(self.span(region)),
+        )
+    }
+
+    fn start_profile(&mut self) {
+        self.profile.start();
+    }
+
+    fn take_profile(&mut self) -> BTreeMap<&'static str, Duration> {
+        self.profile.finish()
+    }
+}
+
+/// Returns the bytes of elements of the host in a type, see [`Executor::write`].
+fn bytes_as(data: TensorRef<'_>, dtype: DType) -> Vec<u8> {
+    match (dtype, data) {
+        (DType::F32, TensorRef::F64(x)) => {
+            x.iter().flat_map(|x| (*x as f32).to_le_bytes()).collect()
+        }
+        (DType::Bf16, TensorRef::F32(x)) => x
+            .iter()
+            .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
+            .collect(),
+        (dtype, data) => {
+            assert_eq!(dtype, data.dtype(), "elements of a different type");
+            data.bytes().to_vec()
+        }
+    }
+}
+
+/// Returns the elements with these bytes.
+fn tensor(dtype: DType, bytes: &[u8]) -> Tensor {
+    fn all<const N: usize, T>(bytes: &[u8], from: impl Fn([u8; N]) -> T) -> Vec<T> {
+        bytes
+            .as_chunks::<N>()
+            .0
+            .iter()
+            .map(|bytes| from(*bytes))
+            .collect()
+    }
+    match dtype {
+        DType::F32 => Tensor::F32(all(bytes, f32::from_le_bytes)),
+        DType::Bf16 => Tensor::F32(all(bytes, |x| bf16::from_le_bytes(x).to_f32())),
+        DType::F64 => Tensor::F64(all(bytes, f64::from_le_bytes)),
+        DType::I32 => Tensor::I32(all(bytes, i32::from_le_bytes)),
+    }
+}

@@ -1,0 +1,142 @@
+//! Tests of programs on an emulated device: gradients of models against the reference, and steps against the CPU.
+
+use std::collections::BTreeMap;
+
+use super::{Optimizer, OptimizerConfig, StepShape, TrainingStep, gradients};
+use crate::Device;
+use crate::graph::DType;
+use crate::model::{Model, ModelConfig};
+use crate::ops::NO_KERNEL;
+use crate::placement::{self, named_placements};
+use crate::plan::{Options, Precision, Recompute};
+
+const SHAPE: [usize; 2] = [2, 7];
+const VOCAB: usize = 37;
+
+fn config(placement: &str) -> ModelConfig {
+    ModelConfig {
+        d_model: 16,
+        n_layers: 2,
+        n_heads: 4,
+        n_kv_heads: 2,
+        d_ff: 24,
+        vocab_size: VOCAB,
+        max_seq_len: 16,
+        placement: placement::named(placement).unwrap(),
+        ..ModelConfig::default()
+    }
+}
+
+fn tokens(seed: usize) -> Vec<i32> {
+    let ids = (0..SHAPE[0] * SHAPE[1]).map(|i| (i * 7 + seed * 5 + i * i) % VOCAB);
+    ids.map(|id| id as i32).collect()
+}
+
+/// Gradients by name, flattened.
+type ByName = BTreeMap<String, Vec<f64>>;
+
+/// Returns the gradients that a device computes, and the loss.
+fn run(config: &ModelConfig, device: Device, precision: Precision) -> crate::Result<(ByName, f64)> {
+    let mut model = Model::new(config, 3, device)?;
+    let options = Options::default().with_precision(precision);
+    let divisor = (SHAPE[0] * SHAPE[1]) as f64;
+    let found = gradients(&mut model, &tokens(1), &tokens(2), SHAPE, divisor, options)?;
+    let names = found.by_name.keys();
+    let by_name = names.map(|name| (name.clone(), found.get_f64(name).unwrap()));
+    Ok((by_name.collect(), found.stats.losses.cross_entropy))
+}
+
+fn norm(x: impl Iterator<Item = f64>) -> f64 {
+    x.map(|x| x * x).sum::<f64>().sqrt()
+}
+
+/// Returns the largest distance of the gradients of a parameter, relative to the norm of all.
+fn distance(found: &ByName, expected: &ByName) -> f64 {
+    let all = norm(expected.values().flatten().copied());
+    let pairs = found.values().zip(expected.values());
+    let distances = pairs.map(|(a, b)| norm(a.iter().zip(b).map(|(a, b)| a - b)));
+    distances.fold(0.0, f64::max) / all
+}
+
+#[test]
+fn gradients_of_named_placements_are_those_of_the_reference() {
+    let mut without_kernels = Vec::new();
+    for placement in named_placements() {
+        let config = config(placement.name);
+        let (found, loss) = match run(&config, Device::Emulator, Precision::F32) {
+            Ok(found) => found,
+            Err(error) => {
+                let problem = error.to_string();
+                assert!(
+                    problem.ends_with(NO_KERNEL),
+                    "{}: {problem}",
+                    placement.name
+                );
+                without_kernels.push((placement.name, problem));
+                continue;
+            }
+        };
+        let (expected, expected_loss) = run(&config, Device::Reference, Precision::F32).unwrap();
+        let distance = distance(&found, &expected);
+        assert!(distance < 1e-5, "{}: {distance}", placement.name);
+        assert!(
+            (loss - expected_loss).abs() < 1e-5,
+            "{}: {loss}, {expected_loss}",
+            placement.name
+        );
+    }
+    assert_eq!(without_kernels, [], "placements that need more kernels");
+}
+
+#[test]
+fn mixed_precision_is_that_of_the_reference() {
+    for residual in [DType::F32, DType::Bf16] {
+        let precision = Precision::Bf16 { residual };
+        let config = config("hybridnorm");
+        let [found, expected] = [Device::Emulator, Device::Reference]
+            .map(|device| run(&config, device, precision).unwrap().0);
+        let distance = distance(&found, &expected);
+        assert!(distance > 0.0 && distance < 0.02, "{residual}: {distance}");
+    }
+}
+
+#[test]
+fn training_steps_are_those_of_the_cpu() {
+    for grad_accum_steps in [1, 2] {
+        let losses = |device| {
+            let mut model = Model::new(&config("hybridnorm"), 3, device).unwrap();
+            let mut optimizer = Optimizer::new(OptimizerConfig::default(), &mut model).unwrap();
+            let shape = StepShape {
+                micro_batch: SHAPE[0],
+                seq_len: SHAPE[1],
+                grad_accum_steps,
+                recompute: Recompute::Block,
+                precision: Precision::F32,
+            };
+            let mut step = TrainingStep::new(shape, &mut model, &mut optimizer).unwrap();
+            let mut losses = Vec::new();
+            for _ in 0..4 {
+                for micro_batch in 0..grad_accum_steps {
+                    let [ids, targets] = [1, 2].map(|seed| tokens(seed + micro_batch));
+                    let found = step
+                        .run_micro_batch(&mut model, &mut optimizer, &ids, &targets, 0.01)
+                        .unwrap();
+                    losses.push(found.cross_entropy);
+                }
+                step.finish(&mut model, &mut optimizer, 0.01).unwrap();
+            }
+            losses
+        };
+        let [found, expected] = [Device::Emulator, Device::Cpu].map(losses);
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!(
+                (found - expected).abs() < 1e-4,
+                "{found}, on the CPU {expected}"
+            );
+        }
+        assert!(
+            expected[0] - expected.last().unwrap() > 0.1,
+            "it learns: {expected:?}"
+        );
+    }
+}
