@@ -94,16 +94,28 @@ def main():
     parser.add_argument("--arch", nargs="+", default=["sm_80", "sm_90a"])
     arguments = parser.parse_args()
     library = nvrtc()
-    spilled = []
+    seen, spilled = set(), []
     print(f"{'kernel':32} {'arch':>8} {'registers':>10} {'spilled':>8} {'stack':>6} {'shared':>7}")
     for path in sorted(KERNELS.glob("*.cuh")):
         if "KERNEL(" not in path.read_text().replace("#define KERNEL(", ""):
             continue
         for arch in arguments.arch:
             for kernel, registers, spills, stack, shared in resources(Program(library, path).compile(arch)):
+                # Files include others.
+                if (kernel, arch) in seen:
+                    continue
+                seen.add((kernel, arch))
                 print(f"{kernel:32} {arch:>8} {registers:10} {spills:8} {stack:6} {shared:7}")
                 if spills:
                     spilled.append(f"{kernel} ({arch})")
+    defined = {
+        name
+        for path in KERNELS.glob("*.cuh")
+        for name in re.findall(r"^KERNEL\((\w+),", path.read_text(), re.M)
+    }
+    missing = {(name, arch) for name in defined for arch in arguments.arch} - seen
+    if missing:
+        sys.exit(f"the compiler reports nothing of {sorted(missing)}")
     if spilled:
         sys.exit("registers are spilled: " + ", ".join(spilled))
 

@@ -9,14 +9,18 @@
 #include "elementwise.cuh"
 #include "embedding.cuh"
 #include "emulator_tests.cuh"
+#include "experts.cuh"
+#include "latent.cuh"
+#include "muon.cuh"
 #include "norm.cuh"
 #include "qkv.cuh"
 #include "rope_table.cuh"
+#include "router.cuh"
 #include "rows.cuh"
 #include "tensor_stats.cuh"
 #include "unit.cuh"
 
-#ifdef __x86_64__
+#ifdef HYBRIDNORM_CUDA_SWITCH
 // void hybridnorm_cuda_switch(void **from, void **to): saves the registers that a function must restore.
 asm(R"(
     .text

@@ -15,7 +15,10 @@
 #include <cstring>
 #include <memory>
 #include <vector>
-#ifndef __x86_64__
+// Where the assembler of emulator.cpp is known.
+#if defined(__x86_64__) && defined(__linux__)
+#define HYBRIDNORM_CUDA_SWITCH
+#else
 #include <ucontext.h>
 #endif
 
@@ -45,7 +48,7 @@ struct Barrier {
 };
 
 // A point at which a thread goes on.
-#ifdef __x86_64__
+#ifdef HYBRIDNORM_CUDA_SWITCH
 // Stack pointer; what a function must restore lies on the stack. Other than swapcontext(), switching makes no system call.
 using Context = void *;
 extern "C" void hybridnorm_cuda_switch(Context *from, Context *to);
@@ -138,15 +141,22 @@ inline void run_thread() {
 // Order in which the threads of a block take turns.
 enum Order { FORWARD, BACKWARD, SHUFFLED };
 
-// Runs all blocks of a kernel; returns false if threads wait for others that have ended.
-inline bool run(void (*const kernel)(const void *), const void *arguments, unsigned blocks, unsigned threads,
+// Result of a kernel.
+enum Result { COMPLETE, BARRIER_NOT_REACHED, SHARED_MEMORY_EXCEEDED };
+
+// Numbers behind the shared memory of a block, which it must not change.
+constexpr size_t GUARD = 64;
+
+// Runs all blocks of a kernel.
+inline Result run(void (*const kernel)(const void *), const void *arguments, unsigned blocks, unsigned threads,
                 unsigned shared_bytes, int order) {
     grid_size.x = blocks;
     block_size.x = threads;
     uint64_t random = 1;
     for (block_index.x = 0; block_index.x < blocks; ++block_index.x) {
         // All bits set: not a number, so that results of memory that was never written are found.
-        shared_memory.resize((shared_bytes + 3) / 4 + 1);
+        const size_t guard = (shared_bytes + 3) / 4;
+        shared_memory.resize(guard + GUARD);
         std::memset(shared_memory.data(), 0xff, shared_memory.size() * 4);
         block.kernel = kernel;
         block.arguments = arguments;
@@ -163,21 +173,27 @@ inline bool run(void (*const kernel)(const void *), const void *arguments, unsig
             const unsigned before = running;
             block.arrivals = 0;
             random = random * 6364136223846793005ull + 1442695040888963407ull;
-            const unsigned offset = order == SHUFFLED ? unsigned(random >> 33) % threads : 0;
-            // Odd, so that it visits every thread of a block whose size is a power of two.
+            const unsigned offset = order == SHUFFLED ? unsigned(random >> 33) : 0;
+            // Odd, so that it visits every number below a power of two.
             const unsigned stride = order == SHUFFLED ? unsigned(random >> 20) | 1 : 1;
-            for (unsigned turn = 0; turn < threads; ++turn) {
-                const unsigned at = (offset + turn * stride) % threads;
+            for (unsigned turn = 0; turn < MAX_THREADS; ++turn) {
+                const unsigned at = (offset + turn * stride) % MAX_THREADS;
+                if (at >= threads) continue;
                 const unsigned i = order == BACKWARD ? threads - 1 - at : at;
                 if (block.fibers[i].is_done) continue;
                 thread_index.x = i;
                 switch_to(block.scheduler, block.fibers[i].context);
                 running -= block.fibers[i].is_done;
             }
-            if (running == before && block.arrivals == 0) return false;
+            if (running == before && block.arrivals == 0) return BARRIER_NOT_REACHED;
+        }
+        for (size_t i = guard; i < shared_memory.size(); ++i) {
+            unsigned bits;
+            std::memcpy(&bits, &shared_memory[i], sizeof bits);
+            if (bits != ~0u) return SHARED_MEMORY_EXCEEDED;
         }
     }
-    return true;
+    return COMPLETE;
 }
 
 } // namespace emulator
@@ -203,6 +219,7 @@ inline unsigned __ballot_sync(unsigned, bool is_set) {
     emulator::wait_for_warp();
     return all;
 }
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
 inline unsigned __float_as_uint(float x) {

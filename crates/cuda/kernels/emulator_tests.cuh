@@ -19,6 +19,13 @@ __device__ __forceinline__ void copy_unwritten_memory(const TestArguments &a) {
 
 KERNEL(test_unwritten_memory, TestArguments, copy_unwritten_memory)
 
+__device__ __forceinline__ void write_behind_shared_memory(const TestArguments &) {
+    SHARED(float, shared);
+    shared[threadIdx.x + 1] = 1.0f;
+}
+
+KERNEL(test_shared_memory_exceeded, TestArguments, write_behind_shared_memory)
+
 // Without the barrier that it needs, the result depends on the order of the threads.
 __device__ __forceinline__ void read_of_the_next_thread(const TestArguments &a) {
     SHARED(float, shared);

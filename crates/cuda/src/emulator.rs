@@ -42,7 +42,8 @@ unsafe extern "C" {
     /// Returns the kernel with this index, a null name after the last.
     safe fn hybridnorm_cuda_kernel(index: c_uint) -> Kernel;
 
-    /// Runs a kernel; returns 0 if threads wait for others that have ended.
+    /// Runs a kernel; returns 0 if it completes, 1 if threads wait for others that have ended, 2 if it writes behind its shared
+    /// memory.
     fn hybridnorm_cuda_run(
         function: extern "C" fn(*const c_void),
         arguments: *const c_void,
@@ -67,8 +68,8 @@ fn kernels() -> impl Iterator<Item = (&'static CStr, extern "C" fn(*const c_void
 
 /// Maximum threads of a block, as on all cards.
 const MAX_THREADS: u32 = 1024;
-/// Maximum shared memory of a block of sm_80, in bytes; sm_90 has more.
-const MAX_SHARED_BYTES: u32 = 163 << 10;
+/// Maximum shared memory of a block of sm_86 and sm_89, in bytes; sm_80 and sm_90 have more.
+const MAX_SHARED_BYTES: u32 = 99 << 10;
 
 impl Emulator {
     /// Creates a device without memory.
@@ -133,10 +134,13 @@ impl Emulator {
             let _ = self.bytes(span);
         }
         let address = |span: Span| self.bytes(span).as_ptr() as u64;
-        let arguments = launch.arguments.to_bytes(address);
+        let bytes = launch.arguments.to_bytes(address);
+        // Aligned as the struct.
+        let words = bytes.as_chunks().0.iter();
+        let arguments: Vec<u64> = words.map(|word| u64::from_ne_bytes(*word)).collect();
         // SAFETY: the kernel reads the struct of its arguments, whose layout `Arguments` has, and accesses the elements
         // whose addresses it contains, as the commands of the ops describe them.
-        let is_complete = unsafe {
+        let result = unsafe {
             hybridnorm_cuda_run(
                 function,
                 arguments.as_ptr().cast(),
@@ -146,11 +150,12 @@ impl Emulator {
                 self.order as c_int,
             )
         };
-        match is_complete {
-            0 => Err(failed(
+        match result {
+            0 => Ok(()),
+            1 => Err(failed(
                 "threads wait at a barrier that others do not reach".to_owned(),
             )),
-            _ => Ok(()),
+            _ => Err(failed("writes behind its shared memory".to_owned())),
         }
     }
 

@@ -1,8 +1,7 @@
 //! CUDA kernels for training decoder language models, and the commands that run them.
 //!
-//! An op becomes [`Command`]s: launches of kernels from `kernels/*.cuh`, matrix products, copies. They are plain data,
-//! so that a program's commands can be inspected and tested without a card, and are assembled once, before the first
-//! step. A [`Device`] runs them: a card, or the `Emulator` (feature `emulator`), which runs the same kernels on the
+//! An op becomes [`Command`]s: launches of kernels from `kernels/*.cuh`, matrix products, copies. They are plain data, which
+//! can be inspected without a card. A [`Device`] runs them: a card, or the `Emulator` (feature `emulator`), which runs the same kernels on the
 //! processor.
 
 #![warn(missing_docs)]

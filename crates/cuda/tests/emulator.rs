@@ -61,6 +61,32 @@ fn shared_memory_that_was_not_written_is_not_a_number() {
 }
 
 #[test]
+fn writes_behind_shared_memory_are_found() {
+    let error = run("test_shared_memory_exceeded", FiberOrder::Forward).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "test_shared_memory_exceeded: writes behind its shared memory"
+    );
+}
+
+#[test]
+fn shuffled_threads_all_take_their_turns() {
+    for threads in [32, 96, 160, 1024] {
+        let mut device = Emulator::new(FiberOrder::Shuffled);
+        let out = span(&mut device, 4 * 2 * 1024);
+        device
+            .run(&[launch("test_block_reductions", threads, out)])
+            .unwrap();
+        let expected = (threads * (threads - 1) / 2 + threads - 1) as f32;
+        let found = floats(&device.download(out));
+        assert_eq!(
+            found[..2 * threads as usize],
+            vec![expected; 2 * threads as usize]
+        );
+    }
+}
+
+#[test]
 fn races_change_with_the_order() {
     let [forward, backward, _] = ORDERS.map(|order| run("test_race", order).unwrap());
     let is_equal = forward

@@ -159,8 +159,8 @@ impl<D: Device> OnDevice<D> {
     fn renew_rounded_copies(&mut self, program: &Program) -> Result<()> {
         let mut commands = Vec::new();
         for &(buffer, start, end) in program.rounded_ranges() {
-            let state = self.state_mut(buffer);
-            if !state.current.insert((start, end)) {
+            let state = self.state(buffer);
+            if state.current.contains(&(start, end)) {
                 continue;
             }
             let [from, to] = [
@@ -170,7 +170,11 @@ impl<D: Device> OnDevice<D> {
             .map(|(span, element_type)| Elements { span, element_type });
             commands.push(convert(from, to));
         }
-        self.device.run(&commands).map_err(device_error)
+        self.device.run(&commands).map_err(device_error)?;
+        for &(buffer, start, end) in program.rounded_ranges() {
+            self.state_mut(buffer).current.insert((start, end));
+        }
+        Ok(())
     }
 }
 

@@ -5,7 +5,7 @@ use super::model::Model;
 use crate::error::Result;
 use crate::graph::Builder;
 use crate::ops::{self, Arguments};
-use crate::plan::Program;
+use crate::plan::{Options, Program};
 
 impl Decoder {
     /// Records the normalization of matrices to vectors of length 1 along the width: columns of those whose output is
@@ -38,7 +38,8 @@ impl Model {
         }
         let g = Builder::new();
         self.decoder().normalize_unit_weights(&g);
-        let program = Program::new(g.finish(), &[], self.decoder().plan_options());
+        let options = Options::default().with_target(self.device().target());
+        let program = Program::new(g.finish(), &[], options);
         self.executor_mut().run(&program, Arguments::default(), &[])
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use hybridnorm_kernels::activation::{self, Activation as Function};
 
-use hybridnorm_cuda as cuda;
+use hybridnorm_cuda::{self as cuda, Elements};
 
 use super::device::Grid;
 use super::{BackwardContext, DeviceOperands, Operands, Operation};
@@ -36,18 +36,30 @@ pub fn activation(x: Value<'_>, function: Function) -> Value<'_> {
     y
 }
 
-impl Activation {
-    /// Appends what kernels read after the operands.
-    fn device_arguments(&self, arguments: cuda::Arguments, rows: usize) -> cuda::Arguments {
-        let function = match self.function {
-            Function::Swiglu => 0,
-            Function::Geglu => 1,
-            Function::Gelu => 2,
-            Function::GeluErf => 3,
-            Function::Relu2 => 4,
-        };
-        arguments.long(rows as i64).count(self.width).int(function)
-    }
+/// Appends what kernels read after the operands.
+fn device_arguments(arguments: cuda::Arguments, function: Function, width: usize, rows: usize) -> cuda::Arguments {
+    let function = match function {
+        Function::Swiglu => 0,
+        Function::Geglu => 1,
+        Function::Gelu => 2,
+        Function::GeluErf => 3,
+        Function::Relu2 => 4,
+    };
+    arguments.long(rows as i64).count(width).int(function)
+}
+
+/// Records `y = function(x)` on rows of `width` outputs.
+pub(super) fn record_forward(io: &mut DeviceOperands, function: Function, width: usize, x: Elements, y: Elements) {
+    let arguments = cuda::Arguments::default().floats(x).floats(y);
+    let arguments = device_arguments(arguments, function, width, y.len() / width);
+    io.launch("activation_forward", Grid::elements(y.len()), arguments);
+}
+
+/// Records the gradient of x; `hidden` holds that of the output, and is overwritten with the output.
+pub(super) fn record_backward(io: &mut DeviceOperands, function: Function, width: usize, [x, dx, hidden]: [Elements; 3]) {
+    let arguments = cuda::Arguments::default().floats(x).floats(dx).floats(hidden);
+    let arguments = device_arguments(arguments, function, width, hidden.len() / width);
+    io.launch("activation_backward", Grid::elements(hidden.len()), arguments);
 }
 
 impl Operation for Activation {
@@ -80,9 +92,7 @@ impl Operation for Activation {
 
     fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
         let (x, y) = (io.read(0), io.write());
-        let arguments = cuda::Arguments::default().floats(x).floats(y);
-        let arguments = self.device_arguments(arguments, y.len() / self.width);
-        io.launch("activation_forward", Grid::elements(y.len()), arguments);
+        record_forward(io, self.function, self.width, x, y);
         Ok(())
     }
 }
@@ -113,9 +123,7 @@ impl Operation for ActivationGrad {
 
     fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
         let (x, dx, hidden) = (io.read(0), io.write(), io.write());
-        let arguments = cuda::Arguments::default().floats(x).floats(dx).floats(hidden);
-        let arguments = self.0.device_arguments(arguments, hidden.len() / self.0.width);
-        io.launch("activation_backward", Grid::elements(hidden.len()), arguments);
+        record_backward(io, self.0.function, self.0.width, [x, dx, hidden]);
         Ok(())
     }
 }

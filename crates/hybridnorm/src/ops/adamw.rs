@@ -8,7 +8,8 @@ use hybridnorm_kernels::adamw::{self, ParameterState};
 
 use super::device::Grid;
 use super::gradient_norm::{
-    check_parameters, finite_norm, record_update, states_by_parameter, sum_doubles,
+    check_parameters, finite_norm, record_coefficients, record_update, states_by_parameter,
+    sum_doubles,
 };
 use super::{Arguments, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
@@ -147,18 +148,8 @@ impl Operation for AdamW {
         const PER_THREAD: usize = 4;
         let (losses, squares) = (io.read(0), io.read(1));
         let norms = io.write();
-        let coefficients = io.scratch(cuda::ElementType::F32, 8);
-        let arguments = cuda::Arguments::default()
-            .address(io.run_arguments())
-            .address(losses.span)
-            .address(squares.span)
-            .address(coefficients.span)
-            .count(losses.len())
-            .count(squares.len())
-            .double(self.beta1)
-            .double(self.beta2)
-            .double(self.max_grad_norm);
-        io.launch("adamw_coefficients", Grid::warps(1), arguments);
+        let coefficients =
+            record_coefficients(io, losses, squares, [self.beta1, self.beta2], self.max_grad_norm);
         let n = self.parameters();
         let [p, m, v] = [(); 3].map(|()| (0..n).map(|_| io.write()).collect::<Vec<_>>());
         for (i, weight_decay) in self.weight_decay.iter().enumerate() {

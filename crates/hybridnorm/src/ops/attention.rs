@@ -65,7 +65,7 @@ pub(super) fn device_config(arguments: cuda::Arguments, config: &AttentionConfig
         .count(config.kv_heads)
         .count(config.head_dim)
         .count(config.value_dim)
-        .count(config.window.unwrap_or(0))
+        .count(config.window.map_or(0, |window| window.min(config.seq)))
         .float(config.scale)
         .float(config.softcap.unwrap_or(0.0))
 }
@@ -95,6 +95,9 @@ fn record_forward(
     config: &AttentionConfig,
     [qkv, ctx, lse]: [Elements; 3],
 ) -> Result<(), String> {
+    if qkv.is_empty() {
+        return Ok(());
+    }
     let (d, e) = (config.head_dim, config.value_dim);
     let grid = tile_grid(config, config.heads, ROWS * WARPS * d + TILE * (d + 1) + TILE * e)?;
     let arguments = cuda::Arguments::default().floats(qkv).floats(ctx).address(lse.span);
@@ -108,6 +111,9 @@ fn record_backward(
     config: &AttentionConfig,
     [qkv, ctx, lse, dctx, dqkv]: [Elements; 5],
 ) -> Result<(), String> {
+    if qkv.is_empty() {
+        return Ok(());
+    }
     let floats = (ROWS * WARPS + TILE) * (config.head_dim + config.value_dim) + 2 * TILE;
     let delta = io.scratch(ElementType::F32, lse.len());
     let arguments = cuda::Arguments::default()

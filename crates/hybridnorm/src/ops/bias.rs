@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::device::{Factors};
+use super::device::Factors;
 use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 use hybridnorm_kernels::elementwise;

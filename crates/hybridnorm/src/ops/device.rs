@@ -25,13 +25,14 @@ const THREADS: usize = 256;
 /// Threads of a warp.
 const WARP: usize = 32;
 /// Maximum blocks of a launch: its threads go through more elements than one.
-const MAX_BLOCKS: usize = 4096;
+/// Few in tests, so that they do so there.
+const MAX_BLOCKS: usize = if cfg!(test) { 2 } else { 4096 };
 /// Blocks whose partial sums another launch adds. A constant, so that the order of the sums is the same on all cards.
-const SUM_BLOCKS: usize = 256;
+const SUM_BLOCKS: usize = if cfg!(test) { 2 } else { 256 };
 /// Shared memory of a block in bytes, which every card has without asking for more.
 const SHARED_BYTES: usize = 48 << 10;
-/// Maximum shared memory of a block in bytes, on sm_80 and later.
-const MAX_SHARED_BYTES: usize = 163 << 10;
+/// Maximum shared memory of a block in bytes on sm_86 and sm_89; sm_80 and sm_90 have more.
+const MAX_SHARED_BYTES: usize = 99 << 10;
 /// Alignment of parts of the scratch memory.
 const ALIGNMENT: usize = 256;
 
@@ -89,6 +90,25 @@ impl Grid {
             threads: warps * WARP,
             shared_bytes,
         })
+    }
+
+    /// One warp per row, or fewer, with `floats` numbers in shared memory for each warp.
+    ///
+    /// # Errors
+    /// If a card has less shared memory.
+    pub(super) fn warps_with_memory(rows: usize, floats: usize) -> Result<Self, String> {
+        let bytes = floats * size_of::<f32>();
+        let warps = (SHARED_BYTES / bytes.max(1)).clamp(1, THREADS / WARP);
+        let blocks = rows.div_ceil(warps).clamp(1, MAX_BLOCKS);
+        Self::with_shared_memory(blocks, warps, warps * bytes)
+    }
+
+    /// One block of 256 threads per tile, with `floats` numbers in shared memory.
+    ///
+    /// # Errors
+    /// If a card has less shared memory.
+    pub(super) fn tiles(count: usize, floats: usize) -> Result<Self, String> {
+        Self::with_shared_memory(count, THREADS / WARP, floats * size_of::<f32>())
     }
 
     /// One warp per row, or fewer, with `count` sums in shared memory for each warp, and so few blocks that another launch
@@ -187,6 +207,10 @@ impl DeviceOperands {
 
     /// Sets elements of any type to zero.
     pub(super) fn clear(&mut self, to: Elements) {
+        assert!(
+            to.span.bytes.is_multiple_of(4),
+            "cleared memory consists of 32-bit patterns"
+        );
         let (to, pattern) = (to.span, 0);
         self.commands.push(Command::Fill(Fill { to, pattern }));
     }
@@ -213,19 +237,25 @@ impl DeviceOperands {
         self.launch("copy_columns", Grid::elements(rows * width), arguments);
     }
 
-    /// Applies a function of `Pointwise` of the kernels to the next operand that is written: in place, or to `x`.
-    pub(super) fn pointwise(&mut self, function: i32, parameter: f32, x: Option<Elements>) {
+    /// Applies a function to the next operand that is written: in place, or to `x`.
+    pub(super) fn pointwise(&mut self, function: Pointwise, parameter: f32, x: Option<Elements>) {
         let y = self.write();
         self.pointwise_to(function, parameter, x.unwrap_or(y), y);
     }
 
     /// Applies a function of `Pointwise` of the kernels.
-    pub(super) fn pointwise_to(&mut self, function: i32, parameter: f32, x: Elements, y: Elements) {
+    pub(super) fn pointwise_to(
+        &mut self,
+        function: Pointwise,
+        parameter: f32,
+        x: Elements,
+        y: Elements,
+    ) {
         let arguments = Arguments::default()
             .address(x.span)
             .address(y.span)
             .long(y.len() as i64)
-            .int(function)
+            .int(function as i32)
             .float(parameter);
         self.launch("pointwise_function", Grid::elements(y.len()), arguments);
     }
@@ -241,6 +271,11 @@ impl DeviceOperands {
             .long(to.len() as i64)
             .count(partials.len() / to.len());
         self.launch("sum_partials", Grid::elements(to.len()), arguments);
+    }
+
+    /// Converts floating-point elements to the type of others.
+    pub(super) fn convert(&mut self, from: Elements, to: Elements) {
+        self.commands.push(convert(from, to));
     }
 
     /// Returns floating-point elements in another type: themselves, or a converted copy in scratch memory.
@@ -289,7 +324,12 @@ impl DeviceOperands {
 
 /// Returns the command that runs a kernel.
 fn launch(kernel: &'static str, grid: Grid, arguments: Arguments) -> Command {
-    let small = |x: usize| u32::try_from(x).expect("sizes of a grid are bounded");
+    // Kernels compute with `int`.
+    let small = |x: usize| {
+        i32::try_from(x)
+            .map(i32::cast_unsigned)
+            .expect("fewer than 2^31 blocks")
+    };
     Command::Launch(Launch {
         kernel,
         blocks: small(grid.blocks),
@@ -315,6 +355,17 @@ pub(super) fn add_to(io: &mut DeviceOperands, x: Elements, sum: Elements) {
         .floats(sum)
         .long(x.len() as i64);
     io.launch("add_to", Grid::elements(x.len()), arguments);
+}
+
+/// `Pointwise` of the kernels.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Pointwise {
+    Clamp,
+    ClampGradient,
+    Softcap,
+    SoftcapGradient,
+    Reciprocal,
+    ReciprocalGradient,
 }
 
 /// Columns of rows, from a first one on.
@@ -372,6 +423,9 @@ impl Factors {
         /// Partial sums of each number. A constant, as their order is.
         const PARTS: usize = 64;
         let count = self.values.len();
+        if count == 0 {
+            return;
+        }
         let partials = io.scratch(ElementType::F32, PARTS * count);
         let arguments = Arguments::default()
             .address(x.span)
@@ -474,3 +528,146 @@ pub(crate) fn scratch_bytes(
 
 /// Bytes of `RunArguments` of the kernels.
 pub(crate) const RUN_ARGUMENTS_BYTES: usize = 24;
+
+#[cfg(test)]
+mod tests {
+    //! Shapes of more than one tile, or turn of a loop, of the kernels; other tests of ops have small ones.
+
+    use hybridnorm_kernels::attention::AttentionConfig;
+    use hybridnorm_kernels::experts::DispatchLayout;
+    use hybridnorm_kernels::matmul::Precision;
+    use hybridnorm_kernels::norm::{Gain, NormConfig, NormFn};
+    use hybridnorm_kernels::router::{Router, Scoring};
+
+    use super::super::testing::{check, check_with, fixed_input, floats, ints, numbers};
+    use super::super::*;
+
+    fn attention_config(window: Option<usize>, softcap: Option<f32>) -> AttentionConfig {
+        AttentionConfig {
+            batch: 1,
+            seq: 70,
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 40,
+            value_dim: 36,
+            scale: 0.3,
+            softcap,
+            window,
+            precision: Precision::F32,
+        }
+    }
+
+    #[test]
+    fn attention_of_several_tiles() {
+        for (window, softcap) in [(None, None), (Some(20), None), (Some(40), Some(2.0))] {
+            let config = attention_config(window, softcap);
+            let qkv = floats(1, [1, 70, 3 * 40 + 36]);
+            check_with(&[qkv], &[1, 2], |_, x| {
+                vec![
+                    attention(x[0], config),
+                    attention_stats(x[0], config),
+                    max_attention_logits(x[0], config),
+                ]
+            });
+        }
+    }
+
+    #[test]
+    fn norms_of_wide_rows() {
+        for (function, groups) in [
+            (NormFn::Rmsnorm, 1),
+            (NormFn::Layernorm, 3),
+            (NormFn::Derf, 1),
+        ] {
+            let config = NormConfig {
+                function,
+                eps: 1e-5,
+                gain: Gain::Plain,
+                bias: true,
+                width: 70,
+                groups,
+            };
+            let given = [floats(1, [5, 3, 70]), floats(2, [config.params_len()])];
+            check(&given, |_, x| norm(x[0], x[1], config));
+        }
+    }
+
+    #[test]
+    fn losses_of_wide_rows() {
+        let targets = ints([7], &[599, 0, -1, 300, 256, 255, 31]);
+        let given = [floats(1, [1, 7, 600]), targets.clone()];
+        check_with(&given, &[1], |_, x| {
+            cross_entropy(x[0], x[1], 0.01, 7.0).to_vec()
+        });
+        // Several parts of the rows.
+        let given = [
+            floats(1, [1, 7, 20]),
+            floats(2, [100, 20]),
+            ints([7], &[99, 0, -1, 30, 5, 31, 32]),
+        ];
+        check_with(&given, &[1], |_, x| {
+            cross_entropy(linear(x[0], x[1]), x[2], 0.01, 7.0).to_vec()
+        });
+    }
+
+    #[test]
+    fn embeddings_of_many_ids() {
+        let ids: Vec<i32> = (0..70).map(|i| i * 7 % 5).collect();
+        check(&[ints([2, 35], &ids), floats(1, [5, 40])], |_, x| {
+            embedding(x[0], x[1])
+        });
+    }
+
+    #[test]
+    fn factors_of_wide_rows() {
+        let given = [floats(1, [1, 9, 70]), floats(2, [9]), floats(3, [70])];
+        check(&given, |_, x| {
+            add_bias(scale_columns(scale_rows(x[0], x[1]), x[2], 1), x[2])
+        });
+    }
+
+    #[test]
+    fn many_experts() {
+        const TOKENS: usize = 70;
+        for (scoring, renormalize, groups) in [
+            (Scoring::Softmax, false, 1),
+            (Scoring::Softmax, true, 8),
+            (Scoring::Sigmoid, true, 8),
+        ] {
+            let router = Router {
+                experts: 40,
+                top_k: 3,
+                scoring,
+                renormalize,
+                groups,
+                top_groups: groups.div_ceil(4),
+                scaling: 1.5,
+            };
+            let layout = DispatchLayout {
+                experts: 40,
+                top_k: 3,
+            };
+            // Experts do not change where logits are moved a little.
+            let logits: Vec<f64> = numbers(1, TOKENS * 40)
+                .iter()
+                .map(|x| (x * 64.0).round() / 8.0)
+                .collect();
+            let given = [
+                floats(2, [1, TOKENS, 36]),
+                fixed_input([1, TOKENS, 40], logits),
+                floats(3, [40 * 34, 36]),
+                floats(4, [40 * 36, 34]),
+                floats(5, [1, TOKENS, 40]),
+            ];
+            check_with(&given, &[], |_, x| {
+                let dispatch = top_k_dispatch(x[1], None, router);
+                let logits = x[1] + x[4];
+                let weights = gate_weights(logits, dispatch, router);
+                let hidden = expert_up(x[0], x[2], dispatch, layout);
+                let y = expert_down(hidden, None, x[3], weights, dispatch, layout, x[0].shape());
+                let [balance, z, ..] = router_losses(logits, dispatch, router);
+                vec![y, balance, z]
+            });
+        }
+    }
+}

@@ -1,10 +1,12 @@
 //! Top-k expert selection, and the dispatch of tokens to experts.
 
+use hybridnorm_cuda as cuda;
 use hybridnorm_kernels::experts::DispatchLayout;
 use hybridnorm_kernels::router::{self, Router};
 
-use super::router::scores;
-use super::{BackwardContext, Operands, Operation};
+use super::device::Grid;
+use super::router::{device_config, scores};
+use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Dispatch of tokens to the experts with the highest scores, as [`DispatchLayout`] lays it out.
@@ -88,6 +90,29 @@ impl Operation for TopKDispatch {
         let selected = layout.selected(dispatch.len());
         router::select_top_k(&self.router, logits, bias, &mut dispatch[selected]);
         layout.fill(dispatch);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let Router { experts, top_k, groups, .. } = self.router;
+        let (logits, dispatch) = (io.read(0), io.write());
+        let bias = self.has_bias.then(|| io.read(1).span);
+        let selected = self.router.layout().selected(dispatch.len());
+        let (tokens, assignments) = (selected.len() / top_k, selected.len());
+        let arguments = cuda::Arguments::default()
+            .address(logits.span)
+            .optional_address(bias)
+            .address(dispatch.part(selected.start, assignments).span)
+            .long(tokens as i64);
+        let grid = Grid::warps_with_memory(tokens, 2 * (experts + groups))?;
+        io.launch("select_experts", grid, device_config(arguments, &self.router));
+        let arguments = cuda::Arguments::default()
+            .address(dispatch.span)
+            .long(assignments as i64)
+            .count(experts);
+        io.launch("dispatch_load", Grid::warps(experts), arguments.clone());
+        io.launch("dispatch_offsets", Grid::warps(1), arguments.clone());
+        io.launch("dispatch_slots", Grid::warps(experts), arguments);
+        Ok(())
     }
 }
 

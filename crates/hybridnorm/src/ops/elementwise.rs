@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use hybridnorm_kernels::elementwise;
 
+use super::device::Pointwise;
 use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
@@ -90,7 +91,7 @@ impl Operation for Clamp {
     }
 
     fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
-        io.pointwise(0, self.limit, None);
+        io.pointwise(Pointwise::Clamp, self.limit, None);
         Ok(())
     }
 }
@@ -121,7 +122,7 @@ impl Operation for ClampGrad {
     }
 
     fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
-        io.pointwise(1, self.0.limit, Some(io.read(0)));
+        io.pointwise(Pointwise::ClampGradient, self.0.limit, Some(io.read(0)));
         Ok(())
     }
 }
@@ -158,7 +159,7 @@ impl Operation for Softcap {
     }
 
     fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
-        io.pointwise(2, self.cap, None);
+        io.pointwise(Pointwise::Softcap, self.cap, None);
         Ok(())
     }
 }
@@ -188,7 +189,7 @@ impl Operation for SoftcapGrad {
     }
 
     fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
-        io.pointwise(3, self.0.cap, Some(io.read(0)));
+        io.pointwise(Pointwise::SoftcapGradient, self.0.cap, Some(io.read(0)));
         Ok(())
     }
 }
@@ -220,7 +221,7 @@ impl Operation for Reciprocal {
     }
 
     fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
-        io.pointwise(4, self.min, Some(io.read(0)));
+        io.pointwise(Pointwise::Reciprocal, self.min, Some(io.read(0)));
         Ok(())
     }
 }
@@ -252,7 +253,7 @@ impl Operation for ReciprocalGrad {
         let (x, dy) = (io.read(0), io.read(1));
         let out = io.write();
         io.copy(dy, out);
-        io.pointwise_to(5, self.0.min, x, out);
+        io.pointwise_to(Pointwise::ReciprocalGradient, self.0.min, x, out);
         Ok(())
     }
 }

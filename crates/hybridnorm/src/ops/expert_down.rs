@@ -1,13 +1,15 @@
 //! Grouped GEMM over dispatched tokens: output projections of the experts, and the combine.
 
+use hybridnorm_cuda::{self as cuda, ElementType, Elements};
 use hybridnorm_kernels::activation::{self, Activation};
 use hybridnorm_kernels::experts::{self, Dispatch, DispatchLayout};
 
 use super::activation as reference;
+use super::device::Grid;
 use super::dispatch::dispatch_type;
 use super::reference_math::operand;
-use super::experts::{ExpertLinear, add_outer, matvec, matvec_transposed};
-use super::{BackwardContext, Operands, Operation};
+use super::experts::{ExpertLinear, RowOrder, add_outer, matvec, matvec_transposed};
+use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Shape, Type, Value};
 
 /// `Σ_j weight_j · W_e act(hidden_j)` over the slots j of every token.
@@ -57,6 +59,17 @@ impl ExpertDown {
 
     fn slots(&self) -> usize {
         self.linear.slots(self.tokens())
+    }
+
+    /// Records the input of the matrix product, in its type; the input of the op without an activation.
+    fn record_hidden(&self, io: &mut DeviceOperands, x: Elements) -> Elements {
+        let Some(function) = self.activation else {
+            return io.converted(x, self.linear.operand_type());
+        };
+        let f = self.linear.inputs;
+        let hidden = io.scratch(self.linear.operand_type(), self.slots() * f);
+        reference::record_forward(io, function, f, x, hidden);
+        hidden
     }
 
     /// Returns the width of the input rows.
@@ -153,6 +166,17 @@ impl Operation for ExpertDown {
         experts::forward(&dispatch, &self.linear.of_expert(), hidden, w, slots.reborrow());
         experts::combine(&dispatch, slots.as_floats(), Some(weights), y, d);
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, w, weights, dispatch) = (io.read(0), io.read(1), io.read(2), io.read(3));
+        let (y, d) = (io.write(), self.linear.outputs);
+        let hidden = self.record_hidden(io, x);
+        let w = io.converted(w, self.linear.operand_type());
+        let slots = io.scratch(ElementType::F32, self.slots() * d);
+        self.linear.record_product(io, [hidden, w, dispatch, slots], RowOrder::Slot, false)?;
+        self.linear.record_combine(io, slots, Some(weights), dispatch, y, d);
+        Ok(())
+    }
 }
 
 impl Operation for ExpertDownGrad {
@@ -237,6 +261,43 @@ impl Operation for ExpertDownGrad {
             None => dx.copy_from(dhidden.as_floats()),
             Some(act) => activation::backward(act, x, dhidden, dx, f),
         }
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let ExpertDown { linear, activation, .. } = self.0;
+        let f = linear.inputs;
+        let (x, weights, dispatch) = (io.read(0), io.read(2), io.read(3));
+        let (dx, dw, dweights) = (io.write(), io.write(), io.write());
+        let [w, dy] = [1, 4].map(|i| io.converted(io.read(i), linear.operand_type()));
+        // Weighted in place.
+        let hidden = match activation {
+            Some(_) => self.0.record_hidden(io, x),
+            None if x.element_type != linear.operand_type() => self.0.record_hidden(io, x),
+            None => {
+                let hidden = io.scratch(x.element_type, x.len());
+                io.copy(x, hidden);
+                hidden
+            }
+        };
+        let dhidden = io.scratch(ElementType::F32, self.0.slots() * f);
+        // With dy unweighted, <hidden, dhidden> is the gradient of a slot's gate weight.
+        linear.record_product(io, [dy, w, dispatch, dhidden], RowOrder::Token, true)?;
+        let arguments = cuda::Arguments::default()
+            .floats(hidden)
+            .floats(dhidden)
+            .address(weights.span)
+            .address(dweights.span)
+            .address(dispatch.span)
+            .long(self.0.slots() as i64)
+            .count(linear.layout.experts)
+            .count(f);
+        io.launch("weight_slots", Grid::warps(self.0.slots()), arguments);
+        linear.record_weight_gradient(io, (dy, RowOrder::Token), (hidden, RowOrder::Slot), dispatch, dw)?;
+        match activation {
+            Some(function) => reference::record_backward(io, function, f, [x, dx, dhidden]),
+            None => io.convert(dhidden, dx),
+        }
+        Ok(())
     }
 }
 

@@ -1,11 +1,12 @@
 //! Grouped GEMM over dispatched tokens: input projections of the experts.
 
+use hybridnorm_cuda::ElementType;
 use hybridnorm_kernels::experts::{self, Dispatch, DispatchLayout};
 
 use super::dispatch::dispatch_type;
 use super::reference_math::operand;
-use super::experts::{ExpertLinear, add_outer, matvec, matvec_transposed};
-use super::{BackwardContext, Operands, Operation};
+use super::experts::{ExpertLinear, RowOrder, add_outer, matvec, matvec_transposed};
+use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// `W_e x` in every slot, for the row x of its token and its expert e.
@@ -91,6 +92,13 @@ impl Operation for ExpertUp {
         experts::gather(&dispatch, x, slots.reborrow(), inputs);
         experts::forward(&dispatch, &self.0.of_expert(), slots.as_floats(), w, y);
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, w, dispatch, y) = (io.read(0), io.read(1), io.read(2), io.write());
+        let [x, w] = [x, w].map(|operand| io.converted(operand, self.0.operand_type()));
+        self.0.record_product(io, [x, w, dispatch, y], RowOrder::Token, false)?;
+        Ok(())
+    }
 }
 
 impl Operation for ExpertUpGrad {
@@ -148,6 +156,17 @@ impl Operation for ExpertUpGrad {
         // The rows are gathered again: saving them would take k times the memory of x.
         experts::gather(&dispatch, x, slots.reborrow(), inputs);
         experts::backward_weight(&dispatch, &expert, dy, slots.as_floats(), dw);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (dispatch, dx, dw) = (io.read(2), io.write(), io.write());
+        let [x, w, dy] = [0, 1, 3].map(|i| io.converted(io.read(i), self.0.operand_type()));
+        let slots = self.0.layout.selected(dispatch.len()).len();
+        let dslots = io.scratch(ElementType::F32, slots * self.0.inputs);
+        self.0.record_product(io, [dy, w, dispatch, dslots], RowOrder::Slot, true)?;
+        self.0.record_combine(io, dslots, None, dispatch, dx, self.0.inputs);
+        self.0.record_weight_gradient(io, (dy, RowOrder::Slot), (x, RowOrder::Token), dispatch, dw)?;
+        Ok(())
     }
 }
 

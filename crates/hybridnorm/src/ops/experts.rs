@@ -2,11 +2,14 @@
 
 use std::ops::Range;
 
+use hybridnorm_cuda::{self as cuda, ElementType, Elements};
 use hybridnorm_kernels::experts::{self, Dispatch, DispatchLayout};
 use hybridnorm_kernels::floats::FloatsMut;
 use hybridnorm_kernels::linear::Linear;
 use hybridnorm_kernels::matmul::Precision;
 
+use super::DeviceOperands;
+use super::device::{Grid, element_type_of};
 use crate::graph::{Type, Value};
 
 /// One matrix (out, in) per expert.
@@ -17,6 +20,17 @@ pub(crate) struct ExpertLinear {
     pub(super) outputs: usize,
     pub(crate) precision: Precision,
 }
+
+/// Order of the rows of an operand.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum RowOrder {
+    Slot,
+    Token,
+}
+
+/// Rows, columns and steps of a tile of the kernels, and numbers in shared memory of its two operands.
+const TILE: usize = 32;
+const TILE_MEMORY: usize = 2 * TILE * (TILE + 1);
 
 /// A selected expert of a token.
 pub(super) struct Assignment {
@@ -85,6 +99,109 @@ impl ExpertLinear {
     /// Returns the scratch elements of rows of `n` elements.
     pub(super) fn rows_len(&self, n: usize) -> usize {
         FloatsMut::scratch_len(self.precision, n)
+    }
+
+    /// Returns the type of operands of the matrix products on a device.
+    pub(super) fn operand_type(&self) -> ElementType {
+        element_type_of(self.precision)
+    }
+
+    /// Returns the tokens of a dispatch.
+    fn tokens_of(&self, dispatch: Elements) -> usize {
+        self.layout.selected(dispatch.len()).len() / self.layout.top_k
+    }
+
+    /// Records `W_e x` in every slot of `y`, for rows x by slot, or by token; or `W_eᵀ x`. Operands are of the type of the
+    /// matrix products.
+    pub(super) fn record_product(
+        &self,
+        io: &mut DeviceOperands,
+        [x, w, dispatch, y]: [Elements; 4],
+        rows: RowOrder,
+        is_transposed: bool,
+    ) -> Result<(), String> {
+        let slots = self.slots(self.tokens_of(dispatch));
+        let (inner, columns) = match is_transposed {
+            false => (self.inputs, self.outputs),
+            true => (self.outputs, self.inputs),
+        };
+        let strides = match is_transposed {
+            false => [1, self.inputs],
+            true => [self.inputs, 1],
+        };
+        let tiles = (slots.div_ceil(TILE) + self.layout.experts) * columns.div_ceil(TILE);
+        let arguments = cuda::Arguments::default()
+            .floats(x)
+            .floats(w)
+            .floats(y)
+            .address(dispatch.span)
+            .long(slots as i64)
+            .count(self.layout.experts)
+            .count(self.layout.top_k)
+            .int((rows == RowOrder::Token).into())
+            .count(inner)
+            .count(columns)
+            .count(strides[0])
+            .count(strides[1]);
+        io.launch(
+            "expert_product",
+            Grid::tiles(tiles, TILE_MEMORY)?,
+            arguments,
+        );
+        Ok(())
+    }
+
+    /// Records the gradient of the weight, the sum of `dy xᵀ` over the slots of every expert.
+    pub(super) fn record_weight_gradient(
+        &self,
+        io: &mut DeviceOperands,
+        (dy, rows_of_dy): (Elements, RowOrder),
+        (x, rows_of_x): (Elements, RowOrder),
+        dispatch: Elements,
+        dw: Elements,
+    ) -> Result<(), String> {
+        let slots = self.slots(self.tokens_of(dispatch));
+        let tiles = self.layout.experts * self.outputs.div_ceil(TILE) * self.inputs.div_ceil(TILE);
+        let arguments = cuda::Arguments::default()
+            .floats(dy)
+            .floats(x)
+            .address(dw.span)
+            .address(dispatch.span)
+            .long(slots as i64)
+            .count(self.layout.experts)
+            .count(self.layout.top_k)
+            .int((rows_of_dy == RowOrder::Token).into())
+            .int((rows_of_x == RowOrder::Token).into())
+            .count(self.outputs)
+            .count(self.inputs);
+        io.launch(
+            "expert_weight_gradient",
+            Grid::tiles(tiles, TILE_MEMORY)?,
+            arguments,
+        );
+        Ok(())
+    }
+
+    /// Records the sum over the slots of every token of rows of `width` elements, weighted if weights are given.
+    pub(super) fn record_combine(
+        &self,
+        io: &mut DeviceOperands,
+        slots: Elements,
+        weights: Option<Elements>,
+        dispatch: Elements,
+        y: Elements,
+        width: usize,
+    ) {
+        let arguments = cuda::Arguments::default()
+            .floats(slots)
+            .optional_address(weights.map(|weights| weights.span))
+            .floats(y)
+            .address(dispatch.span)
+            .long(self.tokens_of(dispatch) as i64)
+            .count(self.layout.experts)
+            .count(self.layout.top_k)
+            .count(width);
+        io.launch("combine_experts", Grid::elements(y.len()), arguments);
     }
 
     /// Returns the range of an expert's elements in `w`.

@@ -47,21 +47,62 @@ impl Operation for SquaredNorms {
     }
 
     fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
-        /// Blocks of a value. A constant, as its sums are.
-        const BLOCKS: usize = 64;
         let squares = io.write();
-        let partials = io.scratch(cuda::ElementType::F64, squares.len() * BLOCKS);
+        let blocks = norm_grid().block_count();
+        let partials = io.scratch(cuda::ElementType::F64, squares.len() * blocks);
         for i in 0..squares.len() {
-            let x = io.read(i);
-            let arguments = cuda::Arguments::default()
-                .address(x.span)
-                .address(partials.part(i * BLOCKS, BLOCKS).span)
-                .long(x.len() as i64);
-            io.launch("squared_norm", Grid::blocks(BLOCKS), arguments);
+            record_squares(io, io.read(i), partials.part(i * blocks, blocks));
         }
         sum_doubles(io, partials, squares, false);
         Ok(())
     }
+}
+
+/// Records what all parameters of a step share, `StepCoefficients` of the kernels: learning rate, clip coefficient, bias
+/// corrections for these decay rates, and whether losses and gradients are finite.
+pub(super) fn record_coefficients(
+    io: &mut DeviceOperands,
+    losses: cuda::Elements,
+    squares: cuda::Elements,
+    decay_rates: [f64; 2],
+    max_grad_norm: f64,
+) -> cuda::Elements {
+    let coefficients = io.scratch(cuda::ElementType::F32, 8);
+    let arguments = cuda::Arguments::default()
+        .address(io.run_arguments())
+        .address(losses.span)
+        .address(squares.span)
+        .address(coefficients.span)
+        .count(losses.len())
+        .count(squares.len())
+        .double(decay_rates[0])
+        .double(decay_rates[1])
+        .double(max_grad_norm);
+    io.launch("adamw_coefficients", Grid::warps(1), arguments);
+    coefficients
+}
+
+/// Returns the grid of a sum of squares: of any value the same, as the order of its sums is.
+fn norm_grid() -> Grid {
+    Grid::blocks(64)
+}
+
+/// Records partial sums of squares, to be summed.
+pub(super) fn record_squares(io: &mut DeviceOperands, x: cuda::Elements, partials: cuda::Elements) {
+    let arguments = cuda::Arguments::default()
+        .address(x.span)
+        .address(partials.span)
+        .long(x.len() as i64);
+    io.launch("squared_norm", norm_grid(), arguments);
+}
+
+/// Records the Euclidean norm of a value, one element in double precision.
+pub(super) fn record_norm(io: &mut DeviceOperands, x: cuda::Elements) -> cuda::Elements {
+    let partials = io.scratch(cuda::ElementType::F64, norm_grid().block_count());
+    let norm = io.scratch(cuda::ElementType::F64, 1);
+    record_squares(io, x, partials);
+    sum_doubles(io, partials, norm, true);
+    norm
 }
 
 /// Records the sums of the rows of `partials` (len, parts), or their square roots.

@@ -3,10 +3,12 @@
 //!
 //! Shape suffix: r rotated channels.
 
+use hybridnorm_cuda::{self as cuda, Elements};
 use hybridnorm_kernels::latent::{self, MlaHeads};
 
+use super::device::Grid;
 use super::rotate::{check_rope_table, rotated};
-use super::{BackwardContext, Operands, Operation};
+use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Packed rows `[q heads | k heads | v heads]`; see [`latent_heads`].
@@ -54,6 +56,19 @@ impl LatentHeads {
         let widths = self.heads.widths();
         widths.map(|width| Type::f32([batch, self.seq, width]))
     }
+}
+
+/// Returns `LatentHeads` of the kernels: queries, keys' nope part and values, shared key, rotary table, and packed rows.
+fn device_arguments(op: &LatentHeads, operands: [Elements; 5]) -> cuda::Arguments {
+    let MlaHeads { heads, nope, rope, value } = op.heads;
+    let all = operands.iter().fold(cuda::Arguments::default(), |all, x| all.address(x.span));
+    let tokens = operands[2].len() / rope;
+    all.long(tokens as i64)
+        .count(op.seq)
+        .count(heads)
+        .count(nope)
+        .count(rope)
+        .count(value)
 }
 
 impl Operation for LatentHeads {
@@ -115,6 +130,13 @@ impl Operation for LatentHeads {
         let rope_table = io.read(3);
         latent::assemble(&self.heads, q, kv, key, rope_table, io.write());
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let packed = io.write();
+        let operands = [io.read(0), io.read(1), io.read(2), io.read(3), packed];
+        io.launch("latent_heads", Grid::elements(packed.len()), device_arguments(self, operands));
+        Ok(())
+    }
 }
 
 impl Operation for LatentHeadsGrad {
@@ -168,6 +190,14 @@ impl Operation for LatentHeadsGrad {
         let rope_table = io.read(1);
         let (dpacked, dq, dkv, dkey) = (io.read(0), io.write(), io.write(), io.write());
         latent::assemble_backward(&self.0.heads, dpacked, rope_table, dq, dkv, dkey);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let [dq, dkv, dkey] = [(); 3].map(|()| io.write());
+        let operands = [dq, dkv, dkey, io.read(1), io.read(0)];
+        let grid = Grid::elements(dq.len() + dkv.len() + dkey.len());
+        io.launch("latent_head_gradients", grid, device_arguments(&self.0, operands));
+        Ok(())
     }
 }
 

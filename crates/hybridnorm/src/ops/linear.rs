@@ -6,7 +6,7 @@ use hybridnorm_cuda::Elements;
 use hybridnorm_kernels::linear;
 use hybridnorm_kernels::matmul::Precision;
 
-use super::device::Matrix;
+use super::device::{Matrix, element_type_of};
 use super::reference_math::operand;
 use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
@@ -250,7 +250,8 @@ impl Operation for LinearGrad {
     }
 
     fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
-        let (dy, x, w) = (io.read(0), io.read(1), io.read(2));
+        let operand = element_type_of(self.0.0.precision);
+        let [dy, x, w] = [0, 1, 2].map(|i| io.converted(io.read(i), operand));
         let (dx, dw) = (io.write(), io.write());
         self.0.record_input_grad(io, dy, w, dx);
         self.0.record_weight_grad(io, dy, x, dw);

@@ -25,7 +25,7 @@ pub use io::{Arguments, InputOperand, Operands, OutputOperand};
 pub(crate) use reference_math::round_to_bf16;
 
 /// Problem of an op that only the CPU computes.
-pub(crate) const NO_KERNEL: &str = "has no CUDA kernel";
+const NO_KERNEL: &str = "has no CUDA kernel";
 
 /// Interface of an op.
 pub trait Operation: std::fmt::Debug + Send + Sync {

@@ -3,10 +3,16 @@
 
 use std::ops::Range;
 
+use hybridnorm_cuda::{self as cuda, ElementType, Elements};
+use hybridnorm_kernels::matmul::Precision;
 use hybridnorm_kernels::{adamw, muon};
 
-use super::gradient_norm::{check_parameters, finite_norm, record_update, states_by_parameter};
-use super::{Arguments, Operands, Operation};
+use super::device::{Grid, Matrix};
+use super::gradient_norm::{
+    check_parameters, finite_norm, record_coefficients, record_norm, record_update,
+    states_by_parameter, sum_doubles,
+};
+use super::{Arguments, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// A Muon step on any number of stacks of matrices, in place. The learning rate is a run-time
@@ -183,6 +189,119 @@ impl Operation for Muon {
         for (norms, found) in norms.chunks_exact_mut(2).zip(found) {
             norms.copy_from_slice(&[found.update, found.value]);
         }
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        /// Elements of a thread.
+        const PER_THREAD: usize = 4;
+        let (losses, squares, norms) = (io.read(0), io.read(1), io.write());
+        let coefficients = record_coefficients(io, losses, squares, [0.0, 0.0], self.max_grad_norm);
+        let n = self.parameters.len();
+        let [p, m] = [(); 2].map(|()| (0..n).map(|_| io.write()).collect::<Vec<_>>());
+        let matrices = || self.parameters.iter().flat_map(|parameter| {
+            parameter.rows.iter().map(|&rows| (rows, parameter.columns))
+        });
+        let largest = matrices().map(|(rows, columns)| rows * columns).max().unwrap_or(0);
+        let shortest = matrices().map(|(rows, columns)| rows.min(columns)).max().unwrap_or(0);
+        let product = io.scratch(ElementType::F32, largest);
+        let [a, b] = [(); 2].map(|()| io.scratch(ElementType::F32, shortest * shortest));
+        let all = p.iter().map(|p| p.len()).max().unwrap_or(0);
+        let u = io.scratch(ElementType::F32, all);
+        for (i, parameter) in self.parameters.iter().enumerate() {
+            let u = u.part(0, p[i].len());
+            let arguments = cuda::Arguments::default()
+                .address(coefficients.span)
+                .address(io.read(2 + i).span)
+                .address(m[i].span)
+                .address(u.span)
+                .long(u.len() as i64)
+                .float(self.momentum as f32)
+                .int(self.nesterov.into());
+            io.launch("muon_momentum", Grid::elements(u.len()), arguments);
+            let columns = parameter.columns;
+            let grids = parameter.rows.iter().map(|rows| Grid::blocks((rows * columns).div_ceil(PER_THREAD * 256)));
+            let blocks: usize = grids.clone().map(Grid::block_count).sum();
+            let partials = io.scratch(ElementType::F64, 2 * blocks);
+            let (mut first, mut first_block) = (0, 0);
+            for (&rows, grid) in parameter.rows.iter().zip(grids) {
+                let [o, p] = [u, p[i]].map(|all| all.part(first, rows * columns));
+                first += rows * columns;
+                if !o.is_empty() {
+                record_orthogonalization(io, o, columns, self.iterations, [product, a, b]);
+            }
+                let arguments = cuda::Arguments::default()
+                    .address(coefficients.span)
+                    .address(o.span)
+                    .address(p.span)
+                    .address(partials.part(first_block, 2 * blocks - first_block).span)
+                    .long(o.len() as i64)
+                    .long(blocks as i64)
+                    .float(0.2 * (rows.max(columns) as f32).sqrt())
+                    .float(parameter.weight_decay as f32);
+                io.launch("muon_update", grid, arguments);
+                first_block += grid.block_count();
+            }
+            sum_doubles(io, partials, norms.part(2 * i, 2), true);
+        }
+        Ok(())
+    }
+}
+
+/// Coefficients of the Newton–Schulz iteration, of X, A X and A² X.
+const COEFFICIENTS: [f32; 3] = [3.4445, -4.7750, 2.0315];
+
+/// Records `y = alpha x + beta y`.
+fn record_combination(io: &mut DeviceOperands, alpha: f32, x: Elements, beta: f32, y: Elements) {
+    let arguments = cuda::Arguments::default()
+        .address(x.span)
+        .address(y.span)
+        .long(y.len() as i64)
+        .float(alpha)
+        .float(beta);
+    io.launch("linear_combination", Grid::elements(y.len()), arguments);
+}
+
+/// Records the Newton–Schulz iterations of a matrix in place, with scratch memory for a matrix of its size, and two of its
+/// shorter side.
+fn record_orthogonalization(
+    io: &mut DeviceOperands,
+    x: Elements,
+    columns: usize,
+    iterations: usize,
+    [product, a, b]: [Elements; 3],
+) {
+    let rows = x.len() / columns;
+    let short = rows.min(columns);
+    let [product, a, b] = [
+        product.part(0, x.len()),
+        a.part(0, short * short),
+        b.part(0, short * short),
+    ];
+    let norm = record_norm(io, x);
+    let arguments = cuda::Arguments::default()
+        .address(x.span)
+        .address(norm.span)
+        .long(x.len() as i64)
+        .double(1e-7);
+    io.launch("divide_by_norm", Grid::elements(x.len()), arguments);
+    let [of_x, of_ax, of_aax] = COEFFICIENTS;
+    let matrix = Matrix::new(x, columns);
+    let square = |elements| Matrix::new(elements, short);
+    for _ in 0..iterations {
+        // A matrix with more rows than columns is iterated as its transpose would be, from the other side.
+        let [left, right] = match rows <= columns {
+            true => [matrix, matrix.transposed()],
+            false => [matrix.transposed(), matrix],
+        };
+        io.matmul(Precision::F32, left, right, a, false);
+        io.matmul(Precision::F32, square(a), square(a), b, false);
+        record_combination(io, of_ax, a, of_aax, b);
+        let [left, right] = match rows <= columns {
+            true => [square(b), matrix],
+            false => [matrix, square(b)],
+        };
+        io.matmul(Precision::F32, left, right, product, false);
+        record_combination(io, 1.0, product, of_x, x);
     }
 }
 

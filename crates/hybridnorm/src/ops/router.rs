@@ -1,11 +1,13 @@
 //! Router of a mixture of experts: gate weights of the selected experts, and auxiliary losses.
 
+use hybridnorm_cuda::{self as cuda, ElementType, Elements};
 use hybridnorm_kernels::experts::Dispatch;
 use hybridnorm_kernels::router::{self, Router, Scoring};
 
+use super::device::Grid;
 use super::dispatch::dispatch_type;
 use super::reference_math::log_sum_exp;
-use super::{BackwardContext, Operands, Operation, fill};
+use super::{BackwardContext, DeviceOperands, Operands, Operation, fill};
 use crate::graph::{Type, Value};
 
 /// Gate weights of the experts in a dispatch; see [`Router`].
@@ -66,6 +68,58 @@ fn check(name: &str, router: &Router, inputs: &[Type]) -> usize {
     tokens
 }
 
+/// Appends `Router` of the kernels.
+pub(super) fn device_config(arguments: cuda::Arguments, router: &Router) -> cuda::Arguments {
+    arguments
+        .count(router.experts)
+        .count(router.top_k)
+        .int((router.scoring == Scoring::Sigmoid).into())
+        .int(router.renormalize.into())
+        .count(router.groups)
+        .count(router.top_groups)
+        .float(router.scaling)
+}
+
+/// Operands of the gate weights on a device; gradients are absent in the forward pass, weights in the backward pass.
+struct DeviceGateWeights {
+    logits: Elements,
+    dispatch: Elements,
+    weights: Option<Elements>,
+    gradients: Option<[Elements; 2]>,
+}
+
+impl DeviceGateWeights {
+    fn arguments(&self, router: &Router) -> cuda::Arguments {
+        let address = |elements: Option<Elements>| elements.map(|x| x.span);
+        let [dweights, dlogits] = [0, 1].map(|i| self.gradients.map(|all| all[i]));
+        let arguments = cuda::Arguments::default()
+            .address(self.logits.span)
+            .address(self.dispatch.span)
+            .optional_address(address(self.weights))
+            .optional_address(address(dweights))
+            .optional_address(address(dlogits))
+            .long((self.logits.len() / router.experts) as i64);
+        device_config(arguments, router)
+    }
+}
+
+/// Operands of the losses on a device, as the kernels read them: of tokens, single-precision means, and all means; gradients
+/// of load-balancing loss, z-loss and logits.
+fn loss_arguments(
+    router: &Router,
+    [logits, dispatch]: [Elements; 2],
+    outputs: Option<[Elements; 5]>,
+    gradients: Option<[Elements; 3]>,
+) -> cuda::Arguments {
+    let arguments = cuda::Arguments::default().address(logits.span).address(dispatch.span);
+    let outputs = (0..5).map(|i| outputs.map(|all| all[i]));
+    let gradients = (0..3).map(|i| gradients.map(|all| all[i]));
+    let arguments = outputs
+        .chain(gradients)
+        .fold(arguments, |all, x| all.optional_address(x.map(|x| x.span)));
+    device_config(arguments.long((logits.len() / router.experts) as i64), router)
+}
+
 impl Operation for GateWeights {
     fn name(&self) -> &'static str {
         "router weights"
@@ -98,6 +152,20 @@ impl Operation for GateWeights {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
         router::gate_weights(&self.0, io.read(0), dispatch.expert_of_assignment(), io.write());
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (logits, dispatch) = (io.read(0), io.read(1));
+        let operands = DeviceGateWeights {
+            logits,
+            dispatch,
+            weights: Some(io.write()),
+            gradients: None,
+        };
+        let Router { experts, .. } = self.0;
+        let grid = Grid::warps_with_memory(logits.len() / experts, experts)?;
+        io.launch("gate_weights", grid, operands.arguments(&self.0));
+        Ok(())
     }
 }
 
@@ -137,6 +205,20 @@ impl Operation for GateWeightsGrad {
         let (logits, dweights, dlogits) = (io.read(0), io.read(2), io.write());
         let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
         router::gate_weights_backward(&self.0, logits, dispatch.expert_of_assignment(), dweights, dlogits);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (logits, dispatch) = (io.read(0), io.read(1));
+        let operands = DeviceGateWeights {
+            logits,
+            dispatch,
+            weights: None,
+            gradients: Some([io.read(2), io.write()]),
+        };
+        let Router { experts, .. } = self.0;
+        let grid = Grid::warps_with_memory(logits.len() / experts, 2 * experts)?;
+        io.launch("gate_weight_gradients", grid, operands.arguments(&self.0));
+        Ok(())
     }
 }
 
@@ -194,6 +276,19 @@ impl Operation for RouterLosses {
         }
         io.write_doubles().copy_from_slice(&values);
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (logits, dispatch) = (io.read(0), io.read(1));
+        let [balance, z, entropy, all] = [(); 4].map(|()| io.write());
+        let tokens = logits.len() / self.0.experts;
+        let of_tokens = io.scratch(ElementType::F64, 3 * tokens);
+        let outputs = [of_tokens, balance, z, entropy, all];
+        let arguments = loss_arguments(&self.0, [logits, dispatch], Some(outputs), None);
+        let grid = Grid::warps_with_memory(tokens, self.0.experts)?;
+        io.launch("router_losses", grid, arguments.clone());
+        io.launch("router_loss_means", Grid::blocks(1), arguments);
+        Ok(())
+    }
 }
 
 impl Operation for RouterLossesGrad {
@@ -237,6 +332,15 @@ impl Operation for RouterLossesGrad {
         let (dload_balancing, dz) = (io.read(2)[0], io.read(3)[0]);
         let dispatch = Dispatch::new(self.0.layout(), io.ints(1));
         router::losses_backward(&self.0, logits, dispatch.load(), dload_balancing, dz, dlogits);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (logits, dispatch) = (io.read(0), io.read(1));
+        let gradients = [io.read(2), io.read(3), io.write()];
+        let arguments = loss_arguments(&self.0, [logits, dispatch], None, Some(gradients));
+        let grid = Grid::warps_with_memory(logits.len() / self.0.experts, self.0.experts)?;
+        io.launch("router_loss_gradients", grid, arguments);
+        Ok(())
     }
 }
 

@@ -55,16 +55,17 @@ impl Operation for TensorStats {
     }
 
     fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
-        const BLOCKS: usize = 64;
+        let grid = Grid::blocks(64);
+        let blocks = grid.block_count();
         let (x, found) = (io.read(0), io.write());
-        let partials = io.scratch(cuda::ElementType::F64, 2 * BLOCKS);
+        let partials = io.scratch(cuda::ElementType::F64, 2 * blocks);
         let arguments = cuda::Arguments::default().floats(x).address(partials.span).long(x.len() as i64);
-        io.launch("tensor_stats", Grid::blocks(BLOCKS), arguments);
+        io.launch("tensor_stats", grid, arguments);
         let arguments = cuda::Arguments::default()
             .address(partials.span)
             .address(found.span)
             .long(x.len() as i64)
-            .count(BLOCKS);
+            .count(blocks);
         io.launch("tensor_stats_total", Grid::warps(1), arguments);
         Ok(())
     }

@@ -7,7 +7,7 @@ use hybridnorm_cuda::{Emulator, FiberOrder};
 
 use crate::exec::{Cpu, Executor, OnDevice, Reference, Tensor};
 use crate::graph::{Builder, DType, Graph, Type, Value, ValueId};
-use crate::ops::{Arguments, NO_KERNEL};
+use crate::ops::Arguments;
 use crate::passes::vector_jacobian_product;
 use crate::plan::{Options, Program, Target};
 
@@ -158,6 +158,32 @@ fn check_all(
     case.check_device(&reference);
 }
 
+/// Ops that a device does not compute yet.
+const WITHOUT_KERNEL: [&str; 12] = [
+    "absorb queries",
+    "cache append",
+    "cache append of segments",
+    "cached attention",
+    "cached attention of segments",
+    "expand context",
+    "latent attention",
+    "latent attention of segments",
+    "positions",
+    "positions of segments",
+    "rotate",
+    "rotations of segments",
+];
+
+/// Checks that a device failed because of an op that it does not compute yet.
+pub(crate) fn assert_has_no_kernel(error: &crate::Error) {
+    let problem = error.to_string();
+    let op = problem.strip_suffix(" has no CUDA kernel");
+    assert!(
+        op.is_some_and(|op| WITHOUT_KERNEL.contains(&op)),
+        "{problem}"
+    );
+}
+
 /// Outputs of a graph, and their vector-Jacobian products with random vectors.
 struct Case<'a> {
     given: &'a [TestInput],
@@ -247,8 +273,7 @@ impl<'a> Case<'a> {
         let device = |order| OnDevice::new(Emulator::new(order)).unwrap();
         let program = Program::new(self.graph.clone(), &self.outputs, options(false));
         if let Err(error) = device(FiberOrder::Forward).prepare(&program) {
-            let problem = error.to_string();
-            assert!(problem.ends_with(NO_KERNEL), "{problem}");
+            assert_has_no_kernel(&error);
             return;
         }
         for fuse in [false, true] {
