@@ -31,13 +31,13 @@ def nvrtc():
 class Program:
     """A kernel file."""
 
-    def __init__(self, library, path):
-        self.library = library
+    def __init__(self, api, path):
+        self.api = api
         self.handle = ctypes.c_void_p()
         headers = sorted(p for p in KERNELS.glob("*.cuh") if p != path)
         count = len(headers)
         self.check(
-            library.nvrtcCreateProgram(
+            api.nvrtcCreateProgram(
                 ctypes.byref(self.handle),
                 path.read_bytes(),
                 path.name.encode(),
@@ -49,20 +49,20 @@ class Program:
 
     def check(self, result):
         if result != 0:
-            self.library.nvrtcGetErrorString.restype = ctypes.c_char_p
-            raise RuntimeError(self.library.nvrtcGetErrorString(result).decode())
+            self.api.nvrtcGetErrorString.restype = ctypes.c_char_p
+            raise RuntimeError(self.api.nvrtcGetErrorString(result).decode())
 
     def log(self):
         size = ctypes.c_size_t()
-        self.check(self.library.nvrtcGetProgramLogSize(self.handle, ctypes.byref(size)))
+        self.check(self.api.nvrtcGetProgramLogSize(self.handle, ctypes.byref(size)))
         text = ctypes.create_string_buffer(size.value)
-        self.check(self.library.nvrtcGetProgramLog(self.handle, text))
+        self.check(self.api.nvrtcGetProgramLog(self.handle, text))
         return text.value.decode()
 
     def compile(self, arch):
         options = [f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v"]
         encoded = (ctypes.c_char_p * len(options))(*(o.encode() for o in options))
-        result = self.library.nvrtcCompileProgram(self.handle, len(options), encoded)
+        result = self.api.nvrtcCompileProgram(self.handle, len(options), encoded)
         log = self.log()
         if result != 0:
             sys.exit(log)
@@ -93,14 +93,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", nargs="+", default=["sm_80", "sm_90a"])
     arguments = parser.parse_args()
-    library = nvrtc()
+    api = nvrtc()
     seen, spilled = set(), []
     print(f"{'kernel':32} {'arch':>8} {'registers':>10} {'spilled':>8} {'stack':>6} {'shared':>7}")
     for path in sorted(KERNELS.glob("*.cuh")):
         if "KERNEL(" not in path.read_text().replace("#define KERNEL(", ""):
             continue
         for arch in arguments.arch:
-            for kernel, registers, spills, stack, shared in resources(Program(library, path).compile(arch)):
+            for kernel, registers, spills, stack, shared in resources(Program(api, path).compile(arch)):
                 # Files include others.
                 if (kernel, arch) in seen:
                     continue

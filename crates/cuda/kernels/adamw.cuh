@@ -80,6 +80,17 @@ __device__ __forceinline__ void adamw_coefficients_of(const AdamWCoefficients &a
 
 KERNEL(adamw_coefficients, AdamWCoefficients, adamw_coefficients_of)
 
+// Stores the sums over a block of squares of updates, and `stride` further those of values before.
+__device__ __forceinline__ void store_update_squares(double updates, double values, double *partials, int64 stride,
+                                                     double *scratch) {
+    updates = block_sum(updates, scratch);
+    values = block_sum(values, scratch);
+    if (threadIdx.x == 0) {
+        partials[blockIdx.x] = updates;
+        partials[stride + blockIdx.x] = values;
+    }
+}
+
 struct AdamWStep {
     const StepCoefficients *coefficients;
     const float *g;
@@ -118,12 +129,7 @@ __device__ __forceinline__ void adamw_step_of(const AdamWStep &a) {
             values += double(p) * double(p);
         }
     }
-    updates = block_sum(updates, scratch);
-    values = block_sum(values, scratch);
-    if (threadIdx.x == 0) {
-        a.partials[blockIdx.x] = updates;
-        a.partials[gridDim.x + blockIdx.x] = values;
-    }
+    store_update_squares(updates, values, a.partials, gridDim.x, scratch);
 }
 
 KERNEL(adamw_step, AdamWStep, adamw_step_of)

@@ -87,6 +87,21 @@ __device__ __forceinline__ void add_weighted_rows(float (&sums)[CHANNELS], float
     }
 }
 
+// Positions first .. first + count of a head.
+struct BlockTile {
+    int batch;
+    int head;
+    int first;
+    int count;
+};
+
+// Returns the positions of this block, of a grid of tiles of `size` positions for each of `heads` heads.
+__device__ __forceinline__ BlockTile tile_of_block(const AttentionConfig &c, int heads, int size) {
+    const int tiles = (c.seq + size - 1) / size, head = int(blockIdx.x) / tiles;
+    const int first = int(blockIdx.x) % tiles * size;
+    return {head / heads, head % heads, first, min(size, c.seq - first)};
+}
+
 struct AttentionForward {
     Floats qkv;
     FloatsMut context;
@@ -100,11 +115,9 @@ __device__ __forceinline__ void attention_forward_tile(const AttentionForward &a
     SHARED(float, shared);
     const AttentionConfig &c = a.config;
     const int queries = ROWS * warps();
-    const int tiles = (c.seq + queries - 1) / queries;
-    const int tile = int(blockIdx.x) % tiles, h = int(blockIdx.x) / tiles % c.heads, b = int(blockIdx.x) / tiles / c.heads;
+    const BlockTile tile = tile_of_block(c, c.heads, queries);
+    const int b = tile.batch, h = tile.head, first = tile.first, count = tile.count;
     const int g = h / (c.heads / c.kv_heads);
-    const int first = tile * queries;
-    const int count = min(queries, c.seq - first);
     // A stride that is odd for even widths: the lanes read different banks.
     const int stride = c.head_dim + 1;
     float *q = shared, *k = q + queries * c.head_dim, *v = k + TILE * stride;
@@ -171,11 +184,9 @@ __device__ __forceinline__ void attention_backward_query_tile(const AttentionBac
     SHARED(float, shared);
     const AttentionConfig &c = a.config;
     const int queries = ROWS * warps();
-    const int tiles = (c.seq + queries - 1) / queries;
-    const int tile = int(blockIdx.x) % tiles, h = int(blockIdx.x) / tiles % c.heads, b = int(blockIdx.x) / tiles / c.heads;
+    const BlockTile tile = tile_of_block(c, c.heads, queries);
+    const int b = tile.batch, h = tile.head, first = tile.first, count = tile.count;
     const int g = h / (c.heads / c.kv_heads);
-    const int first = tile * queries;
-    const int count = min(queries, c.seq - first);
     const int stride = c.head_dim + 1, value_stride = c.value_dim + 1;
     float *q = shared, *dctx = q + queries * c.head_dim, *k = dctx + queries * c.value_dim, *v = k + TILE * stride;
     load_rows(a.qkv, q, count, c.head_dim, c.head_dim, [&](int i) { return query_at(c, b, first + i, h); });
@@ -234,10 +245,8 @@ __device__ __forceinline__ void attention_backward_key_tile(const AttentionBackw
     SHARED(float, shared);
     const AttentionConfig &c = a.config;
     const int keys = ROWS * warps();
-    const int tiles = (c.seq + keys - 1) / keys;
-    const int tile = int(blockIdx.x) % tiles, g = int(blockIdx.x) / tiles % c.kv_heads, b = int(blockIdx.x) / tiles / c.kv_heads;
-    const int first = tile * keys;
-    const int count = min(keys, c.seq - first);
+    const BlockTile tile = tile_of_block(c, c.kv_heads, keys);
+    const int b = tile.batch, g = tile.head, first = tile.first, count = tile.count;
     const int stride = c.head_dim + 1, value_stride = c.value_dim + 1;
     float *k = shared, *v = k + keys * c.head_dim, *q = v + keys * c.value_dim, *dctx = q + TILE * stride;
     load_rows(a.qkv, k, count, c.head_dim, c.head_dim, [&](int i) { return key_at(c, b, first + i, g); });

@@ -86,12 +86,7 @@ __device__ __forceinline__ void muon_update_of(const MuonUpdate &a) {
             values += double(p) * double(p);
         }
     }
-    updates = block_sum(updates, scratch);
-    values = block_sum(values, scratch);
-    if (threadIdx.x == 0) {
-        a.partials[blockIdx.x] = updates;
-        a.partials[a.stride + blockIdx.x] = values;
-    }
+    store_update_squares(updates, values, a.partials, a.stride, scratch);
 }
 
 KERNEL(muon_update, MuonUpdate, muon_update_of)

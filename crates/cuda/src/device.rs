@@ -17,7 +17,7 @@ pub enum DeviceError {
     Command {
         /// Name of the kernel, or kind of command.
         command: &'static str,
-        /// What happened.
+        /// The problem.
         problem: String,
     },
 }
