@@ -97,6 +97,8 @@ struct AdamWStep {
     float *p;
     float *m;
     float *v;
+    // The values, rounded; null for no copy.
+    bf16_bits *copy;
     // (2, blocks): sums of squares of updates, and of values before.
     double *partials;
     int64 count;
@@ -123,6 +125,7 @@ __device__ __forceinline__ void adamw_step_of(const AdamWStep &a) {
             const float direction = m / c.correction1 / (sqrtf(v) / c.root_of_correction2 + a.eps);
             const float update = -c.lr * (direction + a.weight_decay * p);
             a.p[i] = p + update;
+            if (a.copy) a.copy[i] = narrow(p + update);
             a.m[i] = m;
             a.v[i] = v;
             updates += double(update) * double(update);

@@ -3,14 +3,17 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+
 use common::*;
 use hybridnorm::Device;
 use hybridnorm::graph::DType;
 use hybridnorm::model::{Model, ModelConfig, Scoring};
 use hybridnorm::placement;
 use hybridnorm::plan::{Options, Precision, Recompute};
+use hybridnorm::tensors::HostTensor;
 use hybridnorm::train::{
-    Gradients, Optimizer, OptimizerConfig, StepShape, TrainingStep, gradients,
+    Gradients, Optimizer, OptimizerConfig, OptimizerKind, StepShape, TrainingStep, gradients,
 };
 
 const SHAPE: [usize; 2] = [2, 48];
@@ -258,6 +261,53 @@ fn kept_weights_change_no_bit_of_evaluation_and_generation() {
             };
             assert!(run(false) == run(true), "{name}, {device:?}");
         }
+    }
+}
+
+/// Returns the parameters after three steps in bfloat16, each of several micro-batches.
+fn train(
+    config: &ModelConfig,
+    optimizer: &OptimizerConfig,
+    micro_batches: usize,
+    keep_rounded_weights: bool,
+) -> BTreeMap<String, HostTensor> {
+    let mut model = Model::new(config, 3, Device::Cpu).unwrap();
+    evaluate_in(&mut model, mixed()[0], keep_rounded_weights);
+    let mut optimizer = Optimizer::new(optimizer.clone(), &mut model).unwrap();
+    let shape = StepShape::new(BATCH, SEQ)
+        .with_grad_accum_steps(micro_batches)
+        .with_precision(mixed()[0]);
+    let mut step = TrainingStep::new(shape, &mut model, &mut optimizer).unwrap();
+    for _ in 0..3 {
+        for _ in 0..micro_batches {
+            step.run_micro_batch(&mut model, &mut optimizer, &inputs(), &targets(), 0.01)
+                .unwrap();
+        }
+        step.finish(&mut model, &mut optimizer, 0.01).unwrap();
+    }
+    model.values()
+}
+
+#[test]
+fn kept_weights_change_no_bit_of_training() {
+    let check = |name: &str, config: &ModelConfig, optimizer: &OptimizerConfig| {
+        for micro_batches in [1, 2] {
+            let run = |keep| train(config, optimizer, micro_batches, keep);
+            assert!(
+                run(true) == run(false),
+                "{name}, {micro_batches} micro-batches"
+            );
+        }
+    };
+    let adamw = OptimizerConfig::default();
+    for (name, config) in all_models() {
+        check(&name, &config, &adamw);
+    }
+    let muon = OptimizerConfig::default().with_kind(OptimizerKind::Muon);
+    // Queries and keys are scaled on the host.
+    let clipped = adamw.with_qk_clip(1e-3);
+    for optimizer in [muon, clipped] {
+        check("hybridnorm", &tiny(named("pre-norm")), &optimizer);
     }
 }
 

@@ -24,8 +24,7 @@ const NEW: usize = 5;
 
 /// Returns the options of generation in bfloat16.
 fn bf16(residual: DType) -> Options {
-    let options = Options::default().with_precision(Precision::Bf16 { residual });
-    options.with_keep_rounded_weights(true)
+    Options::default().with_precision(Precision::Bf16 { residual })
 }
 
 fn sequences() -> Vec<Vec<i32>> {

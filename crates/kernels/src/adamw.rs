@@ -3,8 +3,10 @@
 //! The update is that of `torch.optim.AdamW` (Loshchilov, Hutter, arXiv 1711.05101, algorithm 2,
 //! with the learning rate multiplying the decay).
 
+use crate::floats::narrow;
 use crate::parallel::ELEMENTS;
 use crate::simd::{dispatch, sum_squares_f64};
+use half::bf16;
 use rayon::prelude::*;
 use std::ops::Add;
 
@@ -39,7 +41,7 @@ pub fn clip_coefficient(max_norm: f64, norm: f64) -> f64 {
     }
 }
 
-/// A parameter with its gradient and optimizer state; all slices have the same length.
+/// A parameter with its gradient and optimizer state; all slices have the same length, but the copy may be empty.
 #[derive(Debug)]
 pub struct ParameterState<'a> {
     /// Parameter values.
@@ -50,6 +52,8 @@ pub struct ParameterState<'a> {
     pub m: &'a mut [f32],
     /// Second moment, the mean of its square.
     pub v: &'a mut [f32],
+    /// Copy of the values, rounded to bfloat16, which is updated too; empty for none.
+    pub copy: &'a mut [bf16],
     /// Decoupled weight decay, per unit of learning rate.
     pub weight_decay: f64,
 }
@@ -74,6 +78,11 @@ pub fn step(a: &AdamW, parameters: &mut [ParameterState]) -> Vec<ParameterNorms>
         assert_eq!(parameter.g.len(), n, "adamw::step: g is not as long as p");
         assert_eq!(parameter.m.len(), n, "adamw::step: m is not as long as p");
         assert_eq!(parameter.v.len(), n, "adamw::step: v is not as long as p");
+        let copy = parameter.copy.len();
+        assert!(
+            copy == 0 || copy == n,
+            "adamw::step: the copy is not as long as p"
+        );
     }
     // All parameters in one parallel loop, so that a small one does not wait for threads separately.
     let norms = parameters.par_iter_mut().map(|parameter| {
@@ -141,14 +150,19 @@ impl StepCoefficients {
     }
 
     fn apply_all(&self, parameter: &mut ParameterState) -> Squares {
-        let moments = parameter.m.par_chunks_mut(ELEMENTS);
-        let moments = moments.zip(parameter.v.par_chunks_mut(ELEMENTS));
-        let values = parameter.p.par_chunks_mut(ELEMENTS);
-        let values = values.zip(parameter.g.par_chunks(ELEMENTS));
-        let chunks = values.zip(moments).map(|((p, g), (m, v))| {
+        let mut copies = parameter.copy.chunks_mut(ELEMENTS);
+        let moments = parameter.m.chunks_mut(ELEMENTS);
+        let moments = moments.zip(parameter.v.chunks_mut(ELEMENTS));
+        let values = parameter.p.chunks_mut(ELEMENTS);
+        let values = values.zip(parameter.g.chunks(ELEMENTS));
+        let chunks: Vec<_> = values
+            .zip(moments)
+            .map(|(values, moments)| (values, moments, copies.next().unwrap_or_default()))
+            .collect();
+        let chunks = chunks.into_par_iter().map(|((p, g), (m, v), copy)| {
             dispatch(
                 #[inline(always)]
-                || self.apply(p, g, m, v),
+                || self.apply(p, g, m, v, copy),
             )
         });
         let squares: Vec<Squares> = chunks.collect();
@@ -156,7 +170,15 @@ impl StepCoefficients {
     }
 
     #[inline(always)]
-    fn apply(&self, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) -> Squares {
+    fn apply(
+        &self,
+        p: &mut [f32],
+        g: &[f32],
+        m: &mut [f32],
+        v: &mut [f32],
+        copy: &mut [bf16],
+    ) -> Squares {
+        let mut copies = copy.chunks_mut(BLOCK);
         let mut squares = Squares::default();
         let mut updates = [0.0; BLOCK];
         let moments = m.chunks_mut(BLOCK).zip(v.chunks_mut(BLOCK));
@@ -175,6 +197,9 @@ impl StepCoefficients {
                 *p = new;
             }
             squares.update += sum_squares_f64(updates);
+            if let Some(copy) = copies.next() {
+                narrow(p, copy);
+            }
         }
         squares
     }
@@ -213,9 +238,10 @@ mod tests {
         }
     }
 
-    /// Parameters with their moments; weight decay applies to every second one.
+    /// Parameters with their moments; weight decay applies to every second one, copies are kept of all others.
     struct Model {
         p: Vec<Vec<f32>>,
+        copies: Vec<Vec<bf16>>,
         m: Vec<Vec<f32>>,
         v: Vec<Vec<f32>>,
     }
@@ -223,8 +249,11 @@ mod tests {
     impl Model {
         fn new(rng: &mut Rng, lens: &[usize]) -> Self {
             let zeros: Vec<_> = lens.iter().map(|&n| vec![0.0; n]).collect();
+            let copied = |(i, &n): (usize, &usize)| if i.is_multiple_of(2) { 0 } else { n };
+            let copies = lens.iter().enumerate().map(copied);
             Self {
                 p: lens.iter().map(|&n| rng.normal(n)).collect(),
+                copies: copies.map(|n| vec![bf16::ZERO; n]).collect(),
                 m: zeros.clone(),
                 v: zeros,
             }
@@ -237,17 +266,24 @@ mod tests {
         fn step(&mut self, a: &AdamW, gradients: &[Vec<f32>]) -> Vec<ParameterNorms> {
             let moments = self.m.iter_mut().zip(&mut self.v);
             let parts = self.p.iter_mut().zip(gradients).zip(moments);
-            let parts = parts.enumerate();
+            let parts = parts.zip(&mut self.copies).enumerate();
             let mut parameters: Vec<ParameterState> = parts
-                .map(|(i, ((p, g), (m, v)))| ParameterState {
+                .map(|(i, (((p, g), (m, v)), copy))| ParameterState {
                     p,
                     g,
                     m,
                     v,
+                    copy,
                     weight_decay: Self::decay(i),
                 })
                 .collect();
-            step(a, &mut parameters)
+            let norms = step(a, &mut parameters);
+            for (p, copy) in self.p.iter().zip(&self.copies) {
+                // As bits: not a number is not equal to itself.
+                let rounded = p.iter().map(|p| bf16::from_f32(*p).to_bits());
+                assert!(copy.is_empty() || rounded.eq(copy.iter().map(|x| x.to_bits())));
+            }
+            norms
         }
     }
 
@@ -325,7 +361,7 @@ mod tests {
                 .iter()
                 .flat_map(|parameter| [parameter.update, parameter.value]);
             let exact: Vec<f32> = norms.flat_map(halves).collect();
-            let Model { p, m, v } = model;
+            let Model { p, m, v, .. } = model;
             [p, m, v, vec![exact]].concat().concat()
         });
     }

@@ -126,13 +126,13 @@ pub fn loss<'a>(
 pub fn loss_and_gradients<'a>(
     spec: &LossSpec,
     x: impl Into<Floats<'a>>,
-    w: &[f32],
+    w: impl Into<Floats<'a>>,
     targets: &[i32],
     dx: impl Into<FloatsMut<'a>>,
     dw: &mut [f32],
     logits: &mut [f32],
 ) -> LossSums {
-    let (x, mut dx) = (x.into(), dx.into());
+    let (x, w, mut dx) = (x.into(), w.into(), dx.into());
     spec.check(
         "cross_entropy::loss_and_gradients",
         x.len(),
@@ -164,7 +164,7 @@ pub fn loss_and_gradients<'a>(
     for (c, (targets, rows)) in chunks.enumerate() {
         let n = targets.len();
         let x = spec.chunk_of(x, c * chunk, n);
-        let logits = spec.logits(x, w.into(), logits);
+        let logits = spec.logits(x, w, logits);
         let each = spec.rows_of(logits).zip(targets).zip(rows);
         each.for_each(|((z, &target), row)| {
             *row = spec.row_loss_and_gradient(z, target);
@@ -412,9 +412,9 @@ impl LossSpec {
     }
 
     /// Computes the gradient of rows of `x` from that of their logits.
-    fn input_gradient(&self, dlogits: Matrix, w: &[f32], dx: &mut [f32]) {
+    fn input_gradient(&self, dlogits: Matrix, w: Floats, dx: &mut [f32]) {
         let n = dlogits.rows();
-        for (first, w) in self.blocks(w.into()) {
+        for (first, w) in self.blocks(w) {
             let packed = Packed::new(self.precision, w);
             let out = MatrixMut::new(&mut *dx, n, self.width);
             let dlogits = dlogits.columns(first..first + w.rows());

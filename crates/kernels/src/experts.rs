@@ -261,10 +261,10 @@ pub fn backward_input<'a>(
     dispatch: &Dispatch<'_>,
     expert: &Linear,
     dys: impl Into<Floats<'a>>,
-    w: &[f32],
+    w: impl Into<Floats<'a>>,
     dxs: impl Into<FloatsMut<'a>>,
 ) {
-    let (dys, dxs) = (dys.into(), dxs.into());
+    let (dys, w, dxs) = (dys.into(), w.into(), dxs.into());
     let Linear {
         inputs, outputs, ..
     } = *expert;
@@ -278,7 +278,8 @@ pub fn backward_input<'a>(
     );
     dispatch.for_each_expert(dxs, inputs, |e, rows, dxs| {
         let dys = dys.slice(rows.start * outputs..rows.end * outputs);
-        expert.backward_input(dys, weights_of_expert(w, e, inputs * outputs), dxs);
+        let size = inputs * outputs;
+        expert.backward_input(dys, w.slice(e * size..(e + 1) * size), dxs);
     });
 }
 
@@ -331,10 +332,6 @@ pub fn workspace(slots: usize, expert: &Linear, threads: usize) -> usize {
         .forward_workspace(rows, 1)
         .max(expert.backward_workspace(rows, 1));
     threads * by_row.max(expert.backward_workspace(slots, 1))
-}
-
-fn weights_of_expert(w: &[f32], expert: usize, size: usize) -> &[f32] {
-    &w[expert * size..][..size]
 }
 
 fn check_matmul(

@@ -167,10 +167,10 @@ impl Linear {
     pub fn backward_input<'a>(
         &self,
         dy: impl Into<Floats<'a>>,
-        w: &[f32],
+        w: impl Into<Floats<'a>>,
         dx: impl Into<FloatsMut<'a>>,
     ) {
-        let (dy, dx) = (dy.into(), dx.into());
+        let (dy, w, dx) = (dy.into(), w.into(), dx.into());
         let Self {
             inputs,
             outputs,
@@ -216,7 +216,7 @@ impl Linear {
     /// Runs [`Linear::backward_input`] and [`Linear::backward_weight`]; concurrently, so that threads that finish one
     /// continue with the other, unless they are too small for several threads or so large that each needs the caches
     /// for itself.
-    pub fn backward(&self, dy: Floats, x: Floats, w: &[f32], dx: FloatsMut, dw: &mut [f32]) {
+    pub fn backward(&self, dy: Floats, x: Floats, w: Floats, dx: FloatsMut, dw: &mut [f32]) {
         let for_input = || self.backward_input(dy, w, dx);
         let mut for_weight = || self.backward_weight(dy, x, &mut *dw);
         if is_parallel(dy.len(), self.inputs, 1)

@@ -109,8 +109,7 @@ impl PrecisionArgs {
     /// # Errors
     /// If an option has no effect.
     pub fn apply(&self, model: &mut Model) -> Result<(), Error> {
-        let options = Options::default().with_precision(self.precision()?);
-        model.set_plan_options(options.with_keep_rounded_weights(true))
+        model.set_plan_options(Options::default().with_precision(self.precision()?))
     }
 
     /// Returns the precision.

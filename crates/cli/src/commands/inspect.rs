@@ -170,6 +170,7 @@ fn text(report: &Report) -> String {
     let mut table = numeric_table(&["training memory", "size"]);
     for (name, size) in [
         ("weights", memory.weights),
+        ("bf16 copies of weights", memory.weight_copies),
         ("optimizer moments", memory.optimizer),
         ("accumulated gradients", memory.gradients),
         (

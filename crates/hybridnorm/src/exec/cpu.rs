@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Buffer, DType, ValueId};
 use crate::memory;
 use crate::ops::{Arguments, InputOperand, Operands, Operation, OutputOperand};
-use crate::plan::{Operand, Program, Region, Step, Storage};
+use crate::plan::{Operand, Program, Region, RoundedRange, Step, Storage};
 
 /// Executor on the current thread pool, in the precision of its programs.
 ///
@@ -45,8 +45,8 @@ pub struct Cpu {
 struct RoundedCopy {
     /// As many elements as the buffer; pages that no program reads are never touched, and take no memory.
     memory: Memory,
-    /// Ranges in bytes, of those that programs read, that were rounded after the last change of the buffer.
-    current: HashSet<(usize, usize)>,
+    /// Ranges, of those that programs read or update, that were rounded after the last change of their elements.
+    current: HashSet<RoundedRange>,
 }
 
 impl Cpu {
@@ -61,14 +61,16 @@ impl Cpu {
 
     /// Rounds the elements again that a program reads from copies and that may have changed.
     fn renew_rounded_copies(&mut self, program: &Program) {
-        for &(buffer, start, end) in program.rounded_ranges() {
-            let copy = &mut self.rounded[buffer.0];
-            if !copy.current.insert((start, end)) {
+        for range in program.rounded_ranges() {
+            let copy = &mut self.rounded[range.buffer.0];
+            if !copy.current.insert(*range) {
                 continue;
             }
-            let (_, memory) = self.buffers[buffer.0].as_ref().expect(FREED_BUFFER);
-            let from: &[f32] = elements(&memory.bytes()[2 * start..2 * end]);
-            let to: &mut [bf16] = elements_mut(&mut copy.memory.bytes_mut()[start..end]);
+            let (_, memory) = self.buffers[range.buffer.0].as_ref().expect(FREED_BUFFER);
+            let [start, end] = range.single();
+            let from: &[f32] = elements(&memory.bytes()[start..end]);
+            let to: &mut [bf16] =
+                elements_mut(&mut copy.memory.bytes_mut()[range.start..range.end]);
             let parts = to
                 .par_chunks_mut(ROUNDED_PER_TASK)
                 .zip(from.par_chunks(ROUNDED_PER_TASK));
@@ -99,9 +101,12 @@ impl Executor for Cpu {
 
     fn write(&mut self, buffer: Buffer, offset: usize, data: TensorRef<'_>) {
         let (dtype, memory) = self.buffers[buffer.0].as_mut().expect(FREED_BUFFER);
-        self.rounded[buffer.0].current.clear();
         let size = dtype.bytes();
-        let to = &mut memory.bytes_mut()[size * offset..][..size * data.len()];
+        let (start, end) = (size * offset, size * (offset + data.len()));
+        let written = RoundedRange::of_single(buffer, start, end);
+        let current = &mut self.rounded[buffer.0].current;
+        current.retain(|range| !range.overlaps(&written));
+        let to = &mut memory.bytes_mut()[start..end];
         write_elements(data, *dtype, to);
     }
 
@@ -115,10 +120,10 @@ impl Executor for Cpu {
     }
 
     fn prepare(&mut self, program: &Program) -> Result<()> {
-        let is_missing = |buffer: &Buffer| self.rounded[buffer.0].memory.bytes == 0;
+        let is_missing = |buffer: Buffer| self.rounded[buffer.0].memory.bytes == 0;
         let missing = program.rounded_ranges().iter();
-        let missing = missing.filter(|(buffer, ..)| is_missing(buffer));
-        let copies: usize = missing.clone().map(|(_, start, end)| end - start).sum();
+        let missing = missing.filter(|range| is_missing(range.buffer));
+        let copies: usize = missing.clone().map(RoundedRange::bytes).sum();
         let arena = match program.arena_bytes() {
             bytes if bytes > self.arena.bytes => bytes,
             _ => 0,
@@ -134,7 +139,7 @@ impl Executor for Cpu {
             };
             memory::check_available((copies + arena) as u64, contents)?;
         }
-        let buffers: BTreeSet<Buffer> = missing.map(|(buffer, ..)| *buffer).collect();
+        let buffers: BTreeSet<Buffer> = missing.map(|range| range.buffer).collect();
         for buffer in buffers {
             let (dtype, memory) = self.buffer(buffer);
             assert_eq!(*dtype, DType::F32, "only single precision is rounded");
@@ -170,9 +175,12 @@ impl Executor for Cpu {
         for (step, node) in program.steps().iter().zip(program.graph().nodes()) {
             let operation = node.op.operation();
             let (arena, buffers) = (&mut self.arena, &mut self.buffers);
-            let parts = split(arena, buffers, &self.rounded, &step.regions);
+            let parts = split(arena, buffers, &mut self.rounded, &step.regions);
             let run = || run_step(step, operation, parts, arguments);
             self.profile.run(operation.name(), run);
+        }
+        for range in program.updated_copies() {
+            self.rounded[range.buffer.0].current.insert(*range);
         }
         Ok(())
     }
@@ -289,12 +297,13 @@ impl<'a> RegionSlice<'a> {
 fn split<'a>(
     arena: &'a mut Memory,
     buffers: &'a mut [Option<(DType, Memory)>],
-    rounded: &'a [RoundedCopy],
+    rounded: &'a mut [RoundedCopy],
     regions: &[(Region, bool)],
 ) -> Vec<RegionSlice<'a>> {
     let mut parts = Vec::with_capacity(regions.len());
     let mut buffers = buffers.iter_mut();
-    let mut passed = 0;
+    let mut rounded = rounded.iter_mut();
+    let [mut passed, mut passed_copies] = [0, 0];
     let mut arena = Some(arena);
     for group in regions.chunk_by(|(a, _), (b, _)| a.storage == b.storage) {
         let mut rest = match group[0].0.storage {
@@ -305,12 +314,9 @@ fn split<'a>(
                 memory.expect(FREED_BUFFER).1.bytes_mut()
             }
             Storage::Rounded(buffer) => {
-                let bytes = rounded[buffer.0].memory.bytes();
-                let slices = group
-                    .iter()
-                    .map(|(region, _)| &bytes[region.start..region.end]);
-                parts.extend(slices.map(RegionSlice::Shared));
-                continue;
+                let copy = rounded.nth(buffer.0 - passed_copies);
+                passed_copies = buffer.0 + 1;
+                copy.expect("a copy for each buffer").memory.bytes_mut()
             }
         };
         let mut at = 0;

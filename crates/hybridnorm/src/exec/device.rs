@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Buffer, DType, Type, ValueId};
 use crate::ops::device::{RUN_ARGUMENTS_BYTES, convert, scratch_bytes};
 use crate::ops::{Arguments, DeviceOperands};
-use crate::plan::{Operand, Program, Region, Step, Storage};
+use crate::plan::{Operand, Program, Region, RoundedRange, Step, Storage};
 
 /// Executor of [programs planned for a device](crate::plan::Target::Device).
 #[derive(Debug)]
@@ -42,8 +42,8 @@ struct State {
     values: Allocation,
     /// Without memory until a program reads it; as many elements as the buffer.
     rounded: Allocation,
-    /// Ranges in bytes, of those that programs read, that were rounded after the last change of the buffer.
-    current: BTreeSet<(usize, usize)>,
+    /// Ranges, of those that programs read or update, that were rounded after the last change of their elements.
+    current: BTreeSet<RoundedRange>,
 }
 
 impl Allocation {
@@ -158,21 +158,25 @@ impl<D: Device> OnDevice<D> {
     /// If the device fails.
     fn renew_rounded_copies(&mut self, program: &Program) -> Result<()> {
         let mut commands = Vec::new();
-        for &(buffer, start, end) in program.rounded_ranges() {
-            let state = self.state(buffer);
-            if state.current.contains(&(start, end)) {
+        for range in program.rounded_ranges() {
+            let state = self.state(range.buffer);
+            if state.current.contains(range) {
                 continue;
             }
+            let [start, end] = range.single();
             let [from, to] = [
-                (state.values.span(2 * start, 2 * end), ElementType::F32),
-                (state.rounded.span(start, end), ElementType::Bf16),
+                (state.values.span(start, end), ElementType::F32),
+                (
+                    state.rounded.span(range.start, range.end),
+                    ElementType::Bf16,
+                ),
             ]
             .map(|(span, element_type)| Elements { span, element_type });
             commands.push(convert(from, to));
         }
         self.device.run(&commands).map_err(device_error)?;
-        for &(buffer, start, end) in program.rounded_ranges() {
-            self.state_mut(buffer).current.insert((start, end));
+        for range in program.rounded_ranges() {
+            self.state_mut(range.buffer).current.insert(*range);
         }
         Ok(())
     }
@@ -209,11 +213,11 @@ impl<D: Device> Executor for OnDevice<D> {
 
     fn write(&mut self, buffer: Buffer, offset: usize, data: TensorRef<'_>) {
         let state = self.state_mut(buffer);
-        state.current.clear();
         let size = state.dtype.bytes();
-        let to = state
-            .values
-            .span(size * offset, size * (offset + data.len()));
+        let (start, end) = (size * offset, size * (offset + data.len()));
+        let written = RoundedRange::of_single(buffer, start, end);
+        state.current.retain(|range| !range.overlaps(&written));
+        let to = state.values.span(start, end);
         let bytes = bytes_as(data, state.dtype);
         self.device.upload(to, &bytes);
     }
@@ -238,7 +242,7 @@ impl<D: Device> Executor for OnDevice<D> {
         let buffers: BTreeSet<Buffer> = program
             .rounded_ranges()
             .iter()
-            .map(|(buffer, ..)| *buffer)
+            .map(|range| range.buffer)
             .collect();
         for buffer in buffers {
             let state = self.buffers[buffer.0].as_mut().expect(FREED_BUFFER);
@@ -299,6 +303,9 @@ impl<D: Device> Executor for OnDevice<D> {
             let name = node.op.operation().name();
             self.profile.run(name, || result = device.run(&commands));
             result.map_err(device_error)?;
+        }
+        for range in program.updated_copies() {
+            self.state_mut(range.buffer).current.insert(*range);
         }
         Ok(())
     }

@@ -162,8 +162,11 @@ impl Reference {
             self.values[id.0] = Some(value.rounded_to(graph.ty(id).dtype));
         }
         for (&id, value) in node.inputs[updates].iter().zip(updated) {
-            let Source::State(buffer, offset) = graph.value(id).source else {
-                panic!("in-place input is not a state buffer")
+            let (buffer, offset) = match graph.value(id).source {
+                Source::State(buffer, offset) => (buffer, offset),
+                // Rounded again whenever it is read.
+                Source::RoundedState(..) => continue,
+                _ => panic!("in-place input is not a state buffer"),
             };
             let (_, all) = self.buffers[buffer.0].as_mut().expect("a buffer");
             all.overwrite(offset, value);

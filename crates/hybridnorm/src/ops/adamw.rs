@@ -14,8 +14,7 @@ use super::gradient_norm::{
 use super::{Arguments, DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
-/// An AdamW step on any number of parameters, in place. Learning rate and step number are run-time
-/// arguments.
+/// Settings of an AdamW step on any number of parameters, in place. Learning rate and step number are run-time arguments.
 ///
 /// With `g'` the gradient clipped to the global norm, in step t:
 /// `m = beta1 m + (1 - beta1) g'`, `v = beta2 v + (1 - beta2) g'²`,
@@ -32,6 +31,14 @@ pub struct AdamW {
     pub max_grad_norm: f64,
     /// Decoupled weight decay of each parameter, per unit of learning rate.
     pub weight_decay: Vec<f64>,
+}
+
+/// An AdamW step, in place, on the parameters and on rounded copies of some of them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdamWUpdate {
+    settings: AdamW,
+    /// True for each parameter whose copy, rounded to bfloat16, is updated too.
+    has_copy: Vec<bool>,
 }
 
 /// Updates n parameters: gradient, values, first and second moment of each, of equal shape; the last three
@@ -51,54 +58,79 @@ pub fn adamw<'g>(
     squares: Value<'g>,
     parameters: &[[Value<'g>; 4]],
 ) -> Value<'g> {
+    let op = AdamWUpdate {
+        has_copy: vec![false; op.weight_decay.len()],
+        settings: op,
+    };
     record_update(op, losses, squares, parameters)
 }
 
-impl AdamW {
+impl AdamWUpdate {
     /// Returns the number of parameters.
     fn parameters(&self) -> usize {
-        self.weight_decay.len()
+        self.settings.weight_decay.len()
+    }
+
+    /// Returns the inputs that are values of the parameters.
+    pub(crate) fn values(&self) -> Range<usize> {
+        let n = self.parameters();
+        2 + n..2 + 2 * n
+    }
+
+    /// Updates copies of these parameters too, of which there were none; their values rounded to bfloat16 are further inputs
+    /// in the same order.
+    pub(crate) fn set_copied(&mut self, parameters: &[usize]) {
+        for parameter in parameters {
+            self.has_copy[*parameter] = true;
+        }
+    }
+
+    /// Returns the number of copies.
+    fn copies(&self) -> usize {
+        self.has_copy.iter().filter(|has_copy| **has_copy).count()
     }
 
     /// Returns the bias correction `1 - beta^step` of both moments.
     fn corrections(&self, step: u64) -> [f64; 2] {
         assert!(step > 0, "adamw: steps are counted from 1");
-        [self.beta1, self.beta2].map(|beta| 1.0 - beta.powf(step as f64))
+        [self.settings.beta1, self.settings.beta2].map(|beta| 1.0 - beta.powf(step as f64))
     }
 }
 
-impl Operation for AdamW {
+impl Operation for AdamWUpdate {
     fn name(&self) -> &'static str {
         "adamw"
     }
 
     fn outputs(&self, inputs: &[Type]) -> Vec<Type> {
-        check_parameters("adamw", inputs, self.parameters(), 3);
+        let states = inputs.len() - self.copies();
+        check_parameters("adamw", &inputs[..states], self.parameters(), 3);
         vec![Type::f64([self.parameters(), 2])]
     }
 
     fn state_inputs(&self, inputs: usize) -> Range<usize> {
-        inputs - 3 * self.parameters()..inputs
+        inputs - 3 * self.parameters() - self.copies()..inputs
     }
 
     fn reference(&self, io: &mut Operands<'_, f64>) {
+        let AdamW { beta1, beta2, eps, max_grad_norm, .. } = self.settings;
         let norms = io.write_doubles();
         norms.fill(0.0);
         let Some(norm) = finite_norm(io.read(0), io.doubles(1)) else {
             return;
         };
-        let scale = adamw::clip_coefficient(self.max_grad_norm, norm);
+        let scale = adamw::clip_coefficient(max_grad_norm, norm);
         let Arguments { lr, step, .. } = io.arguments();
         let [correction1, correction2] = self.corrections(step);
-        let parameters = states_by_parameter(io, self.parameters()).into_iter().zip(&self.weight_decay);
+        let parameters = states_by_parameter(io, self.parameters()).into_iter().zip(&self.settings.weight_decay);
         for (i, ([p, m, v], weight_decay)) in parameters.enumerate() {
             let (mut update, mut value) = (0.0, 0.0);
             let moments = m.iter_mut().zip(v);
             for ((p, g), (m, v)) in p.iter_mut().zip(io.read(2 + i)).zip(moments) {
                 let g = scale * g;
-                *m = self.beta1 * *m + (1.0 - self.beta1) * g;
-                *v = self.beta2 * *v + (1.0 - self.beta2) * g * g;
-                let direction = *m / correction1 / ((*v / correction2).sqrt() + self.eps);
+                *m = beta1 * *m + (1.0 - beta1) * g;
+                *v = beta2 * *v + (1.0 - beta2) * g * g;
+                let direction = *m / correction1 / ((*v / correction2).sqrt() + eps);
                 let added = -lr * (direction + weight_decay * *p);
                 update += added * added;
                 value += *p * *p;
@@ -110,6 +142,7 @@ impl Operation for AdamW {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
+        let AdamW { beta1, beta2, eps, max_grad_norm, .. } = self.settings;
         let norms = io.write_doubles();
         norms.fill(0.0);
         let Some(norm) = finite_norm(io.read(0), io.doubles(1)) else {
@@ -119,21 +152,26 @@ impl Operation for AdamW {
         let [bias_correction1, bias_correction2] = self.corrections(step).map(|x| x as f32);
         let hyperparameters = adamw::AdamW {
             lr,
-            beta1: self.beta1,
-            beta2: self.beta2,
-            eps: self.eps,
-            clip_coefficient: adamw::clip_coefficient(self.max_grad_norm, norm) as f32,
+            beta1,
+            beta2,
+            eps,
+            clip_coefficient: adamw::clip_coefficient(max_grad_norm, norm) as f32,
             bias_correction1,
             bias_correction2,
         };
-        let parameters = states_by_parameter(io, self.parameters()).into_iter().zip(&self.weight_decay);
-        let mut parameters: Vec<ParameterState> = parameters
-            .enumerate()
-            .map(|(i, ([p, m, v], &weight_decay))| ParameterState {
+        let parameters = states_by_parameter(io, self.parameters()).into_iter().zip(&self.settings.weight_decay);
+        let parameters: Vec<_> = parameters.zip(&self.has_copy).collect();
+        let mut parameters: Vec<ParameterState> = (2..)
+            .zip(parameters)
+            .map(|(gradient, (([p, m, v], &weight_decay), has_copy))| ParameterState {
                 p,
-                g: io.read(2 + i),
+                g: io.read(gradient),
                 m,
                 v,
+                copy: match has_copy {
+                    true => io.write_bf16(),
+                    false => &mut [],
+                },
                 weight_decay,
             })
             .collect();
@@ -146,13 +184,15 @@ impl Operation for AdamW {
     fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
         /// Elements of a thread.
         const PER_THREAD: usize = 4;
+        let AdamW { beta1, beta2, eps, max_grad_norm, .. } = self.settings;
         let (losses, squares) = (io.read(0), io.read(1));
         let norms = io.write();
         let coefficients =
-            record_coefficients(io, losses, squares, [self.beta1, self.beta2], self.max_grad_norm);
+            record_coefficients(io, losses, squares, [beta1, beta2], max_grad_norm);
         let n = self.parameters();
         let [p, m, v] = [(); 3].map(|()| (0..n).map(|_| io.write()).collect::<Vec<_>>());
-        for (i, weight_decay) in self.weight_decay.iter().enumerate() {
+        let copies: Vec<_> = self.has_copy.iter().map(|has_copy| has_copy.then(|| io.write())).collect();
+        for (i, weight_decay) in self.settings.weight_decay.iter().enumerate() {
             let count = p[i].len();
             let grid = Grid::blocks(count.div_ceil(PER_THREAD * 256));
             let blocks = grid.block_count();
@@ -163,11 +203,12 @@ impl Operation for AdamW {
                 .address(p[i].span)
                 .address(m[i].span)
                 .address(v[i].span)
+                .optional_address(copies[i].map(|copy| copy.span))
                 .address(partials.span)
                 .long(count as i64)
-                .double(self.beta1)
-                .double(self.beta2)
-                .float(self.eps as f32)
+                .double(beta1)
+                .double(beta2)
+                .float(eps as f32)
                 .float(*weight_decay as f32);
             io.launch("adamw_step", grid, arguments);
             sum_doubles(io, partials, norms.part(2 * i, 2), true);
@@ -182,8 +223,13 @@ mod tests {
     use super::super::testing::{TestInput, floats, numbers};
     use super::super::{linear, squared_norms};
     use super::*;
-    use crate::graph::Builder;
-    use crate::passes::vector_jacobian_product;
+    use half::bf16;
+    use hybridnorm_cuda::{Emulator, FiberOrder};
+
+    use crate::exec::{Cpu, Executor, OnDevice, TensorRef};
+    use crate::graph::{Builder, DType};
+    use crate::passes::{update_rounded_weights, vector_jacobian_product};
+    use crate::plan::{Options, Precision, Program, Target};
 
     const SHAPES: [[usize; 2]; 4] = [[3, 5], [1, 1], [0, 7], [129, 257]];
 
@@ -327,6 +373,74 @@ mod tests {
             }).cpu
         });
         assert_ne!(after[0].outputs[1], after[1].outputs[1]);
+    }
+
+    /// Runs steps that also update the copy of a parameter, the last one with a gradient that is not finite after the host
+    /// has changed the parameter; returns the parameter and its rounded copy, as matmuls read it, after each.
+    fn copies(mut executor: impl Executor, target: Target) -> Vec<[Vec<f32>; 2]> {
+        const N: usize = 5;
+        let ty = Type::f32([N, N]);
+        let buffers = [(); 3].map(|()| executor.allocate(DType::F32, N * N).unwrap());
+        executor.write(buffers[0], 0, TensorRef::F64(&numbers(1, N * N)));
+        let residual = DType::F32;
+        let options = Options::default()
+            .with_target(target)
+            .with_precision(Precision::Bf16 { residual });
+        let plan = |g: Builder, output| {
+            let mut graph = g.finish();
+            update_rounded_weights(&mut graph, |buffer, _| buffer == buffers[0]);
+            Program::new(graph, &[output], options)
+        };
+        let g = Builder::new();
+        let gradient = g.input("gradient", ty);
+        let [p, m, v] = buffers.map(|buffer| g.state(buffer, 0, ty));
+        let op = AdamW {
+            weight_decay: vec![0.1],
+            ..hyperparameters(1.0)
+        };
+        let squares = squared_norms(&g, &[gradient]);
+        let norms = adamw(op, gradient, squares, &[[gradient, p, m, v]]).id();
+        let update = plan(g, norms);
+        let g = Builder::new();
+        // Times the identity.
+        let copy = linear(g.input("x", ty), g.state(buffers[0], 0, ty)).id();
+        let read = plan(g, copy);
+        let identity: Vec<f32> = (0..N * N).map(|i| if i % (N + 1) == 0 { 1.0 } else { 0.0 }).collect();
+        let mut found = Vec::new();
+        for step in 1..=3 {
+            let mut gradient: Vec<f64> = numbers(step, N * N);
+            if step == 3 {
+                gradient[7] = f64::NAN;
+                executor.write(buffers[0], 3, TensorRef::F64(&numbers(9, N)));
+            }
+            let arguments = Arguments {
+                lr: 0.1,
+                step,
+                ..Arguments::default()
+            };
+            executor.run(&update, arguments, &[("gradient", TensorRef::F64(&gradient))]).unwrap();
+            let p = executor.read(buffers[0], 0..N * N).into_f32();
+            executor.run(&read, Arguments::default(), &[("x", TensorRef::F32(&identity))]).unwrap();
+            // The output is the transpose.
+            let copy = executor.output(&read, copy).into_f32();
+            let copy = (0..N * N).map(|i| copy[i % N * N + i / N]).collect();
+            found.push([p, copy]);
+        }
+        found
+    }
+
+    #[test]
+    fn copies_are_the_rounded_values() {
+        let device = OnDevice::new(Emulator::new(FiberOrder::Shuffled)).unwrap();
+        for found in [copies(Cpu::new(), Target::Cpu), copies(device, Target::Device)] {
+            let mut before = Vec::new();
+            for [p, copy] in found {
+                let rounded: Vec<f32> = p.iter().map(|p| bf16::from_f32(*p).to_f32()).collect();
+                assert_eq!(copy, rounded);
+                assert_ne!(p, before);
+                before = p;
+            }
+        }
     }
 
     #[test]

@@ -387,7 +387,7 @@ impl Operation for LinearCrossEntropyGrad {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let (x, w, targets) = (io.floats(0), io.read(1), io.ints(2));
+        let (x, w, targets) = (io.floats(0), io.floats(1), io.ints(2));
         let (objective, loss, dx, dw) = (io.write(), io.write(), io.write_floats(), io.write());
         let scratch = io.write();
         let sums = cross_entropy::loss_and_gradients(&self.0, x, w, targets, dx, dw, scratch);

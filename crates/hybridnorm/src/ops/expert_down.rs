@@ -241,7 +241,7 @@ impl Operation for ExpertDownGrad {
         } = self.0.linear;
         let (m, expert) = (self.0.slots(), self.0.linear.of_expert());
         let dispatch = Dispatch::new(layout, io.ints(3));
-        let (x, w, weights, dy) = (io.floats(0), io.read(1), io.read(2), io.floats(4));
+        let (x, w, weights, dy) = (io.floats(0), io.floats(1), io.read(2), io.floats(4));
         let (dx, dw, dweights, scratch) = (io.write_floats(), io.write(), io.write(), io.write());
         let (mut dslots, scratch) = self.0.linear.rows(scratch, m * d);
         let (mut hidden, scratch) = self.0.linear.rows(scratch, m * f);

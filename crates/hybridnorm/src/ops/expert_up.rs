@@ -148,7 +148,7 @@ impl Operation for ExpertUpGrad {
             layout, inputs, ..
         } = self.0;
         let (dispatch, expert) = (Dispatch::new(layout, io.ints(2)), self.0.of_expert());
-        let (x, w, dy) = (io.floats(0), io.read(1), io.floats(3));
+        let (x, w, dy) = (io.floats(0), io.floats(1), io.floats(3));
         let (dx, dw) = (io.write_floats(), io.write());
         let (mut slots, _) = self.0.rows(io.write(), dispatch.slots() * inputs);
         experts::backward_input(&dispatch, &expert, dy, w, slots.reborrow());

@@ -210,6 +210,17 @@ impl<'a> Operands<'a, f32> {
         }
     }
 
+    /// Returns the next operand to be written.
+    ///
+    /// # Panics
+    /// If there is none, or it is not in bfloat16.
+    pub fn write_bf16(&mut self) -> &'a mut [bf16] {
+        match self.writes.next() {
+            Some(OutputOperand::Bf16(y)) => y,
+            _ => panic!("the next output is not a bfloat16 operand"),
+        }
+    }
+
     /// Returns the next operand to be written, in single precision or bfloat16.
     ///
     /// # Panics

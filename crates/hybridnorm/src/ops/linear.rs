@@ -177,7 +177,7 @@ impl Operation for LinearInputGrad {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        self.0.0.backward_input(io.floats(0), io.read(1), io.write_floats());
+        self.0.0.backward_input(io.floats(0), io.floats(1), io.write_floats());
     }
 
     fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
@@ -245,7 +245,7 @@ impl Operation for LinearGrad {
     }
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
-        let (dy, x, w) = (io.floats(0), io.floats(1), io.read(2));
+        let (dy, x, w) = (io.floats(0), io.floats(1), io.floats(2));
         self.0.0.backward(dy, x, w, io.write_floats(), io.write());
     }
 

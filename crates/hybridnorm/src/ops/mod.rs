@@ -201,7 +201,7 @@ macro_rules! ops {
 ops! {
     accumulate: Accumulate;
     activation: Activation, ActivationGrad;
-    adamw: AdamW;
+    adamw: AdamWUpdate;
     add: Add;
     attention: Attention, AttentionGrad, QkvAttention, QkvAttentionGrad;
     bias: AddBias, BiasGrad;
@@ -236,7 +236,7 @@ ops! {
 
 pub use accumulate::accumulate;
 pub use activation::activation;
-pub use adamw::adamw;
+pub use adamw::{AdamW, adamw};
 pub use add::add;
 pub use attention::attention;
 pub use attention_stats::{attention_stats, max_attention_logits};

@@ -17,6 +17,8 @@ pub use gradients::{gradients, vector_jacobian_product};
 pub(crate) use narrow::narrow;
 #[cfg(feature = "bench")]
 pub(crate) use precision::precision_of_single_ops;
-pub(crate) use precision::{has_bf16_residual, precision, rounded_weights};
+pub(crate) use precision::{
+    has_bf16_residual, precision, rounded_weights, update_rounded_weights, weights_of_matmuls,
+};
 pub(crate) use recompute::recompute;
 pub(crate) use schedule_early::schedule_early;

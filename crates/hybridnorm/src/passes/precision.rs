@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use hybridnorm_kernels::matmul;
 
-use crate::graph::{DType, Graph, Node, Source, ValueId};
+use crate::graph::{Buffer, DType, Graph, Node, Source, ValueId};
 use crate::ops::Op;
 use crate::plan::Precision;
 
@@ -102,20 +102,34 @@ pub(crate) fn has_bf16_residual(graph: &Graph) -> bool {
     narrow > 0 && narrow >= single
 }
 
-/// Lets the matmuls of a program without backward pass read copies of their weights that are rounded already.
-///
-/// Programs that train round weights where they use them: there each changes with every step.
+/// Returns buffer and offset of each weight that matmuls read in bfloat16 in mixed precision, from a graph as it was
+/// recorded.
+pub(crate) fn weights_of_matmuls(graph: &Graph) -> HashSet<(Buffer, usize)> {
+    let of_router = router_values(graph);
+    let weights = graph.nodes.iter().filter_map(|node| match node.op {
+        Op::Linear(_) | Op::ExpertUp(_) | Op::ExpertDown(_) => Some(node.inputs[WEIGHT]),
+        _ => None,
+    });
+    let weights = weights.filter(|id| !of_router.contains(id));
+    let states = weights.filter_map(|id| match graph.value(id).source {
+        Source::State(buffer, offset) => Some((buffer, offset)),
+        _ => None,
+    });
+    states.collect()
+}
+
+/// Lets matmuls in bfloat16 read copies of their weights that are rounded already.
 pub(crate) fn rounded_weights(graph: &mut Graph) {
-    if graph.nodes.iter().any(|node| node.is_backward) {
-        return;
-    }
     let mut rounded: HashMap<ValueId, ValueId> = HashMap::new();
     for index in 0..graph.nodes.len() {
         let node = &graph.nodes[index];
         let precision = match &node.op {
             Op::Linear(op) => op.0.precision,
+            Op::LinearInputGrad(op) => op.0.0.precision,
             Op::ExpertUp(op) => op.0.precision,
+            Op::ExpertUpGrad(op) => op.0.precision,
             Op::ExpertDown(op) => op.linear.precision,
+            Op::ExpertDownGrad(op) => op.0.linear.precision,
             _ => continue,
         };
         let weight = node.inputs[WEIGHT];
@@ -123,14 +137,46 @@ pub(crate) fn rounded_weights(graph: &mut Graph) {
             continue;
         };
         if precision == matmul::Precision::Bf16 {
-            let id = rounded.entry(weight).or_insert_with(|| {
-                let mut ty = graph.ty(weight);
-                ty.dtype = DType::Bf16;
-                graph.add_value(ty, Source::RoundedState(buffer, offset))
-            });
-            graph.nodes[index].inputs[WEIGHT] = *id;
+            let copy = rounded
+                .entry(weight)
+                .or_insert_with(|| add_rounded_state(graph, weight, buffer, offset));
+            graph.nodes[index].inputs[WEIGHT] = *copy;
         }
     }
+}
+
+/// Lets AdamW update the rounded copies of the weights for whose buffer and offset `is_copied` is true, together with
+/// their values.
+pub(crate) fn update_rounded_weights(graph: &mut Graph, is_copied: impl Fn(Buffer, usize) -> bool) {
+    for index in 0..graph.nodes.len() {
+        let node = &graph.nodes[index];
+        let Op::AdamWUpdate(op) = &node.op else {
+            continue;
+        };
+        let values = node.inputs[op.values()].iter().enumerate();
+        let states = values.filter_map(|(parameter, id)| match graph.value(*id).source {
+            Source::State(buffer, offset) => Some((parameter, *id, (buffer, offset))),
+            _ => None,
+        });
+        let copied: Vec<_> = states
+            .filter(|&(.., (buffer, offset))| is_copied(buffer, offset))
+            .collect();
+        let parameters: Vec<usize> = copied.iter().map(|(parameter, ..)| *parameter).collect();
+        for (_, value, (buffer, offset)) in copied {
+            let copy = add_rounded_state(graph, value, buffer, offset);
+            graph.nodes[index].inputs.push(copy);
+        }
+        if let Op::AdamWUpdate(op) = &mut graph.nodes[index].op {
+            op.set_copied(&parameters);
+        }
+    }
+}
+
+/// Adds the rounded copy of a value that is state.
+fn add_rounded_state(graph: &mut Graph, value: ValueId, buffer: Buffer, offset: usize) -> ValueId {
+    let mut ty = graph.ty(value);
+    ty.dtype = DType::Bf16;
+    graph.add_value(ty, Source::RoundedState(buffer, offset))
 }
 
 /// Returns the logits of routers, the weights of their projections, and the gradients of the logits.

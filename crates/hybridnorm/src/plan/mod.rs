@@ -6,11 +6,11 @@
 
 mod arena;
 mod recompute;
+mod state;
 mod step;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -22,6 +22,8 @@ use crate::graph::{Buffer, DType, Graph, Node, Source, Type, ValueId};
 use crate::ops::{Operation, device};
 use crate::passes;
 use crate::threads;
+pub(crate) use state::RoundedRange;
+use state::StateAccess;
 pub(crate) use step::{Operand, Region, Step, Storage};
 
 /// Options of a plan.
@@ -35,11 +37,18 @@ pub struct Options {
     pub recompute: Recompute,
     /// Precision of activations and matmuls.
     pub precision: Precision,
-    /// True if the executor keeps the weights of matmuls rounded to their precision, for programs without backward pass:
-    /// half of the memory of single-precision parameters again, and half of the bytes to read per token.
+    /// True if the executor keeps copies of the weights of matmuls that are rounded to their precision: half of the memory
+    /// of single-precision parameters again, and half of the bytes to read per use. Without effect in single precision.
     pub keep_rounded_weights: bool,
     /// Where the program runs.
     pub target: Target,
+}
+
+impl Options {
+    /// True if the executor keeps rounded copies of weights.
+    pub(crate) fn rounds_weights(self) -> bool {
+        self.keep_rounded_weights && self.precision != Precision::F32
+    }
 }
 
 /// Kind of executor that a program is planned for: it decides the scratch memory of ops.
@@ -130,7 +139,7 @@ impl Default for Options {
             fuse: true,
             recompute: Recompute::None,
             precision: Precision::F32,
-            keep_rounded_weights: false,
+            keep_rounded_weights: true,
             target: Target::Cpu,
         }
     }
@@ -166,8 +175,9 @@ pub struct Program {
     inputs: Vec<(Arc<str>, ValueId)>,
     outputs: Vec<ValueId>,
     has_bf16_residual: bool,
-    rounded: Vec<(Buffer, usize, usize)>,
+    rounded: Vec<RoundedRange>,
     updated: Vec<Buffer>,
+    updated_copies: Vec<RoundedRange>,
 }
 
 impl Program {
@@ -217,21 +227,7 @@ impl Program {
         let layout = arena::plan_memory(&graph, outputs, options.target);
         let steps = (0..graph.nodes.len()).map(|index| Step::new(&graph, index, &layout));
         let steps: Vec<Step> = steps.collect();
-        let regions = || steps.iter().flat_map(|step| &step.regions);
-        let rounded = regions().filter_map(|(region, _)| match region.storage {
-            Storage::Rounded(buffer) => Some((buffer, region.start, region.end)),
-            _ => None,
-        });
-        let updated = regions().filter_map(|(region, is_written)| match region.storage {
-            Storage::Buffer(buffer) => is_written.then_some(buffer),
-            _ => None,
-        });
-        let (rounded, updated): (BTreeSet<_>, BTreeSet<_>) = (rounded.collect(), updated.collect());
-        let is_stale = rounded.iter().any(|(buffer, ..)| updated.contains(buffer));
-        assert!(
-            !is_stale,
-            "a program updates a buffer that it reads rounded"
-        );
+        let state = StateAccess::of(&steps);
         let inputs = graph.values.iter().enumerate();
         let inputs = inputs.filter_map(|(index, value)| match &value.source {
             Source::Input(name) if layout.regions[index].is_some() => {
@@ -246,8 +242,9 @@ impl Program {
             regions: layout.regions,
             outputs: outputs.to_vec(),
             has_bf16_residual,
-            rounded: rounded.into_iter().collect(),
-            updated: updated.into_iter().collect(),
+            rounded: state.rounded.into_iter().collect(),
+            updated: state.updated.into_iter().collect(),
+            updated_copies: state.updated_copies.into_iter().collect(),
             graph,
         }
     }
@@ -306,10 +303,15 @@ impl Program {
         }
     }
 
-    /// Returns the parts of [rounded](Source::RoundedState) copies that the program reads: buffer, first byte of the copy,
-    /// and the byte behind the last.
-    pub(crate) fn rounded_ranges(&self) -> &[(Buffer, usize, usize)] {
+    /// Returns the parts of [rounded](Source::RoundedState) copies that the program reads or updates.
+    pub(crate) fn rounded_ranges(&self) -> &[RoundedRange] {
         &self.rounded
+    }
+
+    /// Returns the copies that are still those of the elements after a run; of buffers that the program writes, no others
+    /// are.
+    pub(crate) fn updated_copies(&self) -> &[RoundedRange] {
+        &self.updated_copies
     }
 
     /// Returns the buffers that the program writes.

@@ -1,5 +1,7 @@
 //! Parameter counts and training memory of a model, from its configuration alone: nothing is allocated.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 
 use super::optimizer::{Layout, OptimizerConfig};
@@ -8,7 +10,7 @@ use crate::error::Result;
 use crate::graph::Buffer;
 use crate::model::counts::{Counts, counts};
 use crate::model::{Decoder, LossProgram, ModelConfig};
-use crate::plan::{self, Program};
+use crate::plan::{self, Program, RoundedRange};
 
 /// Counts of a model, and its training memory.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -31,6 +33,8 @@ pub struct Inventory {
 pub struct Memory {
     /// Weights, f32.
     pub weights: u64,
+    /// Copies of the weights of matmuls, bf16; 0 in f32.
+    pub weight_copies: u64,
     /// Sums of gradients over micro-batches, f32; 0 without gradient accumulation, where gradients are part of
     /// `activations`.
     pub gradients: u64,
@@ -60,7 +64,7 @@ impl Memory {
 
     /// Returns the total without `process`, which a running process already includes.
     pub fn total_without_process(&self) -> u64 {
-        let state = self.weights + self.gradients + self.optimizer;
+        let state = self.weights + self.weight_copies + self.gradients + self.optimizer;
         let running = self.activations.saturating_add(self.workspace);
         state.saturating_add(running)
     }
@@ -95,11 +99,14 @@ pub fn inventory(
         .iter()
         .map(|program| program.graph().nodes().len())
         .sum();
+    let copies = programs.iter().flat_map(|program| program.rounded_ranges());
+    let copies: BTreeSet<&RoundedRange> = copies.collect();
     let elements = decoder.registry().elements() as u64;
     Ok(Inventory {
         counts: counts(config, shape.seq_len)?,
         memory: Memory {
             weights: 4 * elements,
+            weight_copies: copies.into_iter().map(RoundedRange::bytes).sum::<usize>() as u64,
             gradients: buffers.sums.map_or(0, |_| 4 * elements),
             optimizer: 4 * layout.elements().iter().sum::<usize>() as u64,
             activations: max_bytes(Program::arena_bytes),

@@ -1,6 +1,6 @@
 //! An optimizer step as programs: forward and backward passes of micro-batches, then the update.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use derive_setters::Setters;
 
@@ -9,9 +9,10 @@ use super::metrics::QkClipMetrics;
 use super::optimizer::{Layout, Optimizer, StepNorms, UpdateTaps};
 use crate::error::Result;
 use crate::exec::TensorRef;
-use crate::graph::{Buffer, Builder, Type, Value};
+use crate::graph::{Buffer, Builder, Graph, Type, Value, ValueId};
 use crate::model::{BatchLosses, Decoder, Model, ParamSpec, RouterStatistics};
 use crate::ops;
+use crate::passes;
 use crate::plan::{Options, Precision, Program, Recompute};
 use hybridnorm_kernels::tensor_stats::larger_or_nan;
 
@@ -139,15 +140,25 @@ pub(super) fn plan(
     let options = Options {
         recompute: shape.recompute,
         precision: shape.precision,
-        target: decoder.plan_options().target,
-        ..Options::default()
+        ..decoder.plan_options()
     };
     let with_max_attention_logits = layout.config().qk_clip.is_some();
     let StepBuffers { moments, sums } = buffers;
+    // Unit weights change after AdamW: the executor rounds them again.
+    let updates_copies = options.rounds_weights() && !decoder.has_unit_weights();
+    let updating = |mut graph: Graph, outputs: &[ValueId], weights: &HashSet<(Buffer, usize)>| {
+        if updates_copies {
+            let is_copied = |buffer, offset| weights.contains(&(buffer, offset));
+            passes::update_rounded_weights(&mut graph, is_copied);
+        }
+        Program::new(graph, outputs, options)
+    };
     let programs = if let Some(sums) = sums {
-        let micro = |overwrites: bool| -> Result<(Program, PassTaps)> {
+        let mut weights = HashSet::new();
+        let mut micro = |overwrites: bool| -> Result<(Program, PassTaps)> {
             let g = Builder::new();
             let pass = gradients::build_pass(&g, decoder, batch_shape, divisor)?;
+            weights = passes::weights_of_matmuls(&g.snapshot());
             let taps = PassTaps::new(decoder, &pass, with_max_attention_logits);
             for (spec, gradient) in &pass.gradients {
                 ops::accumulate(*gradient, spec.param().value_in(sums, &g), overwrites);
@@ -167,18 +178,19 @@ pub(super) fn plan(
         Programs::Accumulated(Box::new(Accumulated {
             first,
             accumulate,
-            update: (Program::new(g.finish(), &update.outputs(), options), update),
+            update: (updating(g.finish(), &update.outputs(), &weights), update),
         }))
     } else {
         let g = Builder::new();
         let pass = gradients::build_pass(&g, decoder, batch_shape, divisor)?;
         let taps = PassTaps::new(decoder, &pass, with_max_attention_logits);
         let by_name = named(&pass.gradients);
+        let weights = passes::weights_of_matmuls(&g.snapshot());
         let update = layout.build_update(&g, moments, &by_name, pass.objective);
         decoder.normalize_unit_weights(&g);
         let outputs = [taps.outputs(), update.outputs()].concat();
         Programs::Fused(Box::new(Fused {
-            program: Program::new(g.finish(), &outputs, options),
+            program: updating(g.finish(), &outputs, &weights),
             pass: taps,
             update,
         }))
