@@ -120,3 +120,28 @@ fn probes_and_studies_take_the_precision() {
     let report = dir.ok(&["report", "study", "--format", "markdown", "--quiet"]);
     assert!(report.contains("Matmuls in bf16 with "), "{report}");
 }
+
+#[test]
+fn copies_of_weights_take_memory_and_change_no_result() {
+    const COPIES: &str = "train.bf16_weight_copies=true";
+    let dir = TestDir::new();
+    let set = |settings: &[&'static str]| -> Vec<&'static str> {
+        settings
+            .iter()
+            .flat_map(|setting| ["--set", setting])
+            .collect()
+    };
+    dir.train("rounded", &set(&[BF16]));
+    dir.train("copied", &set(&[BF16, COPIES]));
+    let metrics = |run| dir.reproducible_metrics(run);
+    assert!(!metrics("rounded").is_empty());
+    assert_eq!(metrics("rounded"), metrics("copied"));
+    let bytes = |settings: &[&'static str]| {
+        let found = dir.json(&[&["inspect", "tiny.toml", "--json"], &set(settings)[..]].concat());
+        found["memory"]["weight_copies"].as_u64().unwrap()
+    };
+    assert_eq!([bytes(&[]), bytes(&[BF16])], [0, 0]);
+    assert!(bytes(&[BF16, COPIES]) > 0);
+    let words = ["train.bf16_weight_copies has no effect"];
+    dir.train_fails(2, "single", &set(&[COPIES]), &words);
+}

@@ -124,8 +124,9 @@ __device__ __forceinline__ void adamw_step_of(const AdamWStep &a) {
             const float v = beta2 * a.v[i] + rest2 * g * g;
             const float direction = m / c.correction1 / (sqrtf(v) / c.root_of_correction2 + a.eps);
             const float update = -c.lr * (direction + a.weight_decay * p);
-            a.p[i] = p + update;
-            if (a.copy) a.copy[i] = narrow(p + update);
+            const float next = p + update;
+            a.p[i] = next;
+            if (a.copy) a.copy[i] = narrow(next);
             a.m[i] = m;
             a.v[i] = v;
             updates += double(update) * double(update);

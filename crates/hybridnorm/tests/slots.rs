@@ -24,7 +24,8 @@ const NEW: usize = 5;
 
 /// Returns the options of generation in bfloat16.
 fn bf16(residual: DType) -> Options {
-    Options::default().with_precision(Precision::Bf16 { residual })
+    let options = Options::default().with_precision(Precision::Bf16 { residual });
+    options.with_keep_rounded_weights(true)
 }
 
 fn sequences() -> Vec<Vec<i32>> {

@@ -109,7 +109,8 @@ impl PrecisionArgs {
     /// # Errors
     /// If an option has no effect.
     pub fn apply(&self, model: &mut Model) -> Result<(), Error> {
-        model.set_plan_options(Options::default().with_precision(self.precision()?))
+        let options = Options::default().with_precision(self.precision()?);
+        model.set_plan_options(options.with_keep_rounded_weights(true))
     }
 
     /// Returns the precision.

@@ -152,7 +152,7 @@ pub fn decode(
     )?;
     let mut model = Model::new(config, 1, device)?;
     let plan_options = Options::default().with_precision(precision);
-    model.set_plan_options(plan_options)?;
+    model.set_plan_options(plan_options.with_keep_rounded_weights(true))?;
     let mut random = ChaCha8Rng::seed_from_u64(1);
     let prompt: Vec<i32> = (0..seq_len / 2)
         .map(|_| random.random_range(0..config.vocab_size as i32))

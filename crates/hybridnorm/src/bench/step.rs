@@ -37,6 +37,8 @@ pub struct StepOptions {
     pub recompute: Recompute,
     /// Precision of matmuls and activations.
     pub precision: Precision,
+    /// True if rounded copies of weights are kept, see [`StepShape::keep_rounded_weights`].
+    pub keep_rounded_weights: bool,
     /// Configuration of the optimizer.
     pub optimizer: OptimizerConfig,
     /// Approximate duration of the measurement in seconds; at least three steps are measured.
@@ -52,6 +54,7 @@ impl StepOptions {
             grad_accum_steps: 1,
             recompute: Recompute::None,
             precision: Precision::F32,
+            keep_rounded_weights: false,
             optimizer: OptimizerConfig::default(),
             seconds: 5.0,
         }
@@ -65,6 +68,7 @@ impl StepOptions {
             grad_accum_steps: config.train.grad_accum_steps,
             recompute: config.train.recompute,
             precision: config.train.program_precision(),
+            keep_rounded_weights: config.train.bf16_weight_copies,
             optimizer: config.optimizer.clone(),
             seconds,
         }
@@ -176,6 +180,7 @@ impl StepOptions {
             grad_accum_steps: self.grad_accum_steps,
             recompute: self.recompute,
             precision: self.precision,
+            keep_rounded_weights: self.keep_rounded_weights,
         }
     }
 }

@@ -40,10 +40,10 @@ pub struct Cpu {
     profile: Profile,
 }
 
-/// Copy of a buffer, rounded to bfloat16; without memory until a program reads it.
+/// Copy of a buffer, rounded to bfloat16; without memory until a program reads or updates it.
 #[derive(Debug, Default)]
 struct RoundedCopy {
-    /// As many elements as the buffer; pages that no program reads are never touched, and take no memory.
+    /// As many elements as the buffer; pages that no program accesses are never touched, and take no memory.
     memory: Memory,
     /// Ranges, of those that programs read or update, that were rounded after the last change of their elements.
     current: HashSet<RoundedRange>,
@@ -79,6 +79,8 @@ impl Cpu {
     }
 }
 
+/// Name in profiles of the rounding of weights that have changed.
+const ROUNDED_WEIGHTS: &str = "rounding of weights";
 /// Elements that a task rounds.
 const ROUNDED_PER_TASK: usize = 1 << 16;
 
@@ -159,7 +161,17 @@ impl Executor for Cpu {
         inputs: &[(&str, TensorRef<'_>)],
     ) -> Result<()> {
         self.prepare(program)?;
-        self.renew_rounded_copies(program);
+        let is_stale =
+            |range: &&RoundedRange| !self.rounded[range.buffer.0].current.contains(*range);
+        if program
+            .rounded_ranges()
+            .iter()
+            .any(|range| is_stale(&range))
+        {
+            let mut profile = std::mem::take(&mut self.profile);
+            profile.run(ROUNDED_WEIGHTS, || self.renew_rounded_copies(program));
+            self.profile = profile;
+        }
         for buffer in program.updated_buffers() {
             self.rounded[buffer.0].current.clear();
         }

@@ -40,7 +40,7 @@ struct Allocation {
 struct State {
     dtype: DType,
     values: Allocation,
-    /// Without memory until a program reads it; as many elements as the buffer.
+    /// Without memory until a program reads or updates it; as many elements as the buffer.
     rounded: Allocation,
     /// Ranges, of those that programs read or update, that were rounded after the last change of their elements.
     current: BTreeSet<RoundedRange>,

@@ -53,8 +53,8 @@ pub enum Source {
     Input(Arc<str>),
     /// Elements of a buffer, starting at this offset (in elements).
     State(Buffer, usize),
-    /// Elements of a buffer in single precision, rounded to bfloat16: from a copy that the executor keeps, and renews after
-    /// the buffer has changed.
+    /// Elements of a buffer in single precision, rounded to bfloat16: from a copy that the executor keeps. An op that changes
+    /// the elements may update the copy; otherwise the executor renews it after they have changed.
     RoundedState(Buffer, usize),
 }
 

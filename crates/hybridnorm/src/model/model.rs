@@ -188,9 +188,9 @@ impl Model {
     /// let mut model = Model::new(&config, 42, Device::Cpu)?;
     /// let bf16 = Options::default().with_precision(Precision::Bf16 { residual: DType::F32 });
     /// model.set_plan_options(bf16)?;
-    /// let with_rounded_copies = model.logits(&[1, 2, 3, 4], 1, 4)?;
-    /// model.set_plan_options(bf16.with_keep_rounded_weights(false))?;
-    /// assert_eq!(model.logits(&[1, 2, 3, 4], 1, 4)?.into_f32(), with_rounded_copies.into_f32());
+    /// let rounded_when_used = model.logits(&[1, 2, 3, 4], 1, 4)?;
+    /// model.set_plan_options(bf16.with_keep_rounded_weights(true))?;
+    /// assert_eq!(model.logits(&[1, 2, 3, 4], 1, 4)?.into_f32(), rounded_when_used.into_f32());
     /// # Ok::<(), hybridnorm::Error>(())
     /// ```
     ///
@@ -207,7 +207,8 @@ impl Model {
     /// Returns an upper bound on the bytes of the parameters and of the copy that the executor keeps with
     /// [`Options::keep_rounded_weights`].
     pub fn weight_bytes(&self) -> u64 {
-        let is_copied = self.decoder.plan_options().rounds_weights();
+        let options = self.decoder.plan_options();
+        let is_copied = options.keep_rounded_weights && options.precision != Precision::F32;
         let per_element = DType::F32.bytes() + if is_copied { DType::Bf16.bytes() } else { 0 };
         (per_element * self.decoder.registry().elements()) as u64
     }

@@ -77,9 +77,12 @@ impl AdamWUpdate {
         2 + n..2 + 2 * n
     }
 
-    /// Updates copies of these parameters too, of which there were none; their values rounded to bfloat16 are further inputs
-    /// in the same order.
+    /// Updates copies of these parameters too; their values rounded to bfloat16 are further inputs in the same order.
+    ///
+    /// # Panics
+    /// If it already updates copies.
     pub(crate) fn set_copied(&mut self, parameters: &[usize]) {
+        assert_eq!(self.copies(), 0, "adamw: copies are set once");
         for parameter in parameters {
             self.has_copy[*parameter] = true;
         }
@@ -223,6 +226,8 @@ mod tests {
     use super::super::testing::{TestInput, floats, numbers};
     use super::super::{linear, squared_norms};
     use super::*;
+    use std::collections::HashSet;
+
     use half::bf16;
     use hybridnorm_cuda::{Emulator, FiberOrder};
 
@@ -385,10 +390,11 @@ mod tests {
         let residual = DType::F32;
         let options = Options::default()
             .with_target(target)
-            .with_precision(Precision::Bf16 { residual });
+            .with_precision(Precision::Bf16 { residual })
+            .with_keep_rounded_weights(true);
         let plan = |g: Builder, output| {
             let mut graph = g.finish();
-            update_rounded_weights(&mut graph, |buffer, _| buffer == buffers[0]);
+            update_rounded_weights(&mut graph, &HashSet::from([(buffers[0], 0)]));
             Program::new(graph, &[output], options)
         };
         let g = Builder::new();

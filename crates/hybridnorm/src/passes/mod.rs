@@ -18,7 +18,7 @@ pub(crate) use narrow::narrow;
 #[cfg(feature = "bench")]
 pub(crate) use precision::precision_of_single_ops;
 pub(crate) use precision::{
-    has_bf16_residual, precision, rounded_weights, update_rounded_weights, weights_of_matmuls,
+    has_bf16_residual, precision, rounded_copies, rounded_weights, update_rounded_weights,
 };
 pub(crate) use recompute::recompute;
 pub(crate) use schedule_early::schedule_early;

@@ -102,25 +102,11 @@ pub(crate) fn has_bf16_residual(graph: &Graph) -> bool {
     narrow > 0 && narrow >= single
 }
 
-/// Returns buffer and offset of each weight that matmuls read in bfloat16 in mixed precision, from a graph as it was
-/// recorded.
-pub(crate) fn weights_of_matmuls(graph: &Graph) -> HashSet<(Buffer, usize)> {
-    let of_router = router_values(graph);
-    let weights = graph.nodes.iter().filter_map(|node| match node.op {
-        Op::Linear(_) | Op::ExpertUp(_) | Op::ExpertDown(_) => Some(node.inputs[WEIGHT]),
-        _ => None,
-    });
-    let weights = weights.filter(|id| !of_router.contains(id));
-    let states = weights.filter_map(|id| match graph.value(id).source {
-        Source::State(buffer, offset) => Some((buffer, offset)),
-        _ => None,
-    });
-    states.collect()
-}
-
-/// Lets matmuls in bfloat16 read copies of their weights that are rounded already.
+/// Lets matmuls in bfloat16 read copies of their weights that are rounded already; not of weights that an op before them
+/// changes.
 pub(crate) fn rounded_weights(graph: &mut Graph) {
     let mut rounded: HashMap<ValueId, ValueId> = HashMap::new();
+    let mut changed: HashSet<Buffer> = HashSet::new();
     for index in 0..graph.nodes.len() {
         let node = &graph.nodes[index];
         let precision = match &node.op {
@@ -130,13 +116,18 @@ pub(crate) fn rounded_weights(graph: &mut Graph) {
             Op::ExpertUpGrad(op) => op.0.precision,
             Op::ExpertDown(op) => op.linear.precision,
             Op::ExpertDownGrad(op) => op.0.linear.precision,
-            _ => continue,
+            op => {
+                let updated = op.operation().state_inputs(node.inputs.len());
+                let updated = node.inputs[updated].iter();
+                changed.extend(updated.filter_map(|id| state(graph, *id)).map(|at| at.0));
+                continue;
+            }
         };
         let weight = node.inputs[WEIGHT];
-        let Source::State(buffer, offset) = graph.value(weight).source else {
+        let Some((buffer, offset)) = state(graph, weight) else {
             continue;
         };
-        if precision == matmul::Precision::Bf16 {
+        if precision == matmul::Precision::Bf16 && !changed.contains(&buffer) {
             let copy = rounded
                 .entry(weight)
                 .or_insert_with(|| add_rounded_state(graph, weight, buffer, offset));
@@ -145,22 +136,48 @@ pub(crate) fn rounded_weights(graph: &mut Graph) {
     }
 }
 
-/// Lets AdamW update the rounded copies of the weights for whose buffer and offset `is_copied` is true, together with
-/// their values.
-pub(crate) fn update_rounded_weights(graph: &mut Graph, is_copied: impl Fn(Buffer, usize) -> bool) {
+/// Returns buffer and offset of each rounded copy that a graph reads.
+pub(crate) fn rounded_copies(graph: &Graph) -> HashSet<(Buffer, usize)> {
+    let inputs = graph.nodes.iter().flat_map(|node| {
+        let updated = node.op.operation().state_inputs(node.inputs.len());
+        let inputs = node.inputs.iter().enumerate();
+        inputs.filter_map(move |(input, id)| (!updated.contains(&input)).then_some(id))
+    });
+    let copies = inputs.filter_map(|id| match graph.value(*id).source {
+        Source::RoundedState(buffer, offset) => Some((buffer, offset)),
+        _ => None,
+    });
+    copies.collect()
+}
+
+/// Lets AdamW update the rounded copies at these buffers and offsets together with the values; not of parameters that
+/// another op changes too, whose copies would be stale.
+pub(crate) fn update_rounded_weights(graph: &mut Graph, copies: &HashSet<(Buffer, usize)>) {
+    let mut changes: HashMap<(Buffer, usize), usize> = HashMap::new();
+    for node in &graph.nodes {
+        let updated = node.op.operation().state_inputs(node.inputs.len());
+        for at in node.inputs[updated]
+            .iter()
+            .filter_map(|id| state(graph, *id))
+        {
+            *changes.entry(at).or_default() += 1;
+        }
+    }
     for index in 0..graph.nodes.len() {
         let node = &graph.nodes[index];
         let Op::AdamWUpdate(op) = &node.op else {
             continue;
         };
         let values = node.inputs[op.values()].iter().enumerate();
-        let states = values.filter_map(|(parameter, id)| match graph.value(*id).source {
-            Source::State(buffer, offset) => Some((parameter, *id, (buffer, offset))),
-            _ => None,
+        let copied = values.filter_map(|(parameter, id)| {
+            let at = state(graph, *id)?;
+            let is_copied = copies.contains(&at) && changes[&at] == 1;
+            is_copied.then_some((parameter, *id, at))
         });
-        let copied: Vec<_> = states
-            .filter(|&(.., (buffer, offset))| is_copied(buffer, offset))
-            .collect();
+        let copied: Vec<_> = copied.collect();
+        if copied.is_empty() {
+            continue;
+        }
         let parameters: Vec<usize> = copied.iter().map(|(parameter, ..)| *parameter).collect();
         for (_, value, (buffer, offset)) in copied {
             let copy = add_rounded_state(graph, value, buffer, offset);
@@ -169,6 +186,14 @@ pub(crate) fn update_rounded_weights(graph: &mut Graph, is_copied: impl Fn(Buffe
         if let Op::AdamWUpdate(op) = &mut graph.nodes[index].op {
             op.set_copied(&parameters);
         }
+    }
+}
+
+/// Returns buffer and offset of a value that is state.
+fn state(graph: &Graph, id: ValueId) -> Option<(Buffer, usize)> {
+    match graph.value(id).source {
+        Source::State(buffer, offset) => Some((buffer, offset)),
+        _ => None,
     }
 }
 

@@ -44,13 +44,6 @@ pub struct Options {
     pub target: Target,
 }
 
-impl Options {
-    /// True if the executor keeps rounded copies of weights.
-    pub(crate) fn rounds_weights(self) -> bool {
-        self.keep_rounded_weights && self.precision != Precision::F32
-    }
-}
-
 /// Kind of executor that a program is planned for: it decides the scratch memory of ops.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Target {
@@ -139,7 +132,7 @@ impl Default for Options {
             fuse: true,
             recompute: Recompute::None,
             precision: Precision::F32,
-            keep_rounded_weights: true,
+            keep_rounded_weights: false,
             target: Target::Cpu,
         }
     }
@@ -182,12 +175,25 @@ pub struct Program {
 
 impl Program {
     /// Plans a graph whose `outputs` the host reads after a run. Ops that they do not need are removed.
-    pub fn new(mut graph: Graph, outputs: &[ValueId], options: Options) -> Self {
+    pub fn new(graph: Graph, outputs: &[ValueId], options: Options) -> Self {
+        Self::with_copies(graph, outputs, options, &[])
+    }
+
+    /// Plans a graph as [`Program::new`] does, whose updates also write these rounded copies, which other programs read.
+    pub(crate) fn with_copies(
+        mut graph: Graph,
+        outputs: &[ValueId],
+        options: Options,
+        copies: &[RoundedRange],
+    ) -> Self {
         passes::remove_unused(&mut graph, outputs);
         passes::narrow(&mut graph, outputs);
         passes::precision(&mut graph, outputs, options.precision);
         if options.keep_rounded_weights {
             passes::rounded_weights(&mut graph);
+            let mut copied = passes::rounded_copies(&graph);
+            copied.extend(copies.iter().map(RoundedRange::state));
+            passes::update_rounded_weights(&mut graph, &copied);
         }
         let segments = graph.nodes.iter().filter_map(|node| node.segment).max();
         let segments = segments.map_or(0, |last| last + 1);

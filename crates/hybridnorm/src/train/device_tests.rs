@@ -140,11 +140,9 @@ fn training_steps_are_those_of_the_cpu() {
             let mut model = Model::new(&config("hybridnorm"), 3, device).unwrap();
             let mut optimizer = Optimizer::new(OptimizerConfig::default(), &mut model).unwrap();
             let shape = StepShape {
-                micro_batch: SHAPE[0],
-                seq_len: SHAPE[1],
                 grad_accum_steps,
                 recompute: Recompute::Block,
-                precision: Precision::F32,
+                ..StepShape::new(SHAPE[0], SHAPE[1])
             };
             let mut step = TrainingStep::new(shape, &mut model, &mut optimizer).unwrap();
             let mut losses = Vec::new();

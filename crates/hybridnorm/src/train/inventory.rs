@@ -81,7 +81,8 @@ pub fn inventory(
 ) -> Result<Inventory> {
     let mut decoder = Decoder::new(config)?;
     // Of evaluations.
-    decoder.set_plan_options(plan::Options::default().with_precision(shape.precision));
+    let options = plan::Options::default().with_precision(shape.precision);
+    decoder.set_plan_options(options.with_keep_rounded_weights(shape.keep_rounded_weights));
     // Programs refer to buffers, which need not exist for planning.
     let buffers = StepBuffers {
         moments: [1, 2].map(Buffer),

@@ -17,6 +17,8 @@
 pub mod checkpoint;
 pub(crate) mod config;
 #[cfg(test)]
+mod copies_tests;
+#[cfg(test)]
 mod device_tests;
 mod gradients;
 pub mod history;

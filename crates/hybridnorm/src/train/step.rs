@@ -1,6 +1,6 @@
 //! An optimizer step as programs: forward and backward passes of micro-batches, then the update.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use derive_setters::Setters;
 
@@ -9,11 +9,10 @@ use super::metrics::QkClipMetrics;
 use super::optimizer::{Layout, Optimizer, StepNorms, UpdateTaps};
 use crate::error::Result;
 use crate::exec::TensorRef;
-use crate::graph::{Buffer, Builder, Graph, Type, Value, ValueId};
+use crate::graph::{Buffer, Builder, Type, Value};
 use crate::model::{BatchLosses, Decoder, Model, ParamSpec, RouterStatistics};
 use crate::ops;
-use crate::passes;
-use crate::plan::{Options, Precision, Program, Recompute};
+use crate::plan::{Options, Precision, Program, Recompute, Target};
 use hybridnorm_kernels::tensor_stats::larger_or_nan;
 
 /// Shape of an optimizer step.
@@ -31,6 +30,9 @@ pub struct StepShape {
     pub recompute: Recompute,
     /// Precision of matmuls and activations.
     pub precision: Precision,
+    /// True if the executor keeps rounded copies of the weights of matmuls, which AdamW updates, see
+    /// [`Options::keep_rounded_weights`]. On a card it does in any case.
+    pub keep_rounded_weights: bool,
 }
 
 impl StepShape {
@@ -42,6 +44,7 @@ impl StepShape {
             grad_accum_steps: 1,
             recompute: Recompute::None,
             precision: Precision::F32,
+            keep_rounded_weights: false,
         }
     }
 }
@@ -137,28 +140,20 @@ pub(super) fn plan(
 ) -> Result<Programs> {
     let divisor = (shape.micro_batch * shape.seq_len * shape.grad_accum_steps) as f64;
     let batch_shape = [shape.micro_batch, shape.seq_len];
+    let target = decoder.plan_options().target;
     let options = Options {
         recompute: shape.recompute,
         precision: shape.precision,
-        ..decoder.plan_options()
+        target,
+        keep_rounded_weights: shape.keep_rounded_weights || target == Target::Device,
+        ..Options::default()
     };
     let with_max_attention_logits = layout.config().qk_clip.is_some();
     let StepBuffers { moments, sums } = buffers;
-    // Unit weights change after AdamW: the executor rounds them again.
-    let updates_copies = options.rounds_weights() && !decoder.has_unit_weights();
-    let updating = |mut graph: Graph, outputs: &[ValueId], weights: &HashSet<(Buffer, usize)>| {
-        if updates_copies {
-            let is_copied = |buffer, offset| weights.contains(&(buffer, offset));
-            passes::update_rounded_weights(&mut graph, is_copied);
-        }
-        Program::new(graph, outputs, options)
-    };
     let programs = if let Some(sums) = sums {
-        let mut weights = HashSet::new();
-        let mut micro = |overwrites: bool| -> Result<(Program, PassTaps)> {
+        let micro = |overwrites: bool| -> Result<(Program, PassTaps)> {
             let g = Builder::new();
             let pass = gradients::build_pass(&g, decoder, batch_shape, divisor)?;
-            weights = passes::weights_of_matmuls(&g.snapshot());
             let taps = PassTaps::new(decoder, &pass, with_max_attention_logits);
             for (spec, gradient) in &pass.gradients {
                 ops::accumulate(*gradient, spec.param().value_in(sums, &g), overwrites);
@@ -175,22 +170,23 @@ pub(super) fn plan(
         let guard = g.input("guard", Type::f32([1]));
         let update = layout.build_update(&g, moments, &by_name.collect(), guard);
         decoder.normalize_unit_weights(&g);
+        let copies = accumulate.0.rounded_ranges();
+        let updating = Program::with_copies(g.finish(), &update.outputs(), options, copies);
         Programs::Accumulated(Box::new(Accumulated {
+            update: (updating, update),
             first,
             accumulate,
-            update: (updating(g.finish(), &update.outputs(), &weights), update),
         }))
     } else {
         let g = Builder::new();
         let pass = gradients::build_pass(&g, decoder, batch_shape, divisor)?;
         let taps = PassTaps::new(decoder, &pass, with_max_attention_logits);
         let by_name = named(&pass.gradients);
-        let weights = passes::weights_of_matmuls(&g.snapshot());
         let update = layout.build_update(&g, moments, &by_name, pass.objective);
         decoder.normalize_unit_weights(&g);
         let outputs = [taps.outputs(), update.outputs()].concat();
         Programs::Fused(Box::new(Fused {
-            program: updating(g.finish(), &outputs, &weights),
+            program: Program::new(g.finish(), &outputs, options),
             pass: taps,
             update,
         }))

@@ -53,7 +53,7 @@ pub enum OutputRole {
     Any,
     /// Added to the residual stream.
     Residual,
-    /// Logits.
+    /// Logits, from weights that are kept rounded, as in generation.
     Logits,
 }
 

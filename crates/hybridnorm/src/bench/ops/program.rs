@@ -4,7 +4,7 @@ use super::Bound;
 use super::case::{Operand, OutputRole, Problem};
 use crate::error::Result;
 use crate::exec::{Executor, Tensor, TensorRef};
-use crate::graph::{Builder, DType, Graph, Node, Source, Type, Value, ValueId};
+use crate::graph::{Builder, DType, Graph, Node, Type, Value, ValueId};
 use crate::ops::{Arguments, Op};
 use crate::passes;
 use crate::plan::{Options, Precision, Program};
@@ -66,10 +66,9 @@ impl<E: Executor + Default> BenchmarkProgram<E> {
         }
         let mut graph = graph.finish();
         passes::precision_of_single_ops(&mut graph, &single, precision);
-        if precision != Precision::F32 {
-            passes::update_rounded_weights(&mut graph, |_, _| true);
-        }
-        let program = Program::new(graph, &outputs, Options::default());
+        let keeps_weights = problem.outputs == OutputRole::Logits;
+        let options = Options::default().with_keep_rounded_weights(keeps_weights);
+        let program = Program::new(graph, &outputs, options);
         let measured = measured(&program);
         let names: Vec<&'static str> = measured
             .iter()
@@ -198,8 +197,7 @@ fn types(graph: &Graph, values: &[ValueId]) -> Vec<Type> {
     values.iter().map(|&id| graph.ty(id)).collect()
 }
 
-/// Returns the bytes of an op's operands: inputs read once, outputs and updated inputs written once. Rounded copies are
-/// updated without being read.
+/// Returns the bytes of an op's operands: inputs read once, outputs and updated inputs written once.
 fn moved_bytes(graph: &Graph, node: &Node) -> u64 {
     let bytes = |values| {
         let types = types(graph, values).into_iter();
@@ -214,9 +212,5 @@ fn moved_bytes(graph: &Graph, node: &Node) -> u64 {
         _ => bytes(&node.inputs),
     };
     let updated = node.op.operation().state_inputs(node.inputs.len());
-    let is_copy = |id: &&ValueId| matches!(graph.value(**id).source, Source::RoundedState(..));
-    let copies = node.inputs[updated.clone()].iter().filter(is_copy);
-    let copies: Vec<ValueId> = copies.copied().collect();
-    let read = read - bytes(&copies);
     read + bytes(&node.outputs) + bytes(&node.inputs[updated])
 }

@@ -9,7 +9,7 @@ use super::precision::FloatFormat;
 #[cfg(feature = "data")]
 use crate::data::SourceOptions;
 use crate::error::{Error, Result};
-use crate::plan::{Precision, Recompute};
+use crate::plan::{Options, Precision, Recompute};
 use crate::train::sources::DataOrder;
 use crate::train::step::StepShape;
 
@@ -101,6 +101,10 @@ pub struct TrainSection {
     /// Format of the residual stream in mixed precision, `"f32"` or `"bf16"`.
     #[serde(skip_serializing_if = "is_f32")]
     pub residual_precision: Option<FloatFormat>,
+    /// True if copies of the weights of matmuls in bfloat16, which AdamW updates, are kept in mixed precision, instead of
+    /// rounding weights where they are used: half of their memory again, for less time. Changes no result.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub bf16_weight_copies: bool,
     /// Steps between evaluations, besides the one at the end; 0: only at the end.
     pub eval_every: usize,
     /// Maximum sequences per evaluation; 0: all.
@@ -121,6 +125,7 @@ impl Default for TrainSection {
             recompute: Recompute::None,
             precision: FloatFormat::F32,
             residual_precision: None,
+            bf16_weight_copies: false,
             eval_every: 100,
             eval_sequences: 256,
             checkpoint_every: 500,
@@ -148,7 +153,15 @@ impl TrainSection {
             grad_accum_steps: self.grad_accum_steps,
             recompute: self.recompute,
             precision: self.program_precision(),
+            keep_rounded_weights: self.bf16_weight_copies,
         }
+    }
+
+    /// Returns the options of evaluations.
+    pub(crate) fn evaluation_options(&self) -> Options {
+        Options::default()
+            .with_precision(self.program_precision())
+            .with_keep_rounded_weights(self.bf16_weight_copies)
     }
 
     /// Returns the precision of the programs.
@@ -167,6 +180,14 @@ impl TrainSection {
             return Err(Error::conflict(
                 ["train.residual_precision", "train.precision"],
                 "train.residual_precision has no effect with train.precision = \"f32\"; set train.precision = \"bf16\" \
+                 or remove it"
+                    .to_owned(),
+            ));
+        }
+        if self.precision == FloatFormat::F32 && self.bf16_weight_copies {
+            return Err(Error::conflict(
+                ["train.bf16_weight_copies", "train.precision"],
+                "train.bf16_weight_copies has no effect with train.precision = \"f32\"; set train.precision = \"bf16\" \
                  or remove it"
                     .to_owned(),
             ));

@@ -5,7 +5,6 @@ use super::open::check_config;
 use super::{Trainer, resume};
 use crate::error::{Error, Result};
 use crate::machine;
-use crate::plan;
 use crate::train::config::Config;
 use crate::train::history;
 use crate::train::segments::Segment;
@@ -35,9 +34,8 @@ impl Trainer {
             self.model().config().check_qk_clip()?;
         }
         check_memory(&config, self.model().config())?;
-        let precision = config.train.program_precision();
-        let plan_options = plan::Options::default().with_precision(precision);
-        self.learner.model.set_plan_options(plan_options)?;
+        let options = config.train.evaluation_options();
+        self.learner.model.set_plan_options(options)?;
         let changed = history::diff(&self.config, &config);
         let schedule = config.resolved_schedule()?;
         self.learner
@@ -48,7 +46,7 @@ impl Trainer {
             last_step: None,
             started: machine::timestamp(),
             changed,
-            bf16_unit: precision.bf16_unit(),
+            bf16_unit: self.config.train.program_precision().bf16_unit(),
             weights: None,
             peak_memory_bytes: None,
             ..self.segment().clone()

@@ -197,17 +197,10 @@ impl Learner {
 mod tests {
     use super::*;
     use crate::model::testing::tiny;
-    use crate::plan::{Precision, Recompute};
     use crate::train::trainer::testing::{LR, SEQ, batches, learner};
 
     fn shape(micro_batch: usize, grad_accum_steps: usize) -> StepShape {
-        StepShape {
-            micro_batch,
-            seq_len: SEQ,
-            grad_accum_steps,
-            recompute: Recompute::None,
-            precision: Precision::F32,
-        }
+        StepShape::new(micro_batch, SEQ).with_grad_accum_steps(grad_accum_steps)
     }
 
     fn step(learner: &mut Learner, batches: &mut BatchStream, shape: StepShape) -> StepOutcome {

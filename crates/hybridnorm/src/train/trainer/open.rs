@@ -25,7 +25,6 @@ use crate::data::{Cursor, Order, TokenDataset};
 use crate::error::{Error, Result};
 use crate::machine;
 use crate::model::{Model, ModelConfig};
-use crate::plan;
 use crate::threads;
 
 impl Trainer {
@@ -130,9 +129,8 @@ impl Trainer {
         let data = data.map_or_else(|| open_data(&config, &start_point, on_event), Ok)?;
         report_data(&config, &data, on_event);
         let mut initial = InitialModel::new(&config, &start_point, &data, device, on_event)?;
-        let precision = config.train.program_precision();
-        let plan_options = plan::Options::default().with_precision(precision);
-        initial.model.set_plan_options(plan_options)?;
+        let evaluation = config.train.evaluation_options();
+        initial.model.set_plan_options(evaluation)?;
         check_optimizer(&config, &initial.model, on_event)?;
         let (optimizer, state) = initial.optimizer(&config, &start_point, &data)?;
         let schedule = config.resolved_schedule()?;
