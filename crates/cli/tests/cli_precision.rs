@@ -138,7 +138,9 @@ fn copies_of_weights_take_memory_and_change_no_result() {
     assert_eq!(metrics("rounded"), metrics("copied"));
     let bytes = |settings: &[&'static str]| {
         let found = dir.json(&[&["inspect", "tiny.toml", "--json"], &set(settings)[..]].concat());
-        found["memory"]["weight_copies"].as_u64().unwrap()
+        found["inventory"]["memory"]["weight_copies"]
+            .as_u64()
+            .unwrap()
     };
     assert_eq!([bytes(&[]), bytes(&[BF16])], [0, 0]);
     assert!(bytes(&[BF16, COPIES]) > 0);

@@ -54,16 +54,18 @@ pub(super) fn result_keys(config: &str) -> Result<BTreeMap<String, String>, toml
     Ok(keys)
 }
 
-/// True if a key affects the results of a run, not only what is logged or saved.
+/// True if a key affects the results of a run, not only what is logged or saved, its memory or its time.
 pub(super) fn affects_results(key: &str) -> bool {
-    let checkpoint_and_eval_keys = [
+    let other_keys = [
+        "train.bf16_weight_copies",
+        "train.recompute",
         "train.checkpoint_every",
         "train.keep_checkpoints",
         "train.eval_every",
     ];
     // Data are identified by fingerprint, not by path.
     let paths = ["data.train", "data.validation", "data.tokenizer"];
-    !key.starts_with("log.") && !checkpoint_and_eval_keys.contains(&key) && !paths.contains(&key)
+    !key.starts_with("log.") && !other_keys.contains(&key) && !paths.contains(&key)
 }
 
 fn is_reported_separately(key: &str) -> bool {
