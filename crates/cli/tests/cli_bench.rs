@@ -446,3 +446,17 @@ fn invalid_benchmarks_fail_with_one_line() {
         }
     }
 }
+
+#[test]
+fn devices_are_listed_and_missing_ones_are_errors() {
+    let dir = test_dir();
+    let found = dir.json(&["devices", "--json"]);
+    assert!(found["cpu"]["threads"].as_u64() > Some(0), "{found}");
+    assert!(found["cards"].is_array(), "{found}");
+    assert!(dir.ok(&["devices"]).contains("cpu"));
+    // No machine has that many cards.
+    let step = args("step", &["--device", "cuda:1000000"]);
+    dir.expect_error(1, &step, &["CUDA"]);
+    let step = args("step", &["--device", "gpu"]);
+    dir.expect_error(2, &step, &["expected cpu, cuda or cuda:INDEX"]);
+}

@@ -1,16 +1,15 @@
-//! A device that runs the kernels on the processor, compiled for it by a C++ compiler.
+//! A driver that runs the kernels on the processor, compiled for it by a C++ compiler.
 //!
 //! It finds operands beyond their allocation, shared memory that was never written (it holds NaN), barriers that some
 //! threads of a block do not reach, and races that an order of the threads exposes. It does not find other races.
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 use half::bf16;
 
-use crate::command::{
-    Command, Copy, ElementType, Fill, Launch, Matmul, MatrixOperand, Memory, Span,
-};
-use crate::device::{Device, DeviceError};
+use crate::command::ElementType;
+use crate::driver::{Address, DeviceError, Driver, Graph, Kernel, LaunchShape, Product};
 
 /// Order in which the threads of a block take turns; results must not depend on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,19 +27,54 @@ pub enum FiberOrder {
 #[derive(Debug, Default)]
 pub struct Emulator {
     order: FiberOrder,
-    /// In units of eight bytes, so that every element type is aligned.
-    allocations: Vec<Option<Vec<u64>>>,
+    /// By their addresses, in units of eight bytes, so that every element type is aligned.
+    allocations: BTreeMap<Address, Vec<u64>>,
+    /// Kernels that were loaded.
+    kernels: Vec<EmulatedKernel>,
+    prepared: Vec<Product>,
+    /// Calls since the start of a capture.
+    captured: Option<Vec<EmulatorCall>>,
+    graphs: Vec<Option<Vec<EmulatorCall>>>,
+    calls: CallCounts,
+}
+
+/// Calls that the driver was asked for. Those of a graph do not count again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CallCounts {
+    /// Launches of kernels, products, copies and fills; captured or not.
+    pub commands: usize,
+    /// Copies from the host.
+    pub uploads: usize,
+    /// Graphs that were captured.
+    pub captures: usize,
+    /// Graphs that were started.
+    pub replays: usize,
+}
+
+/// A call that can be captured.
+#[derive(Clone, Debug)]
+enum EmulatorCall {
+    Launch(Kernel, LaunchShape, Vec<u8>),
+    Multiply(Product, [Address; 3]),
+    Copy(Address, Address, usize),
+    Fill(Address, u32, usize),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct EmulatedKernel {
+    name: &'static str,
+    function: extern "C" fn(*const c_void),
 }
 
 #[repr(C)]
-struct Kernel {
+struct Entry {
     name: *const c_char,
     function: extern "C" fn(*const c_void),
 }
 
 unsafe extern "C" {
     /// Returns the kernel with this index, a null name after the last.
-    safe fn hybridnorm_cuda_kernel(index: c_uint) -> Kernel;
+    safe fn hybridnorm_cuda_kernel(index: c_uint) -> Entry;
 
     /// Runs a kernel; returns 0 if it completes, 1 if threads wait for others that have ended, 2 if it writes behind its shared
     /// memory.
@@ -72,11 +106,11 @@ const MAX_THREADS: u32 = 1024;
 const MAX_SHARED_BYTES: u32 = 99 << 10;
 
 impl Emulator {
-    /// Creates a device without memory.
+    /// Creates a driver without memory.
     pub fn new(order: FiberOrder) -> Self {
         Self {
             order,
-            allocations: Vec::new(),
+            ..Self::default()
         }
     }
 
@@ -87,177 +121,272 @@ impl Emulator {
             .collect()
     }
 
-    fn allocation(&self, memory: Memory) -> &[u64] {
-        self.allocations[memory.0]
-            .as_deref()
-            .expect("memory that was freed")
+    /// Returns the calls so far.
+    pub fn calls(&self) -> CallCounts {
+        self.calls
     }
 
-    fn bytes(&self, span: Span) -> &[u8] {
-        let all = self.allocation(span.memory);
-        // SAFETY: any bytes may be read, and the slice lies within the allocation or the slicing panics.
+    /// Returns the bytes from an address to the end of its allocation.
+    fn bytes(&self, address: Address) -> &[u8] {
+        let (start, all) = self
+            .allocations
+            .range(..=address)
+            .next_back()
+            .expect(UNKNOWN);
+        // SAFETY: any bytes may be read, and the slice is the whole allocation.
         let bytes = unsafe { std::slice::from_raw_parts(all.as_ptr().cast::<u8>(), 8 * all.len()) };
-        &bytes[span.start..span.start + span.bytes]
+        &bytes[(address.0 - start.0) as usize..]
     }
 
-    fn bytes_mut(&mut self, span: Span) -> &mut [u8] {
-        let all = self.allocations[span.memory.0]
-            .as_deref_mut()
-            .expect("memory that was freed");
+    fn bytes_mut(&mut self, address: Address) -> &mut [u8] {
+        let mut before = self.allocations.range_mut(..=address);
+        let (start, all) = before.next_back().expect(UNKNOWN);
         // SAFETY: as in `bytes`; the borrow is exclusive.
         let bytes =
             unsafe { std::slice::from_raw_parts_mut(all.as_mut_ptr().cast::<u8>(), 8 * all.len()) };
-        &mut bytes[span.start..span.start + span.bytes]
+        &mut bytes[(address.0 - start.0) as usize..]
     }
 
-    fn launch(&mut self, launch: &Launch) -> Result<(), DeviceError> {
-        let failed = |problem: String| DeviceError::Command {
-            command: launch.kernel,
-            problem,
-        };
-        let found = kernels().find(|(name, _)| name.to_bytes() == launch.kernel.as_bytes());
-        let (_, function) = found.ok_or_else(|| failed("there is no such kernel".to_owned()))?;
-        let Launch {
-            blocks,
-            threads,
-            shared_bytes,
-            ..
-        } = *launch;
-        if threads == 0 || threads > MAX_THREADS || !threads.is_multiple_of(32) {
-            return Err(failed(format!("blocks of {threads} threads")));
+    /// Makes a call, or captures it.
+    fn make(&mut self, call: EmulatorCall) -> Result<(), DeviceError> {
+        self.calls.commands += 1;
+        match &mut self.captured {
+            Some(captured) => {
+                captured.push(call);
+                Ok(())
+            }
+            None => self.run(&call),
         }
-        if shared_bytes > MAX_SHARED_BYTES {
-            return Err(failed(format!("{shared_bytes} bytes of shared memory")));
+    }
+
+    fn run(&mut self, call: &EmulatorCall) -> Result<(), DeviceError> {
+        match call {
+            EmulatorCall::Launch(kernel, shape, arguments) => {
+                return self.run_kernel(*kernel, *shape, arguments);
+            }
+            EmulatorCall::Multiply(product, operands) => self.run_product(product, *operands),
+            &EmulatorCall::Copy(from, to, bytes) => {
+                let copied = self.bytes(from)[..bytes].to_vec();
+                self.bytes_mut(to)[..bytes].copy_from_slice(&copied);
+            }
+            &EmulatorCall::Fill(to, pattern, copies) => {
+                let to = self.bytes_mut(to).as_chunks_mut().0;
+                to[..copies].fill(pattern.to_le_bytes());
+            }
         }
-        for span in launch.arguments.spans() {
-            // Panics beyond the allocation.
-            let _ = self.bytes(span);
-        }
-        let address = |span: Span| self.bytes(span).as_ptr() as u64;
-        let bytes = launch.arguments.to_bytes(address);
+        Ok(())
+    }
+
+    fn run_kernel(
+        &self,
+        kernel: Kernel,
+        shape: LaunchShape,
+        arguments: &[u8],
+    ) -> Result<(), DeviceError> {
+        let EmulatedKernel { name, function } = self.kernels[kernel.0];
         // Aligned as the struct.
-        let words = bytes.as_chunks().0.iter();
-        let arguments: Vec<u64> = words.map(|word| u64::from_ne_bytes(*word)).collect();
+        let words = arguments.as_chunks().0.iter();
+        let words: Vec<u64> = words.map(|word| u64::from_ne_bytes(*word)).collect();
         // SAFETY: the kernel reads the struct of its arguments, whose layout `Arguments` has, and accesses the elements
         // whose addresses it contains, as the commands of the ops describe them.
         let result = unsafe {
             hybridnorm_cuda_run(
                 function,
-                arguments.as_ptr().cast(),
-                blocks,
-                threads,
-                shared_bytes,
+                words.as_ptr().cast(),
+                shape.blocks,
+                shape.threads,
+                shape.shared_bytes,
                 self.order as c_int,
             )
         };
         match result {
             0 => Ok(()),
             1 => Err(failed(
-                "threads wait at a barrier that others do not reach".to_owned(),
+                name,
+                "threads wait at a barrier that others do not reach",
             )),
-            _ => Err(failed("writes behind its shared memory".to_owned())),
+            _ => Err(failed(name, "writes behind its shared memory")),
         }
     }
 
-    /// Returns the elements of a matrix (rows, columns) after transposition.
-    fn matrix(&self, operand: &MatrixOperand, rows: usize, columns: usize) -> Vec<f32> {
-        let all: Vec<f32> = match operand.elements.element_type {
-            ElementType::F32 => self
-                .bytes(operand.elements.span)
-                .as_chunks()
-                .0
-                .iter()
-                .map(|bytes| f32::from_le_bytes(*bytes))
-                .collect(),
-            ElementType::Bf16 => self
-                .bytes(operand.elements.span)
-                .as_chunks()
-                .0
-                .iter()
-                .map(|bytes| bf16::from_le_bytes(*bytes).to_f32())
-                .collect(),
+    /// Returns the elements at an address.
+    fn numbers(&self, address: Address, element_type: ElementType, count: usize) -> Vec<f32> {
+        let bytes = &self.bytes(address)[..count * element_type.bytes()];
+        match element_type {
+            ElementType::F32 => {
+                let numbers = bytes.as_chunks().0.iter();
+                numbers.map(|x| f32::from_le_bytes(*x)).collect()
+            }
+            ElementType::Bf16 => {
+                let numbers = bytes.as_chunks().0.iter();
+                numbers.map(|x| bf16::from_le_bytes(*x).to_f32()).collect()
+            }
             other => panic!("a matrix of {other:?}"),
-        };
-        let at = |i: usize, j: usize| match operand.is_transposed {
-            true => all[j * operand.stride + i],
-            false => all[i * operand.stride + j],
-        };
-        (0..rows)
-            .flat_map(|i| (0..columns).map(move |j| (i, j)))
-            .map(|(i, j)| at(i, j))
-            .collect()
+        }
     }
 
-    fn matmul(&mut self, matmul: &Matmul) {
-        let Matmul {
-            m, n, k, a, b, c, ..
-        } = *matmul;
-        assert_eq!(
-            a.elements.element_type, b.elements.element_type,
-            "operands of a matrix product differ in type"
-        );
-        assert!(
-            !c.is_transposed,
-            "the result of a matrix product is not transposed"
-        );
-        let (left, right) = (self.matrix(&a, m, k), self.matrix(&b, k, n));
-        let before = match matmul.accumulate {
-            true => self.matrix(&c, m, n),
-            false => vec![0.0; m * n],
+    fn run_product(&mut self, product: &Product, [a, b, c]: [Address; 3]) {
+        let Product { m, n, k, .. } = *product;
+        let [of_a, of_b, of_c] = product.leading;
+        let [transposes_a, transposes_b] = product.transposed;
+        // Rows and columns as they are stored.
+        let (rows, columns) = if transposes_a { (k, m) } else { (m, k) };
+        let left = self.numbers(a, product.operands, of_a * (columns - 1) + rows);
+        let (rows, columns) = if transposes_b { (n, k) } else { (k, n) };
+        let right = self.numbers(b, product.operands, of_b * (columns - 1) + rows);
+        let at = |i: usize, j: usize, leading: usize, is_transposed: bool| match is_transposed {
+            true => j + i * leading,
+            false => i + j * leading,
         };
-        let size = c.elements.element_type.bytes();
-        let out = self.bytes_mut(c.elements.span);
-        for i in 0..m {
-            for j in 0..n {
-                let products = (0..k).map(|l| left[i * k + l] * right[l * n + j]);
-                let sum = products.fold(0.0f32, |sum, product| sum + product) + before[i * n + j];
-                let at = size * (i * c.stride + j);
-                match c.elements.element_type {
-                    ElementType::F32 => out[at..at + 4].copy_from_slice(&sum.to_le_bytes()),
-                    ElementType::Bf16 => {
-                        out[at..at + 2].copy_from_slice(&bf16::from_f32(sum).to_le_bytes());
-                    }
-                    other => panic!("a matrix of {other:?}"),
+        let mut result = self.numbers(c, product.result, of_c * (n - 1) + m);
+        for j in 0..n {
+            for i in 0..m {
+                let products = (0..k).map(|l| {
+                    left[at(i, l, of_a, transposes_a)] * right[at(l, j, of_b, transposes_b)]
+                });
+                let sum = products.fold(0.0, |sum: f32, product| sum + product);
+                let element = &mut result[i + j * of_c];
+                *element = if product.accumulate {
+                    *element + sum
+                } else {
+                    sum
+                };
+            }
+        }
+        let out = self.bytes_mut(c);
+        for j in 0..n {
+            for i in 0..m {
+                let (index, size) = (i + j * of_c, product.result.bytes());
+                let out = &mut out[index * size..][..size];
+                match product.result {
+                    ElementType::F32 => out.copy_from_slice(&result[index].to_le_bytes()),
+                    _ => out.copy_from_slice(&bf16::from_f32(result[index]).to_le_bytes()),
                 }
             }
         }
     }
 }
 
-impl Device for Emulator {
-    fn allocate(&mut self, bytes: usize) -> Result<Memory, DeviceError> {
-        self.allocations.push(Some(vec![0; bytes.div_ceil(8)]));
-        Ok(Memory(self.allocations.len() - 1))
+const UNKNOWN: &str = "an address outside of all allocations";
+
+fn failed(command: &'static str, problem: impl Into<String>) -> DeviceError {
+    DeviceError::Command {
+        command,
+        problem: problem.into(),
+    }
+}
+
+impl Driver for Emulator {
+    fn allocate(&mut self, bytes: usize) -> Result<Address, DeviceError> {
+        // Any contents.
+        let memory = vec![u64::MAX; bytes.div_ceil(8).max(1)];
+        let address = Address(memory.as_ptr() as u64);
+        self.allocations.insert(address, memory);
+        Ok(address)
     }
 
-    fn free(&mut self, memory: Memory) {
-        self.allocations[memory.0] = None;
+    fn free(&mut self, address: Address) -> Result<(), DeviceError> {
+        self.allocations.remove(&address).expect(UNKNOWN);
+        Ok(())
     }
 
-    fn upload(&mut self, to: Span, bytes: &[u8]) {
-        self.bytes_mut(to).copy_from_slice(bytes);
+    fn upload(&mut self, to: Address, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.calls.uploads += 1;
+        self.bytes_mut(to)[..bytes.len()].copy_from_slice(bytes);
+        Ok(())
     }
 
-    fn download(&self, from: Span) -> Vec<u8> {
-        self.bytes(from).to_vec()
+    fn download(&self, from: Address, bytes: &mut [u8]) -> Result<(), DeviceError> {
+        bytes.copy_from_slice(&self.bytes(from)[..bytes.len()]);
+        Ok(())
     }
 
-    fn run(&mut self, commands: &[Command]) -> Result<(), DeviceError> {
-        for command in commands {
-            match command {
-                Command::Launch(launch) => self.launch(launch)?,
-                Command::Matmul(matmul) => self.matmul(matmul),
-                Command::Copy(Copy { from, to }) => {
-                    let bytes = self.download(*from);
-                    self.upload(*to, &bytes);
-                }
-                Command::Fill(Fill { to, pattern }) => {
-                    for chunk in self.bytes_mut(*to).chunks_exact_mut(4) {
-                        chunk.copy_from_slice(&pattern.to_le_bytes());
-                    }
-                }
-            }
+    fn copy(&mut self, from: Address, to: Address, bytes: usize) -> Result<(), DeviceError> {
+        self.make(EmulatorCall::Copy(from, to, bytes))
+    }
+
+    fn fill(&mut self, to: Address, pattern: u32, copies: usize) -> Result<(), DeviceError> {
+        self.make(EmulatorCall::Fill(to, pattern, copies))
+    }
+
+    fn load(&mut self, name: &'static str) -> Result<Kernel, DeviceError> {
+        assert!(
+            self.captured.is_none(),
+            "a kernel is loaded during a capture"
+        );
+        let found = kernels().find(|(other, _)| other.to_bytes() == name.as_bytes());
+        let (_, function) = found.ok_or_else(|| failed(name, "there is no such kernel"))?;
+        self.kernels.push(EmulatedKernel { name, function });
+        Ok(Kernel(self.kernels.len() - 1))
+    }
+
+    fn launch(
+        &mut self,
+        kernel: Kernel,
+        shape: LaunchShape,
+        arguments: &[u8],
+    ) -> Result<(), DeviceError> {
+        let LaunchShape {
+            threads,
+            shared_bytes,
+            ..
+        } = shape;
+        let name = self.kernels[kernel.0].name;
+        if threads == 0 || threads > MAX_THREADS || !threads.is_multiple_of(32) {
+            return Err(failed(name, format!("blocks of {threads} threads")));
         }
+        if shared_bytes > MAX_SHARED_BYTES {
+            return Err(failed(
+                name,
+                format!("{shared_bytes} bytes of shared memory"),
+            ));
+        }
+        self.make(EmulatorCall::Launch(kernel, shape, arguments.to_vec()))
+    }
+
+    fn prepare(&mut self, product: &Product, _operands: [Address; 3]) -> Result<(), DeviceError> {
+        assert!(
+            self.captured.is_none(),
+            "a product is prepared during a capture"
+        );
+        if !self.prepared.contains(product) {
+            self.prepared.push(*product);
+        }
+        Ok(())
+    }
+
+    fn multiply(&mut self, product: &Product, operands: [Address; 3]) -> Result<(), DeviceError> {
+        assert!(self.prepared.contains(product), "a product is not prepared");
+        self.make(EmulatorCall::Multiply(*product, operands))
+    }
+
+    fn begin_capture(&mut self) -> Result<(), DeviceError> {
+        assert!(self.captured.is_none(), "a capture within another");
+        self.captured = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_capture(&mut self) -> Result<Graph, DeviceError> {
+        self.calls.captures += 1;
+        self.graphs.push(self.captured.take());
+        Ok(Graph(self.graphs.len() - 1))
+    }
+
+    fn replay(&mut self, graph: Graph) -> Result<(), DeviceError> {
+        self.calls.replays += 1;
+        let calls = self.graphs[graph.0]
+            .take()
+            .expect("a graph that was forgotten");
+        let result = calls.iter().try_for_each(|call| self.run(call));
+        self.graphs[graph.0] = Some(calls);
+        result
+    }
+
+    fn forget(&mut self, graph: Graph) {
+        self.graphs[graph.0] = None;
+    }
+
+    fn synchronize(&self) -> Result<(), DeviceError> {
         Ok(())
     }
 }

@@ -2,11 +2,15 @@
 
 use half::bf16;
 use hybridnorm_cuda::{
-    Arguments, Command, Copy, Device, DeviceError, ElementType, Elements, Emulator, FiberOrder,
-    Fill, Launch, Matmul, MatrixOperand, Span,
+    Arguments, CallCounts, Command, Copy, Device, DeviceError, ElementType, Elements, Emulator,
+    FiberOrder, Fill, Launch, Matmul, MatrixOperand, Span,
 };
 
-fn span(device: &mut Emulator, bytes: usize) -> Span {
+fn emulated(order: FiberOrder) -> Device<Emulator> {
+    Device::new(Emulator::new(order))
+}
+
+fn span(device: &mut Device<Emulator>, bytes: usize) -> Span {
     Span {
         memory: device.allocate(bytes).unwrap(),
         start: 0,
@@ -26,10 +30,10 @@ fn launch(kernel: &'static str, threads: u32, out: Span) -> Command {
 
 /// Returns what a kernel writes for two blocks of 64 threads.
 fn run(kernel: &'static str, order: FiberOrder) -> Result<Vec<f32>, DeviceError> {
-    let mut device = Emulator::new(order);
+    let mut device = emulated(order);
     let out = span(&mut device, 4 * 2 * 64);
     device.run(&[launch(kernel, 64, out)])?;
-    Ok(floats(&device.download(out)))
+    Ok(floats(&device.download(out)?))
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
@@ -72,13 +76,13 @@ fn writes_behind_shared_memory_are_found() {
 #[test]
 fn shuffled_threads_all_take_their_turns() {
     for threads in [32, 96, 160, 1024] {
-        let mut device = Emulator::new(FiberOrder::Shuffled);
+        let mut device = emulated(FiberOrder::Shuffled);
         let out = span(&mut device, 4 * 2 * 1024);
         device
             .run(&[launch("test_block_reductions", threads, out)])
             .unwrap();
         let expected = (threads * (threads - 1) / 2 + threads - 1) as f32;
-        let found = floats(&device.download(out));
+        let found = floats(&device.download(out).unwrap());
         assert_eq!(
             found[..2 * threads as usize],
             vec![expected; 2 * threads as usize]
@@ -109,7 +113,7 @@ fn reductions_of_blocks() {
 
 #[test]
 fn impossible_launches_are_errors() {
-    let mut device = Emulator::default();
+    let mut device = emulated(FiberOrder::Forward);
     let out = span(&mut device, 4 * 2 * 64);
     let mut problem = |command| device.run(&[command]).unwrap_err().to_string();
     assert_eq!(
@@ -127,17 +131,105 @@ fn impossible_launches_are_errors() {
 }
 
 #[test]
-#[should_panic(expected = "range end index")]
+#[should_panic(expected = "bytes 0..65 of an allocation of 64")]
 fn arguments_beyond_their_allocation_are_found() {
-    let mut device = Emulator::default();
+    let mut device = emulated(FiberOrder::Forward);
     let out = span(&mut device, 64);
     let beyond = Span { bytes: 65, ..out };
     let _ = device.run(&[launch("test_race", 64, beyond)]);
 }
 
 #[test]
+fn recorded_commands_run_when_they_are_replayed() {
+    let mut device = emulated(FiberOrder::Forward);
+    let [x, y] = [8, 8].map(|bytes| span(&mut device, bytes));
+    let (pattern, to) = (1.5f32.to_bits(), x.part(4, 4));
+    let commands = [
+        Command::Fill(Fill { to, pattern }),
+        Command::Copy(Copy { from: x, to: y }),
+    ];
+    let numbers = |device: &Device<Emulator>| floats(&device.download(y).unwrap());
+    let before = device.driver().calls();
+    let recording = device.record(&commands).unwrap();
+    assert_eq!(numbers(&device), [0.0, 0.0]);
+    for first in [2.0f32, 3.0] {
+        device
+            .upload(x, &[first, 0.0].map(f32::to_le_bytes).concat())
+            .unwrap();
+        device.replay(recording).unwrap();
+        assert_eq!(numbers(&device), [first, 1.5]);
+    }
+    let expected = CallCounts {
+        commands: before.commands + commands.len(),
+        uploads: before.uploads + 2,
+        captures: 1,
+        replays: 2,
+    };
+    assert_eq!(device.driver().calls(), expected);
+}
+
+#[test]
+fn commands_run_after_a_recording_has_failed() {
+    let mut device = emulated(FiberOrder::Forward);
+    let out = span(&mut device, 4 * 2 * 64);
+    for wrong in [
+        launch("no_such_kernel", 64, out),
+        launch("test_race", 40, out),
+    ] {
+        let pattern = 2.5f32.to_bits();
+        let fill = Command::Fill(Fill { to: out, pattern });
+        device.record(&[fill, wrong]).unwrap_err();
+        assert_eq!(floats(&device.download(out).unwrap()), [0.0; 128]);
+    }
+    device
+        .run(&[launch("test_block_reductions", 64, out)])
+        .unwrap();
+    assert_eq!(floats(&device.download(out).unwrap()), [2016.0 + 63.0; 128]);
+}
+
+#[test]
+#[should_panic(expected = "memory that was freed")]
+fn memory_that_was_freed_is_not_accessed() {
+    let mut device = emulated(FiberOrder::Forward);
+    let out = span(&mut device, 64);
+    device.free(out.memory).unwrap();
+    let _ = device.download(out);
+}
+
+#[test]
+fn sums_of_no_products_are_zero() {
+    let mut device = emulated(FiberOrder::Forward);
+    let c = span(&mut device, 4 * 6);
+    device
+        .upload(c, &[1.0f32; 6].map(f32::to_le_bytes).concat())
+        .unwrap();
+    let operand = |bytes, stride| MatrixOperand {
+        elements: Elements {
+            span: c.part(0, bytes),
+            element_type: ElementType::F32,
+        },
+        stride,
+        is_transposed: false,
+    };
+    let mut product = Matmul {
+        m: 2,
+        n: 3,
+        k: 0,
+        a: operand(0, 0),
+        b: operand(0, 3),
+        c: operand(4 * 6, 3),
+        accumulate: true,
+    };
+    for expected in [[1.0; 6], [0.0; 6]] {
+        device.run(&[Command::Matmul(product)]).unwrap();
+        assert_eq!(floats(&device.download(c).unwrap()), expected);
+        product.accumulate = false;
+    }
+}
+
+#[test]
 fn memory_is_filled_and_copied() {
-    let mut device = Emulator::default();
+    let mut device = emulated(FiberOrder::Forward);
     let [from, to] = [16, 16].map(|bytes| span(&mut device, bytes));
     let pattern = 1.5f32.to_bits();
     let to_middle = Command::Copy(Copy {
@@ -147,12 +239,12 @@ fn memory_is_filled_and_copied() {
     device
         .run(&[Command::Fill(Fill { to: from, pattern }), to_middle])
         .unwrap();
-    assert_eq!(floats(&device.download(to)), [0.0, 1.5, 1.5, 0.0]);
+    assert_eq!(floats(&device.download(to).unwrap()), [0.0, 1.5, 1.5, 0.0]);
 }
 
 /// Returns an operand (rows, columns) with a stride, and its elements after transposition.
 fn operand(
-    device: &mut Emulator,
+    device: &mut Device<Emulator>,
     element_type: ElementType,
     (rows, columns): (usize, usize),
     is_transposed: bool,
@@ -174,7 +266,7 @@ fn operand(
         _ => numbers.iter().flat_map(|x| x.to_le_bytes()).collect(),
     };
     let span = span(device, bytes.len());
-    device.upload(span, &bytes);
+    device.upload(span, &bytes).unwrap();
     let at = |i: usize, j: usize| {
         if is_transposed {
             numbers[j * stride + i]
@@ -199,7 +291,7 @@ fn matrix_products_by_their_definition() {
     for element_type in [ElementType::F32, ElementType::Bf16] {
         for transposed in [[false, false], [false, true], [true, false], [true, true]] {
             for accumulate in [false, true] {
-                let mut device = Emulator::default();
+                let mut device = emulated(FiberOrder::Forward);
                 let (a, left) = operand(&mut device, element_type, (m, k), transposed[0]);
                 let (b, right) = operand(&mut device, element_type, (k, n), transposed[1]);
                 let (c, before) = operand(&mut device, ElementType::F32, (m, n), false);
@@ -213,7 +305,7 @@ fn matrix_products_by_their_definition() {
                     accumulate,
                 };
                 device.run(&[Command::Matmul(matmul)]).unwrap();
-                let found = floats(&device.download(c.elements.span));
+                let found = floats(&device.download(c.elements.span).unwrap());
                 for i in 0..m {
                     for j in 0..n {
                         let product: f32 = (0..k).map(|l| left[i][l] * right[l][j]).sum();

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use hybridnorm::Error;
 use hybridnorm::eval::Sampling;
 
-use super::shared::{OutputArgs, PrecisionArgs, StartTokenArg, TextArgs};
+use super::shared::{DeviceArgs, OutputArgs, PrecisionArgs, StartTokenArg, TextArgs};
 use super::tasks::TaskArgs;
 
 /// Arguments of `eval`.
@@ -37,6 +37,9 @@ pub struct EvalArgs {
     /// Sequences per batch.
     #[arg(long, value_name = "N", default_value_t = 8, conflicts_with = "tasks")]
     pub batch_size: usize,
+    /// Device.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Precision.
     #[command(flatten)]
     pub precision: PrecisionArgs,

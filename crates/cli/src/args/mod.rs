@@ -20,7 +20,7 @@ pub use model::{
     PlacementListArgs,
 };
 pub use serve::ServeArgs;
-pub use shared::{GlobalArgs, OutputArgs};
+pub use shared::{DevicesArgs, GlobalArgs, OutputArgs};
 pub use study::{MergeArgs, ReportArgs, ReportFormat, StudyArgs, StudyCommand};
 pub use tasks::TaskArgs;
 pub use training::{ProbeArgs, QuickstartArgs, ReplayArgs, TrainArgs};
@@ -72,6 +72,8 @@ pub enum Command {
         #[command(subcommand)]
         command: PlacementCommand,
     },
+    /// List the devices of this machine: the CPU, and CUDA cards.
+    Devices(DevicesArgs),
     /// Print the resolved model of a configuration or checkpoint: parameters, FLOPs, memory.
     Inspect(InspectArgs),
     /// Benchmark training and generation on this machine, with random tokens.

@@ -2,7 +2,6 @@
 //! which reads it through the methods of its group.
 
 use clap::{Args, ValueEnum};
-use hybridnorm::Error;
 use hybridnorm::data::StartToken;
 use hybridnorm::eval::TextOverrides;
 use hybridnorm::files::Locking;
@@ -10,6 +9,7 @@ use hybridnorm::graph::DType;
 use hybridnorm::model::Model;
 use hybridnorm::plan::{Options, Precision};
 use hybridnorm::train::FloatFormat;
+use hybridnorm::{Device, Error};
 use serde::Serialize;
 
 use crate::console;
@@ -72,6 +72,22 @@ impl LockArgs {
             false => Locking::Required,
         }
     }
+}
+
+/// Device of a model's programs.
+#[derive(Debug, Args)]
+pub struct DeviceArgs {
+    /// Device that computes: `cpu`, `cuda`, or `cuda:INDEX` (`hybridnorm devices` lists them).
+    #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu)]
+    pub device: Device,
+}
+
+/// Arguments of `devices`.
+#[derive(Debug, Args)]
+pub struct DevicesArgs {
+    /// Output format.
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 /// Precision of a model's programs.

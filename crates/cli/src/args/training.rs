@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::shared::{FloatFormatArg, LockArgs, OutputArgs, OverrideArgs};
+use super::shared::{DeviceArgs, FloatFormatArg, LockArgs, OutputArgs, OverrideArgs};
 
 /// Arguments of `quickstart`.
 #[derive(Debug, Args)]
@@ -45,6 +45,9 @@ pub struct TrainArgs {
     /// Resume from the newest valid checkpoint of the run directory.
     #[arg(long)]
     pub resume: bool,
+    /// Device.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// File locks.
     #[command(flatten)]
     pub lock: LockArgs,

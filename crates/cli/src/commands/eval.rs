@@ -1,11 +1,11 @@
 //! `hybridnorm eval`.
 
+use hybridnorm::Error;
 use hybridnorm::data::{Split, Windows};
 use hybridnorm::eval::{self, EvalOptions, Evaluation, LossWithCoverage, SetLoss};
 use hybridnorm::format_number::perplexity;
 use hybridnorm::text::one_line;
 use hybridnorm::train::run_directory;
-use hybridnorm::{Device, Error};
 
 use super::{Outcome, eval_tasks};
 use crate::args::{EvalArgs, EvalSplit, EvalWindows};
@@ -39,7 +39,7 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
         EvalSplit::Validation => Split::Validation,
         EvalSplit::All => Split::All,
     });
-    let mut model = checkpoint.model(Device::Cpu)?;
+    let mut model = checkpoint.model(args.device.device)?;
     args.precision.apply(&mut model)?;
     let tokenizer = checkpoint.tokenizer()?;
     let mut display = ProgressDisplay::new(console);

@@ -1,12 +1,12 @@
 //! `hybridnorm eval --tasks`.
 
+use hybridnorm::Error;
 use hybridnorm::data::Tokenizer;
 use hybridnorm::eval::TextOverrides;
 use hybridnorm::model::Model;
 use hybridnorm::tasks::{self, Task, TaskDocument, TaskOptions, TaskResult, TaskRun};
 use hybridnorm::text::one_line;
 use hybridnorm::train::{Checkpoint, run_directory};
-use hybridnorm::{Device, Error};
 
 use super::Outcome;
 use crate::args::{EvalArgs, OutputArgs, TaskArgs};
@@ -35,7 +35,7 @@ pub fn run(args: EvalArgs, console: &Console) -> Result<Outcome, Error> {
     if let Some(out) = &args.tasks.out {
         TaskRun::create_folder(out)?;
     }
-    let mut model = checkpoint.model(Device::Cpu)?;
+    let mut model = checkpoint.model(args.device.device)?;
     args.precision.apply(&mut model)?;
     super::note_precision(model.precision(), console);
     let mut display = ProgressDisplay::new(console);

@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod data;
+pub mod devices;
 pub mod eval;
 pub mod eval_tasks;
 pub mod export;
@@ -49,6 +50,7 @@ pub fn run(command: Command, console: &Console) -> Result<Outcome, Error> {
         Command::Generate(args) => generate::run(args, console),
         Command::Serve(args) => serve::run(args, console),
         Command::Data { command } => data::run(command, console),
+        Command::Devices(args) => devices::run(&args),
         Command::Placement { command } => placement::run(command),
         Command::Inspect(args) => inspect::run(args, console),
         Command::Bench { command } => bench::run(command, console),

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
+use hybridnorm::Error;
 use hybridnorm::format_number::perplexity;
 use hybridnorm::text::one_line;
 use hybridnorm::train::recorder::FLIGHT;
 use hybridnorm::train::spikes::SpikeCounts;
 use hybridnorm::train::{self, Config, Event, OpenOptions, Start, Trainer};
-use hybridnorm::{Device, Error};
 
 use super::{Outcome, default_directory, note_precision, resume_command, with_flags};
 use crate::args::TrainArgs;
@@ -29,7 +29,7 @@ pub fn run(args: TrainArgs, console: &Console) -> Result<Outcome, Error> {
     let steps = config.train.steps as u64;
     let mut on_event = |event: Event<'_>| display.show_event("train", steps, &event);
     let options = OpenOptions::default().with_locking(args.lock.mode());
-    let device = Device::Cpu;
+    let device = args.device.device;
     let trainer = Trainer::open_with(config, &run, start, &options, device, &mut on_event);
     let mut trainer = trainer.map_err(|error| with_flags(error, "--resume and --run"))?;
     print_notes(&trainer, console);

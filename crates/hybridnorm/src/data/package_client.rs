@@ -116,19 +116,6 @@ impl Download<'_> {
     }
 }
 
-/// Returns the folder of all downloads: `$XDG_CACHE_HOME/hybridnorm`, or below `~/.cache` if that variable is not set.
-pub(super) fn downloads_folder() -> Result<PathBuf> {
-    let absolute = |name| {
-        std::env::var_os(name)
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute())
-    };
-    absolute("XDG_CACHE_HOME")
-        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
-        .map(|cache| cache.join("hybridnorm"))
-        .ok_or_else(|| Error::missing("cache folder for downloads", ": set XDG_CACHE_HOME or HOME"))
-}
-
 /// Waits for a child process; kills it and returns `None` after `timeout`.
 fn wait(child: &mut Child, timeout: Duration) -> std::io::Result<Option<ExitStatus>> {
     let begun = Instant::now();

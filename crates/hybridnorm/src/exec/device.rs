@@ -1,4 +1,4 @@
-//! The executor on a device: a program becomes commands, which the device runs.
+//! The executor on a device: a program becomes commands, which the device records at the first run and replays at later ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -7,7 +7,9 @@ use std::time::Duration;
 use half::bf16;
 #[cfg(test)]
 use hybridnorm_cuda::Fill;
-use hybridnorm_cuda::{Command, Copy, Device, DeviceError, ElementType, Elements, Memory, Span};
+use hybridnorm_cuda::{
+    Command, Copy, Device, DeviceError, Driver, ElementType, Elements, Memory, Recording, Span,
+};
 
 use super::data::input;
 use super::profile::Profile;
@@ -16,12 +18,14 @@ use crate::error::{Error, Result};
 use crate::graph::{Buffer, DType, Type, ValueId};
 use crate::ops::device::{RUN_ARGUMENTS_BYTES, convert, scratch_bytes};
 use crate::ops::{Arguments, DeviceOperands};
-use crate::plan::{Operand, Program, Region, RoundedRange, Step, Storage};
+use crate::plan::{Operand, Program, ProgramId, Region, RoundedRange, Step, Storage};
 
 /// Executor of [programs planned for a device](crate::plan::Target::Device).
 #[derive(Debug)]
 pub struct OnDevice<D> {
-    device: D,
+    device: Device<D>,
+    /// Of the programs that were run last, in this order, on memory that was not freed since.
+    recordings: Vec<(ProgramId, Recording)>,
     arena: Allocation,
     buffers: Vec<Option<State>>,
     run_arguments: Allocation,
@@ -49,7 +53,7 @@ struct State {
 impl Allocation {
     /// # Errors
     /// If the device has not enough memory.
-    fn new(device: &mut impl Device, bytes: usize) -> Result<Self> {
+    fn new(device: &mut Device<impl Driver>, bytes: usize) -> Result<Self> {
         let memory = match bytes {
             0 => None,
             bytes => Some(device.allocate(bytes).map_err(device_error)?),
@@ -57,9 +61,9 @@ impl Allocation {
         Ok(Self { memory, bytes })
     }
 
-    fn free(self, device: &mut impl Device) {
+    fn free(self, device: &mut Device<impl Driver>) {
         if let Some(memory) = self.memory {
-            device.free(memory);
+            expect_device(device.free(memory));
         }
     }
 
@@ -81,13 +85,26 @@ impl Allocation {
 
 const FREED_BUFFER: &str = "the buffer was freed";
 
-impl<D: Device> OnDevice<D> {
+/// Maximum number of programs whose recordings are kept.
+const MAX_RECORDINGS: usize = 64;
+
+/// Returns the result of a call that fails only if the device itself does, such as after an access to unknown memory.
+///
+/// # Panics
+/// In this case: nothing that the device computes can be trusted afterwards.
+fn expect_device<T>(result: std::result::Result<T, DeviceError>) -> T {
+    result.unwrap_or_else(|error| panic!("the device failed: {error}"))
+}
+
+impl<D: Driver> OnDevice<D> {
     /// Creates an executor without state.
     ///
     /// # Errors
     /// If the device has not enough memory.
-    pub fn new(mut device: D) -> Result<Self> {
+    pub fn new(driver: D) -> Result<Self> {
+        let mut device = Device::new(driver);
         Ok(Self {
+            recordings: Vec::new(),
             run_arguments: Allocation::new(&mut device, RUN_ARGUMENTS_BYTES)?,
             device,
             arena: Allocation::default(),
@@ -152,6 +169,57 @@ impl<D: Device> OnDevice<D> {
         Ok(copies.chain(operands.into_commands()).collect())
     }
 
+    /// Runs one op after the other, and measures each.
+    ///
+    /// # Errors
+    /// If a device cannot compute one.
+    fn run_each(&mut self, program: &Program) -> Result<()> {
+        for (index, node) in program.graph().nodes().iter().enumerate() {
+            let commands = self.commands(program, index)?;
+            let device = &mut self.device;
+            let mut result = Ok(());
+            let run = || result = device.run(&commands).and_then(|()| device.synchronize());
+            self.profile.run(node.op.operation().name(), run);
+            result.map_err(device_error)?;
+        }
+        Ok(())
+    }
+
+    /// Returns the recording of a program, from its last run if there is one.
+    ///
+    /// # Errors
+    /// If a device cannot compute an op.
+    fn recording(&mut self, program: &Program) -> Result<Recording> {
+        let found = self
+            .recordings
+            .iter()
+            .position(|(id, _)| *id == program.id());
+        if let Some(index) = found {
+            self.recordings[index..].rotate_left(1);
+            return Ok(self.recordings[self.recordings.len() - 1].1);
+        }
+        let ops = 0..program.graph().nodes().len();
+        let commands = ops.map(|index| self.commands(program, index));
+        let commands: Vec<Vec<Command>> = commands.collect::<Result<_>>()?;
+        let recording = self
+            .device
+            .record(&commands.concat())
+            .map_err(device_error)?;
+        if self.recordings.len() == MAX_RECORDINGS {
+            let (_, oldest) = self.recordings.remove(0);
+            self.device.forget(oldest);
+        }
+        self.recordings.push((program.id(), recording));
+        Ok(recording)
+    }
+
+    /// Drops all recordings, since they refer to memory that is about to be freed.
+    fn forget_recordings(&mut self) {
+        for (_, recording) in self.recordings.drain(..) {
+            self.device.forget(recording);
+        }
+    }
+
     /// Rounds the elements again that a program reads from copies and that may have changed.
     ///
     /// # Errors
@@ -193,7 +261,7 @@ fn device_error(error: DeviceError) -> Error {
     }
 }
 
-impl<D: Device> Executor for OnDevice<D> {
+impl<D: Driver> Executor for OnDevice<D> {
     fn allocate(&mut self, dtype: DType, elements: usize) -> Result<Buffer> {
         let values = Allocation::new(&mut self.device, elements.saturating_mul(dtype.bytes()))?;
         self.buffers.push(Some(State {
@@ -206,6 +274,7 @@ impl<D: Device> Executor for OnDevice<D> {
     }
 
     fn free(&mut self, buffer: Buffer) {
+        self.forget_recordings();
         let state = self.buffers[buffer.0].take().expect(FREED_BUFFER);
         state.values.free(&mut self.device);
         state.rounded.free(&mut self.device);
@@ -219,7 +288,7 @@ impl<D: Device> Executor for OnDevice<D> {
         state.current.retain(|range| !range.overlaps(&written));
         let to = state.values.span(start, end);
         let bytes = bytes_as(data, state.dtype);
-        self.device.upload(to, &bytes);
+        expect_device(self.device.upload(to, &bytes));
     }
 
     fn read(&self, buffer: Buffer, elements: Range<usize>) -> Tensor {
@@ -228,7 +297,7 @@ impl<D: Device> Executor for OnDevice<D> {
         let from = state
             .values
             .span(size * elements.start, size * elements.end);
-        tensor(state.dtype, &self.device.download(from))
+        tensor(state.dtype, &expect_device(self.device.download(from)))
     }
 
     fn prepare(&mut self, program: &Program) -> Result<()> {
@@ -252,6 +321,7 @@ impl<D: Device> Executor for OnDevice<D> {
             }
         }
         if program.arena_bytes() > self.arena.bytes {
+            self.forget_recordings();
             std::mem::take(&mut self.arena).free(&mut self.device);
             self.arena = Allocation::new(&mut self.device, program.arena_bytes())?;
             // Not numbers, so that reads of what no op has written change results.
@@ -285,8 +355,9 @@ impl<D: Device> Executor for OnDevice<D> {
             step.to_le_bytes(),
             (past as u64).to_le_bytes(),
         ];
-        self.device
-            .upload(self.run_arguments.all(), bytes.as_flattened());
+        let bytes = bytes.as_flattened();
+        let result = self.device.upload(self.run_arguments.all(), bytes);
+        result.map_err(device_error)?;
         for (name, id) in program.inputs() {
             let ty = program.ty(id);
             let data = input(inputs, name, ty);
@@ -294,15 +365,15 @@ impl<D: Device> Executor for OnDevice<D> {
                 .region(id)
                 .expect("every program input has an arena region");
             let to = self.span(region);
-            self.device.upload(to, &bytes_as(data, ty.dtype));
+            let bytes = bytes_as(data, ty.dtype);
+            self.device.upload(to, &bytes).map_err(device_error)?;
         }
-        for (index, node) in program.graph().nodes().iter().enumerate() {
-            let commands = self.commands(program, index)?;
-            let device = &mut self.device;
-            let mut result = Ok(());
-            let name = node.op.operation().name();
-            self.profile.run(name, || result = device.run(&commands));
-            result.map_err(device_error)?;
+        match self.profile.is_running() {
+            true => self.run_each(program)?,
+            false => {
+                let recording = self.recording(program)?;
+                self.device.replay(recording).map_err(device_error)?;
+            }
         }
         for range in program.updated_copies() {
             self.state_mut(range.buffer).current.insert(*range);
@@ -314,7 +385,7 @@ impl<D: Device> Executor for OnDevice<D> {
         let region = program.region(output).expect("an output of the program");
         tensor(
             program.ty(output).dtype,
-            &self.device.download(self.span(region)),
+            &expect_device(self.device.download(self.span(region))),
         )
     }
 

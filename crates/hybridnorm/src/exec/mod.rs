@@ -18,6 +18,8 @@ use crate::plan::Program;
 pub use cpu::Cpu;
 pub use data::{Tensor, TensorRef};
 pub use device::OnDevice;
+#[cfg(feature = "cuda")]
+pub use hybridnorm_cuda::{CardInfo, cards};
 pub use reference::Reference;
 
 /// Executor of programs, with the state that outlives a run: parameters, moments, caches.

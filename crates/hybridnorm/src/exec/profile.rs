@@ -12,6 +12,11 @@ impl Profile {
         self.0 = Some(BTreeMap::new());
     }
 
+    /// True while profiling.
+    pub(super) fn is_running(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Ends profiling; returns the wall times.
     pub(super) fn finish(&mut self) -> BTreeMap<&'static str, Duration> {
         self.0.take().unwrap_or_default()

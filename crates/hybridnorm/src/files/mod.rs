@@ -18,7 +18,7 @@ mod user_paths;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
@@ -29,6 +29,23 @@ pub use lock::{Lock, Locking};
 pub use staged::StagedFolder;
 pub use temporary::{TEMPORARY_SUFFIX, remove_stale, remove_stale_in, target_of_temporary};
 pub use user_paths::{check_folder_name, check_writable, resolve_links, write_user_path};
+
+/// Returns the folder of files that can be made or fetched again: `$XDG_CACHE_HOME/hybridnorm`, or below `~/.cache` if
+/// that variable is not set.
+///
+/// # Errors
+/// If neither `XDG_CACHE_HOME` nor `HOME` is set to an absolute path.
+pub fn cache_folder() -> Result<PathBuf> {
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    absolute("XDG_CACHE_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
+        .map(|cache| cache.join("hybridnorm"))
+        .ok_or_else(|| Error::missing("cache folder", ": set XDG_CACHE_HOME or HOME"))
+}
 
 /// Size and SHA-256 of a file, as recorded in manifests.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -33,6 +33,7 @@ mod cache;
 mod config;
 pub mod counts;
 mod decoder;
+mod device;
 mod feed_forward;
 mod head;
 mod load;
@@ -67,9 +68,10 @@ pub use config::{
     Rope, RopeScaling, Scoring,
 };
 pub use decoder::{Decoder, ForwardOutput, KvCaches, Losses};
+pub use device::{Device, UnknownDevice};
 pub use feed_forward::{FeedForward, MixtureOfExperts, Mlp, RouterOutputs};
 pub(crate) use losses::LossProgram;
-pub use model::{BatchLosses, Device, Model};
+pub use model::{BatchLosses, Model};
 pub use norm::{Norm, norm};
 pub use registry::{PARAMETERS, Param, ParamSpec, Registry, Role};
 pub use routing::RouterStatistics;

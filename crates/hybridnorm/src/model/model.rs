@@ -5,55 +5,18 @@ use std::collections::BTreeMap;
 use super::cache::KvCache;
 use super::config::ModelConfig;
 use super::decoder::{Decoder, KvCaches};
+use super::device::Device;
 use super::losses::LossPrograms;
 use super::lru_cache::LruCache;
 use super::registry::{PARAMETERS, ParamSpec};
 use super::taps::{BlockActivationStats, TapProgram};
 use crate::error::{Error, Result};
-use crate::exec::{Cpu, Executor, Reference, Tensor, TensorRef};
+use crate::exec::{Executor, Tensor, TensorRef};
 use crate::graph::{Builder, DType, ValueId};
 use crate::memory;
 use crate::ops::{self, Arguments};
-use crate::plan::{Options, Precision, Program, Target};
+use crate::plan::{Options, Precision, Program};
 use crate::tensors::{self, HostTensor};
-
-/// Executor of a model's programs, and its precision.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Device {
-    /// CPU kernels, in the precision of the programs.
-    #[default]
-    Cpu,
-    /// Plain loops in double precision: slow; the reference for testing kernels.
-    Reference,
-    /// CUDA kernels, emulated on the CPU.
-    #[cfg(test)]
-    Emulator,
-}
-
-impl Device {
-    /// # Errors
-    /// If the device cannot be used.
-    fn executor(self) -> Result<Box<dyn Executor>> {
-        Ok(match self {
-            Self::Cpu => Box::new(Cpu::new()),
-            Self::Reference => Box::new(Reference::new()),
-            #[cfg(test)]
-            Self::Emulator => Box::new(crate::exec::OnDevice::new(
-                hybridnorm_cuda::Emulator::default(),
-            )?),
-        })
-    }
-
-    /// Returns the executor that its programs are planned for.
-    pub(crate) fn target(self) -> Target {
-        match self {
-            Self::Cpu | Self::Reference => Target::Cpu,
-            #[cfg(test)]
-            Self::Emulator => Target::Device,
-        }
-    }
-}
 
 /// A decoder language model with its parameters.
 ///

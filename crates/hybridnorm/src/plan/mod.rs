@@ -13,6 +13,7 @@ mod tests;
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use derive_setters::Setters;
 use hybridnorm_kernels::matmul;
@@ -161,6 +162,7 @@ impl Default for Options {
 /// ```
 #[derive(Debug)]
 pub struct Program {
+    id: ProgramId,
     graph: Graph,
     steps: Vec<Step>,
     regions: Vec<Option<Region>>,
@@ -171,6 +173,17 @@ pub struct Program {
     rounded: Vec<RoundedRange>,
     updated: Vec<Buffer>,
     updated_copies: Vec<RoundedRange>,
+}
+
+/// Identity of a program: no other one of the process has the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct ProgramId(u64);
+
+impl ProgramId {
+    fn next() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 impl Program {
@@ -242,6 +255,7 @@ impl Program {
             _ => None,
         });
         Self {
+            id: ProgramId::next(),
             steps,
             arena_bytes: layout.bytes,
             inputs: inputs.collect(),
@@ -253,6 +267,10 @@ impl Program {
             updated_copies: state.updated_copies.into_iter().collect(),
             graph,
         }
+    }
+
+    pub(crate) fn id(&self) -> ProgramId {
+        self.id
     }
 
     /// Returns the ops in execution order, and the values between them.

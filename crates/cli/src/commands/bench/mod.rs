@@ -16,9 +16,11 @@ pub fn run(command: BenchCommand, console: &Console) -> Result<Outcome, Error> {
     let signals = Signals::install()?;
     match command {
         BenchCommand::Step(args) => {
+            let device = args.device.device;
+            let args = args.bench;
             let config = args.model.load_config()?;
             let options = StepOptions::of(&config, args.seconds);
-            let report = bench::step(&config.model_config()?, &options, Device::Cpu)?;
+            let report = bench::step(&config.model_config()?, &options, device)?;
             args.model.output.print(&report, step_text)?;
         }
         BenchCommand::Decode(args) => {
