@@ -130,6 +130,10 @@ const MISSPELLED: &[(&str, &str)] = &[
         "train.residual_precision='bf16'",
         "set train.precision = \"bf16\"",
     ),
+    (
+        "train.bf16_weight_copies=true",
+        "train.bf16_weight_copies = false",
+    ),
     ("train.precision='fp16'", "bf16"),
     ("model.dropout=0.1", "dropout is not supported"),
     ("model.activation='swish'", "swiglu"),
@@ -166,6 +170,11 @@ const MISSPELLED: &[(&str, &str)] = &[
     ),
     ("model.norm={kind='layer-normal'}", "\"layer-normal\""),
 ];
+
+#[test]
+fn the_format_of_the_residual_stream_can_be_set_back_for_f32() {
+    assert_eq!(problem("train.residual_precision='f32'"), None);
+}
 
 #[test]
 fn common_misspellings_are_corrected_in_the_error() {

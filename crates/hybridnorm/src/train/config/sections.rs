@@ -176,11 +176,12 @@ impl TrainSection {
 
     /// Checks the ranges of the section, and that a step is not too large.
     pub(super) fn check(&self) -> Result<()> {
-        if self.precision == FloatFormat::F32 && self.residual_precision.is_some() {
+        // An explicit "f32" takes back what a configuration file or a run has set.
+        if self.precision == FloatFormat::F32 && !is_f32(&self.residual_precision) {
             return Err(Error::conflict(
                 ["train.residual_precision", "train.precision"],
-                "train.residual_precision has no effect with train.precision = \"f32\"; set train.precision = \"bf16\" \
-                 or remove it"
+                "train.residual_precision = \"bf16\" has no effect with train.precision = \"f32\"; set train.precision = \
+                 \"bf16\" or train.residual_precision = \"f32\""
                     .to_owned(),
             ));
         }
@@ -188,7 +189,7 @@ impl TrainSection {
             return Err(Error::conflict(
                 ["train.bf16_weight_copies", "train.precision"],
                 "train.bf16_weight_copies has no effect with train.precision = \"f32\"; set train.precision = \"bf16\" \
-                 or remove it"
+                 or train.bf16_weight_copies = false"
                     .to_owned(),
             ));
         }
