@@ -161,13 +161,8 @@ impl Executor for Cpu {
         inputs: &[(&str, TensorRef<'_>)],
     ) -> Result<()> {
         self.prepare(program)?;
-        let is_stale =
-            |range: &&RoundedRange| !self.rounded[range.buffer.0].current.contains(*range);
-        if program
-            .rounded_ranges()
-            .iter()
-            .any(|range| is_stale(&range))
-        {
+        let mut ranges = program.rounded_ranges().iter();
+        if ranges.any(|range| !self.rounded[range.buffer.0].current.contains(range)) {
             let mut profile = std::mem::take(&mut self.profile);
             profile.run(ROUNDED_WEIGHTS, || self.renew_rounded_copies(program));
             self.profile = profile;

@@ -1,4 +1,5 @@
-//! The executor on a device: a program becomes commands, which the device records at the first run and replays at later ones.
+//! The executor on a device: a program becomes commands, which the device records at the first run and replays
+//! afterwards.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -344,7 +345,10 @@ impl<D: Driver> Executor for OnDevice<D> {
         arguments: Arguments,
         inputs: &[(&str, TensorRef<'_>)],
     ) -> Result<()> {
-        self.prepare(program)?;
+        // What was recorded was prepared.
+        if !self.recordings.iter().any(|(id, _)| *id == program.id()) {
+            self.prepare(program)?;
+        }
         self.renew_rounded_copies(program)?;
         for &buffer in program.updated_buffers() {
             self.state_mut(buffer).current.clear();
@@ -430,5 +434,78 @@ fn tensor(dtype: DType, bytes: &[u8]) -> Tensor {
         DType::Bf16 => Tensor::F32(all(bytes, |x| bf16::from_le_bytes(x).to_f32())),
         DType::F64 => Tensor::F64(all(bytes, f64::from_le_bytes)),
         DType::I32 => Tensor::I32(all(bytes, i32::from_le_bytes)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hybridnorm_cuda::Emulator;
+
+    use super::*;
+    use crate::graph::{Builder, Type};
+    use crate::ops::linear;
+    use crate::plan::{Options, Target};
+
+    /// Returns a program that multiplies rows by a weight, which is state, and its output.
+    fn product(weight: Buffer, rows: usize) -> (Program, ValueId) {
+        let g = Builder::new();
+        let x = g.input("x", Type::f32([rows, 2]));
+        let y = linear(x, g.state(weight, 0, Type::f32([3, 2]))).id();
+        let options = Options::default().with_target(Target::Device);
+        (Program::new(g.finish(), &[y], options), y)
+    }
+
+    fn run(device: &mut OnDevice<Emulator>, (program, y): &(Program, ValueId)) -> Vec<f32> {
+        let region = program.inputs().next().map(|(_, id)| program.ty(id));
+        let x = vec![1.0; region.expect("an input").elements()];
+        let inputs = [("x", TensorRef::F32(&x))];
+        device.run(program, Arguments::default(), &inputs).unwrap();
+        device.output(program, *y).into_f32()
+    }
+
+    #[test]
+    fn programs_are_captured_once_and_replayed() {
+        let mut device = OnDevice::new(Emulator::default()).unwrap();
+        let weight = device.allocate(DType::F32, 6).unwrap();
+        device.write(weight, 0, TensorRef::F32(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]));
+        let small = product(weight, 1);
+        assert_eq!(run(&mut device, &small), [3.0, 7.0, 11.0]);
+        let first = device.device.driver().calls();
+        // State is read anew, and calls are only those of a graph and its inputs.
+        device.write(weight, 2, TensorRef::F32(&[0.0, 0.5]));
+        let before = device.device.driver().calls();
+        assert_eq!(run(&mut device, &small), [3.0, 0.5, 11.0]);
+        let second = device.device.driver().calls();
+        assert_eq!((first.captures, first.replays), (1, 1));
+        assert_eq!((second.captures, second.replays), (1, 2));
+        assert_eq!(second.commands, first.commands);
+        // The arguments of the run, and its input.
+        assert_eq!(second.uploads, before.uploads + 2);
+        // A larger arena is other memory.
+        let large = product(weight, 1000);
+        assert_eq!(run(&mut device, &large).len(), 3000);
+        assert_eq!(run(&mut device, &small), [3.0, 0.5, 11.0]);
+        let last = device.device.driver().calls();
+        assert_eq!((last.captures, last.replays), (3, 4));
+        // While a profile is taken, ops run one by one.
+        device.start_profile();
+        assert_eq!(run(&mut device, &small), [3.0, 0.5, 11.0]);
+        assert!(device.take_profile().contains_key("linear"));
+        assert_eq!(device.device.driver().calls().replays, last.replays);
+    }
+
+    #[test]
+    fn the_programs_that_were_used_last_are_kept() {
+        let mut device = OnDevice::new(Emulator::default()).unwrap();
+        let weight = device.allocate(DType::F32, 6).unwrap();
+        let first = product(weight, 1);
+        run(&mut device, &first);
+        for _ in 0..MAX_RECORDINGS {
+            run(&mut device, &product(weight, 1));
+            run(&mut device, &first);
+        }
+        let calls = device.device.driver().calls();
+        assert_eq!(calls.captures, MAX_RECORDINGS + 1);
+        assert_eq!(device.recordings.len(), MAX_RECORDINGS);
     }
 }
