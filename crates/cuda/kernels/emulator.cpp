@@ -6,6 +6,7 @@
 #include "attention.cuh"
 #include "attention_stats.cuh"
 #include "cross_entropy.cuh"
+#include "decode.cuh"
 #include "elementwise.cuh"
 #include "embedding.cuh"
 #include "emulator_tests.cuh"

@@ -26,6 +26,7 @@ pub const SOURCES: &[SourceFile] = sources![
     "attention_stats.cuh",
     "common.cuh",
     "cross_entropy.cuh",
+    "decode.cuh",
     "elementwise.cuh",
     "embedding.cuh",
     "experts.cuh",

@@ -16,7 +16,7 @@ const DEFAULT: &str = include_str!("../../configs/bench.toml");
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
     /// Training step: throughput, FLOP/s relative to the machine's peak, memory, time per op.
-    Step(BenchStepArgs),
+    Step(BenchArgs),
     /// Decoding of one token at a time: throughput relative to the machine's memory bandwidth, memory.
     Decode(BenchArgs),
     /// Every named placement in training and decoding: throughput and memory relative to pre-norm.
@@ -26,20 +26,12 @@ pub enum BenchCommand {
     Ops(BenchOpsArgs),
 }
 
-/// Arguments of `bench step`.
+/// Arguments of `bench step` and `bench decode`.
 #[derive(Debug, Args)]
-pub struct BenchStepArgs {
+pub struct BenchArgs {
     /// Device.
     #[command(flatten)]
     pub device: DeviceArgs,
-    /// Options of `bench decode` too.
-    #[command(flatten)]
-    pub bench: BenchArgs,
-}
-
-/// Arguments of `bench decode`, and of `bench step`.
-#[derive(Debug, Args)]
-pub struct BenchArgs {
     /// Model and output options.
     #[command(flatten)]
     pub model: BenchModelArgs,

@@ -87,6 +87,9 @@ pub struct GenerateArgs {
     /// is always one token.
     #[arg(long, value_enum, default_value_t = StartTokenArg::Tokenizer)]
     pub start_token: StartTokenArg,
+    /// Device.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Precision.
     #[command(flatten)]
     pub precision: PrecisionArgs,

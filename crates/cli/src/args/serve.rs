@@ -9,7 +9,7 @@ use hybridnorm::Error;
 use hybridnorm_server::ServerOptions;
 use hybridnorm_server::engine::EngineOptions;
 
-use super::shared::{PrecisionArgs, StartTokenArg};
+use super::shared::{DeviceArgs, PrecisionArgs, StartTokenArg};
 
 /// Maximum size of a file with an API key in bytes.
 const KEY_LIMIT: u64 = 4096;
@@ -38,6 +38,9 @@ pub struct ServeArgs {
     /// adds, if any; the end-of-text token; or none.
     #[arg(long, value_enum, default_value_t = StartTokenArg::Tokenizer)]
     start_token: StartTokenArg,
+    /// Device.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Precision.
     #[command(flatten)]
     pub precision: PrecisionArgs,

@@ -72,6 +72,9 @@ pub struct ProbeArgs {
     /// fewer).
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,
+    /// Device.
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// Write all measurements as JSON to this file, which `report` reads.
     #[arg(long, value_name = "FILE.json")]
     pub out: Option<PathBuf>,

@@ -2,9 +2,9 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use hybridnorm::Error;
 use hybridnorm::eval::{PromptCoverage, TextGenerator};
 use hybridnorm::omissions::Omissions;
-use hybridnorm::{Device, Error};
 use serde::Serialize;
 
 use super::Outcome;
@@ -36,7 +36,7 @@ pub fn run(args: GenerateArgs, console: &Console) -> Result<Outcome, Error> {
     let sampling = args.sampling()?;
     let checkpoint = super::open_checkpoint(&args.checkpoint, console)?;
     let tokenizer = super::require_tokenizer(&checkpoint)?;
-    let mut model = checkpoint.model(Device::Cpu)?;
+    let mut model = checkpoint.model(args.device.device)?;
     args.precision.apply(&mut model)?;
     super::note_precision(model.precision(), console);
     let signals = Signals::install()?;

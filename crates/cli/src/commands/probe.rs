@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use hybridnorm::lab::probe::{self, Options, ProbeReport, ProbeStep};
 use hybridnorm::train::layers::FiniteOrNone;
 use hybridnorm::train::{Config, Event};
-use hybridnorm::{Device, Error, files};
+use hybridnorm::{Error, files};
 
 use super::Outcome;
 use crate::args::ProbeArgs;
@@ -39,7 +39,7 @@ pub fn run(args: ProbeArgs, console: &Console) -> Result<Outcome, Error> {
     let report = probe::run(
         &config,
         &options,
-        Device::Cpu,
+        args.device.device,
         signals.flag(),
         &mut on_event,
     )?;

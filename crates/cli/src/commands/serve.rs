@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
+use hybridnorm::Error;
 use hybridnorm::data::Tokenizer;
-use hybridnorm::{Device, Error};
 use hybridnorm_server::Started;
 use hybridnorm_server::chat::ChatPrompts;
 
@@ -24,7 +24,7 @@ pub fn run(args: ServeArgs, console: &Console) -> Result<Outcome, Error> {
         }
         None => tokenizer,
     };
-    let mut model = checkpoint.model(Device::Cpu)?;
+    let mut model = checkpoint.model(args.device.device)?;
     args.precision.apply(&mut model)?;
     super::note_precision(model.precision(), console);
     let is_open = !args.host.is_loopback() && options.api_key.is_none();

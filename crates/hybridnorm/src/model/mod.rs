@@ -34,6 +34,8 @@ mod config;
 pub mod counts;
 mod decoder;
 mod device;
+#[cfg(test)]
+mod device_tests;
 mod feed_forward;
 mod head;
 mod load;

@@ -4,7 +4,8 @@ use hybridnorm_kernels::attention::{self, AttentionConfig};
 use hybridnorm_kernels::cache::{self, Append};
 
 use super::reference_math::softmax;
-use super::{Operands, Operation};
+use super::device::{Appended, CacheAttention, CacheRows};
+use super::{DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Copy of columns of new rows to a cache; see [`cache_append_columns`].
@@ -125,6 +126,25 @@ impl Operation for CacheAppend {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         cache::append(&self.0, io.floats(0), io.arguments().past, io.write());
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, cache) = (io.read(0), io.write());
+        let Append { batch, width, .. } = self.0;
+        let count = x.len() / width;
+        let rows = CacheRows::of_sequences(io, count, count / batch);
+        rows.append(io, x, cache, appended(&self.0, cache.len() / batch));
+        Ok(())
+    }
+}
+
+/// Returns the columns that are appended to slots of this many elements.
+pub(super) fn appended(append: &Append, slot_elements: usize) -> Appended {
+    Appended {
+        width: append.width,
+        first: append.first_column,
+        columns: append.columns,
+        capacity: slot_elements / append.columns,
+    }
 }
 
 impl Operation for CachedAttention {
@@ -219,6 +239,39 @@ impl Operation for CachedAttention {
         let (packed, cache, past) = (io.floats(0), io.read(1), io.arguments().past);
         let (ctx, lse) = (io.write_floats(), io.write());
         attention::cached(&self.0, packed, cache, past, ctx, lse);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (packed, cache, ctx) = (io.read(0), io.read(1), io.write());
+        let AttentionConfig { batch, seq, .. } = self.0;
+        let rows = CacheRows::of_sequences(io, batch * seq, seq);
+        let layout = cache_attention(&self.0, cache.len() / batch);
+        rows.attend(io, [packed, cache, ctx], layout)
+    }
+}
+
+/// Returns the sizes of attention to slots of this many elements.
+pub(super) fn cache_attention(config: &AttentionConfig, slot_elements: usize) -> CacheAttention {
+    let AttentionConfig {
+        heads,
+        kv_heads,
+        head_dim,
+        value_dim,
+        ..
+    } = *config;
+    let columns = kv_heads * (head_dim + value_dim);
+    CacheAttention {
+        capacity: slot_elements / columns,
+        heads,
+        kv_heads,
+        key_dim: head_dim,
+        value_dim,
+        q_width: heads * head_dim + columns,
+        columns,
+        first_value: kv_heads * head_dim,
+        window: config.window,
+        scale: config.scale,
+        softcap: config.softcap,
     }
 }
 

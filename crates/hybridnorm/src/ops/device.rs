@@ -1,5 +1,7 @@
 //! Operands of an op in device memory, and the commands that compute it there.
 
+mod decode;
+
 use hybridnorm_cuda::{
     Arguments, Command, Copy, ElementType, Elements, Fill, Launch, Matmul, MatrixOperand, Memory,
     Span,
@@ -7,6 +9,7 @@ use hybridnorm_cuda::{
 use hybridnorm_kernels::matmul::Precision;
 
 use crate::graph::{DType, Type};
+pub(super) use decode::{Appended, Block, CacheAttention, CacheRows, Rotated, multiply_blocks};
 
 /// Operands of one op in device memory. The op takes them as those of [`Operands`](super::Operands), and records the
 /// commands that compute it.

@@ -7,9 +7,12 @@
 use hybridnorm_kernels::attention::{self, LatentAttentionConfig};
 use hybridnorm_kernels::latent::{self, MlaHeads};
 
+use hybridnorm_cuda::Elements;
+
 use super::cache::attention_weights;
 use super::rotate::{check_rope_table, rotated};
-use super::{Operands, Operation};
+use super::device::{Block, CacheAttention, CacheRows, Columns, Rotated, multiply_blocks};
+use super::{DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Absorbed queries, which attend to latents; see [`absorbed_queries`].
@@ -162,6 +165,79 @@ impl Operation for AbsorbQueries {
         latent::rotate_queries(&self.heads, q, rope_table);
         latent::absorb(&self.heads, self.latent, q, kv_up, absorbed);
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let MlaHeads {
+            heads, nope, rope, ..
+        } = self.heads;
+        let (kv_up, rope_table) = (io.read(1), io.read(2));
+        let (q, absorbed) = (io.write(), io.write());
+        let (width, absorbed_width) = (nope + rope, self.latent + rope);
+        let rotated = Rotated {
+            width,
+            first: nope,
+            channels: rope,
+            rows_per_position: heads,
+        };
+        rotated.record(io, q, rope_table);
+        let [from, to] = [
+            Columns::new(q, width, nope),
+            Columns::new(absorbed, absorbed_width, self.latent),
+        ];
+        io.copy_columns(from, to, rope, false);
+        let rows = q.len() / (heads * width);
+        for h in 0..heads {
+            let blocks = [
+                block(q, h * width, heads * width),
+                self.keys_of_head(kv_up, h),
+                block(absorbed, h * absorbed_width, heads * absorbed_width),
+            ];
+            multiply_blocks(io, [rows, self.latent, nope], blocks);
+        }
+        Ok(())
+    }
+}
+
+/// Returns the part of a matrix from an element on.
+fn block(elements: Elements, first: usize, stride: usize) -> Block {
+    Block {
+        elements,
+        first,
+        stride,
+        is_transposed: false,
+    }
+}
+
+impl AbsorbQueries {
+    /// Returns the rows of the projection for the nope part of the keys of a head.
+    fn keys_of_head(&self, kv_up: Elements, h: usize) -> Block {
+        let rows = self.heads.nope + self.heads.value;
+        block(kv_up, h * rows * self.latent, self.latent)
+    }
+}
+
+/// Returns the sizes of attention to slots of this many elements: keys are whole rows of the cache, values their latents.
+pub(super) fn latent_cache_attention(config: &LatentAttentionConfig, slot_elements: usize) -> CacheAttention {
+    let LatentAttentionConfig {
+        heads,
+        latent,
+        rope,
+        ..
+    } = *config;
+    let columns = latent + rope;
+    CacheAttention {
+        capacity: slot_elements / columns,
+        heads,
+        kv_heads: 1,
+        key_dim: columns,
+        value_dim: latent,
+        q_width: heads * columns,
+        columns,
+        first_value: 0,
+        window: None,
+        scale: config.scale,
+        softcap: config.softcap,
+    }
 }
 
 impl Operation for LatentAttention {
@@ -234,6 +310,14 @@ impl Operation for LatentAttention {
         let (ctx, scratch) = (io.write(), io.write());
         attention::cached_latent(&self.0, q, cache, past, ctx, scratch);
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (q, cache, ctx) = (io.read(0), io.read(1), io.write());
+        let LatentAttentionConfig { batch, seq, .. } = self.0;
+        let rows = CacheRows::of_sequences(io, batch * seq, seq);
+        let layout = latent_cache_attention(&self.0, cache.len() / batch);
+        rows.attend(io, [q, cache, ctx], layout)
+    }
 }
 
 impl Operation for ProjectLatentContext {
@@ -276,6 +360,28 @@ impl Operation for ProjectLatentContext {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         let (ctx, kv_up, out) = (io.read(0), io.read(1), io.write());
         latent::project_values(&self.heads, self.latent, ctx, kv_up, out);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let MlaHeads {
+            heads, nope, value, ..
+        } = self.heads;
+        let (ctx, kv_up, out) = (io.read(0), io.read(1), io.write());
+        let rows = ctx.len() / (heads * self.latent);
+        for h in 0..heads {
+            let first = (h * (nope + value) + nope) * self.latent;
+            let values = Block {
+                is_transposed: true,
+                ..block(kv_up, first, self.latent)
+            };
+            let blocks = [
+                block(ctx, h * self.latent, heads * self.latent),
+                values,
+                block(out, h * value, heads * value),
+            ];
+            multiply_blocks(io, [rows, value, self.latent], blocks);
+        }
+        Ok(())
     }
 }
 

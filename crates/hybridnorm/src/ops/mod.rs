@@ -24,9 +24,6 @@ pub use device::DeviceOperands;
 pub use io::{Arguments, InputOperand, Operands, OutputOperand};
 pub(crate) use reference_math::round_to_bf16;
 
-/// Problem of an op that only the CPU computes.
-const NO_KERNEL: &str = "has no CUDA kernel";
-
 /// Interface of an op.
 pub trait Operation: std::fmt::Debug + Send + Sync {
     /// Returns its name in profiles (a key of `hybridnorm bench step --json`) and errors.
@@ -56,9 +53,7 @@ pub trait Operation: std::fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// If a device cannot compute it: what is missing, as the rest of a sentence that begins with its name.
-    fn device(&self, _io: &mut DeviceOperands) -> Result<(), String> {
-        Err(NO_KERNEL.to_owned())
-    }
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String>;
 
     /// Returns the number of single-precision scratch elements of the CPU kernel.
     fn scratch(&self, _inputs: &[Type]) -> usize {

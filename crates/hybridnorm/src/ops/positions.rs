@@ -1,6 +1,7 @@
 //! Positions of the tokens of a run, for learned position embeddings.
 
-use super::{BackwardContext, Operands, Operation};
+use super::device::CacheRows;
+use super::{BackwardContext, DeviceOperands, Operands, Operation};
 use crate::graph::{Builder, Type, Value};
 
 /// Positions of the tokens of a run, from [`Arguments::past`](super::Arguments::past) on.
@@ -43,6 +44,12 @@ impl Operation for Positions {
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         self.fill(io.arguments().past, io.write_ints());
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let positions = io.write();
+        CacheRows::of_sequences(io, positions.len(), self.seq).positions(io, positions);
+        Ok(())
     }
 }
 

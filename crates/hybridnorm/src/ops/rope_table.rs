@@ -67,6 +67,17 @@ impl Operation for RopeTable {
     }
 
     fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        self.record(io, None)
+    }
+}
+
+impl RopeTable {
+    /// Records the table of positions, by default those after the cached ones.
+    pub(super) fn record(
+        &self,
+        io: &mut DeviceOperands,
+        positions: Option<cuda::Elements>,
+    ) -> Result<(), String> {
         const MAX_FREQUENCIES: usize = 128;
         let count = self.frequencies.len();
         if count > MAX_FREQUENCIES {
@@ -75,6 +86,7 @@ impl Operation for RopeTable {
         let table = io.write();
         let arguments = cuda::Arguments::default()
             .address(io.run_arguments())
+            .optional_address(positions.map(|positions| positions.span))
             .address(table.span)
             .count(self.positions)
             .count(count)

@@ -4,7 +4,8 @@
 
 use hybridnorm_kernels::latent;
 
-use super::{Operands, Operation};
+use super::device::Rotated;
+use super::{DeviceOperands, Operands, Operation};
 use crate::graph::{Type, Value};
 
 /// Keys rotated by the angles of their positions. Inference-only.
@@ -65,6 +66,18 @@ impl Operation for Rotate {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         let rope_table = io.read(1);
         latent::rotate_keys(io.write(), self.channels, rope_table);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (keys, rope_table) = (io.write(), io.read(1));
+        let rotated = Rotated {
+            width: self.channels,
+            first: 0,
+            channels: self.channels,
+            rows_per_position: 1,
+        };
+        rotated.record(io, keys, rope_table);
+        Ok(())
     }
 }
 

@@ -8,14 +8,16 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use hybridnorm_cuda::ElementType;
 use hybridnorm_kernels::attention::{AttentionConfig, LatentAttentionConfig};
 use hybridnorm_kernels::cache::Append;
 use rayon::prelude::*;
 
-use super::cache::{CacheAppend, CachedAttention};
-use super::latent_decode::LatentAttention;
+use super::cache::{CacheAppend, CachedAttention, appended, cache_attention};
+use super::device::CacheRows;
+use super::latent_decode::{LatentAttention, latent_cache_attention};
 use super::rope_table::RopeTable;
-use super::{Arguments, InputOperand, Operands, Operation, OutputOperand};
+use super::{Arguments, DeviceOperands, InputOperand, Operands, Operation, OutputOperand};
 use crate::graph::{Type, Value};
 
 /// Length up to which a segment may need scratch memory by cached position; longer ones need it by row.
@@ -382,6 +384,18 @@ impl Operation for SegmentRopeTable {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         self.run(io);
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let rows = CacheRows::of_segments(io, io.read(0), self.rows);
+        let positions = io.scratch(ElementType::I32, self.rows);
+        rows.positions(io, positions);
+        let op = RopeTable {
+            frequencies: self.frequencies.clone(),
+            magnitude: self.magnitude,
+            positions: self.rows,
+        };
+        op.record(io, Some(positions))
+    }
 }
 
 impl Operation for SegmentPositions {
@@ -400,6 +414,12 @@ impl Operation for SegmentPositions {
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         self.run(io);
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (segments, positions) = (io.read(0), io.write());
+        CacheRows::of_segments(io, segments, self.rows).positions(io, positions);
+        Ok(())
     }
 }
 
@@ -426,6 +446,14 @@ impl Operation for SegmentCacheAppend {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         self.run(io);
     }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, segments, cache) = (io.read(0), io.read(2), io.write());
+        let rows = CacheRows::of_segments(io, segments, x.len() / self.append.width);
+        let slot = self.capacity * self.append.columns;
+        rows.append(io, x, cache, appended(&self.append, slot));
+        Ok(())
+    }
 }
 
 impl Operation for SegmentCachedAttention {
@@ -449,6 +477,14 @@ impl Operation for SegmentCachedAttention {
 
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         self.run(io, Some(&|segment| segment.len * self.config.heads));
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, cache, segments, ctx) = (io.read(0), io.read(1), io.read(2), io.write());
+        let [width, columns, _] = self.widths();
+        let rows = CacheRows::of_segments(io, segments, x.len() / width);
+        let layout = cache_attention(&self.config, self.capacity * columns);
+        rows.attend(io, [x, cache, ctx], layout)
     }
 }
 
@@ -477,5 +513,13 @@ impl Operation for SegmentLatentAttention {
     fn cpu(&self, io: &mut Operands<'_, f32>) {
         let needed = |segment: &Segment| self.of_len(segment.len).scratch_len(segment.past + segment.len);
         self.run(io, Some(&needed));
+    }
+
+    fn device(&self, io: &mut DeviceOperands) -> Result<(), String> {
+        let (x, cache, segments, ctx) = (io.read(0), io.read(1), io.read(2), io.write());
+        let [width, columns, _] = self.widths();
+        let rows = CacheRows::of_segments(io, segments, x.len() / width);
+        let layout = latent_cache_attention(&self.config, self.capacity * columns);
+        rows.attend(io, [x, cache, ctx], layout)
     }
 }

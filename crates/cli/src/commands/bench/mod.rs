@@ -3,8 +3,8 @@
 mod ops;
 mod placements;
 
+use hybridnorm::Error;
 use hybridnorm::bench::{self, DecodeOptions, DecodeReport, StepOptions, StepReport};
-use hybridnorm::{Device, Error};
 
 use super::Outcome;
 use crate::args::BenchCommand;
@@ -16,17 +16,15 @@ pub fn run(command: BenchCommand, console: &Console) -> Result<Outcome, Error> {
     let signals = Signals::install()?;
     match command {
         BenchCommand::Step(args) => {
-            let device = args.device.device;
-            let args = args.bench;
             let config = args.model.load_config()?;
             let options = StepOptions::of(&config, args.seconds);
-            let report = bench::step(&config.model_config()?, &options, device)?;
+            let report = bench::step(&config.model_config()?, &options, args.device.device)?;
             args.model.output.print(&report, step_text)?;
         }
         BenchCommand::Decode(args) => {
             let config = args.model.load_config()?;
             let options = DecodeOptions::of(&config, args.seconds);
-            let report = bench::decode(&config.model_config()?, &options, Device::Cpu)?;
+            let report = bench::decode(&config.model_config()?, &options, args.device.device)?;
             args.model.output.print(&report, decode_text)?;
         }
         BenchCommand::Ops(args) => ops::run(&args, console)?,
