@@ -4,6 +4,8 @@
 #include "activation.cuh"
 #include "adamw.cuh"
 #include "attention.cuh"
+#include "attention_mma.cuh"
+#include "attention_mma_grad.cuh"
 #include "attention_stats.cuh"
 #include "cross_entropy.cuh"
 #include "decode.cuh"

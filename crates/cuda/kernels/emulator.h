@@ -26,6 +26,7 @@
 #define __global__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __restrict__ __restrict
+#define __align__(bytes)
 
 using std::isfinite;
 using std::max;
@@ -93,6 +94,8 @@ struct Block {
     Barrier barrier;
     Barrier warp_barriers[MAX_THREADS / WARP];
     uint64_t slots[MAX_THREADS];
+    // Operands of a product of tiles: four pairs of the left one, two of the right one.
+    unsigned tiles[MAX_THREADS][6];
     unsigned arrivals;
 };
 
@@ -130,6 +133,32 @@ template <class T> T exchange(T value, unsigned source) {
     std::memcpy(&result, &block.slots[thread_index.x / WARP * WARP + source], sizeof(T));
     wait_for_warp();
     return result;
+}
+
+// Element `half` of a pair of bfloat16 numbers.
+inline float pair_element(unsigned pair, unsigned half) {
+    const unsigned bits = half == 0 ? pair << 16 : pair & 0xffff0000;
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// mma.m16n8k16: each thread of a warp holds parts of the operands and of the result.
+inline void multiply_add(float (&sums)[4], const unsigned (&left)[4], const unsigned (&right)[2]) {
+    const unsigned first = thread_index.x / WARP * WARP, lane = thread_index.x % WARP;
+    unsigned *own = block.tiles[thread_index.x];
+    std::copy(left, left + 4, own);
+    std::copy(right, right + 2, own + 4);
+    wait_for_warp();
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+        for (unsigned k = 0; k < 16; ++k) {
+            const unsigned of_left = first + row % 8 * 4 + k % 8 / 2, of_right = first + column * 4 + k % 8 / 2;
+            sums[i] += pair_element(block.tiles[of_left][row / 8 + k / 8 * 2], k % 2) *
+                       pair_element(block.tiles[of_right][4 + k / 8], k % 2);
+        }
+    }
+    wait_for_warp();
 }
 
 inline void run_thread() {

@@ -3,6 +3,7 @@
 use hybridnorm_cuda::{self as cuda, ElementType, Elements};
 use hybridnorm_kernels::attention::{self, AttentionConfig};
 use hybridnorm_kernels::floats::FloatsMut;
+use hybridnorm_kernels::matmul::Precision;
 
 use super::device::{Grid, element_type_of};
 use super::reference_math::softmax;
@@ -89,6 +90,51 @@ fn tile_grid(config: &AttentionConfig, heads: usize, floats: usize) -> Result<Gr
     Grid::with_shared_memory(blocks, WARPS, floats * size_of::<f32>())
 }
 
+/// Kernels on tensor cores, for heads of one width.
+struct MmaKernels {
+    forward: &'static str,
+    query_gradients: &'static str,
+    key_gradients: &'static str,
+}
+
+/// Returns the kernels on tensor cores, if there are any for these heads and the types of all `operands`.
+fn mma_kernels<const N: usize>(config: &AttentionConfig, operands: [Elements; N]) -> Option<MmaKernels> {
+    let is_bf16 = operands.iter().all(|x| x.element_type == ElementType::Bf16);
+    if config.precision != Precision::Bf16 || !is_bf16 {
+        return None;
+    }
+    match (config.head_dim, config.value_dim) {
+        (64, 64) => Some(MmaKernels {
+            forward: "attention_mma_forward_64",
+            query_gradients: "attention_mma_queries_64",
+            key_gradients: "attention_mma_keys_64",
+        }),
+        (128, 128) => Some(MmaKernels {
+            forward: "attention_mma_forward_128",
+            query_gradients: "attention_mma_queries_128",
+            key_gradients: "attention_mma_keys_128",
+        }),
+        _ => None,
+    }
+}
+
+/// Queries, or keys, of a block on tensor cores; keys of a tile of the forward pass; and keys, or queries, of a tile of the
+/// backward pass.
+const MMA_ROWS: usize = 16 * WARPS;
+const MMA_KEYS: usize = 64;
+const MMA_GRAD_TILE: usize = 32;
+
+/// Returns the grid of a kernel on tensor cores: a block for each 64 positions of a head, with `rows` rows of a head in
+/// shared memory.
+///
+/// # Errors
+/// If a card has less shared memory.
+fn mma_grid(config: &AttentionConfig, heads: usize, rows: usize) -> Result<Grid, String> {
+    const PADDING: usize = 8;
+    let blocks = config.seq.div_ceil(MMA_ROWS) * config.batch * heads;
+    Grid::with_shared_memory(blocks, WARPS, rows * (config.head_dim + PADDING) * size_of::<u16>())
+}
+
 /// Records context and log-sum-exp of packed q, k, v.
 fn record_forward(
     io: &mut DeviceOperands,
@@ -99,9 +145,15 @@ fn record_forward(
         return Ok(());
     }
     let (d, e) = (config.head_dim, config.value_dim);
-    let grid = tile_grid(config, config.heads, ROWS * WARPS * d + TILE * (d + 1) + TILE * e)?;
+    let (kernel, grid) = match mma_kernels(config, [qkv]) {
+        Some(kernels) => (kernels.forward, mma_grid(config, config.heads, 2 * MMA_KEYS)?),
+        None => {
+            let floats = ROWS * WARPS * d + TILE * (d + 1) + TILE * e;
+            ("attention_forward", tile_grid(config, config.heads, floats)?)
+        }
+    };
     let arguments = cuda::Arguments::default().floats(qkv).floats(ctx).address(lse.span);
-    io.launch("attention_forward", grid, device_config(arguments, config));
+    io.launch(kernel, grid, device_config(arguments, config));
     Ok(())
 }
 
@@ -124,6 +176,14 @@ fn record_backward(
         .address(delta.span)
         .floats(dqkv);
     let arguments = device_config(arguments, config);
+    // Queries go first, since they also write delta.
+    if let Some(kernels) = mma_kernels(config, [qkv, dctx]) {
+        let rows = 2 * (MMA_ROWS + MMA_GRAD_TILE);
+        let [queries, keys] = [config.heads, config.kv_heads].map(|heads| mma_grid(config, heads, rows));
+        io.launch(kernels.query_gradients, queries?, arguments.clone());
+        io.launch(kernels.key_gradients, keys?, arguments);
+        return Ok(());
+    }
     let queries = tile_grid(config, config.heads, floats)?;
     io.launch("attention_backward_queries", queries, arguments.clone());
     let keys = tile_grid(config, config.kv_heads, floats)?;

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use super::{Optimizer, OptimizerConfig, StepShape, TrainingStep, gradients};
 use crate::Device;
 use crate::graph::DType;
-use crate::model::{Model, ModelConfig, MoeConfig, Scoring};
-use crate::placement::{self, named_placements};
+use crate::model::{AttentionOverride, Model, ModelConfig, MoeConfig, Scoring};
+use crate::placement::{self, Selector, named_placements};
 use crate::plan::{Options, Precision, Recompute};
 
 const SHAPE: [usize; 2] = [2, 7];
@@ -130,6 +130,55 @@ fn mixed_precision_is_that_of_the_reference() {
             .map(|device| run(&config, device, precision).unwrap().0);
         let distance = distance(&found, &expected);
         assert!(distance > 0.0 && distance < 0.02, "{residual}: {distance}");
+    }
+}
+
+#[test]
+fn attention_on_tensor_cores_is_that_of_the_reference() {
+    let precision = Precision::Bf16 {
+        residual: DType::F32,
+    };
+    // More positions than a tile has, which they do not fill.
+    const SEQ: usize = 70;
+    for head_dim in [64, 128] {
+        // One with a soft cap.
+        for (placement, window) in [("pre-norm", None), ("gemma2", Some(9))] {
+            let attention = AttentionOverride {
+                window,
+                ..AttentionOverride::of_layers(Selector::Indices(vec![0]))
+            };
+            let config = ModelConfig {
+                n_layers: 1,
+                n_heads: 2,
+                n_kv_heads: 1,
+                head_dim: Some(head_dim),
+                max_seq_len: SEQ,
+                attention_overrides: window.map_or_else(Vec::new, |_| vec![attention]),
+                ..config(placement)
+            };
+            let ids: Vec<i32> = (0..SEQ).map(|i| ((i * 7 + i * i) % VOCAB) as i32).collect();
+            let targets: Vec<i32> = ids.iter().skip(1).chain(&[0]).copied().collect();
+            let options = Options::default().with_precision(precision);
+            let run = |device| {
+                let mut model = Model::new(&config, 3, device).unwrap();
+                let divisor = SEQ as f64;
+                let found = gradients(&mut model, &ids, &targets, [1, SEQ], divisor, options);
+                let found = found.unwrap();
+                let names = found.by_name.keys();
+                let by_name = names.map(|name| (name.clone(), found.get_f64(name).unwrap()));
+                let by_name: ByName = by_name.collect();
+                model.set_plan_options(options).unwrap();
+                (by_name, model.logits(&ids, 1, SEQ).unwrap().into_f64())
+            };
+            let [found, expected] = [Device::Emulator, Device::Reference].map(run);
+            let difference = norm(found.1.iter().zip(&expected.1).map(|(a, b)| a - b));
+            let of_logits = difference / norm(expected.1.iter().copied());
+            let of_gradients = distance(&found.0, &expected.0);
+            assert!(
+                of_logits < 0.01 && of_gradients < 0.03,
+                "{head_dim} channels, {placement}: {of_logits}, gradients {of_gradients}"
+            );
+        }
     }
 }
 
