@@ -13,6 +13,7 @@
 #include "embedding.cuh"
 #include "emulator_tests.cuh"
 #include "experts.cuh"
+#include "experts_mma.cuh"
 #include "latent.cuh"
 #include "muon.cuh"
 #include "norm.cuh"

@@ -54,21 +54,35 @@ struct ExpertProduct {
     int column_stride;
 };
 
-__device__ __forceinline__ void expert_product_tile(const ExpertProduct &a) {
-    const Dispatch d = dispatch_at(a.dispatch, a.experts, a.assignments);
-    const int column_tiles = (a.columns + PRODUCT_TILE - 1) / PRODUCT_TILE;
-    const int first_column = int(blockIdx.x) % column_tiles * PRODUCT_TILE;
+// Slots first .. first + rows of an expert, and a first column of its product.
+struct ExpertTile {
+    int expert;
+    int first;
+    int rows;
+    int first_column;
+};
+
+// Returns the tile of this block, of a grid of tiles of `size` rows and columns; `experts` as expert beyond the last.
+__device__ __forceinline__ ExpertTile expert_tile(const Dispatch &d, int experts, int columns, int size) {
+    const int column_tiles = (columns + size - 1) / size;
     int tile = int(blockIdx.x) / column_tiles;
-    int expert = 0;
-    for (; expert < a.experts; ++expert) {
-        const int tiles = (d.load[expert] + PRODUCT_TILE - 1) / PRODUCT_TILE;
-        if (tile < tiles) break;
+    for (int expert = 0; expert < experts; ++expert) {
+        const int tiles = (d.load[expert] + size - 1) / size;
+        if (tile < tiles) {
+            const int first = d.offsets[expert] + tile * size;
+            return {expert, first, min(size, d.offsets[expert + 1] - first), int(blockIdx.x) % column_tiles * size};
+        }
         tile -= tiles;
     }
-    if (expert == a.experts) return;
-    const int first = d.offsets[expert] + tile * PRODUCT_TILE;
-    const int rows = min(PRODUCT_TILE, d.offsets[expert + 1] - first);
-    const int64 matrix = int64(expert) * a.inner * a.columns;
+    return {experts, 0, 0, 0};
+}
+
+__device__ __forceinline__ void expert_product_tile(const ExpertProduct &a) {
+    const Dispatch d = dispatch_at(a.dispatch, a.experts, a.assignments);
+    const ExpertTile tile = expert_tile(d, a.experts, a.columns, PRODUCT_TILE);
+    if (tile.expert == a.experts) return;
+    const int first = tile.first, rows = tile.rows, first_column = tile.first_column;
+    const int64 matrix = int64(tile.expert) * a.inner * a.columns;
     tile_product(
         [&](int i, int l) {
             const int64 row = a.gathers ? d.assignment_of_slot[first + i] / a.top_k : first + i;

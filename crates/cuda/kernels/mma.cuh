@@ -75,6 +75,25 @@ __device__ __forceinline__ LeftTile load_left(const bf16_bits *x, int64 stride) 
     return {{load_pair(top), load_pair(bottom), load_pair(top + 8), load_pair(bottom + 8)}};
 }
 
+// Loads the transpose (16, 16) of rows in shared memory, which are `stride` apart and begin at multiples of 16 bytes.
+__device__ __forceinline__ LeftTile load_columns_as_left(const bf16_bits *rows, int stride) {
+    LeftTile tile;
+#ifdef __CUDACC__
+    const bf16_bits *own = rows + (lane() % 8 + lane() / 16 * 8) * stride + lane() / 8 % 2 * 8;
+    const unsigned address = unsigned(__cvta_generic_to_shared(own));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(tile.pairs[0]), "=r"(tile.pairs[1]), "=r"(tile.pairs[2]), "=r"(tile.pairs[3])
+                 : "r"(address)
+                 : "memory");
+#else
+    for (int i = 0; i < 4; ++i) {
+        const bf16_bits *x = rows + (i / 2 * 8 + tile_column()) * stride + i % 2 * 8 + tile_row();
+        tile.pairs[i] = unsigned(x[0]) | unsigned(x[stride]) << 16;
+    }
+#endif
+    return tile;
+}
+
 // Sums of two neighbouring tiles are laid out as the left operand of the next product.
 __device__ __forceinline__ LeftTile narrow_tiles(const SumTile &even, const SumTile &odd) {
     return {{narrow_pair(even.sums[0], even.sums[1]), narrow_pair(even.sums[2], even.sums[3]),

@@ -32,6 +32,7 @@ pub const SOURCES: &[SourceFile] = sources![
     "elementwise.cuh",
     "embedding.cuh",
     "experts.cuh",
+    "experts_mma.cuh",
     "latent.cuh",
     "mma.cuh",
     "muon.cuh",

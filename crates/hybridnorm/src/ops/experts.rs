@@ -31,6 +31,26 @@ pub(super) enum RowOrder {
 /// Rows, columns and steps of a tile of the kernels, and numbers in shared memory of its two operands.
 const TILE: usize = 32;
 const TILE_MEMORY: usize = 2 * TILE * (TILE + 1);
+/// Rows and columns of a tile of the kernels on tensor cores.
+const MMA_TILE: usize = 64;
+
+/// Returns the grid of kernels with tiles of this size.
+///
+/// # Errors
+/// If a card has less shared memory.
+fn tile_grid(tiles: usize, tile: usize) -> Result<Grid, String> {
+    /// Warps of a block on tensor cores, steps of a tile, and elements between rows.
+    const WARPS: usize = 4;
+    const STEPS: usize = 32;
+    const PADDING: usize = 8;
+    match tile {
+        MMA_TILE => {
+            let bytes = 2 * MMA_TILE * (STEPS + PADDING) * size_of::<u16>();
+            Grid::with_shared_memory(tiles, WARPS, bytes)
+        }
+        _ => Grid::tiles(tiles, TILE_MEMORY),
+    }
+}
 
 /// A selected expert of a token.
 pub(super) struct Assignment {
@@ -129,7 +149,12 @@ impl ExpertLinear {
             false => [1, self.inputs],
             true => [self.inputs, 1],
         };
-        let tiles = (slots.div_ceil(TILE) + self.layout.experts) * columns.div_ceil(TILE);
+        let (kernel, tile) = match (self.uses_tensor_cores([x, w]), is_transposed) {
+            (false, _) => ("expert_product", TILE),
+            (true, false) => ("expert_product_mma", MMA_TILE),
+            (true, true) => ("expert_input_gradient_mma", MMA_TILE),
+        };
+        let tiles = (slots.div_ceil(tile) + self.layout.experts) * columns.div_ceil(tile);
         let arguments = cuda::Arguments::default()
             .floats(x)
             .floats(w)
@@ -143,12 +168,16 @@ impl ExpertLinear {
             .count(columns)
             .count(strides[0])
             .count(strides[1]);
-        io.launch(
-            "expert_product",
-            Grid::tiles(tiles, TILE_MEMORY)?,
-            arguments,
-        );
+        io.launch(kernel, tile_grid(tiles, tile)?, arguments);
         Ok(())
+    }
+
+    /// True if the products of operands of these types are computed on tensor cores.
+    fn uses_tensor_cores(&self, operands: [Elements; 2]) -> bool {
+        /// Elements that a thread loads at once.
+        const CHUNK: usize = 8;
+        let is_bf16 = operands.iter().all(|x| x.element_type == ElementType::Bf16);
+        is_bf16 && self.inputs.is_multiple_of(CHUNK) && self.outputs.is_multiple_of(CHUNK)
     }
 
     /// Records the gradient of the weight, the sum of `dy xᵀ` over the slots of every expert.
@@ -161,7 +190,11 @@ impl ExpertLinear {
         dw: Elements,
     ) -> Result<(), String> {
         let slots = self.slots(self.tokens_of(dispatch));
-        let tiles = self.layout.experts * self.outputs.div_ceil(TILE) * self.inputs.div_ceil(TILE);
+        let (kernel, tile) = match self.uses_tensor_cores([dy, x]) {
+            false => ("expert_weight_gradient", TILE),
+            true => ("expert_weight_gradient_mma", MMA_TILE),
+        };
+        let tiles = self.layout.experts * self.outputs.div_ceil(tile) * self.inputs.div_ceil(tile);
         let arguments = cuda::Arguments::default()
             .floats(dy)
             .floats(x)
@@ -174,11 +207,7 @@ impl ExpertLinear {
             .int((rows_of_x == RowOrder::Token).into())
             .count(self.outputs)
             .count(self.inputs);
-        io.launch(
-            "expert_weight_gradient",
-            Grid::tiles(tiles, TILE_MEMORY)?,
-            arguments,
-        );
+        io.launch(kernel, tile_grid(tiles, tile)?, arguments);
         Ok(())
     }
 
