@@ -67,8 +67,8 @@ pub struct Product {
     pub accumulate: bool,
 }
 
-/// What [`Device`](crate::Device) asks of a driver. Calls take effect in the order in which they are made; those that do not
-/// return data may return before they do.
+/// Interface of a driver to [`Device`](crate::Device). Calls take effect in the order in which they are made; those that
+/// do not return data may return before they do.
 pub trait Driver: Send {
     /// Allocates memory with any contents, aligned to 256 bytes.
     ///

@@ -79,7 +79,7 @@ fn store(path: &Path, code: &[u8]) -> std::io::Result<()> {
 }
 
 /// # Errors
-/// What the compiler prints.
+/// If the file does not compile, with the output of the compiler.
 fn compile(file: &SourceFile, options: &[String]) -> Result<Vec<u8>, DeviceError> {
     let text = |text: &str| CString::new(text).expect("a text without zeros");
     let failed = |problem: String| DeviceError::Command {

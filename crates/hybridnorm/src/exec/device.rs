@@ -194,7 +194,7 @@ impl<D: Driver> OnDevice<D> {
         let found = self
             .recordings
             .iter()
-            .position(|(id, _)| *id == program.id());
+            .position(|(id, _)| id == program.id());
         if let Some(index) = found {
             self.recordings[index..].rotate_left(1);
             return Ok(self.recordings[self.recordings.len() - 1].1);
@@ -210,7 +210,7 @@ impl<D: Driver> OnDevice<D> {
             let (_, oldest) = self.recordings.remove(0);
             self.device.forget(oldest);
         }
-        self.recordings.push((program.id(), recording));
+        self.recordings.push((program.id().clone(), recording));
         Ok(recording)
     }
 
@@ -346,7 +346,7 @@ impl<D: Driver> Executor for OnDevice<D> {
         inputs: &[(&str, TensorRef<'_>)],
     ) -> Result<()> {
         // What was recorded was prepared.
-        if !self.recordings.iter().any(|(id, _)| *id == program.id()) {
+        if !self.recordings.iter().any(|(id, _)| id == program.id()) {
             self.prepare(program)?;
         }
         self.renew_rounded_copies(program)?;

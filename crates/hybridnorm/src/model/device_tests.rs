@@ -1,29 +1,16 @@
 //! Tests of decoding on an emulated device against the CPU.
 
+use super::testing::{VOCAB, small as config};
 use super::{
     AttentionOverride, Device, MlaConfig, Model, ModelConfig, PositionEmbedding, SlotTokens,
 };
 use crate::graph::DType;
-use crate::placement::{self, Selector};
+use crate::placement::Selector;
 use crate::plan::{Options, Precision};
 
 const CAPACITY: usize = 12;
 /// New tokens of two sequences, run after run: with more keys than a block has warps in the end.
 const RUNS: [usize; 4] = [3, 1, 6, 1];
-
-fn config(placement: &str) -> ModelConfig {
-    ModelConfig {
-        d_model: 16,
-        n_layers: 2,
-        n_heads: 4,
-        n_kv_heads: 2,
-        d_ff: 24,
-        vocab_size: 37,
-        max_seq_len: 16,
-        placement: placement::named(placement).unwrap(),
-        ..ModelConfig::default()
-    }
-}
 
 /// Returns models with different caches: keys and values, latents, learned positions, and a window.
 fn models() -> [(&'static str, ModelConfig); 5] {
@@ -53,7 +40,7 @@ fn models() -> [(&'static str, ModelConfig); 5] {
 
 fn ids(n: usize, seed: usize) -> Vec<i32> {
     (0..n)
-        .map(|i| ((i * 7 + seed * 5 + i * i) % 37) as i32)
+        .map(|i| ((i * 7 + seed * 5 + i * i) % VOCAB) as i32)
         .collect()
 }
 

@@ -13,7 +13,6 @@ mod tests;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use derive_setters::Setters;
 use hybridnorm_kernels::matmul;
@@ -175,14 +174,13 @@ pub struct Program {
     updated_copies: Vec<RoundedRange>,
 }
 
-/// Identity of a program: no other one of the process has the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct ProgramId(u64);
+/// Identity of a program: no other one has the same while it is held.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ProgramId(Arc<()>);
 
-impl ProgramId {
-    fn next() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+impl PartialEq for ProgramId {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
@@ -255,7 +253,7 @@ impl Program {
             _ => None,
         });
         Self {
-            id: ProgramId::next(),
+            id: ProgramId::default(),
             steps,
             arena_bytes: layout.bytes,
             inputs: inputs.collect(),
@@ -269,8 +267,8 @@ impl Program {
         }
     }
 
-    pub(crate) fn id(&self) -> ProgramId {
-        self.id
+    pub(crate) fn id(&self) -> &ProgramId {
+        &self.id
     }
 
     /// Returns the ops in execution order, and the values between them.

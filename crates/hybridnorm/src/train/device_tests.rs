@@ -5,27 +5,12 @@ use std::collections::BTreeMap;
 use super::{Optimizer, OptimizerConfig, StepShape, TrainingStep, gradients};
 use crate::Device;
 use crate::graph::DType;
+use crate::model::testing::{VOCAB, small as config};
 use crate::model::{AttentionOverride, Model, ModelConfig, MoeConfig, Scoring};
-use crate::placement::{self, Selector, named_placements};
+use crate::placement::{Selector, named_placements};
 use crate::plan::{Options, Precision, Recompute};
 
 const SHAPE: [usize; 2] = [2, 7];
-const VOCAB: usize = 37;
-
-fn config(placement: &str) -> ModelConfig {
-    ModelConfig {
-        d_model: 16,
-        n_layers: 2,
-        n_heads: 4,
-        n_kv_heads: 2,
-        d_ff: 24,
-        vocab_size: VOCAB,
-        max_seq_len: 16,
-        placement: placement::named(placement).unwrap(),
-        ..ModelConfig::default()
-    }
-}
-
 fn tokens(seed: usize) -> Vec<i32> {
     let ids = (0..SHAPE[0] * SHAPE[1]).map(|i| (i * 7 + seed * 5 + i * i) % VOCAB);
     ids.map(|id| id as i32).collect()
