@@ -18,6 +18,16 @@ __device__ __forceinline__ float row_max(float x) {
     return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));
 }
 
+// Stores row `tile_row() + 8 r` of tiles, divided by a number, from `at` on.
+template <int TILES>
+__device__ __forceinline__ void store_row(const FloatsMut &out, int64 at, const SumTile (&tiles)[TILES], int r,
+                                          float divisor) {
+#pragma unroll
+    for (int n = 0; n < TILES; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) store(out, at + 8 * n + tile_column() + e, tiles[n].sums[2 * r + e] / divisor);
+}
+
 template <int D> __device__ __forceinline__ void attention_mma_forward_tile(const AttentionForward &a) {
     SHARED(bf16_bits, shared);
     constexpr int STRIDE = D + 8;
@@ -101,11 +111,7 @@ template <int D> __device__ __forceinline__ void attention_mma_forward_tile(cons
     for (int r = 0; r < 2; ++r) {
         const int at = row + 8 * r, t = first + at;
         if (at >= count) continue;
-        const int64 out = context_at(c, b, t, h) + tile_column();
-#pragma unroll
-        for (int n = 0; n < D / 8; ++n)
-#pragma unroll
-            for (int e = 0; e < 2; ++e) store(a.context, out + 8 * n + e, context[n].sums[2 * r + e] / total[r]);
+        store_row(a.context, context_at(c, b, t, h), context, r, total[r]);
         if (tile_column() == 0) a.lse[(int64(b) * c.heads + h) * c.seq + t] = largest[r] + logf(total[r]);
     }
 }

@@ -6,6 +6,19 @@
 // Keys of a tile in the gradients of queries, and queries in those of keys and values.
 constexpr int MMA_GRAD_TILE = 32;
 
+// Adds the dot products of the 16 rows of this warp, of D channels in shared memory, with the rows of a tile.
+template <int D, int TILES>
+__device__ __forceinline__ void add_row_products(SumTile (&sums)[TILES], const bf16_bits *own, const bf16_bits *rows) {
+    constexpr int STRIDE = D + 8;
+#pragma unroll
+    for (int step = 0; step < D / 16; ++step) {
+        const LeftTile left = load_left(own + warp() * MMA_ROWS * STRIDE + 16 * step, STRIDE);
+#pragma unroll
+        for (int n = 0; n < TILES; ++n)
+            multiply_add(sums[n], left, load_columns_as_right(rows + 8 * n * STRIDE + 16 * step, STRIDE));
+    }
+}
+
 // A block computes 16 queries for each of its warps, of one head.
 template <int D> __device__ __forceinline__ void attention_mma_query_tile(const AttentionBackward &a) {
     SHARED(bf16_bits, shared);
@@ -48,16 +61,8 @@ template <int D> __device__ __forceinline__ void attention_mma_query_tile(const 
         copy_rows<D>(x + value_at(c, b, start, g), stride, MMA_GRAD_TILE, keys, v);
         __syncthreads();
         SumTile dots[TILES] = {}, dp[TILES] = {};
-#pragma unroll
-        for (int step = 0; step < D / 16; ++step) {
-            const int at = warp() * MMA_ROWS * STRIDE + 16 * step;
-            const LeftTile left = load_left(q + at, STRIDE), dleft = load_left(dctx + at, STRIDE);
-#pragma unroll
-            for (int n = 0; n < TILES; ++n) {
-                multiply_add(dots[n], left, load_columns_as_right(k + 8 * n * STRIDE + 16 * step, STRIDE));
-                multiply_add(dp[n], dleft, load_columns_as_right(v + 8 * n * STRIDE + 16 * step, STRIDE));
-            }
-        }
+        add_row_products<D>(dots, q, k);
+        add_row_products<D>(dp, dctx, v);
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
             const int t = first + row + 8 * r, lowest = first_key(c, t);
@@ -86,11 +91,7 @@ template <int D> __device__ __forceinline__ void attention_mma_query_tile(const 
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
         if (row + 8 * r >= count) continue;
-        const int64 out = query_at(c, b, first + row + 8 * r, h) + tile_column();
-#pragma unroll
-        for (int n = 0; n < D / 8; ++n)
-#pragma unroll
-            for (int e = 0; e < 2; ++e) store(a.dqkv, out + 8 * n + e, dq[n].sums[2 * r + e]);
+        store_row(a.dqkv, query_at(c, b, first + row + 8 * r, h), dq, r, 1.0f);
     }
 }
 
@@ -123,16 +124,8 @@ template <int D> __device__ __forceinline__ void attention_mma_key_tile(const At
             copy_rows<D>(dcontext + context_at(c, b, start, h), context_stride, MMA_GRAD_TILE, queries, dctx);
             __syncthreads();
             SumTile dots[TILES] = {}, dp[TILES] = {};
-#pragma unroll
-            for (int step = 0; step < D / 16; ++step) {
-                const int at = warp() * MMA_ROWS * STRIDE + 16 * step;
-                const LeftTile keys = load_left(k + at, STRIDE), values = load_left(v + at, STRIDE);
-#pragma unroll
-                for (int n = 0; n < TILES; ++n) {
-                    multiply_add(dots[n], keys, load_columns_as_right(q + 8 * n * STRIDE + 16 * step, STRIDE));
-                    multiply_add(dp[n], values, load_columns_as_right(dctx + 8 * n * STRIDE + 16 * step, STRIDE));
-                }
-            }
+            add_row_products<D>(dots, k, q);
+            add_row_products<D>(dp, v, dctx);
 #pragma unroll
             for (int n = 0; n < TILES; ++n)
 #pragma unroll
@@ -170,14 +163,8 @@ template <int D> __device__ __forceinline__ void attention_mma_key_tile(const At
     for (int r = 0; r < 2; ++r) {
         if (row + 8 * r >= count) continue;
         const int t = first + row + 8 * r;
-        const int64 key = key_at(c, b, t, g) + tile_column(), value = value_at(c, b, t, g) + tile_column();
-#pragma unroll
-        for (int n = 0; n < D / 8; ++n)
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-                store(a.dqkv, key + 8 * n + e, dk[n].sums[2 * r + e]);
-                store(a.dqkv, value + 8 * n + e, dv[n].sums[2 * r + e]);
-            }
+        store_row(a.dqkv, key_at(c, b, t, g), dk, r, 1.0f);
+        store_row(a.dqkv, value_at(c, b, t, g), dv, r, 1.0f);
     }
 }
 
