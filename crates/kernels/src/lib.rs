@@ -38,6 +38,7 @@ pub mod matmul;
 pub mod muon;
 pub mod norm;
 mod parallel;
+mod prefetch;
 pub mod qkv;
 pub mod router;
 mod simd;

@@ -30,7 +30,7 @@ use std::sync::OnceLock;
 /// Rows of a tile, and steps of a block.
 const TILE: usize = 16;
 /// Rows of a group.
-const ROWS: usize = 2 * TILE;
+pub(super) const ROWS: usize = 2 * TILE;
 
 /// Proof that the process may use the instructions.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -83,9 +83,12 @@ fn run<O: Output>(
         let count = panels(columns.min(matmul.columns));
         for panel in (0..count).step_by(2) {
             let pair = panel..count.min(panel + 2);
-            let totals = kernel.total(&rows, &pair, &steps, &mut buffer);
             let column = panel * PANEL;
             let count = (pair.len() * PANEL).min(matmul.columns - column);
+            for row in rows.clone() {
+                matmul.out.prefetch(row, column, count);
+            }
+            let totals = kernel.total(&rows, &pair, &steps, &mut buffer);
             let totals = totals.chunks_exact(pair.len());
             for (row, totals) in rows.clone().zip(totals) {
                 matmul.out.put(row, column, count, totals);

@@ -3,6 +3,7 @@
 use super::panels::PANEL;
 use super::tiles::Output;
 use crate::floats::Float;
+use crate::prefetch::prefetch;
 use crate::simd::dispatch;
 use rayon::prelude::*;
 
@@ -18,6 +19,8 @@ pub(super) struct Block<'a, T> {
 /// Output of a block: `scale` times the sums, added to what is there if `accumulate`.
 pub(super) struct BlockOutput<'b, 'a, T> {
     pub(super) rows: &'b mut [&'a mut [T]],
+    /// First column within the block.
+    pub(super) column: usize,
     pub(super) scale: f32,
     pub(super) accumulate: bool,
 }
@@ -39,7 +42,8 @@ impl<T: Float> BlockOutput<'_, '_, T> {
 impl<T: Float> Output for BlockOutput<'_, '_, T> {
     #[inline(always)]
     fn put(&mut self, row: usize, column: usize, count: usize, sums: &[[f32; PANEL]]) {
-        let (whole, rest) = self.rows[row][column..][..count].as_chunks_mut::<PANEL>();
+        let (whole, rest) =
+            self.rows[row][self.column + column..][..count].as_chunks_mut::<PANEL>();
         for (out, sums) in whole.iter_mut().zip(sums) {
             self::put(out, sums, self.scale, self.accumulate);
         }
@@ -49,6 +53,11 @@ impl<T: Float> Output for BlockOutput<'_, '_, T> {
             self::put(&mut padded, &sums[whole.len()], self.scale, self.accumulate);
             rest.copy_from_slice(&padded[..rest.len()]);
         }
+    }
+
+    #[inline(always)]
+    fn prefetch(&self, row: usize, column: usize, count: usize) {
+        prefetch(&self.rows[row][self.column + column..][..count]);
     }
 }
 

@@ -99,6 +99,15 @@ impl Kernel {
         }
     }
 
+    /// Returns the rows of its tallest tile.
+    pub(super) fn tile_rows(self) -> usize {
+        match self {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx(_) => super::amx::ROWS,
+            _ => 8,
+        }
+    }
+
     /// Returns the steps of the inner dimension that [`multiply_transposed`](super::multiply_transposed) transposes at
     /// a time.
     pub(super) fn transposed_steps(self) -> usize {

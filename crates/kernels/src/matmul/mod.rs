@@ -21,6 +21,7 @@ mod blocks;
 mod kernel;
 mod matrix;
 mod operands;
+#[allow(unsafe_code)]
 mod packed;
 mod panels;
 #[cfg(test)]
@@ -52,9 +53,8 @@ const ROWS: usize = 192;
 const COLUMNS: usize = 384;
 /// Columns of the widest tile.
 const TILE_COLUMNS: usize = 48;
-/// Rows of the tallest tile of the vector units.
-const TILE_ROWS: usize = 8;
-/// Rows of a left operand that [`multiply_transposed`] transposes at a time: whole tiles of every unit.
+/// Minimum rows of the output per task of [`multiply_transposed`], if there are tasks enough: each reads the whole right
+/// operand.
 const TRANSPOSED_ROWS: usize = 96;
 /// Number of tasks that a matmul is split into if it is large enough.
 const TASKS: usize = 8;
@@ -108,56 +108,64 @@ fn multiply_into<T: Float>(
 ) {
     let (m, n, k) = (a.rows, b.columns(), a.columns);
     let columns = columns_of_block(m, n);
-    let size = (rows_of_block(m, n.div_ceil(columns), 1), columns);
+    let rows = rows_of_block(b.kernel(), m, n.div_ceil(columns), 1);
     let precision = b.precision();
     let is_narrow = matches!(a.data, Floats::Bf16(_));
     let rounded = (!is_narrow && is_rounded_first(precision, m, n)).then(|| a.narrowed());
     let a = rounded.as_ref().map_or(a, |data| Matrix::new(data, m, k));
-    for_each_block(c, (m, n, stride), size, is_parallel(m, n, k), |block| {
-        let product = Product {
-            a: a.from(block.row, 0),
-            b,
-            rows: block.rows.len(),
-            inner: k,
-            column: block.column,
-            columns: block.columns,
-        };
-        // Sums of several parts are added in single precision, in the output where it holds nothing else.
-        let is_sum = !T::IS_ROUNDED && scale == 1.0 && !accumulate;
-        with_buffers(|Buffers { left, sums }| {
-            if is_sum || b.steps() <= SUM_STEPS {
+    for_each_block(
+        c,
+        (m, n, stride),
+        (rows, columns),
+        is_parallel(m, n, k),
+        |block| {
+            let product = Product {
+                a: a.from(block.row, 0),
+                b,
+                rows: block.rows.len(),
+                inner: k,
+                column: block.column,
+                columns: block.columns,
+            };
+            // Sums of several parts are added in single precision, in the output where it holds nothing else.
+            let is_sum = !T::IS_ROUNDED && scale == 1.0 && !accumulate;
+            with_buffers(|Buffers { left, sums }| {
+                if is_sum || b.steps() <= SUM_STEPS {
+                    for first in product.parts() {
+                        let out = BlockOutput {
+                            rows: &mut block.rows,
+                            column: 0,
+                            scale,
+                            accumulate: accumulate || first > 0,
+                        };
+                        product.multiply_part(first, left, out);
+                    }
+                    return;
+                }
+                let stride = product.columns.next_multiple_of(PANEL);
+                let len = product.rows * stride;
+                if sums.len() < len {
+                    // Not resized, which would reserve up to twice as much.
+                    *sums = vec![0.0; len];
+                }
                 for first in product.parts() {
-                    let out = BlockOutput {
-                        rows: &mut block.rows,
-                        scale,
-                        accumulate: accumulate || first > 0,
+                    let out = OutputRows {
+                        data: &mut sums[..len],
+                        stride,
+                        accumulate: first > 0,
                     };
                     product.multiply_part(first, left, out);
                 }
-                return;
-            }
-            let stride = product.columns.next_multiple_of(PANEL);
-            let len = product.rows * stride;
-            if sums.len() < len {
-                // Not resized, which would reserve up to twice as much.
-                *sums = vec![0.0; len];
-            }
-            for first in product.parts() {
-                let out = OutputRows {
-                    data: &mut sums[..len],
-                    stride,
-                    accumulate: first > 0,
+                let mut out = BlockOutput {
+                    rows: &mut block.rows,
+                    column: 0,
+                    scale,
+                    accumulate,
                 };
-                product.multiply_part(first, left, out);
-            }
-            let mut out = BlockOutput {
-                rows: &mut block.rows,
-                scale,
-                accumulate,
-            };
-            out.put_all(&sums[..len], product.columns, stride);
-        });
-    });
+                out.put_all(&sums[..len], product.columns, stride);
+            });
+        },
+    );
 }
 
 /// Product of rows and columns of two matrices.
@@ -246,10 +254,9 @@ pub fn multiply_transposed(
         "matmul: shapes {shapes:?}"
     );
     let (m, n, k) = (c.rows, c.columns, a.rows);
-    let columns = n.div_ceil(TILE_COLUMNS).clamp(1, COLUMNS / TILE_COLUMNS) * TILE_COLUMNS;
-    let column_blocks = n.div_ceil(columns).max(1);
-    let rows = rows_of_block(m, column_blocks, TASKS.div_ceil(column_blocks));
     let b = Packed::new(precision, b);
+    let kernel = b.kernel();
+    let (rows, columns) = transposed_block(kernel, m, n);
     let FloatsMut::F32(out) = c.data else {
         panic!("{NOT_ACCUMULATED}")
     };
@@ -259,25 +266,26 @@ pub fn multiply_transposed(
         (rows, columns),
         is_parallel(m, n, k),
         |block| {
-            let (kernel, rows) = (b.kernel(), block.rows.len());
-            let transposed_steps = kernel.transposed_steps();
+            let rows = block.rows.len();
+            let part_steps = kernel.transposed_steps();
             with_buffers(|buffers| {
-                for first in (0..b.steps().max(1)).step_by(transposed_steps) {
+                for first in (0..b.steps().max(1)).step_by(part_steps) {
                     let start = first * kernel.group();
-                    let inner = (transposed_steps * kernel.group()).min(k - start);
-                    let right = b.panels_from(block.column).get(first..).unwrap_or_default();
-                    for row in (0..rows).step_by(TRANSPOSED_ROWS) {
-                        let rows = TRANSPOSED_ROWS.min(rows - row);
-                        let a = a.from(start, block.row + row);
+                    let inner = (part_steps * kernel.group()).min(k - start);
+                    let a = a.from(start, block.row);
+                    let left = buffers.left.transposed(kernel, a, inner, rows);
+                    for column in (0..block.columns).step_by(COLUMNS) {
+                        let right = b.panels_from(block.column + column);
                         TiledMatmul {
                             kernel,
-                            left: buffers.left.transposed(kernel, a, inner, rows),
+                            left,
                             rows,
-                            right,
+                            right: right.get(first..).unwrap_or_default(),
                             steps: b.steps(),
-                            columns: block.columns,
+                            columns: COLUMNS.min(block.columns - column),
                             out: BlockOutput {
-                                rows: &mut block.rows[row..row + rows],
+                                rows: &mut block.rows,
+                                column,
                                 scale,
                                 accumulate: accumulate || first > 0,
                             },
@@ -291,6 +299,18 @@ pub fn multiply_transposed(
             });
         },
     );
+}
+
+/// Returns the rows and columns of a block of [`multiply_transposed`] of (k, m) and (k, n): whole rows, whose left operand
+/// is transposed once, unless there are more threads than such blocks.
+fn transposed_block(kernel: Kernel, m: usize, n: usize) -> (usize, usize) {
+    let tasks = TASKS.max(2 * rayon::current_num_threads());
+    let row_blocks = tasks.min((m / TRANSPOSED_ROWS).max(tasks / 2));
+    let rows = rows_of_block(kernel, m, 1, row_blocks);
+    let column_blocks = tasks / m.div_ceil(rows).max(1);
+    let columns = n.div_ceil(column_blocks.clamp(1, n.div_ceil(COLUMNS).max(1)));
+    let columns = columns.max(1).next_multiple_of(TILE_COLUMNS);
+    (rows, columns)
 }
 
 /// Returns an upper bound on the bytes that [`multiply`] of (m, k) and (k, n) allocates on `threads` threads, or keeps in
@@ -322,7 +342,7 @@ pub fn transposed_workspace(
     let slices = m * n.div_ceil(COLUMNS) * size_of::<&mut [f32]>();
     let kernel = Kernel::from(precision);
     let inner = k.min(kernel.transposed_steps() * kernel.group());
-    let left = LeftBuffer::bytes(kernel, m.min(TRANSPOSED_ROWS), inner);
+    let left = LeftBuffer::bytes(kernel, m.min(ROWS), inner);
     Packed::bytes(precision, k, n) + threads * left + slices
 }
 
@@ -339,15 +359,26 @@ fn is_rounded_first(precision: Precision, m: usize, n: usize) -> bool {
     precision == Precision::Bf16 && n > columns_of_block(m, n)
 }
 
-/// Returns the rows of a block: at least `blocks` blocks of rows, if there are enough rows, so many that all threads
-/// have equally many tasks with `column_blocks` blocks of columns. Results do not depend on it.
-fn rows_of_block(rows: usize, column_blocks: usize, blocks: usize) -> usize {
-    let blocks = blocks.max(rows.div_ceil(ROWS));
+/// Returns the rows of a block: the most that split `rows` into at least `blocks` blocks and, with `column_blocks` blocks of
+/// columns, let no thread work much longer than the best size would. Results do not depend on it.
+fn rows_of_block(kernel: Kernel, rows: usize, column_blocks: usize, blocks: usize) -> usize {
+    let tile = kernel.tile_rows();
+    let blocks = blocks.max(rows.div_ceil(ROWS)).max(1);
+    let most = rows.div_ceil(blocks).next_multiple_of(tile).max(tile);
     let threads = rayon::current_num_threads();
-    let is_balanced = |blocks: &usize| (blocks * column_blocks).is_multiple_of(threads);
-    let balanced = (blocks..blocks + threads).find(is_balanced);
-    let rows = rows.div_ceil(balanced.unwrap_or(blocks).max(1));
-    rows.next_multiple_of(TILE_ROWS).max(TILE_ROWS)
+    // Rows of the busiest thread, if idle threads take the blocks with the rest of the rows.
+    let busiest = |size: usize| {
+        let whole = rows / size * column_blocks;
+        let rest = match whole.is_multiple_of(threads) {
+            true => column_blocks.div_ceil(threads) * (rows % size),
+            false => 0,
+        };
+        whole.div_ceil(threads) * size + rest
+    };
+    let sizes = (1..most / tile + 1).map(|tiles| tiles * tile);
+    let best = sizes.clone().map(busiest).min().unwrap_or(0);
+    let is_balanced = |size: &usize| busiest(*size) * 32 <= best * 33;
+    sizes.rev().find(is_balanced).unwrap_or(tile)
 }
 
 /// True if a matmul of (m, k) and (k, n) should be multi-threaded.

@@ -154,4 +154,8 @@ impl Output for OutputRows<'_> {
             }
         }
     }
+
+    /// The rows are a buffer of this thread, which is in its caches.
+    #[inline(always)]
+    fn prefetch(&self, _row: usize, _column: usize, _count: usize) {}
 }

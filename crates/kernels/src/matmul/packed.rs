@@ -4,6 +4,7 @@ use super::kernel::Kernel;
 use super::panels::{PANEL, PanelRow, pack, pack_transposed, panels};
 use super::{Matrix, Precision, is_parallel};
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// Panels that a task packs: reads of a row cover whole cache lines.
 const PANELS: usize = 8;
@@ -25,49 +26,48 @@ impl Packed {
 
     /// Packs the matrix (inner, columns) for a kernel of its own choice.
     pub(super) fn for_kernel(kernel: Kernel, b: Matrix) -> Self {
-        let mut packed = Self::zeros(kernel, b.rows, b.columns);
-        packed.fill(|first, count, out, steps| {
+        Self::filled(kernel, b.rows, b.columns, |first, count, out, steps| {
             let columns = (b.columns - first).min(count);
             pack(kernel, b.from(0, first), b.rows, columns, out, steps);
-        });
-        packed
+        })
     }
 
     /// Packs the transpose of the matrix (columns, inner), rounded to the precision.
     pub fn transposed(precision: Precision, b: Matrix) -> Self {
         let kernel = precision.into();
-        let mut packed = Self::zeros(kernel, b.columns, b.rows);
-        packed.fill(|first, count, out, steps| {
+        Self::filled(kernel, b.columns, b.rows, |first, count, out, steps| {
             let rows = (b.rows - first).min(count);
             pack_transposed(kernel, b.from(first, 0), rows, b.columns, out, steps);
-        });
-        packed
+        })
     }
 
-    fn zeros(kernel: Kernel, inner: usize, columns: usize) -> Self {
-        let rows = kernel.steps(inner) * panels(columns);
+    /// Calls `pack` with the first column of each group of panels, their number of columns, the panels and the steps; it
+    /// has to write all of their rows, which are not cleared before: that would take as long.
+    fn filled(
+        kernel: Kernel,
+        inner: usize,
+        columns: usize,
+        pack: impl Fn(usize, usize, &mut [MaybeUninit<PanelRow>], usize) + Sync,
+    ) -> Self {
+        let steps = kernel.steps(inner);
+        let len = steps * panels(columns);
+        let mut rows = Vec::with_capacity(len);
+        let run = |(group, out): (usize, &mut [_])| {
+            pack(group * PANELS * PANEL, PANELS * PANEL, out, steps);
+        };
+        let out = &mut rows.spare_capacity_mut()[..len];
+        let size = (PANELS * steps).max(1);
+        match is_parallel(inner, columns, PANEL) {
+            true => out.par_chunks_mut(size).enumerate().for_each(run),
+            false => out.chunks_mut(size).enumerate().for_each(run),
+        }
+        // SAFETY: the chunks are all of these rows, and both callers write each row of a chunk (`panels::tests`).
+        unsafe { rows.set_len(len) };
         Self {
             kernel,
             inner,
             columns,
-            rows: vec![PanelRow::ZERO; rows],
-        }
-    }
-
-    /// Calls `pack` with the first column of each group of panels, their number of columns, the panels and the steps.
-    fn fill(&mut self, pack: impl Fn(usize, usize, &mut [PanelRow], usize) + Sync) {
-        let steps = self.steps();
-        if steps == 0 {
-            return;
-        }
-        let run = |(group, out): (usize, &mut [PanelRow])| {
-            pack(group * PANELS * PANEL, PANELS * PANEL, out, steps);
-        };
-        let is_parallel = is_parallel(self.inner, self.columns, PANEL);
-        let size = PANELS * steps;
-        match is_parallel {
-            true => self.rows.par_chunks_mut(size).enumerate().for_each(run),
-            false => self.rows.chunks_mut(size).enumerate().for_each(run),
+            rows,
         }
     }
 

@@ -8,9 +8,11 @@
 use super::kernel::Kernel;
 use super::transpose::transposed;
 use crate::floats::{Floats, round};
+use crate::prefetch::prefetch;
 use crate::simd::dispatch;
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
+use std::mem::MaybeUninit;
 
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 16;
@@ -23,6 +25,26 @@ pub struct PanelRow(pub(crate) [u32; PANEL]);
 impl PanelRow {
     /// A row of zeros.
     pub const ZERO: Self = Self([0; PANEL]);
+}
+
+/// Destination of a panel row, which holds one or nothing before.
+pub(crate) trait PanelSlot {
+    /// Writes the row.
+    fn put(&mut self, row: PanelRow);
+}
+
+impl PanelSlot for PanelRow {
+    #[inline(always)]
+    fn put(&mut self, row: PanelRow) {
+        *self = row;
+    }
+}
+
+impl PanelSlot for MaybeUninit<PanelRow> {
+    #[inline(always)]
+    fn put(&mut self, row: PanelRow) {
+        self.write(row);
+    }
 }
 
 /// Returns the number of panels for `columns` columns.
@@ -100,6 +122,9 @@ fn bits(x: bf16) -> u32 {
     u32::from(x.to_bits())
 }
 
+/// Rows that are asked for before they are read.
+const ROWS_AHEAD: usize = 8;
+
 /// Calls `put` as [`for_each_step`] does, with steps of `GROUP` rows.
 #[inline(always)]
 fn for_each_step_of<T: Copy + Default, const GROUP: usize>(
@@ -125,6 +150,10 @@ fn for_each_step_of<T: Copy + Default, const GROUP: usize>(
     };
     let zeros = [T::default(); PANEL];
     for step in 0..n.div_ceil(GROUP) {
+        let ahead = step * GROUP + ROWS_AHEAD;
+        for row in ahead..(ahead + GROUP).min(n) {
+            prefetch(&data[row * stride..][..width]);
+        }
         let (first, first_rest) = row(step * GROUP);
         let has_second = GROUP == 2 && step * GROUP + 1 < n;
         let (second, second_rest) = if has_second {
@@ -147,13 +176,13 @@ fn for_each_step_of<T: Copy + Default, const GROUP: usize>(
 }
 
 /// Packs `n` rows of `width` as the right operand (n, width) into the first steps of the panels of `out`, which have
-/// `steps` rows each.
+/// `steps` rows each: all rows of these steps.
 pub(crate) fn pack(
     kernel: impl Into<Kernel>,
     rows: Rows,
     n: usize,
     width: usize,
-    out: &mut [PanelRow],
+    out: &mut [impl PanelSlot],
     steps: usize,
 ) {
     let kernel = kernel.into();
@@ -166,7 +195,7 @@ pub(crate) fn pack(
                 n,
                 width,
                 #[inline(always)]
-                |step, column, row| out[column / PANEL * steps + step] = PanelRow(row),
+                |step, column, row| out[column / PANEL * steps + step].put(PanelRow(row)),
             );
         },
     );
@@ -179,7 +208,7 @@ pub(crate) fn pack_transposed(
     rows: Rows,
     n: usize,
     width: usize,
-    out: &mut [PanelRow],
+    out: &mut [impl PanelSlot],
     steps: usize,
 ) {
     let kernel = kernel.into();
@@ -204,7 +233,9 @@ pub(crate) fn pack_transposed(
                             square,
                         );
                     }
-                    out.copy_from_slice(&transposed(&square)[..out.len()]);
+                    for (out, row) in out.iter_mut().zip(&transposed(&square)) {
+                        out.put(*row);
+                    }
                 }
             }
         },
@@ -282,6 +313,32 @@ pub(super) fn load_row(kernel: Kernel, row: Floats, out: &mut [u32]) {
             match row {
                 Floats::F32(row) => crate::floats::narrow(row, out),
                 Floats::Bf16(row) => out[..row.len()].copy_from_slice(row),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Precision;
+    use super::*;
+
+    /// `Packed` reads all rows of its panels, and clears none of them.
+    #[test]
+    fn every_row_of_the_panels_is_written() {
+        const OLD: PanelRow = PanelRow([u32::MAX; PANEL]);
+        for kernel in [Precision::F32, Precision::Bf16].map(Kernel::from) {
+            for (n, width) in [(1, 1), (2, 16), (5, 17), (16, 48), (33, 130), (64, 5)] {
+                let data = vec![1.0; n * width];
+                let rows = Rows::new(&data, width);
+                let steps = kernel.steps(n);
+                let mut out = vec![OLD; steps * panels(width)];
+                pack(kernel, rows, n, width, &mut out, steps);
+                assert!(!out.contains(&OLD), "({n}, {width})");
+                let steps = kernel.steps(width);
+                let mut out = vec![OLD; steps * panels(n)];
+                pack_transposed(kernel, rows, n, width, &mut out, steps);
+                assert!(!out.contains(&OLD), "({n}, {width}), transposed");
             }
         }
     }

@@ -59,6 +59,8 @@ pub(crate) struct ActiveRegion {
 pub(crate) trait Output {
     /// Takes the sums of a row for the first `count` columns of some panels, from `column` on.
     fn put(&mut self, row: usize, column: usize, count: usize, sums: &[[f32; PANEL]]);
+    /// Asks for the cache lines that [`Output::put`] will write, before the sums are computed.
+    fn prefetch(&self, row: usize, column: usize, count: usize);
 }
 
 /// Matmul of (rows, k) and (k, columns) on one thread.
@@ -145,6 +147,11 @@ impl<O: Output> TiledMatmul<'_, O> {
         steps: Range<usize>,
         totals: &mut Sums,
     ) -> usize {
+        let column = panel * PANEL;
+        let count = (P * PANEL).min(self.columns - column);
+        for i in 0..M {
+            self.out.prefetch(row + i, column, count);
+        }
         let first = steps.end.min(steps.start + SUM_STEPS);
         self.sum::<A, M, P>(arithmetic, row, panel, steps.start..first, totals);
         for start in (first..steps.end).step_by(SUM_STEPS) {
@@ -156,8 +163,6 @@ impl<O: Output> TiledMatmul<'_, O> {
                 *total += sum;
             }
         }
-        let column = panel * PANEL;
-        let count = (P * PANEL).min(self.columns - column);
         for i in 0..M {
             self.out
                 .put(row + i, column, count, &totals[i * P..(i + 1) * P]);
